@@ -1,0 +1,89 @@
+# Thin aliases over the command line. `make help` lists them; `make demo` works as the first command of a fresh clone.
+
+PYTHON ?= python3
+UV ?= uv
+
+VLM ?= toy
+LLM ?= smollm2
+DATA ?= toy
+DATA_ROOT ?=
+TRAIN ?=
+RUN ?=
+ARGS ?=
+export IMAGE EXPRESSION
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+CLI := $(BIN)/llm-wrapper
+DATA_FLAGS = --data $(DATA) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.DEFAULT_GOAL := help
+.PHONY: help install lock check test test-slow demo data-check cache-detections train eval predict bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
+	@echo "  Variables: VLM=$(VLM) LLM=$(LLM) DATA=$(DATA) DATA_ROOT= TRAIN= RUN= IMAGE= EXPRESSION= ARGS= PYTHON=$(PYTHON)"
+
+install: $(STAMP) ## Create .venv with the locked packages; every other target does it when needed
+
+# The stamp is written last, so an interrupted install is redone.
+$(STAMP): requirements.lock requirements-nodeps.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed, and \
+	'$(PYTHON)' is older or cannot be run. Name another: make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps -r requirements-nodeps.lock
+	$(BIN)/python -m pip install --no-deps --editable .
+	@touch $@
+
+# uv keeps the pins that still fit; ARGS=--upgrade renews all. torch brings the CUDA packages of its own build itself.
+lock: ## Pin what pyproject.toml asks for in requirements.lock (needs uv; ARGS=--upgrade renews every pin)
+	@command -v $(UV) >/dev/null || { echo "uv is needed: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
+	@cp requirements.lock requirements.lock.new
+	printf 'torch==2.13.0\n' | $(UV) pip compile pyproject.toml - --universal --python-version 3.10 \
+	  --no-python-downloads --extra dev --extra quantization --no-header --no-annotate --quiet $(ARGS) \
+	  --output-file requirements.lock.new || { rm -f requirements.lock.new; exit 1; }
+	@{ echo "# Exact versions for Python 3.10 to 3.13. Made by 'make lock'; do not edit."; \
+	  grep -vE '^(nvidia-|cuda-|triton==)' requirements.lock.new; } > requirements.lock
+	@rm requirements.lock.new
+
+check: $(STAMP) ## Lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: $(STAMP) ## Fast tests: no weights, no network, no GPU
+	$(BIN)/pytest $(ARGS)
+
+test-slow: $(STAMP) ## Tests that load the real SmolLM2 or take minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+demo: $(STAMP) ## The whole road on the toy data, with a report in runs/demo (ARGS=--fast: the short way)
+	$(CLI) demo $(ARGS)
+
+data-check: $(STAMP) ## Check a data set before it costs hours: DATA, DATA_ROOT
+	$(CLI) data check $(DATA_FLAGS) $(ARGS)
+
+cache-detections: $(STAMP) ## Ask the detector once and keep its boxes: VLM, DATA, DATA_ROOT
+	$(CLI) cache-detections --vlm $(VLM) $(DATA_FLAGS) $(ARGS)
+
+train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN
+	$(CLI) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
+
+eval: $(STAMP) ## Score a run, or the untrained LLM without RUN: VLM, LLM, DATA, DATA_ROOT, RUN
+	$(CLI) eval --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+# IMAGE and EXPRESSION reach the shell through the environment, so that quotes in them are harmless.
+predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the left"
+	@: "$${IMAGE:?Name the picture: make predict IMAGE=photo.jpg EXPRESSION=...}"
+	@: "$${EXPRESSION:?Say what to find: make predict IMAGE=... EXPRESSION=...}"
+	$(CLI) predict "$$IMAGE" "$$EXPRESSION" $(ARGS)
+
+bench: $(STAMP) ## Measure speed on this machine
+	$(CLI) bench $(ARGS)
+
+clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
+	rm -rf $(CACHES)
+	find llm_wrapper tests -name __pycache__ -prune -exec rm -rf {} +
+	@echo "Left: .venv (packages), runs/ (results), data/ (data sets, detections that cost hours). Remove those by hand."

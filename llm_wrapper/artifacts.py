@@ -1,0 +1,217 @@
+"""Files that the package writes: always whole or not at all, with digests and versions to explain them.
+
+A reader never sees a half-written file: everything goes to a temporary name in the same folder first and is renamed
+when it is on disk. Temporary names match `TEMPORARY`; only a killed process leaves one behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_wrapper.errors import DataError, LLMWrapperError
+
+__all__ = [
+    "TEMPORARY",
+    "canonical",
+    "digest",
+    "digest_value",
+    "git_revision",
+    "read_json",
+    "read_parquet",
+    "read_table",
+    "versions",
+    "write_atomic",
+    "write_json",
+    "write_parquet",
+]
+
+TEMPORARY = ".*.tmp"
+"""Glob of the temporary files that a killed process may leave beside its results."""
+
+_PACKAGES = (
+    "llm-wrapper",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "gguf",
+    "jinja2",
+    "numpy",
+    "peft",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "scipy",
+    "supervision",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+)
+_GIT_SECONDS = 10
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that `path` is either as it was before or complete; text becomes UTF-8.
+
+    Folders that do not exist are made.
+
+    Raises:
+        LLMWrapperError: If the disk is full or the file cannot be written; nothing new then stands under `path`.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LLMWrapperError(_write_problem(path, error, len(content))) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _write_problem(path: Path, error: OSError, num_bytes: int) -> str:
+    """Say why `path` was not written and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"Free space on the disk of {path.parent} and run the same command again."
+    else:
+        remedy = f"Make {path.parent} a folder that you may write to, or choose another one."
+    return f"{path} was not written ({num_bytes} bytes): {error.strerror or error}. {remedy}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented UTF-8 JSON, atomically.
+
+    Raises:
+        ValueError: If the value holds NaN or infinity, which JSON does not know.
+        TypeError: If the value holds something that is no JSON value.
+        LLMWrapperError: If the file cannot be written.
+    """
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: If the file is missing, cut off, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(_read_bytes(path).decode())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged or cut off: {error}. Remove it and make it again.") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Read a whole file; a DataError names it where that fails."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII; NaN raises ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content as hex; raises DataError where it cannot be read."""
+    return hashlib.sha256(_read_bytes(path)).hexdigest()
+
+
+def digest_value(value: Any) -> str:
+    """SHA-256 of a JSON value as hex, the same for any order of keys."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision(folder: Path = Path(__file__).parent) -> str | None:
+    """Return the commit that `folder` stands at, with `-dirty` where tracked files were changed.
+
+    `None` where git does not track the folder's files (as in an installed package), or has no answer. Never raises.
+    """
+    try:
+        _git(folder, "ls-files", "--error-unmatch", "--", ".")
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    """Run git in a folder and return what it printed."""
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_GIT_SECONDS).stdout.strip()
+
+
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file, atomically, with checksums in its pages.
+
+    Args:
+        path: The file.
+        rows: Plain data, one mapping a row; keys that the schema does not have are refused.
+        schema: Arrow types; its metadata is stored too.
+
+    Raises:
+        DataError: If a row does not fit the schema.
+        LLMWrapperError: If the file cannot be written.
+    """
+    content = list(rows)
+    known = set(schema.names)
+    unknown = sorted({str(key) for row in content for key in row if key not in known})
+    if unknown:
+        raise DataError(f"{path} has no column for {', '.join(unknown)}; its columns are {', '.join(schema.names)}.")
+    try:
+        sink = pa.BufferOutputStream()
+        table = pa.Table.from_pylist(content, schema=schema)
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path} was not written, a row does not fit its columns: {error}.") from error
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a Parquet file as an Arrow table, verifying the checksums of its pages.
+
+    Raises:
+        DataError: If the file cannot be read, is cut off or damaged.
+    """
+    content = _read_bytes(path)
+    try:
+        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged or cut off: {error}. Remove it and make it again.") from error
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a Parquet file as plain data; raises DataError like `read_table`."""
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows

@@ -1,0 +1,174 @@
+"""The data check: counts of every split, and whatever could spoil a result, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llm_wrapper import boxes
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.records import Box, Sample
+
+__all__ = ["CheckReport", "Finding", "SplitCounts", "check", "render"]
+
+_NUM_EXAMPLES = 3
+_IDS = "Give each expression an id of its own: predictions are matched by it."
+_MISSING = "Fetch these files or correct the images folder; detectors that read pixels will stop at them."
+_NO_FILES = "Fetch the images where the data set's description says, or use a detector that reads no pixels."
+_OUTSIDE = "Check that the box format and the image size belong together; boxes are used as they are."
+_CONFLICT = "Name the object more exactly or accept it: at most one of these targets can be found."
+_REPEATED = "Remove the repeats if each expression should count once."
+_EMPTY = "Remove these lines or write their expressions."
+_SHARED = "Remove these images from the training split: results on the evaluation split would be too good."
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """How much one split holds."""
+
+    dataset: str
+    split: str
+    num_expressions: int
+    num_refs: int
+    num_images: int
+    num_without_box: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One kind of problem in one place.
+
+    An `error` makes results wrong or a run stop; a `warning` is common in published data. `count` is in the unit that
+    `what` names; `examples` shows the first few.
+    """
+
+    level: Literal["error", "warning"]
+    where: str
+    what: str
+    count: int
+    examples: tuple[str, ...]
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Counts per split, and all findings."""
+
+    splits: tuple[SplitCounts, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that makes results wrong or a run stop."""
+        return all(finding.level != "error" for finding in self.findings)
+
+
+def check(datasets: Sequence[Dataset]) -> CheckReport:
+    """Look through splits for missing images, boxes outside, duplicates, empty expressions and leaks.
+
+    A leak is an image that a split called `train` shares with any other split given, of any data set: the same file, or
+    the same image id with the same size.
+    """
+    findings = [finding for dataset in datasets for finding in _of_split(dataset)]
+    trained = [dataset for dataset in datasets if dataset.split == "train"]
+    evaluated = [dataset for dataset in datasets if dataset.split != "train"]
+    findings += [finding for left in trained for right in evaluated for finding in _shared(left, right)]
+    return CheckReport(tuple(map(_counts, datasets)), tuple(findings))
+
+
+def render(report: CheckReport) -> str:
+    """Write a report as lines: a table of counts, then each finding with its remedy."""
+    head = ("data set", "split", "expressions", "refs", "images", "without box")
+    table = [head, *(_cells(counts) for counts in report.splits)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines += [line for finding in report.findings for line in _lines(finding)]
+    if not report.findings:
+        lines.append("nothing found that needs a hand")
+    return "\n".join(lines)
+
+
+def _cells(counts: SplitCounts) -> tuple[str, ...]:
+    numbers = (counts.num_expressions, counts.num_refs, counts.num_images, counts.num_without_box)
+    return (counts.dataset, counts.split, *(f"{number:,}" for number in numbers))
+
+
+def _lines(finding: Finding) -> list[str]:
+    more = ", ..." if finding.count > len(finding.examples) else ""
+    first = f"{finding.level}: {finding.where}: {finding.count:,} {finding.what}: {', '.join(finding.examples)}{more}"
+    return [first, f"  {finding.remedy}"]
+
+
+def _counts(dataset: Dataset) -> SplitCounts:
+    return SplitCounts(
+        dataset=dataset.name,
+        split=dataset.split,
+        num_expressions=len(dataset.samples),
+        num_refs=len({sample.ref_id for sample in dataset.samples}),
+        num_images=len({sample.image_id for sample in dataset.samples}),
+        num_without_box=sum(sample.target is None for sample in dataset.samples),
+    )
+
+
+def _of_split(dataset: Dataset) -> Iterable[Finding]:
+    where = f"{dataset.name} {dataset.split}"
+    samples, images = dataset.samples, dataset.images()
+    ids = Counter(sample.sample_id for sample in samples)
+    conflicting, repeated = _duplicates(samples)
+    paths = {sample.image_path: None for sample in samples if sample.image_path is not None}
+    yield from _found("error", where, "image files missing", _missing(paths), _MISSING)
+    without = [sample.image_id for sample in images if sample.image_path is None]
+    yield from _found("warning", where, "images without an image file", without, _NO_FILES)
+    yield from _found("warning", where, "boxes more than a pixel outside their image", _outside(samples), _OUTSIDE)
+    yield from _found("error", where, "sample ids used twice", [key for key, num in ids.items() if num > 1], _IDS)
+    yield from _found("warning", where, "expressions of an image with several targets", conflicting, _CONFLICT)
+    yield from _found("warning", where, "expressions of an image repeated for one target", repeated, _REPEATED)
+    empty = [f"sample {sample.sample_id}" for sample in samples if not sample.expression.strip()]
+    yield from _found("error", where, "empty expressions", empty, _EMPTY)
+
+
+def _found(
+    level: Literal["error", "warning"], where: str, what: str, examples: Sequence[str], remedy: str
+) -> Iterable[Finding]:
+    if examples:
+        yield Finding(level, where, what, len(examples), tuple(examples[:_NUM_EXAMPLES]), remedy)
+
+
+def _missing(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not Path(path).is_file()]
+
+
+def _outside(samples: Sequence[Sample]) -> list[str]:
+    return [
+        f"sample {sample.sample_id} {sample.target.xyxy} in {sample.image_wh}"
+        for sample in samples
+        if sample.target is not None and not boxes.is_inside(sample.target, sample.image_wh)
+    ]
+
+
+def _duplicates(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """Return the (image, expression) pairs with several targets, and those that only repeat one target."""
+    targets: defaultdict[tuple[str, str], list[Box | None]] = defaultdict(list)
+    for sample in samples:
+        targets[sample.image_id, sample.expression.strip().lower()].append(sample.target)
+    conflicting: list[str] = []
+    repeated: list[str] = []
+    for (image_id, expression), found in targets.items():
+        if len(found) > 1:
+            (conflicting if len(set(found)) > 1 else repeated).append(f"image {image_id} '{expression}'")
+    return conflicting, repeated
+
+
+def _shared(trained: Dataset, evaluated: Dataset) -> Iterable[Finding]:
+    keys = {key for sample in trained.images() for key in _image_keys(sample)}
+    shared = [sample.image_id for sample in evaluated.images() if keys.intersection(_image_keys(sample))]
+    where = f"{trained.name} {trained.split} and {evaluated.name} {evaluated.split}"
+    yield from _found("error", where, "images shared", [f"image {image_id}" for image_id in shared], _SHARED)
+
+
+def _image_keys(sample: Sample) -> list[object]:
+    file = [] if sample.image_path is None else [str(Path(sample.image_path).resolve())]
+    return [(sample.image_id, sample.image_wh), *file]

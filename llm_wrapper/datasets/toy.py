@@ -1,0 +1,102 @@
+"""Loads the toy data set: painted scenes and expressions that are true of exactly one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llm_wrapper.boxes import is_inside
+from llm_wrapper.datasets.base import Dataset, digest_files, require_file
+from llm_wrapper.datasets.toy_grammar import KINDS
+from llm_wrapper.datasets.toy_scenes import SPLIT_SIZES
+from llm_wrapper.errors import DataError, listed
+from llm_wrapper.records import Box, Sample
+
+__all__ = ["load"]
+
+
+class _Row(BaseModel):
+    """One line of an annotation file; `box` is xyxy pixels, `image` is relative to the data set's folder."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sample_id: str = Field(min_length=1)
+    ref_id: str = Field(min_length=1)
+    image_id: str = Field(min_length=1)
+    image: str = Field(min_length=1)
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    expression: str = Field(pattern=r"\S")
+    box: list[float] = Field(min_length=4, max_length=4)
+    kind: str
+
+
+def load(root: Path, split: str) -> Dataset:
+    """Load one split from the folder that holds `<split>.jsonl` and `images/`.
+
+    Raises:
+        DataError: If the split is unknown, or anything is missing or malformed; all problems are listed.
+    """
+    remedy = f"Paint the data again: python -m llm_wrapper.datasets.toy_scenes {root}"
+    if split not in SPLIT_SIZES:
+        raise DataError(f"The toy data has no split {split!r}. It has {', '.join(SPLIT_SIZES)}.")
+    path = require_file(root / f"{split}.jsonl", remedy)
+    problems: list[str] = []
+    samples: dict[str, Sample] = {}
+    for number, line in enumerate(_lines(path, remedy), start=1):
+        sample, found = _parse(line, root)
+        if sample is not None and sample.sample_id in samples:
+            found.append(f"sample_id {sample.sample_id!r} stands on an earlier line too")
+        problems += [f"{path}:{number}: {problem}" for problem in found]
+        if sample is not None:
+            samples[sample.sample_id] = sample
+    if not samples and not problems:
+        problems.append(f"{path} has no line")
+    if problems:
+        raise DataError(listed(f"The toy split {split!r} cannot be used. {remedy}", problems))
+    return Dataset("toy", split, tuple(samples.values()), digest_files([path]))
+
+
+def _lines(path: Path, remedy: str) -> list[str]:
+    try:
+        # Not splitlines(): a line separator inside a JSON string is no end of line.
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}. {remedy}") from error
+
+
+def _parse(line: str, root: Path) -> tuple[Sample | None, list[str]]:
+    """Return the sample of one line, or `None`, with all that is wrong."""
+    try:
+        row = _Row.model_validate_json(line)
+    except ValidationError as error:
+        return None, [
+            f"{'.'.join(map(str, detail['loc'])) or 'line'}: {detail['msg']}, got {str(detail['input'])[:80]!r}"
+            for detail in error.errors()
+        ]
+    try:
+        box = Box(*row.box)
+    except ValueError as error:
+        return None, [f"{row.sample_id}: {error}"]
+    sample = Sample(
+        sample_id=row.sample_id,
+        ref_id=row.ref_id,
+        image_id=row.image_id,
+        image_path=str(root / row.image),
+        image_wh=(row.width, row.height),
+        expression=row.expression,
+        target=box,
+        kind=row.kind,
+    )
+    return sample, list(_problems(sample, root / row.image))
+
+
+def _problems(sample: Sample, image: Path) -> Iterator[str]:
+    if sample.target is not None and not is_inside(sample.target, sample.image_wh, tolerance=0.0):
+        yield f"{sample.sample_id}: box {sample.target.xyxy} reaches out of the image of size {sample.image_wh}"
+    if sample.kind not in KINDS:
+        yield f"{sample.sample_id}: kind {sample.kind!r} is none of {', '.join(KINDS)}"
+    if not image.is_file():
+        yield f"{sample.sample_id}: image {image} does not exist"

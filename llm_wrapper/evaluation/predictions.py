@@ -1,0 +1,83 @@
+"""Store predictions: every metric can be computed again from this file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from llm_wrapper.artifacts import read_table, write_parquet
+from llm_wrapper.errors import DataError
+from llm_wrapper.metrics import require_distinct
+from llm_wrapper.records import Prediction
+
+__all__ = ["SCHEMA", "load", "save"]
+
+_BOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("x0", "y0", "x1", "y1")])
+
+_CANDIDATE = pa.struct(
+    [
+        pa.field("box", _BOX, nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("expression", pa.string(), nullable=False),
+        pa.field("kind", pa.string()),
+        pa.field("target", _BOX),
+        pa.field("box", _BOX),
+        pa.field("decided_by", pa.string(), nullable=False),
+        pa.field("probability", pa.float64()),
+        pa.field("probabilities", pa.list_(pa.float64())),
+        pa.field("failure", pa.string()),
+        pa.field("candidates", pa.list_(_CANDIDATE), nullable=False),
+    ]
+)
+"""One row per prediction; the columns are the fields of `Prediction`."""
+
+# One adapter for the whole list: building one per record costs more than the records.
+_PREDICTIONS = TypeAdapter(list[Prediction])
+
+
+def save(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions of one or many systems as one Parquet file, in order.
+
+    Raises:
+        DataError: If a system has more than one prediction for a sample; all such are listed.
+        LLMWrapperError: If the file cannot be written.
+    """
+    require_distinct(predictions, str(path))
+    write_parquet(path, _PREDICTIONS.dump_python(list(predictions)), SCHEMA)
+
+
+def load(path: Path) -> list[Prediction]:
+    """Read what `save` wrote, equal and in the same order.
+
+    Raises:
+        DataError: If the file is missing, damaged, cut off, or does not hold predictions.
+    """
+    table = read_table(path)
+    if not table.schema.equals(SCHEMA):
+        found, wanted = list(table.schema), list(SCHEMA)
+        fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
+        differing = [field.name for field in fields] or ["their order"]
+        raise DataError(
+            f"{path} does not hold predictions of this version, columns differ: {', '.join(differing)}. "
+            "Make it again with `llm-wrapper evaluate`."
+        )
+    try:
+        predictions = _PREDICTIONS.validate_python(table.to_pylist())
+    except ValidationError as error:
+        raise DataError(f"{path} holds rows that are no predictions: {error}") from error
+    require_distinct(predictions, str(path))
+    return predictions

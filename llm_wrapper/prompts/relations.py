@@ -1,0 +1,105 @@
+"""What a small LLM cannot compute from numbers: ranks and position words of candidates.
+
+All ranks are 1-based and geometric, so they do not depend on the order in which candidates are shown.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llm_wrapper.records import Box, Candidate
+
+__all__ = ["Rank", "Relations", "ordinal", "relate"]
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A 1-based rank among `count` candidates."""
+
+    rank: int
+    count: int
+
+    @property
+    def is_first(self) -> bool:
+        """True for the first of at least two."""
+        return self.rank == 1 and self.count > 1
+
+    @property
+    def is_last(self) -> bool:
+        """True for the last of at least two."""
+        return self.rank == self.count > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Relations:
+    """How one candidate stands among those of its own label and among all.
+
+    `left` counts from the left by center, `size` from the largest area, `top` from the top by center, and `near`
+    from the lowest bottom edge, which in most photographs is the object nearest to the camera.
+    """
+
+    left: Rank
+    size: Rank
+    top: Rank
+    near: Rank
+    left_of_all: Rank
+    size_of_all: Rank
+    position: str
+
+
+def ordinal(rank: int) -> str:
+    """Spell a 1-based rank: first, second, ... tenth, 11th."""
+    return _ORDINALS[rank - 1] if rank <= len(_ORDINALS) else f"{rank}th"
+
+
+def _position(box: Box, image_wh: tuple[int, int]) -> str:
+    x, y = box.center[0] / image_wh[0], box.center[1] / image_wh[1]
+    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
+    row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
+    return f"{row} {column}".strip() or "center"
+
+
+def _ranks(boxes: Sequence[Box], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
+    ordered = sorted(members, key=lambda index: key(boxes[index]))
+    return {index: Rank(rank, len(members)) for rank, index in enumerate(ordered, start=1)}
+
+
+def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[Relations]:
+    """Compute the relations of each candidate, in the order given.
+
+    Args:
+        candidates: All candidates of one image; labels are compared after lower-casing.
+        image_wh: Width and height of the image in pixels.
+    """
+    boxes = [candidate.box for candidate in candidates]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, candidate in enumerate(candidates):
+        groups[candidate.label.strip().lower()].append(index)
+    keys: dict[str, Callable[[Box], float]] = {
+        "left": lambda box: box.center[0],
+        "size": lambda box: -box.area,
+        "top": lambda box: box.center[1],
+        "near": lambda box: -box.y1,
+    }
+    own: dict[str, dict[int, Rank]] = {name: {} for name in keys}
+    for name, key in keys.items():
+        for members in groups.values():
+            own[name].update(_ranks(boxes, members, key))
+    everyone = range(len(boxes))
+    left, size = _ranks(boxes, everyone, keys["left"]), _ranks(boxes, everyone, keys["size"])
+    return [
+        Relations(
+            left=own["left"][index],
+            size=own["size"][index],
+            top=own["top"][index],
+            near=own["near"][index],
+            left_of_all=left[index],
+            size_of_all=size[index],
+            position=_position(boxes[index], image_wh),
+        )
+        for index in everyone
+    ]

@@ -1,0 +1,143 @@
+"""Candidates and expression -> Prompt. The only function that words a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import jinja2.sandbox
+
+from llm_wrapper.errors import PromptError
+from llm_wrapper.prompts.relations import Rank, Relations, ordinal, relate
+from llm_wrapper.prompts.text import clean, clean_label
+from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
+
+__all__ = ["FORMATS", "ShownCandidate", "render"]
+
+FORMATS = ("coords", "coords_scores", "compact", "relations")
+"""Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCandidate:
+    """What a template may use of one candidate; all text is clean.
+
+    `grid` is the box in integers 0..99 of the image's sides; `origin` names the detector where several are mixed.
+    """
+
+    index: int
+    label: str
+    box: Box
+    score: float | None
+    grid: tuple[int, int, int, int]
+    relations: Relations
+    origin: str
+
+    @property
+    def required_score(self) -> float:
+        """The score; a PromptError where the detector has none."""
+        if self.score is None:
+            raise PromptError(
+                f"candidate {self.index} ({self.label}) has no score, and this prompt format shows scores. "
+                "Use prompt.format=coords, compact or relations with this detector."
+            )
+        return self.score
+
+    @property
+    def position(self) -> str:
+        """Position word in the image: top left ... center ... bottom right."""
+        return self.relations.position
+
+    @property
+    def left_of_all(self) -> int:
+        """Rank from the left among all candidates, from 1."""
+        return self.relations.left_of_all.rank
+
+    @property
+    def size_of_all(self) -> int:
+        """Rank by area among all candidates, 1 is the largest."""
+        return self.relations.size_of_all.rank
+
+    @property
+    def order_words(self) -> str:
+        """Order, size and depth among candidates of the same label, in words; `only` where there is no other."""
+        own = self.relations
+        if own.left.count == 1:
+            return "only"
+        order = _extreme(own.left, "leftmost", "rightmost") or ordinal(own.left.rank)
+        size = _extreme(own.size, "largest", "smallest") or f"size {own.size.rank}"
+        depth = _extreme(own.near, "front", "back")
+        return " ".join(word for word in (order, size, depth) if word)
+
+
+def _extreme(rank: Rank, first: str, last: str) -> str:
+    return first if rank.is_first else last if rank.is_last else ""
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    path = _TEMPLATES / f"{name}.j2" if name in FORMATS else Path(name)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    try:
+        return environment.from_string(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PromptError(
+            f"prompt format {name!r} is neither one of {', '.join(FORMATS)} nor a readable template file ({error})"
+        ) from error
+    except jinja2.TemplateSyntaxError as error:
+        raise PromptError(f"{path}, line {error.lineno}: {error.message}") from error
+
+
+def _grid(box: Box, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+    sides = (*image_wh, *image_wh)
+    x0, y0, x1, y1 = (
+        min(99, max(0, int(100 * value / side))) for value, side in zip(box.xyxy, sides, strict=True)
+    )
+    return x0, y0, x1, y1
+
+
+def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
+    mixed = len({candidate.detector for candidate in candidates}) > 1
+    return [
+        ShownCandidate(
+            index=index,
+            label=clean_label(candidate.label),
+            box=candidate.box,
+            score=candidate.score,
+            grid=_grid(candidate.box, image_wh),
+            relations=relations,
+            origin=f" {clean(candidate.detector)}" if mixed else "",
+        )
+        for index, (candidate, relations) in enumerate(zip(candidates, relate(candidates, image_wh), strict=True))
+    ]
+
+
+def render(sample: Sample, candidates: Sequence[Candidate], prompt_format: str) -> Prompt:
+    """Word the question that asks for the index of one candidate.
+
+    The expression comes last, so that all expressions of an image with the same candidates share their prefix.
+
+    Args:
+        sample: Gives the expression and the image's size; its target is never looked at.
+        candidates: In the order to be shown; index i is the i-th line.
+        prompt_format: One of `FORMATS`, or the path of a Jinja template that gets `candidates`
+            (`ShownCandidate`), `expression`, `width` and `height`.
+
+    Raises:
+        PromptError: If the template is missing or wrong, or shows a score that a candidate does not have.
+    """
+    try:
+        content = _template(prompt_format).render(
+            candidates=_shown(candidates, sample.image_wh),
+            expression=clean(sample.expression),
+            width=sample.image_wh[0],
+            height=sample.image_wh[1],
+        )
+    except jinja2.TemplateError as error:
+        raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
+    return Prompt(sample.sample_id, (Message("user", content.strip()),), tuple(candidates), prompt_format)

@@ -1,0 +1,118 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_wrapper.datasets import check, refer
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.records import Box, Sample
+
+_REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "a.jpg"
+    path.touch()
+    return str(path)
+
+
+def _sample(number: int, path: str | None, **changes: Any) -> Sample:
+    values = {
+        **{"sample_id": str(number), "ref_id": "r", "image_id": "1", "image_path": path, "image_wh": (100, 50)},
+        **{"expression": f"mug {number}", "target": Box(1, 2, 30, 40), **changes},
+    }
+    return Sample(**values)
+
+
+def _dataset(split: str, *samples: Sample, name: str = "mine") -> Dataset:
+    return Dataset(name, split, samples, "digest")
+
+
+def test_counts(image: str) -> None:
+    samples = [_sample(1, image), _sample(2, image, target=None, ref_id="s"), _sample(3, image, image_path=image)]
+    report = check.check([_dataset("val", *samples)])
+    (counts,) = report.splits
+    assert (counts.dataset, counts.split, counts.num_expressions, counts.num_refs) == ("mine", "val", 3, 2)
+    assert (counts.num_images, counts.num_without_box) == (1, 1)
+    assert report.findings == ()
+    assert report.ok
+    assert check.render(report).splitlines() == [
+        "data set  split  expressions  refs  images  without box",
+        "mine      val    3            2     1       1",
+        "nothing found that needs a hand",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "what"),
+    [
+        ({"image_path": "gone.jpg"}, "error", "image files missing"),
+        ({"image_path": None, "image_id": "2"}, "warning", "images without an image file"),
+        ({"target": Box(0, 0, 101.5, 40)}, "warning", "boxes more than a pixel outside"),
+        ({"sample_id": "1"}, "error", "sample ids used twice"),
+        ({"expression": " MUG 1", "target": Box(0, 0, 9, 9)}, "warning", "several targets"),
+        ({"expression": " MUG 1", "target": None}, "warning", "several targets"),
+        ({"expression": " MUG 1"}, "warning", "repeated for one target"),
+        ({"expression": " "}, "error", "empty expressions"),
+    ],
+)
+def test_findings(image: str, changes: dict[str, Any], level: str, what: str) -> None:
+    report = check.check([_dataset("val", _sample(1, image), _sample(2, image, **changes))])
+    (finding,) = report.findings
+    assert (finding.level, finding.where, finding.count) == (level, "mine val", 1)
+    assert what in finding.what
+    assert finding.remedy.endswith(".")
+    assert report.ok == (level == "warning")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": Box(0, 0, 101, 50.9)},
+        {"expression": "mug 1", "image_id": "2"},
+        {"expression": "other", "target": Box(1, 2, 30, 40)},
+    ],
+    ids=["a pixel outside", "same words, other image", "same target, other words"],
+)
+def test_nothing_is_made_up(image: str, changes: dict[str, Any]) -> None:
+    assert check.check([_dataset("val", _sample(1, image), _sample(2, image, **changes))]).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_shared"),
+    [
+        ({}, 1),
+        ({"image_id": "other"}, 1),
+        ({"image_path": None}, 1),
+        ({"image_path": None, "image_wh": (7, 7)}, 0),
+        ({"image_path": None, "image_id": "other"}, 0),
+    ],
+    ids=["same", "same file", "same id", "same id, other size", "other"],
+)
+def test_images_shared_by_train_and_evaluation(image: str, changes: dict[str, Any], num_shared: int) -> None:
+    train = _dataset("train", _sample(1, image), _sample(2, image))
+    held_out = _dataset("testA", _sample(3, image, **{"target": None, **changes}), name="other")
+    shared = [finding for finding in check.check([train, held_out]).findings if finding.what == "images shared"]
+    assert sum(finding.count for finding in shared) == num_shared
+    assert all(finding.where == "mine train and other testA" and finding.level == "error" for finding in shared)
+    evaluations = check.check([_dataset("val", _sample(1, image)), held_out]).findings
+    assert [finding for finding in evaluations if finding.what == "images shared"] == []
+
+
+def test_render_names_examples_and_remedy(image: str) -> None:
+    samples = [_sample(number, image, image_path=f"gone{number}.jpg") for number in range(5)]
+    lines = check.render(check.check([_dataset("val", *samples)])).splitlines()
+    assert lines[2] == "error: mine val: 5 image files missing: gone0.jpg, gone1.jpg, gone2.jpg, ..."
+    assert lines[3].startswith("  Fetch these files")
+
+
+@pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
+def test_real_refcocog_is_clean() -> None:
+    root = Path(_REAL) / "refer"
+    splits = [refer.load(root, split, name="refcocog", split_by="umd") for split in ("train", "val")]
+    report = check.check(splits)
+    assert report.ok
+    assert [counts.num_expressions for counts in report.splits] == [9304, 4896]
+    assert report.splits[1].num_refs == 2573

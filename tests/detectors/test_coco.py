@@ -1,0 +1,66 @@
+from collections.abc import Sequence
+from itertools import permutations
+
+import pytest
+
+from llm_wrapper.datasets.base import AnnotatedObject, Dataset
+from llm_wrapper.detectors import coco
+from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.records import Box, Sample
+
+_OBJECTS = [
+    AnnotatedObject(Box(0, 0, 10, 10), "mug", "1"),
+    AnnotatedObject(Box(0, 0, 50, 40), "table", "2"),
+    AnnotatedObject(Box(5, 0, 15, 10), "mug", "3"),
+]
+
+
+def _sample(image_id: str, expression: str = "the mug") -> Sample:
+    return Sample("s", "r", image_id, None, (100, 50), expression, Box(0, 0, 10, 10))
+
+
+def _dataset(objects: Sequence[AnnotatedObject] = _OBJECTS) -> Dataset:
+    return Dataset("mine", "val", [_sample("a"), _sample("b")], "digest", {"a": objects, "b": ()})
+
+
+def test_gives_all_objects_without_scores() -> None:
+    detector = coco.create({}, _dataset())
+    assert (detector.name, detector.level) == ("coco", "image")
+    first, second = detector.detect([_sample("a"), _sample("b")])
+    assert [(item.label, item.score, item.source) for item in first.items] == [
+        ("table", None, "annotation"),
+        ("mug", None, "annotation"),
+        ("mug", None, "annotation"),
+    ]
+    assert first.items[1].box.xyxy == (0.0, 0.0, 10.0, 10.0)
+    assert (second.items, first.num_dropped, second.num_dropped) == ((), 0, 0)
+
+
+def test_annotation_order_and_expression_reveal_nothing() -> None:
+    answers = {
+        coco.create({}, _dataset(order)).detect([_sample("a", expression)])[0]
+        for order in permutations(_OBJECTS)
+        for expression in ("the mug", "the table")
+    }
+    assert len(answers) == 1
+
+
+def test_identity_follows_the_annotations() -> None:
+    other = Dataset("mine", "val", [], "other", {})
+    assert coco.create({}, _dataset()).identity() == {"detector": "coco", "annotations": "digest"}
+    assert coco.create({}, other).identity() != coco.create({}, _dataset()).identity()
+
+
+def test_unknown_images_are_all_named() -> None:
+    with pytest.raises(DataError, match=r"(?s)2 problems.*image x is not.*image y is not"):
+        coco.create({}, _dataset()).detect([_sample("x"), _sample("a"), _sample("y"), _sample("x")])
+
+
+def test_a_data_set_without_objects_is_refused() -> None:
+    with pytest.raises(DataError, match="data set mine has no annotated objects"):
+        coco.create({}, Dataset("mine", "val", [], "digest"))
+
+
+def test_settings_are_refused() -> None:
+    with pytest.raises(RecipeError, match="unknown key 'threshold'"):
+        coco.create({"threshold": 0.3}, _dataset())

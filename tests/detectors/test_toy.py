@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from llm_wrapper.boxes import array, pairwise_iou
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.toy import load
+from llm_wrapper.detectors.base import Detector
+from llm_wrapper.detectors.toy import ToyDetector, create
+from llm_wrapper.errors import ImageError, RecipeError
+from llm_wrapper.records import Detections, Sample
+
+ROOT = Path(__file__).resolve().parents[2] / "data" / "toy"
+RED, BLUE, WHITE = (210, 20, 20), (30, 90, 220), (250, 250, 250)
+
+
+def sample_of(path: Path | None, image_wh: tuple[int, int] = (120, 90), expression: str = "x") -> Sample:
+    return Sample("s", "r", "i", str(path) if path else None, image_wh, expression, None)
+
+
+def detect(image: Image.Image, folder: Path) -> Detections:
+    path = folder / "image.png"
+    image.save(path)
+    (detections,) = ToyDetector().detect([sample_of(path, image.size)])
+    return detections
+
+
+def canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (120, 90), WHITE)
+    return image, ImageDraw.Draw(image)
+
+
+def test_finds_boxes_labels_and_scores(tmp_path: Path) -> None:
+    image, draw = canvas()
+    draw.ellipse((10, 10, 39, 39), fill=RED)
+    draw.rectangle((60, 50, 79, 69), fill=BLUE)
+    draw.polygon([(90, 40), (110, 40), (100, 22)], fill=RED)
+    found = detect(image, tmp_path)
+    by_label = {item.label: item.box.xyxy for item in found.items}
+    assert by_label["red circle"] == (10, 10, 40, 40)
+    assert by_label["blue square"] == (60, 50, 80, 70)
+    assert set(by_label) == {"red circle", "blue square", "red triangle"}
+    scores = [item.score for item in found.items if item.score is not None]
+    assert len(set(scores)) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert all(0.8 < score <= 1 for score in scores)
+    assert {item.source for item in found.items} == {"segmentation"}
+
+
+def test_errs_as_documented(tmp_path: Path) -> None:
+    image, draw = canvas()
+    draw.rectangle((10, 10, 29, 29), fill=RED)
+    draw.rectangle((30, 10, 49, 29), fill=RED)
+    draw.rectangle((80, 10, 85, 15), fill=BLUE)
+    draw.ellipse((105, 60, 134, 89), fill=BLUE)
+    items = detect(image, tmp_path).items
+    assert {item.box.xyxy for item in items} == {(10, 10, 50, 30), (105, 60, 120, 90)}
+    merged = next(item for item in items if item.box.x0 == 10)
+    assert merged.score is not None
+    assert merged.score < 0.8
+
+
+@pytest.mark.parametrize("size", [(120, 90), (1, 1)], ids=["blank", "1x1"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16", "LA", "CMYK"])
+def test_a_blank_image_has_no_detections(size: tuple[int, int], mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new(mode, size).save(path)
+    assert ToyDetector().detect([sample_of(path, size)]) == [Detections(())]
+
+
+def test_one_colored_pixel_is_missed(tmp_path: Path) -> None:
+    assert detect(Image.new("RGB", (1, 1), RED), tmp_path).items == ()
+
+
+def test_an_image_of_one_color_is_one_box(tmp_path: Path) -> None:
+    (item,) = detect(Image.new("RGB", (120, 90), RED), tmp_path).items
+    assert item.box.xyxy == (0, 0, 120, 90)
+
+
+def test_gray_shapes_are_background_and_alpha_is_no_color(tmp_path: Path) -> None:
+    image, draw = canvas()
+    draw.ellipse((10, 10, 39, 39), fill=RED)
+    assert detect(image.convert("L"), tmp_path).items == ()
+    assert detect(image.convert("RGBA"), tmp_path) == detect(image, tmp_path)
+
+
+def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
+    samples = load(ROOT, "val").images()[:3]
+    copies = []
+    for number, sample in enumerate(samples):
+        assert sample.image_path is not None
+        copy = tmp_path / f"{number}.png"
+        shutil.copy(sample.image_path, copy)
+        copies.append(sample_of(copy, sample.image_wh, "nothing of the kind"))
+    found = ToyDetector().detect(samples)
+    assert ToyDetector().detect(copies) == found
+    assert all(detections.items for detections in found)
+    assert len(set(found)) == 3
+
+
+def test_val_is_neither_hopeless_nor_solved() -> None:
+    dataset = load(ROOT, "val")
+    samples, images = dataset.samples, dataset.images()
+    found = dict(zip([one.image_id for one in images], ToyDetector().detect(images), strict=True))
+    num_held = 0
+    for sample in samples:
+        assert sample.target is not None
+        boxes = array([item.box for item in found[sample.image_id].items])
+        num_held += bool((pairwise_iou(array([sample.target]), boxes) > 0.5).any())
+    assert 0.90 <= num_held / len(samples) <= 0.97
+    assert all(list(map(score, one.items)) == sorted(map(score, one.items), reverse=True) for one in found.values())
+
+
+def score(item: object) -> float:
+    value = getattr(item, "score")  # noqa: B009
+    assert 0 <= value <= 1
+    return float(value)
+
+
+def test_no_samples_give_no_detections() -> None:
+    assert ToyDetector().detect([]) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_an_unreadable_image_is_named(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    if content is None:
+        noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"broken\.png cannot be read"):
+        ToyDetector().detect([sample_of(path)])
+
+
+def test_missing_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        ToyDetector().detect([sample_of(tmp_path / "gone.png")])
+    with pytest.raises(ImageError, match="Sample s has no image file"):
+        ToyDetector().detect([sample_of(None)])
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"50 x 40 pixels.*sample s say 120 x 90"):
+        ToyDetector().detect([sample_of(tmp_path / "a.png")])
+
+
+def test_create_takes_no_settings() -> None:
+    dataset = Dataset("toy", "val", (), "")
+    detector: Detector = create({}, dataset)
+    assert (detector.name, detector.level) == ("toy", "image")
+    assert detector.identity() == create({}, dataset).identity()
+    with pytest.raises(RecipeError, match=r"min_area=1, threshold=0\.3"):
+        create({"threshold": 0.3, "min_area": 1}, dataset)

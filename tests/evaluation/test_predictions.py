@@ -1,0 +1,118 @@
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_wrapper.errors import DataError
+from llm_wrapper.evaluation.predictions import SCHEMA, load, save
+from llm_wrapper.metrics import summarize
+from llm_wrapper.records import Box, Candidate, Prediction
+
+FULL = Prediction(
+    system="flo2-llama3",
+    sample_id="1",
+    image_id="a",
+    expression="left \u00e9\u4e2d\U0001f993 \"zebra\"\n, 'x'",
+    kind="spatial",
+    target=Box(0.1, 0.2, 1 / 3, 1e9),
+    box=Box(0.0, 0.0, 1e-9, 2.0),
+    decided_by="llm",
+    probability=0.1 + 0.2,
+    probabilities=(0.1 + 0.2, 0.7 - 1e-17),
+    failure=None,
+    candidates=(
+        Candidate(Box(0.0, 0.0, 1e-9, 2.0), "", None, "flo2", "od"),
+        Candidate(Box(0.0, 0.0, 5.0, 2.0), "zebra", 1 / 7, "gd", "rec"),
+    ),
+)
+BARE = replace(
+    FULL,
+    sample_id="2",
+    kind=None,
+    target=None,
+    box=None,
+    decided_by="no_candidate",
+    probability=None,
+    probabilities=None,
+    failure="not_a_number",
+    candidates=(),
+)
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [[], [FULL], [BARE], [BARE, FULL, replace(FULL, system="oracle", probabilities=())]],
+    ids=["none", "full", "all_missing", "many_systems"],
+)
+def test_round_trip_is_exact_and_keeps_order(tmp_path: Path, predictions: list[Prediction]) -> None:
+    path = tmp_path / "predictions-val.parquet"
+    save(path, predictions)
+    assert load(path) == predictions
+    assert pq.read_schema(path).equals(SCHEMA)
+
+
+def test_metrics_are_the_same_from_the_file(tmp_path: Path) -> None:
+    predictions = [replace(FULL, sample_id=str(i), image_id=str(i // 2)) for i in range(10)]
+    save(tmp_path / "p.parquet", predictions)
+    assert summarize(load(tmp_path / "p.parquet")) == summarize(predictions)
+
+
+def test_columns_are_the_fields_of_the_record() -> None:
+    assert SCHEMA.names == [field.name for field in fields(Prediction)]
+
+
+def test_repeated_samples_are_refused_with_all_listed_and_nothing_written(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    other = replace(FULL, system="other")
+    with pytest.raises(DataError) as error:
+        save(path, [FULL, FULL, BARE, BARE, BARE, other])
+    message = str(error.value)
+    assert str(path) in message
+    assert "system 'flo2-llama3' has 2 predictions for sample '1'" in message
+    assert "system 'flo2-llama3' has 3 predictions for sample '2'" in message
+    assert "other" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99], ids=["empty", "third", "almost_whole"])
+def test_a_truncated_file_is_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "p.parquet"
+    save(path, [FULL, BARE])
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(DataError, match=r"p\.parquet"):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"p\.parquet"):
+        load(tmp_path / "p.parquet")
+
+
+def test_a_file_of_another_kind_is_refused_with_the_differing_columns(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    save(path, [FULL])
+    pq.write_table(pq.read_table(path).drop_columns(["failure"]).append_column("notes", pa.array(["x"])), path)
+    with pytest.raises(DataError, match="columns differ: failure, notes"):
+        load(path)
+
+
+def test_rows_that_break_a_records_rules_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    save(path, [BARE])
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("decided_by")
+    pq.write_table(table.set_column(place, SCHEMA.field("decided_by"), pa.array(["a coin"])), path)
+    with pytest.raises(DataError, match=r"p\.parquet holds rows that are no predictions[\s\S]*decided_by"):
+        load(path)
+
+
+def test_repeated_samples_in_a_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    save(path, [FULL])
+    once = pq.read_table(path)
+    pq.write_table(pa.concat_tables([once, once]), path)
+    with pytest.raises(DataError, match="2 predictions for sample '1'"):
+        load(path)

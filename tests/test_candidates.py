@@ -1,0 +1,233 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build, order_rng
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.records import Box, Candidate, Detection, Detections
+
+WH = (640, 480)
+ZEBRA_RIGHT = Detection(Box(310.2, 80.0, 620.5, 420.0), "zebra", None, "od")
+ZEBRA_LEFT = Detection(Box(15.0, 90.5, 298.0, 405.0), "zebra", None, "od")
+GRASS = Detection(Box(0.0, 300.0, 640.0, 480.0), "grass", None, "od")
+WALK_THROUGH = Detections((ZEBRA_RIGHT, ZEBRA_LEFT, GRASS))
+
+
+def built(items: list[Detection], *, rng: np.random.Generator | None = None, **policy: object) -> BuiltCandidates:
+    return build(Detections(tuple(items)), WH, CandidatePolicy.model_validate(policy), detector="flo2", rng=rng)
+
+
+def at(x: float, *, score: float | None = None, label: str = "cat", source: str = "od", side: float = 10) -> Detection:
+    return Detection(Box(x, 0, x + side, side), label, score, source)
+
+
+def dropped(result: BuiltCandidates) -> dict[str, int]:
+    return {reason: count for reason, count in result.counts.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("order", "origins"),
+    [("detector", (0, 1, 2)), ("left_to_right", (1, 2, 0))],
+)
+def test_walk_through_sample(order: str, origins: tuple[int, ...]) -> None:
+    result = build(WALK_THROUGH, WH, CandidatePolicy.model_validate({"order": order}), detector="flo2")
+    assert result.origins == origins
+    assert [c.box for c in result.candidates] == [WALK_THROUGH.items[i].box for i in origins]
+    assert result.candidates[0] == Candidate(result.candidates[0].box, "zebra", None, "flo2", "od")
+    assert dropped(result) == {}
+
+
+def test_no_detection_gives_no_candidate() -> None:
+    result = build(Detections((), num_dropped=3), WH, CandidatePolicy(nms_iou=0.5), detector="flo2")
+    assert result.candidates == ()
+    assert dropped(result) == {"not_a_box": 3}
+
+
+def test_sources_keep_only_the_named_tasks() -> None:
+    result = built([at(0, source="od"), at(20, source="rec"), at(40, source="dense")], sources=["rec", "dense"])
+    assert [c.source for c in result.candidates] == ["rec", "dense"]
+    assert dropped(result) == {"other_source": 1}
+
+
+@pytest.mark.parametrize(
+    ("xyxy", "clipped"),
+    [
+        ((-5.0, -5.0, 10.0, 10.0), (0.0, 0.0, 10.0, 10.0)),
+        ((630.0, 470.0, 1e9, 1e9), (630.0, 470.0, 640.0, 480.0)),
+        ((640.0, 0.0, 650.0, 10.0), None),
+        ((-10.0, 0.0, 0.0, 10.0), None),
+    ],
+    ids=["top_left", "far_beyond", "touches_right_edge", "touches_left_edge"],
+)
+def test_boxes_are_clipped_to_the_image(xyxy: tuple[float, ...], clipped: tuple[float, ...] | None) -> None:
+    result = built([Detection(Box(*xyxy), "cat", None, "od")])
+    assert [c.box.xyxy for c in result.candidates] == ([] if clipped is None else [clipped])
+    assert dropped(result) == ({"outside_image": 1} if clipped is None else {})
+
+
+def test_min_score_keeps_equality() -> None:
+    result = built([at(0, score=0.2), at(20, score=0.19), at(40, score=0.21)], min_score=0.2)
+    assert [c.score for c in result.candidates] == [0.2, 0.21]
+    assert dropped(result) == {"low_score": 1}
+
+
+@pytest.mark.parametrize("policy", [{"min_score": 0.1}, {"order": "score"}], ids=["min_score", "order"])
+def test_a_policy_on_scores_refuses_detections_without(policy: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=r"needs scores, but detector 'flo2' gave none for 'dog' \(source 'rec'\)"):
+        built([at(0, score=0.5), at(20, label="dog", source="rec")], **policy)
+
+
+def test_score_policies_ignore_unscored_sources_that_are_left_out() -> None:
+    result = built([at(0, score=0.3), at(20, source="rec"), at(40, score=0.9)], order="score", sources=["od"])
+    assert [c.score for c in result.candidates] == [0.9, 0.3]
+
+
+def test_duplicates_need_the_same_box_and_label_and_the_best_stays() -> None:
+    result = built([at(0, score=0.1), at(0, score=0.8), at(0, score=0.7, label="dog")])
+    assert [(c.label, c.score) for c in result.candidates] == [("cat", 0.8), ("dog", 0.7)]
+    assert dropped(result) == {"duplicate": 1}
+
+
+def test_boxes_that_become_equal_by_clipping_are_duplicates() -> None:
+    result = built([Detection(Box(-1, 0, 10, 10), "cat", None, "od"), Detection(Box(-2, 0, 10, 10), "cat", None, "od")])
+    assert result.origins == (0,)
+
+
+def test_labels_stay_raw() -> None:
+    assert built([at(0, label="  A\nCAT ")]).candidates[0].label == "  A\nCAT "
+
+
+@pytest.mark.parametrize(
+    ("scores", "sources", "kept"),
+    [
+        ((0.3, 0.9), ("od", "od"), (1,)),
+        ((None, None), ("od", "od"), (0,)),
+        ((None, 0.1), ("od", "od"), (1,)),
+        ((None, None), ("od", "rec"), (1,)),
+    ],
+    ids=["higher_score", "detector_order", "a_score_before_none", "own_answer"],
+)
+def test_nms_keeps_the_best_across_labels(
+    scores: tuple[float | None, ...], sources: tuple[str, ...], kept: tuple[int, ...]
+) -> None:
+    items = [at(0, score=scores[0], source=sources[0]), at(1, score=scores[1], source=sources[1], label="dog")]
+    result = built(items, nms_iou=0.5)
+    assert result.origins == kept
+    assert dropped(result) == {"nms": 1}
+
+
+def test_nms_keeps_boxes_at_the_threshold() -> None:
+    items = [Detection(Box(0, 0, 2, 1), "cat", 0.9, "od"), Detection(Box(0, 0, 1, 1), "cat", 0.8, "od")]
+    assert len(built(items, nms_iou=0.5).candidates) == 2
+    assert len(built(items, nms_iou=0.49).candidates) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "sources", "origins"),
+    [
+        ((0.1, 0.9, 0.5), ("od", "od", "od"), (1, 2)),
+        ((None, None, None), ("od", "od", "od"), (0, 1)),
+        ((None, None, None), ("od", "od", "rec"), (0, 2)),
+    ],
+    ids=["highest_scores", "first_of_the_detector", "own_answer_stays"],
+)
+def test_cap(scores: tuple[float | None, ...], sources: tuple[str, ...], origins: tuple[int, ...]) -> None:
+    items = [at(20 * i, score=scores[i], source=sources[i]) for i in range(3)]
+    result = built(items, cap=2, order="detector")
+    assert result.origins == origins
+    assert dropped(result) == {"over_cap": 1}
+
+
+def test_left_to_right_breaks_ties_by_center_y_then_detector_order() -> None:
+    low, high = Detection(Box(0, 50, 10, 60), "low", None, "od"), Detection(Box(0, 0, 10, 10), "high", None, "od")
+    same = Detection(Box(2, 2, 8, 8), "same", None, "od")
+    assert [c.label for c in built([low, high, same]).candidates] == ["high", "same", "low"]
+
+
+def test_score_order_is_stable_for_equal_scores() -> None:
+    items = [at(40, score=0.5), at(20, score=0.9), at(0, score=0.5)]
+    assert built(items, order="score").origins == (1, 0, 2)
+
+
+def test_shuffled_is_the_same_for_the_same_seed_and_sample_only() -> None:
+    items = [at(20 * i) for i in range(12)]
+    orders = [
+        built(items, order="shuffled", rng=order_rng(seed, name)).origins
+        for seed, name in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))
+    ]
+    assert orders[0] == orders[1]
+    assert len(set(orders)) == 3
+    assert sorted(orders[0]) == list(range(12))
+
+
+def test_shuffled_needs_a_generator() -> None:
+    with pytest.raises(RecipeError, match="order_rng"):
+        built([at(0), at(20)], order="shuffled")
+
+
+def test_order_rng_is_pinned_and_leaves_the_global_state_alone() -> None:
+    before = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    # The bits, because numpy does not promise that `permutation` stays the same across its versions.
+    assert order_rng(0, "refcocog:1").bit_generator.random_raw() == 15969772122511277284
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index,union-attr]
+
+
+def test_seed_and_sample_id_cannot_be_confused() -> None:
+    assert order_rng(1, "1").integers(1 << 60) != order_rng(11, "").integers(1 << 60)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"cap": 1},
+        {"nms_iou": 0.0},
+        {"nms_iou": 1.1},
+        {"nms_iou": float("nan")},
+        {"min_score": -0.1},
+        {"min_score": float("nan")},
+        {"sources": []},
+        {"order": "random"},
+        {"topk": 5},
+    ],
+    ids=str,
+)
+def test_bad_policies_are_refused(policy: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        CandidatePolicy.model_validate(policy)
+
+
+coordinates = st.floats(-100, 700, allow_nan=False)
+detections = st.builds(
+    lambda x, y, w, h, label, score, source: Detection(Box(x, y, x + w, y + h), label, score, source),
+    coordinates,
+    coordinates,
+    st.floats(1, 300),
+    st.floats(1, 300),
+    st.sampled_from(["cat", "dog"]),
+    st.floats(0, 1) | st.none(),
+    st.sampled_from(["od", "rec"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(detections, max_size=12), st.sampled_from([None, 0.3, 1.0]), st.integers(2, 5))
+def test_every_output_of_the_detector_is_accounted_for(items: list[Detection], nms: float | None, cap: int) -> None:
+    result = built(items, nms_iou=nms, cap=cap, sources=["od"])
+    assert len(result.candidates) + sum(result.counts.values()) == len(items)
+    assert len(set(result.origins)) == len(result.origins) == len(result.candidates) <= cap
+    for candidate, origin in zip(result.candidates, result.origins, strict=True):
+        assert (candidate.label, candidate.score) == (items[origin].label, items[origin].score)
+
+
+def test_nms_works_in_a_fresh_process_with_warnings_as_errors() -> None:
+    code = (
+        "from tests.test_candidates import at, built\n"
+        "assert built([at(0), at(1)], nms_iou=0.5).origins == (0,)\n"
+        "import sys; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)
