@@ -66,10 +66,10 @@ data-check: $(STAMP) ## Check a data set before it costs hours: DATA, DATA_ROOT
 	$(CLI) data check $(DATA_FLAGS) $(ARGS)
 
 cache-detections: $(STAMP) ## Ask the detector once and keep its boxes: VLM, DATA, DATA_ROOT
-	$(CLI) cache-detections --vlm $(VLM) $(DATA_FLAGS) $(ARGS)
+	$(CLI) cache-detections --vlm $(VLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
 
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN
-	$(CLI) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
+	$(CLI) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(if $(RUN),--run "$(RUN)") $(ARGS)
 
 eval: $(STAMP) ## Score a run, or the untrained LLM without RUN: VLM, LLM, DATA, DATA_ROOT, RUN
 	$(CLI) eval --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(RUN),--run "$(RUN)") $(ARGS)

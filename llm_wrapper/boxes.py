@@ -56,7 +56,8 @@ def pairwise_iou(a: FloatArray, b: FloatArray) -> FloatArray:
     area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
     area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
     union = area_a[:, None] + area_b[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    shares: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return shares
 
 
 def iou(a: Box, b: Box) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "DetectorSection",
     "LLMSection",
     "LoraSection",
+    "OtherData",
     "PromptSection",
     "Recipe",
     "TrainSection",
@@ -60,6 +61,14 @@ class DataSection(_Section):
     settings: dict[str, Any] = {}
     train_split: str = "train"
     eval_split: str = "val"
+
+
+class OtherData(_Section):
+    """A further data set to train on, read as `data` is, from the same root."""
+
+    name: str
+    settings: dict[str, Any] = {}
+    train_split: str = "train"
 
 
 class PromptSection(_Section):
@@ -116,7 +125,7 @@ class TrainSection(_Section):
     gradient_checkpointing: bool = False
     save_steps: int = Field(200, ge=1)
     seed: int = 0
-    also: list[DataSection] = []
+    also: list[OtherData] = []
 
 
 class Recipe(_Section):
@@ -128,6 +137,11 @@ class Recipe(_Section):
     prompt: PromptSection = PromptSection()
     llm: LLMSection
     train: TrainSection = TrainSection()
+
+    def training_data(self) -> list[DataSection]:
+        """Return the data set and those that are trained on beside it."""
+        others = [self.data.model_copy(update=other.model_dump()) for other in self.train.also]
+        return [self.data, *others]
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML that `load_resolved` reads back."""

@@ -100,6 +100,10 @@ class Detection:
     score: float | None
     source: str
 
+    def __post_init__(self) -> None:
+        if self.score is not None and not math.isfinite(self.score):
+            raise ValueError(f"score {self.score} of {self.label!r} is not finite")
+
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Detections:

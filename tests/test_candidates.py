@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,4 +231,4 @@ def test_nms_works_in_a_fresh_process_with_warnings_as_errors() -> None:
         "assert built([at(0), at(1)], nms_iou=0.5).origins == (0,)\n"
         "import sys; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, cwd=Path(__file__).parents[1])

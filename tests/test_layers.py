@@ -21,7 +21,12 @@ LAYERS = (
 RANK = {group: rank for rank, layer in enumerate(LAYERS) for group in layer}
 
 # (importer, imported) of the same layer: each pair is a decision, and one that is no longer used must go.
-SIDEWAYS = {("llms", "prompts")}
+SIDEWAYS = {
+    ("llms", "prompts"),
+    ("detectors", "datasets"),
+    ("training", "detections"),
+    ("evaluation", "detections"),
+}
 
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate"}
 MAY_BE_HEAVY = {"detectors", "llms", "training", "optimization"}
@@ -35,9 +40,9 @@ def dotted(module: str) -> str:
 
 
 def group_of(name: str) -> str:
-    """The layer group of a dotted name inside the package; modules at the top are the core, but for the command line."""
-    head = (name.split(".") + [""])[1]
-    if head in {"cli", "__main__"}:
+    """The layer group of a dotted name inside the package; a module at the top is core, or the command line."""
+    head = [*name.split("."), ""][1]
+    if head in {"cli", "commands", "predict", "__main__"}:
         return "cli"
     return head if (PACKAGE / head).is_dir() and head else "core"
 

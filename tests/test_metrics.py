@@ -61,7 +61,7 @@ def test_half_overlap_is_wrong_for_one_convention_and_right_for_the_other() -> N
 
 
 def test_intervals_draw_images() -> None:
-    right, images = np.random.default_rng(0).random(300) < 0.7, [f"image {i // 4}" for i in range(300)]
+    right, images = np.repeat(np.random.default_rng(0).random(75) < 0.7, 4), [f"image {i // 4}" for i in range(300)]
     predictions = [predicted(str(i), RIGHT if right[i] else WRONG, image=images[i]) for i in range(300)]
     assert summarize(predictions, seed=5).ci == bootstrap_interval(right, images, seed=5)
     assert summarize(predictions, seed=5).ci != bootstrap_interval(right, range(300), seed=5)

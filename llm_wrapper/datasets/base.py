@@ -38,7 +38,10 @@ class Dataset:
 
     def images(self) -> list[Sample]:
         """Return the first sample of each image, in order of appearance."""
-        return list({sample.image_id: sample for sample in reversed(self.samples)}.values())[::-1]
+        first: dict[str, Sample] = {}
+        for sample in self.samples:
+            first.setdefault(sample.image_id, sample)
+        return list(first.values())
 
 
 def digest_files(paths: Sequence[Path]) -> str:
@@ -47,8 +50,11 @@ def digest_files(paths: Sequence[Path]) -> str:
     for path in paths:
         total.update(path.name.encode() + b"\0")
         with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest")
-                         else hashlib.sha256(stream.read()).digest())
+            total.update(
+                hashlib.file_digest(stream, "sha256").digest()
+                if hasattr(hashlib, "file_digest")
+                else hashlib.sha256(stream.read()).digest()
+            )
     return total.hexdigest()
 
 

@@ -1,0 +1,34 @@
+"""Detectors: image and expression -> detections."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.detectors.base import Detector, Level, detections_from_raw
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.recipe import DetectorSection, nearest
+
+__all__ = ["REGISTRY", "Detector", "Level", "create", "detections_from_raw"]
+
+REGISTRY = {
+    "toy": "llm_wrapper.detectors.toy:create",
+    "coco": "llm_wrapper.detectors.coco:create",
+    "import": "llm_wrapper.detectors.imported:create",
+}
+"""Short name -> "module:factory"; imported on first use. A factory takes (settings, dataset)."""
+
+
+def create(section: DetectorSection, dataset: Dataset) -> Detector:
+    """Create the detector that a recipe names, for one split of a data set.
+
+    Raises:
+        RecipeError: If the name is unknown, or the detector does not take one of the settings.
+    """
+    if section.name not in REGISTRY:
+        raise RecipeError(
+            f"no detector is named {section.name!r}{nearest(section.name, [*REGISTRY])} There are: {', '.join(REGISTRY)}"
+        )
+    module, _, factory = REGISTRY[section.name].partition(":")
+    detector: Detector = getattr(import_module(module), factory)(section.settings, dataset)
+    return detector

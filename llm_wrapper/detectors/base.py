@@ -29,9 +29,7 @@ class Detector(Protocol):
         ...
 
 
-def detections_from_raw(
-    rows: Iterable[tuple[Sequence[float], str, float | None]], source: str
-) -> Detections:
+def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]], source: str) -> Detections:
     """Turn raw (xyxy pixels, label, score) rows into `Detections`, counting those that are no box.
 
     Args:
@@ -42,7 +40,9 @@ def detections_from_raw(
     num_dropped = 0
     for xyxy, label, score in rows:
         values = [float(value) for value in xyxy]
-        usable = len(values) == 4 and all(map(math.isfinite, values)) and values[0] < values[2] and values[1] < values[3]
+        usable = (
+            len(values) == 4 and all(map(math.isfinite, values)) and values[0] < values[2] and values[1] < values[3]
+        )
         if not usable or (score is not None and not math.isfinite(score)):
             num_dropped += 1
             continue

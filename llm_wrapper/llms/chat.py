@@ -74,7 +74,9 @@ class ChatEncoder:
             if token in self._special or token == self.tokenizer.eos_token_id:
                 return tuple(ids[: place + 1])
         if self.tokenizer.eos_token_id is None:
-            raise ModelError(f"the tokenizer {self.tokenizer.name_or_path!r} has neither an end of turn nor an eos token")
+            raise ModelError(
+                f"the tokenizer {self.tokenizer.name_or_path!r} has neither an end of turn nor an eos token"
+            )
         return (*ids, self.tokenizer.eos_token_id)
 
     def _num_special(self, num_messages: int) -> int:

@@ -19,7 +19,7 @@ class Pack:
     """Tokens in depth-first order.
 
     `parents[i]` is the place of the token before token i in its sequence (-1 for the first). `paths` holds, for each
-    packed sequence, the places of its tokens after the shared prefix.
+    packed sequence, the places of its tokens.
     """
 
     input_ids: list[int]
@@ -33,7 +33,9 @@ class Pack:
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """Return how many leading tokens all sequences share."""
     first, last = min(sequences), max(sequences)
-    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+    )
 
 
 def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool) -> Pack:
@@ -51,7 +53,7 @@ def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool) -> Pack:
     children: dict[tuple[int, int], int] = {}
     paths = []
     for sequence in sequences:
-        path, parent = [], shared - 1
+        path, parent = list(range(shared)), shared - 1
         for token in sequence[shared:]:
             place = children.get((parent, token)) if merge else None
             if place is None:

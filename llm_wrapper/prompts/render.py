@@ -95,9 +95,7 @@ def _template(name: str) -> jinja2.Template:
 
 def _grid(box: Box, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     sides = (*image_wh, *image_wh)
-    x0, y0, x1, y1 = (
-        min(99, max(0, int(100 * value / side))) for value, side in zip(box.xyxy, sides, strict=True)
-    )
+    x0, y0, x1, y1 = (min(99, max(0, int(100 * value / side))) for value, side in zip(box.xyxy, sides, strict=True))
     return x0, y0, x1, y1
 
 

@@ -60,7 +60,7 @@ def draw(
         if index != chosen:
             pen.box(candidate.box, f"{index} {label_text(candidate.label)}", color=CANDIDATE_COLOR, thickness=1)
     if target is not None:
-        pen.box(target, "target", color=TARGET_COLOR, thickness=2)
+        pen.box(target, "target", color=TARGET_COLOR, thickness=2, below=True)
     if chosen is not None:
         share = "" if probabilities is None else f" {100 * probabilities[chosen]:.0f} %"
         text = f"{chosen} {label_text(candidates[chosen].label)}{share}"
@@ -112,13 +112,14 @@ class _Pen:
         self._line = max(1, round(max(image.size) / 500))
         self._font = ImageFont.load_default(size=max(10, round(max(image.size) / 45)))
 
-    def box(self, box: Box, text: str, *, color: Color, thickness: int) -> None:
-        """Outline a box, `thickness` times the thin line, with a label above it or, at the top edge, within it."""
+    def box(self, box: Box, text: str, *, color: Color, thickness: int, below: bool = False) -> None:
+        """Outline a box, `thickness` times the thin line, its label above or below, at the edge within it."""
         self._draw.rectangle(box.xyxy, outline=color, width=self._line * thickness)
         left, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
         width, height = right - left + 4, bottom - top + 4
         x = max(0.0, min(box.x0, self._size[0] - width))
-        y = box.y0 - height if box.y0 >= height else box.y0
+        # The target's label goes below, or a right choice would hide it.
+        y = box.y1 if below else box.y0 - height
         y = max(0.0, min(y, self._size[1] - height))
         self._draw.rectangle((x, y, x + width, y + height), fill=color)
         self._draw.text((x + 2 - left, y + 2 - top), text, fill="white", font=self._font)

@@ -27,7 +27,14 @@ _LARGE = ("the largest {n}", "biggest {n}", "big {n}", "the bigger {n}", "the la
 _SMALL = ("the smallest {n}", "smallest {n}", "small {n}", "the smaller {n}", "little {n}", "tiny {n}")
 _NEAR = ("front {n}", "{n} in front", "the closest {n}", "the {n} closest to us", "{n} in the foreground", "nearest {n}",
          "the {n} closest to the camera")  # fmt: skip
-_FAR = ("back {n}", "{n} in the back", "the {n} in the background", "the farthest {n}", "{n} furthest away", "{n} behind")
+_FAR = (
+    "back {n}",
+    "{n} in the back",
+    "the {n} in the background",
+    "the farthest {n}",
+    "{n} furthest away",
+    "{n} behind",
+)
 _TOP = ("top {n}", "{n} on top", "the upper {n}", "the highest {n}", "{n} at the top")
 _BOTTOM = ("bottom {n}", "{n} on the bottom", "the lower {n}", "the lowest {n}", "{n} at the bottom")
 _MIDDLE = ("middle {n}", "the {n} in the middle", "center {n}", "the {n} in the center", "{n} between the others")

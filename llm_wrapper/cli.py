@@ -1,0 +1,155 @@
+"""The command line: thin verbs over the package. Errors that a user can act on are printed without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from llm_wrapper import commands, runs
+from llm_wrapper.errors import LLMWrapperError
+from llm_wrapper.recipe import Recipe, compose
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs hours.")
+app.add_typer(data_app, name="data")
+
+_console = Console()
+_errors = Console(stderr=True)
+
+Vlm = Annotated[str, typer.Option(help="Detector: a file of recipes/vlm.")]
+Llm = Annotated[str, typer.Option(help="LLM: a file of recipes/llm.")]
+Data = Annotated[str, typer.Option(help="Data set: a file of recipes/data.")]
+DataRoot = Annotated[Optional[Path], typer.Option(help="Where the data set lies, if not where its recipe says.")]
+Train = Annotated[str, typer.Option(help="Training: a file of recipes/train.")]
+Split = Annotated[Optional[str], typer.Option(help="Split, if not the recipe's.")]
+Run = Annotated[Optional[Path], typer.Option(help="Run folder.")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def _recipe(vlm: str, llm: str, data: str, train: str, overrides: list[str] | None, data_root: Path | None) -> Recipe:
+    more = [f"data.root={data_root}"] if data_root else []
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train}
+    return compose(commands.recipes_folder(), names, [*more, *(overrides or [])])
+
+
+@data_app.command("check")
+def data_check(overrides: Overrides = None, *, data: Data = "toy", data_root: DataRoot = None) -> None:
+    """Count each split; list missing images, boxes outside, duplicates and leaks, and what to do."""
+    recipe = _recipe("toy", "rule", data, "default", overrides, data_root)
+    if not commands.check_data(recipe, _console):
+        raise typer.Exit(1)
+
+
+@app.command("cache-detections")
+def cache_detections(
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = "toy",
+    data: Data = "toy",
+    data_root: DataRoot = None,
+    train: Train = "default",
+    split: Split = None,
+    overwrite: Annotated[bool, typer.Option(help="Throw away what is cached and ask again.")] = False,
+) -> None:
+    """Ask the detector once for all splits that the recipe trains and evaluates on, and keep its answers."""
+    recipe = _recipe(vlm, "rule", data, train, overrides, data_root)
+    splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
+    commands.cache(recipe, splits, _console, overwrite=overwrite)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = "toy",
+    llm: Llm = "smollm2",
+    data: Data = "toy",
+    data_root: DataRoot = None,
+    train: Train = "default",
+    run: Run = None,
+) -> None:
+    """Fine-tune the LLM to name the best box; with --run an interrupted run goes on."""
+    recipe = _recipe(vlm, llm, data, train, overrides, data_root)
+    folder = run or runs.ROOT / runs.new_name(f"{vlm}-{llm}-{data}")
+    commands.train(recipe, folder, _console)
+
+
+@app.command("eval")
+def evaluate(
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = "toy",
+    llm: Llm = "smollm2",
+    data: Data = "toy",
+    data_root: DataRoot = None,
+    split: Split = None,
+    run: Run = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="First samples only; the report says so.")] = None,
+    untrained: Annotated[bool, typer.Option(help="Also score the LLM before training.")] = True,
+) -> None:
+    """Compare detector, rule, LLM before and after training, and oracle on one split."""
+    recipe = _recipe(vlm, llm, data, "default", overrides, data_root)
+    folder = run or runs.latest(f"{vlm}-{llm}-{data}")
+    trained = runs.recipe_of(folder) if folder and runs.is_complete(folder) else None
+    job = commands.Evaluation(recipe, folder if trained else run, split, limit, untrained=untrained)
+    commands.evaluate(job, _console)
+
+
+@app.command()
+def predict(
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    expression: Annotated[str, typer.Argument(help="What to find.")],
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = "toy",
+    llm: Llm = "smollm2",
+    run: Run = None,
+    boxes: Annotated[Optional[Path], typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
+    out: Annotated[Path, typer.Option(help="Where the drawn picture goes.")] = Path("runs/predict.png"),
+) -> None:
+    """Find the box that an expression describes, and draw the ranked candidates."""
+    more = [f"detector.settings.path={boxes}"] if boxes else []
+    recipe = _recipe("import" if boxes else vlm, llm, "mine", "default", [*more, *(overrides or [])], None)
+    commands.predict_and_draw(recipe, run, (image, expression), out, _console)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
+) -> None:
+    """Compute the table again from the predictions alone; needs neither torch nor data."""
+    commands.recompute(run, _console)
+
+
+@app.command()
+def demo(
+    *,
+    fast: Annotated[bool, typer.Option(help="A few steps and few samples, to see that the road is whole.")] = False,
+) -> None:
+    """The whole road on the toy split: detect, cache, train, evaluate. Leaves runs/demo."""
+    commands.demo(_recipe("toy", "smollm2", "toy", "demo", None, None), _console, fast=fast)
+
+
+@app.command()
+def bench() -> None:
+    """Time shared-prefix scoring against plain scoring and greedy generation; check that answers agree."""
+    commands.bench(_recipe("toy", "smollm2", "toy", "demo", None, None), _console)
+
+
+def main() -> None:
+    """Run the command line; exit with 2 on an error that the user can mend."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "transformers", "datasets", "torch", "peft", "trl", "accelerate", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except LLMWrapperError as error:
+        _errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)

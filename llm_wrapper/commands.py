@@ -1,0 +1,240 @@
+"""What each verb of the command line does. torch is imported only where an LLM is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llm_wrapper import artifacts, datasets, detectors, runs
+from llm_wrapper.datasets import check as checks
+from llm_wrapper.datasets import refer
+from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.scenes import Scene, SceneSet, cache_folder, load_scenes
+from llm_wrapper.errors import DataError, LLMWrapperError, ModelError, RunError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation import systems
+from llm_wrapper.metrics import Summary, summarize
+from llm_wrapper.predict import Wrapper
+from llm_wrapper.recipe import DataSection, Recipe
+from llm_wrapper.records import Prediction
+from llm_wrapper.report import pictures, tables
+
+__all__ = ["Evaluation", "cache", "check_data", "demo", "evaluate", "predict_and_draw", "recipes_folder", "train"]
+
+_SPLITS = ("train", "val", "test", "testA", "testB")
+
+
+def recipes_folder() -> Path:
+    """Return the recipes of the working folder, else those beside the package."""
+    local = Path("recipes")
+    return local if local.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def check_data(recipe: Recipe, console: Console) -> bool:
+    """Print what is in each split and what is wrong with it; tell whether all is well."""
+    found, missing = [], []
+    for split in _SPLITS:
+        try:
+            dataset = datasets.load(recipe.data, split)
+        except DataError as error:
+            missing.append(error)
+            continue
+        if dataset.samples:
+            found.append(dataset)
+    if not found:
+        raise missing[0] if missing else DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
+    report = checks.check(found)
+    console.print(checks.render(report), markup=False, highlight=False)
+    return report.ok
+
+
+def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, overwrite: bool = False) -> None:
+    """Fill the detections cache of each split, of the recipe's data set and of those trained on beside it."""
+    others = [(other, other.train_split) for other in recipe.training_data()[1:]]
+    jobs = [(recipe.data, split) for split in splits] + others
+    for data, split in jobs:
+        _cache_split(recipe, data, split, console, overwrite=overwrite)
+
+
+def _cache_split(recipe: Recipe, data: DataSection, split: str, console: Console, *, overwrite: bool) -> None:
+    dataset = datasets.load(data, split)
+    detector = detectors.create(recipe.detector, dataset)
+    folder = cache_folder(detector.name, data, split)
+    manifest = fill(detector, dataset, folder, overwrite=overwrite).manifest
+    count = sum(part.num_rows for part in manifest.parts) if manifest else 0
+    console.print(f"{folder}: {count} answers for {len(dataset.samples)} expressions", highlight=False)
+
+
+def train(recipe: Recipe, folder: Path, console: Console) -> Path:
+    """Train an adapter and leave it in the run folder, which is complete once its manifest is there."""
+    if recipe.llm.backend == "rule":
+        raise ModelError("LLM=rule has nothing to train; evaluate it with: make eval LLM=rule")
+    runs.open_run(folder, recipe)
+    sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
+    evaluated = _evaluated_images(recipe)
+    scenes = [scene for each in sets for scene in each.scenes if scene.sample.image_id not in evaluated]
+    num_leaked = sum(len(each.scenes) for each in sets) - len(scenes)
+    from llm_wrapper.llms.load import load
+    from llm_wrapper.training import sft
+    from llm_wrapper.training.examples import make_groups
+
+    groups, left_out = make_groups(scenes[: recipe.train.limit], recipe.train)
+    left_out["image_in_an_evaluation_split"] = num_leaked
+    llm = load(recipe.llm)
+    groups, left_out["too_long"] = sft.fit_to_length(llm, groups, recipe)
+    num_samples = sum(len(group.samples) for group in groups)
+    console.print(f"{num_samples} samples in {len(groups)} groups; left out: {left_out}", highlight=False)
+    outcome = sft.train(llm, groups, recipe, folder)
+    facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(sets)}
+    runs.finish(folder, facts)
+    console.print(f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s", highlight=False)
+    return folder
+
+
+def _evaluated_images(recipe: Recipe) -> frozenset[str]:
+    """Return training images that also occur in an evaluation split of any REFER set that is trained on."""
+    if recipe.data.reader != "refer":
+        return frozenset()
+    names = [str(data.settings["name"]) for data in recipe.training_data()]
+    return refer.leaked_images(recipe.data.root, names)
+
+
+def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
+    return [
+        {"name": each.dataset.name, "split": each.dataset.split, "annotations": each.dataset.digest,
+         "detections": artifacts.digest_value(each.cache.identity), "dropped": each.dropped}
+        for each in sets
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate: a recipe on a split, with the adapter of a run where there is one."""
+
+    recipe: Recipe
+    run: Path | None
+    split: str | None = None
+    limit: int | None = None
+    untrained: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where predictions and report go."""
+        recipe = self.recipe
+        return self.run or runs.ROOT / f"{recipe.detector.name}-{recipe.llm.backend}-{recipe.data.name}-untrained"
+
+
+def evaluate(job: Evaluation, console: Console) -> list[Summary]:
+    """Predict with every system, print the table, keep predictions and report."""
+    recipe, adapter = _with_training(job)
+    split = job.split or recipe.data.eval_split
+    scene_set = load_scenes(recipe, recipe.data, split, limit=job.limit)
+    if not any(scene.sample.target for scene in scene_set.scenes):
+        raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
+    rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
+    rows += _by_llm(recipe, adapter, scene_set.scenes, job)
+    rows += systems.by_oracle(scene_set.scenes)
+    name = f"{split}-first-{job.limit}" if job.limit else split
+    files.save(job.folder / f"predictions-{name}.parquet", rows)
+    summaries = summaries_of(rows)
+    facts = {"recipe": recipe.model_dump(mode="json"), "split": split, "limit": job.limit, "data": _digests([scene_set]),
+             "run": str(job.run) if job.run else None, "git": artifacts.git_revision(),
+             "versions": artifacts.versions()}  # fmt: skip
+    artifacts.write_json(job.folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
+    artifacts.write_atomic(job.folder / f"report-{name}.md", tables.markdown(summaries))
+    console.print(tables.table(summaries))
+    console.print(f"kept in {job.folder}", highlight=False)
+    return summaries
+
+
+def _with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
+    """Return the recipe to evaluate by, and the adapter: a trained LLM is asked as it was trained."""
+    if job.run is None:
+        return job.recipe, None
+    if not runs.is_complete(job.run):
+        raise RunError(f"{job.run} holds no finished training; go on with it: make train RUN={job.run}")
+    trained = runs.recipe_of(job.run)
+    update = {"prompt": trained.prompt, "llm": trained.llm.model_copy(update={"decode": job.recipe.llm.decode})}
+    return job.recipe.model_copy(update=update), job.run / "adapter"
+
+
+def _by_llm(recipe: Recipe, adapter: Path | None, scenes: Sequence[Scene], job: Evaluation) -> list[Prediction]:
+    if recipe.llm.backend == "rule":
+        return []
+    from llm_wrapper.llms.ask import ask
+    from llm_wrapper.llms.load import load, with_adapter
+
+    llm, rows = load(recipe.llm), []
+    if job.untrained or adapter is None:
+        rows += systems.by_llm(
+            scenes, "untrained", recipe.prompt.format, lambda prompts: ask(llm, prompts, title="untrained")
+        )
+    if adapter is not None:
+        tuned = with_adapter(llm, adapter)
+        rows += systems.by_llm(
+            scenes, "tuned", recipe.prompt.format, lambda prompts: ask(tuned, prompts, title="tuned")
+        )
+    return rows
+
+
+def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
+    """Summarize each system of a list of predictions, in order of appearance."""
+    names = dict.fromkeys(row.system for row in rows)
+    return [summarize([row for row in rows if row.system == name]) for name in names]
+
+
+def recompute(path: Path, console: Console) -> None:
+    """Print the table of a predictions file, or of every one in a run folder, from the records alone."""
+    found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
+    if not found:
+        raise RunError(f"{path} holds no predictions; make some with: make eval RUN={path}")
+    for file in found:
+        console.print(file.name, tables.table(summaries_of(files.load(file))))
+
+
+def predict_and_draw(recipe: Recipe, run: Path | None, question: tuple[Path, str], out: Path, console: Console) -> None:
+    """Answer one question about one picture, print the ranked candidates and draw them."""
+    image, expression = question
+    recipe, adapter = _with_training(Evaluation(recipe, run))
+    result = Wrapper.from_recipe(recipe, adapter).predict(image, expression)
+    prediction = result.prediction
+    for candidate, share in result.ranked:
+        mark = "*" if candidate.box == result.box else " "
+        coordinates = ", ".join(f"{value:.1f}" for value in candidate.box.xyxy)
+        text = f"{mark} {'' if share is None else f'{share:6.3f}'}  {candidate.label}  ({coordinates})"
+        console.print(text, markup=False, highlight=False)
+    chosen = next((i for i, candidate in enumerate(prediction.candidates) if candidate.box == result.box), None)
+    pictures.draw(image, prediction.candidates, out=out, chosen=chosen, probabilities=prediction.probabilities)
+    console.print(f"decided by: {prediction.decided_by}; picture: {out}", highlight=False)
+
+
+def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
+    """Walk the whole road on the toy split and leave runs/demo with table, predictions and summary.json."""
+    folder = runs.ROOT / "demo"
+    if fast:
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
+    cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
+    if runs.is_complete(folder) and runs.recipe_of(folder) == recipe:
+        console.print(f"{folder} is trained already; to train again: rm -r {folder}", highlight=False)
+    else:
+        train(recipe, folder, console)
+    summaries = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
+    artifacts.write_json(folder / "summary.json", {"rows": tables.rows(summaries)})
+    _draw_examples(folder, console)
+
+
+def _draw_examples(folder: Path, console: Console) -> None:
+    """Draw the first tuned predictions, so that a person sees what the numbers are about."""
+    newest = max(folder.glob("predictions-*.parquet"), key=os.path.getmtime)
+    tuned = [row for row in files.load(newest) if row.system == "tuned"][:6]
+    for number, row in enumerate(tuned):
+        chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
+        image = Path("data/toy/images") / f"{row.image_id}.png"
+        out = folder / "pictures" / f"{number}.png"
+        pictures.draw(image, row.candidates, out=out, chosen=chosen, probabilities=row.probabilities, target=row.target)
+    console.print(f"{len(tuned)} pictures in {folder / 'pictures'}", highlight=False)

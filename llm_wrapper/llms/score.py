@@ -1,0 +1,122 @@
+"""The exact probability of every candidate index: its whole token sequence and the end of the turn.
+
+Nothing is generated and nothing is parsed, so an answer is never unusable. Expressions of one image share one copy of
+their prefix, and the indices of one expression share theirs, in a single forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
+from llm_wrapper.llms.packing import Pack, by_budget, collate, pack_tree
+from llm_wrapper.records import Answer, Prompt
+
+__all__ = ["additive_mask", "score"]
+
+_MAX_GROUP = 16
+"""Most expressions behind one prefix; attention grows with the square of a pack."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A prompt's tokens, and where its completions stand in a pack (`paths[i]` is the path of index i)."""
+
+    place: int
+    prompt: list[int]
+    completions: list[tuple[int, ...]]
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a boolean mask (True: may look) into what eager and SDPA attention add to their logits."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def _questions(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[_Question]:
+    encoder = llm.encoder
+    return [
+        _Question(place, encoder.encode(prompt), [encoder.completion(i) for i in range(len(prompt.candidates))])
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def _groups(questions: Sequence[_Question], prompts: Sequence[Prompt], *, share: bool) -> Iterator[list[_Question]]:
+    """Yield questions that go into one pack: neighbours with the same candidates, or a single one."""
+    for _, members in groupby(questions, key=lambda question: prompts[question.place].candidates):
+        rows = list(members)
+        size = _MAX_GROUP if share else 1
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _rows(group: Sequence[_Question], *, share: bool) -> Iterator[list[tuple[_Question, int]]]:
+    """Yield the (question, index) pairs that one pack holds: all of a group, or one where nothing may be shared."""
+    pairs = [(question, index) for question in group for index in range(len(question.completions))]
+    yield from [pairs] if share else ([pair] for pair in pairs)
+
+
+def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return, for each pack and path, the log-probability of the last `span` tokens of its sequence."""
+    model = llm.model.get_base_model() if hasattr(llm.model, "get_base_model") else llm.model
+    batch = {key: value.to(model.device) for key, value in collate(packs, llm.tokenizer.pad_token_id).items()}
+    batch["attention_mask"] = additive_mask(batch["attention_mask"], model.dtype)
+    wanted = [
+        (row, pack.parents[place], pack.input_ids[place])
+        for row, pack in enumerate(packs)
+        for path, span in zip(pack.paths, spans[row], strict=True)
+        for place in path[len(path) - span :]
+    ]
+    # Only these positions go through the head: the logits of a whole batch would be larger than the model.
+    unique = sorted({(row, place) for row, place, _ in wanted})
+    where = {key: number for number, key in enumerate(unique)}
+    rows, places = (torch.tensor(column, device=model.device) for column in zip(*unique, strict=True))
+    hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places]
+    table = torch.log_softmax(_head(model, hidden).float(), dim=-1)
+    picked = table[
+        torch.tensor([where[row, place] for row, place, _ in wanted], device=table.device),
+        torch.tensor([token for _, _, token in wanted], device=table.device),
+    ].tolist()
+    values = iter(picked)
+    return [[sum(next(values) for _ in range(span)) for span in spans[row]] for row in range(len(packs))]
+
+
+def _head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    logits = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _answer(log_probs: Sequence[float]) -> Answer:
+    values = torch.tensor(log_probs, dtype=torch.float64)
+    return Answer(probabilities=tuple(values.softmax(0).tolist()), mass=float(values.exp().sum()))
+
+
+@torch.inference_mode()
+def score(llm: LoadedLLM, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    """Yield (place in `prompts`, answer) as batches are done, in an order of their own.
+
+    Args:
+        llm: The model to ask.
+        prompts: Those of one image should be neighbours: neighbours with the same candidates share their prefix.
+    """
+    share = can_share_prefixes(llm.model)
+    jobs = [
+        pairs
+        for group in _groups(_questions(llm, prompts), prompts, share=share)
+        for pairs in _rows(group, share=share)
+    ]
+    packs = [pack_tree([[*q.prompt, *q.completions[i]] for q, i in pairs], merge=True) for pairs in jobs]
+    open_answers: dict[int, dict[int, float]] = {}
+    for batch in by_budget(packs, llm.section.tokens_per_batch):
+        spans = [[len(q.completions[i]) for q, i in jobs[place]] for place in batch]
+        for place, values in zip(batch, _log_probs(llm, [packs[place] for place in batch], spans), strict=True):
+            for (question, index), value in zip(jobs[place], values, strict=True):
+                answers = open_answers.setdefault(question.place, {})
+                answers[index] = value
+                if len(answers) == len(question.completions):
+                    done = open_answers.pop(question.place)
+                    yield question.place, _answer([done[i] for i in range(len(done))])

@@ -1,0 +1,105 @@
+"""Find the box that an expression describes in one picture.
+
+from llm_wrapper.predict import Wrapper
+wrapper = Wrapper.from_recipe(recipe, Path("runs/demo/adapter"))
+result = wrapper.predict("photo.jpg", "the man on the left")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from llm_wrapper import candidates, detectors
+from llm_wrapper.candidates import BuiltCandidates
+from llm_wrapper.datasets import Dataset
+from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.errors import ImageError
+from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.recipe import Recipe
+from llm_wrapper.records import Box, Candidate, Prediction, Sample
+
+__all__ = ["Result", "Wrapper"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer for one picture and expression.
+
+    `ranked` holds every candidate with its probability (None where the system gives none), best first.
+    """
+
+    prediction: Prediction
+    ranked: tuple[tuple[Candidate, float | None], ...]
+
+    @property
+    def box(self) -> Box | None:
+        """The chosen box; None where the detector found nothing."""
+        return self.prediction.box
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of the choice among the candidates."""
+        return self.prediction.probability
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A detector and the LLM that chooses among its boxes. `ask` is None for the rule."""
+
+    recipe: Recipe
+    ask: Ask | None
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, adapter: Path | None = None) -> Wrapper:
+        """Load the LLM of a recipe, with a trained adapter where one is given."""
+        if recipe.llm.backend == "rule":
+            return cls(recipe, None)
+        from llm_wrapper.llms.ask import asker
+
+        return cls(recipe, asker(recipe.llm, adapter))
+
+    def predict(self, image: str | Path, expression: str) -> Result:
+        """Detect, build candidates, ask, decide.
+
+        Args:
+            image: Path of a picture in any mode that PIL reads.
+            expression: What to find.
+
+        Raises:
+            ImageError: If the picture cannot be read.
+        """
+        sample = _sample(Path(image), expression)
+        dataset = Dataset("predict", "predict", [sample], digest="")
+        detector = detectors.create(self.recipe.detector, dataset)
+        built = candidates.build(
+            detector.detect([sample])[0],
+            sample.image_wh,
+            self.recipe.candidates,
+            detector=detector.name,
+            rng=candidates.order_rng(self.recipe.train.seed, sample.sample_id),
+        )
+        return _result(self._decide(Scene(sample, built)), built)
+
+    def _decide(self, scene: Scene) -> Prediction:
+        if self.ask is None:
+            return systems.by_rule([scene])[0]
+        return systems.by_llm([scene], "llm", self.recipe.prompt.format, self.ask)[0]
+
+
+def _sample(path: Path, expression: str) -> Sample:
+    try:
+        with Image.open(path) as image:
+            width, height = ImageOps.exif_transpose(image).size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path} cannot be read as an image: {error}") from error
+    return Sample(path.stem, path.stem, path.stem, str(path), (width, height), expression, None)
+
+
+def _result(prediction: Prediction, built: BuiltCandidates) -> Result:
+    shares: tuple[float | None, ...] = prediction.probabilities or (None,) * len(built.candidates)
+    pairs = zip(built.candidates, shares, strict=True)
+    return Result(prediction, tuple(sorted(pairs, key=lambda pair: -(pair[1] or 0.0))))

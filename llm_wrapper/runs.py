@@ -1,0 +1,77 @@
+"""Run folders: their names, what makes one complete, and how a later command finds the right one.
+
+runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before anything starts
+                                       train_log.jsonl  checkpoints/  adapter/
+                                       manifest.json  written last: its presence means that training is complete
+                                       predictions-<split>.parquet  report-<split>.json
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from llm_wrapper import artifacts
+from llm_wrapper.errors import RunError
+from llm_wrapper.recipe import Recipe, load_resolved
+
+__all__ = ["ROOT", "finish", "is_complete", "latest", "new_name", "open_run", "recipe_of"]
+
+ROOT = Path("runs")
+_MANIFEST = "manifest.json"
+_RECIPE = "recipe.yaml"
+
+
+def new_name(prefix: str) -> str:
+    """Return `<prefix>-<utc>-<git>`, a name of its own for a new run."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    revision = artifacts.git_revision()
+    return "-".join([prefix, stamp, revision[:7] if revision else "nogit"])
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether the training of a run has ended."""
+    return (folder / _MANIFEST).is_file()
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """Return the resolved recipe of a run.
+
+    Raises:
+        RunError: If the folder is no run.
+    """
+    if not (folder / _RECIPE).is_file():
+        raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {ROOT}")
+    return load_resolved(folder / _RECIPE)
+
+
+def open_run(folder: Path, recipe: Recipe) -> Path:
+    """Make a run folder, or open an interrupted one of the same recipe to go on with it.
+
+    Raises:
+        RunError: If the run is complete, or of another recipe; nothing in it is touched.
+    """
+    if is_complete(folder):
+        raise RunError(f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {folder}")
+    if (folder / _RECIPE).is_file():
+        if recipe_of(folder) != recipe:
+            raise RunError(
+                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Go on with that one, or name "
+                "another folder with --run"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} exists and is no run folder. Name another with --run")
+    artifacts.write_atomic(folder / _RECIPE, recipe.to_yaml())
+    return folder
+
+
+def finish(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest: the facts of the run, the code's revision and the packages' versions."""
+    common = {"git": artifacts.git_revision(), "versions": artifacts.versions()}
+    artifacts.write_json(folder / _MANIFEST, {**facts, **common})
+
+
+def latest(prefix: str) -> Path | None:
+    """Return the newest complete run whose name begins with a prefix, by its time stamp."""
+    return max((path for path in ROOT.glob(f"{prefix}-2*") if is_complete(path)), default=None)

@@ -1,0 +1,224 @@
+"""LoRA fine-tuning by TRL's SFTTrainer, with the expressions of an image packed behind one shared prefix."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import peft
+import torch
+import transformers
+import trl
+
+from llm_wrapper.errors import DataError, ModelError
+from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
+from llm_wrapper.llms.packing import Pack, collate, pack_tree
+from llm_wrapper.llms.score import additive_mask
+from llm_wrapper.recipe import LoraSection, Recipe
+from llm_wrapper.training.examples import Example, Group, examples_of, schedule
+
+__all__ = ["Collator", "PackedTrainer", "fit_to_length", "train"]
+
+_IGNORED = -100
+
+
+def sequence(llm: LoadedLLM, example: Example) -> tuple[list[int], int]:
+    """Return the token ids of a prompt and its completion, and how many of them are the completion's."""
+    completion = llm.encoder.completion(example.index)
+    return [*llm.encoder.encode(example.prompt), *completion], len(completion)
+
+
+def fit_to_length(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> tuple[list[Group], int]:
+    """Leave out samples whose prompt and completion exceed `train.max_tokens`; return the rest and how many."""
+    kept, num_too_long = [], 0
+    for group in groups:
+        section = recipe.train.model_copy(update={"generated_per_group": 0, "shuffle_candidates": False})
+        examples = examples_of(group, recipe.prompt.format, section, epoch=0)
+        fits = [len(sequence(llm, example)[0]) <= recipe.train.max_tokens for example in examples]
+        num_too_long += fits.count(False)
+        rows = [row for row, fit in zip(zip(group.samples, group.targets, strict=True), fits, strict=True) if fit]
+        if rows:
+            samples, targets = zip(*rows, strict=True)
+            kept.append(Group(samples, targets, group.candidates))
+    return kept, num_too_long
+
+
+@dataclass
+class Collator:
+    """Turns rows {"epoch", "group"} into a batch: packs, positions that restart, an ancestor mask, labels."""
+
+    llm: LoadedLLM
+    groups: Sequence[Group]
+    recipe: Recipe
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `position_ids`, `labels` (b, t) and `attention_mask` (b, 1, t, t), additive."""
+        packs, lengths = [], []
+        for row in rows:
+            examples = examples_of(
+                self.groups[row["group"]], self.recipe.prompt.format, self.recipe.train, epoch=row["epoch"]
+            )
+            sequences, spans = zip(*(sequence(self.llm, example) for example in examples), strict=True)
+            if can_share_prefixes(self.llm.model):
+                packs.append(pack_tree(sequences, merge=False))
+                lengths.append(spans)
+            else:
+                packs += [pack_tree([one], merge=False) for one in sequences]
+                lengths += [[span] for span in spans]
+        batch = collate(packs, self.llm.tokenizer.pad_token_id)
+        batch["labels"] = _labels(packs, lengths, batch["input_ids"])
+        if self.llm.model.config._attn_implementation == "flash_attention_2":
+            # Packs are plain sequences here, padded on the right: a 2-D mask says all.
+            batch["attention_mask"] = batch["attention_mask"][:, 0].any(dim=1) & _real(packs, batch["input_ids"])
+        else:
+            batch["attention_mask"] = additive_mask(batch["attention_mask"], self.llm.model.dtype)
+        return batch
+
+
+def _real(packs: Sequence[Pack], input_ids: torch.Tensor) -> torch.Tensor:
+    lengths = torch.tensor([len(pack) for pack in packs])
+    return torch.arange(input_ids.shape[1])[None, :] < lengths[:, None]
+
+
+def _labels(packs: Sequence[Pack], lengths: Sequence[Sequence[int]], input_ids: torch.Tensor) -> torch.Tensor:
+    """Label the completions' tokens; each stands right behind its parent, so the usual shift by one is right."""
+    labels = torch.full_like(input_ids, _IGNORED)
+    for row, (pack, spans) in enumerate(zip(packs, lengths, strict=True)):
+        for path, span in zip(pack.paths, spans, strict=True):
+            for place in path[len(path) - span :]:
+                labels[row, place] = pack.input_ids[place]
+    return labels
+
+
+class PackedTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose loss is computed at the labelled positions alone, on every device.
+
+    Off CUDA, SFTTrainer projects every position to the vocabulary, which more than doubles the time of a step here:
+    one or two of about fifty positions carry a label.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the mean negative log-likelihood per labelled token of the whole step."""
+        labels = inputs.pop("labels")
+        rows, places = (labels[:, 1:] != _IGNORED).nonzero(as_tuple=True)
+        columns, column_of = places.unique(return_inverse=True)
+        outputs = model(**inputs, logits_to_keep=columns, use_cache=False)
+        logits, targets = outputs.logits[rows, column_of].float(), labels[rows, places + 1]
+        total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss = total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        mode = "train" if model.training else "eval"
+        right = (logits.argmax(dim=-1) == targets).float().mean()
+        self._metrics[mode]["token_accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Log(transformers.TrainerCallback):  # type: ignore[misc]
+    """Appends each logged row to `train_log.jsonl`, and stops a run whose loss is no number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write one line; raise ModelError on a loss that is NaN or infinite."""
+        row = {"step": state.global_step, **(logs or {})}
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        loss = row.get("loss")
+        if loss is not None and not torch.isfinite(torch.tensor(float(loss))):
+            raise ModelError(
+                f"the loss is {loss} at step {state.global_step}; lower train.learning_rate or set llm.dtype=float32"
+            )
+
+
+def _lora(section: LoraSection, model: Any) -> peft.LoraConfig:
+    modules = section.target_modules
+    if not isinstance(modules, str) and "lm_head" in modules:
+        raise ModelError(
+            "train.lora.target_modules names lm_head, which SFTTrainer does not support "
+            "(it projects through the bare weight, so the adapter would never be trained); leave it out"
+        )
+    return peft.LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
+    section = recipe.train
+    return trl.SFTConfig(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=section.groups_per_step,
+        gradient_accumulation_steps=section.accumulation,
+        num_train_epochs=1,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.scheduler,
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        # Adapters stay in float32; autocast computes their products in the model's own type.
+        bf16=llm.model.dtype == torch.bfloat16,
+        fp16=llm.model.dtype == torch.float16,
+        gradient_checkpointing=section.gradient_checkpointing,
+        logging_steps=10,
+        logging_first_step=True,
+        save_steps=section.save_steps,
+        save_total_limit=2,
+        seed=section.seed,
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential",
+        report_to=os.environ.get("LLM_WRAPPER_REPORT_TO", "none"),
+        use_cpu=llm.model.device.type == "cpu",
+        dataloader_pin_memory=llm.model.device.type != "cpu",
+    )
+
+
+def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Fine-tune a LoRA adapter and leave it in `folder/adapter`; resume where checkpoints are found.
+
+    Returns:
+        Steps, loss of the last logged step, trainable and all parameters, seconds.
+
+    Raises:
+        DataError: If there is nothing to train on.
+    """
+    if not groups:
+        raise DataError("no training sample is left; see the counts above for the reasons")
+    rows = schedule(groups, recipe.train)
+    trainer = PackedTrainer(
+        model=llm.model,
+        args=_arguments(llm, recipe, folder),
+        train_dataset=datasets.Dataset.from_dict({"epoch": [e for e, _ in rows], "group": [g for _, g in rows]}),
+        data_collator=Collator(llm, groups, recipe),
+        processing_class=llm.tokenizer,
+        peft_config=_lora(recipe.train.lora, llm.model),
+        callbacks=[_Log(folder / "train_log.jsonl")],
+    )
+    last = transformers.trainer_utils.get_last_checkpoint(str(folder / "checkpoints")) if _started(folder) else None
+    outcome = trainer.train(resume_from_checkpoint=last)
+    trainer.model.save_pretrained(str(folder / "adapter"))
+    trainable, everything = trainer.model.get_nb_trainable_parameters()
+    return {
+        "steps": outcome.global_step,
+        "loss": outcome.training_loss,
+        "trainable_parameters": trainable,
+        "parameters": everything,
+        "seconds": round(outcome.metrics["train_runtime"], 1),
+    }
+
+
+def _started(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir()

