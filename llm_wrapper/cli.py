@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -26,11 +26,11 @@ _errors = Console(stderr=True)
 Vlm = Annotated[str, typer.Option(help="Detector: a file of recipes/vlm.")]
 Llm = Annotated[str, typer.Option(help="LLM: a file of recipes/llm.")]
 Data = Annotated[str, typer.Option(help="Data set: a file of recipes/data.")]
-DataRoot = Annotated[Optional[Path], typer.Option(help="Where the data set lies, if not where its recipe says.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
 Train = Annotated[str, typer.Option(help="Training: a file of recipes/train.")]
-Split = Annotated[Optional[str], typer.Option(help="Split, if not the recipe's.")]
-Run = Annotated[Optional[Path], typer.Option(help="Run folder.")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(help="section.key=value, the value in YAML.")]
+Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.")]
+Run = Annotated[Path | None, typer.Option(help="Run folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 
 
 def _recipe(vlm: str, llm: str, data: str, train: str, overrides: list[str] | None, data_root: Path | None) -> Recipe:
@@ -82,7 +82,7 @@ def train(
 
 
 @app.command("eval")
-def evaluate(
+def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
     vlm: Vlm = "toy",
@@ -91,7 +91,7 @@ def evaluate(
     data_root: DataRoot = None,
     split: Split = None,
     run: Run = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="First samples only; the report says so.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")] = None,
     untrained: Annotated[bool, typer.Option(help="Also score the LLM before training.")] = True,
 ) -> None:
     """Compare detector, rule, LLM before and after training, and oracle on one split."""
@@ -111,7 +111,7 @@ def predict(
     vlm: Vlm = "toy",
     llm: Llm = "smollm2",
     run: Run = None,
-    boxes: Annotated[Optional[Path], typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
     out: Annotated[Path, typer.Option(help="Where the drawn picture goes.")] = Path("runs/predict.png"),
 ) -> None:
     """Find the box that an expression describes, and draw the ranked candidates."""

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from llm_wrapper import artifacts, datasets, detectors, runs
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.datasets import refer
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.scenes import Scene, SceneSet, cache_folder, load_scenes
-from llm_wrapper.errors import DataError, LLMWrapperError, ModelError, RunError
+from llm_wrapper.errors import DataError, ModelError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.predict import Wrapper
+from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import DataSection, Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import pictures, tables
 
-__all__ = ["Evaluation", "cache", "check_data", "demo", "evaluate", "predict_and_draw", "recipes_folder", "train"]
+__all__ = [
+    "Evaluation",
+    "bench",
+    "cache",
+    "check_data",
+    "demo",
+    "evaluate",
+    "predict_and_draw",
+    "recipes_folder",
+    "recompute",
+    "summaries_of",
+    "train",
+]
 
 _SPLITS = ("train", "val", "test", "testA", "testB")
 
@@ -106,10 +120,15 @@ def _evaluated_images(recipe: Recipe) -> frozenset[str]:
 
 def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
     return [
-        {"name": each.dataset.name, "split": each.dataset.split, "annotations": each.dataset.digest,
-         "detections": artifacts.digest_value(each.cache.identity), "dropped": each.dropped}
+        {
+            "name": each.dataset.name,
+            "split": each.dataset.split,
+            "annotations": each.dataset.digest,
+            "detections": artifacts.digest_value(each.cache.identity),
+            "dropped": each.dropped,
+        }
         for each in sets
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -142,9 +161,15 @@ def evaluate(job: Evaluation, console: Console) -> list[Summary]:
     name = f"{split}-first-{job.limit}" if job.limit else split
     files.save(job.folder / f"predictions-{name}.parquet", rows)
     summaries = summaries_of(rows)
-    facts = {"recipe": recipe.model_dump(mode="json"), "split": split, "limit": job.limit, "data": _digests([scene_set]),
-             "run": str(job.run) if job.run else None, "git": artifacts.git_revision(),
-             "versions": artifacts.versions()}  # fmt: skip
+    facts = {
+        "recipe": recipe.model_dump(mode="json"),
+        "split": split,
+        "limit": job.limit,
+        "data": _digests([scene_set]),
+        "run": str(job.run) if job.run else None,
+        "git": artifacts.git_revision(),
+        "versions": artifacts.versions(),
+    }
     artifacts.write_json(job.folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
     artifacts.write_atomic(job.folder / f"report-{name}.md", tables.markdown(summaries))
     console.print(tables.table(summaries))
@@ -226,6 +251,26 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
     summaries = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     artifacts.write_json(folder / "summary.json", {"rows": tables.rows(summaries)})
     _draw_examples(folder, console)
+
+
+def bench(recipe: Recipe, console: Console, *, num_expressions: int = 60) -> None:
+    """Time index scoring on toy validation expressions, print ratios, keep runs/bench/score.json."""
+    cache(recipe, [recipe.data.eval_split], console)
+    scenes = load_scenes(recipe, recipe.data, recipe.data.eval_split, limit=num_expressions).scenes
+    from llm_wrapper.llms.bench import compare
+    from llm_wrapper.llms.load import load
+
+    llm = load(recipe.llm.model_copy(update={"dtype": "float32"}))
+    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in scenes]
+    timings = compare(llm, [prompt for prompt in prompts if len(prompt.candidates) > 1])
+    table = Table("way", "expressions/s", "times slower", "same choice", "largest difference", title="index scoring")
+    for each in timings:
+        rate, ratio = len(prompts) / each.seconds, each.seconds / timings[0].seconds
+        difference = "" if each.largest_difference is None else f"{each.largest_difference:.1e}"
+        table.add_row(each.name, f"{rate:.2f}", f"{ratio:.1f}", f"{each.agreement:.3f}", difference)
+    console.print(table)
+    facts = {"ways": [asdict(each) for each in timings], "n": len(prompts), "versions": artifacts.versions()}
+    artifacts.write_json(runs.ROOT / "bench" / "score.json", facts)
 
 
 def _draw_examples(folder: Path, console: Console) -> None:

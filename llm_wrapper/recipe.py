@@ -231,7 +231,7 @@ def _keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys that a section knows."""
     model: Any = Recipe
     for key in location:
-        field = model.model_fields.get(key) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = model.model_fields.get(str(key)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = field.annotation if field else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 

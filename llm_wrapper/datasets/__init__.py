@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from llm_wrapper.datasets import jsonl, refer, toy
@@ -11,7 +12,7 @@ from llm_wrapper.recipe import DataSection, nearest
 
 __all__ = ["READERS", "AnnotatedObject", "Dataset", "load"]
 
-READERS = {"refer": refer.load, "jsonl": jsonl.load, "toy": toy.load}
+READERS: dict[str, Callable[..., Dataset]] = {"refer": refer.load, "jsonl": jsonl.load, "toy": toy.load}
 """Reader name -> function (root, split, **settings) -> Dataset."""
 
 
@@ -26,7 +27,6 @@ def load(section: DataSection, split: str) -> Dataset:
         names = ", ".join(READERS)
         raise RecipeError(f"no data reader is named {section.reader!r}{nearest(section.reader, [*READERS])} ({names})")
     try:
-        dataset: Dataset = READERS[section.reader](Path(section.root), split, **section.settings)
+        return READERS[section.reader](Path(section.root), split, **section.settings)
     except TypeError as error:
         raise RecipeError(f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {error}") from error
-    return dataset

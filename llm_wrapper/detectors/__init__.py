@@ -27,7 +27,8 @@ def create(section: DetectorSection, dataset: Dataset) -> Detector:
     """
     if section.name not in REGISTRY:
         raise RecipeError(
-            f"no detector is named {section.name!r}{nearest(section.name, [*REGISTRY])} There are: {', '.join(REGISTRY)}"
+            f"no detector is named {section.name!r}{nearest(section.name, [*REGISTRY])} "
+            f"There are: {', '.join(REGISTRY)}"
         )
     module, _, factory = REGISTRY[section.name].partition(":")
     detector: Detector = getattr(import_module(module), factory)(section.settings, dataset)

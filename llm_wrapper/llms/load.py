@@ -50,8 +50,8 @@ def device() -> torch.device:
 
 def _has_fast_bfloat16(where: torch.device) -> bool:
     if where.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def _dtype(section: LLMSection, where: torch.device) -> torch.dtype:

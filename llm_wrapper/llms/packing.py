@@ -32,7 +32,7 @@ class Pack:
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """Return how many leading tokens all sequences share."""
-    first, last = min(sequences), max(sequences)
+    first, last = min(map(list, sequences)), max(map(list, sequences))
     return next(
         (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
     )

@@ -85,7 +85,7 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
 
 
 def _head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    logits = model.get_output_embeddings()(hidden)
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 

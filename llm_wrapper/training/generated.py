@@ -25,8 +25,8 @@ _LEFT = ("left {n}", "{n} on the left", "{n} on left", "the leftmost {n}", "the 
 _RIGHT = tuple(text.replace("left", "right") for text in _LEFT)
 _LARGE = ("the largest {n}", "biggest {n}", "big {n}", "the bigger {n}", "the larger {n}", "large {n}")
 _SMALL = ("the smallest {n}", "smallest {n}", "small {n}", "the smaller {n}", "little {n}", "tiny {n}")
-_NEAR = ("front {n}", "{n} in front", "the closest {n}", "the {n} closest to us", "{n} in the foreground", "nearest {n}",
-         "the {n} closest to the camera")  # fmt: skip
+_NEAR = ("front {n}", "{n} in front", "the closest {n}", "the {n} closest to us", "{n} in the foreground",
+         "nearest {n}", "the {n} closest to the camera")  # fmt: skip
 _FAR = (
     "back {n}",
     "{n} in the back",
@@ -41,8 +41,8 @@ _MIDDLE = ("middle {n}", "the {n} in the middle", "center {n}", "the {n} in the 
 _ORDINAL = ("the {o} {n} from the {d}", "{o} {n} from {d}", "{n} {o} from the {d}", "{o} from {d} {n}")
 _ONLY = ("{n}", "the {n}", "a {n}", "the only {n}", "{n} in the picture")
 _CORNER = ("{p} {n}", "{n} in the {p}", "{n} {p}", "the {n} in the {p} corner", "{p} corner {n}")
-_BESIDE = ("{n} next to the {m}", "the {n} near the {m}", "{n} by the {m}", "a {n} beside a {m}", "{n} closest to the {m}",
-           "{n} with the {m}")  # fmt: skip
+_BESIDE = ("{n} next to the {m}", "the {n} near the {m}", "{n} by the {m}", "a {n} beside a {m}",
+           "{n} closest to the {m}", "{n} with the {m}")  # fmt: skip
 
 _MARGIN = 0.05
 """Least difference of positions, as a share of the image's side, for a rank to be visible."""

@@ -58,7 +58,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `position_ids`, `labels` (b, t) and `attention_mask` (b, 1, t, t), additive."""
-        packs, lengths = [], []
+        packs: list[Pack] = []
+        lengths: list[Sequence[int]] = []
         for row in rows:
             examples = examples_of(
                 self.groups[row["group"]], self.recipe.prompt.format, self.recipe.train, epoch=row["epoch"]
