@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -34,9 +35,14 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 
 
 def _recipe(vlm: str, llm: str, data: str, train: str, overrides: list[str] | None, data_root: Path | None) -> Recipe:
-    more = [f"data.root={data_root}"] if data_root else []
+    more = [_assigned("data.root", data_root)] if data_root else []
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train}
     return compose(commands.recipes_folder(), names, [*more, *(overrides or [])])
+
+
+def _assigned(key: str, path: Path) -> str:
+    """Return an override that sets a path, quoted: a `#` or `: ` in it would mean something in YAML."""
+    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
 
 
 @data_app.command("check")
@@ -115,7 +121,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where the drawn picture goes.")] = Path("runs/predict.png"),
 ) -> None:
     """Find the box that an expression describes, and draw the ranked candidates."""
-    more = [f"detector.settings.path={boxes}"] if boxes else []
+    more = [_assigned("detector.settings.path", boxes)] if boxes else []
     recipe = _recipe("import" if boxes else vlm, llm, "mine", "default", [*more, *(overrides or [])], None)
     commands.predict_and_draw(recipe, run, (image, expression), out, _console)
 

@@ -58,7 +58,8 @@ def check_data(recipe: Recipe, console: Console) -> bool:
         except DataError as error:
             missing.append(error)
             continue
-        if dataset.samples:
+        # A file without splits is the same file under every name, and no leak from one split to another.
+        if dataset.samples and all(dataset.samples != other.samples for other in found):
             found.append(dataset)
     if not found:
         raise missing[0] if missing else DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")

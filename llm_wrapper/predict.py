@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from llm_wrapper import candidates, detectors
 from llm_wrapper.candidates import BuiltCandidates
@@ -29,7 +29,7 @@ __all__ = ["Result", "Wrapper"]
 class Result:
     """The answer for one picture and expression.
 
-    `ranked` holds every candidate with its probability (None where the system gives none), best first.
+    `ranked` holds every candidate with its probability (None where the system gives none), the chosen one first.
     """
 
     prediction: Prediction
@@ -94,7 +94,7 @@ def _sample(path: Path, expression: str) -> Sample:
     try:
         with Image.open(path) as image:
             width, height = ImageOps.exif_transpose(image).size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} cannot be read as an image: {error}") from error
     return Sample(path.stem, path.stem, path.stem, str(path), (width, height), expression, None)
 
@@ -102,4 +102,4 @@ def _sample(path: Path, expression: str) -> Sample:
 def _result(prediction: Prediction, built: BuiltCandidates) -> Result:
     shares: tuple[float | None, ...] = prediction.probabilities or (None,) * len(built.candidates)
     pairs = zip(built.candidates, shares, strict=True)
-    return Result(prediction, tuple(sorted(pairs, key=lambda pair: -(pair[1] or 0.0))))
+    return Result(prediction, tuple(sorted(pairs, key=lambda pair: (pair[0].box != prediction.box, -(pair[1] or 0.0)))))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError, listed
@@ -176,11 +177,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]
     try:
         text = path.read_text(encoding="utf-8")
         node, value = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        places = {} if node is None else {place: f"{path}:{line}" for place, line in _places(node)}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(value, dict) or node is None:
+    if not isinstance(value, dict):
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(value).__name__}")
-    return value, {place: f"{path}:{line}" for place, line in _places(node)}
+    return value, places
 
 
 def _named_file(root: Path, kind: str, name: str) -> Path:
@@ -189,8 +191,8 @@ def _named_file(root: Path, kind: str, name: str) -> Path:
         return path
     names = available(root, kind)
     raise RecipeError(
-        f"no {kind} recipe is named {name!r}{nearest(name, names)} There are: {', '.join(names) or 'none'} "
-        f"(files in {root / kind})"
+        f"no {kind} recipe is named {name!r}{nearest(name, names)} (there are: {', '.join(names) or 'none'}; "
+        f"files in {root / kind})"
     )
 
 
@@ -202,7 +204,7 @@ def _apply(sections: dict[str, Any], override: str) -> str | None:
         return f"override {override!r} is not of the form section.key=value"
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (ValueError, RecursionError, yaml.YAMLError):
         return f"override {override!r}: the value is not valid YAML"
     target = sections
     for key in path[:-1]:
@@ -213,9 +215,9 @@ def _apply(sections: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _explain(error: ValidationError, places: Mapping[tuple[str | int, ...], str]) -> list[str]:
+def _explain(rows: Sequence[ErrorDetails], places: Mapping[tuple[str | int, ...], str]) -> list[str]:
     problems = []
-    for row in error.errors():
+    for row in rows:
         location = tuple(row["loc"])
         known = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), None)
         name = ".".join(map(str, location))
@@ -236,11 +238,15 @@ def _keys(location: tuple[str | int, ...]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _validated(sections: Mapping[str, Any], places: Mapping[tuple[str | int, ...], str], more: list[str]) -> Recipe:
+def _validated(
+    sections: Mapping[str, Any], places: Mapping[tuple[str | int, ...], str], more: list[str], unread: set[str]
+) -> Recipe:
+    """Validate all sections; of those whose file could not be read only what is there."""
     try:
         recipe = Recipe.model_validate(dict(sections))
     except ValidationError as error:
-        raise RecipeError(listed("the recipe cannot be used", more + _explain(error, places))) from error
+        rows = [row for row in error.errors() if row["type"] != "missing" or row["loc"][0] not in unread]
+        raise RecipeError(listed("the recipe cannot be used", more + _explain(rows, places))) from error
     if more:
         raise RecipeError(listed("the recipe cannot be used", more))
     return recipe
@@ -260,24 +266,25 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
     sections: dict[str, Any] = {}
     places: dict[tuple[str | int, ...], str] = {}
     problems: list[str] = []
+    unread: set[str] = set()
     for kind, name in names.items():
         try:
             values, lines = _read(_named_file(root, kind, name))
         except RecipeError as error:
             problems.append(str(error))
+            unread.update(KINDS[kind])
             continue
         for section in values.keys() - set(KINDS[kind]):
             near = nearest(str(section), KINDS[kind])
-            problems.append(f"{lines[(section,)]}: a {kind} recipe has no section {section!r}{near}")
+            where = lines.get((section,), f"{root / kind / name}.yaml")
+            problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
         sections.update({key: value for key, value in values.items() if key in KINDS[kind]})
         places.update(lines)
     problems += [problem for override in overrides if (problem := _apply(sections, override))]
-    if any(name for name in problems if name.startswith("no ")):
-        raise RecipeError(listed("the recipe cannot be used", problems))
-    return _validated(sections, places, problems)
+    return _validated(sections, places, problems, unread)
 
 
 def load_resolved(path: Path) -> Recipe:
     """Read a resolved recipe, as a run folder keeps it."""
     values, places = _read(path)
-    return _validated(values, places, [])
+    return _validated(values, places, [], set())

@@ -60,7 +60,7 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
                 f"{folder} was begun with another recipe (see {folder / _RECIPE}). Go on with that one, or name "
                 "another folder with --run"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder. Name another with --run")
     artifacts.write_atomic(folder / _RECIPE, recipe.to_yaml())
     return folder

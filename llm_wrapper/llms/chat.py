@@ -45,7 +45,7 @@ class ChatEncoder:
         """
         ids = self._ids(self._text(prompt.messages, add_generation_prompt=True))
         found = sum(token in self._special for token in ids)
-        expected = self._num_special(len(prompt.messages))
+        expected = self._num_special(prompt.messages)
         if found != expected:
             raise PromptError(
                 f"the prompt of sample {prompt.sample_id} has {found} special tokens where its template has "
@@ -61,8 +61,14 @@ class ChatEncoder:
             whole = self._text([question, Message("assistant", str(index))], add_generation_prompt=False)
             if not whole.startswith(head):
                 raise ModelError("the chat template words the question differently once it is answered")
-            self._completions[index] = self._until_end_of_turn(self._ids(whole)[len(self._ids(head)) :])
+            self._completions[index] = self._until_end_of_turn(self._continuation(head, whole))
         return self._completions[index]
+
+    def _continuation(self, head: str, whole: str) -> list[int]:
+        """Return the token ids that follow those of `head`, which no tokenizer may change any more."""
+        prompt, ids = self._ids(head), self._ids(whole)
+        # A template that ends in a space (`Answer: `) can have its last token merged with the number behind it.
+        return ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(whole[len(head) :])
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -79,9 +85,9 @@ class ChatEncoder:
             )
         return (*ids, self.tokenizer.eos_token_id)
 
-    def _num_special(self, num_messages: int) -> int:
-        empty = [Message("user" if place % 2 == 0 else "assistant", "?") for place in range(num_messages)]
-        return sum(token in self._special for token in self._ids(self._text(empty, add_generation_prompt=True)))
+    def _num_special(self, messages: Sequence[Message]) -> int:
+        harmless = [Message(message.role, "?") for message in messages]
+        return sum(token in self._special for token in self._ids(self._text(harmless, add_generation_prompt=True)))
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         rows = [{"role": message.role, "content": message.content} for message in messages]

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 
@@ -157,7 +158,7 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation=_attention(section, where), **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, safetensors.SafetensorError) as error:
         raise ModelError(f"llm.model={section.model} cannot be loaded: {error}") from error
     if quantization is None:
         model.to(where)
@@ -179,7 +180,13 @@ def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
         raise ModelError(f"{adapter} holds no adapter (adapter_config.json is missing); train one with: make train")
     try:
         model = peft.PeftModel.from_pretrained(llm.model, str(adapter))
-    except (OSError, RuntimeError, ValueError) as error:
+        # PEFT leaves weights alone that only one side has, so half an adapter would pass as a whole one.
+        differing = peft.utils.load_peft_weights(str(adapter), device="cpu").keys() ^ peft.get_peft_model_state_dict(
+            model, save_embedding_layers=False
+        )
+        if differing:
+            raise ValueError(f"{len(differing)} weights are in one of them alone, such as {min(differing)}")
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"the adapter {adapter} does not fit {llm.section.model}: {error}") from error
     return LoadedLLM(model.eval(), llm.tokenizer, llm.section)
 
@@ -187,10 +194,10 @@ def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
 def can_share_prefixes(model: Any) -> bool:
     """Tell whether packed sequences see what they would see alone.
 
-    They do not where attention is local (a window counts places in the row, not positions), nor with flash attention,
-    which takes no mask.
+    They do not where attention is local (a window counts places in the row, not positions) or a layer has none (a
+    recurrent state), nor with flash attention, which takes no mask.
     """
     config = model.config.get_text_config()
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
-    is_local = getattr(config, "sliding_window", None) is not None or any("local" in k or "sliding" in k for k in kinds)
+    is_local = getattr(config, "sliding_window", None) is not None or bool(kinds - {"full_attention", "global"})
     return not is_local and config._attn_implementation in {"eager", "sdpa"}

@@ -17,7 +17,7 @@ from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
 from llm_wrapper.llms.packing import Pack, by_budget, collate, pack_tree
 from llm_wrapper.records import Answer, Prompt
 
-__all__ = ["additive_mask", "score"]
+__all__ = ["additive_mask", "attention_mask", "score"]
 
 _MAX_GROUP = 16
 """Most expressions behind one prefix; attention grows with the square of a pack."""
@@ -35,6 +35,18 @@ class _Question:
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Turn a boolean mask (True: may look) into what eager and SDPA attention add to their logits."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def attention_mask(model: Any, packs: Sequence[Pack], visible: torch.Tensor) -> torch.Tensor:
+    """Return the mask that a model takes for collated packs: (b, 1, t, t) and additive, or (b, t) and boolean.
+
+    Where prefixes cannot be shared, packs are plain sequences, padded on the right: then a 2-D mask says all, and the
+    model puts its own window on it, which it would not put on a 4-D mask.
+    """
+    if can_share_prefixes(model):
+        return additive_mask(visible, model.dtype)
+    lengths = torch.tensor([len(pack) for pack in packs], device=visible.device)
+    return torch.arange(visible.shape[-1], device=visible.device)[None, :] < lengths[:, None]
 
 
 def _questions(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[_Question]:
@@ -63,7 +75,7 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
     """Return, for each pack and path, the log-probability of the last `span` tokens of its sequence."""
     model = llm.model.get_base_model() if hasattr(llm.model, "get_base_model") else llm.model
     batch = {key: value.to(model.device) for key, value in collate(packs, llm.tokenizer.pad_token_id).items()}
-    batch["attention_mask"] = additive_mask(batch["attention_mask"], model.dtype)
+    batch["attention_mask"] = attention_mask(model, packs, batch["attention_mask"])
     wanted = [
         (row, pack.parents[place], pack.input_ids[place])
         for row, pack in enumerate(packs)

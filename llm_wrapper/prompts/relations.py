@@ -63,8 +63,13 @@ def _position(box: Box, image_wh: tuple[int, int]) -> str:
     return f"{row} {column}".strip() or "center"
 
 
-def _ranks(boxes: Sequence[Box], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
-    ordered = sorted(members, key=lambda index: key(boxes[index]))
+def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
+    def place(index: int) -> tuple[object, ...]:
+        """Equals are told apart by where they are, not by where they stand in the list."""
+        box = candidates[index].box
+        return (key(box), box.center, box.xyxy, candidates[index].label)
+
+    ordered = sorted(members, key=place)
     return {index: Rank(rank, len(members)) for rank, index in enumerate(ordered, start=1)}
 
 
@@ -75,7 +80,6 @@ def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[R
         candidates: All candidates of one image; labels are compared after lower-casing.
         image_wh: Width and height of the image in pixels.
     """
-    boxes = [candidate.box for candidate in candidates]
     groups: dict[str, list[int]] = defaultdict(list)
     for index, candidate in enumerate(candidates):
         groups[candidate.label.strip().lower()].append(index)
@@ -88,9 +92,9 @@ def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[R
     own: dict[str, dict[int, Rank]] = {name: {} for name in keys}
     for name, key in keys.items():
         for members in groups.values():
-            own[name].update(_ranks(boxes, members, key))
-    everyone = range(len(boxes))
-    left, size = _ranks(boxes, everyone, keys["left"]), _ranks(boxes, everyone, keys["size"])
+            own[name].update(_ranks(candidates, members, key))
+    everyone = range(len(candidates))
+    left, size = _ranks(candidates, everyone, keys["left"]), _ranks(candidates, everyone, keys["size"])
     return [
         Relations(
             left=own["left"][index],
@@ -99,7 +103,7 @@ def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[R
             near=own["near"][index],
             left_of_all=left[index],
             size_of_all=size[index],
-            position=_position(boxes[index], image_wh),
+            position=_position(candidates[index].box, image_wh),
         )
         for index in everyone
     ]

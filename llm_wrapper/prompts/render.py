@@ -85,7 +85,7 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     try:
         return environment.from_string(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise PromptError(
             f"prompt format {name!r} is neither one of {', '.join(FORMATS)} nor a readable template file ({error})"
         ) from error
@@ -136,6 +136,6 @@ def render(sample: Sample, candidates: Sequence[Candidate], prompt_format: str) 
             width=sample.image_wh[0],
             height=sample.image_wh[1],
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
     return Prompt(sample.sample_id, (Message("user", content.strip()),), tuple(candidates), prompt_format)

@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_wrapper.boxes import FloatArray, array
 from llm_wrapper.prompts.relations import Relations, ordinal, relate
+from llm_wrapper.prompts.text import clean_label
 from llm_wrapper.prompts.vocabulary import SYNONYMS, names_of, words_of
 from llm_wrapper.records import Candidate
 
@@ -67,10 +68,14 @@ class _Scene:
     """(n, 4) xyxy as shares of the image's width and height."""
 
 
-def _names(label: str, present: set[str]) -> list[str]:
-    """Return names of a label that name no other label present, the label itself most often."""
-    own = " ".join(words_of(label)) or label
-    others = [name for other in present if other != label for name in names_of(other)]
+def _own_name(label: str) -> str:
+    """Return the words of a label; labels of the same words are one kind, whatever stands between the words."""
+    return " ".join(words_of(label)) or clean_label(label)
+
+
+def _names(own: str, present: set[str]) -> list[str]:
+    """Return names of a kind that name no other kind present, its own most often."""
+    others = [name for other in present if other != own for name in names_of(other)]
     synonyms = [word for word in SYNONYMS.get(own, "").split()[:14] if (word,) not in others]
     return [own] * max(1, len(synonyms)) + synonyms
 
@@ -130,7 +135,9 @@ def _size_claims(scene: _Scene, members: Sequence[int]) -> Iterator[tuple[int, s
 def _corner_claims(scene: _Scene, members: Sequence[int]) -> Iterator[tuple[int, str]]:
     words = [scene.relations[index].position for index in members]
     for index, word in zip(members, words, strict=True):
-        if words.count(word) == 1 and word != "center":
+        # Top left is on the left too: of two zebras, one left and one top left, neither is "the zebra on the left".
+        fitting = [other for other in words if set(word.split()) <= set(other.split())]
+        if len(fitting) == 1 and word != "center":
             yield from ((index, text.replace("{p}", word)) for text in _CORNER)
 
 
@@ -169,7 +176,7 @@ def generate(
     """
     groups: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
-        groups.setdefault(candidate.label.strip().lower(), []).append(index)
+        groups.setdefault(_own_name(candidate.label), []).append(index)
     shares = array([candidate.box for candidate in candidates]) / np.array([*image_wh, *image_wh], dtype=np.float64)
     scene = _Scene(candidates, relate(candidates, image_wh), groups, shares)
     pools = {label: [kind for kind in _claims(scene, members) if kind] for label, members in groups.items()}

@@ -18,7 +18,7 @@ import trl
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
 from llm_wrapper.llms.packing import Pack, collate, pack_tree
-from llm_wrapper.llms.score import additive_mask
+from llm_wrapper.llms.score import attention_mask
 from llm_wrapper.recipe import LoraSection, Recipe
 from llm_wrapper.training.examples import Example, Group, examples_of, schedule
 
@@ -57,7 +57,7 @@ class Collator:
     recipe: Recipe
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `position_ids`, `labels` (b, t) and `attention_mask` (b, 1, t, t), additive."""
+        """Return `input_ids`, `position_ids`, `labels` (b, t) and the `attention_mask` that the model takes."""
         packs: list[Pack] = []
         lengths: list[Sequence[int]] = []
         for row in rows:
@@ -73,17 +73,8 @@ class Collator:
                 lengths += [[span] for span in spans]
         batch = collate(packs, self.llm.tokenizer.pad_token_id)
         batch["labels"] = _labels(packs, lengths, batch["input_ids"])
-        if self.llm.model.config._attn_implementation == "flash_attention_2":
-            # Packs are plain sequences here, padded on the right: a 2-D mask says all.
-            batch["attention_mask"] = batch["attention_mask"][:, 0].any(dim=1) & _real(packs, batch["input_ids"])
-        else:
-            batch["attention_mask"] = additive_mask(batch["attention_mask"], self.llm.model.dtype)
+        batch["attention_mask"] = attention_mask(self.llm.model, packs, batch["attention_mask"])
         return batch
-
-
-def _real(packs: Sequence[Pack], input_ids: torch.Tensor) -> torch.Tensor:
-    lengths = torch.tensor([len(pack) for pack in packs])
-    return torch.arange(input_ids.shape[1])[None, :] < lengths[:, None]
 
 
 def _labels(packs: Sequence[Pack], lengths: Sequence[Sequence[int]], input_ids: torch.Tensor) -> torch.Tensor:
@@ -174,6 +165,7 @@ def _arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
         gradient_checkpointing=section.gradient_checkpointing,
         logging_steps=10,
         logging_first_step=True,
+        logging_nan_inf_filter=False,
         save_steps=section.save_steps,
         save_total_limit=2,
         seed=section.seed,
@@ -208,18 +200,19 @@ def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
         peft_config=_lora(recipe.train.lora, llm.model),
         callbacks=[_Log(folder / "train_log.jsonl")],
     )
-    last = transformers.trainer_utils.get_last_checkpoint(str(folder / "checkpoints")) if _started(folder) else None
-    outcome = trainer.train(resume_from_checkpoint=last)
+    outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     trainer.model.save_pretrained(str(folder / "adapter"))
     trainable, everything = trainer.model.get_nb_trainable_parameters()
     return {
         "steps": outcome.global_step,
-        "loss": outcome.training_loss,
+        "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row][-1],
         "trainable_parameters": trainable,
         "parameters": everything,
         "seconds": round(outcome.metrics["train_runtime"], 1),
     }
 
 
-def _started(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir()
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the last complete checkpoint: its state is written last, so one that was cut off has none."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
