@@ -104,7 +104,11 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     groups, left_out["too_long"] = sft.fit_to_length(llm, groups, recipe)
     num_samples = sum(len(group.samples) for group in groups)
     console.print(f"{num_samples} samples in {len(groups)} groups; left out: {left_out}", highlight=False)
-    outcome = sft.train(llm, groups, recipe, folder)
+    try:
+        outcome = sft.train(llm, groups, recipe, folder)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; go on from the last checkpoint: the same command with RUN={folder}")
+        raise
     facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(sets)}
     runs.finish(folder, facts)
     console.print(f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s", highlight=False)
@@ -240,8 +244,11 @@ def predict_and_draw(recipe: Recipe, run: Path | None, question: tuple[Path, str
 
 
 def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
-    """Walk the whole road on the toy split and leave runs/demo with table, predictions and summary.json."""
-    folder = runs.ROOT / "demo"
+    """Walk the whole road on the toy split and leave runs/demo with table, predictions and summary.json.
+
+    The fast way is a few steps and few samples, in runs/demo-fast: it shows that the road is whole, nothing more.
+    """
+    folder = runs.ROOT / ("demo-fast" if fast else "demo")
     if fast:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)

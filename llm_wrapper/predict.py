@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from llm_wrapper import candidates, detectors
+from llm_wrapper import candidates, detectors, runs
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.scenes import Scene
@@ -52,6 +52,16 @@ class Wrapper:
 
     recipe: Recipe
     ask: Ask | None
+
+    @classmethod
+    def from_run(cls, folder: str | Path) -> Wrapper:
+        """Load the detector, LLM and adapter of a finished training run.
+
+        Raises:
+            RunError: If the folder is no run.
+            ModelError: If it has no adapter yet.
+        """
+        return cls.from_recipe(runs.recipe_of(Path(folder)), Path(folder) / "adapter")
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, adapter: Path | None = None) -> Wrapper:

@@ -124,7 +124,7 @@ class TrainSection(_Section):
     min_candidates: int = Field(2, ge=2)
     limit: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
-    save_steps: int = Field(200, ge=1)
+    save_steps: int = Field(100, ge=1)
     seed: int = 0
     also: list[OtherData] = []
 
@@ -196,8 +196,8 @@ def _named_file(root: Path, kind: str, name: str) -> Path:
     )
 
 
-def _apply(sections: dict[str, Any], override: str) -> str | None:
-    """Set one `section.key=value`; return the problem, if there is one."""
+def _apply(sections: dict[str, Any], places: dict[tuple[str | int, ...], str], override: str) -> str | None:
+    """Set one `section.key=value`, and that its place is the command line; return the problem, if there is one."""
     name, sign, text = override.partition("=")
     path = name.split(".")
     if not sign or len(path) < 2 or not all(path):
@@ -212,6 +212,10 @@ def _apply(sections: dict[str, Any], override: str) -> str | None:
         if not isinstance(target, dict):
             return f"override {override!r}: {key} is not a section"
     target[path[-1]] = value
+    for place in [place for place in places if place[: len(path)] == tuple(path)]:
+        del places[place]
+    for length in range(1, len(path) + 1):
+        places.setdefault(tuple(path[:length]), f"override {override!r}")
     return None
 
 
@@ -280,7 +284,7 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
             problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
         sections.update({key: value for key, value in values.items() if key in KINDS[kind]})
         places.update(lines)
-    problems += [problem for override in overrides if (problem := _apply(sections, override))]
+    problems += [problem for override in overrides if (problem := _apply(sections, places, override))]
     return _validated(sections, places, problems, unread)
 
 

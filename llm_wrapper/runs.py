@@ -8,6 +8,7 @@ runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before a
 
 from __future__ import annotations
 
+import glob
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["ROOT", "finish", "is_complete", "latest", "new_name", "open_run", "r
 ROOT = Path("runs")
 _MANIFEST = "manifest.json"
 _RECIPE = "recipe.yaml"
+_STAMP = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z"
 
 
 def new_name(prefix: str) -> str:
@@ -73,5 +75,5 @@ def finish(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def latest(prefix: str) -> Path | None:
-    """Return the newest complete run whose name begins with a prefix, by its time stamp."""
-    return max((path for path in ROOT.glob(f"{prefix}-2*") if is_complete(path)), default=None)
+    """Return the newest complete run that `new_name` named with a prefix, by its time stamp."""
+    return max((path for path in ROOT.glob(f"{glob.escape(prefix)}-{_STAMP}-*") if is_complete(path)), default=None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation.decide import decide, detector_choice, oracle_choice
-from llm_wrapper.llms import rule
+from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.prompts.render import render
 from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt

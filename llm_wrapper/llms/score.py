@@ -86,8 +86,10 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
     unique = sorted({(row, place) for row, place, _ in wanted})
     where = {key: number for number, key in enumerate(unique)}
     rows, places = (torch.tensor(column, device=model.device) for column in zip(*unique, strict=True))
-    hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places]
-    table = torch.log_softmax(_head(model, hidden).float(), dim=-1)
+    # Adapters are kept in float32; as in training, their products are computed in the model's own type.
+    with torch.autocast(model.device.type, dtype=model.dtype, enabled=model.dtype != torch.float32):
+        hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places]
+        table = torch.log_softmax(_head(model, hidden).float(), dim=-1)
     picked = table[
         torch.tensor([where[row, place] for row, place, _ in wanted], device=table.device),
         torch.tensor([token for _, _, token in wanted], device=table.device),

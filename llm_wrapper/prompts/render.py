@@ -11,13 +11,14 @@ import jinja2
 import jinja2.sandbox
 
 from llm_wrapper.errors import PromptError
+from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.relations import Rank, Relations, ordinal, relate
 from llm_wrapper.prompts.text import clean, clean_label
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 
 __all__ = ["FORMATS", "ShownCandidate", "render"]
 
-FORMATS = ("coords", "coords_scores", "compact", "relations")
+FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -124,14 +125,17 @@ def render(sample: Sample, candidates: Sequence[Candidate], prompt_format: str) 
         sample: Gives the expression and the image's size; its target is never looked at.
         candidates: In the order to be shown; index i is the i-th line.
         prompt_format: One of `FORMATS`, or the path of a Jinja template that gets `candidates`
-            (`ShownCandidate`), `expression`, `width` and `height`.
+            (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `expression`, `width` and
+            `height`.
 
     Raises:
         PromptError: If the template is missing or wrong, or shows a score that a candidate does not have.
     """
     try:
+        shown = _shown(candidates, sample.image_wh)
         content = _template(prompt_format).render(
-            candidates=_shown(candidates, sample.image_wh),
+            candidates=shown,
+            likely=[shown[index] for index in rule.rank(sample.expression, candidates)],
             expression=clean(sample.expression),
             width=sample.image_wh[0],
             height=sample.image_wh[1],

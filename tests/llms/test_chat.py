@@ -24,7 +24,7 @@ QUESTIONS = {
     "nothing but space inside": "a\n\n\tb",
 }
 SPACED = "{% for m in messages %}{{ 'Q: ' + m.content + '\nA: ' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
-UNMARKED = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}\nA:{% endif %}{% endfor %}"
+UNMARKED = "{% for m in messages %}{{ m.content }}{{ '\nA:' if m.role == 'user' else '' }}{% endfor %}"
 
 
 @pytest.mark.parametrize("style", tiny.STYLES)

