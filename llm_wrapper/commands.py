@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ __all__ = [
     "train",
 ]
 
+_log = logging.getLogger(__name__)
 _SPLITS = ("train", "val", "test", "testA", "testB")
 
 
@@ -189,6 +191,8 @@ def _with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
     if not runs.is_complete(job.run):
         raise RunError(f"{job.run} holds no finished training; go on with it: make train RUN={job.run}")
     trained = runs.recipe_of(job.run)
+    if job.recipe.candidates != trained.candidates:
+        _log.warning("candidates are built by %s; training had %s", job.recipe.candidates, trained.candidates)
     update = {"prompt": trained.prompt, "llm": trained.llm.model_copy(update={"decode": job.recipe.llm.decode})}
     return job.recipe.model_copy(update=update), job.run / "adapter"
 

@@ -125,17 +125,20 @@ def render(sample: Sample, candidates: Sequence[Candidate], prompt_format: str) 
         sample: Gives the expression and the image's size; its target is never looked at.
         candidates: In the order to be shown; index i is the i-th line.
         prompt_format: One of `FORMATS`, or the path of a Jinja template that gets `candidates`
-            (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `expression`, `width` and
-            `height`.
+            (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `company` (index of a
+            likely one -> labels of what the expression names and it is closest to), `expression`, `width` and `height`.
 
     Raises:
         PromptError: If the template is missing or wrong, or shows a score that a candidate does not have.
     """
+    shown = _shown(candidates, sample.image_wh)
+    likely = rule.rank(sample.expression, candidates)
+    company = rule.companions(sample.expression, candidates, likely)
     try:
-        shown = _shown(candidates, sample.image_wh)
         content = _template(prompt_format).render(
             candidates=shown,
-            likely=[shown[index] for index in rule.rank(sample.expression, candidates)],
+            likely=[shown[index] for index in likely],
+            company={index: [clean_label(label) for label in labels] for index, labels in company.items()},
             expression=clean(sample.expression),
             width=sample.image_wh[0],
             height=sample.image_wh[1],

@@ -15,7 +15,7 @@ from llm_wrapper.boxes import FloatArray, array
 from llm_wrapper.prompts.vocabulary import names_of, singular, words_of
 from llm_wrapper.records import Candidate, Choice
 
-__all__ = ["choose", "rank"]
+__all__ = ["choose", "companions", "rank"]
 
 _Key = Callable[[FloatArray], FloatArray]
 
@@ -111,6 +111,43 @@ def rank(expression: str, candidates: Sequence[Candidate]) -> list[int]:
         kept = [index for index in kept if candidates[index].box.area >= _PROMINENT * largest]
     keys = _keys(text, array([candidates[index].box for index in kept]))
     return [kept[place] for place in keys.argsort(kind="stable")]
+
+
+def companions(expression: str, candidates: Sequence[Candidate], likely: Sequence[int]) -> dict[int, list[str]]:
+    """Return which of the likely candidates is closest to each other kind of object that the expression names.
+
+    Closest is the one whose box covers most of an object of that kind, less the distance of their centers as a share
+    of the candidates' extent: "a man holding a frisbee" is the man by the frisbee.
+
+    Args:
+        expression: The referring expression.
+        candidates: All candidates of the image.
+        likely: Indices of those in question, see `rank`.
+
+    Returns:
+        Index of a likely candidate -> labels of what it is closest to.
+    """
+    words = [singular(word) for word in words_of(expression)]
+    own = {candidates[index].label for index in likely}
+    found: dict[int, list[str]] = {}
+    for label in sorted({candidate.label for candidate in candidates} - own):
+        if likely and _mentions(label, words):
+            things = array([candidate.box for candidate in candidates if candidate.label == label])
+            closeness = _closeness(array([candidates[index].box for index in likely]), things)
+            found.setdefault(likely[int(closeness.max(axis=1).argmax())], []).append(label)
+    return found
+
+
+def _closeness(boxes: FloatArray, things: FloatArray) -> FloatArray:
+    """Return (n, m): the share of thing j that box i covers, less the distance of their centers."""
+    low = np.maximum(boxes[:, None, :2], things[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], things[None, :, 2:])
+    covered = np.prod(np.clip(high - low, 0, None), axis=2) / _area(things)[None, :]
+    everything = np.concatenate([boxes, things])
+    extent = np.linalg.norm(everything[:, 2:].max(axis=0) - everything[:, :2].min(axis=0))
+    centers = (boxes[:, None, :2] + boxes[:, None, 2:] - things[None, :, :2] - things[None, :, 2:]) / 2
+    closeness: FloatArray = covered - np.linalg.norm(centers, axis=2) / extent
+    return closeness
 
 
 def choose(expression: str, candidates: Sequence[Candidate]) -> Choice:

@@ -125,7 +125,7 @@ def words_of(text: str) -> tuple[str, ...]:
 def names_of(label: str) -> dict[tuple[str, ...], int]:
     """Return the word sequences that name a label, each with its penalty: 0 the label itself, 1 a synonym."""
     own = words_of(label)
-    names = {own: 0}
+    names = {own: 0} if own else {}
     if len(own) > 1:
         names.setdefault(own[-1:], 1)
     for synonym in SYNONYMS.get(" ".join(own), "").split():

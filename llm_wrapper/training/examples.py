@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
@@ -67,13 +68,18 @@ def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Gr
     with IoU > 0.5 (paper, training details).
     """
     left_out: Counter[str] = Counter()
-    members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
+    usable: list[tuple[Scene, int]] = []
     for scene in scenes:
         reason = _left_out(scene, section)
         target = target_index(scene.built, scene.sample)
         if reason is not None or target is None:
             left_out[reason or "no_target"] += 1
-            continue
+        else:
+            usable.append((scene, target))
+    balanced = _balanced(usable, section)
+    left_out["rule_is_right"] = len(usable) - len(balanced)
+    members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
+    for scene, target in balanced:
         members[scene.sample.image_id, scene.built.candidates].append((scene.sample, target))
     groups = []
     size = max(1, section.expressions_per_group - section.generated_per_group)
@@ -82,6 +88,21 @@ def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Gr
             samples, targets = zip(*rows[start : start + size], strict=True)
             groups.append(Group(samples, targets, candidates))
     return groups, dict(left_out)
+
+
+def _balanced(usable: list[tuple[Scene, int]], section: TrainSection) -> list[tuple[Scene, int]]:
+    """Leave out samples on which the rule is right, drawn by the seed, until they make up `rule_share` at most."""
+    if section.rule_share is None:
+        return usable
+    right = [
+        place
+        for place, (scene, target) in enumerate(usable)
+        if rule.choose(scene.sample.expression, scene.built.candidates).index == target
+    ]
+    wanted = int((len(usable) - len(right)) * section.rule_share / (1 - section.rule_share))
+    random.Random(section.seed).shuffle(right)
+    surplus = set(right[wanted:])
+    return [row for place, row in enumerate(usable) if place not in surplus]
 
 
 def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:

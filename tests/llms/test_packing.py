@@ -85,7 +85,7 @@ def test_random_trees_see_what_they_see_alone(trees: list[list[list[int]]], merg
     assert_as_alone("eager", trees, merge=merge)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sequences(), st.booleans())
 def test_paths_spell_the_sequences_and_parents_come_first(tree: list[list[int]], merge: bool) -> None:
     pack = pack_tree(tree, merge=merge)
@@ -95,14 +95,14 @@ def test_paths_spell_the_sequences_and_parents_come_first(tree: list[list[int]],
     assert set().union(*pack.paths) == set(range(len(pack)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sequences())
 def test_merged_packs_hold_no_token_twice(tree: list[list[int]]) -> None:
     pack = pack_tree(tree, merge=True)
     assert len(pack) == len({tuple(tokens[:end]) for tokens in tree for end in range(1, len(tokens) + 1)})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sequences())
 def test_branches_stand_side_by_side(tree: list[list[int]]) -> None:
     pack = pack_tree(tree, merge=False)

@@ -29,7 +29,8 @@ CHATML = (
 )
 LLAMA3 = (
     "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
-    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 GEMMA = (
@@ -52,7 +53,7 @@ _GPT2 = r" ?\d+| ?[^\s\d]+|\s+"
 
 @dataclass(frozen=True)
 class Style:
-    """What makes a chat style: how text is cut, the special tokens (begin or None, end of text, others), the template."""
+    """What makes a chat style: how text is cut before merging, the special tokens, the template."""
 
     cut: str
     bos: str | None
@@ -128,6 +129,7 @@ _SIZES: dict[str, Any] = {
     "max_position_embeddings": 1024,
     # Large enough that a token's probability hangs on what the token sees: a wrong mask must show.
     "initializer_range": 0.3,
+    "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -170,7 +172,7 @@ def _gpt_neo() -> Any:
 CONFIGS: dict[str, Callable[[], Any]] = {"llama": _llama, "mixtral": _mixtral, "gemma2": _gemma2, "gpt_neo": _gpt_neo}
 
 PAIRS = [("llama", "chatml"), ("llama", "numbers"), ("mixtral", "llama3"), ("gemma2", "gemma"), ("gpt_neo", "bare")]
-"""Architectures with the tokenizers they are tested with; the last two look at a window of 8 places in every other layer."""
+"""Architectures with their tokenizers; the last two look back 8 places only, in every other layer."""
 
 
 def model(name: str, *, attention: str = "eager", seed: int = 0) -> Any:

@@ -1,0 +1,161 @@
+"""Ranks and position words are geometry: they do not depend on the order in which candidates are shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_wrapper.prompts.relations import Rank, Relations, ordinal, relate
+from llm_wrapper.records import Box, Candidate
+
+WH = (100, 100)
+
+
+def candidate(label: str, *xyxy: float) -> Candidate:
+    return Candidate(Box(*xyxy), label, None, "d", "od")
+
+
+def at(label: str, x: float, y: float, side: float = 10.0) -> Candidate:
+    """A square around a center."""
+    return candidate(label, x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+
+
+ZEBRAS = (
+    candidate("zebra", 310.2, 80.0, 620.5, 420.0),
+    candidate("zebra", 15.0, 90.5, 298.0, 405.0),
+    candidate("grass", 0.0, 300.0, 640.0, 480.0),
+)
+
+
+def test_walk_through_sample() -> None:
+    right, left, grass = relate(ZEBRAS, (640, 480))
+    assert right == Relations(Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(3, 3), Rank(2, 3), "right")
+    assert left == Relations(Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 3), Rank(3, 3), "left")
+    assert grass == Relations(Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(2, 3), Rank(1, 3), "bottom")
+
+
+def test_one_candidate_is_the_only_one_of_everything() -> None:
+    (only,) = relate([at("cat", 50, 50)], WH)
+    assert only == Relations(*[Rank(1, 1)] * 6, "center")
+    assert not only.left.is_first
+    assert not only.left.is_last
+
+
+def test_no_candidate_has_no_relations() -> None:
+    assert relate([], WH) == []
+
+
+def test_a_row_counts_from_the_left() -> None:
+    places = [70, 10, 90, 30, 50]
+    found = relate([at("cat", x, 50) for x in places], WH)
+    assert [each.left.rank for each in found] == [4, 1, 5, 2, 3]
+    assert [each.left for each in found] == [each.left_of_all for each in found]
+
+
+def test_a_column_counts_from_the_top_and_the_nearest_stands_lowest() -> None:
+    found = relate([at("cat", 50, 20), at("cat", 50, 80), at("cat", 50, 50)], WH)
+    assert [each.top.rank for each in found] == [1, 3, 2]
+    assert [each.near.rank for each in found] == [3, 1, 2]
+
+
+def test_nearness_is_the_lower_edge_and_top_the_center() -> None:
+    tall, short = candidate("cat", 0, 0, 10, 90), candidate("cat", 20, 50, 30, 80)
+    found = relate([tall, short], WH)
+    assert (found[0].near.rank, found[0].top.rank) == (1, 1)
+
+
+def test_size_counts_from_the_largest_area() -> None:
+    found = relate([at("cat", 50, 50, side) for side in (10, 40, 20)], WH)
+    assert [each.size.rank for each in found] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("label", ["ZEBRA", "Zebra", " zebra ", "zebra\n"])
+def test_labels_that_differ_only_in_case_are_one_kind(label: str) -> None:
+    found = relate([at("zebra", 20, 50), at(label, 80, 50)], WH)
+    assert [each.left for each in found] == [Rank(1, 2), Rank(2, 2)]
+
+
+def test_other_labels_count_among_all_but_not_among_their_kind() -> None:
+    found = relate([at("cat", 80, 50), at("dog", 20, 50, 30)], WH)
+    assert [each.left for each in found] == [Rank(1, 1), Rank(1, 1)]
+    assert [each.left_of_all.rank for each in found] == [2, 1]
+    assert [each.size_of_all.rank for each in found] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        (10, 10, "top left"),
+        (50, 10, "top"),
+        (90, 10, "top right"),
+        (10, 50, "left"),
+        (50, 50, "center"),
+        (90, 50, "right"),
+        (10, 90, "bottom left"),
+        (50, 90, "bottom"),
+        (90, 90, "bottom right"),
+        (35.9, 50, "left"),
+        (36, 64, "center"),
+        (64.1, 50, "right"),
+    ],
+)
+def test_position_words(x: float, y: float, expected: str) -> None:
+    assert relate([at("cat", x, y)], WH)[0].position == expected
+
+
+def test_equal_positions_are_told_apart_by_place_not_by_order() -> None:
+    upper, lower = at("cat", 50, 20), at("cat", 50, 80)
+    assert [each.left.rank for each in relate([upper, lower], WH)] == [1, 2]
+    assert [each.left.rank for each in relate([lower, upper], WH)] == [2, 1]
+    assert [each.size.rank for each in relate([lower, upper], WH)] == [2, 1]
+
+
+def test_identical_boxes_of_one_label_share_out_the_ranks() -> None:
+    found = relate([at("cat", 50, 50), at("cat", 50, 50)], WH)
+    assert sorted(each.left.rank for each in found) == [1, 2]
+
+
+COORDINATE = st.integers(0, 6)
+BOXES = st.tuples(COORDINATE, COORDINATE, st.integers(1, 4), st.integers(1, 4)).map(
+    lambda xywh: Box(xywh[0], xywh[1], xywh[0] + xywh[2], xywh[1] + xywh[3])
+)
+CANDIDATES = st.lists(
+    st.builds(Candidate, BOXES, st.sampled_from(["cat", "Cat", "dog"]), st.none(), st.just("d"), st.just("od")),
+    max_size=8,
+    unique_by=lambda each: (each.box.xyxy, each.label),
+)
+
+
+@given(st.data(), CANDIDATES)
+def test_relations_do_not_depend_on_the_order(data: st.DataObject, candidates: list[Candidate]) -> None:
+    order = data.draw(st.permutations(range(len(candidates))))
+    shuffled = relate([candidates[place] for place in order], (10, 10))
+    expected = relate(candidates, (10, 10))
+    assert shuffled == [expected[place] for place in order]
+
+
+@given(CANDIDATES)
+def test_ranks_are_a_permutation(candidates: list[Candidate]) -> None:
+    found = relate(candidates, (10, 10))
+    everyone = list(range(1, len(candidates) + 1))
+    assert sorted(each.left_of_all.rank for each in found) == everyone
+    assert sorted(each.size_of_all.rank for each in found) == everyone
+    cats = [each for each, one in zip(found, candidates, strict=True) if one.label != "dog"]
+    for name in ("left", "size", "top", "near"):
+        ranks = [getattr(each, name) for each in cats]
+        assert sorted(rank.rank for rank in ranks) == list(range(1, len(cats) + 1))
+        assert {rank.count for rank in ranks} <= {len(cats)}
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "first", "last"),
+    [(1, 1, False, False), (1, 2, True, False), (2, 2, False, True), (2, 3, False, False)],
+)
+def test_first_and_last_need_company(rank: int, count: int, first: bool, last: bool) -> None:
+    assert (Rank(rank, count).is_first, Rank(rank, count).is_last) == (first, last)
+
+
+@pytest.mark.parametrize(("rank", "word"), [(1, "first"), (2, "second"), (10, "tenth"), (11, "11th"), (20, "20th")])
+def test_ordinal(rank: int, word: str) -> None:
+    assert ordinal(rank) == word

@@ -1,0 +1,186 @@
+"""The chooser without a model: what it says of names, directions and sizes, and how often it is right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_wrapper import candidates as building
+from llm_wrapper import metrics
+from llm_wrapper.candidates import CandidatePolicy
+from llm_wrapper.datasets import refer
+from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detectors import coco
+from llm_wrapper.evaluation import systems
+from llm_wrapper.prompts import rule
+from llm_wrapper.records import Box, Candidate, Choice
+
+_REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
+
+
+def candidate(label: str, *xyxy: float) -> Candidate:
+    return Candidate(Box(*xyxy), label, None, "d", "od")
+
+
+def at(label: str, x: float, y: float, side: float = 20.0) -> Candidate:
+    """A square around a center."""
+    return candidate(label, x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+
+
+ZEBRAS = (
+    candidate("zebra", 310.2, 80.0, 620.5, 420.0),
+    candidate("zebra", 15.0, 90.5, 298.0, 405.0),
+    candidate("grass", 0.0, 300.0, 640.0, 480.0),
+)
+
+# One cat in each direction; the middle one is larger, the one below a little smaller than the others.
+LEFT, RIGHT, TOP, BOTTOM, MIDDLE = range(5)
+CROSS = (at("cat", 20, 50), at("cat", 80, 50), at("cat", 45, 15), at("cat", 55, 90, 16), at("cat", 50, 50, 30))
+
+
+def chosen(expression: str, candidates: tuple[Candidate, ...] = CROSS) -> int | None:
+    return rule.choose(expression, candidates).index
+
+
+def test_walk_through_sample() -> None:
+    assert rule.choose("left zebra", ZEBRAS) == Choice(1)
+    assert [chosen(text, ZEBRAS) for text in ("right zebra", "zebra", "grass")] == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("left cat", LEFT),
+        ("the leftmost cat", LEFT),
+        ("cat on the left-most side", LEFT),
+        ("right cat", RIGHT),
+        ("the cat furthest to the right", RIGHT),
+        ("rightmost", RIGHT),
+        ("top cat", TOP),
+        ("the upper cat", TOP),
+        ("highest cat", TOP),
+        ("cat at the bottom", BOTTOM),
+        ("lower cat", BOTTOM),
+        ("smallest cat", BOTTOM),
+        ("the little cat", BOTTOM),
+        ("tiny cat", BOTTOM),
+        ("cat in the back", BOTTOM),
+        ("the cat in the background", BOTTOM),
+        ("front cat", BOTTOM),
+        ("closest cat", BOTTOM),
+        ("cat in the foreground", BOTTOM),
+        ("middle cat", MIDDLE),
+        ("cat in the center", MIDDLE),
+        ("cat between the others", MIDDLE),
+        ("cat", MIDDLE),
+        ("the biggest cat", MIDDLE),
+        ("LEFT CAT", LEFT),
+        ("second cat from the left", TOP),
+        ("2nd from right", BOTTOM),
+        ("third from the left", MIDDLE),
+        ("third cat from the right", MIDDLE),
+    ],
+)
+def test_direction_and_size_words(expression: str, expected: int) -> None:
+    assert chosen(expression) == expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["cat with a raised left hand", "brightly lit cat", "cat on a stopover", "a leftover cat", "cats"],
+    ids=["body-part", "right-inside-a-word", "top-inside-a-word", "left-inside-a-word", "plural"],
+)
+def test_other_words_are_no_directions(expression: str) -> None:
+    assert chosen(expression) == MIDDLE
+
+
+def test_nobody_asks_for_more_than_there_are() -> None:
+    two = (at("cat", 20, 50), at("cat", 80, 50))
+    assert chosen("third cat from the left", two) == 0
+
+
+def test_the_candidates_named_first_are_in_question() -> None:
+    things = (at("dog", 10, 50), at("cat", 20, 50), at("cat", 80, 50))
+    assert chosen("cat next to the dog on the right", things) == 2
+    assert chosen("dog next to the right cat", things) == 0
+    assert rule.rank("left cat", things) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("expression", "label"),
+    [
+        ("woman", "person"),
+        ("the men", "person"),
+        ("plane", "airplane"),
+        ("zebras", "zebra"),
+        ("glass of wine", "wine glass"),
+        ("bear doll", "teddy bear"),
+    ],
+)
+def test_synonyms_and_plurals_name_a_label(expression: str, label: str) -> None:
+    assert chosen(expression, (at("rug", 50, 50, 90), at(label, 20, 20))) == 1
+
+
+@pytest.mark.parametrize("expression", ["", " ", "\n", "the green one", "斑马", "<|im_end|>", "0"])
+def test_the_largest_is_chosen_where_nothing_is_said(expression: str) -> None:
+    assert chosen(expression) == MIDDLE
+
+
+@pytest.mark.parametrize("label", ["", "斑马", "🦓", "gnome <|im_end|>", "x" * 5000])
+def test_a_label_that_nobody_says_is_not_chosen(label: str) -> None:
+    things = (at(label, 50, 50, 90), at("cat", 20, 50), at("cat", 80, 50))
+    assert chosen("right cat", things) == 2
+    assert chosen("big thing", things) == 0
+
+
+def test_small_things_are_overlooked_unless_smallness_is_spoken_of() -> None:
+    things = (at("cat", 10, 50, 4), at("cat", 40, 50), at("cat", 80, 50))
+    assert chosen("left cat", things) == 1
+    assert chosen("small cat", things) == 0
+
+
+def test_no_candidate_cannot_be_chosen() -> None:
+    assert rule.choose("left zebra", ()).index is None
+    assert rule.choose("left zebra", ()).reason
+    assert rule.rank("left zebra", ()) == []
+
+
+WORDS = ["left", "right", "second", "third", "from", "middle", "cat", "dog", "person", "small", "top", "of", "the"]
+BOXES = st.tuples(*[st.integers(0, 90)] * 2, *[st.integers(1, 9)] * 2).map(
+    lambda xywh: Box(xywh[0], xywh[1], xywh[0] + xywh[2], xywh[1] + xywh[3])
+)
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate, BOXES, st.sampled_from(["cat", "dog", "person"]) | st.text(), st.none(), st.just("d"), st.just("od")
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(st.lists(st.sampled_from(WORDS)).map(" ".join) | st.text(), CANDIDATES)
+def test_there_is_always_a_choice_and_the_first_of_the_ranked(expression: str, candidates: list[Candidate]) -> None:
+    ranked = rule.rank(expression, candidates)
+    assert ranked
+    assert len(set(ranked)) == len(ranked)
+    assert set(ranked) <= set(range(len(candidates)))
+    assert rule.choose(expression, candidates).index == ranked[0]
+
+
+@pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
+def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
+    dataset = refer.load(Path(_REAL) / "refer", "val", name="refcocog", split_by="umd")
+    detector = coco.create({}, dataset)
+    images = dataset.images()
+    built = {
+        image.image_id: building.build(found, image.image_wh, CandidatePolicy(), detector=detector.name)
+        for image, found in zip(images, detector.detect(images), strict=True)
+    }
+    scenes = [Scene(sample, built[sample.image_id]) for sample in dataset.samples]
+    right = metrics.ious(systems.by_rule(scenes)) > metrics.IOU_THRESHOLD
+    assert len(right) == 4896
+    assert right.mean() > 0.57
