@@ -54,7 +54,7 @@ check: $(STAMP) ## Lint, formatting and types
 	$(BIN)/mypy
 
 test: $(STAMP) ## Fast tests: no weights, no network, no GPU
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
 
 test-slow: $(STAMP) ## Tests that load the real SmolLM2 or take minutes
 	$(BIN)/pytest -m slow $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_wrapper import artifacts, datasets, detectors, runs
+from llm_wrapper.datasets import Dataset, refer
 from llm_wrapper.datasets import check as checks
-from llm_wrapper.datasets import refer
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.scenes import Scene, SceneSet, cache_folder, load_scenes
 from llm_wrapper.errors import DataError, ModelError, RunError
@@ -53,21 +54,28 @@ def recipes_folder() -> Path:
 
 def check_data(recipe: Recipe, console: Console) -> bool:
     """Print what is in each split and what is wrong with it; tell whether all is well."""
-    found, missing = [], []
+    found: list[Dataset] = []
+    unread: dict[str, DataError] = {}
     for split in _SPLITS:
         try:
             dataset = datasets.load(recipe.data, split)
         except DataError as error:
-            missing.append(error)
+            unread[split] = error
             continue
         # A file without splits is the same file under every name, and no leak from one split to another.
         if dataset.samples and all(dataset.samples != other.samples for other in found):
             found.append(dataset)
     if not found:
-        raise missing[0] if missing else DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
+        nothing = DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
+        raise next(iter(unread.values()), nothing)
     report = checks.check(found)
-    console.print(checks.render(report), markup=False, highlight=False)
-    return report.ok
+    console.print(checks.render(report), markup=False, highlight=False, soft_wrap=True)
+    for split, problem in unread.items():
+        if split in (recipe.data.train_split, recipe.data.eval_split):
+            console.print(
+                f"error: split {split} cannot be read: {problem}", markup=False, highlight=False, soft_wrap=True
+            )
+    return report.ok and not unread.keys() & {recipe.data.train_split, recipe.data.eval_split}
 
 
 def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, overwrite: bool = False) -> None:
@@ -151,8 +159,8 @@ class Evaluation:
     @property
     def folder(self) -> Path:
         """Where predictions and report go."""
-        recipe = self.recipe
-        return self.run or runs.ROOT / f"{recipe.detector.name}-{recipe.llm.backend}-{recipe.data.name}-untrained"
+        llm = re.sub(r"[^\w.-]+", "-", self.recipe.llm.model or self.recipe.llm.backend)
+        return self.run or runs.ROOT / f"{self.recipe.detector.name}-{llm}-{self.recipe.data.name}-untrained"
 
 
 def evaluate(job: Evaluation, console: Console) -> list[Summary]:

@@ -151,7 +151,8 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML that `load_resolved` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        # In ASCII: of the line breaks of Unicode PyYAML reads back only those that are escaped.
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def available(root: Path, kind: str) -> list[str]:

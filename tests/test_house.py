@@ -129,7 +129,7 @@ def test_help_lists_every_target() -> None:
     ("command", "expected"),
     [
         pytest.param(["demo", "ARGS=--fast"], ".venv/bin/llm-wrapper demo --fast", id="demo"),
-        pytest.param(["test", "ARGS=-k boxes"], ".venv/bin/pytest -k boxes", id="test"),
+        pytest.param(["test", "ARGS=-k boxes"], "OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -k boxes", id="test"),
         pytest.param(["data-check"], ".venv/bin/llm-wrapper data check --data toy", id="data-check"),
         pytest.param(
             ["cache-detections", "VLM=flo2", "DATA=refcocog", "DATA_ROOT=/data/my refer"],

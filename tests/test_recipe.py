@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper import datasets, detectors
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.recipe import KINDS, Recipe, available, compose, load_resolved, nearest
+from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved, nearest
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
@@ -86,11 +86,12 @@ def test_also_keeps_root_and_reader_of_the_data_set() -> None:
     assert second.settings["split_by"] == "unc"
 
 
-def test_nothing_but_the_sections_of_a_recipe_is_made_up() -> None:
-    recipe = compose(SHIPPED, NAMES)
-    assert recipe.detector.name == recipe.data.name == "toy"
-    assert recipe.train.generated_per_group == 7
-    assert recipe.candidates.order == "left_to_right"
+@pytest.mark.parametrize("name", available(SHIPPED, "train"))
+def test_the_values_are_those_of_the_file(name: str) -> None:
+    written = yaml.safe_load((SHIPPED / "train" / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe = compose(SHIPPED, {**NAMES, "train": name})
+    assert recipe.train == TrainSection.model_validate(written["train"])
+    assert recipe.prompt.format == written["prompt"]["format"]
 
 
 # overrides
@@ -286,7 +287,8 @@ def test_nearest_names_only_what_is_close() -> None:
 # the resolved recipe
 
 
-@settings(max_examples=25, deadline=None)
+@example(text="ü🦓", number=1e-5, modules=["\x85", "\u2028\u2029", "\r\n", " x ", "1e3", "no", "~", ""])
+@settings(max_examples=15, deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     number=st.floats(allow_nan=False, min_value=1e-12, max_value=1e6),

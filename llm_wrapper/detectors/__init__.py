@@ -26,10 +26,8 @@ def create(section: DetectorSection, dataset: Dataset) -> Detector:
         RecipeError: If the name is unknown, or the detector does not take one of the settings.
     """
     if section.name not in REGISTRY:
-        raise RecipeError(
-            f"no detector is named {section.name!r}{nearest(section.name, [*REGISTRY])} "
-            f"There are: {', '.join(REGISTRY)}"
-        )
+        names = ", ".join(REGISTRY)
+        raise RecipeError(f"no detector is named {section.name!r}{nearest(section.name, [*REGISTRY])} ({names})")
     module, _, factory = REGISTRY[section.name].partition(":")
     detector: Detector = getattr(import_module(module), factory)(section.settings, dataset)
     return detector

@@ -38,7 +38,7 @@ def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     )
 
 
-def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool) -> Pack:
+def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool, most_shared: int | None = None) -> Pack:
     """Pack token sequences behind their longest common prefix.
 
     Args:
@@ -46,8 +46,11 @@ def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool) -> Pack:
         merge: Whether later tokens that agree are shared too (a trie, for scoring), or each sequence keeps a branch
             of its own (for training, where next-token labels must stand side by side). Without merging, one token
             less than the common prefix is shared where a sequence would otherwise have an empty branch.
+        most_shared: Most tokens of the common prefix to share; None: as many as there are.
     """
     shared = min(common_prefix_length(sequences), min(map(len, sequences)) - 1)
+    if most_shared is not None:
+        shared = min(shared, most_shared)
     input_ids = list(sequences[0][:shared])
     parents = list(range(-1, shared - 1))
     children: dict[tuple[int, int], int] = {}

@@ -22,8 +22,8 @@ def choose(answer: Answer, num_candidates: int) -> Choice:
     if answer.probabilities is not None:
         best = max(answer.probabilities)
         return Choice(answer.probabilities.index(best), best)
-    found = re.search(r"\d+", answer.text or "", flags=re.ASCII)
+    found = re.search(r"-?\d+", answer.text or "", flags=re.ASCII)
     if found is None:
         return Choice(None, reason="no_number")
-    index = int(found[0][:9])
-    return Choice(index) if index < num_candidates else Choice(None, reason="index_out_of_range")
+    index = int(found[0][:1000])  # Python refuses to read numbers of more than 4,300 digits
+    return Choice(index) if 0 <= index < num_candidates else Choice(None, reason="index_out_of_range")

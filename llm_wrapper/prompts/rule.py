@@ -83,12 +83,14 @@ def _keys(text: str, boxes: FloatArray) -> FloatArray:
     centers = boxes[:, [0, 2]].mean(axis=1)
     wanted = _place_wanted(text, len(boxes))
     if wanted is not None:
-        return np.abs(centers.argsort(kind="stable").argsort() - wanted).astype(np.float64)
+        distances: FloatArray = np.abs(centers.argsort(kind="stable").argsort() - wanted).astype(np.float64)
+        return distances
     for pattern, key in _DIRECTIONS:
         if re.search(pattern, text):
             return key(boxes)
     if _MIDDLE.search(text):
-        return np.abs(centers - (boxes[:, 0].min() + boxes[:, 2].max()) / 2)
+        centers = np.abs(centers - (boxes[:, 0].min() + boxes[:, 2].max()) / 2)
+        return np.asarray(centers, dtype=np.float64)
     return -_area(boxes)
 
 

@@ -116,7 +116,7 @@ def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, 
         rng = random.Random(f"{section.seed}/{epoch}")
         order = list(range(len(groups)))
         rng.shuffle(order)
-        batches = []
+        batches: list[list[int]] = []
         for start in range(0, len(order), chunk):
             similar = sorted(order[start : start + chunk], key=lambda place: len(groups[place].candidates))
             batches += [
@@ -124,6 +124,8 @@ def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, 
                 for first in range(0, len(similar), section.groups_per_step)
             ]
         rng.shuffle(batches)
+        # An incomplete batch in the middle would shift the boundaries of all that come after it.
+        batches.sort(key=lambda batch: len(batch) < section.groups_per_step)
         rows += [(epoch, place) for batch in batches for place in batch]
     if section.max_steps is not None:
         rows = rows[: section.max_steps * section.groups_per_step * section.accumulation]

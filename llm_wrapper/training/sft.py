@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ import peft
 import torch
 import transformers
 import trl
+from rich.console import Console
+from rich.progress import track
 
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
@@ -36,7 +37,7 @@ def sequence(llm: LoadedLLM, example: Example) -> tuple[list[int], int]:
 def fit_to_length(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> tuple[list[Group], int]:
     """Leave out samples whose prompt and completion exceed `train.max_tokens`; return the rest and how many."""
     kept, num_too_long = [], 0
-    for group in groups:
+    for group in track(groups, "measuring prompts", console=Console(stderr=True), transient=True):
         section = recipe.train.model_copy(update={"generated_per_group": 0, "shuffle_candidates": False})
         examples = examples_of(group, recipe.prompt.format, section, epoch=0)
         fits = [len(sequence(llm, example)[0]) <= recipe.train.max_tokens for example in examples]
@@ -66,7 +67,9 @@ class Collator:
             )
             sequences, spans = zip(*(sequence(self.llm, example) for example in examples), strict=True)
             if can_share_prefixes(self.llm.model):
-                packs.append(pack_tree(sequences, merge=False))
+                # Equal prompts would share all: each completion needs a token of its own branch to stand behind.
+                shortest = min(len(one) - span for one, span in zip(sequences, spans, strict=True))
+                packs.append(pack_tree(sequences, merge=False, most_shared=shortest - 1))
                 lengths.append(spans)
             else:
                 packs += [pack_tree([one], merge=False) for one in sequences]
@@ -173,7 +176,7 @@ def _arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
-        report_to=os.environ.get("LLM_WRAPPER_REPORT_TO", "none"),
+        report_to="none",
         use_cpu=llm.model.device.type == "cpu",
         dataloader_pin_memory=llm.model.device.type != "cpu",
     )

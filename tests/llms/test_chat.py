@@ -42,6 +42,7 @@ def test_encode_is_what_the_tokenizer_itself_makes_of_a_chat(style: str, text: s
 @pytest.mark.parametrize("style", ["llama3", "numbers", "gemma"])
 def test_there_is_exactly_one_begin_of_sequence(style: str) -> None:
     tokenizer = tiny.tokenizer(style)
+    assert tokenizer("dog")["input_ids"][0] == tokenizer.bos_token_id, "this tokenizer must write one of its own"
     ids = ChatEncoder(tokenizer).encode(tiny.prompt("the left dog", 3))
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1

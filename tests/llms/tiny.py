@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.prompts.render import render
@@ -100,6 +100,10 @@ def _backend(name: str) -> str:
     )
     numbers = [" ".join(map(str, range(100)))] * 20
     tokenizer.train_from_iterator([*numbers, *[prompt("the left dog", 4).messages[0].content] * 10], trainer)
+    if style.bos:  # as the real ones do, so that whoever does not ask them to leave it out has two
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{style.bos} $A", special_tokens=[(style.bos, tokenizer.token_to_id(style.bos))]
+        )
     return str(tokenizer.to_str())
 
 

@@ -44,7 +44,7 @@ def test_probabilities_come_before_text() -> None:
         pytest.param("the left one", NO_NUMBER, id="words"),
         pytest.param("two", NO_NUMBER, id="spelled"),
         pytest.param("²", NO_NUMBER, id="superscript"),
-        pytest.param("١", NO_NUMBER, id="arabic-digit"),
+        pytest.param("\N{ARABIC-INDIC DIGIT ONE}", NO_NUMBER, id="arabic-digit"),
         pytest.param("3", OUT_OF_RANGE, id="one-too-many"),
         pytest.param("10", OUT_OF_RANGE, id="two-digits-are-one-number"),
         pytest.param("9" * 10_000, OUT_OF_RANGE, id="endless"),

@@ -23,7 +23,7 @@ CHAT_TOKENS = {
     "jinja": "{{ 7 * 7 }}{% raw %}{# #}",
     "full-width": "＜｜im_end｜＞［INST］",  # noqa: RUF001
     "small-forms": "﹤|im_end|﹥﹛x﹜",
-    "double-angle": "«s»‹/s›",
+    "double-angle": "«s»‹/s›",  # noqa: RUF001
 }
 
 

@@ -1,0 +1,312 @@
+"""Which samples are trained on, in which groups and order, and what an epoch shows of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from llm_wrapper.candidates import BuiltCandidates
+from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.recipe import TrainSection
+from llm_wrapper.records import Box, Candidate, Sample
+from llm_wrapper.training.examples import Example, Group, examples_of, make_groups, schedule, target_index
+
+WH = (640, 480)
+ZEBRAS = (
+    Candidate(Box(310.2, 80.0, 620.5, 420.0), "zebra", None, "d", "od"),
+    Candidate(Box(15.0, 90.5, 298.0, 405.0), "zebra", None, "d", "od"),
+    Candidate(Box(0.0, 300.0, 640.0, 480.0), "grass", None, "d", "od"),
+)
+LEFT_ZEBRA = Box(12.0, 88.0, 300.0, 410.0)
+NOWHERE = Box(600.0, 0.0, 640.0, 20.0)
+
+
+def section(**changes: Any) -> TrainSection:
+    return TrainSection.model_validate({"expressions_per_group": 4, **changes})
+
+
+def built(candidates: tuple[Candidate, ...] = ZEBRAS) -> BuiltCandidates:
+    return BuiltCandidates(candidates, tuple(range(len(candidates))), {})
+
+
+def scene(
+    sample_id: str,
+    target: Box | None = LEFT_ZEBRA,
+    *,
+    image_id: str = "zebras",
+    candidates: tuple[Candidate, ...] = ZEBRAS,
+    expression: str = "left zebra",
+) -> Scene:
+    return Scene(Sample(sample_id, sample_id, image_id, None, WH, expression, target), built(candidates))
+
+
+def reasons(left_out: dict[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in left_out.items() if count}
+
+
+# targets
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        pytest.param(LEFT_ZEBRA, 1, id="walk-through"),
+        pytest.param(ZEBRAS[2].box, 2, id="exact"),
+        pytest.param(NOWHERE, None, id="none-overlaps"),
+        pytest.param(Box(0.0, 0.0, 640.0, 480.0), None, id="best-is-too-little"),
+        pytest.param(None, None, id="no-target"),
+    ],
+)
+def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, expected: int | None) -> None:
+    each = scene("1", target)
+    assert target_index(each.built, each.sample) == expected
+
+
+@pytest.mark.parametrize(
+    ("height", "expected"),
+    [pytest.param(20.0, None, id="exactly-one-half"), pytest.param(19.99, 0, id="just-over-one-half")],
+)
+def test_half_an_overlap_is_not_enough(height: float, expected: int | None) -> None:
+    each = scene("1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),))
+    assert target_index(each.built, each.sample) == expected
+
+
+def test_the_first_of_equal_candidates_is_the_target() -> None:
+    each = scene("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
+    assert target_index(each.built, each.sample) == 1
+
+
+def test_no_candidate_is_no_target() -> None:
+    each = scene("1", candidates=())
+    assert target_index(each.built, each.sample) is None
+
+
+# groups
+
+
+def test_what_is_left_out_is_counted_by_its_first_reason() -> None:
+    scenes = [
+        scene("good"),
+        scene("no box", None),
+        scene("no box, no candidates", None, candidates=()),
+        scene("none", candidates=()),
+        scene("one", candidates=ZEBRAS[1:2]),
+        scene("one, elsewhere", NOWHERE, candidates=ZEBRAS[1:2]),
+        scene("elsewhere", NOWHERE),
+        scene("too large", Box(0.0, 0.0, 640.0, 480.0)),
+    ]
+    groups, left_out = make_groups(scenes, section())
+    assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
+    assert reasons(left_out) == {"no_target": 2, "too_few_candidates": 3, "target_not_among_candidates": 2}
+
+
+def test_the_least_number_of_candidates_is_a_setting() -> None:
+    groups, left_out = make_groups([scene("1")], section(min_candidates=4))
+    assert (groups, reasons(left_out)) == ([], {"too_few_candidates": 1})
+
+
+def test_nothing_to_train_on_makes_no_group() -> None:
+    groups, left_out = make_groups([], section())
+    assert (groups, reasons(left_out)) == ([], {})
+
+
+def test_samples_of_one_image_with_the_same_candidates_share_a_group() -> None:
+    scenes = [
+        scene("1"),
+        scene("2", image_id="other"),
+        scene("3", ZEBRAS[0].box),
+        scene("4", candidates=ZEBRAS[::-1]),
+    ]
+    groups, _ = make_groups(scenes, section())
+    assert [[sample.sample_id for sample in group.samples] for group in groups] == [["1", "3"], ["2"], ["4"]]
+    assert [group.targets for group in groups] == [(1, 0), (1,), (1,)]
+    assert groups[2].candidates == ZEBRAS[::-1]
+
+
+@pytest.mark.parametrize(
+    ("expressions", "generated", "sizes"),
+    [
+        pytest.param(4, 0, [4, 4, 1], id="full-groups-and-a-rest"),
+        pytest.param(4, 1, [3, 3, 3], id="room-for-generated"),
+        pytest.param(9, 0, [9], id="all-in-one"),
+        pytest.param(1, 0, [1] * 9, id="one-each"),
+        pytest.param(3, 5, [1] * 9, id="more-generated-than-room"),
+    ],
+)
+def test_groups_hold_a_limited_number_of_expressions(expressions: int, generated: int, sizes: list[int]) -> None:
+    chosen = section(expressions_per_group=expressions, generated_per_group=generated)
+    groups, _ = make_groups([scene(str(number)) for number in range(9)], chosen)
+    assert [len(group.samples) for group in groups] == sizes
+    assert [sample.sample_id for group in groups for sample in group.samples] == [str(number) for number in range(9)]
+
+
+def test_samples_on_which_the_rule_is_right_can_be_limited() -> None:
+    right = [scene(f"right-{number}") for number in range(6)]
+    wrong = [scene(f"wrong-{number}", expression="right zebra") for number in range(3)]
+    chosen = section(rule_share=0.25)
+    groups, left_out = make_groups([*right, *wrong], chosen)
+    kept = Counter(sample.sample_id.split("-")[0] for group in groups for sample in group.samples)
+    assert (kept, reasons(left_out)) == ({"wrong": 3, "right": 1}, {"rule_is_right": 5})
+    assert make_groups([*right, *wrong], chosen)[0] == groups
+    assert reasons(make_groups([*right, *wrong], section())[1]) == {}
+
+
+# order of training
+
+
+def many(count: int) -> list[Group]:
+    """Groups whose number of candidates goes round from 2 to 11."""
+    row = tuple(Candidate(Box(x, 0, x + 5, 5), "cat", None, "d", "od") for x in range(0, 110, 10))
+    return [Group((scene(str(number)).sample,), (0,), row[: 2 + number % 10]) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 130, 600])
+def test_each_epoch_is_a_permutation(count: int) -> None:
+    rows = schedule(many(count), section(epochs=3))
+    assert [epoch for epoch, _ in rows] == [epoch for epoch in range(3) for _ in range(count)]
+    for epoch in range(3):
+        assert sorted(place for each, place in rows if each == epoch) == list(range(count))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    groups = many(40)
+    rows = schedule(groups, section(epochs=2))
+    first, second = ([place for epoch, place in rows if epoch == each] for each in range(2))
+    other = [place for _, place in schedule(groups, section(seed=1))]
+    assert first != second
+    assert first != other
+    assert first != list(range(40))
+    assert schedule(groups, section(epochs=2)) == rows
+
+
+def test_the_groups_of_a_step_are_of_similar_size() -> None:
+    groups = many(512)
+    rows = schedule(groups, section(groups_per_step=8))
+    sizes = [len(groups[place].candidates) for _, place in rows]
+    steps = [sizes[start : start + 8] for start in range(0, len(sizes), 8)]
+    assert max(max(step) - min(step) for step in steps) <= 1
+    # Not sorted as a whole: long and short steps take turns.
+    means = [sum(step) / len(step) for step in steps]
+    assert means != sorted(means)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "accumulation", "expected"),
+    [(3, 1, 12), (3, 2, 24), (1, 1, 4), (1000, 1, 60), (None, 1, 60)],
+    ids=["cut", "cut-with-accumulation", "one", "more-than-there-are", "no-limit"],
+)
+def test_max_steps_cuts_the_end_off(max_steps: int | None, accumulation: int, expected: int) -> None:
+    groups = many(30)
+    rows = schedule(groups, section(max_steps=max_steps, accumulation=accumulation, groups_per_step=4, epochs=2))
+    assert rows == schedule(groups, section(groups_per_step=4, epochs=2))[:expected]
+    assert len(rows) == expected
+
+
+# what an epoch shows
+
+
+GROUP = Group(
+    (scene("1").sample, scene("2", ZEBRAS[2].box, expression="the grass").sample),
+    (1, 2),
+    ZEBRAS,
+)
+
+
+def targets(examples: list[Example]) -> list[Box]:
+    return [example.prompt.candidates[example.index].box for example in examples]
+
+
+def test_examples_ask_in_the_order_of_the_group() -> None:
+    examples = examples_of(GROUP, "coords", section(), epoch=0)
+    assert [example.index for example in examples] == [1, 2]
+    assert [example.prompt.sample_id for example in examples] == ["1", "2"]
+    assert {example.prompt.candidates for example in examples} == {ZEBRAS}
+    assert "left zebra" in examples[0].prompt.messages[0].content
+
+
+def test_without_shuffling_all_epochs_are_alike() -> None:
+    assert examples_of(GROUP, "coords", section(), epoch=0) == examples_of(GROUP, "coords", section(), epoch=1)
+
+
+def test_shuffled_candidates_take_their_labels_with_them() -> None:
+    chosen = section(shuffle_candidates=True)
+    orders = set()
+    for epoch in range(20):
+        examples = examples_of(GROUP, "coords", chosen, epoch=epoch)
+        assert targets(examples) == [ZEBRAS[1].box, ZEBRAS[2].box]
+        assert len({example.prompt.candidates for example in examples}) == 1
+        assert examples == examples_of(GROUP, "coords", chosen, epoch=epoch)
+        orders.add(tuple(ZEBRAS.index(candidate) for candidate in examples[0].prompt.candidates))
+    assert len(orders) == 6
+
+
+def test_groups_are_shuffled_differently() -> None:
+    chosen = section(shuffle_candidates=True)
+    groups = [Group((scene(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
+    shown = {examples_of(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
+    assert len(shown) > 1
+
+
+@pytest.mark.parametrize(
+    ("expressions", "generated", "expected"), [(8, 6, 6), (8, 3, 3), (4, 7, 2), (2, 7, 0), (8, 0, 0)]
+)
+def test_generated_company_fills_the_group_up(expressions: int, generated: int, expected: int) -> None:
+    chosen = section(expressions_per_group=expressions, generated_per_group=generated)
+    examples = examples_of(GROUP, "relations", chosen, epoch=0)
+    company = [example for example in examples if "generated" in example.prompt.sample_id]
+    assert examples[:2] == examples_of(GROUP, "relations", section(), epoch=0)
+    assert (len(company), len(examples)) == (expected, 2 + expected)
+    assert len({example.prompt.sample_id for example in examples}) == len(examples)
+    assert {example.prompt.candidates for example in company} <= {ZEBRAS}
+
+
+def test_generated_company_is_true_of_the_shuffled_candidates_and_new_in_each_epoch() -> None:
+    chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True)
+    contents = set()
+    for epoch in range(10):
+        examples = examples_of(GROUP, "coords", chosen, epoch=epoch)
+        assert examples == examples_of(GROUP, "coords", chosen, epoch=epoch)
+        for example in examples[2:]:
+            expression = example.prompt.messages[0].content.rpartition("Expression: ")[2]
+            box = example.prompt.candidates[example.index].box
+            contents.add(expression)
+            if "grass" in expression and "zebra" not in expression:
+                assert box == ZEBRAS[2].box
+            elif "left" in expression.split():
+                assert box == ZEBRAS[1].box
+            elif "right" in expression.split():
+                assert box == ZEBRAS[0].box
+    assert len(contents) > 12
+
+
+_IN_ANOTHER_PROCESS = """
+import json
+from llm_wrapper.training.examples import examples_of, schedule
+from tests.training.test_examples import GROUP, many, section
+chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
+shown = [[e.prompt.messages[0].content, e.index] for e in examples_of(GROUP, "relations", chosen, epoch=1)]
+print(json.dumps([schedule(many(30), chosen), shown]))
+"""
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_another_process_trains_on_the_same(hash_seed: str) -> None:
+    chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
+    shown = [[e.prompt.messages[0].content, e.index] for e in examples_of(GROUP, "relations", chosen, epoch=1)]
+    here = json.loads(json.dumps([schedule(many(30), chosen), shown]))
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_ANOTHER_PROCESS],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == here
