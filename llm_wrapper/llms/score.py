@@ -99,8 +99,11 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
 
 
 def _head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Project to the vocabulary as the model's own forward pass does, with the scale and the cap of its family."""
+    config = model.config.get_text_config()
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
