@@ -383,3 +383,12 @@ def test_a_loaded_llm_has_one_encoder() -> None:
     llm = LoadedLLM(None, tiny.tokenizer("llama3", with_template=False), LLMSection(chat_template=tiny.CHATML))
     assert llm.encoder is llm.encoder
     assert llm.encoder.tokenizer is llm.tokenizer
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes speaks of kernels it would rather have
+def test_a_small_model_in_nf4_answers_on_the_cpu(tmp_path: Path) -> None:
+    section = saved(tmp_path).model_copy(update={"quantization": "nf4", "dtype": "float32"})
+    llm = load(section)
+    kinds = {name.rsplit(".", 1)[-1]: type(module).__name__ for name, module in llm.model.named_modules()}
+    assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
+    assert torch.isfinite(llm.model(torch.tensor([[1, 2, 3]])).logits).all()
