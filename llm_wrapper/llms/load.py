@@ -44,8 +44,6 @@ def device() -> torch.device:
     """Return the device that models run on: CUDA where there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    # Gradients far from the loss become denormal numbers, which the CPU multiplies many times slower.
-    torch.set_flush_denormal(True)
     return torch.device("cpu")
 
 
@@ -64,7 +62,7 @@ def _dtype(section: LLMSection, where: torch.device) -> torch.dtype:
 
 
 def _attention(section: LLMSection, where: torch.device) -> str | None:
-    """Resolve `auto`: on the CPU eager, whose backward pass is about twice as fast as SDPA's.
+    """Resolve `auto`: on the CPU eager, which trains about a tenth faster than SDPA there.
 
     Elsewhere None: transformers then takes SDPA, and eager for architectures that have no SDPA (Gemma 2, GPT-Neo).
     """
@@ -110,7 +108,7 @@ def _cache_home() -> Path:
 def plain_copy(package: str) -> Path:
     """Return a folder with the weights of a package's GGUF file as plain safetensors, made on first use.
 
-    A model loaded from GGUF keeps its weights packed, computes several times slower, and can be neither trained nor
+    A model loaded from GGUF keeps its weights packed, takes much longer to load, and can be neither trained nor
     saved; the copy can. It is made once per file (about half a minute) and kept in the user's cache folder.
     """
     source = _gguf_file(package)

@@ -17,7 +17,7 @@ import transformers
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as load_module
-from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, device, load, plain_copy, with_adapter
+from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, load, plain_copy, with_adapter
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
@@ -173,16 +173,6 @@ def test_nf4_without_bitsandbytes_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[quantization\]'.*llm\.quantization=none"):
         load(section)
-
-
-def test_the_cpu_flushes_denormal_numbers() -> None:
-    torch.set_flush_denormal(False)
-    if device().type != "cpu":
-        pytest.skip("this machine has a CUDA device")
-    assert float(torch.tensor([1e-40]) * 0.5) == 0.0
-
-
-# --- GGUF ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
