@@ -106,11 +106,7 @@ class LoraSection(_Section):
 
 
 class TrainSection(_Section):
-    """Supervised fine-tuning. A group is one image with some of its expressions behind one shared prefix.
-
-    `rule_share` is the most that samples on which the rule is right may make up; beyond it they are left out and
-    counted, so that an LLM that is shown the rule's favourite learns when not to follow it.
-    """
+    """Supervised fine-tuning. A group is one image with some of its expressions behind one shared prefix."""
 
     lora: LoraSection = LoraSection()
     learning_rate: float = Field(5e-4, gt=0)
@@ -124,7 +120,6 @@ class TrainSection(_Section):
     expressions_per_group: int = Field(8, ge=1)
     generated_per_group: int = Field(0, ge=0)
     shuffle_candidates: bool = False
-    rule_share: float | None = Field(None, ge=0, lt=1)
     max_tokens: int = Field(1024, ge=32)
     min_candidates: int = Field(2, ge=2)
     limit: int | None = Field(None, ge=1)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from llm_wrapper.records import Box, Candidate
 
-__all__ = ["Rank", "Relations", "ordinal", "relate"]
+__all__ = ["Rank", "Relations", "cardinal", "ordinal", "relate"]
 
+_CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -39,7 +40,8 @@ class Relations:
     """How one candidate stands among those of its own label and among all.
 
     `left` counts from the left by center, `size` from the largest area, `top` from the top by center, and `near`
-    from the lowest bottom edge, which in most photographs is the object nearest to the camera.
+    from the lowest bottom edge, which in most photographs is the object nearest to the camera. `extent` says in a
+    word how much of the image the box covers.
     """
 
     left: Rank
@@ -49,6 +51,7 @@ class Relations:
     left_of_all: Rank
     size_of_all: Rank
     position: str
+    extent: str
 
 
 def ordinal(rank: int) -> str:
@@ -56,11 +59,21 @@ def ordinal(rank: int) -> str:
     return _ORDINALS[rank - 1] if rank <= len(_ORDINALS) else f"{rank}th"
 
 
+def cardinal(count: int) -> str:
+    """Spell a number from 1: one, two, ... ten, 11."""
+    return _CARDINALS[count - 1] if count <= len(_CARDINALS) else str(count)
+
+
 def _position(box: Box, image_wh: tuple[int, int]) -> str:
     x, y = box.center[0] / image_wh[0], box.center[1] / image_wh[1]
     column = "left" if x < 0.36 else "right" if x > 0.64 else ""
     row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
     return f"{row} {column}".strip() or "center"
+
+
+def _extent(box: Box, image_wh: tuple[int, int]) -> str:
+    share = box.area / (image_wh[0] * image_wh[1])
+    return "tiny" if share < 0.01 else "small" if share < 0.05 else "medium" if share < 0.2 else "big"
 
 
 def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
@@ -104,6 +117,7 @@ def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[R
             left_of_all=left[index],
             size_of_all=size[index],
             position=_position(candidates[index].box, image_wh),
+            extent=_extent(candidates[index].box, image_wh),
         )
         for index in everyone
     ]

@@ -12,7 +12,7 @@ import jinja2.sandbox
 
 from llm_wrapper.errors import PromptError
 from llm_wrapper.prompts import rule
-from llm_wrapper.prompts.relations import Rank, Relations, ordinal, relate
+from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
 from llm_wrapper.prompts.text import clean, clean_label
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 
@@ -55,6 +55,11 @@ class ShownCandidate:
         return self.relations.position
 
     @property
+    def kind(self) -> str:
+        """Extent and label: `big zebra`."""
+        return f"{self.relations.extent} {self.label}"
+
+    @property
     def left_of_all(self) -> int:
         """Rank from the left among all candidates, from 1."""
         return self.relations.left_of_all.rank
@@ -71,9 +76,9 @@ class ShownCandidate:
         if own.left.count == 1:
             return "only"
         order = _extreme(own.left, "leftmost", "rightmost") or ordinal(own.left.rank)
-        size = _extreme(own.size, "largest", "smallest") or f"size {own.size.rank}"
+        size = _extreme(own.size, "largest", "smallest") or f"size {cardinal(own.size.rank)}"
         depth = _extreme(own.near, "front", "back")
-        return " ".join(word for word in (order, size, depth) if word)
+        return " ".join(word for word in (order, "of", cardinal(own.left.count), size, depth) if word)
 
 
 def _extreme(rank: Rank, first: str, last: str) -> str:

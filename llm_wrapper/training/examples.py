@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
@@ -27,11 +26,15 @@ _BUCKET = 64
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Samples of one image that have the same candidates, with the index of each one's target."""
+    """Samples of one image that have the same candidates, with the index of each one's target.
+
+    `size` says how long its prompts are: tokens of the longest once they are measured, before that any estimate.
+    """
 
     samples: tuple[Sample, ...]
     targets: tuple[int, ...]
     candidates: tuple[Candidate, ...]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,39 +79,22 @@ def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Gr
             left_out[reason or "no_target"] += 1
         else:
             usable.append((scene, target))
-    balanced = _balanced(usable, section)
-    left_out["rule_is_right"] = len(usable) - len(balanced)
     members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
-    for scene, target in balanced:
+    for scene, target in usable:
         members[scene.sample.image_id, scene.built.candidates].append((scene.sample, target))
     groups = []
     size = max(1, section.expressions_per_group - section.generated_per_group)
     for (_, candidates), rows in members.items():
         for start in range(0, len(rows), size):
             samples, targets = zip(*rows[start : start + size], strict=True)
-            groups.append(Group(samples, targets, candidates))
+            groups.append(Group(samples, targets, candidates, size=len(candidates)))
     return groups, dict(left_out)
-
-
-def _balanced(usable: list[tuple[Scene, int]], section: TrainSection) -> list[tuple[Scene, int]]:
-    """Leave out samples on which the rule is right, drawn by the seed, until they make up `rule_share` at most."""
-    if section.rule_share is None:
-        return usable
-    right = [
-        place
-        for place, (scene, target) in enumerate(usable)
-        if rule.choose(scene.sample.expression, scene.built.candidates).index == target
-    ]
-    wanted = int((len(usable) - len(right)) * section.rule_share / (1 - section.rule_share))
-    random.Random(section.seed).shuffle(right)
-    surplus = set(right[wanted:])
-    return [row for place, row in enumerate(usable) if place not in surplus]
 
 
 def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
     """Return (epoch, place of a group) in training order: each epoch shuffled, batches of groups of similar size.
 
-    The order depends on the seed alone, so a resumed run sees what an uninterrupted one would have seen.
+    The order depends on the groups and the seed alone, so a resumed run sees what an uninterrupted one would have seen.
     """
     rows: list[tuple[int, int]] = []
     chunk = section.groups_per_step * _BUCKET
@@ -118,7 +104,7 @@ def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, 
         rng.shuffle(order)
         batches: list[list[int]] = []
         for start in range(0, len(order), chunk):
-            similar = sorted(order[start : start + chunk], key=lambda place: len(groups[place].candidates))
+            similar = sorted(order[start : start + chunk], key=lambda place: groups[place].size)
             batches += [
                 similar[first : first + section.groups_per_step]
                 for first in range(0, len(similar), section.groups_per_step)

@@ -35,17 +35,19 @@ def sequence(llm: LoadedLLM, example: Example) -> tuple[list[int], int]:
 
 
 def fit_to_length(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> tuple[list[Group], int]:
-    """Leave out samples whose prompt and completion exceed `train.max_tokens`; return the rest and how many."""
+    """Leave out samples whose prompt and answer exceed `train.max_tokens`; return the rest, measured, and how many."""
     kept, num_too_long = [], 0
     for group in track(groups, "measuring prompts", console=Console(stderr=True), transient=True):
         section = recipe.train.model_copy(update={"generated_per_group": 0, "shuffle_candidates": False})
         examples = examples_of(group, recipe.prompt.format, section, epoch=0)
-        fits = [len(sequence(llm, example)[0]) <= recipe.train.max_tokens for example in examples]
+        lengths = [len(sequence(llm, example)[0]) for example in examples]
+        fits = [length <= recipe.train.max_tokens for length in lengths]
         num_too_long += fits.count(False)
         rows = [row for row, fit in zip(zip(group.samples, group.targets, strict=True), fits, strict=True) if fit]
         if rows:
             samples, targets = zip(*rows, strict=True)
-            kept.append(Group(samples, targets, group.candidates))
+            size = max(length for length, fit in zip(lengths, fits, strict=True) if fit)
+            kept.append(Group(samples, targets, group.candidates, size))
     return kept, num_too_long
 
 
