@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates
@@ -28,13 +28,13 @@ _BUCKET = 64
 class Group:
     """Samples of one image that have the same candidates, with the index of each one's target.
 
-    `size` says how long its prompts are: tokens of the longest once they are measured, before that any estimate.
+    `size` says how long its prompts are: tokens of the longest, 0 before they are measured.
     """
 
     samples: tuple[Sample, ...]
     targets: tuple[int, ...]
     candidates: tuple[Candidate, ...]
-    size: int
+    size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Gr
     for (_, candidates), rows in members.items():
         for start in range(0, len(rows), size):
             samples, targets = zip(*rows[start : start + size], strict=True)
-            groups.append(Group(samples, targets, candidates, size=len(candidates)))
+            groups.append(Group(samples, targets, candidates))
     return groups, dict(left_out)
 
 

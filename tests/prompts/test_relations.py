@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_wrapper.prompts.relations import Rank, Relations, ordinal, relate
+from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
 from llm_wrapper.records import Box, Candidate
 
 WH = (100, 100)
@@ -30,20 +30,32 @@ ZEBRAS = (
 
 def test_walk_through_sample() -> None:
     right, left, grass = relate(ZEBRAS, (640, 480))
-    assert right == Relations(Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(3, 3), Rank(2, 3), "right")
-    assert left == Relations(Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 3), Rank(3, 3), "left")
-    assert grass == Relations(Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(2, 3), Rank(1, 3), "bottom")
+    assert right == Relations(Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(3, 3), Rank(2, 3), "right", "big")
+    assert left == Relations(Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 3), Rank(3, 3), "left", "big")
+    assert grass == Relations(Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(2, 3), Rank(1, 3), "bottom", "big")
 
 
 def test_one_candidate_is_the_only_one_of_everything() -> None:
     (only,) = relate([at("cat", 50, 50)], WH)
-    assert only == Relations(*[Rank(1, 1)] * 6, "center")
+    assert only == Relations(*[Rank(1, 1)] * 6, "center", "small")
     assert not only.left.is_first
     assert not only.left.is_last
 
 
 def test_no_candidate_has_no_relations() -> None:
     assert relate([], WH) == []
+
+
+@pytest.mark.parametrize(
+    ("side", "extent"), [(9.9, "tiny"), (10, "small"), (22, "small"), (23, "medium"), (44, "medium"), (45, "big")]
+)
+def test_extent_is_the_share_of_the_image(side: float, extent: str) -> None:
+    (only,) = relate([candidate("cat", 0, 0, side, side)], (100, 100))
+    assert only.extent == extent
+
+
+def test_numbers_are_spelled_to_ten() -> None:
+    assert [cardinal(count) for count in (1, 2, 10, 11)] == ["one", "two", "ten", "11"]
 
 
 def test_a_row_counts_from_the_left() -> None:

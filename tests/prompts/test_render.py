@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
@@ -86,13 +87,29 @@ def test_detectors_are_named_only_where_several_are_mixed(prompt_format: str) ->
     assert "flo2" not in shown("left zebra", prompt_format)
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS)
+IN_ORDER = [name for name in FORMATS if name != "hints"]
+"""Formats that show the candidates in their order, before the expression."""
+
+
+@pytest.mark.parametrize("prompt_format", IN_ORDER)
 def test_line_i_shows_candidate_i(prompt_format: str) -> None:
     many = tuple(
         Candidate(Box(x, 0, x + 10, 10), f"thing{x}", 0.5, "d", "od") for x in range(200, 0, -10)
     )  # twenty, from right to left
     lines = shown("x", prompt_format, many).splitlines()[1:21]
     assert [line.replace(":", "").split()[:2] for line in lines] == [[str(i), many[i].label] for i in range(20)]
+
+
+def test_hints_show_each_candidate_once_and_the_likely_ones_first() -> None:
+    many = tuple(
+        Candidate(Box(x, 0, x + 10, 10 + x % 3), ("cat", "dog", "cat 7")[x % 3], None, "d", "od") for x in range(12)
+    )
+    first, *lines, last = shown("third dog from the left", "hints", many).splitlines()
+    assert (first, last) == ("Find: third dog from the left", "Number:")
+    indices = [word for line in lines for word in itertools.takewhile(str.isdigit, line.split())]
+    assert sorted(map(int, indices)) == list(range(12))
+    assert lines[0] == "7 tiny dog third of four size three top left"
+    assert lines[4:] == ["0 3 6 9 tiny cat", "2 5 8 11 tiny cat 7"]
 
 
 def test_the_target_is_never_looked_at() -> None:
@@ -111,7 +128,7 @@ def test_the_grid_stays_in_two_digits() -> None:
     assert "\n0 all 0 0 99 99 d\n1 zebra 48 16 96 87 flo2\n" in shown("x", "compact", wide)
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", IN_ORDER)
 def test_expressions_of_one_image_share_all_that_stands_before_them(prompt_format: str) -> None:
     expressions = ["left zebra", "the big one", "zebra", "0"]
     contents = [shown(expression, prompt_format) for expression in expressions]

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -146,24 +145,12 @@ def test_groups_hold_a_limited_number_of_expressions(expressions: int, generated
     assert [sample.sample_id for group in groups for sample in group.samples] == [str(number) for number in range(9)]
 
 
-def test_samples_on_which_the_rule_is_right_can_be_limited() -> None:
-    right = [scene(f"right-{number}") for number in range(6)]
-    wrong = [scene(f"wrong-{number}", expression="right zebra") for number in range(3)]
-    chosen = section(rule_share=0.25)
-    groups, left_out = make_groups([*right, *wrong], chosen)
-    kept = Counter(sample.sample_id.split("-")[0] for group in groups for sample in group.samples)
-    assert (kept, reasons(left_out)) == ({"wrong": 3, "right": 1}, {"rule_is_right": 5})
-    assert make_groups([*right, *wrong], chosen)[0] == groups
-    assert reasons(make_groups([*right, *wrong], section())[1]) == {}
-
-
 # order of training
 
 
 def many(count: int) -> list[Group]:
-    """Groups whose number of candidates goes round from 2 to 11."""
-    row = tuple(Candidate(Box(x, 0, x + 5, 5), "cat", None, "d", "od") for x in range(0, 110, 10))
-    return [Group((scene(str(number)).sample,), (0,), row[: 2 + number % 10]) for number in range(count)]
+    """Groups whose size goes round from 2 to 11."""
+    return [Group((scene(str(number)).sample,), (1,), ZEBRAS, size=2 + number % 10) for number in range(count)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 130, 600])
@@ -188,7 +175,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_the_groups_of_a_step_are_of_similar_size() -> None:
     groups = many(512)
     rows = schedule(groups, section(groups_per_step=8))
-    sizes = [len(groups[place].candidates) for _, place in rows]
+    sizes = [groups[place].size for _, place in rows]
     steps = [sizes[start : start + 8] for start in range(0, len(sizes), 8)]
     assert max(max(step) - min(step) for step in steps) <= 1
     # Not sorted as a whole: long and short steps take turns.
