@@ -26,6 +26,7 @@ from llm_wrapper.training.examples import Example, Group, examples_of, schedule
 __all__ = ["Collator", "PackedTrainer", "fit_to_length", "train"]
 
 _IGNORED = -100
+_MULTIPLE = 16
 
 
 def sequence(llm: LoadedLLM, example: Example) -> tuple[list[int], int]:
@@ -76,7 +77,7 @@ class Collator:
             else:
                 packs += [pack_tree([one], merge=False) for one in sequences]
                 lengths += [[span] for span in spans]
-        batch = collate(packs, self.llm.tokenizer.pad_token_id)
+        batch = collate(packs, self.llm.tokenizer.pad_token_id, multiple=_MULTIPLE)
         batch["labels"] = _labels(packs, lengths, batch["input_ids"])
         batch["attention_mask"] = attention_mask(self.llm.model, packs, batch["attention_mask"])
         return batch
