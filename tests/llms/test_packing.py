@@ -184,3 +184,15 @@ def test_batches_hold_packs_of_similar_length_and_are_filled() -> None:
 def test_a_pack_larger_than_the_budget_is_a_batch_of_its_own() -> None:
     packs = [pack_tree([list(range(length))], merge=True) for length in (50, 3, 70)]
     assert list(by_budget(packs, 16)) == [[1], [0], [2]]
+
+
+@pytest.mark.parametrize(("multiple", "length"), [(1, 5), (4, 8), (5, 5), (16, 16)])
+def test_a_batch_can_be_rounded_up_without_changing_what_tokens_see(multiple: int, length: int) -> None:
+    packs = [pack_tree([[1, 2, 3, 1, 2]], merge=False), pack_tree([[3, 1]], merge=False)]
+    exact, rounded = collate(packs, pad_token_id=0), collate(packs, pad_token_id=0, multiple=multiple)
+    assert rounded["input_ids"].shape == rounded["position_ids"].shape == (2, length)
+    assert rounded["input_ids"][:, 5:].eq(0).all()
+    assert torch.equal(rounded["input_ids"][:, :5], exact["input_ids"])
+    assert torch.equal(rounded["attention_mask"][:, :, :5, :5], exact["attention_mask"])
+    assert not rounded["attention_mask"][:, :, :5, 5:].any()
+    assert rounded["attention_mask"].any(dim=-1).all()

@@ -174,7 +174,8 @@ def test_every_label_stands_right_behind_its_parent(place: int) -> None:
 def test_a_batch_is_its_collated_packs() -> None:
     llm, chosen = tiny.llm(), recipe()
     rows = list(examples(llm, groups()[:1], chosen))
-    expected = collate([pack_tree([[*prompt, *completion] for prompt, completion in rows], merge=False)], 0)
+    pack = pack_tree([[*prompt, *completion] for prompt, completion in rows], merge=False)
+    expected = collate([pack], 0, multiple=16)
     batch = sft.Collator(llm, groups(), chosen)([{"epoch": 0, "group": 0}])
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     assert torch.equal(batch["position_ids"], expected["position_ids"])
