@@ -19,7 +19,7 @@ DATA_FLAGS = --data $(DATA) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
 CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock check test test-slow demo data-check cache-detections train eval predict bench clean
+.PHONY: help install lock check test test-slow demo data-check cache-detections train eval predict bench headroom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,9 @@ predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the le
 
 bench: $(STAMP) ## Measure speed on this machine
 	$(CLI) bench $(ARGS)
+
+headroom: $(STAMP) ## What a selector can gain on cached detections, before paying for training: VLM, DATA, DATA_ROOT
+	$(CLI) detections headroom --vlm $(VLM) $(DATA_FLAGS) $(ARGS)
 
 clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)

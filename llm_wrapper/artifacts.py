@@ -27,6 +27,7 @@ from llm_wrapper.errors import DataError, LLMWrapperError
 __all__ = [
     "TEMPORARY",
     "canonical",
+    "differences",
     "digest",
     "digest_value",
     "git_revision",
@@ -214,4 +215,17 @@ def read_table(path: Path) -> pa.Table:
 def read_parquet(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a Parquet file as plain data; raises DataError like `read_table`."""
     rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the fields in which a cache's identity differs from the one wanted; nested fields are joined by dots."""
+    rows: list[str] = []
+    for name in sorted(found.keys() | wanted.keys()):
+        there, here = found.get(name), wanted.get(name)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            rows += differences(there, here, f"{prefix}{name}.")
+        elif there != here or (name in found) != (name in wanted):
+            texts = (canonical(side[name]) if name in side else "absent" for side in (found, wanted))
+            rows.append("{}{}: {} in the cache, {} now".format(prefix, name, *texts))
     return rows

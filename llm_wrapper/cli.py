@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import commands, runs
+from llm_wrapper import bench_commands, commands, detection_commands, runs
+from llm_wrapper.detections_cli import app as detections_app
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.recipe import Recipe, compose
 
@@ -21,6 +22,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs hours.")
 app.add_typer(data_app, name="data")
+app.add_typer(detections_app, name="detections")
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -31,6 +33,7 @@ Data = Annotated[str, typer.Option(help="Data set: a file of recipes/data.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
 Train = Annotated[str, typer.Option(help="Training: a file of recipes/train.")]
 Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Run = Annotated[Path | None, typer.Option(help="Run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 
@@ -55,7 +58,7 @@ def data_check(overrides: Overrides = None, *, data: Data = "toy", data_root: Da
 
 
 @app.command("cache-detections")
-def cache_detections(
+def cache_detections(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
     vlm: Vlm = "toy",
@@ -64,11 +67,32 @@ def cache_detections(
     train: Train = "default",
     split: Split = None,
     overwrite: Annotated[bool, typer.Option(help="Throw away what is cached and ask again.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option(help="Finish without missing or broken images; they are named.")
+    ] = False,
+    images_per_batch: Annotated[int, typer.Option(min=1, help="Images that the detector is given at once.")] = 8,
 ) -> None:
     """Ask the detector once for all splits that the recipe trains and evaluates on, and keep its answers."""
     recipe = _recipe(vlm, "rule", data, train, overrides, data_root)
     splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
-    commands.cache(recipe, splits, _console, overwrite=overwrite)
+    how = detection_commands.Filling(overwrite, skip_unreadable, images_per_batch)
+    detection_commands.cache(recipe, splits, _console, how=how)
+
+
+@detections_app.command()
+def headroom(
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = "toy",
+    data: Data = "toy",
+    data_root: DataRoot = None,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Measure on cached detections what a selector can gain at most, before paying for a training."""
+    recipe = _recipe(vlm, "rule", data, "default", overrides, data_root)
+    split = split or recipe.data.eval_split
+    detection_commands.headroom(recipe, f"{vlm}-{data}", _console, split=split, limit=limit)
 
 
 @app.command()
@@ -98,7 +122,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     data_root: DataRoot = None,
     split: Split = None,
     run: Run = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")] = None,
+    limit: Limit = None,
     untrained: Annotated[bool, typer.Option(help="Also score the LLM before training.")] = True,
 ) -> None:
     """Compare detector, rule, LLM before and after training, and oracle on one split."""
@@ -147,7 +171,7 @@ def demo(
 @app.command()
 def bench() -> None:
     """Time shared-prefix scoring against plain scoring and greedy generation; check that answers agree."""
-    commands.bench(_recipe("toy", "smollm2", "toy", "demo", None, None), _console)
+    bench_commands.bench(_recipe("toy", "smollm2", "toy", "demo", None, None), _console)
 
 
 def main() -> None:

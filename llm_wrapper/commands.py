@@ -6,32 +6,28 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from llm_wrapper import artifacts, datasets, detectors, runs
+from llm_wrapper import artifacts, datasets, runs
 from llm_wrapper.datasets import Dataset, refer
 from llm_wrapper.datasets import check as checks
-from llm_wrapper.detections.fill import fill
-from llm_wrapper.detections.scenes import Scene, SceneSet, cache_folder, load_scenes
+from llm_wrapper.detection_commands import cache
+from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
 from llm_wrapper.errors import DataError, ModelError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.predict import Wrapper
-from llm_wrapper.prompts.render import render
-from llm_wrapper.recipe import DataSection, Recipe
+from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import pictures, tables
 
 __all__ = [
     "Evaluation",
-    "bench",
-    "cache",
     "check_data",
     "demo",
     "evaluate",
@@ -76,23 +72,6 @@ def check_data(recipe: Recipe, console: Console) -> bool:
                 f"error: split {split} cannot be read: {problem}", markup=False, highlight=False, soft_wrap=True
             )
     return report.ok and not unread.keys() & {recipe.data.train_split, recipe.data.eval_split}
-
-
-def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, overwrite: bool = False) -> None:
-    """Fill the detections cache of each split, of the recipe's data set and of those trained on beside it."""
-    others = [(other, other.train_split) for other in recipe.training_data()[1:]]
-    jobs = [(recipe.data, split) for split in splits] + others
-    for data, split in jobs:
-        _cache_split(recipe, data, split, console, overwrite=overwrite)
-
-
-def _cache_split(recipe: Recipe, data: DataSection, split: str, console: Console, *, overwrite: bool) -> None:
-    dataset = datasets.load(data, split)
-    detector = detectors.create(recipe.detector, dataset)
-    folder = cache_folder(detector.name, data, split)
-    manifest = fill(detector, dataset, folder, overwrite=overwrite).manifest
-    count = sum(part.num_rows for part in manifest.parts) if manifest else 0
-    console.print(f"{folder}: {count} answers for {len(dataset.samples)} expressions", highlight=False)
 
 
 def train(recipe: Recipe, folder: Path, console: Console) -> Path:
@@ -271,38 +250,6 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
     summaries = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     artifacts.write_json(folder / "summary.json", {"rows": tables.rows(summaries)})
     _draw_examples(folder, console)
-
-
-def bench(recipe: Recipe, console: Console, *, num_expressions: int = 60) -> None:
-    """Time index scoring on toy validation expressions, print ratios, keep runs/bench/score.json.
-
-    With the adapter of a finished `make demo`: an untrained model seldom generates a number at all.
-    """
-    cache(recipe, [recipe.data.eval_split], console)
-    scenes = load_scenes(recipe, recipe.data, recipe.data.eval_split, limit=num_expressions).scenes
-    from llm_wrapper.llms.bench import compare
-    from llm_wrapper.llms.load import load
-
-    demo_run = runs.ROOT / "demo"
-    adapter = demo_run / "adapter" if runs.is_complete(demo_run) else None
-    llm = load(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in scenes]
-    timings = compare(llm, [prompt for prompt in prompts if len(prompt.candidates) > 1])
-    table = Table(
-        "way",
-        "expressions/s",
-        "times slower",
-        "same choice",
-        "largest difference",
-        title=f"index scoring, {'tuned' if adapter else 'untrained'}",
-    )
-    for each in timings:
-        rate, ratio = len(prompts) / each.seconds, each.seconds / timings[0].seconds
-        difference = "" if each.largest_difference is None else f"{each.largest_difference:.1e}"
-        table.add_row(each.name, f"{rate:.2f}", f"{ratio:.1f}", f"{each.agreement:.3f}", difference)
-    console.print(table)
-    facts = {"ways": [asdict(each) for each in timings], "n": len(prompts), "versions": artifacts.versions()}
-    artifacts.write_json(runs.ROOT / "bench" / "score.json", facts)
 
 
 def _draw_examples(folder: Path, console: Console) -> None:

@@ -14,7 +14,8 @@ A message says what was wrong, the value, where, and the command or edit that me
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "CacheError",
@@ -26,6 +27,7 @@ __all__ = [
     "RecipeError",
     "RunError",
     "listed",
+    "nearest",
 ]
 
 
@@ -74,3 +76,9 @@ def listed(headline: str, problems: Iterable[str], *, most: int = 20) -> str:
     if len(rows) > most:
         shown.append(f"  - and {len(rows) - most} more")
     return "\n".join([f"{headline} ({len(rows)} problem{'s' if len(rows) != 1 else ''}):", *shown])
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return `; did you mean X?` where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

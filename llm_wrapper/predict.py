@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
-from llm_wrapper import candidates, detectors, runs
+from llm_wrapper import candidates, detectors, images, runs
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.errors import ImageError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
 from llm_wrapper.recipe import Recipe
@@ -86,7 +83,7 @@ class Wrapper:
         dataset = Dataset("predict", "predict", [sample], digest="")
         detector = detectors.create(self.recipe.detector, dataset)
         built = candidates.build(
-            detector.detect([sample])[0],
+            detectors.detect_sample(detector, sample),
             sample.image_wh,
             self.recipe.candidates,
             detector=detector.name,
@@ -101,12 +98,7 @@ class Wrapper:
 
 
 def _sample(path: Path, expression: str) -> Sample:
-    try:
-        with Image.open(path) as image:
-            width, height = ImageOps.exif_transpose(image).size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be read as an image: {error}") from error
-    return Sample(path.stem, path.stem, path.stem, str(path), (width, height), expression, None)
+    return Sample(path.stem, path.stem, path.stem, str(path), images.read(path).size, expression, None)
 
 
 def _result(prediction: Prediction, built: BuiltCandidates) -> Result:

@@ -6,7 +6,6 @@ gives `data`, `recipes/train` gives `prompt` and `train`. No file inherits from 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.errors import RecipeError, listed
+from llm_wrapper.errors import RecipeError, listed, nearest
 
 __all__ = [
     "DataSection",
@@ -30,7 +29,6 @@ __all__ = [
     "available",
     "compose",
     "load_resolved",
-    "nearest",
 ]
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -47,9 +45,14 @@ class _Section(BaseModel):
 
 
 class DetectorSection(_Section):
-    """Which detector, and the settings that decide its answers."""
+    """Which detector, and the settings that decide its answers.
+
+    `label` names its cached detections' folder and, where several are mixed, its candidates; it is the name of the
+    recipe's file unless it is set, so that two sets of settings can be kept beside each other.
+    """
 
     name: str = Field(description="name in the registry of detectors")
+    label: str | None = Field(None, pattern=r"^[\w.+-]+$")
     settings: dict[str, Any] = {}
 
 
@@ -153,12 +156,6 @@ class Recipe(_Section):
 def available(root: Path, kind: str) -> list[str]:
     """Return the names of all recipes of a kind, sorted."""
     return sorted(path.stem for path in (root / kind).glob("*.yaml"))
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return `; did you mean X?` where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _places(node: yaml.Node, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
@@ -286,6 +283,8 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
         sections.update({key: value for key, value in values.items() if key in KINDS[kind]})
         places.update(lines)
     problems += [problem for override in overrides if (problem := _apply(sections, places, override))]
+    if "vlm" in names and isinstance(sections.get("detector"), dict):
+        sections["detector"].setdefault("label", names["vlm"])
     return _validated(sections, places, problems, unread)
 
 

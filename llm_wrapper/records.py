@@ -78,7 +78,11 @@ class Sample:
 
     `target` is `None` where the data has no box (prediction, or an expression that nothing fits). `image_path` is
     `None` where the data set has no image files; `image_wh` is (width, height) in pixels. `kind` is the data set's
-    own tag of the expression, if it has one.
+    own tag of the expression, if it has one. `further_targets` are the boxes of the other objects meant, where an
+    expression means several; `target` is then the first.
+
+    Raises:
+        ValueError: If there are further targets, but no target.
     """
 
     sample_id: str
@@ -89,6 +93,11 @@ class Sample:
     expression: str
     target: Box | None
     kind: str | None = None
+    further_targets: tuple[Box, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.further_targets and self.target is None:
+            raise ValueError(f"sample {self.sample_id!r} has further targets, but no target")
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

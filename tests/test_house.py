@@ -86,9 +86,9 @@ def pins(python: str) -> dict[str, str]:
 
 
 def wanted() -> list[Requirement]:
-    """What pyproject.toml asks for, extras included."""
+    """What pyproject.toml asks for, with the extras that `make install` installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    groups = [project["dependencies"], *(project["optional-dependencies"][name] for name in ("dev", "quantization"))]
     return [Requirement(text) for group in groups for text in group]
 
 

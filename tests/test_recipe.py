@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from itertools import cycle, product
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import pytest
@@ -12,20 +12,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper import datasets, detectors
-from llm_wrapper.errors import RecipeError
+from llm_wrapper.errors import RecipeError, nearest
 from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved, nearest
+from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
 
 # Sections are disjoint, so pairs are enough: every LLM with every training, every detector with every data set.
-_DETECTED = product(available(SHIPPED, "vlm"), available(SHIPPED, "data"))
-_TRAINED = product(available(SHIPPED, "llm"), available(SHIPPED, "train"))
+_DETECTED = list(product(available(SHIPPED, "vlm"), available(SHIPPED, "data")))
+_TRAINED = list(product(available(SHIPPED, "llm"), available(SHIPPED, "train")))
 COMBINATIONS = [
     {"vlm": vlm, "llm": llm, "data": data, "train": train}
-    for (llm, train), (vlm, data) in zip(_TRAINED, cycle(_DETECTED), strict=False)
+    for (vlm, data), (llm, train) in islice(
+        zip(cycle(_DETECTED), cycle(_TRAINED), strict=True), max(len(_DETECTED), len(_TRAINED))
+    )
 ]
+VLMS = ", ".join(available(SHIPPED, "vlm"))
 
 
 @pytest.fixture
@@ -209,7 +212,7 @@ def test_problems_of_all_files_names_and_overrides_are_told_together(root: Path)
     found = problems(root, {**names, "data": "bad"}, "train.epochs", "detector.settings.path=x")
     assert found == [
         "the recipe cannot be used (5 problems):",
-        "no vlm recipe is named 'tyo'; did you mean 'toy'? (there are: coco, import, toy; files in vlm)",
+        f"no vlm recipe is named 'tyo'; did you mean 'toy'? (there are: {VLMS}; files in vlm)",
         next(line for line in found if line.startswith("no llm recipe is named 'rul'; did you mean 'rule'?")),
         "override 'train.epochs' is not of the form section.key=value",
         "data/bad.yaml:2: data.root: Field required (value: {'name': 'x', 'reader': 'toy'})",
@@ -231,7 +234,7 @@ def test_problems_of_all_files_names_and_overrides_are_told_together(root: Path)
 )
 def test_a_wrong_name_says_which_exist(name: str, near: str) -> None:
     (line,) = problems(SHIPPED, {**NAMES, "vlm": name})[1:]
-    assert line == f"no vlm recipe is named {name!r}{near} (there are: coco, import, toy; files in vlm)"
+    assert line == f"no vlm recipe is named {name!r}{near} (there are: {VLMS}; files in vlm)"
 
 
 def test_without_any_file_the_error_says_so(tmp_path: Path) -> None:
@@ -320,3 +323,14 @@ def test_a_recipe_cannot_be_changed() -> None:
     recipe = compose(SHIPPED, NAMES)
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.epochs = 3  # type: ignore[misc]
+
+
+def test_a_detector_is_labelled_by_its_file_unless_it_says_otherwise() -> None:
+    assert compose(SHIPPED, {**NAMES, "vlm": "gd15"}).detector.label == "gd15"
+    assert compose(SHIPPED, {**NAMES, "vlm": "gd15"}, ["detector.label=gd16"]).detector.label == "gd16"
+
+
+@pytest.mark.parametrize("label", ["../elsewhere", "a b", "''"])
+def test_a_label_is_a_folder_name(label: str) -> None:
+    with pytest.raises(RecipeError, match=r"detector\.label"):
+        compose(SHIPPED, NAMES, [f"detector.label={label}"])

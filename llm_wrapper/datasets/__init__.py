@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_wrapper.datasets import jsonl, refer, toy
+from llm_wrapper.datasets import grefcoco, hub, jsonl, long_expressions, refer, talk2car, toy
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
-from llm_wrapper.errors import RecipeError
-from llm_wrapper.recipe import DataSection, nearest
+from llm_wrapper.errors import RecipeError, nearest
+from llm_wrapper.recipe import DataSection
 
 __all__ = ["READERS", "AnnotatedObject", "Dataset", "load"]
 
-READERS: dict[str, Callable[..., Dataset]] = {"refer": refer.load, "jsonl": jsonl.load, "toy": toy.load}
+READERS: dict[str, Callable[..., Dataset]] = {
+    "refer": refer.load,
+    "hub_refs": hub.load_refs,
+    "hub_objects": hub.load_objects,
+    "grefcoco": grefcoco.load,
+    "hc_refloco": long_expressions.load_hc_refloco,
+    "ref_l4": long_expressions.load_ref_l4,
+    "talk2car": talk2car.load,
+    "jsonl": jsonl.load,
+    "toy": toy.load,
+}
 """Reader name -> function (root, split, **settings) -> Dataset."""
 
 

@@ -31,12 +31,11 @@ from llm_wrapper.detections.parts import (
     Key,
     Part,
     PartEntry,
-    key_of,
     read_part,
     row_detections,
     write_part,
 )
-from llm_wrapper.detectors.base import Detector, Level
+from llm_wrapper.detectors.base import Detector, Level, joined, questions_about
 from llm_wrapper.errors import CacheError, DataError, listed
 from llm_wrapper.records import Detections, Sample, from_dict, to_dict
 
@@ -44,15 +43,19 @@ __all__ = ["DetectionCache", "Manifest", "identity_of"]
 
 _log = logging.getLogger(__name__)
 _PART_NAME = re.compile(r"part-(\d+)\.parquet(\.damaged)?")
-_LEVELS: tuple[Level, ...] = ("image", "expression")
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Manifest:
-    """What a complete cache says of itself; `created` is UTC, ISO 8601."""
+    """What a complete cache says of itself; `created` is UTC, ISO 8601.
+
+    `unanswered` gives the reason for each image that could not be asked about, by image id: its samples have no
+    detections.
+    """
 
     identity: dict[str, Any]
-    level: Level
+    levels: tuple[Level, ...]
+    unanswered: dict[str, str]
     parts: tuple[PartEntry, ...]
     num_rows: int
     num_images: int
@@ -136,14 +139,11 @@ class DetectionCache:
             finally:
                 cache._writable = False
 
-    def missing(self, samples: Sequence[Sample], level: Level) -> list[Sample]:
-        """Return the samples to ask, in order: one per image for level `image`, else one per expression."""
-        questions: dict[Key, Sample] = {}
-        for sample in samples:
-            questions.setdefault(key_of(sample, level), sample)
-        return [sample for key, sample in questions.items() if key not in self._rows]
+    def __contains__(self, key: Key) -> bool:
+        """Tell whether the cache holds the answer to a question."""
+        return key in self._rows
 
-    def append(self, answers: Sequence[tuple[Sample, Detections]], level: Level) -> Path:
+    def append(self, answers: Sequence[tuple[Key, Detections]]) -> Path:
         """Write answers as the next part and return its path; the cache is incomplete until `finish`.
 
         Raises:
@@ -151,9 +151,9 @@ class DetectionCache:
             LLMWrapperError: If the part cannot be written, for instance because the disk is full.
         """
         self._require_writable()
-        found = {key_of(sample, level): detections for sample, detections in answers}
+        found = dict(answers)
         if len(found) < len(answers) or not found.keys().isdisjoint(self._rows):
-            raise CacheError(f"{self.folder} was given two answers to one question; ask only what `missing` returns.")
+            raise CacheError(f"{self.folder} was given two answers to one question; ask only what it does not hold.")
         self._drop_manifest()
         path = self.folder / f"part-{self._next_number:05d}.parquet"
         write_part(path, list(found.items()), self.identity)
@@ -162,13 +162,19 @@ class DetectionCache:
         self._next_number += 1
         return path
 
-    def finish(self, level: Level) -> Manifest:
-        """Write the manifest: from now on the cache counts as complete."""
+    def finish(self, levels: Sequence[Level], unanswered: Mapping[str, str]) -> Manifest:
+        """Write the manifest: from now on the cache counts as complete.
+
+        Args:
+            levels: Levels of the detector.
+            unanswered: Image id -> why there is no answer about it, for images that are left out by choice.
+        """
         self._require_writable()
         tables = [part.table for part in self._parts.values()]
         self.manifest = Manifest(
             identity=self.identity,
-            level=level,
+            levels=tuple(levels),
+            unanswered=dict(unanswered),
             parts=tuple(part.entry for part in self._parts.values()),
             num_rows=len(self._rows),
             num_images=len({image_id for image_id, _ in self._rows}),
@@ -181,20 +187,22 @@ class DetectionCache:
         return self.manifest
 
     def lookup(self, sample: Sample) -> Detections:
-        """Return the detections of a sample: those of its image first, then those of its expression.
+        """Return the detections of a sample: those of its expression first, then those of its image.
 
         Raises:
             CacheError: If the cache has no answer for the sample.
         """
-        keys = [key_of(sample, level) for level in _LEVELS]
-        found = [row_detections(*self._rows[key]) for key in keys if key in self._rows]
-        if not found:
+        if self.manifest is None:
+            raise CacheError(f"{self.folder} is incomplete. Run `{self._command()}`.")
+        if sample.image_id in self.manifest.unanswered:
+            return Detections(())
+        keys = [question.key for question in questions_about(sample, self.manifest.levels)]
+        if not all(key in self._rows for key in keys):
             raise CacheError(
                 f"{self.folder} has no detections of sample {sample.sample_id!r} (image {sample.image_id!r}). "
                 f"Run `{self._command()}`: it adds what is missing."
             )
-        items = tuple(item for detections in found for item in detections.items)
-        return Detections(items, sum(detections.num_dropped for detections in found))
+        return joined([row_detections(*self._rows[key]) for key in keys])
 
     @property
     def _manifest_path(self) -> Path:
@@ -223,7 +231,7 @@ class DetectionCache:
 
     def _refuse_others(self, place: Path, found: Mapping[str, Any]) -> None:
         """Raise a CacheError that lists how an identity on disk differs from the one asked for."""
-        problems = _differences(found, self.identity)
+        problems = artifacts.differences(found, self.identity)
         if problems:
             message = listed(f"{place} holds detections that were made otherwise", problems)
             raise CacheError(f"{message}\nRun `{self._command()} --overwrite` to replace them, or use another folder.")
@@ -282,16 +290,3 @@ def _set_aside(path: Path) -> Path:
     """Rename a part that cannot be used, and return its new path; a missing one keeps its name."""
     aside = path.with_name(f"{path.name}.damaged")
     return path.rename(aside) if path.exists() else path
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List the fields in which two identities differ, with both values; nested fields are joined by dots."""
-    rows: list[str] = []
-    for name in sorted(found.keys() | wanted.keys()):
-        there, here = found.get(name), wanted.get(name)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            rows += _differences(there, here, f"{prefix}{name}.")
-        elif there != here or (name in found) != (name in wanted):
-            texts = (artifacts.canonical(side[name]) if name in side else "absent" for side in (found, wanted))
-            rows.append("{}{}: {} in the cache, {} now".format(prefix, name, *texts))
-    return rows

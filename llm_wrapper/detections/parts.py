@@ -13,9 +13,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
-from llm_wrapper.detectors.base import Level
 from llm_wrapper.errors import CacheError, DataError
-from llm_wrapper.records import Box, Detection, Detections, Sample, to_dict
+from llm_wrapper.records import Box, Detection, Detections, to_dict
 
 __all__ = [
     "SCHEMA",
@@ -23,7 +22,6 @@ __all__ = [
     "Key",
     "Part",
     "PartEntry",
-    "key_of",
     "read_part",
     "row_detections",
     "write_part",
@@ -76,11 +74,6 @@ class Part:
     table: pa.Table
     keys: tuple[Key, ...]
     identity: Mapping[str, Any]
-
-
-def key_of(sample: Sample, level: Level) -> Key:
-    """Return the question that a sample asks a detector of this level."""
-    return (sample.image_id, None if level == "image" else sample.sample_id)
 
 
 def write_part(path: Path, answers: Sequence[tuple[Key, Detections]], identity: Mapping[str, Any]) -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 from importlib import import_module
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors.base import Detector, Level, detections_from_raw
-from llm_wrapper.errors import RecipeError
-from llm_wrapper.recipe import DetectorSection, nearest
+from llm_wrapper.detectors.base import Detector, Level, PaidDetector, Question, detect_sample, detections_from_raw
+from llm_wrapper.errors import RecipeError, nearest
+from llm_wrapper.recipe import DetectorSection
 
-__all__ = ["REGISTRY", "Detector", "Level", "create", "detections_from_raw"]
+__all__ = [
+    "REGISTRY",
+    "Detector",
+    "Level",
+    "PaidDetector",
+    "Question",
+    "create",
+    "detect_sample",
+    "detections_from_raw",
+]
 
 REGISTRY = {
     "toy": "llm_wrapper.detectors.toy:create",
     "coco": "llm_wrapper.detectors.coco:create",
     "import": "llm_wrapper.detectors.imported:create",
+    "dds": "llm_wrapper.detectors.dds_api:create",
 }
 """Short name -> "module:factory"; imported on first use. A factory takes (settings, dataset)."""
 
@@ -30,4 +40,5 @@ def create(section: DetectorSection, dataset: Dataset) -> Detector:
         raise RecipeError(f"no detector is named {section.name!r}{nearest(section.name, [*REGISTRY])} ({names})")
     module, _, factory = REGISTRY[section.name].partition(":")
     detector: Detector = getattr(import_module(module), factory)(section.settings, dataset)
+    detector.name = section.label or detector.name
     return detector

@@ -1,32 +1,117 @@
-"""What every detector offers: an identity for the cache, and detections for samples."""
+"""What every detector offers: an identity for the cache, and answers to questions about images and expressions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
-__all__ = ["Detector", "Level", "detections_from_raw"]
+__all__ = [
+    "LEVELS",
+    "Detector",
+    "Level",
+    "PaidDetector",
+    "Question",
+    "detect_sample",
+    "detections_from_raw",
+    "joined",
+    "questions_about",
+]
 
 Level = Literal["image", "expression"]
 """Whether an answer depends on the image alone (stored once per image) or on the expression too."""
 
+LEVELS: tuple[Level, ...] = ("expression", "image")
+"""All levels, in the order in which a sample's answers are joined: what was asked with its own words leads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a detector is asked: about one sample's image alone, or about its expression in that image."""
+
+    sample: Sample
+    level: Level
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What the answer is stored under: (image_id, sample_id), or (image_id, None) for the whole image."""
+        return (self.sample.image_id, None if self.level == "image" else self.sample.sample_id)
+
 
 class Detector(Protocol):
-    """A detector or VLM that can be called but not trained."""
+    """A detector or VLM that can be called but not trained.
+
+    Attributes:
+        name: Short name; also the folder name of its cached detections.
+        levels: Which questions it answers. One that answers both gives different detections to each, such as its
+            own answer to the expression, and the objects that it sees in the image whatever is asked.
+        reads_images: Whether it needs image files.
+    """
 
     name: str
-    level: Level
+    levels: tuple[Level, ...]
+    reads_images: bool
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the answers (JSON values): id, revision, tasks, thresholds."""
         ...
 
-    def detect(self, samples: Sequence[Sample]) -> list[Detections]:
-        """Return the detections of each sample, in order; for level `image` the expression must not matter."""
+    def prepare(self, sample: Sample) -> Any:
+        """Read and preprocess the image of a sample, for `detect`; called ahead of it, on several threads.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
         ...
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Answer each question, in order; an answer of level `image` must not depend on the expression.
+
+        Args:
+            questions: Those about one image stand together.
+            prepared: Image id -> what `prepare` gave for it.
+        """
+        ...
+
+
+@runtime_checkable
+class PaidDetector(Detector, Protocol):
+    """A detector whose answers cost money: it is asked one question at a time, and each answer is on disk first.
+
+    Attributes:
+        confirm: Shown what a run will cost, before the first question; False stops it. None agrees.
+    """
+
+    confirm: Callable[[Any], bool] | None
+
+    def begin(self, num_questions: int) -> Any:
+        """Make sure that the user agrees to what the questions of a run cost; called once, before the first.
+
+        Raises:
+            RecipeError: If not.
+        """
+        ...
+
+
+def questions_about(sample: Sample, levels: Iterable[Level]) -> list[Question]:
+    """Return what a detector of these levels is asked about a sample, in the order of `LEVELS`."""
+    wanted = set(levels)
+    return [Question(sample, level) for level in LEVELS if level in wanted]
+
+
+def joined(answers: Sequence[Detections]) -> Detections:
+    """Join the answers about one sample, in the order of `LEVELS`."""
+    items = tuple(item for answer in answers for item in answer.items)
+    return Detections(items, sum(answer.num_dropped for answer in answers))
+
+
+def detect_sample(detector: Detector, sample: Sample) -> Detections:
+    """Ask a detector all that it can say of one sample."""
+    questions = questions_about(sample, detector.levels)
+    return joined(detector.detect(questions, {sample.image_id: detector.prepare(sample)}))
 
 
 def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]], source: str) -> Detections:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
-from llm_wrapper.detectors.base import Level
+from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.records import Detection, Detections, Sample
 
@@ -31,7 +31,8 @@ class CocoDetector:
     """
 
     name: str = "coco"
-    level: Level = "image"
+    levels: tuple[Level, ...] = ("image",)
+    reads_images = False
 
     def __init__(self, objects: Mapping[str, Sequence[AnnotatedObject]], digest: str) -> None:
         self._objects = objects
@@ -41,18 +42,22 @@ class CocoDetector:
         """Return what decides the answers: the annotation files' digest."""
         return {"detector": self.name, "annotations": self._digest}
 
-    def detect(self, samples: Sequence[Sample]) -> list[Detections]:
-        """Return the annotated objects of each sample's image.
+    def prepare(self, sample: Sample) -> None:
+        """Do nothing: no pixel is read."""
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Return the annotated objects of each question's image.
 
         Raises:
             DataError: With every image that has no entry in the annotations (an image without objects has one).
         """
-        unknown = {sample.image_id: None for sample in samples if sample.image_id not in self._objects}
+        images = [question.sample.image_id for question in questions]
+        unknown = {image_id: None for image_id in images if image_id not in self._objects}
         if unknown:
             problems = [f"image {image_id} is not in the COCO annotations" for image_id in unknown]
             remedy = "Add them to instances.json, or choose another detector"
             raise DataError(listed(f"the detector 'coco' knows nothing of some images. {remedy}", problems))
-        return [self._of_image(sample.image_id) for sample in samples]
+        return [self._of_image(image_id) for image_id in images]
 
     def _of_image(self, image_id: str) -> Detections:
         ordered = sorted(self._objects[image_id], key=lambda found: (-found.box.area, found.box.xyxy, found.label))

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import imported_files
-from llm_wrapper.detectors.base import Level
+from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.detectors.imported_files import Answers, KnownIds
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.records import Detections, Sample
@@ -44,27 +44,35 @@ class ImportedDetector:
 
     Attributes:
         name: The setting `name`, or the file's name without its ending.
-        level: `expression` if the rows name samples, else `image`.
+        levels: `expression` if the rows name samples, else `image`.
         num_unanswered: How many images (or expressions) of the data set the file does not name.
     """
 
+    reads_images = False
+
     def __init__(self, name: str, answers: Answers, *, identity: Mapping[str, Any], dataset: Dataset) -> None:
         self.name = name
-        self.level: Level = answers.level
+        self.levels: tuple[Level, ...] = (answers.level,)
         self._found = answers.found
         self._identity = dict(identity)
-        self.num_unanswered = len({self._key(sample) for sample in dataset.samples} - self._found.keys())
+        asked = {self._key(Question(sample, answers.level)) for sample in dataset.samples}
+        self.num_unanswered = len(asked - self._found.keys())
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the answers: the settings, and a digest of the files' content."""
         return dict(self._identity)
 
-    def detect(self, samples: Sequence[Sample]) -> list[Detections]:
-        """Return the file's detections of each sample, in the file's order; none where it has no row."""
-        return [self._found.get(self._key(sample), Detections(())) for sample in samples]
+    def prepare(self, sample: Sample) -> None:
+        """Do nothing: no pixel is read."""
 
-    def _key(self, sample: Sample) -> str:
-        return sample.sample_id if self.level == "expression" else sample.image_id
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Return the file's detections for each question, in the file's order; none where it has no row."""
+        return [self._found.get(self._key(question), Detections(())) for question in questions]
+
+    @staticmethod
+    def _key(question: Question) -> str:
+        image_id, sample_id = question.key
+        return image_id if sample_id is None else sample_id
 
 
 def create(settings: Mapping[str, Any], dataset: Dataset) -> ImportedDetector:

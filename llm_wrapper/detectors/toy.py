@@ -16,10 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.toy_shapes import HUES, MAX_TILT, OUTLINES, covers
-from llm_wrapper.detectors.base import Level, detections_from_raw
-from llm_wrapper.errors import ImageError, RecipeError
+from llm_wrapper.detectors.base import Level, Question, detections_from_raw
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["ToyDetector", "create"]
@@ -38,19 +39,24 @@ class ToyDetector:
     """Finds colored shapes by segmentation; labels such as `red star`, score = overlap with the template."""
 
     name = "toy"
-    level: Level = "image"
+    levels: tuple[Level, ...] = ("image",)
+    reads_images = True
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the answers."""
         return {"id": self.name, "revision": 1, "task": "segmentation", "min_area": _MIN_AREA}
 
-    def detect(self, samples: Sequence[Sample]) -> list[Detections]:
-        """Segment the image of each sample; items stand in the order of falling score.
+    def prepare(self, sample: Sample) -> Image.Image:
+        """Read the image of a sample.
 
         Raises:
-            ImageError: If an image is missing, cannot be decoded, or is not of the size that the sample says.
+            ImageError: If it is missing, cannot be decoded, or is not of the size that the sample says.
         """
-        return [self._detect_one(_read(sample)) for sample in samples]
+        return images.read_sample(sample)
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Segment the image of each question; items stand in the order of falling score."""
+        return [self._detect_one(prepared[question.sample.image_id]) for question in questions]
 
     def _detect_one(self, image: Image.Image) -> Detections:
         names = _color_names(image)
@@ -78,23 +84,6 @@ def create(settings: Mapping[str, Any], dataset: Dataset) -> ToyDetector:
         given = ", ".join(f"{key}={value!r}" for key, value in sorted(settings.items()))
         raise RecipeError(f"The detector 'toy' takes no settings, but the recipe gives {given}. Remove them.")
     return ToyDetector()
-
-
-def _read(sample: Sample) -> Image.Image:
-    if sample.image_path is None:
-        raise ImageError(f"Sample {sample.sample_id} has no image file, and the detector 'toy' reads pixels.")
-    try:
-        with Image.open(sample.image_path) as stored:
-            image: Image.Image = stored.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        remedy = "Restore the file; `python -m llm_wrapper.datasets.toy_scenes data/toy` paints the toy images again."
-        raise ImageError(f"{sample.image_path} cannot be read as an image: {error}. {remedy}") from error
-    if image.size != sample.image_wh:
-        raise ImageError(
-            f"{sample.image_path} is {image.width} x {image.height} pixels, but the annotations of sample "
-            f"{sample.sample_id} say {sample.image_wh[0]} x {sample.image_wh[1]}. Use the image that was annotated."
-        )
-    return image
 
 
 def _color_names(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -59,6 +59,8 @@ def target_index(built: BuiltCandidates, sample: Sample) -> int | None:
 def _left_out(scene: Scene, section: TrainSection) -> str | None:
     if scene.sample.target is None:
         return "no_target"
+    if scene.sample.further_targets:
+        return "several_targets"
     if len(scene.built.candidates) < section.min_candidates:
         return "too_few_candidates"
     return None if target_index(scene.built, scene.sample) is not None else "target_not_among_candidates"
@@ -67,7 +69,7 @@ def _left_out(scene: Scene, section: TrainSection) -> str | None:
 def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Group], dict[str, int]]:
     """Group usable samples by image and candidates; count those left out by reason.
 
-    A sample is used if it has a target, at least `min_candidates` candidates, and one of them overlaps the target
+    A sample is used if it has one target, at least `min_candidates` candidates, and one of them overlaps the target
     with IoU > 0.5 (paper, training details).
     """
     left_out: Counter[str] = Counter()

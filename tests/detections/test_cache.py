@@ -39,6 +39,10 @@ def sample(number: int, image: int | None = None) -> Sample:
     return Sample(f"s{number}", f"r{number}", image_id, None, (640, 480), f"zebra {number}", None)
 
 
+def key(number: int) -> tuple[str, str]:
+    return (f"image{number}", f"s{number}")
+
+
 def found(number: int) -> Detections:
     return Detections((Detection(Box(0.0, 0.0, 1.0 + number, 2.0), f"zebra {number}", 0.5, "od"),), number)
 
@@ -48,8 +52,8 @@ def make(folder: Path, parts: int = 3, rows: int = 2) -> None:
     with DetectionCache.resume(folder, IDENTITY) as cache:
         for part in range(parts):
             numbers = range(part * rows, (part + 1) * rows)
-            cache.append([(sample(number), found(number)) for number in numbers], "expression")
-        cache.finish("expression")
+            cache.append([(key(number), found(number)) for number in numbers])
+        cache.finish(["expression"], {})
 
 
 def flip(path: Path, place: int) -> None:
@@ -59,33 +63,50 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_every_field_survives(tmp_path: Path) -> None:
-    answers = [(sample(0), HOSTILE), (sample(1), Detections(())), (sample(2), found(2))]
+    answers = [HOSTILE, Detections(()), found(2)]
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
-        assert cache.append(answers, "expression") == tmp_path / "part-00000.parquet"
-        assert [cache.lookup(asked) for asked, _ in answers] == [answer for _, answer in answers]
-        cache.finish("expression")
+        assert cache.append([(key(n), answers[n]) for n in range(3)]) == tmp_path / "part-00000.parquet"
+        cache.finish(["expression"], {})
+        assert [cache.lookup(sample(number)) for number in range(3)] == answers
     opened = DetectionCache.open_complete(tmp_path, IDENTITY)
-    assert [opened.lookup(asked) for asked, _ in answers] == [answer for _, answer in answers]
+    assert [opened.lookup(sample(number)) for number in range(3)] == answers
 
 
-def test_an_image_answer_comes_first_and_serves_all_expressions(tmp_path: Path) -> None:
+def test_an_image_answer_serves_all_expressions_and_stands_behind_their_own(tmp_path: Path) -> None:
     first, second = sample(1, image=5), sample(2, image=5)
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
-        cache.append([(first, found(1))], "image")
-        assert cache.lookup(first) == cache.lookup(second) == found(1)
-        cache.append([(second, found(2))], "expression")
+        cache.append([(("image5", None), found(1)), (("image5", "s1"), Detections(())), (("image5", "s2"), found(2))])
+        cache.finish(["expression", "image"], {})
         assert cache.lookup(first) == found(1)
-        assert cache.lookup(second) == Detections(found(1).items + found(2).items, 3)
+        assert cache.lookup(second) == Detections(found(2).items + found(1).items, 3)
 
 
-def test_missing_keeps_the_order_and_asks_once_per_image(tmp_path: Path) -> None:
-    samples = [sample(3, image=1), sample(1, image=0), sample(2, image=1), sample(0, image=2)]
+@pytest.mark.parametrize("lost", [("image5", None), ("image5", "s1")], ids=["of the image", "of the expression"])
+def test_half_an_answer_is_none(lost: tuple[str, str | None], tmp_path: Path) -> None:
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
-        assert [one.sample_id for one in cache.missing(samples, "image")] == ["s3", "s1", "s0"]
-        assert cache.missing(samples, "expression") == samples
-        cache.append([(samples[1], found(1))], "image")
-        assert [one.sample_id for one in cache.missing(samples, "image")] == ["s3", "s0"]
-        assert cache.missing(samples, "expression") == samples
+        keys: list[tuple[str, str | None]] = [("image5", None), ("image5", "s1")]
+        cache.append([(each, found(1)) for each in keys if each != lost])
+        cache.finish(["expression", "image"], {})
+    with pytest.raises(CacheError, match="has no detections of sample 's1'"):
+        DetectionCache.open_complete(tmp_path, IDENTITY).lookup(sample(1, image=5))
+
+
+def test_an_image_that_was_left_out_has_no_detections_and_a_reason(tmp_path: Path) -> None:
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        cache.append([(key(0), found(0))])
+        cache.finish(["expression"], {"image7": "broken.jpg is truncated"})
+    opened = DetectionCache.open_complete(tmp_path, IDENTITY)
+    assert opened.lookup(sample(7)) == Detections(())
+    assert opened.manifest.unanswered == {"image7": "broken.jpg is truncated"}
+
+
+def test_an_unfinished_cache_answers_nothing(tmp_path: Path) -> None:
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        cache.append([(key(0), found(0))])
+        assert key(0) in cache
+        assert key(1) not in cache
+        with pytest.raises(CacheError, match=f"is incomplete. Run `{COMMAND}`"):
+            cache.lookup(sample(0))
 
 
 def test_a_sample_without_answer_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -99,7 +120,7 @@ def test_the_manifest_explains_the_cache(tmp_path: Path) -> None:
     manifest = artifacts.read_json(tmp_path / "manifest.json")
     digests = [artifacts.digest(tmp_path / f"part-0000{number}.parquet") for number in (0, 1)]
     assert manifest["identity"] == IDENTITY
-    assert manifest["level"] == "expression"
+    assert (manifest["levels"], manifest["unanswered"]) == (["expression"], {})
     assert [part["sha256"] for part in manifest["parts"]] == digests
     assert [part["num_rows"] for part in manifest["parts"]] == [2, 2]
     totals = [manifest[name] for name in ("num_rows", "num_images", "num_detections", "num_dropped")]
@@ -118,13 +139,9 @@ def test_pandas_reads_a_cache_in_one_line(tmp_path: Path) -> None:
 def test_identity_of_takes_all_that_decides_the_answers() -> None:
     class Toy:
         name = "toy"
-        level = "expression"
 
         def identity(self) -> dict[str, Any]:
             return IDENTITY["settings"]
-
-        def detect(self, samples):
-            raise AssertionError
 
     assert identity_of(Toy(), Dataset("zebras", "val", [], "aa11")) == IDENTITY
 
@@ -173,9 +190,9 @@ def test_overwrite_replaces_another_identity(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     other = {**IDENTITY, "split": "test"}
     with DetectionCache.resume(tmp_path, other, overwrite=True) as cache:
-        assert cache.missing([sample(0)], "expression") == [sample(0)]
-        cache.append([(sample(0), HOSTILE)], "expression")
-        cache.finish("expression")
+        assert key(0) not in cache
+        cache.append([(key(0), HOSTILE)])
+        cache.finish(["expression"], {})
     assert DetectionCache.open_complete(tmp_path, other).lookup(sample(0)) == HOSTILE
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".lock",
@@ -196,7 +213,7 @@ def test_an_incomplete_cache_is_not_opened(case: str, tmp_path: Path) -> None:
         (folder / "manifest.json").unlink()
     if case == "appended to":
         with DetectionCache.resume(folder, IDENTITY) as cache:
-            cache.append([(sample(50), found(50))], "expression")
+            cache.append([(key(50), found(50))])
     with pytest.raises(CacheError, match=f"is incomplete: it has no manifest.json. Run `{COMMAND}`"):
         DetectionCache.open_complete(folder, IDENTITY)
 
@@ -251,10 +268,10 @@ def test_a_damaged_part_is_set_aside_and_missing_again(damage, has_manifest: boo
         assert aside.read_bytes() == content
         assert str(part) in caplog.text
         assert cache.manifest is None
-        missing = cache.missing(samples, "expression")
-        assert missing == [sample(2), sample(3)]
-        assert cache.append([(one, found(9)) for one in missing], "expression").name == "part-00003.parquet"
-        cache.finish("expression")
+        missing = [number for number in range(6) if key(number) not in cache]
+        assert missing == [2, 3]
+        assert cache.append([(key(number), found(9)) for number in missing]).name == "part-00003.parquet"
+        cache.finish(["expression"], {})
     opened = DetectionCache.open_complete(tmp_path, IDENTITY)
     assert [opened.lookup(one).num_dropped for one in samples] == [0, 1, 9, 9, 4, 5]
 
@@ -264,7 +281,7 @@ def test_a_lost_part_is_missing_again(tmp_path: Path) -> None:
     (tmp_path / "part-00002.parquet").unlink()
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
         assert cache.damaged == [tmp_path / "part-00002.parquet"]
-        assert cache.missing([sample(1), sample(4), sample(5)], "expression") == [sample(4), sample(5)]
+        assert [key(number) in cache for number in (1, 4, 5)] == [True, False, False]
 
 
 def test_no_flipped_byte_gives_a_wrong_answer_even_without_manifest(tmp_path: Path) -> None:
@@ -281,7 +298,9 @@ def test_no_flipped_byte_gives_a_wrong_answer_even_without_manifest(tmp_path: Pa
                 num_set_aside += 1
                 cache.damaged[0].unlink()
             else:
+                cache.finish(["expression"], {})
                 assert cache.lookup(sample(0)) == found(0), place
+                (tmp_path / "manifest.json").unlink()
     assert num_set_aside > 0
 
 
@@ -295,8 +314,8 @@ def test_a_damaged_manifest_is_named_and_made_again(content: str, tmp_path: Path
         DetectionCache.open_complete(tmp_path, IDENTITY)
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
         assert cache.damaged == []
-        assert cache.missing([sample(number) for number in range(6)], "expression") == []
-        cache.finish("expression")
+        assert all(key(number) in cache for number in range(6))
+        cache.finish(["expression"], {})
     DetectionCache.open_complete(tmp_path, IDENTITY)
 
 
@@ -342,9 +361,9 @@ def test_a_cache_is_not_written_outside_resume(tmp_path: Path) -> None:
     make(tmp_path)
     cache = DetectionCache.open_complete(tmp_path, IDENTITY)
     with pytest.raises(CacheError, match="not open to add"):
-        cache.append([(sample(9), found(9))], "expression")
+        cache.append([(key(9), found(9))])
     with pytest.raises(CacheError, match="not open to add"):
-        cache.finish("expression")
+        cache.finish(["expression"], {})
 
 
 @pytest.mark.parametrize("numbers", [[1], [9, 9]], ids=["there already", "twice at once"])
@@ -352,7 +371,7 @@ def test_two_answers_to_one_question_are_refused(numbers: list[int], tmp_path: P
     make(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     with DetectionCache.resume(tmp_path, IDENTITY) as cache, pytest.raises(CacheError, match="two answers"):
-        cache.append([(sample(number), found(number)) for number in numbers], "expression")
+        cache.append([(key(number), found(number)) for number in numbers])
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -364,9 +383,9 @@ def test_an_append_interrupted_after_its_rename_can_be_repeated(tmp_path: Path, 
         with monkeypatch.context() as patch:
             patch.setattr(DetectionCache, "_add", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                cache.append([(sample(0), found(0))], "expression")
-        cache.append([(sample(0), found(0))], "expression")
-        cache.finish("expression")
+                cache.append([(key(0), found(0))])
+        cache.append([(key(0), found(0))])
+        cache.finish(["expression"], {})
     assert [path.name for path in tmp_path.glob("part-*")] == ["part-00000.parquet"]
     DetectionCache.open_complete(tmp_path, IDENTITY)
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import fill as module
 from llm_wrapper.detections.cache import DetectionCache, identity_of
 from llm_wrapper.detections.fill import fill
-from llm_wrapper.detectors.base import Level
-from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError
+from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 
@@ -24,9 +24,10 @@ class CountingDetector:
     """Answers from the question alone, and remembers what it was asked."""
 
     name = "counting"
+    reads_images = False
 
-    def __init__(self, level: Level = "expression", *, seconds: float = 0.0, fail_at: int | None = None) -> None:
-        self.level: Level = level
+    def __init__(self, *levels: Level, seconds: float = 0.0, fail_at: int | None = None) -> None:
+        self.levels: tuple[Level, ...] = levels or ("expression",)
         self.asked: list[str] = []
         self.batches: list[int] = []
         self.error: BaseException = KeyboardInterrupt()
@@ -36,16 +37,20 @@ class CountingDetector:
     def identity(self) -> dict[str, Any]:
         return {"revision": "1"}
 
-    def detect(self, samples: Sequence[Sample]) -> list[Detections]:
+    def prepare(self, sample: Sample) -> str:
+        return f"pixels of {sample.image_id}"
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
         time.sleep(self._seconds)
         if self._fail_at is not None and len(self.asked) >= self._fail_at:
             raise self.error
-        self.asked += [sample.sample_id for sample in samples]
-        self.batches.append(len(samples))
-        return [self._answer(sample) for sample in samples]
+        self.asked += [question.key[1] or question.key[0] for question in questions]
+        self.batches.append(len(questions))
+        assert all(prepared[each.sample.image_id] == f"pixels of {each.sample.image_id}" for each in questions)
+        return [self._answer(question) for question in questions]
 
-    def _answer(self, sample: Sample) -> Detections:
-        label = sample.image_id if self.level == "image" else sample.expression
+    def _answer(self, question: Question) -> Detections:
+        label = question.sample.image_id if question.level == "image" else question.sample.expression
         return Detections((Detection(Box(0.0, 0.0, 1.0 + len(label), 9.0), label, None, "count"),), len(label) % 3)
 
 
@@ -69,7 +74,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_expression_is_asked_once_in_batches(tmp_path: Path) -> None:
     detector = CountingDetector()
-    cache = fill(detector, dataset(20), tmp_path, batch_size=8, rows_per_part=10, progress=False)
+    cache = fill(detector, dataset(20), tmp_path, images_per_batch=8, rows_per_part=10, progress=False)
     assert detector.asked == [f"s{number}" for number in range(20)]
     assert detector.batches == [8, 8, 4]
     assert [part.num_rows for part in cache.manifest.parts] == [16, 4]
@@ -80,11 +85,11 @@ def test_every_expression_is_asked_once_in_batches(tmp_path: Path) -> None:
 def test_an_image_is_asked_and_stored_once(tmp_path: Path) -> None:
     detector = CountingDetector("image")
     cache = fill(detector, dataset(20, per_image=4), tmp_path, progress=False)
-    assert detector.asked == ["s0", "s4", "s8", "s12", "s16"]
+    assert detector.asked == [f"image{number}" for number in range(5)]
     stored = rows(tmp_path)
     assert [row["image_id"] for row in stored] == [f"image{number}" for number in range(5)]
     assert all(row["sample_id"] is None for row in stored)
-    assert (cache.manifest.level, cache.manifest.num_rows) == ("image", 5)
+    assert (cache.manifest.levels, cache.manifest.num_rows) == (("image",), 5)
     assert cache.lookup(dataset(20, per_image=4).samples[7]).items[0].label == "image1"
 
 
@@ -123,22 +128,22 @@ def test_an_interrupt_keeps_the_answers_and_a_second_call_resumes(error: BaseExc
     detector = CountingDetector(fail_at=9)
     detector.error = error
     with pytest.raises(type(error)):
-        fill(detector, dataset(), tmp_path, batch_size=3, progress=False)
+        fill(detector, dataset(), tmp_path, images_per_batch=3, progress=False)
     assert len(detector.asked) == 9
     assert not (tmp_path / "manifest.json").exists()
     again = CountingDetector()
-    fill(again, dataset(), tmp_path, batch_size=3, progress=False)
+    fill(again, dataset(), tmp_path, images_per_batch=3, progress=False)
     assert again.asked == [f"s{number}" for number in range(9, 20)]
 
 
 def test_a_slow_detector_is_written_down_by_time(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "_FLUSH_SECONDS", 0.0)
-    cache = fill(CountingDetector(), dataset(6), tmp_path, batch_size=2, progress=False)
+    cache = fill(CountingDetector(), dataset(6), tmp_path, images_per_batch=2, progress=False)
     assert [part.num_rows for part in cache.manifest.parts] == [2, 2, 2]
 
 
 def test_overwrite_asks_everything_again(tmp_path: Path) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, rows_per_part=5, batch_size=5, progress=False)
+    fill(CountingDetector(), dataset(), tmp_path, rows_per_part=5, images_per_batch=5, progress=False)
     again = CountingDetector()
     fill(again, dataset(), tmp_path, overwrite=True, progress=False)
     assert len(again.asked) == 20
@@ -161,14 +166,15 @@ def test_a_detector_that_does_not_answer_each_sample_is_named(wrong, tmp_path: P
     detector = CountingDetector()
     right = detector.detect
 
-    def detect(samples: Sequence[Sample]) -> list[Detections]:
-        return wrong(right(samples)) if samples[0].sample_id == "s4" else right(samples)
+    def detect(questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        answers = right(questions, prepared)
+        return wrong(answers) if questions[0].sample.sample_id == "s4" else answers
 
     monkeypatch.setattr(detector, "detect", detect)
-    with pytest.raises(CacheError, match=r"'counting' was asked about 4 samples \('s4' first\) and gave \d answers"):
-        fill(detector, dataset(), tmp_path, batch_size=4, progress=False)
+    with pytest.raises(CacheError, match=r"'counting' was asked 4 questions \(sample 's4' first\) and gave \d answers"):
+        fill(detector, dataset(), tmp_path, images_per_batch=4, progress=False)
     with DetectionCache.resume(tmp_path, identity_of(detector, dataset())) as cache:
-        assert len(cache.missing(dataset().samples, "expression")) == 16
+        assert [(f"image{number}", f"s{number}") in cache for number in range(20)] == [True] * 4 + [False] * 16
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
@@ -183,7 +189,7 @@ def test_repeated_sample_ids_are_all_named(tmp_path: Path) -> None:
         fill(CountingDetector(), Dataset("counted", "val", samples, "digest"), tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_size": -1}, {"rows_per_part": 0}], ids=str)
+@pytest.mark.parametrize("sizes", [{"images_per_batch": 0}, {"images_per_batch": -1}, {"rows_per_part": 0}], ids=str)
 def test_sizes_below_one_are_refused(sizes: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="must be 1 or more"):
         fill(CountingDetector(), dataset(), tmp_path, progress=False, **sizes)
@@ -202,7 +208,7 @@ def test_a_full_disk_stops_with_a_clear_word_and_no_damage(call: str, tmp_path: 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(LLMWrapperError, match=r"part-00002\.parquet was not written.*No space.*Free space"):
-            fill(CountingDetector(), dataset(), tmp_path, batch_size=4, rows_per_part=4, progress=False)
+            fill(CountingDetector(), dataset(), tmp_path, images_per_batch=4, rows_per_part=4, progress=False)
     assert sorted(os.listdir(tmp_path)) == [".lock", "part-00000.parquet", "part-00001.parquet"]
     again = CountingDetector()
     fill(again, dataset(), tmp_path, progress=False)
@@ -210,7 +216,7 @@ def test_a_full_disk_stops_with_a_clear_word_and_no_damage(call: str, tmp_path: 
 
 
 def test_the_progress_bar_goes_to_standard_error(tmp_path: Path, capsys) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, batch_size=2)
+    fill(CountingDetector(), dataset(), tmp_path, images_per_batch=2)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "counting on counted val" in shown.err
@@ -218,12 +224,12 @@ def test_the_progress_bar_goes_to_standard_error(tmp_path: Path, capsys) -> None
 
 
 def fill_slowly(folder: Path) -> None:
-    fill(CountingDetector(seconds=0.004), dataset(120), folder, batch_size=2, rows_per_part=4, progress=False)
+    fill(CountingDetector(seconds=0.004), dataset(120), folder, images_per_batch=2, rows_per_part=4, progress=False)
 
 
 def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    fill(CountingDetector(), dataset(120), whole, batch_size=2, rows_per_part=4, progress=False)
+    fill(CountingDetector(), dataset(120), whole, images_per_batch=2, rows_per_part=4, progress=False)
     context, moments = multiprocessing.get_context("spawn"), random.Random(4)
     for _ in range(3):
         num_before = len(list(killed.glob("part-*.parquet")))
@@ -236,8 +242,120 @@ def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
         process.join()
     assert not (killed / "manifest.json").exists()
     rest = CountingDetector()
-    fill(rest, dataset(120), killed, batch_size=2, rows_per_part=4, progress=False)
+    fill(rest, dataset(120), killed, images_per_batch=2, rows_per_part=4, progress=False)
     assert 0 < len(rest.asked) < 120
     assert rows(killed) == rows(whole)
     assert not list(killed.glob(".*.tmp"))
     assert table(killed, dataset(120)) == table(whole, dataset(120))
+
+
+def test_levels_are_asked_together_and_each_stored_under_its_own_key(tmp_path: Path) -> None:
+    detector = CountingDetector("image", "expression")
+    split = dataset(6, per_image=3)
+    cache = fill(detector, split, tmp_path, progress=False)
+    assert detector.asked == ["s0", "image0", "s1", "s2", "s3", "image1", "s4", "s5"]
+    labels = [[item.label for item in cache.lookup(sample).items] for sample in split.samples]
+    assert labels == [[f"expression\n{number}", f"image{number // 3}"] for number in range(6)]
+
+
+def test_all_questions_about_an_image_stand_in_one_batch_however_samples_are_mixed(tmp_path: Path) -> None:
+    samples = [dataset(12, per_image=3).samples[place] for place in (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)]
+    detector = CountingDetector()
+    fill(detector, Dataset("counted", "val", samples, "digest"), tmp_path, images_per_batch=2, progress=False)
+    assert detector.asked == [f"s{number}" for number in range(12)]
+    assert detector.batches == [6, 6]
+
+
+def test_a_resumed_fill_asks_in_the_batches_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    fill(CountingDetector(), dataset(5), tmp_path, images_per_batch=5, progress=False)
+    again = CountingDetector()
+    fill(again, dataset(12), tmp_path, images_per_batch=4, progress=False)
+    assert again.batches == [3, 4]
+
+
+class Paid(CountingDetector):
+    """Costs money, and is told before how much is wanted."""
+
+    announced: int | None = None
+    confirm = None
+
+    def begin(self, num_questions: int) -> None:
+        assert self.asked == []
+        self.announced = num_questions
+
+
+def test_a_paid_detector_is_asked_one_question_at_a_time_and_each_answer_is_kept(tmp_path: Path) -> None:
+    detector = Paid(fail_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        fill(detector, dataset(5), tmp_path, progress=False)
+    assert (detector.announced, detector.batches) == (5, [1, 1, 1])
+    assert [row["sample_id"] for row in rows(tmp_path)] == ["s0", "s1", "s2"]
+    again = Paid()
+    fill(again, dataset(5), tmp_path, progress=False)
+    assert (again.announced, again.asked) == (2, ["s3", "s4"])
+
+
+def test_a_paid_detector_that_is_not_agreed_to_is_not_asked(tmp_path: Path, monkeypatch) -> None:
+    def refuse(num_questions: int) -> None:
+        raise RecipeError(f"{num_questions} calls are not agreed to")
+
+    detector = Paid()
+    monkeypatch.setattr(detector, "begin", refuse)
+    with pytest.raises(RecipeError, match="5 calls are not agreed to"):
+        fill(detector, dataset(5), tmp_path, progress=False)
+    assert detector.asked == []
+
+
+class Reading(CountingDetector):
+    """Reads image files; one that is called `broken` cannot be read."""
+
+    reads_images = True
+
+    def prepare(self, sample: Sample) -> str:
+        if sample.image_path is None or Path(sample.image_path).name.startswith("broken"):
+            raise ImageError(f"{sample.image_path} cannot be read")
+        return super().prepare(sample)
+
+
+def with_files(folder: Path, *names: str) -> Dataset:
+    samples = [
+        Sample(f"s{number}", "r", f"image{number}", str(folder / name), (9, 9), f"expression {number}", None)
+        for number, name in enumerate(names)
+    ]
+    return Dataset("counted", "val", samples, "digest")
+
+
+def test_missing_images_are_all_named_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    split = with_files(tmp_path, "a.png", "gone.png", "lost.png")
+    nameless = Sample("s3", "r", "image3", None, (9, 9), "x", None)
+    detector = Reading()
+    with pytest.raises(
+        DataError, match=r"(?s)3 of 4 images are missing.*gone\.png.*lost\.png.*image3: no file is named"
+    ):
+        fill(detector, Dataset("counted", "val", [*split.samples, nameless], "digest"), tmp_path, progress=False)
+    assert detector.asked == []
+
+
+def test_broken_images_are_all_named_after_the_others_are_answered(tmp_path: Path) -> None:
+    for name in ("a.png", "broken1.png", "b.png", "broken2.png"):
+        (tmp_path / name).touch()
+    split = with_files(tmp_path, "a.png", "broken1.png", "b.png", "broken2.png")
+    with pytest.raises(ImageError, match=r"(?s)2 images cannot be read.*--skip-unreadable.*broken1\.png.*broken2\.png"):
+        fill(Reading(), split, tmp_path / "cache", progress=False)
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+    again = Reading()
+    cache = fill(again, split, tmp_path / "cache", skip_unreadable=True, progress=False)
+    assert again.asked == []
+    assert set(cache.manifest.unanswered) == {"image1", "image3"}
+    assert [len(cache.lookup(sample).items) for sample in split.samples] == [1, 0, 1, 0]
+
+
+def test_a_restored_image_is_asked_about_later(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    split = with_files(tmp_path, "a.png", "broken.png")
+    fill(Reading(), split, tmp_path / "cache", skip_unreadable=True, progress=False)
+    restored = CountingDetector()
+    cache = fill(restored, split, tmp_path / "cache", progress=False)
+    assert restored.asked == ["s1"]
+    assert cache.manifest.unanswered == {}

@@ -15,7 +15,7 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import scenes
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.scenes import SceneSet, cache_folder, load_scenes
-from llm_wrapper.detectors.base import Level
+from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.errors import CacheError, DataError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, OtherData, Recipe, TrainSection
 from llm_wrapper.records import Box, Detection, Detections, Sample
@@ -26,8 +26,9 @@ NUM_SAMPLES = 5
 class Scripted:
     """Two boxes for each image: one inside, one outside; the setting `shift` moves them."""
 
-    level: Level = "image"
+    levels: tuple[Level, ...] = ("image",)
     name = "scripted"
+    reads_images = False
 
     def __init__(self, shift: float = 0.0) -> None:
         self.shift = shift
@@ -35,13 +36,16 @@ class Scripted:
     def identity(self) -> dict[str, Any]:
         return {"shift": self.shift}
 
-    def detect(self, samples: Sequence[Sample]) -> list[Detections]:
+    def prepare(self, sample: Sample) -> None:
+        pass
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
         boxes = [(10, 10, 20, 20), (50, 10, 60, 20), (200, 0, 210, 10)]
         items = tuple(
             Detection(Box(x0 + self.shift, y0, x1 + self.shift, y1), "cat", score, "od")
             for (x0, y0, x1, y1), score in zip(boxes, (0.9, 0.8, 0.7), strict=True)
         )
-        return [Detections(items, num_dropped=1) for _ in samples]
+        return [Detections(items, num_dropped=1) for _ in questions]
 
 
 def create(settings: Mapping[str, Any], dataset: Dataset) -> Scripted:

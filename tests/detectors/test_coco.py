@@ -5,6 +5,7 @@ import pytest
 
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
 from llm_wrapper.detectors import coco
+from llm_wrapper.detectors.base import Question, detect_sample
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.records import Box, Sample
 
@@ -25,8 +26,8 @@ def _dataset(objects: Sequence[AnnotatedObject] = _OBJECTS) -> Dataset:
 
 def test_gives_all_objects_without_scores() -> None:
     detector = coco.create({}, _dataset())
-    assert (detector.name, detector.level) == ("coco", "image")
-    first, second = detector.detect([_sample("a"), _sample("b")])
+    assert (detector.name, detector.levels, detector.reads_images) == ("coco", ("image",), False)
+    first, second = (detect_sample(detector, _sample(image_id)) for image_id in "ab")
     assert [(item.label, item.score, item.source) for item in first.items] == [
         ("table", None, "annotation"),
         ("mug", None, "annotation"),
@@ -38,7 +39,7 @@ def test_gives_all_objects_without_scores() -> None:
 
 def test_annotation_order_and_expression_reveal_nothing() -> None:
     answers = {
-        coco.create({}, _dataset(order)).detect([_sample("a", expression)])[0]
+        detect_sample(coco.create({}, _dataset(order)), _sample("a", expression))
         for order in permutations(_OBJECTS)
         for expression in ("the mug", "the table")
     }
@@ -53,7 +54,7 @@ def test_identity_follows_the_annotations() -> None:
 
 def test_unknown_images_are_all_named() -> None:
     with pytest.raises(DataError, match=r"(?s)2 problems.*image x is not.*image y is not"):
-        coco.create({}, _dataset()).detect([_sample("x"), _sample("a"), _sample("y"), _sample("x")])
+        coco.create({}, _dataset()).detect([Question(_sample(image_id), "image") for image_id in "xayx"], {})
 
 
 def test_a_data_set_without_objects_is_refused() -> None:

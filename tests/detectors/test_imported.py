@@ -6,6 +6,7 @@ import pytest
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import imported
+from llm_wrapper.detectors.base import detect_sample
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.records import Box, Sample
 
@@ -38,7 +39,7 @@ def _results(folder: Path, rows: Any, categories: Any = _CATEGORIES, **settings:
 def _shown(detector: imported.ImportedDetector) -> list[list[Any]]:
     return [
         [(item.box.xyxy, item.label, item.score, item.source) for item in answer.items]
-        for answer in detector.detect(_dataset().samples)
+        for answer in (detect_sample(detector, sample) for sample in _dataset().samples)
     ]
 
 
@@ -48,14 +49,14 @@ _MUG = ((1.0, 2.0, 30.0, 40.0), "mug", 0.5, "imported")
 @pytest.mark.parametrize("key", [{"image_id": 1}, {"image_id": "1"}, {"file_name": "1.jpg"}], ids=str)
 def test_lines_by_image(tmp_path: Path, key: dict[str, Any]) -> None:
     detector = _lines(tmp_path, {**key, "detections": [_ITEM, {**_ITEM, "label": "cup", "score": None}]})
-    assert (detector.name, detector.level, detector.num_unanswered) == ("flo2", "image", 1)
+    assert (detector.name, detector.levels, detector.num_unanswered) == ("flo2", ("image",), 1)
     cup = (*_MUG[:1], "cup", None, "imported")
     assert _shown(detector) == [[_MUG, cup], [_MUG, cup], []]
 
 
 def test_lines_by_expression(tmp_path: Path) -> None:
     detector = _lines(tmp_path, {"sample_id": "s1", "detections": [_ITEM]}, "", {"sample_id": "s2", "detections": []})
-    assert (detector.level, detector.num_unanswered) == ("expression", 1)
+    assert (detector.levels, detector.num_unanswered) == (("expression",), 1)
     assert _shown(detector) == [[], [_MUG], []]
 
 
@@ -77,7 +78,7 @@ def test_box_formats_of_lines(tmp_path: Path, item: Any, settings: Any, xyxy: An
 def test_coco_results(tmp_path: Path, categories: Any) -> None:
     rows = [_RESULT, {**_RESULT, "category_id": 1, "score": 1, "area": 3.0}, {**_RESULT, "image_id": 9}]
     detector = _results(tmp_path, rows, categories, name="dino-t")
-    assert (detector.name, detector.level, detector.num_unanswered) == ("dino-t", "image", 1)
+    assert (detector.name, detector.levels, detector.num_unanswered) == ("dino-t", ("image",), 1)
     person = (*_MUG[:1], "person", 1.0, "imported")
     assert _shown(detector) == [[_MUG, person], [_MUG, person], []]
 
@@ -92,10 +93,10 @@ def test_coco_results_in_xyxy(tmp_path: Path) -> None:
 )
 def test_boxes_that_are_none_are_counted(tmp_path: Path, box: list[float]) -> None:
     line = {"image_id": 1, "detections": [{**_ITEM, "box": box}, _ITEM]}
-    answer = _lines(tmp_path, line).detect(_dataset().samples)[0]
+    answer = detect_sample(_lines(tmp_path, line), _dataset().samples[0])
     assert (len(answer.items), answer.num_dropped) == (1, 1)
     rows = [{**_RESULT, "bbox": box}, _RESULT]
-    answer = _results(tmp_path, rows, box_format="xyxy").detect(_dataset().samples)[0]
+    answer = detect_sample(_results(tmp_path, rows, box_format="xyxy"), _dataset().samples[0])
     assert (len(answer.items), answer.num_dropped) == (1, 1)
 
 

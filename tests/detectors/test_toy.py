@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from llm_wrapper.boxes import array, pairwise_iou
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.toy import load
-from llm_wrapper.detectors.base import Detector
+from llm_wrapper.detectors.base import Detector, detect_sample
 from llm_wrapper.detectors.toy import ToyDetector, create
 from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample
@@ -26,8 +26,7 @@ def sample_of(path: Path | None, image_wh: tuple[int, int] = (120, 90), expressi
 def detect(image: Image.Image, folder: Path) -> Detections:
     path = folder / "image.png"
     image.save(path)
-    (detections,) = ToyDetector().detect([sample_of(path, image.size)])
-    return detections
+    return detect_sample(ToyDetector(), sample_of(path, image.size))
 
 
 def canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -70,7 +69,7 @@ def test_errs_as_documented(tmp_path: Path) -> None:
 def test_a_blank_image_has_no_detections(size: tuple[int, int], mode: str, tmp_path: Path) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new(mode, size).save(path)
-    assert ToyDetector().detect([sample_of(path, size)]) == [Detections(())]
+    assert detect_sample(ToyDetector(), sample_of(path, size)) == Detections(())
 
 
 def test_one_colored_pixel_is_missed(tmp_path: Path) -> None:
@@ -97,8 +96,8 @@ def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
         copy = tmp_path / f"{number}.png"
         shutil.copy(sample.image_path, copy)
         copies.append(sample_of(copy, sample.image_wh, "nothing of the kind"))
-    found = ToyDetector().detect(samples)
-    assert ToyDetector().detect(copies) == found
+    found = [detect_sample(ToyDetector(), sample) for sample in samples]
+    assert [detect_sample(ToyDetector(), copy) for copy in copies] == found
     assert all(detections.items for detections in found)
     assert len(set(found)) == 3
 
@@ -106,7 +105,7 @@ def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
 def test_val_is_neither_hopeless_nor_solved() -> None:
     dataset = load(ROOT, "val")
     samples, images = dataset.samples, dataset.images()
-    found = dict(zip([one.image_id for one in images], ToyDetector().detect(images), strict=True))
+    found = {image.image_id: detect_sample(ToyDetector(), image) for image in images}
     num_held = 0
     for sample in samples:
         assert sample.target is not None
@@ -122,8 +121,8 @@ def score(item: object) -> float:
     return float(value)
 
 
-def test_no_samples_give_no_detections() -> None:
-    assert ToyDetector().detect([]) == []
+def test_no_questions_give_no_answers() -> None:
+    assert ToyDetector().detect([], {}) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
@@ -135,23 +134,23 @@ def test_an_unreadable_image_is_named(content: bytes | None, tmp_path: Path) -> 
         content = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(content)
     with pytest.raises(ImageError, match=r"broken\.png cannot be read"):
-        ToyDetector().detect([sample_of(path)])
+        ToyDetector().prepare(sample_of(path))
 
 
 def test_missing_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.png"):
-        ToyDetector().detect([sample_of(tmp_path / "gone.png")])
-    with pytest.raises(ImageError, match="Sample s has no image file"):
-        ToyDetector().detect([sample_of(None)])
+        ToyDetector().prepare(sample_of(tmp_path / "gone.png"))
+    with pytest.raises(ImageError, match="sample 's' has no image file"):
+        ToyDetector().prepare(sample_of(None))
     Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"50 x 40 pixels.*sample s say 120 x 90"):
-        ToyDetector().detect([sample_of(tmp_path / "a.png")])
+    with pytest.raises(ImageError, match=r"50 x 40 pixels.*sample 's' say 120 x 90"):
+        ToyDetector().prepare(sample_of(tmp_path / "a.png"))
 
 
 def test_create_takes_no_settings() -> None:
     dataset = Dataset("toy", "val", (), "")
     detector: Detector = create({}, dataset)
-    assert (detector.name, detector.level) == ("toy", "image")
+    assert (detector.name, detector.levels, detector.reads_images) == ("toy", ("image",), True)
     assert detector.identity() == create({}, dataset).identity()
     with pytest.raises(RecipeError, match=r"min_area=1, threshold=0\.3"):
         create({"threshold": 0.3, "min_area": 1}, dataset)

@@ -15,6 +15,7 @@ from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import refer
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.detectors import coco
+from llm_wrapper.detectors.base import detect_sample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.prompts import rule
 from llm_wrapper.records import Box, Candidate, Choice
@@ -177,8 +178,10 @@ def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
     detector = coco.create({}, dataset)
     images = dataset.images()
     built = {
-        image.image_id: building.build(found, image.image_wh, CandidatePolicy(), detector=detector.name)
-        for image, found in zip(images, detector.detect(images), strict=True)
+        image.image_id: building.build(
+            detect_sample(detector, image), image.image_wh, CandidatePolicy(), detector=detector.name
+        )
+        for image in images
     }
     scenes = [Scene(sample, built[sample.image_id]) for sample in dataset.samples]
     right = metrics.ious(systems.by_rule(scenes)) > metrics.IOU_THRESHOLD

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,6 +104,14 @@ def test_what_is_left_out_is_counted_by_its_first_reason() -> None:
     groups, left_out = make_groups(scenes, section())
     assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
     assert reasons(left_out) == {"no_target": 2, "too_few_candidates": 3, "target_not_among_candidates": 2}
+
+
+def test_an_expression_that_means_several_objects_is_not_trained_on() -> None:
+    several = replace(scene("several").sample, further_targets=(ZEBRAS[0].box,))
+    scenes = [scene("good"), Scene(several, built()), Scene(several, built(())), scene("no box", None)]
+    groups, left_out = make_groups(scenes, section())
+    assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
+    assert reasons(left_out) == {"several_targets": 2, "no_target": 1}
 
 
 def test_the_least_number_of_candidates_is_a_setting() -> None:

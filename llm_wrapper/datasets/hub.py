@@ -1,0 +1,204 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg in two forms of the Hugging Face hub.
+
+*refs*, `jxu124/refcoco`, `refcocoplus`, `refcocog`: one row per ref, the fields of the REFER pickle with the image's
+entry of `instances.json` as JSON text and the box as xyxy. The same refs, sentence ids and boxes as `datasets.refer`
+reads from a REFER tree (divisions unc, unc, umd); images lie elsewhere (COCO train2014). Columns and row counts: the
+data set cards; that `bbox` is xyxy: huggingface/cookbook, "Fine tuning a VLM for Object Detection Grounding", and the
+box that is printed there. Not verified: that the rows of the file `test` of RefCOCO and RefCOCO+ say testA (their count
+is testA's; rows that say `test` are taken too).
+
+*objects*, `lmms-lab/RefCOCO`, `RefCOCOplus`, `RefCOCOg`: one row per object with all its expressions in `answer`, as
+typed, and the image itself; `question` is the same captioning instruction in every row. Columns and row counts: the
+data set cards; xywh: lmms_eval/tasks/refcoco/utils.py of lmms-eval; a row: the evalscope page on RefCOCO. There is no
+training split. By their row counts `val` of RefCOCO (8,811) and of RefCOCOg (7,573) hold the 5,000 refs of Google's
+division beside the 3,811 of unc and 2,573 of umd, so they are not the `val` of any paper and share images with the
+training splits of the refs form; `test` of RefCOCO is Google's. Not verified: whether rows repeat in them. Rows that do
+are taken once.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from pydantic import BaseModel, Field, Json, PositiveInt
+
+from llm_wrapper import artifacts
+from llm_wrapper.datasets import rows, snapshot
+from llm_wrapper.datasets.base import Dataset, digest_files
+from llm_wrapper.datasets.collector import Collector, image_folder
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.records import Box, Sample
+
+__all__ = ["load_objects", "load_refs"]
+
+_log = logging.getLogger(__name__)
+_COCO_NAME = re.compile(r"(COCO_[a-z]+\d{4}_(\d{12}))(?:_\d+)?\.jpg")
+"""`COCO_train2014_000000380440_491042.jpg`: image 380440; what follows belongs to the ref."""
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class _Sentence(BaseModel):
+    sent_id: rows.Id
+    sent: str | None = None
+    raw: str | None = None
+
+
+class _ImageInfo(BaseModel):
+    file_name: str
+    width: PositiveInt
+    height: PositiveInt
+
+
+class _Ref(snapshot.HubRow):
+    ref_id: rows.Id
+    image_id: rows.Id
+    sentences: list[_Sentence] = Field(min_length=1)
+    raw_image_info: Json[_ImageInfo]
+    bbox: rows.FourNumbers
+
+
+class _Embedded(BaseModel):
+    content: bytes = Field(alias="bytes")
+
+
+class _Object(snapshot.HubRow):
+    question_id: rows.Id
+    answer: list[str] = Field(min_length=1)
+    bbox: rows.FourNumbers
+    file_name: str
+    image: _Embedded
+
+
+def load_refs(
+    root: Path, split: str, *, repo: str, images: str | Path | None = None, text: Literal["raw", "sent"] = "sent"
+) -> Dataset:
+    """Read one split of the refs form: one sample per sentence, with the ids that REFER gives.
+
+    Args:
+        root: A copy of the repository; fetched where it does not exist.
+        split: `train`, `val`, `test`, `testA` or `testB`; `test` is testA and testB together, as in the toolbox.
+        repo: `jxu124/refcocog@<revision>`, or a copy of it.
+        images: The folder with COCO's train2014 images; `<root>/images` by default, if there is one.
+        text: `sent` is the cleaned sentence, `raw` the sentence as typed; neither is changed here.
+
+    Raises:
+        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xyxy; or
+            with all rows that cannot be used.
+        RecipeError: If `text` is neither of the two.
+    """
+    if text not in ("raw", "sent"):
+        raise RecipeError(f"data.settings.text is {text!r}: it must be 'sent' (cleaned) or 'raw' (as typed).")
+    files = snapshot.files_of(root, split, repo)
+    folder = image_folder(root, images)
+    collector = Collector(f"split {split} of {root}", "xyxy")
+    for where, row in snapshot.rows_of(files, _Ref, collector.problems):
+        image_wh = (row.raw_image_info.width, row.raw_image_info.height)
+        target = collector.box(where, row.bbox, image_wh)
+        if target is None:
+            continue
+        for sentence in row.sentences:
+            sample = Sample(
+                sample_id=sentence.sent_id,
+                ref_id=row.ref_id,
+                image_id=row.image_id,
+                image_path=str(folder / row.raw_image_info.file_name) if folder else None,
+                image_wh=image_wh,
+                expression=(sentence.raw if text == "raw" else sentence.sent) or "",
+                target=target,
+            )
+            collector.add(where, sample)
+    return Dataset(snapshot.name_of(repo), split, collector.samples(), digest_files(list(files)))
+
+
+def load_objects(root: Path, split: str, *, repo: str) -> Dataset:
+    """Read one split of the objects form: one sample per expression; each image is written to a file once.
+
+    Images go to `<root>/images` under their COCO names, so every split that shares an image shares the file. A sample's
+    id is the row's question id with the number of the expression among all of that object, `469306-0`.
+
+    Args:
+        root: A copy of the repository; fetched where it does not exist (0.5 to 2.3 GB).
+        split: `val`, `test`, `testA` or `testB`; what they hold is told above.
+        repo: `lmms-lab/RefCOCOplus@<revision>`, or a copy of it.
+
+    Raises:
+        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh; or
+            with all rows that cannot be used.
+        LLMWrapperError: If an image cannot be written.
+    """
+    files = snapshot.files_of(root, split, repo)
+    reader = _ObjectReader(root / "images", Collector(f"split {split} of {root}", "xywh"))
+    reader.read(files)
+    if reader.num_repeated:
+        _log.info("%s, split %s: %d rows repeat another one and are taken once", root, split, reader.num_repeated)
+    return Dataset(snapshot.name_of(repo), split, reader.collector.samples(), digest_files(list(files)))
+
+
+class _ObjectReader:
+    """Turns rows of the objects form into samples and image files."""
+
+    def __init__(self, folder: Path, collector: Collector) -> None:
+        self.collector = collector
+        self.num_repeated = 0
+        self._folder = folder
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        self._known: set[tuple[object, ...]] = set()
+        self._num_expressions: Counter[str] = Counter()
+
+    def read(self, files: Mapping[Path, str]) -> None:
+        """Take every row that says something new."""
+        for where, row in snapshot.rows_of(files, _Object, self.collector.problems):
+            content = (row.question_id, row.file_name, *row.bbox, *row.answer)
+            if content in self._known:
+                self.num_repeated += 1
+                continue
+            self._known.add(content)
+            self._take(where, row)
+
+    def _take(self, where: str, row: _Object) -> None:
+        name = _COCO_NAME.fullmatch(row.file_name)
+        if name is None:
+            self.collector.problems.append(f"{where}: file_name {row.file_name!r} is not the name of a COCO image")
+            return
+        path = self._folder / f"{name[1]}.jpg"
+        try:
+            image_wh = self._write(path, row.image.content)
+        except _UNREADABLE as error:
+            self.collector.problems.append(f"{where}: the image in it cannot be read: {error}")
+            return
+        target = self.collector.box(where, row.bbox, image_wh)
+        if target is not None:
+            self._add(where, row, target=target, image_id=str(int(name[2])), path=path)
+
+    def _add(self, where: str, row: _Object, *, target: Box, image_id: str, path: Path) -> None:
+        for expression in row.answer:
+            number = self._num_expressions[row.question_id]
+            self._num_expressions[row.question_id] += 1
+            sample = Sample(
+                sample_id=f"{row.question_id}-{number}",
+                ref_id=row.question_id,
+                image_id=image_id,
+                image_path=str(path),
+                image_wh=self._sizes[path],
+                expression=expression,
+                target=target,
+            )
+            self.collector.add(where, sample)
+
+    def _write(self, path: Path, content: bytes) -> tuple[int, int]:
+        """Write an image where it is not there already, whole or not at all; return its (width, height)."""
+        if path not in self._sizes:
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+            if not path.is_file() or path.stat().st_size != len(content):
+                artifacts.write_atomic(path, content)
+            self._sizes[path] = (int(width), int(height))
+        return self._sizes[path]

@@ -1,0 +1,221 @@
+"""What the verbs around cached detections do and print; those that read only a cache folder need no data set."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.prompt import Confirm
+from rich.table import Table
+from rich.text import Text
+
+from llm_wrapper import artifacts, candidates, datasets, detectors, runs
+from llm_wrapper.detections import export as exporting
+from llm_wrapper.detections import maintain
+from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.maintain import Info
+from llm_wrapper.detections.scenes import Scene, SceneSet, cache_folder, load_scenes
+from llm_wrapper.detectors import PaidDetector
+from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
+from llm_wrapper.recipe import DataSection, Recipe
+from llm_wrapper.report.tables import NO_DATA
+
+__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "verify"]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How `cache-detections` goes about it, see `fill`."""
+
+    overwrite: bool = False
+    skip_unreadable: bool = False
+    images_per_batch: int = 8
+
+
+_USUAL = Filling()
+
+
+def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filling = _USUAL) -> None:
+    """Fill the detections cache of each split, of the recipe's data set and of those trained on beside it."""
+    others = [(other, other.train_split) for other in recipe.training_data()[1:]]
+    jobs = [(recipe.data, split) for split in splits] + others
+    for data, split in jobs:
+        _say(console, _cache_split(recipe, data, split, how))
+
+
+def _cache_split(recipe: Recipe, data: DataSection, split: str, how: Filling) -> str:
+    """Fill one cache and tell what it holds."""
+    dataset = datasets.load(data, split)
+    detector = detectors.create(recipe.detector, dataset)
+    if isinstance(detector, PaidDetector) and sys.stdin.isatty():
+        detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Go on?", default=False)
+    folder = cache_folder(detector.name, data, split)
+    manifest = fill(detector, dataset, folder, **asdict(how)).manifest
+    count = manifest.num_rows if manifest else 0
+    left_out = len(manifest.unanswered) if manifest else 0
+    more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
+    return f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}"
+
+
+def info(folders: Sequence[Path], console: Console, *, identity: bool = False, as_json: bool = False) -> None:
+    """Print what cache folders hold, a column for each; with `identity` all that decided the answers, too."""
+    found = [maintain.info(folder) for folder in folders]
+    if as_json:
+        _say(console, json.dumps([asdict(each) for each in found], indent=2))
+        return
+    table = Table("")
+    for each in found:
+        table.add_column(Text(each.folder), justify="right")
+    for cells in zip(*map(_facts, found), strict=True):
+        table.add_row(cells[0][0], *(Text(value) for _, value in cells))
+    console.print(table)
+    for each in found if identity else ():
+        _say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
+
+
+def _facts(found: Info) -> list[tuple[str, str]]:
+    known = found.identity or {}
+    numbers = {
+        "rows": found.num_rows,
+        "images": found.num_images,
+        "detections": found.num_detections,
+        "dropped": found.num_dropped,
+        "unanswered images": found.num_unanswered,
+        "parts": found.num_parts,
+        "bytes": found.num_bytes,
+    }
+    return [
+        *((name, str(known.get(name, NO_DATA))) for name in ("detector", "dataset", "split")),
+        ("levels", ", ".join(found.levels) or NO_DATA),
+        *((name, NO_DATA if number is None else f"{number:,}") for name, number in numbers.items()),
+        ("created", found.created or NO_DATA),
+        ("state", found.state),
+    ]
+
+
+def verify(folders: Sequence[Path], console: Console) -> bool:
+    """Print every problem of cache folders with what mends it; tell whether there is none."""
+    found = {folder: maintain.verify(folder) for folder in folders}
+    for folder, problems in found.items():
+        for problem in problems:
+            _say(console, f"{problem.text}\n  {problem.remedy}")
+        if not problems:
+            _say(console, f"{folder}: complete and undamaged")
+    return not any(found.values())
+
+
+def merge(out: Path, folders: Sequence[Path], console: Console) -> None:
+    """Join caches in a folder, and print what came of it."""
+    merged = maintain.merge(out, folders)
+    _say(console, f"{out}: {merged.num_added} answers added, {merged.num_repeated} given more than once")
+    if not merged.is_complete:
+        _say(console, f"To ask what may still be missing, and to finish it: {merged.command}")
+
+
+def export(folder: Path, out: Path, console: Console) -> None:
+    """Write the detections of a cache as a file, and print how it is read back."""
+    *categories, results = exporting.export(folder, out)
+    settings = [("path", results), *(("categories", path) for path in categories)]
+    # In quotes of JSON: a `#` or `: ` in a path would mean something in YAML.
+    words = (f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings)
+    overrides = " ".join(map(shlex.quote, words))
+    _say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections --vlm import {overrides}")
+
+
+def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:
+    """Print what a selector can gain on a split's cached detections, and keep it in runs/headroom/<name>-<split>.json.
+
+    Raises:
+        CacheError: If the detections are not cached completely; the message names the command.
+    """
+    found = load_scenes(recipe, recipe.data, split, limit=limit)
+    result = compare(_uncapped(found, recipe), found.scenes)
+    console.print(_headroom_table(result, recipe.candidates.cap))
+    for line in _headroom_lines(result, recipe.candidates.cap):
+        _say(console, line)
+    out = runs.ROOT / "headroom" / f"{name}-{split}{f'-first-{limit}' if limit else ''}.json"
+    facts = {
+        "headroom": asdict(result),
+        "recipe": recipe.model_dump(mode="json"),
+        "split": split,
+        "limit": limit,
+        "detections": found.cache.identity,
+        "git": artifacts.git_revision(),
+        "versions": artifacts.versions(),
+    }
+    artifacts.write_json(out, facts)
+    _say(console, f"kept in {out}")
+
+
+def _uncapped(found: SceneSet, recipe: Recipe) -> list[Scene]:
+    """Build the candidates again as if there were no cap, where it took any."""
+    policy = recipe.candidates.model_copy(update={"cap": sys.maxsize})
+    scenes = []
+    for scene in found.scenes:
+        if scene.built.counts["over_cap"]:
+            built = candidates.build(
+                found.cache.lookup(scene.sample),
+                scene.sample.image_wh,
+                policy,
+                detector=found.cache.identity["detector"],
+                rng=candidates.order_rng(recipe.train.seed, scene.sample.sample_id),
+            )
+            scene = Scene(scene.sample, built)  # noqa: PLW2901 (the same scene, with more candidates)
+        scenes.append(scene)
+    return scenes
+
+
+def _headroom_table(result: Headroom, cap: int) -> Table:
+    """Lay out one row a measure: before the cap, after it, and over how many; shares in percent (95 % CI)."""
+    table = Table("in percent (95 % CI)")
+    for name in ("all candidates", f"cap of {cap}", "n"):
+        table.add_column(name, justify="right")
+    columns = [_shares(offer) for offer in (result.before, result.after)]
+    for (name, before), (_, after) in zip(*columns, strict=True):
+        numbers = [f"{share.n:,}" for share in (before, after)]
+        table.add_row(name, _percent(before), _percent(after), " / ".join(dict.fromkeys(numbers)))
+    for name in ("mean", "median", "max"):
+        spreads = (offer.per_sample for offer in (result.before, result.after))
+        values = [f"{getattr(spread, name):.1f}".removesuffix(".0") for spread in spreads]
+        table.add_row(f"candidates per expression, {name}", *values, f"{result.num_samples:,}")
+    return table
+
+
+def _shares(offer: Offer) -> list[tuple[str, Share]]:
+    return [
+        ("detector's own P@1", offer.own),
+        ("oracle P@1", offer.oracle),
+        ("headroom: oracle - own", offer.gain),
+        *((f"recall@{rank}", share) for rank, share in offer.recall.items()),
+        ("expressions without a candidate", offer.no_candidate),
+        ("expressions with one candidate", offer.one_candidate),
+        ("candidates that repeat another", offer.duplicates),
+    ]
+
+
+def _headroom_lines(result: Headroom, cap: int) -> list[str]:
+    without = result.num_samples - result.before.own.n
+    more = f"; {without} without a target are not scored" if without else ""
+    return [
+        f"{result.num_samples} expressions of {result.num_images} images{more}",
+        f"the cap of {cap} takes {result.num_candidates_lost} candidates from {result.num_capped} expressions; "
+        f"points of oracle P@1 lost by that: {_percent(result.lost)}",
+    ]
+
+
+def _percent(share: Share) -> str:
+    if share.value is None:
+        return NO_DATA
+    if share.ci is None:
+        return f"{100 * share.value:.1f} (no CI)"
+    return f"{100 * share.value:.1f} ({100 * share.ci.low:.1f} to {100 * share.ci.high:.1f})"
+
+
+def _say(console: Console, text: str) -> None:
+    """Print plain text: paths and labels may look like markup, and must not be broken into lines."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,238 @@
+"""The rules around calls that cost money: agree first, stop in time, do not hurry, try again where that helps.
+
+Nothing here knows a network: clock, sleep and chance are passed in, and a request is any function that raises
+`CallError` where it fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llm_wrapper.errors import ModelError, RecipeError
+
+__all__ = ["CallError", "Estimate", "PaidCalls", "Terms", "seconds_to_wait"]
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+_FIRST_DELAY = 1.0
+"""Seconds before the second try; each further one waits twice as long, with a random part against stampedes."""
+_LONGEST_DELAY = 60.0
+_LONGEST_ASKED = 600.0
+"""A service that asks for a longer pause than this (seconds) is left alone: the user comes back later."""
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Terms(BaseModel):
+    """What a paid call costs, and how many of them the user allows.
+
+    `price_per_call` and `max_cost` are in dollars. Without `max_cost` nothing is ever called. `max_tries` is how often
+    one question is tried in all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    price_per_call: _Positive
+    max_cost: _Positive | None = None
+    requests_per_second: _Positive = 2.0
+    max_tries: int = Field(6, ge=1)
+
+    @property
+    def max_calls(self) -> int:
+        """How many calls the budget pays for; 0 without a budget."""
+        # In floats 0.3 / 0.1 is 2.9999999999999996, and a quotient may be infinite.
+        return 0 if self.max_cost is None else math.floor(min(self.max_cost / self.price_per_call + 1e-9, 1e15))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What asking will cost, for the user to agree to. Failed calls that may have been charged come on top."""
+
+    name: str
+    num_questions: int
+    terms: Terms
+
+    @property
+    def cost(self) -> float:
+        """Dollars, if each question needs one call."""
+        return self.num_questions * self.terms.price_per_call
+
+    def __str__(self) -> str:
+        """Say it in one sentence."""
+        price, allowed = self.terms.price_per_call, self.terms.max_calls
+        text = f"{self.name}: {self.num_questions} paid calls at {price:g} dollars, {self.cost:.2f} dollars in all"
+        if self.terms.max_cost is not None:
+            text += f"; the budget of {self.terms.max_cost:g} dollars pays for {allowed}"
+        return text
+
+
+class CallError(Exception):
+    """Why one request failed, and what follows from it; a user sees the `ModelError` that is made of it.
+
+    Attributes:
+        again: Whether the same request may do better in a while.
+        charged: Whether the service may have charged for it all the same.
+        wait: Seconds that the service asked to be left alone, if it did.
+    """
+
+    def __init__(self, reason: str, *, again: bool = False, charged: bool = False, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.charged = charged
+        self.wait = wait
+
+
+class PaidCalls:
+    """Makes calls within a budget; counts what may have been charged and what was answered, in this run.
+
+    Attributes:
+        num_charged: Calls that the service may have charged for: all but those that it surely refused.
+        num_answers: Questions that were answered.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        terms: Terms,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.terms = terms
+        self.clock = clock
+        self.sleep = sleep
+        self.num_charged = 0
+        self.num_answers = 0
+        self._chance = chance
+        self._next_request = -math.inf
+
+    @property
+    def spent(self) -> float:
+        """Dollars that may have been charged in this run."""
+        return self.num_charged * self.terms.price_per_call
+
+    def agree(self, num_questions: int, confirm: Callable[[Estimate], bool] | None = None) -> Estimate:
+        """Estimate the cost and make sure that the user agrees to it, before the first call.
+
+        Args:
+            num_questions: How many answers are really missing.
+            confirm: Asked last, if given; a budget is needed all the same.
+
+        Raises:
+            RecipeError: If there is no budget, it does not pay for one call, or `confirm` says no.
+        """
+        estimate = Estimate(self.name, num_questions, self.terms)
+        if self.terms.max_calls < 1:
+            raise RecipeError(f"{estimate}. Nothing was called. To agree to a budget, {_budget(estimate.cost)}.")
+        if confirm is not None and not confirm(estimate):
+            raise RecipeError(f"{estimate}. This was not confirmed, so nothing was called.")
+        _log.info("%s", estimate)
+        return estimate
+
+    def answer(self, attempt: Callable[[], _Answer], *, about: str) -> _Answer:
+        """Return what an attempt gives, trying again where it raises a `CallError` that says so.
+
+        Args:
+            attempt: Goes on where its last try stopped; opens a paid call with `charged` and each other one with
+                `pace`.
+            about: The question, for messages.
+
+        Raises:
+            ModelError: If the service refuses, or does not answer after all tries.
+            RecipeError: If the budget ends.
+        """
+        num_tries = 0
+        while True:
+            num_tries += 1
+            try:
+                found = attempt()
+            except CallError as error:
+                self.sleep(self._delay(error, num_tries, about=about))
+            else:
+                self.num_answers += 1
+                return found
+
+    @contextmanager
+    def charged(self) -> Iterator[None]:
+        """Make one paid call inside: within the budget, in time, and counted unless it was surely not charged.
+
+        Raises:
+            RecipeError: If the budget does not pay for it.
+        """
+        if self.num_charged >= self.terms.max_calls:
+            raise RecipeError(self._out_of_budget())
+        self.pace()
+        self.num_charged += 1
+        try:
+            yield
+        except CallError as error:
+            if not error.charged:
+                self.num_charged -= 1
+            raise
+
+    def pace(self) -> None:
+        """Wait until the next request may be sent."""
+        now = self.clock()
+        if now < self._next_request:
+            self.sleep(self._next_request - now)
+        self._next_request = max(now, self._next_request) + 1 / self.terms.requests_per_second
+
+    def _delay(self, error: CallError, num_tries: int, *, about: str) -> float:
+        """Seconds to wait before the next try; a ModelError where there is none."""
+        asked = error.wait or 0.0
+        problem = f"{self.name}, {about}: {error}"
+        if not error.again:
+            raise ModelError(f"{problem}. {self._kept()}") from error
+        if num_tries >= self.terms.max_tries:
+            raise ModelError(f"{problem}. Given up after {num_tries} tries. {self._kept()}") from error
+        if asked > _LONGEST_ASKED:
+            raise ModelError(f"{problem}. It asks for a pause of {asked:.0f} seconds. {self._kept()}") from error
+        full = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(num_tries - 1, 16))
+        delay = max(asked, full * (1 + self._chance()) / 2)
+        _log.warning("%s; try %d of %d follows in %.1f s", problem, num_tries + 1, self.terms.max_tries, delay)
+        return delay
+
+    def _out_of_budget(self) -> str:
+        if self.terms.max_cost is None:
+            return f"{self.name} costs {self.terms.price_per_call:g} dollars a call. To agree to a budget, {_budget()}."
+        return (
+            f"{self.name}: the budget of {self.terms.max_cost:g} dollars is used up; {self.num_charged} calls may have "
+            f"been charged, {self.spent:.2f} dollars. {self._kept()}. A budget is for one run: to go on, {_budget()}."
+        )
+
+    def _kept(self) -> str:
+        return f"Answers kept in this run: {self.num_answers}; the same command asks only for those that are missing"
+
+
+def seconds_to_wait(header: str | None, now: datetime | None = None) -> float | None:
+    """Read a `Retry-After` header: seconds, or a date that is compared with `now`; `None` where it says nothing."""
+    text = (header or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=timezone.utc)
+    return max(0.0, (until - (now or datetime.now(timezone.utc))).total_seconds())
+
+
+def _budget(cost: float | None = None) -> str:
+    """Say how to agree to a budget, in whole cents that pay for the cost."""
+    amount = "DOLLARS" if cost is None else f"{math.ceil(cost * 100 - 1e-9) / 100:.2f}"
+    return f"run the same command with detector.settings.max_cost={amount}"

@@ -1,0 +1,193 @@
+"""What a selector can gain on a detector's candidates, before anybody pays for a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_wrapper import boxes
+from llm_wrapper.candidates import OWN_ANSWER_SOURCE, BuiltCandidates
+from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.evaluation.decide import detector_choice
+from llm_wrapper.evaluation.systems import by_detector
+from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
+from llm_wrapper.records import Candidate, Prediction
+from llm_wrapper.statistics import Interval, bootstrap_interval, paired_bootstrap
+
+__all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Share", "Spread", "compare", "measure"]
+
+RANKS = (1, 3, 5, 10, 20)
+"""Where recall is measured."""
+
+DUPLICATE_IOU = 0.95
+"""Above this overlap two candidates of one label are the same to whoever reads them."""
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share (or a difference of shares) of `n` things, with its 95 % interval over images.
+
+    `value` is `None` where there is nothing to count, `ci` also where there is one image only.
+    """
+
+    value: float | None
+    ci: Interval | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Candidates per expression."""
+
+    mean: float
+    median: float
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a selector is offered. What speaks of right and wrong is over the samples with a target.
+
+    Attributes:
+        own: P@1 of the detector's own choice, see `detector_choice`.
+        oracle: P@1 of the best candidate.
+        gain: `oracle - own`, on the same drawn images: what a perfect selector adds.
+        recall: Rank k -> share of samples for which one of the detector's first k candidates has IoU > 0.5. Its first
+            is its own choice; behind it come the higher score, then its own order. So recall@1 is `own`.
+        no_candidate: Share of all samples without a candidate.
+        one_candidate: Share of all samples with one, which is taken unasked.
+        per_sample: Candidates per sample, over all samples.
+        duplicates: Share of candidates whose IoU with an earlier one of the same label exceeds 0.95.
+    """
+
+    own: Share
+    oracle: Share
+    gain: Share
+    recall: dict[int, Share]
+    no_candidate: Share
+    one_candidate: Share
+    per_sample: Spread
+    duplicates: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """What is offered before and after the cap on candidates.
+
+    Attributes:
+        num_samples: All of them; the shares `own`, `oracle`, .. have the number of those with a target.
+        num_images: Their images.
+        num_capped: Samples that lose candidates to the cap.
+        num_candidates_lost: How many candidates these lose.
+        lost: What the cap takes from oracle P@1.
+    """
+
+    before: Offer
+    after: Offer
+    num_samples: int
+    num_images: int
+    num_capped: int
+    num_candidates_lost: int
+    lost: Share
+
+
+def compare(before: Sequence[Scene], after: Sequence[Scene]) -> Headroom:
+    """Measure the same samples with all of their candidates and with those that the cap leaves.
+
+    Raises:
+        ValueError: If there is no sample, or the two are not the same samples in the same order.
+    """
+    if not before or [scene.sample for scene in before] != [scene.sample for scene in after]:
+        raise ValueError(f"the same samples are needed before and after the cap: {len(before)} and {len(after)}")
+    rows, rows_after = by_detector(_with_target(before)), by_detector(_with_target(after))
+    losses = [len(a.built.candidates) - len(b.built.candidates) for a, b in zip(before, after, strict=True)]
+    return Headroom(
+        before=measure(before),
+        after=measure(after),
+        num_samples=len(before),
+        num_images=len({scene.sample.image_id for scene in before}),
+        num_capped=sum(loss > 0 for loss in losses),
+        num_candidates_lost=sum(losses),
+        lost=_difference(_is_offered(rows), _is_offered(rows_after), _images(rows)),
+    )
+
+
+def measure(scenes: Sequence[Scene]) -> Offer:
+    """Measure what the candidates of some samples, at least one, offer to a selector."""
+    ranked = [Scene(scene.sample, _ranked(scene.built)) for scene in scenes]
+    rows = by_detector(_with_target(ranked))
+    images, all_images = _images(rows), _images([scene.sample for scene in scenes])
+    right, offered = ious(rows) > IOU_THRESHOLD, _is_offered(rows)
+    counts = np.array([len(scene.built.candidates) for scene in scenes])
+    repeats = np.concatenate([_repeats(scene.built.candidates) for scene in ranked])
+    return Offer(
+        own=_share(right, images),
+        oracle=_share(offered, images),
+        gain=_difference(offered, right, images),
+        recall={rank: _share(_is_offered(rows, rank), images) for rank in RANKS},
+        no_candidate=_share(counts == 0, all_images),
+        one_candidate=_share(counts == 1, all_images),
+        per_sample=Spread(float(counts.mean()), float(np.median(counts)), int(counts.max())),
+        duplicates=_share(repeats, np.repeat(all_images, counts)),
+    )
+
+
+def _with_target(scenes: Sequence[Scene]) -> list[Scene]:
+    return [scene for scene in scenes if scene.sample.target is not None]
+
+
+def _ranked(built: BuiltCandidates) -> BuiltCandidates:
+    """Put candidates in the order in which the detector itself would choose them."""
+    own = detector_choice(built)
+
+    def rank(index: int) -> tuple[bool, bool, float, bool, int]:
+        found = built.candidates[index]
+        return (
+            index != own,
+            found.score is None,
+            -(found.score or 0.0),
+            found.source != OWN_ANSWER_SOURCE,
+            built.origins[index],
+        )
+
+    order = sorted(range(len(built.candidates)), key=rank)
+    return BuiltCandidates(
+        tuple(built.candidates[index] for index in order), tuple(built.origins[index] for index in order), built.counts
+    )
+
+
+def _is_offered(rows: Sequence[Prediction], rank: int | None = None) -> BoolArray:
+    """Tell of each row whether one of its first candidates, by default of all, is right; shape (n,)."""
+    if rank is not None:
+        rows = [replace(row, candidates=row.candidates[:rank]) for row in rows]
+    offered: BoolArray = oracle_ious(rows) > IOU_THRESHOLD
+    return offered
+
+
+def _repeats(candidates: Sequence[Candidate]) -> BoolArray:
+    """Tell of each candidate whether an earlier one has its label and nearly its box, shape (n,)."""
+    corners = boxes.array([candidate.box for candidate in candidates])
+    labels = np.array([candidate.label for candidate in candidates], dtype=object)
+    same = (boxes.pairwise_iou(corners, corners) > DUPLICATE_IOU) & (labels[:, None] == labels[None, :])
+    repeats: BoolArray = np.triu(same.astype(np.bool_), 1).any(axis=0)
+    return repeats
+
+
+def _images(rows: Sequence[Any]) -> npt.NDArray[Any]:
+    """Return the image id of each sample or prediction, shape (n,)."""
+    return np.array([row.image_id for row in rows], dtype=np.str_)
+
+
+def _share(values: BoolArray, images: npt.NDArray[Any]) -> Share:
+    return Share(float(values.mean()) if len(values) else None, bootstrap_interval(values, images), len(values))
+
+
+def _difference(a: BoolArray, b: BoolArray, images: npt.NDArray[Any]) -> Share:
+    value = float(a.mean() - b.mean()) if len(a) else None
+    return Share(value, paired_bootstrap(a, b, images), len(a))

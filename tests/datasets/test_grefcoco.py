@@ -1,0 +1,148 @@
+"""gRefCOCO: one, several and no targets, beside the REFER tree of the same objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_wrapper.datasets import check, grefcoco, refer
+from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.records import Box, Sample, from_dict, to_dict
+from tests.datasets import replicas
+
+
+def ref(ref_id: int, ann_ids: Any, split: str = "val", **changes: Any) -> dict[str, Any]:
+    """A ref as gRefCOCO has it, about image 380440, whose objects are 10 and 11."""
+    sentence = {"sent": "all zebras", "sent_id": 100 + ref_id, "tokens": ["all", "zebras"]}
+    row = {
+        **{"ref_id": ref_id, "ann_id": ann_ids, "image_id": 380440, "split": split, "sentences": [sentence]},
+        **{"category_id": [-1] if ann_ids == [-1] else [24], "file_name": "COCO_train2014_000000380440.jpg"},
+    }
+    return {**row, **changes}
+
+
+def write(root: Path, refs: Any) -> Path:
+    folder = root / "grefcoco"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    (folder / "instances.json").write_text(json.dumps(replicas.INSTANCES))
+    return root
+
+
+ZEBRA, OTHER = Box(400.25, 300.5, 516.74, 400.75), Box(12, 88, 300, 410)
+
+
+@pytest.mark.parametrize(
+    ("ann_ids", "kind", "target", "further"),
+    [
+        ([10], "single_target", ZEBRA, ()),
+        (10, "single_target", ZEBRA, ()),
+        ([11, 10], "multi_target", OTHER, (ZEBRA,)),
+        ([10, 11, 10], "multi_target", ZEBRA, (OTHER,)),
+        ([-1], "no_target", None, ()),
+        (-1, "no_target", None, ()),
+    ],
+    ids=["one", "one, not in a list", "several", "one named twice", "none", "none, not in a list"],
+)
+def test_targets(tmp_path: Path, ann_ids: Any, kind: str, target: Box | None, further: tuple[Box, ...]) -> None:
+    (sample,) = grefcoco.load(write(tmp_path, [ref(1, ann_ids)]), "val").samples
+    assert (sample.kind, sample.target, sample.further_targets) == (kind, target, further)
+    assert (sample.sample_id, sample.ref_id, sample.image_id) == ("101", "1", "380440")
+    assert (sample.expression, sample.image_wh, sample.image_path) == ("all zebras", (640, 480), None)
+
+
+def test_single_targets_equal_those_of_the_refer_tree(tmp_path: Path) -> None:
+    content = replicas.refs()
+    replicas.write_refer(tmp_path, content)
+    write(tmp_path, [{**each, "ann_id": [each["ann_id"]], "category_id": [each["category_id"]]} for each in content])
+    for split in ("train", "val", "testA", "testB", "test"):
+        found = grefcoco.load(tmp_path, split, text="raw")
+        expected = refer.load(tmp_path, split, name="refcoco", split_by="unc", text="raw")
+        assert {sample.kind for sample in found.samples} == {"single_target"}
+        assert [{**to_dict(sample), "kind": None} for sample in found.samples] == list(map(to_dict, expected.samples))
+        assert found.objects == expected.objects
+
+
+def test_images_lie_where_those_of_a_refer_tree_do(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "mscoco" / "images" / "train2014"
+    folder.mkdir(parents=True)
+    (sample,) = grefcoco.load(write(tmp_path, [ref(1, [-1])]), "val").samples
+    assert sample.image_path == str(folder / "COCO_train2014_000000380440.jpg")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ann_id": []}, "ann_id: .* at least 1 item"),
+        ({"ann_id": None}, r"ann_id\[0\]: "),
+        ({"ann_id": [10, 99]}, "annotation 99 is not in instances.json"),
+        ({"ann_id": [10, -1]}, "annotation -1 is not in instances.json"),
+        ({"ann_id": [10, 20]}, "annotation 20 is of image 22, the ref of image 380440"),
+        ({"image_id": 7}, "image 7 is not in instances.json"),
+        ({"sentences": []}, "sentences: List should have at least 1 item"),
+        ({"sentences": [{"sent": "a"}]}, r"key 'sentences\[0\]\.sent_id' is missing"),
+        ({"sentences": [{"sent": " ", "sent_id": 5}]}, "the expression of sample 5 is empty"),
+        ({"sentences": [{"sent": "a", "sent_id": 101}]}, r"id 101 was used for a sample of ref 0 \(ref_id 1\) already"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_bad_ref_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=rf"ref 1( \(ref_id 2\))?: .*{message}"):
+        grefcoco.load(write(tmp_path, [ref(1, [10]), ref(2, [10], **changes)]), "val")
+
+
+def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
+    write(tmp_path, [ref(1, [10, 11])])
+    instances = json.loads(json.dumps(replicas.INSTANCES))
+    instances["annotations"][1]["bbox"] = [12, 88, 0, 322]
+    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    with pytest.raises(DataError, match=r"ref 0 \(ref_id 1\): annotation 11: box .* has no area"):
+        grefcoco.load(tmp_path, "val")
+
+
+def test_all_bad_refs_are_listed_at_once(tmp_path: Path) -> None:
+    refs = [ref(0, [99, 98]), ref(1, [10]), ref(2, [], sentences=[]), ref(3, [77], "train")]
+    with pytest.raises(DataError, match=r"cannot be used \(4 problems\)") as caught:
+        grefcoco.load(write(tmp_path, refs), "val")
+    assert "ref 3" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1], "x"], ids=["object", "numbers", "text"])
+def test_another_file_is_refused(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(DataError, match=r"grefs\(unc\)\.json holds something else than the list of refs"):
+        grefcoco.load(write(tmp_path, content), "val")
+
+
+def test_what_does_not_exist_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"grefs\(unc\)\.json does not exist\. Fetch gRefCOCO"):
+        grefcoco.load(tmp_path, "val")
+    write(tmp_path, [ref(1, [10]), ref(2, [10], "train")])
+    with pytest.raises(DataError, match=r"no split 'testA'\. Its splits are: train, val"):
+        grefcoco.load(tmp_path, "testA")
+    with pytest.raises(RecipeError, match=r"data\.settings\.text is 'tokens'"):
+        grefcoco.load(tmp_path, "val", text="tokens")  # type: ignore[arg-type]
+
+
+def test_the_check_counts_what_has_no_target_and_sees_leaks(tmp_path: Path) -> None:
+    write(tmp_path, [ref(1, [10], "train"), ref(2, [10, 11]), ref(3, [-1])])
+    report = check.check([grefcoco.load(tmp_path, split) for split in ("train", "val")])
+    assert [counts.num_without_box for counts in report.splits] == [0, 1]
+    assert [finding.count for finding in report.findings if finding.what == "images shared"] == [1]
+
+
+def test_the_digest_follows_both_files(tmp_path: Path) -> None:
+    before = grefcoco.load(write(tmp_path, [ref(1, [10])]), "val").digest
+    assert grefcoco.load(write(tmp_path, [ref(1, [10])]), "val").digest == before
+    assert grefcoco.load(write(tmp_path, [ref(1, [11])]), "val").digest != before
+    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps({**replicas.INSTANCES, "info": 1}))
+    assert grefcoco.load(tmp_path, "val").digest != before
+
+
+def test_further_targets_survive_plain_data_and_need_a_target() -> None:
+    sample = Sample("1", "1", "i", None, (640, 480), "zebras", ZEBRA, further_targets=(OTHER,))
+    assert from_dict(Sample, json.loads(json.dumps(to_dict(sample)))) == sample
+    with pytest.raises(ValueError, match="sample '1' has further targets, but no target"):
+        Sample("1", "1", "i", None, (640, 480), "zebras", None, further_targets=(OTHER,))

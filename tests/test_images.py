@@ -1,0 +1,118 @@
+"""Images of every mode arrive as upright RGB in the coordinates of the annotations, or are named in an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm_wrapper import images
+from llm_wrapper.errors import ImageError
+from llm_wrapper.records import Sample
+
+RED = (200, 10, 20)
+_ORIENTATION = 0x0112
+
+
+def sample(path: Path | None, image_wh: tuple[int, int] = (40, 20)) -> Sample:
+    return Sample("s1", "r", "i", None if path is None else str(path), image_wh, "the cat", None)
+
+
+def rotated(path: Path, orientation: int) -> Path:
+    """A red left half in a stored picture of 40 x 20, with an EXIF orientation."""
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste(RED, (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    image.save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "I;16", "I", "F", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("image.tif" if mode in ("I", "F", "CMYK") else "image.png")
+    Image.new(mode, (40, 20)).save(path)
+    image = images.read(path)
+    assert (image.mode, image.size) == ("RGB", (40, 20))
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), RED).convert("CMYK").save(tmp_path / "image.tif")
+    pixel = images.read(tmp_path / "image.tif").getpixel((3, 3))
+    assert np.abs(np.subtract(pixel, RED)).max() < 4
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (128 * 257, 128), (65535, 255)])
+def test_sixteen_bits_are_scaled_and_not_clipped(value: int, expected: int, tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 40), value, dtype=np.uint16)).save(tmp_path / "image.png")
+    assert images.read(tmp_path / "image.png").getpixel((3, 3)) == (expected,) * 3
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    image.paste((*RED, 255), (0, 0, 20, 20))
+    image.save(tmp_path / "image.png")
+    found = images.read(tmp_path / "image.png")
+    assert (found.getpixel((3, 3)), found.getpixel((30, 3))) == (RED, (255, 255, 255))
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (40, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    assert images.read(tmp_path / "image.gif").getpixel((3, 3)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 2)], ids=["1x1", "wide"])
+def test_odd_sizes_are_read(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "image.png")
+    assert images.read_sample(sample(tmp_path / "image.png", size)).size == size
+
+
+@pytest.mark.parametrize("orientation", [6, 8, 5, 7])
+def test_a_rotation_is_undone_where_the_annotations_speak_of_the_upright_picture(
+    orientation: int, tmp_path: Path
+) -> None:
+    path = rotated(tmp_path / "image.jpg", orientation)
+    assert images.read(path).size == images.read_sample(sample(path, (20, 40))).size == (20, 40)
+
+
+def test_a_rotation_is_kept_where_the_annotations_speak_of_the_stored_picture(tmp_path: Path) -> None:
+    path = rotated(tmp_path / "image.jpg", 6)
+    found = images.read_sample(sample(path, (40, 20)))
+    assert found.size == (40, 20)
+    assert found.getpixel((35, 10)) == (255, 255, 255)
+
+
+def test_of_two_pictures_of_the_right_size_the_upright_one_counts(tmp_path: Path) -> None:
+    path = rotated(tmp_path / "image.jpg", 3)
+    assert images.read_sample(sample(path, (40, 20))).getpixel((3, 10)) == (255, 255, 255)
+
+
+def test_another_size_is_refused_with_both(tmp_path: Path) -> None:
+    Image.new("RGB", (50, 30)).save(tmp_path / "image.png")
+    with pytest.raises(ImageError, match=r"image\.png is 50 x 30 pixels, but .* sample 's1' say 40 x 20"):
+        images.read_sample(sample(tmp_path / "image.png"))
+
+
+def test_a_sample_without_file_is_refused() -> None:
+    with pytest.raises(ImageError, match="sample 's1' has no image file"):
+        images.read_sample(sample(None))
+
+
+def truncated(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, format="PNG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: None, lambda path: path.touch(), lambda path: path.write_text("no image"), Path.mkdir, truncated],
+    ids=["missing", "empty", "text", "folder", "truncated"],
+)
+def test_what_cannot_be_read_is_named(spoil, tmp_path: Path) -> None:
+    spoil(tmp_path / "image.png")
+    with pytest.raises(ImageError, match=r"image\.png cannot be read as an image"):
+        images.read(tmp_path / "image.png")
