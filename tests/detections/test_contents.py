@@ -89,6 +89,14 @@ def test_a_part_that_the_manifest_does_not_know_is_named(tmp_path: Path) -> None
     assert told(tmp_path) == [f"{tmp_path / 'part-00009.parquet'} is not in the manifest"]
 
 
+def test_a_part_that_was_written_again_is_not_what_the_manifest_knows(tmp_path: Path) -> None:
+    make(tmp_path)
+    path = tmp_path / "part-00002.parquet"
+    write_part(path, [(key(4), found(5)), (key(5), found(4))], IDENTITY)
+    (text,) = told(tmp_path)
+    assert text.startswith(f"{path} is damaged: its sha256 is ")
+
+
 def test_repeated_answers_are_counted(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "manifest.json").unlink()

@@ -234,11 +234,12 @@ def test_a_finished_source_does_not_finish_a_result_that_knows_more(tmp_path: Pa
     assert "manifest.json" not in names(tmp_path / "out")
 
 
-def test_a_finished_result_is_left_alone_where_nothing_is_new(tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", [[1], [0, 1, 2]], ids=["less", "the same"])
+def test_a_finished_result_is_left_alone_where_nothing_is_new(numbers: list[int], tmp_path: Path) -> None:
     out = fill(tmp_path / "out", numbered(0, 1, 2), "expression")
-    source = fill(tmp_path / "a", numbered(1))
+    source = fill(tmp_path / "a", numbered(*numbers), "expression")
     before = unlocked(out)
-    assert maintain.merge(out, [source]) == maintain.Merged(0, 1, True, COMMAND)
+    assert maintain.merge(out, [source]) == maintain.Merged(0, len(numbers), True, COMMAND)
     assert unlocked(out) == before
 
 

@@ -71,6 +71,20 @@ def test_recall_counts_targets_among_the_first() -> None:
             3,
             id="scores stand before none",
         ),
+        pytest.param(
+            [candidate(wrong(0), 0.2), candidate(wrong(1)), candidate(wrong(2)), candidate(TARGET, 0.0)],
+            3,
+            id="even a score of 0",
+        ),
+        pytest.param(
+            [
+                candidate(WRONG, source=OWN_ANSWER_SOURCE),
+                *(candidate(wrong(n)) for n in range(5, 8)),
+                candidate(TARGET, source=OWN_ANSWER_SOURCE),
+            ],
+            3,
+            id="further answers of its own stand before other tasks",
+        ),
     ],
 )
 def test_the_detector_ranks_as_it_chooses(candidates: Sequence[Candidate], first_right: int) -> None:
@@ -79,12 +93,13 @@ def test_the_detector_ranks_as_it_chooses(candidates: Sequence[Candidate], first
 
 
 def test_the_shown_order_does_not_matter() -> None:
-    shown = [candidate(TARGET, 0.3), candidate(WRONG, 0.9), candidate(wrong(9), 0.3)]
+    shown = [candidate(TARGET, 0.3), candidate(WRONG, 0.9), *(candidate(wrong(n), 0.3) for n in range(5, 8))]
     offers = []
-    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+    for order in ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (1, 2, 3, 0, 4)):
         built = BuiltCandidates(tuple(shown[index] for index in order), order, {})
         offers.append(measure([Scene(scene().sample, built)]))
     assert offers[0] == offers[1] == offers[2]
+    assert values(offers[0]) == {1: 0.0, 3: 1.0, 5: 1.0, 10: 1.0, 20: 1.0}
 
 
 def random_scenes(seed: int, *, scored: bool) -> list[Scene]:
