@@ -24,6 +24,7 @@ REGISTRY = {
     "toy": "llm_wrapper.detectors.toy:create",
     "coco": "llm_wrapper.detectors.coco:create",
     "import": "llm_wrapper.detectors.imported:create",
+    "florence2": "llm_wrapper.detectors.florence2:create",
     "dds": "llm_wrapper.detectors.dds_api:create",
 }
 """Short name -> "module:factory"; imported on first use. A factory takes (settings, dataset)."""

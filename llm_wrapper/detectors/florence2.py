@@ -1,0 +1,298 @@
+"""Florence-2 (arXiv 2311.06242) as a detector: native transformers classes, one pass of the image, batched prompts.
+
+The plain way, `model.generate(**processor(text, images))`, encodes the image again for every expression and task, and
+decodes one answer at a time. Here the image is encoded once, and the prompts of all images of a call go through the
+language model together. The answers are the same: the encoder counts positions from the left and prompts are padded
+on the right, so no token moves; padding is masked in the encoder and in the decoder's view of it; and beam search
+treats the rows of a batch independently. Only rounding differs, as it does between any two batch sizes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from transformers.utils import cached_file, extract_commit_hash
+
+from llm_wrapper import images
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.rows import validated
+from llm_wrapper.detectors import florence2_answers
+from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
+from llm_wrapper.detectors.florence2_answers import TASKS
+from llm_wrapper.errors import ModelError, RecipeError, listed
+from llm_wrapper.records import Detections, Sample
+
+__all__ = ["Florence2Detector", "Florence2Settings", "PreparedImage", "create"]
+
+_log = logging.getLogger(__name__)
+
+_READING = 1
+"""Raised whenever `florence2_answers` reads an answer differently, so that old caches are not mixed with new ones."""
+
+_REMEDY = (
+    "Checkpoints in transformers' own format are florence-community/Florence-2-large, -large-ft, -base and -base-ft "
+    "(those of microsoft/ are not); without a network, give a folder or fetch one before with: hf download"
+)
+
+
+class Florence2Settings(BaseModel):
+    """What a recipe sets.
+
+    `model` is a hub id or a local folder. Each expression or image is asked the `tasks` in their order, and its
+    detections stand in that order. `dtype` auto is float16 on a GPU, because the checkpoints are stored in it and
+    bfloat16 would round them, and float32 on the CPU. `attention` auto is what transformers chooses. `max_prompts` is
+    how many prompts go through `generate` at once: a matter of memory and speed, not of the answers, as is `device`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    revision: str | None = None
+    tasks: tuple[Literal["rec", "grounding", "dense_caption", "od"], ...] = Field(("rec", "grounding"), min_length=1)
+    num_beams: int = Field(3, ge=1)
+    max_new_tokens: int = Field(1024, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    max_prompts: int = Field(16, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _once_each(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks: {', '.join(tasks)}: name each task once")
+        return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as the vision tower takes it: pixel values (1, 3, height, width), and its own size in pixels."""
+
+    pixel_values: torch.Tensor
+    image_wh: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One task about one question, whose place it keeps; `ids` are its tokens after those of the image."""
+
+    place: int
+    task: str
+    image_id: str
+    ids: list[int]
+
+
+class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
+    """Keys and values of beam search; those of the encoder stay where they are.
+
+    All beams of a prompt see the same encoder states, so moving these from beam to beam after every token, as
+    transformers does, changes nothing. It is dear: they are 600 positions long, and an answer is some dozens.
+    """
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Follow the beams that go on; `beam_idx` never leads from one prompt to another."""
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+class Florence2Detector:
+    """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image.
+
+    An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
+    which nothing is left has no detections: there is nothing to ask for.
+
+    Attributes:
+        name: The last part of the model's id, in lower case: models keep their caches apart.
+        levels: `expression` for the tasks rec and grounding, `image` for dense_caption and od.
+    """
+
+    reads_images = True
+
+    def __init__(self, model: Any, processor: Any, settings: Florence2Settings, *, revision: str | None = None) -> None:
+        """Take a loaded `Florence2ForConditionalGeneration` in evaluation mode and its `Florence2Processor`.
+
+        Raises:
+            RecipeError: If `max_new_tokens` is more than the model has positions.
+        """
+        num_positions = model.config.text_config.max_position_embeddings
+        if settings.max_new_tokens > num_positions:
+            raise RecipeError(
+                f"detector.settings.max_new_tokens={settings.max_new_tokens}: {settings.model} has {num_positions} "
+                f"positions; set it to {num_positions} or less"
+            )
+        self._model, self._processor, self._settings, self._revision = model, processor, settings, revision
+        self._room = num_positions - processor.num_image_tokens
+        self._has_warned = False
+        self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
+        levels = {TASKS[task].level for task in settings.tasks}
+        self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the answers, with the dtype and the attention that are really used."""
+        config = self._model.config
+        attention = {config.text_config._attn_implementation, config.vision_config._attn_implementation}
+        return {
+            "detector": "florence2",
+            "revision": self._revision,
+            **self._settings.model_dump(mode="json", include={"model", "tasks", "num_beams", "max_new_tokens"}),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "attention": "+".join(sorted(map(str, attention))),
+            "image_processor": type(self._processor.image_processor).__name__,
+            "reading": _READING,
+        }
+
+    def prepare(self, sample: Sample) -> PreparedImage:
+        """Read and preprocess the image of a sample.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
+        image = images.read_sample(sample)
+        pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return PreparedImage(pixel_values, image.size)
+
+    @torch.inference_mode()
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, PreparedImage]) -> list[Detections]:
+        """Answer each question with the detections of its level's tasks, in the order of the settings."""
+        prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
+        image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
+        features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
+        banned = self._processor.post_processor.banned_grounding_tokens
+        found: list[dict[str, Detections]] = [{} for _ in questions]
+        for batch in self._batches(prompts):
+            for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
+                found[prompt.place][prompt.task] = florence2_answers.detections(
+                    answer, prompt.task, prepared[prompt.image_id].image_wh, banned_phrases=banned
+                )
+        return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
+
+    def _prompts(self, place: int, question: Question) -> Iterator[_Prompt]:
+        expression = florence2_answers.harmless(question.sample.expression) if question.level == "expression" else ""
+        if question.level == "image" or expression:
+            for task in self._settings.tasks:
+                if TASKS[task].level == question.level:
+                    yield _Prompt(place, task, question.sample.image_id, self._fitting(task, expression))
+
+    def _fitting(self, task: str, expression: str) -> list[int]:
+        """Return a prompt's token ids, the expression cut at its end to what the model has positions for."""
+        ids = self._ids(task, expression)
+        excess = len(ids) - self._room
+        if excess <= 0 or not expression:
+            return ids
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("%s reads %d tokens: longer expressions are cut, as %.60r", self.name, self._room, expression)
+        tokenizer = self._processor.tokenizer
+        tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in tokens["offset_mapping"]]
+        return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+
+    def _ids(self, task: str, expression: str) -> list[int]:
+        """Return what the processor would ask after the image; it would refuse some expressions, and pads images."""
+        known, token = self._processor, TASKS[task].token
+        template = (known.task_prompts_without_inputs | known.task_prompts_with_input)[token]
+        text = template.format(input=expression)
+        ids = known.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [known.tokenizer.bos_token_id, *ids, known.tokenizer.eos_token_id]
+
+    def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[Sequence[_Prompt]]:
+        """Yield prompts that are decoded together: of one level, and of tasks and lengths as alike as possible.
+
+        The longest answer of a batch keeps all others waiting, and those about a whole image are long.
+        """
+        order = {task: place for place, task in enumerate(self._settings.tasks)}
+        for level in self.levels:
+            chosen = [prompt for prompt in prompts if TASKS[prompt.task].level == level]
+            chosen.sort(key=lambda prompt: (order[prompt.task], len(prompt.ids)))
+            for start in range(0, len(chosen), self._settings.max_prompts):
+                yield chosen[start : start + self._settings.max_prompts]
+
+    def _features(self, image: PreparedImage) -> torch.Tensor:
+        """Encode an image: shape (1, image tokens, hidden size)."""
+        pixel_values = image.pixel_values.to(self._model.device, self._model.dtype)
+        features: torch.Tensor = self._model.get_image_features(pixel_values=pixel_values).pooler_output
+        return features
+
+    def _generate(self, prompts: Sequence[_Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+        """Return the answers as text with special tokens."""
+        embeddings, mask = self._padded(prompts, features)
+        options: dict[str, Any] = {"num_beams": self._settings.num_beams}
+        if self._settings.num_beams > 1:
+            config = self._model.config.get_text_config(decoder=True)
+            options["past_key_values"] = _BeamCache(*(transformers.DynamicCache(config=config) for _ in range(2)))
+        ids = self._model.generate(
+            encoder_outputs=self._model.get_encoder()(inputs_embeds=embeddings, attention_mask=mask),
+            attention_mask=mask,
+            max_new_tokens=self._settings.max_new_tokens,
+            do_sample=False,
+            **options,
+        )
+        answers: list[str] = self._processor.batch_decode(ids, skip_special_tokens=False)
+        return answers
+
+    def _padded(
+        self, prompts: Sequence[_Prompt], features: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return embeddings (prompts, length, hidden size), image first, and which of them count (prompts, length)."""
+        where, pad = self._model.device, self._processor.tokenizer.pad_token_id
+        gaps = [max(len(prompt.ids) for prompt in prompts) - len(prompt.ids) for prompt in prompts]
+        rows = list(zip(prompts, gaps, strict=True))
+        ids = torch.tensor([[*prompt.ids, *[pad] * gap] for prompt, gap in rows], device=where)
+        counts = torch.tensor([[1] * len(prompt.ids) + [0] * gap for prompt, gap in rows], device=where)
+        text = self._model.get_input_embeddings()(ids)
+        image = torch.cat([features[prompt.image_id] for prompt in prompts]).to(text.dtype)
+        return torch.cat([image, text], dim=1), torch.cat([counts.new_ones(image.shape[:2]), counts], dim=1)
+
+
+def create(settings: Mapping[str, Any], dataset: Dataset) -> Florence2Detector:
+    """Load the model that the settings name (`Florence2Settings`); it needs nothing of the data set.
+
+    Raises:
+        RecipeError: With every setting that is unknown, missing or out of range, or if the device is not there.
+        ModelError: If the model cannot be loaded, or is not a Florence-2 in transformers' own format.
+    """
+    problems: list[str] = []
+    chosen = validated(Florence2Settings, dict(settings), where="settings", problems=problems)
+    if chosen is None:
+        raise RecipeError(listed("the detector 'florence2' cannot be built", problems))
+    device, revision = _device(chosen.device), chosen.revision or "main"
+    try:
+        commit = extract_commit_hash(cached_file(chosen.model, "config.json", revision=revision), None)
+        model, processor = _load(chosen, commit or revision, device)
+    except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
+        what = f"detector.settings.model={chosen.model} (revision {revision}) cannot be used"
+        raise ModelError(f"{what}: {type(error).__name__}: {error}. {_REMEDY}") from error
+    return Florence2Detector(model, processor, chosen, revision=commit)
+
+
+def _load(chosen: Florence2Settings, revision: str, device: torch.device) -> tuple[Any, Any]:
+    kind = transformers.AutoConfig.from_pretrained(chosen.model, revision=revision).model_type
+    if kind != "florence2":
+        raise ValueError(f"it is a {kind}, not a florence2")
+    default = torch.float16 if device.type == "cuda" else torch.float32
+    model, report = transformers.Florence2ForConditionalGeneration.from_pretrained(
+        chosen.model,
+        revision=revision,
+        dtype=default if chosen.dtype == "auto" else getattr(torch, chosen.dtype),
+        attn_implementation=None if chosen.attention == "auto" else chosen.attention,
+        output_loading_info=True,
+    )
+    # transformers fills what a checkpoint lacks with random numbers, and only logs it.
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
+    processor = transformers.Florence2Processor.from_pretrained(chosen.model, revision=revision)
+    return model.to(device).eval(), processor
+
+
+def _device(setting: str) -> torch.device:
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, count = torch.device(setting), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise RecipeError(f"detector.settings.device={setting}: PyTorch sees {count} CUDA devices; use device=auto")
+    return device
