@@ -23,9 +23,20 @@ from llm_wrapper.llms.score import attention_mask
 from llm_wrapper.recipe import LoraSection, Recipe
 from llm_wrapper.training.examples import Example, Group, examples_of, schedule
 
-__all__ = ["Collator", "PackedTrainer", "fit_to_length", "train"]
+__all__ = [
+    "IGNORED",
+    "Collator",
+    "PackedTrainer",
+    "arguments",
+    "fit_to_length",
+    "lora",
+    "sequence",
+    "train",
+    "trainer",
+]
 
-_IGNORED = -100
+IGNORED = -100
+"""The label of a token that is not trained on."""
 _MULTIPLE = 16
 
 
@@ -85,7 +96,7 @@ class Collator:
 
 def _labels(packs: Sequence[Pack], lengths: Sequence[Sequence[int]], input_ids: torch.Tensor) -> torch.Tensor:
     """Label the completions' tokens; each stands right behind its parent, so the usual shift by one is right."""
-    labels = torch.full_like(input_ids, _IGNORED)
+    labels = torch.full_like(input_ids, IGNORED)
     for row, (pack, spans) in enumerate(zip(packs, lengths, strict=True)):
         for path, span in zip(pack.paths, spans, strict=True):
             for place in path[len(path) - span :]:
@@ -105,7 +116,7 @@ class PackedTrainer(trl.SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """Return the mean negative log-likelihood per labelled token of the whole step."""
         labels = inputs.pop("labels")
-        rows, places = (labels[:, 1:] != _IGNORED).nonzero(as_tuple=True)
+        rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         columns, column_of = places.unique(return_inverse=True)
         outputs = model(**inputs, logits_to_keep=columns, use_cache=False)
         logits, targets = outputs.logits[rows, column_of].float(), labels[rows, places + 1]
@@ -138,7 +149,8 @@ class _Log(transformers.TrainerCallback):  # type: ignore[misc]
             )
 
 
-def _lora(section: LoraSection, model: Any) -> peft.LoraConfig:
+def lora(section: LoraSection) -> peft.LoraConfig:
+    """Return what a recipe means to PEFT; refuse what would silently not be trained."""
     modules = section.target_modules
     if not isinstance(modules, str) and "lm_head" in modules:
         raise ModelError(
@@ -154,7 +166,8 @@ def _lora(section: LoraSection, model: Any) -> peft.LoraConfig:
     )
 
 
-def _arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
+def arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
+    """Return what a recipe means to the trainer."""
     section = recipe.train
     return trl.SFTConfig(
         output_dir=str(folder / "checkpoints"),
@@ -185,6 +198,20 @@ def _arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
     )
 
 
+def trainer(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path) -> PackedTrainer:
+    """Build the trainer of a run; it logs and saves in `folder`."""
+    rows = schedule(groups, recipe.train)
+    return PackedTrainer(
+        model=llm.model,
+        args=arguments(llm, recipe, folder),
+        train_dataset=datasets.Dataset.from_dict({"epoch": [e for e, _ in rows], "group": [g for _, g in rows]}),
+        data_collator=Collator(llm, groups, recipe),
+        processing_class=llm.tokenizer,
+        peft_config=lora(recipe.train.lora),
+        callbacks=[_Log(folder / "train_log.jsonl")],
+    )
+
+
 def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Fine-tune a LoRA adapter and leave it in `folder/adapter`; resume where checkpoints are found.
 
@@ -196,22 +223,13 @@ def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
     """
     if not groups:
         raise DataError("no training sample is left; see the counts above for the reasons")
-    rows = schedule(groups, recipe.train)
-    trainer = PackedTrainer(
-        model=llm.model,
-        args=_arguments(llm, recipe, folder),
-        train_dataset=datasets.Dataset.from_dict({"epoch": [e for e, _ in rows], "group": [g for _, g in rows]}),
-        data_collator=Collator(llm, groups, recipe),
-        processing_class=llm.tokenizer,
-        peft_config=_lora(recipe.train.lora, llm.model),
-        callbacks=[_Log(folder / "train_log.jsonl")],
-    )
-    outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
-    trainer.model.save_pretrained(str(folder / "adapter"))
-    trainable, everything = trainer.model.get_nb_trainable_parameters()
+    training = trainer(llm, groups, recipe, folder)
+    outcome = training.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    training.model.save_pretrained(str(folder / "adapter"))
+    trainable, everything = training.model.get_nb_trainable_parameters()
     return {
         "steps": outcome.global_step,
-        "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row][-1],
+        "loss": [row["loss"] for row in training.state.log_history if "loss" in row][-1],
         "trainable_parameters": trainable,
         "parameters": everything,
         "seconds": round(outcome.metrics["train_runtime"], 1),

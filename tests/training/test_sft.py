@@ -82,7 +82,7 @@ def trainer_for(llm: LoadedLLM, which: Sequence[Group], chosen: Recipe, folder: 
     )
     return sft.PackedTrainer(
         model=llm.model,
-        args=sft._arguments(llm, chosen, folder),
+        args=sft.arguments(llm, chosen, folder),
         train_dataset=datasets.Dataset.from_dict({"epoch": [0], "group": [0]}),
         data_collator=sft.Collator(llm, which, chosen),
         processing_class=llm.tokenizer,
