@@ -25,6 +25,8 @@ REGISTRY = {
     "coco": "llm_wrapper.detectors.coco:create",
     "import": "llm_wrapper.detectors.imported:create",
     "florence2": "llm_wrapper.detectors.florence2:create",
+    "grounding-dino": "llm_wrapper.detectors.grounding_dino:create",
+    "kosmos2": "llm_wrapper.detectors.kosmos2:create",
     "dds": "llm_wrapper.detectors.dds_api:create",
 }
 """Short name -> "module:factory"; imported on first use. A factory takes (settings, dataset)."""

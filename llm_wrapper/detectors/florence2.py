@@ -17,27 +17,30 @@ from typing import Any, Literal
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from transformers.utils import cached_file, extract_commit_hash
 
 from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors import florence2_answers
+from llm_wrapper.detectors import checkpoints, florence2_answers
 from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
+from llm_wrapper.detectors.checkpoints import Architecture, PreparedImage
 from llm_wrapper.detectors.florence2_answers import TASKS
-from llm_wrapper.errors import ModelError, RecipeError, listed
+from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["Florence2Detector", "Florence2Settings", "PreparedImage", "create"]
+__all__ = ["Florence2Detector", "Florence2Settings", "create"]
 
 _log = logging.getLogger(__name__)
 
 _READING = 1
 """Raised whenever `florence2_answers` reads an answer differently, so that old caches are not mixed with new ones."""
 
-_REMEDY = (
+_ARCHITECTURE = Architecture(
+    "florence2",
+    transformers.Florence2ForConditionalGeneration,
+    transformers.Florence2Processor,
     "Checkpoints in transformers' own format are florence-community/Florence-2-large, -large-ft, -base and -base-ft "
-    "(those of microsoft/ are not); without a network, give a folder or fetch one before with: hf download"
+    "(those of microsoft/ are not); without a network, give a folder or fetch one before with: hf download",
 )
 
 
@@ -68,14 +71,6 @@ class Florence2Settings(BaseModel):
         if len(set(tasks)) < len(tasks):
             raise ValueError(f"tasks: {', '.join(tasks)}: name each task once")
         return tasks
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedImage:
-    """An image as the vision tower takes it: pixel values (1, 3, height, width), and its own size in pixels."""
-
-    pixel_values: torch.Tensor
-    image_wh: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,39 +255,14 @@ def create(settings: Mapping[str, Any], dataset: Dataset) -> Florence2Detector:
     chosen = validated(Florence2Settings, dict(settings), where="settings", problems=problems)
     if chosen is None:
         raise RecipeError(listed("the detector 'florence2' cannot be built", problems))
-    device, revision = _device(chosen.device), chosen.revision or "main"
-    try:
-        commit = extract_commit_hash(cached_file(chosen.model, "config.json", revision=revision), None)
-        model, processor = _load(chosen, commit or revision, device)
-    except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
-        what = f"detector.settings.model={chosen.model} (revision {revision}) cannot be used"
-        raise ModelError(f"{what}: {type(error).__name__}: {error}. {_REMEDY}") from error
-    return Florence2Detector(model, processor, chosen, revision=commit)
-
-
-def _load(chosen: Florence2Settings, revision: str, device: torch.device) -> tuple[Any, Any]:
-    kind = transformers.AutoConfig.from_pretrained(chosen.model, revision=revision).model_type
-    if kind != "florence2":
-        raise ValueError(f"it is a {kind}, not a florence2")
-    default = torch.float16 if device.type == "cuda" else torch.float32
-    model, report = transformers.Florence2ForConditionalGeneration.from_pretrained(
+    where = checkpoints.device(chosen.device)
+    default = torch.float16 if where.type == "cuda" else torch.float32
+    model, processor, commit = checkpoints.load(
         chosen.model,
-        revision=revision,
+        chosen.revision,
+        _ARCHITECTURE,
+        where=where,
         dtype=default if chosen.dtype == "auto" else getattr(torch, chosen.dtype),
         attn_implementation=None if chosen.attention == "auto" else chosen.attention,
-        output_loading_info=True,
     )
-    # transformers fills what a checkpoint lacks with random numbers, and only logs it.
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
-    processor = transformers.Florence2Processor.from_pretrained(chosen.model, revision=revision)
-    return model.to(device).eval(), processor
-
-
-def _device(setting: str) -> torch.device:
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device, count = torch.device(setting), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise RecipeError(f"detector.settings.device={setting}: PyTorch sees {count} CUDA devices; use device=auto")
-    return device
+    return Florence2Detector(model, processor, chosen, revision=commit)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from llm_wrapper import images
 from llm_wrapper.detectors.base import Question, detect_sample, joined
-from llm_wrapper.detectors.florence2 import Florence2Detector, PreparedImage
+from llm_wrapper.detectors.checkpoints import PreparedImage
+from llm_wrapper.detectors.florence2 import Florence2Detector
 from llm_wrapper.detectors.florence2_answers import TASKS, detections
 from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample

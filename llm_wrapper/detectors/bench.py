@@ -1,0 +1,203 @@
+"""Speed of the detectors against the plain loop (one call per expression and task, batch 1), with equal answers."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_wrapper import images
+from llm_wrapper.boxes import FloatArray, array
+from llm_wrapper.detectors import bench_models, florence2_answers
+from llm_wrapper.detectors.base import Detector, detect_sample, joined, questions_about
+from llm_wrapper.detectors.florence2 import Florence2Detector, Florence2Settings
+from llm_wrapper.detectors.florence2_answers import TASKS
+from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, Settings
+from llm_wrapper.detectors.grounding_dino_scores import detections, fitted, raw_answer, read_text
+from llm_wrapper.records import Box, Detections, Sample
+
+__all__ = ["Comparison", "compare_florence2", "compare_grounding_dino", "largest_difference"]
+
+_TASKS = ("rec", "grounding", "dense_caption", "od")
+_NEW_TOKENS = 24
+"""All answers have this length, about that of two labelled boxes: random weights would end them anywhere."""
+_SAME_PIXELS = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Seconds of both ways on the same questions, and whether all boxes (to 1e-3 pixels) and labels are the same.
+
+    `where` gives the seconds that parts of the model took in our way.
+    """
+
+    seconds: float
+    plain_seconds: float
+    num_expressions: int
+    num_detections: int
+    largest_difference: float | None
+    where: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster our way is."""
+        return self.plain_seconds / self.seconds
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both gave the same detections, and gave some."""
+        difference = self.largest_difference
+        return self.num_detections > 0 and difference is not None and difference <= _SAME_PIXELS
+
+
+def compare_florence2(samples: Sequence[Sample], *, small: bool = False) -> Comparison:
+    """Compare on all four tasks, with three beams.
+
+    Args:
+        samples: With image files; those of one image as neighbours.
+        small: Toy models instead of full-size ones.
+    """
+    texts = [sample.expression for sample in samples]
+    model, processor = bench_models.florence2(texts, small=small)
+    model.generation_config.min_new_tokens = _NEW_TOKENS - 1
+    settings = Florence2Settings(model="random/florence-2", tasks=_TASKS, max_new_tokens=_NEW_TOKENS)
+    detector = Florence2Detector(model, processor, settings)
+    core = model.model
+    parts = {
+        "vision tower": core.vision_tower,
+        "text encoder": core.language_model.encoder,
+        "text decoder": core.language_model.decoder,
+        "vocabulary": model.lm_head,
+    }
+
+    def plain(sample: Sample) -> Detections:
+        return joined([_plain_florence2(sample, task, model, processor) for task in _TASKS])
+
+    return _compare(detector, parts, samples, plain)
+
+
+@torch.inference_mode()
+def _plain_florence2(sample: Sample, task: str, model: Any, processor: Any) -> Detections:
+    """Ask one task as the model's documentation does."""
+    image, known = images.read_sample(sample), TASKS[task]
+    text = known.token + (sample.expression if known.level == "expression" else "")
+    inputs = processor(text=text, images=image, return_tensors="pt")
+    ids = model.generate(**inputs, num_beams=3, max_new_tokens=_NEW_TOKENS, do_sample=False)
+    answer = processor.batch_decode(ids, skip_special_tokens=False)[0]
+    return florence2_answers.detections(answer, task, image.size)
+
+
+def compare_grounding_dino(samples: Sequence[Sample], *, small: bool = False) -> Comparison:
+    """Compare in mode `gd`; see `compare_florence2` for the arguments."""
+    texts = [sample.expression for sample in samples]
+    model, processor = bench_models.grounding_dino(texts, small=small)
+    settings = Settings(model="random/grounding-dino", mode="gd", box_threshold=0.0)
+    detector = GroundingDinoDetector(model, processor, settings)
+    core = model.model
+    parts = {
+        "image backbone": core.backbone,
+        "text backbone": core.text_backbone,
+        "encoder": core.encoder,
+        "decoder": core.decoder,
+    }
+
+    @torch.inference_mode()
+    def plain(sample: Sample) -> Detections:
+        image = images.read_sample(sample)
+        text, _ = fitted(sample.expression, processor.tokenizer, model.config.max_text_len)
+        inputs = processor(images=image, text=f"{text}.", return_tensors="pt")
+        answer = model(**inputs)
+        tokens = processor.tokenizer(f"{text}.", return_offsets_mapping=True)
+        read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
+        raw = raw_answer(answer.logits[0].numpy(), answer.pred_boxes[0].numpy(), image.size)
+        return detections(raw, read, None, settings)
+
+    return _compare(detector, parts, samples, plain)
+
+
+def _compare(
+    detector: Detector, parts: Mapping[str, Any], samples: Sequence[Sample], plain: Callable[[Sample], Detections]
+) -> Comparison:
+    """Time both ways; each is warmed up on the first sample."""
+    detect_sample(detector, samples[0])
+    with _seconds_of(parts) as where:
+        start = time.perf_counter()
+        found = _shared(detector, samples)
+        seconds = time.perf_counter() - start
+    plain(samples[0])
+    start = time.perf_counter()
+    expected = [plain(sample) for sample in samples]
+    plain_seconds = time.perf_counter() - start
+    return Comparison(
+        seconds=seconds,
+        plain_seconds=plain_seconds,
+        num_expressions=len(samples),
+        num_detections=sum(len(answer.items) for answer in found),
+        largest_difference=largest_difference(found, expected),
+        where=dict(where),
+    )
+
+
+def _shared(detector: Detector, samples: Sequence[Sample]) -> list[Detections]:
+    """Ask each question once, as the cache does: image by image, and join the answers about each sample."""
+    first = {sample.image_id: sample for sample in samples}
+    prepared = {image_id: detector.prepare(sample) for image_id, sample in first.items()}
+    asked = {question.key: question for sample in samples for question in questions_about(sample, detector.levels)}
+    answers = dict(zip(asked, detector.detect(list(asked.values()), prepared), strict=True))
+    return [
+        joined([answers[question.key] for question in questions_about(sample, detector.levels)]) for sample in samples
+    ]
+
+
+def largest_difference(found: Sequence[Detections], expected: Sequence[Detections]) -> float | None:
+    """Return the largest distance of a box from the nearest one of its label and source that the other way gave.
+
+    The order of detections is not compared: it follows scores, of which two can be as good as equal.
+
+    Returns:
+        Pixels, the largest over the four coordinates; None where labels, sources or counts differ.
+    """
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        one, other = _by_label(ours), _by_label(theirs)
+        if {name: len(boxes) for name, boxes in one.items()} != {name: len(boxes) for name, boxes in other.items()}:
+            return None
+        for name, boxes in one.items():
+            distances = np.abs(boxes[:, None, :] - other[name][None, :, :]).max(axis=2)
+            worst = max(worst, float(distances.min(axis=0).max()), float(distances.min(axis=1).max()))
+    return worst
+
+
+def _by_label(found: Detections) -> dict[tuple[str, str], FloatArray]:
+    """Return label and source -> boxes (n, 4)."""
+    rows: dict[tuple[str, str], list[Box]] = defaultdict(list)
+    for item in found.items:
+        rows[item.label, item.source].append(item.box)
+    return {name: array(boxes) for name, boxes in rows.items()}
+
+
+@contextmanager
+def _seconds_of(parts: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+    """Add up the seconds that modules take while the block runs."""
+    spent: dict[str, float] = defaultdict(float)
+    started: dict[str, float] = {}
+
+    def before(name: str) -> Any:
+        return lambda *_: started.__setitem__(name, time.perf_counter())
+
+    def after(name: str) -> Any:
+        return lambda *_: spent.__setitem__(name, spent[name] + time.perf_counter() - started[name])
+
+    handles = [module.register_forward_pre_hook(before(name)) for name, module in parts.items()]
+    handles += [module.register_forward_hook(after(name)) for name, module in parts.items()]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,276 @@
+"""Grounding-DINO, MM-Grounding-DINO and LLMDet through transformers' own classes.
+
+What depends on the image alone is computed once per image, however many expressions it has (`grounding_dino_sharing`),
+and every answer is the one that a call for one expression alone would give: to the bit where expressions are asked one
+by one, to rounding where several are asked at once.
+
+Only expressions of one image share a batch. Images of different sizes would be padded to one size, and padding changes
+the shares of the feature maps that are valid, by which the deformable attention places its points. Padding of the text
+changes nothing, as long as every text ends with a period (see `fitted`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import safetensors
+import torch
+import transformers
+from PIL import Image
+from pydantic import Field
+from torch import nn
+
+from llm_wrapper import images
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.rows import validated
+from llm_wrapper.detectors import noun_groups
+from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors.grounding_dino_scores import ReadText, Scoring, detections, fitted, raw_answer, read_text
+from llm_wrapper.detectors.grounding_dino_sharing import one_image
+from llm_wrapper.errors import ModelError, RecipeError, listed
+from llm_wrapper.records import Detections, Sample
+
+__all__ = ["GroundingDinoDetector", "Prepared", "Settings", "create"]
+
+_log = logging.getLogger(__name__)
+
+_READING = 1
+"""Raise it with every change of the text that the model is given, or of how its answer is read."""
+
+_ATTENTION = "sdpa"
+"""Of text encoder and backbone. Eager would be wrong: BERT's adds 1 where the mask allows, and hides nothing."""
+
+_PERIOD = [101, 1012, 102]
+"""A text without a word, as the model's code expects it: [CLS], the period that ends a phrase, [SEP]."""
+
+_MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STRIDES = (8, 16, 32, 64)
+"""Pixels per cell of the four feature maps."""
+
+
+class Settings(Scoring):
+    """The detector's settings in a recipe; see `Scoring` for the mode and its thresholds.
+
+    Attributes:
+        model: Hub id or local folder.
+        revision: Commit, tag or branch on the hub; pin a commit, because a cache cannot notice that a branch moved.
+        device: `auto` takes a GPU where there is one.
+        max_prompts: How many expressions of an image are asked at once. By default 8 on a GPU, and 1 on a CPU, where
+            more save no time. The answers are the same but for rounding, so caches do not tell it apart.
+    """
+
+    model: str
+    revision: str = "main"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    max_prompts: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image as the model takes it: `pixels` (1, 3, height, width), `mask` (1, height, width), zero for padding."""
+
+    pixels: torch.Tensor
+    mask: torch.Tensor
+
+
+class GroundingDinoDetector:
+    """Finds what an expression names; scores are probabilities, labels are words of the expression.
+
+    Attributes:
+        name: The last part of the model's id, in lower case, with the mode: each keeps a cache of its own.
+    """
+
+    levels: tuple[Level, ...] = ("expression",)
+    reads_images = True
+
+    def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        """Take a built model with its processor, or `None` for both: they are loaded when the first image is read.
+
+        A cache can so be opened, and its identity compared, without the weights.
+
+        Raises:
+            ModelError: If the model would not read a text as it was made to.
+        """
+        self.name = f"{settings.model.rstrip('/').rsplit('/', 1)[-1].lower()}-{settings.mode}"
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._built = None if model is None else _checked(model.eval(), processor)
+        self._has_warned = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the answers."""
+        chosen = self._settings
+        facts: dict[str, Any] = {"detector": "grounding_dino", "reading": _READING, "attention": _ATTENTION}
+        facts |= {**chosen.identity(), "model": chosen.model, "revision": chosen.revision, "dtype": chosen.dtype}
+        return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """Read the image of a sample, resize and normalize it.
+
+        Raises:
+            ImageError: If the image cannot be read.
+            ModelError: If the model cannot be loaded.
+        """
+        model, processor = self._loaded()
+        image = _widened(images.read_sample(sample), processor.image_processor.size["longest_edge"])
+        inputs = processor.image_processor(images=image, return_tensors="pt")
+        return _with_enough_cells(Prepared(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Answer each question; an expression without a word names nothing, and nothing is found.
+
+        Raises:
+            ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
+        """
+        by_image: dict[str, list[Sample]] = {}
+        for question in questions:
+            by_image.setdefault(question.sample.image_id, []).append(question.sample)
+        found = {
+            (image_id, sample.sample_id): answer
+            for image_id, samples in by_image.items()
+            for sample, answer in zip(samples, self._about(samples, prepared[image_id]), strict=True)
+        }
+        return [found[question.sample.image_id, question.sample.sample_id] for question in questions]
+
+    def _about(self, samples: Sequence[Sample], image: Prepared) -> list[Detections]:
+        """Answer the expressions of one image; equal texts are asked once."""
+        model, _ = self._loaded()
+        texts = [self._text(sample) for sample in samples]
+        asked = list(dict.fromkeys(text for text in texts if text))
+        size = self._settings.max_prompts or (1 if model.device.type == "cpu" else 8)
+        found: dict[str, Detections] = {}
+        with torch.inference_mode(), one_image(model):
+            for start in range(0, len(asked), size):
+                chunk = asked[start : start + size]
+                found.update(zip(chunk, self._ask(chunk, image, samples[0].image_wh), strict=True))
+        return [found.get(text, Detections(())) for text in texts]
+
+    def _text(self, sample: Sample) -> str:
+        """Return what the model reads of an expression, and warn once if that is not all of it."""
+        model, processor = self._loaded()
+        most = model.config.max_text_len
+        text, is_cut = fitted(sample.expression, processor.tokenizer, most)
+        if is_cut and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s reads the first %d tokens of an expression: that of sample %r is longer, others may be (told once)",
+                self.name,
+                most,
+                sample.sample_id,
+            )
+        return text
+
+    def _ask(self, texts: Sequence[str], image: Prepared, image_wh: tuple[int, int]) -> list[Detections]:
+        model, processor = self._loaded()
+        tokens = processor.tokenizer(
+            [f"{text}." for text in texts],
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids=True,
+            return_offsets_mapping=True,
+        )
+        offsets = tokens.pop("offset_mapping").tolist()
+        answer = model(
+            pixel_values=image.pixels.to(model.device, model.dtype).expand(len(texts), -1, -1, -1),
+            pixel_mask=image.mask.to(model.device).expand(len(texts), -1, -1),
+            **{name: tokens[name].to(model.device) for name in ("input_ids", "token_type_ids", "attention_mask")},
+        )
+        logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
+        read = [read_text(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
+        return [self._scored(raw_answer(logits[i], boxes[i], image_wh), each) for i, each in enumerate(read)]
+
+    def _scored(self, answer: Any, text: ReadText) -> Detections:
+        is_gdrec = self._settings.mode == "gdrec"
+        groups = noun_groups.subject_and_groups(text.text) if is_gdrec else None
+        return detections(answer, text, groups, self._settings)
+
+    def _loaded(self) -> tuple[Any, Any]:
+        with self._lock:
+            if self._built is None:
+                self._built = _load(self._settings)
+            return self._built
+
+
+def create(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoDetector:
+    """Build the detector; the weights are loaded when the first image is read.
+
+    Args:
+        settings: See `Settings`.
+        dataset: Not looked at: the model answers for any image.
+
+    Raises:
+        RecipeError: With every setting that is unknown, missing or wrong.
+    """
+    problems: list[str] = []
+    chosen = validated(Settings, dict(settings), where="settings", problems=problems)
+    if chosen is None or problems:
+        raise RecipeError(listed("the detector 'grounding_dino' cannot be built", problems))
+    return GroundingDinoDetector(None, None, chosen)
+
+
+def _load(settings: Settings) -> tuple[Any, Any]:
+    name, revision = settings.model, settings.revision
+    parts = {"text_config": _ATTENTION, "backbone_config": _ATTENTION}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        if config.model_type not in _MODEL_TYPES:
+            raise ValueError(f"it is a {config.model_type!r}, and this detector reads {' and '.join(_MODEL_TYPES)}")
+        processor = transformers.GroundingDinoProcessor(
+            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
+            transformers.AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil"),
+            transformers.AutoTokenizer.from_pretrained(name, revision=revision),
+        )
+        model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
+            name, revision=revision, dtype=_DTYPES[settings.dtype], attn_implementation=parts
+        )
+        return _checked(model.to(_device(settings.device)).eval(), processor)
+    except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError(
+            f"detector.settings.model={name} (revision {revision}, device {settings.device}) cannot be loaded: "
+            f"{error}. Give the id of a Grounding-DINO on the Hugging Face hub, or a folder that `save_pretrained` "
+            "wrote; without a network it must have been downloaded before."
+        ) from error
+
+
+def _checked(model: Any, processor: Any) -> tuple[Any, Any]:
+    """Refuse what would run and answer wrongly, without a word."""
+    found = processor.tokenizer(".")["input_ids"]
+    if found != _PERIOD:
+        raise ModelError(
+            f"the detector's tokenizer reads '.' as {found}, but the model knows the border of a phrase as {_PERIOD}: "
+            "the checkpoint's tokenizer files (tokenizer.json or vocab.txt) are missing or not BERT's"
+        )
+    if (used := model.config.text_config._attn_implementation) != _ATTENTION:
+        raise ModelError(f"the detector's text encoder uses {used} attention: load it with {_ATTENTION!r}")
+    return model, processor
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _widened(image: Image.Image, longest: int) -> Image.Image:
+    """Stretch an image that would have no width left when its length is shrunk to `longest` pixels.
+
+    Boxes are parts of the image, so they stay right.
+    """
+    least = -(-max(image.size) // longest)
+    return image if min(image.size) >= least else image.resize((max(image.width, least), max(image.height, least)))
+
+
+def _with_enough_cells(image: Prepared, num_queries: int) -> Prepared:
+    """Pad an oblong image whose feature maps have fewer cells than the model has queries: it would refuse it."""
+    height, width = image.pixels.shape[-2:]
+    num_cells = sum(-(-height // stride) * -(-width // stride) for stride in _STRIDES)
+    if num_cells >= num_queries:
+        return image
+    padding = (0, max(0, _STRIDES[-1] - width), 0, max(0, _STRIDES[-1] - height))
+    return Prepared(nn.functional.pad(image.pixels, padding), nn.functional.pad(image.mask, padding))

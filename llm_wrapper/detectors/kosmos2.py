@@ -1,0 +1,270 @@
+"""Kosmos-2 (arXiv 2306.14824) as a detector: native transformers classes, one pass of the image, batched prompts.
+
+The plain way, `model.generate(**processor(text, images))`, encodes the image again for every expression and task, and
+decodes one answer at a time. Here the image is encoded once, and prompts of equal length go through the language model
+together. The answers are the same but for rounding: no row is padded, and beam search treats the rows independently.
+
+Prompts of different lengths are not batched, because transformers counts the positions of what is generated from the
+padded length (`Kosmos2TextSinusoidalPositionalEmbedding` knows the padding of the prompt, but not that of the past).
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
+
+from llm_wrapper import images
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.rows import validated
+from llm_wrapper.detectors import checkpoints, kosmos2_answers
+from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
+from llm_wrapper.detectors.checkpoints import Architecture, PreparedImage
+from llm_wrapper.detectors.florence2_answers import harmless
+from llm_wrapper.detectors.kosmos2_answers import TASKS
+from llm_wrapper.errors import RecipeError, listed
+from llm_wrapper.records import Detections, Sample
+
+__all__ = ["Kosmos2Detector", "Kosmos2Settings", "create"]
+
+_log = logging.getLogger(__name__)
+
+_READING = 1
+"""Raised whenever the model is asked or its answers are read differently, so that old caches are not mixed with new."""
+
+_NO_REPEAT = 3
+"""No three tokens may follow each other twice, as in the authors' evaluation and demo.
+
+The checkpoint says so too, but in its config.json, where transformers 5 drops such settings without a word.
+"""
+
+_LEAST_ROOM = 32
+"""Tokens that a question about an image can always have."""
+
+_ARCHITECTURE = Architecture(
+    "kosmos-2",
+    transformers.Kosmos2ForConditionalGeneration,
+    transformers.Kosmos2Processor,
+    "The checkpoint is microsoft/kosmos-2-patch14-224; without a network, give a folder or fetch it before with: "
+    "hf download",
+)
+
+
+class Kosmos2Settings(BaseModel):
+    """What a recipe sets.
+
+    `model` is a hub id or a local folder. Each expression or image is asked the `tasks` in their order, and its
+    detections stand in that order. One beam is what the authors' evaluation uses, 128 new tokens what transformers'
+    tests of the checkpoint use, and float32 what the checkpoint is stored in. `max_prompts` is how many prompts go
+    through `generate` at once: a matter of memory and speed, not of the answers, as is `device`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    revision: str | None = None
+    tasks: tuple[Literal["rec", "caption"], ...] = Field(("rec", "caption"), min_length=1)
+    num_beams: int = Field(1, ge=1)
+    max_new_tokens: int = Field(128, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    max_prompts: int = Field(16, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _once_each(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks: {', '.join(tasks)}: name each task once")
+        return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One task about one question, whose place it keeps; `ids` are all its tokens, those of the image among them."""
+
+    place: int
+    task: str
+    image_id: str
+    expression: str
+    ids: list[int]
+
+
+class Kosmos2Detector:
+    """Answers with Kosmos-2's own boxes for an expression, and with those of a caption that it makes of an image.
+
+    An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
+    which nothing is left has no detections: there is nothing to ask for.
+
+    Attributes:
+        name: The last part of the model's id, in lower case: models keep their caches apart.
+        levels: `expression` for the task rec, `image` for caption.
+    """
+
+    reads_images = True
+
+    def __init__(self, model: Any, processor: Any, settings: Kosmos2Settings, *, revision: str | None = None) -> None:
+        """Take a loaded `Kosmos2ForConditionalGeneration` in evaluation mode and its `Kosmos2Processor`.
+
+        Raises:
+            RecipeError: If `max_new_tokens` leaves too few of the model's positions for a question.
+        """
+        self._model, self._processor, self._settings, self._revision = model, processor, settings, revision
+        self._image_ids = self._ids_of_an_image()
+        num_positions = model.config.text_config.max_position_embeddings
+        most = num_positions - len(self._image_ids) - _LEAST_ROOM
+        if settings.max_new_tokens > most:
+            raise RecipeError(
+                f"detector.settings.max_new_tokens={settings.max_new_tokens}: {settings.model} has {num_positions} "
+                f"positions, also for the image and the question; set it to {most} or less"
+            )
+        self._room = num_positions - settings.max_new_tokens
+        self._has_warned = False
+        self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
+        levels = {TASKS[task].level for task in settings.tasks}
+        self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the answers, with the attention that is really used."""
+        config = self._model.config
+        attention = {config.text_config._attn_implementation, config.vision_config._attn_implementation}
+        return {
+            "detector": "kosmos2",
+            "revision": self._revision,
+            **self._settings.model_dump(mode="json", include={"model", "tasks", "num_beams", "max_new_tokens"}),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "attention": "+".join(sorted(map(str, attention))),
+            "image_processor": type(self._processor.image_processor).__name__,
+            "reading": _READING,
+        }
+
+    def prepare(self, sample: Sample) -> PreparedImage:
+        """Read and preprocess the image of a sample.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
+        image = images.read_sample(sample)
+        pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return PreparedImage(pixel_values, image.size)
+
+    @torch.inference_mode()
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, PreparedImage]) -> list[Detections]:
+        """Answer each question with the detections of its level's tasks, in the order of the settings."""
+        prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
+        image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
+        features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
+        found: list[dict[str, Detections]] = [{} for _ in questions]
+        for batch in self._batches(prompts):
+            for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
+                text = _text(prompt.task, prompt.expression) + answer
+                found[prompt.place][prompt.task] = kosmos2_answers.detections(
+                    text, prompt.task, prepared[prompt.image_id].image_wh, expression=prompt.expression
+                )
+        return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
+
+    def _prompts(self, place: int, question: Question) -> Iterator[_Prompt]:
+        expression = ""
+        if question.level == "expression":
+            # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
+            expression = harmless(unicodedata.normalize("NFKC", question.sample.expression))
+        if question.level == "image" or expression:
+            for task in self._settings.tasks:
+                if TASKS[task].level == question.level:
+                    yield _Prompt(place, task, question.sample.image_id, *self._fitting(task, expression))
+
+    def _fitting(self, task: str, expression: str) -> tuple[str, list[int]]:
+        """Return the expression, cut at its end to what the model has positions for, and the prompt's token ids."""
+        tokenizer = self._processor.tokenizer
+        text = _text(task, expression)
+        ids = [*self._image_ids, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+        excess = len(ids) - self._room
+        if excess <= 0 or not expression:
+            return expression, ids
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("%s reads %d tokens: longer expressions are cut, as %.60r", self.name, self._room, expression)
+        tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in tokens["offset_mapping"]]
+        return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+
+    def _ids_of_an_image(self) -> list[int]:
+        """Return what the processor puts before a text: the places where the features of the image go, and its marks.
+
+        The features replace what stands in their places, but the ban on repeating three tokens reads it: only with the
+        processor's own ids are the answers those of the plain way.
+        """
+        tokenizer, first = self._processor.tokenizer, self._processor.tokenizer.unk_token_id + 1
+        start, end = tokenizer.convert_tokens_to_ids([self._processor.boi_token, self._processor.eoi_token])
+        places = range(first, first + self._model.config.latent_query_num)
+        return [tokenizer.bos_token_id, start, *places, end]
+
+    def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[Sequence[_Prompt]]:
+        """Yield prompts that are decoded together: of one task and length."""
+
+        def kind(prompt: _Prompt) -> tuple[int, int]:
+            return self._settings.tasks.index(prompt.task), len(prompt.ids)
+
+        for _, group in groupby(sorted(prompts, key=kind), key=kind):
+            alike = list(group)
+            for start in range(0, len(alike), self._settings.max_prompts):
+                yield alike[start : start + self._settings.max_prompts]
+
+    def _features(self, image: PreparedImage) -> torch.Tensor:
+        """Encode an image, as `generate` would: shape (1, image tokens, hidden size)."""
+        vision = self._model.vision_model
+        pixel_values = image.pixel_values.to(self._model.device, self._model.dtype)
+        states = vision.model.post_layernorm(vision(pixel_values=pixel_values).last_hidden_state)
+        features: torch.Tensor = self._model.image_to_text_projection(nn.functional.normalize(states, dim=-1))[0]
+        return features
+
+    def _generate(self, prompts: Sequence[_Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+        """Return what the model says after each prompt, with its location tokens; all prompts are of one length."""
+        ids = torch.tensor([prompt.ids for prompt in prompts], device=self._model.device)
+        is_image = torch.zeros_like(ids, dtype=torch.bool)
+        is_image[:, 2 : len(self._image_ids) - 1] = True  # between the marks of start, image, and its end
+        generated = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            image_embeds=torch.cat([features[prompt.image_id] for prompt in prompts]),
+            image_embeds_position_mask=is_image,
+            num_beams=self._settings.num_beams,
+            max_new_tokens=self._settings.max_new_tokens,
+            no_repeat_ngram_size=_NO_REPEAT,
+            do_sample=False,
+        )
+        # Location tokens are no special tokens to the tokenizer.
+        answers: list[str] = self._processor.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+        return answers
+
+
+def create(settings: Mapping[str, Any], dataset: Dataset) -> Kosmos2Detector:
+    """Load the model that the settings name (`Kosmos2Settings`); it needs nothing of the data set.
+
+    Raises:
+        RecipeError: With every setting that is unknown, missing or out of range, or if the device is not there.
+        ModelError: If the model cannot be loaded, or is not a Kosmos-2.
+    """
+    problems: list[str] = []
+    chosen = validated(Kosmos2Settings, dict(settings), where="settings", problems=problems)
+    if chosen is None:
+        raise RecipeError(listed("the detector 'kosmos2' cannot be built", problems))
+    model, processor, commit = checkpoints.load(
+        chosen.model,
+        chosen.revision,
+        _ARCHITECTURE,
+        where=checkpoints.device(chosen.device),
+        dtype=getattr(torch, chosen.dtype),
+    )
+    return Kosmos2Detector(model, processor, chosen, revision=commit)
+
+
+def _text(task: str, expression: str) -> str:
+    return TASKS[task].prompt.format(expression=expression)

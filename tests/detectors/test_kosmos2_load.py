@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.detectors.kosmos2 import Kosmos2Settings, create
+from llm_wrapper.errors import ModelError, RecipeError
+from tests.detectors import tiny_kosmos2 as tiny
+
+_RECIPE = Path(__file__).parents[2] / "recipes" / "vlm" / "kosmos2.yaml"
+_DATASET = Dataset("mine", "val", [], "digest", None)
+
+
+def test_identity_holds_what_decides_the_answers() -> None:
+    detector = tiny.build(max_prompts=3)
+    assert detector.name == "kosmos-2-tiny"
+    assert detector.identity() == {
+        "detector": "kosmos2",
+        "model": "tiny/Kosmos-2-Tiny",
+        "revision": None,
+        "tasks": ["rec", "caption"],
+        "num_beams": 1,
+        "max_new_tokens": 40,
+        "dtype": "float32",
+        "attention": "sdpa",
+        "image_processor": "CLIPImageProcessorPil",
+        "reading": 1,
+    }
+    assert tiny.build(max_prompts=1, device="cpu").identity() == detector.identity()
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [({"tasks": ["caption"]}, "tasks"), ({"num_beams": 2}, "num_beams"), ({"max_new_tokens": 5}, "max_new_tokens")],
+    ids=str,
+)
+def test_identity_changes_with_the_settings(changed: dict[str, Any], key: str) -> None:
+    one, other = tiny.build().identity(), tiny.build(**changed).identity()
+    assert {name for name in one if one[name] != other[name]} == {key}
+
+
+def test_tokens_that_leave_no_room_for_a_question_are_refused() -> None:
+    most = tiny.POSITIONS - 67 - 32
+    with pytest.raises(
+        RecipeError, match=rf"max_new_tokens={most + 1}: .* {tiny.POSITIONS} positions.* set it to {most}"
+    ):
+        tiny.build(max_new_tokens=most + 1)
+    tiny.build(max_new_tokens=most)
+
+
+def test_every_wrong_setting_is_listed() -> None:
+    wrong = {
+        "modle": "x",
+        "tasks": ["rec", "rec"],
+        "num_beams": 0,
+        "dtype": "int4",
+        "device": "gpu",
+        "max_prompts": 0,
+        "max_new_tokens": "many",
+    }
+    with pytest.raises(RecipeError, match=r"the detector 'kosmos2' cannot be built \(8 problems\)") as caught:
+        create(wrong, _DATASET)
+    for text in ("key 'model' is missing", "unknown key 'modle'", "tasks: rec, rec: name each task once", "num_beams"):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("tasks", [[], ["od"], "rec"], ids=str)
+def test_tasks_must_be_known(tasks: Any) -> None:
+    with pytest.raises(RecipeError, match="tasks"):
+        create({"model": "x", "tasks": tasks}, _DATASET)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"device=cuda:1: PyTorch sees 0 CUDA devices; use device=auto"):
+        create({"model": "x", "device": "cuda:1"}, _DATASET)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "Kosmos-2-Tiny"
+    processor = tiny.processor()
+    tiny.model(processor.tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    # As in the checkpoint. transformers drops it, and would refuse to generate with it.
+    config["text_config"]["no_repeat_ngram_size"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dtype: str) -> None:
+    detector = create({**tiny.SETTINGS, "model": str(saved), "dtype": dtype, "device": "cpu"}, _DATASET)
+    identity = detector.identity()
+    assert detector.name == "kosmos-2-tiny"
+    assert (identity["model"], identity["revision"], identity["dtype"]) == (str(saved), None, dtype)
+    tiny.speaking_in_format(detector._model, detector._processor.tokenizer)
+    questions = tiny.asked(detector, [tiny.sample(tmp_path, "a", "dog")])
+    found = tiny.detect(detector, questions)
+    assert any(answer.items for answer in found)
+    if dtype == "float32":
+        assert found == tiny.detect(tiny.build(), questions)
+
+
+@pytest.fixture
+def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub's local cache that holds the tiny model; returns its commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "hub" / "models--tiny--Kosmos-2-Tiny"
+    shutil.copytree(saved, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return commit
+
+
+@pytest.mark.parametrize("by_commit", [False, True], ids=["main", "commit"])
+def test_identity_holds_the_commit_that_was_loaded(hub: str, by_commit: bool) -> None:
+    revision = {"revision": hub} if by_commit else {}
+    detector = create({**tiny.SETTINGS, **revision, "device": "cpu"}, _DATASET)
+    assert detector.identity()["revision"] == hub
+
+
+@pytest.mark.parametrize("settings", [{}, {"revision": "v9"}], ids=["unknown-id", "unknown-revision"])
+def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str]) -> None:
+    model = "tiny/Kosmos-2-Tiny" if settings else "tiny/Kosmos-3"
+    revision = settings.get("revision", "main")
+    what = rf"detector\.settings\.model={model} \(revision {revision}\) cannot be used: .*hf download"
+    with pytest.raises(ModelError, match=f"(?s){what}"):
+        create({"model": model, **settings}, _DATASET)
+
+
+def _without_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[next(name for name in weights if name.endswith("layers.1.ffn.fc1.weight"))]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _of_another_kind(folder: Path) -> None:
+    transformers.BertConfig().save_pretrained(folder)
+
+
+def _cut_short(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_without_a_weight, "1 of the weights are missing, such as .*fc1"),
+        (_of_another_kind, "it is a bert, not a kosmos-2"),
+        (_cut_short, ""),
+        (_without_tokenizer, ""),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_spoiled_folder_is_named(copied: Path, spoil: Callable[[Path], None], said: str) -> None:
+    spoil(copied)
+    told = f"(?s){re.escape(str(copied))} .*cannot be used: .*{said}.*microsoft/kosmos-2-patch14-224"
+    with pytest.raises(ModelError, match=told):
+        create({**tiny.SETTINGS, "model": str(copied), "device": "cpu"}, _DATASET)
+
+
+def test_the_recipe_names_the_model_its_commit_and_its_licence() -> None:
+    text = _RECIPE.read_text(encoding="utf-8")
+    section = yaml.safe_load(text)["detector"]
+    assert section["name"] == "kosmos2"
+    chosen = Kosmos2Settings(**section["settings"])
+    assert chosen.model == "microsoft/kosmos-2-patch14-224"
+    assert re.fullmatch("[0-9a-f]{40}", chosen.revision or "")
+    assert (chosen.tasks, chosen.num_beams, chosen.max_new_tokens) == (("rec", "caption"), 1, 128)
+    assert "MIT licence" in text
