@@ -218,14 +218,28 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List the fields in which a cache's identity differs from the one wanted; nested fields are joined by dots."""
+def differences(
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    places: tuple[str, str] = ("in the cache", "now"),
+    prefix: str = "",
+) -> list[str]:
+    """List the fields in which two identities differ; nested fields are joined by dots.
+
+    Args:
+        found: One identity.
+        wanted: The other.
+        places: Where each of the two stands, as the message says it.
+        prefix: Path of the fields that are compared.
+    """
     rows: list[str] = []
     for name in sorted(found.keys() | wanted.keys()):
         there, here = found.get(name), wanted.get(name)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
-            rows += differences(there, here, f"{prefix}{name}.")
+            rows += differences(there, here, places=places, prefix=f"{prefix}{name}.")
         elif there != here or (name in found) != (name in wanted):
-            texts = (canonical(side[name]) if name in side else "absent" for side in (found, wanted))
-            rows.append("{}{}: {} in the cache, {} now".format(prefix, name, *texts))
+            sides = zip((found, wanted), places, strict=True)
+            texts = (f"{canonical(side[name]) if name in side else 'absent'} {place}" for side, place in sides)
+            rows.append(f"{prefix}{name}: {', '.join(texts)}")
     return rows

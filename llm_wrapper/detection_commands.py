@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
-from llm_wrapper import artifacts, candidates, datasets, detectors, runs
+from llm_wrapper import artifacts, datasets, detectors, runs
 from llm_wrapper.detections import export as exporting
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.local_engine import Engine, answer_locally
 from llm_wrapper.detections.maintain import Info
-from llm_wrapper.detections.scenes import Scene, SceneSet, cache_folder, load_scenes
-from llm_wrapper.detectors import PaidDetector
+from llm_wrapper.detections.scenes import Scene, SceneSet, build, cache_folder, load_scenes
+from llm_wrapper.detectors import Detector, PaidDetector
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
-from llm_wrapper.recipe import DataSection, Recipe
+from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
 
 __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "verify"]
@@ -30,11 +34,13 @@ __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "verify"]
 
 @dataclass(frozen=True)
 class Filling:
-    """How `cache-detections` goes about it, see `fill`."""
+    """How `cache-detections` goes about it, see `fill`; `workers` are those of Ray, by default as many as fit."""
 
     overwrite: bool = False
     skip_unreadable: bool = False
     images_per_batch: int = 8
+    engine: Literal["local", "ray"] = "local"
+    workers: int | None = None
 
 
 _USUAL = Filling()
@@ -45,21 +51,35 @@ def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filli
     others = [(other, other.train_split) for other in recipe.training_data()[1:]]
     jobs = [(recipe.data, split) for split in splits] + others
     for data, split in jobs:
-        _say(console, _cache_split(recipe, data, split, how))
+        for each in recipe.detectors():
+            _say(console, _cache_split(each.detector, data, split, how))
 
 
-def _cache_split(recipe: Recipe, data: DataSection, split: str, how: Filling) -> str:
+def _cache_split(section: DetectorSection, data: DataSection, split: str, how: Filling) -> str:
     """Fill one cache and tell what it holds."""
     dataset = datasets.load(data, split)
-    detector = detectors.create(recipe.detector, dataset)
+    detector = detectors.create(section, dataset)
     if isinstance(detector, PaidDetector) and sys.stdin.isatty():
         detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Go on?", default=False)
     folder = cache_folder(detector.name, data, split)
-    manifest = fill(detector, dataset, folder, **asdict(how)).manifest
+    options = asdict(how)
+    engine = _engine(options.pop("engine"), options.pop("workers"), partial(detectors.create, section, dataset))
+    manifest = fill(detector, dataset, folder, engine=engine, **options).manifest
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0
     more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
     return f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}"
+
+
+def _engine(name: Literal["local", "ray"], workers: int | None, build: Callable[[], Detector]) -> Engine:
+    """Return the engine that a user names; `build` makes a worker's detector."""
+    if name == "local":
+        if workers is not None:
+            raise RecipeError(f"--workers {workers} is for --engine ray; the local engine is one process.")
+        return answer_locally
+    from llm_wrapper.detections.ray_engine import RayEngine
+
+    return RayEngine(build, workers)
 
 
 def info(folders: Sequence[Path], console: Console, *, identity: bool = False, as_json: bool = False) -> None:
@@ -122,9 +142,25 @@ def export(folder: Path, out: Path, console: Console) -> None:
     *categories, results = exporting.export(folder, out)
     settings = [("path", results), *(("categories", path) for path in categories)]
     # In quotes of JSON: a `#` or `: ` in a path would mean something in YAML.
-    words = (f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings)
-    overrides = " ".join(map(shlex.quote, words))
-    _say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections --vlm import {overrides}")
+    overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
+    words = ["--vlm", "import", *_asked_of(folder), *overrides]
+    _say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
+
+
+def _asked_of(folder: Path) -> list[str]:
+    """Return the options that name the data set and split of a cache.
+
+    The folder knows the recipe that `--data` names, where it lies as caches do; the annotations may be named otherwise.
+    """
+    identity = artifacts.read_json(folder / "manifest.json")["identity"]
+    place = folder.absolute()
+    is_usual = (place.name, place.parent.parent.name) == (identity["split"], identity["detector"])
+    return [
+        "--data",
+        place.parent.name if is_usual else f"<recipe of {identity['dataset']}>",
+        "--split",
+        identity["split"],
+    ]
 
 
 def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:
@@ -144,7 +180,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
         "limit": limit,
-        "detections": found.cache.identity,
+        "detections": found.identity,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
@@ -154,18 +190,13 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
 
 def _uncapped(found: SceneSet, recipe: Recipe) -> list[Scene]:
     """Build the candidates again as if there were no cap, where it took any."""
-    policy = recipe.candidates.model_copy(update={"cap": sys.maxsize})
+    everything = recipe.without_cap()
+    names = [cache.identity["detector"] for cache in found.caches]
     scenes = []
     for scene in found.scenes:
         if scene.built.counts["over_cap"]:
-            built = candidates.build(
-                found.cache.lookup(scene.sample),
-                scene.sample.image_wh,
-                policy,
-                detector=found.cache.identity["detector"],
-                rng=candidates.order_rng(recipe.train.seed, scene.sample.sample_id),
-            )
-            scene = Scene(scene.sample, built)  # noqa: PLW2901 (the same scene, with more candidates)
+            answers = [cache.lookup(scene.sample) for cache in found.caches]
+            scene = Scene(scene.sample, build(everything, scene.sample, answers, names))  # noqa: PLW2901 (the same scene, with more candidates)
         scenes.append(scene)
     return scenes
 

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.cache import Manifest
-from llm_wrapper.detections.parts import DamagedPartError, Key, Part, read_part
+from llm_wrapper.detections.parts import DamagedPartError, Key, Part, PartEntry, read_part
+from llm_wrapper.detectors.base import Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed
 from llm_wrapper.records import from_dict
 
-__all__ = ["Contents", "Problem", "fill_command", "read", "read_sound", "told", "totals"]
+__all__ = ["MANIFEST", "Contents", "Manifest", "Problem", "fill_command", "read", "read_sound", "told", "totals"]
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _PART_NAME = re.compile(r"part-\d+\.parquet")
+
+
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Manifest:
+    """What a complete cache says of itself; `created` is UTC, ISO 8601.
+
+    `unanswered` gives the reason for each image that could not be asked about, by image id: those of its samples that
+    have no answer have no detections.
+    """
+
+    identity: dict[str, Any]
+    levels: tuple[Level, ...]
+    unanswered: dict[str, str]
+    parts: tuple[PartEntry, ...]
+    num_rows: int
+    num_images: int
+    num_detections: int
+    num_dropped: int
+    versions: dict[str, str]
+    created: str
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong in a cache folder, and what mends it."""
+    """What is wrong in a cache folder, and what mends it.
+
+    `part` is the file that cannot be used, where it is one. A problem that `blocks` is not mended by filling the cache.
+    """
 
     text: str
     remedy: str
+    part: Path | None = None
+    blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,13 +63,14 @@ class Contents:
     """A cache folder as found: `parts` are those that can be used, `problems` tells of all the rest.
 
     `manifest` is `None` where there is none, or none that can be read; `identity` is the manifest's, else that of the
-    first part, else `None`.
+    first part, else `None`. `foreign` are whole parts of another identity.
     """
 
     folder: Path
     manifest: Manifest | None
     identity: Mapping[str, Any] | None
     parts: tuple[Part, ...]
+    foreign: tuple[Part, ...]
     problems: tuple[Problem, ...]
 
     @property
@@ -54,45 +81,59 @@ class Contents:
     @property
     def command(self) -> str:
         """The command that asks what the cache lacks and writes its manifest."""
-        return fill_command(self.identity)
+        return fill_command(self.identity, self.folder)
 
     @property
     def has_manifest(self) -> bool:
         """Whether the cache was filled to its end, even if its manifest cannot be read now."""
-        return (self.folder / _MANIFEST).exists()
+        return (self.folder / MANIFEST).exists()
 
 
-def fill_command(identity: Mapping[str, Any] | None) -> str:
-    """Return the command that fills a cache of an identity, with blanks for what is not known."""
+def fill_command(identity: Mapping[str, Any] | None, folder: Path) -> str:
+    """Return the command that fills a cache folder, with blanks for what is not known.
+
+    An identity has the data set's own name, which need not be that of its recipe; the recipe is known only where the
+    folder is called `<detector>/<recipe>/<split>`.
+    """
     known = identity or {}
-    names = (known.get(name, f"<{name}>") for name in ("detector", "dataset", "split"))
-    return "llm-wrapper cache-detections --vlm {} --data {} --split {}".format(*names)
+    detector, dataset, split = (known.get(name) for name in ("detector", "dataset", "split"))
+    place = folder.absolute()
+    recipe = place.parent.name if place.parts[-3::2] == (detector, split) else f"<recipe of {dataset or 'dataset'}>"
+    return f"llm-wrapper cache-detections --vlm {detector or '<detector>'} --data {recipe} --split {split or '<split>'}"
 
 
-def read(folder: Path, *, may_be_empty: bool = False) -> Contents:
+def read(folder: Path, *, identity: Mapping[str, Any] | None = None, may_be_empty: bool = False) -> Contents:
     """Read a cache folder and check everything that it can tell; nothing on disk is changed.
 
     Checked are digests, columns, identities, answers that are given twice, and the manifest's counts.
 
+    Args:
+        folder: The folder.
+        identity: What the parts must be; without it, what the manifest or the first part says.
+        may_be_empty: Whether a folder without a cache is none that is called an error.
+
     Raises:
-        CacheError: If the folder holds no cache, unless it may be empty.
+        CacheError: If the folder holds no cache.
     """
-    if not may_be_empty and not any(folder.glob("part-*.parquet")) and not (folder / _MANIFEST).exists():
+    if not may_be_empty and not any(folder.glob("part-*.parquet")) and not (folder / MANIFEST).exists():
         raise CacheError(
             f"{folder} holds no detections. Name a folder like data/detections/<detector>/<dataset>/<split>."
         )
-    manifest, damage = _manifest(folder / _MANIFEST)
-    outcomes = _read_parts(folder, manifest)
-    readable = [outcome for outcome in outcomes if isinstance(outcome, Part)]
-    identity = manifest.identity if manifest else readable[0].identity if readable else None
-    parts = tuple(part for part in readable if part.identity == identity)
-    again = f"Run `{fill_command(identity)}`: it asks again only what is lost."
-    problems = [Problem(text, again) for text in [*damage, *_repeats(folder, parts)]]
-    problems += [found for outcome in outcomes for found in _unusable(folder, outcome, identity)]
-    problems += _misnamed(folder)
+    manifest, damage = _manifest(folder / MANIFEST)
+    outcomes = dict(_read_parts(folder, manifest))
+    readable = [outcome for outcome in outcomes.values() if isinstance(outcome, Part)]
+    found = manifest.identity if manifest else readable[0].identity if readable else None
+    wanted = identity or found
+    foreign = tuple(part for part in readable if part.identity != wanted)
+    outcomes.update(_repeats(folder, [part for part in readable if part.identity == wanted]))
+    parts = tuple(each for each in outcomes.values() if isinstance(each, Part) and each.identity == wanted)
+    again = f"Run `{fill_command(wanted, folder)}`: it asks again only what is lost."
+    problems = [Problem(text, again) for text in damage]
+    problems += [_unusable(path, each, again) for path, each in outcomes.items() if not isinstance(each, Part)]
+    problems += [_foreign(folder, part, wanted or {}) for part in foreign]
     if manifest is not None and not problems:
-        problems += _miscounted(folder / _MANIFEST, manifest, parts)
-    return Contents(folder, manifest, identity, parts, tuple(problems))
+        problems += [Problem(text, again) for text in _miscounted(folder / MANIFEST, manifest, parts)]
+    return Contents(folder, manifest, found, parts, foreign, tuple(problems))
 
 
 def read_sound(folders: Iterable[Path]) -> list[Contents]:
@@ -135,55 +176,56 @@ def _manifest(path: Path) -> tuple[Manifest | None, list[str]]:
         return None, [f"{path} is damaged: {error}".removesuffix(".")]
 
 
-def _read_parts(folder: Path, manifest: Manifest | None) -> list[Part | LLMWrapperError]:
-    """Return each part, or why it cannot be used."""
+def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path, Part | LLMWrapperError]]:
+    """Yield each part, or why it cannot be used; those that are missing come first."""
     known = None if manifest is None else {entry.name: entry.sha256 for entry in manifest.parts}
-    paths = sorted(path for path in folder.glob("part-*.parquet") if _PART_NAME.fullmatch(path.name))
-    absent = sorted(set(known or ()) - {path.name for path in paths})
-    outcomes: list[Part | LLMWrapperError] = [DamagedPartError(f"{folder / name} is missing") for name in absent]
+    paths = sorted(folder.glob("part-*.parquet"))
+    for name in sorted(set(known or ()) - {path.name for path in paths}):
+        yield folder / name, DamagedPartError(f"{folder / name} is missing")
     for path in paths:
         try:
+            if not _PART_NAME.fullmatch(path.name):
+                raise DamagedPartError(f"{path} is not named like a part (part-00000.parquet)")
             if known is not None and path.name not in known:
                 raise DamagedPartError(f"{path} is not in the manifest")
-            outcomes.append(read_part(path, known[path.name] if known else None))
+            yield path, read_part(path, known[path.name] if known else None)
         except (CacheError, DataError) as error:
-            outcomes.append(error)
-    return outcomes
+            yield path, error
 
 
-def _unusable(folder: Path, outcome: Part | LLMWrapperError, identity: Mapping[str, Any] | None) -> Iterable[Problem]:
-    """Tell why a part is not used, if it is not."""
-    command = fill_command(identity)
-    if isinstance(outcome, CacheError):
-        yield Problem(str(outcome).removesuffix("."), f"Run `{command}`: it asks again only what is lost.")
-    elif isinstance(outcome, LLMWrapperError):
-        yield Problem(str(outcome).removesuffix("."), "Make it a file that you may read.")
-    elif outcome.identity != identity:
-        texts = "; ".join(artifacts.differences(outcome.identity, identity or {}))
-        text = f"{folder / outcome.entry.name} was made otherwise than the rest: {texts}"
-        yield Problem(text, f"Move it to a folder of its own and run `{command}`.")
-
-
-def _repeats(folder: Path, parts: Iterable[Part]) -> Iterable[str]:
-    """Tell of each part that answers what is answered already."""
+def _repeats(folder: Path, parts: Iterable[Part]) -> Iterator[tuple[Path, DamagedPartError]]:
+    """Yield each part that answers what is answered already."""
     seen: set[Key] = set()
     for part in parts:
         repeated = [key for key, count in Counter(part.keys).items() if count > 1 or key in seen]
         if repeated:
-            yield f"{folder / part.entry.name} repeats answers of its own or of another part: {told(repeated[0])}" + (
-                f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
-            )
-        seen.update(part.keys)
+            path = folder / part.entry.name
+            more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+            text = f"{path} repeats answers of its own or of another part: {told(repeated[0])}{more}"
+            yield path, DamagedPartError(text)
+        else:
+            seen.update(part.keys)
 
 
-def _misnamed(folder: Path) -> Iterable[Problem]:
-    for path in sorted(folder.glob("part-*.parquet")):
-        if not _PART_NAME.fullmatch(path.name):
-            yield Problem(f"{path} is not named like a part (part-00000.parquet)", "Move it to another folder.")
+def _unusable(path: Path, error: LLMWrapperError, again: str) -> Problem:
+    """Tell why a part is not used; one that cannot be read is no loss that could be mended by asking again."""
+    text = str(error).removesuffix(".")
+    if isinstance(error, CacheError):
+        return Problem(text, again, part=path)
+    return Problem(text, "Make it a file that you may read.", part=path, blocks=True)
 
 
-def _miscounted(path: Path, manifest: Manifest, parts: Sequence[Part]) -> Iterable[Problem]:
-    remedy = f"Run `rm {shlex.quote(str(path))}` and `{fill_command(manifest.identity)}`: nothing is asked again."
+def _foreign(folder: Path, part: Part, wanted: Mapping[str, Any]) -> Problem:
+    """Tell how a part was made otherwise."""
+    places = ("in this part", "in the others")
+    text = f"{folder / part.entry.name} was made otherwise than the rest: " + "; ".join(
+        artifacts.differences(part.identity, wanted, places=places)
+    )
+    remedy = f"Move it to a folder of its own and run `{fill_command(wanted, folder)}`."
+    return Problem(text, remedy, part=folder / part.entry.name, blocks=True)
+
+
+def _miscounted(path: Path, manifest: Manifest, parts: Sequence[Part]) -> Iterator[str]:
     for name, number in totals(parts).items():
         if getattr(manifest, name) != number:
-            yield Problem(f"{path} says {name}={getattr(manifest, name)}, but its parts hold {number}", remedy)
+            yield f"{path} says {name}={getattr(manifest, name)}, but its parts hold {number}"

@@ -1,55 +1,41 @@
 """Fills a detections cache: asks only what is missing, and never loses an answer it has written.
 
-Images are read and preprocessed ahead on a few threads, the model runs on this one, and parts are written on another.
+An engine asks, this process writes, on another thread.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache, identity_of
-from llm_wrapper.detections.parts import Key
-from llm_wrapper.detectors.base import LEVELS, Detector, PaidDetector, Question
-from llm_wrapper.errors import CacheError, DataError, ImageError, RecipeError, listed
+from llm_wrapper.detections.local_engine import Answered, Engine, answer_locally
+from llm_wrapper.detections.parts import ROWS_PER_PART, Key
+from llm_wrapper.detections.progress import Money, progress_bar
+from llm_wrapper.detectors.base import Detector, PaidDetector, Question, questions_about
+from llm_wrapper.errors import DataError, ImageError, RecipeError, listed
 from llm_wrapper.records import Detections
 
 __all__ = ["fill"]
 
 _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 60.0
-_READERS = 4
-_AHEAD = 2
-"""Batches whose images are read while the model works on another."""
-_SKIP = "Restore the files, or leave their samples without detections: --skip-unreadable."
 
 
-def fill(
+def fill(  # noqa: PLR0913 (each is an option of the verb)
     detector: Detector,
     dataset: Dataset,
     folder: Path,
     *,
+    engine: Engine = answer_locally,
     images_per_batch: int = 8,
-    rows_per_part: int = 2000,
+    rows_per_part: int = ROWS_PER_PART,
     overwrite: bool = False,
     skip_unreadable: bool = False,
     progress: bool = True,
@@ -58,22 +44,24 @@ def fill(
 
     A question of level `image` is asked once per image, one of level `expression` once per expression; all about one
     image stand in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed process loses at most
-    its last minute and one batch, one of a paid detector at most one answer. The same call resumes. A
-    complete cache is returned without a call.
+    its last minute and one batch, one of a paid detector at most one answer. The same call resumes, and the parts of
+    the complete cache are the same bytes then. A complete cache is returned without a call.
 
     Args:
         detector: What to ask.
         dataset: The samples to ask it about.
         folder: The cache, `data/detections/<detector>/<dataset>/<split>`; made where it does not exist.
+        engine: Who asks: this process, or a `RayEngine`.
         images_per_batch: How many images the detector gets in one call. Batches do not depend on what is cached, so a
             resumed run asks what an uninterrupted one would have asked.
-        rows_per_part: After how many answers a Parquet part is written; a minute writes one too.
+        rows_per_part: How many answers a Parquet part of the complete cache has. While it is filled, parts end with a
+            batch, so that no batch is ever asked about in two halves; a minute writes one, too.
         overwrite: Throw away what the cache holds and ask everything again.
         skip_unreadable: Finish without the images that are missing or broken; the manifest names them.
         progress: Show a progress bar on standard error.
 
     Raises:
-        RecipeError: If a size is below one.
+        RecipeError: If a size is below one, or the engine cannot be used.
         DataError: If the split is empty or has two samples of one id, or with every image file that is missing.
         ImageError: With every image that cannot be read; all others are answered and kept.
         CacheError: If the folder is of another identity or in use, or the detector does not answer each question.
@@ -85,27 +73,53 @@ def fill(
         )
     _check(dataset)
     with DetectionCache.resume(folder, identity_of(detector, dataset), overwrite=overwrite) as cache:
-        batches = list(_batches(detector, dataset, cache, images_per_batch))
+        images = _by_image(detector, dataset)
+        batches = list(_lacking(images, cache, images_per_batch))
         if cache.manifest is not None and not batches:
             _log.info("%s is complete: %d answers, nothing to ask", folder, cache.manifest.num_rows)
             return cache
+        left_out = cache.manifest.unanswered.keys() if cache.manifest else set()
         if detector.reads_images and not skip_unreadable:
-            _require_files(batches)
-        is_paid = isinstance(detector, PaidDetector)
-        if isinstance(detector, PaidDetector):
-            detector.begin(sum(map(len, batches)))
-        unreadable: dict[str, str] = {}
-        with _progress_bar(shown=progress) as bar, _Writer(cache, 1 if is_paid else rows_per_part) as writer:
-            task = bar.add_task(f"{detector.name} on {dataset.name} {dataset.split}", total=sum(map(len, batches)))
-            for batch in _prepared(detector, batches):
-                unreadable.update(batch.unreadable)
-                for questions in [[each] for each in batch.questions] if is_paid else [batch.questions]:
-                    writer.add(_ask(detector, questions, batch.prepared))
-                    bar.advance(task, len(questions))
+            _require_files(batches, left_out)
+        with closing(engine(detector, batches)) as answers:
+            total = sum(map(len, batches))
+            money = _agreed(detector, total)
+            with progress_bar(money, shown=progress) as bar, _Writer(cache, 1 if money else rows_per_part) as writer:
+                task = bar.add_task(f"{detector.name} on {dataset.name} {dataset.split}", total=total)
+                unreadable = _keep(answers, writer, lambda number: bar.advance(task, number))
         if unreadable and not skip_unreadable:
-            raise ImageError(listed(f"{len(unreadable)} images cannot be read. {_SKIP}", unreadable.values()))
-        cache.finish(detector.levels, unreadable)
+            text = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, left_out)}"
+            raise ImageError(listed(text, unreadable.values()))
+        order = [question.key for image in images for question in image]
+        cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
     return cache
+
+
+def _agreed(detector: Detector, num_questions: int) -> Money | None:
+    """Make sure that the user agrees to what is to be paid, if anything; a RecipeError tells that not."""
+    if not isinstance(detector, PaidDetector) or num_questions == 0:
+        return None
+    return Money(lambda: detector.spent, detector.begin(num_questions).cost)
+
+
+def _keep(answers: Iterable[Answered], writer: _Writer, advance: Callable[[int], None]) -> dict[str, str]:
+    """Write down what an engine gives; return why images could not be read, by image id."""
+    unreadable: dict[str, str] = {}
+    for answered in answers:
+        writer.add(answered.answers)
+        unreadable.update(answered.unreadable)
+        advance(len(answered.answers))
+    return dict(sorted(unreadable.items()))
+
+
+def _remedy(images: Collection[str], left_out: Collection[str]) -> str:
+    """Say what helps where images are missing or broken, and whether this was so before."""
+    if set(images) <= set(left_out):
+        return (
+            "The cache was finished without them by --skip-unreadable, and nothing has changed that: restore the "
+            "files, or give --skip-unreadable again."
+        )
+    return "Restore the files, or leave their samples without detections: --skip-unreadable."
 
 
 def _check(dataset: Dataset) -> None:
@@ -119,85 +133,37 @@ def _check(dataset: Dataset) -> None:
         raise DataError(listed(f"{place} needs one id for each sample", repeated))
 
 
-def _batches(
-    detector: Detector, dataset: Dataset, cache: DetectionCache, images_per_batch: int
-) -> Iterator[list[Question]]:
-    """Yield what the cache lacks, by images: the same batches whatever is cached, without what is there."""
+def _by_image(detector: Detector, dataset: Dataset) -> list[list[Question]]:
+    """Return all questions, image by image: this is the order of a complete cache."""
     of_image: dict[str, dict[Key, Question]] = {}
     for sample in dataset.samples:
-        for level in (level for level in LEVELS if level in detector.levels):
-            question = Question(sample, level)
+        for question in questions_about(sample, detector.levels):
             of_image.setdefault(sample.image_id, {}).setdefault(question.key, question)
-    images = list(of_image.values())
+    return [list(image.values()) for image in of_image.values()]
+
+
+def _lacking(
+    images: Sequence[Sequence[Question]], cache: DetectionCache, images_per_batch: int
+) -> Iterator[list[Question]]:
+    """Yield what the cache lacks: the same batches whatever is cached, without what is there."""
     for start in range(0, len(images), images_per_batch):
-        batch = [each for image in images[start : start + images_per_batch] for each in image.values()]
+        batch = [question for image in images[start : start + images_per_batch] for question in image]
         lacking = [question for question in batch if question.key not in cache]
         if lacking:
             yield lacking
 
 
-def _require_files(batches: Sequence[Sequence[Question]]) -> None:
+def _require_files(batches: Sequence[Sequence[Question]], left_out: Collection[str]) -> None:
     """Refuse to start where image files are missing: hours later is too late."""
     paths = {each.sample.image_id: each.sample.image_path for batch in batches for each in batch}
-    missing = [
-        f"image {image_id}: {'no file is named' if path is None else f'{path} does not exist'}"
+    missing = {
+        image_id: f"image {image_id}: {'no file is named' if path is None else f'{path} does not exist'}"
         for image_id, path in paths.items()
         if path is None or not Path(path).is_file()
-    ]
+    }
     if missing:
-        raise DataError(listed(f"{len(missing)} of {len(paths)} images are missing. {_SKIP}", missing))
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Questions whose images are read, what `prepare` gave for each image, and why others could not be read."""
-
-    questions: list[Question]
-    prepared: dict[str, Any]
-    unreadable: dict[str, str]
-
-
-def _prepared(detector: Detector, batches: Sequence[Sequence[Question]]) -> Iterator[_Batch]:
-    """Yield each batch with its images, reading ahead."""
-    pool = ThreadPoolExecutor(_READERS)
-    waiting: deque[tuple[Sequence[Question], dict[str, Future[Any]]]] = deque()
-    try:
-        for batch in batches:
-            samples = {question.sample.image_id: question.sample for question in batch}
-            futures = {image_id: pool.submit(detector.prepare, sample) for image_id, sample in samples.items()}
-            waiting.append((batch, futures))
-            if len(waiting) > _AHEAD:
-                yield _collected(*waiting.popleft())
-        while waiting:
-            yield _collected(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _collected(batch: Sequence[Question], futures: Mapping[str, Future[Any]]) -> _Batch:
-    prepared: dict[str, Any] = {}
-    unreadable: dict[str, str] = {}
-    for image_id, future in futures.items():
-        try:
-            prepared[image_id] = future.result()
-        except ImageError as error:
-            unreadable[image_id] = str(error)
-    questions = [question for question in batch if question.sample.image_id in prepared]
-    return _Batch(questions, prepared, unreadable)
-
-
-def _ask(
-    detector: Detector, questions: Sequence[Question], prepared: Mapping[str, Any]
-) -> list[tuple[Key, Detections]]:
-    """Ask some questions; a CacheError tells where the detector did not answer each of them."""
-    answers = detector.detect(questions, prepared) if questions else []
-    if len(answers) != len(questions) or not all(isinstance(answer, Detections) for answer in answers):
-        raise CacheError(
-            f"Detector {detector.name!r} was asked {len(questions)} questions (sample "
-            f"{questions[0].sample.sample_id!r} first) and gave {len(answers)} answers; its detect() must return one "
-            "Detections per question, in their order."
-        )
-    return [(question.key, answer) for question, answer in zip(questions, answers, strict=True)]
+        text = f"{len(missing)} of {len(paths)} images are missing. {_remedy(missing, left_out)}"
+        raise DataError(listed(text, missing.values()))
 
 
 class _Writer:
@@ -242,15 +208,3 @@ class _Writer:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-
-
-class _Rate(ProgressColumn):
-    """Answers per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
-
-
-def _progress_bar(*, shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)

@@ -11,14 +11,13 @@ import pyarrow as pa
 
 from llm_wrapper import artifacts
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import Contents, Problem, read, read_sound, told, totals
-from llm_wrapper.detections.parts import Key, row_detections
+from llm_wrapper.detections.contents import Contents, Problem, fill_command, read, read_sound, told, totals
+from llm_wrapper.detections.parts import ROWS_PER_PART, Key, row_detections
 from llm_wrapper.detectors.base import LEVELS, Level
 from llm_wrapper.errors import CacheError, listed
 
 __all__ = ["Info", "Merged", "info", "merge", "verify"]
 
-_ROWS_PER_PART = 2000
 _Row = tuple[Path, pa.Table, int]
 """Where an answer stands: its cache folder, table and row."""
 
@@ -115,22 +114,25 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
     with DetectionCache.resume(out, identity) as cache:
         answers, num_repeated = _gather([read(out, may_be_empty=True), *sources])
         missing = [key for key in answers if key not in cache]
-        for start in range(0, len(missing), _ROWS_PER_PART):
-            keys = missing[start : start + _ROWS_PER_PART]
+        for start in range(0, len(missing), ROWS_PER_PART):
+            keys = missing[start : start + ROWS_PER_PART]
             cache.append([(key, row_detections(*answers[key][1:])) for key in keys])
-        finished = next((each.manifest for each in sources if each.manifest and each.keys == answers.keys()), None)
-        if cache.manifest is None and finished is not None:
-            cache.finish(finished.levels, finished.unanswered)
-        return Merged(len(missing), num_repeated, cache.manifest is not None, sources[0].command)
+        for source in sources:
+            if cache.manifest is None and source.manifest is not None and source.keys == answers.keys():
+                order = [key for part in source.parts for key in part.keys]
+                cache.finish(source.manifest.levels, source.manifest.unanswered, order=order)
+        return Merged(len(missing), num_repeated, cache.manifest is not None, fill_command(identity, out))
 
 
 def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
     """Return the identity that all sources share."""
     first = sources[0]
     problems = [
-        f"{other.folder} (the cache) and {first.folder} (now): {difference}"
+        difference
         for other in sources[1:]
-        for difference in artifacts.differences(other.identity or {}, first.identity or {})
+        for difference in artifacts.differences(
+            other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
+        )
     ]
     if problems:
         raise CacheError(listed("only detections that were made in the same way can be merged", problems))

@@ -17,6 +17,7 @@ from llm_wrapper.errors import CacheError, DataError
 from llm_wrapper.records import Box, Detection, Detections, to_dict
 
 __all__ = [
+    "ROWS_PER_PART",
     "SCHEMA",
     "DamagedPartError",
     "Key",
@@ -25,7 +26,11 @@ __all__ = [
     "read_part",
     "row_detections",
     "write_part",
+    "write_rows",
 ]
+
+ROWS_PER_PART = 2000
+"""Answers in each part of a complete cache; the last has what is left."""
 
 _BOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("x0", "y0", "x1", "y1")])
 _ITEM = pa.struct(
@@ -82,12 +87,21 @@ def write_part(path: Path, answers: Sequence[tuple[Key, Detections]], identity: 
     Raises:
         LLMWrapperError: If the file cannot be written, for instance because the disk is full.
     """
-    text = artifacts.canonical(identity)
-    # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
-    metadata = {_IDENTITY: text.encode(), _DIGEST: artifacts.digest_value(identity).encode()}
     rows = [
         {"image_id": image_id, "sample_id": sample_id, **to_dict(found)} for (image_id, sample_id), found in answers
     ]
+    write_rows(path, rows, identity)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> None:
+    """Write plain rows of `SCHEMA` as one part, atomically; equal rows give equal bytes.
+
+    Raises:
+        LLMWrapperError: If the file cannot be written, for instance because the disk is full.
+    """
+    text = artifacts.canonical(identity)
+    # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
+    metadata = {_IDENTITY: text.encode(), _DIGEST: artifacts.digest_value(identity).encode()}
     artifacts.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
 
 

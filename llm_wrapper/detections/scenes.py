@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_wrapper import candidates, datasets, detectors
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache, identity_of
 from llm_wrapper.recipe import DataSection, Recipe
-from llm_wrapper.records import Sample
+from llm_wrapper.records import Detections, Sample
 
-__all__ = ["Scene", "SceneSet", "cache_folder", "load_scenes"]
+__all__ = ["Scene", "SceneSet", "build", "cache_folder", "load_scenes"]
 
 ROOT = Path("data/detections")
 
@@ -31,13 +32,20 @@ class Scene:
 class SceneSet:
     """All samples of a split with their candidates, and where they came from.
 
-    `dropped` counts detections that did not become candidates, by reason, over all samples.
+    `caches` has one for each detector of the recipe. `dropped` counts detections that did not become candidates, by
+    reason, over all samples.
     """
 
     scenes: Sequence[Scene]
     dataset: Dataset
-    cache: DetectionCache
+    caches: Sequence[DetectionCache]
     dropped: dict[str, int]
+
+    @property
+    def identity(self) -> Any:
+        """What decides the detections: that of the cache, a list of them for an ensemble."""
+        found = [cache.identity for cache in self.caches]
+        return found if len(found) > 1 else found[0]
 
 
 def cache_folder(detector: str, data: DataSection, split: str) -> Path:
@@ -45,11 +53,31 @@ def cache_folder(detector: str, data: DataSection, split: str) -> Path:
     return ROOT / detector / data.name / split
 
 
+def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: Sequence[str]) -> BuiltCandidates:
+    """Build the candidates of a sample from the answers of all detectors of a recipe.
+
+    Args:
+        recipe: Gives the policies, and the seed of the shuffled order.
+        sample: What was asked about.
+        answers: One for each of `recipe.detectors()`.
+        names: Of the detectors, as candidates bear them.
+    """
+    rng = candidates.order_rng(recipe.train.seed, sample.sample_id)
+    if len(answers) == 1:
+        return candidates.build(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
+    policies = [each.candidates.model_copy(update={"order": "detector"}) for each in recipe.detectors()]
+    parts = [
+        candidates.build(answer, sample.image_wh, policy, detector=name)
+        for answer, policy, name in zip(answers, policies, names, strict=True)
+    ]
+    return candidates.merge(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
+
+
 def load_scenes(recipe: Recipe, data: DataSection, split: str, *, limit: int | None = None) -> SceneSet:
     """Read a split and its cached detections, and build the candidates of each sample.
 
     Args:
-        recipe: Gives the detector and the candidate policy.
+        recipe: Gives the detectors and the candidate policies.
         data: The data set, one of `recipe.training_data()`.
         split: Name of the split.
         limit: Use only the first samples.
@@ -58,18 +86,15 @@ def load_scenes(recipe: Recipe, data: DataSection, split: str, *, limit: int | N
         CacheError: If the detections are not cached completely; the message names the command.
     """
     dataset = datasets.load(data, split)
-    detector = detectors.create(recipe.detector, dataset)
-    cache = DetectionCache.open_complete(cache_folder(detector.name, data, split), identity_of(detector, dataset))
+    caches = [
+        DetectionCache.open_complete(cache_folder(detector.name, data, split), identity_of(detector, dataset))
+        for detector in detectors.create_all(recipe, dataset)
+    ]
+    names = [cache.identity["detector"] for cache in caches]
     dropped: Counter[str] = Counter()
     scenes = []
     for sample in dataset.samples[:limit]:
-        built = candidates.build(
-            cache.lookup(sample),
-            sample.image_wh,
-            recipe.candidates,
-            detector=detector.name,
-            rng=candidates.order_rng(recipe.train.seed, sample.sample_id),
-        )
+        built = build(recipe, sample, [cache.lookup(sample) for cache in caches], names)
         dropped.update(built.counts)
         scenes.append(Scene(sample, built))
-    return SceneSet(scenes, dataset, cache, dict(dropped))
+    return SceneSet(scenes, dataset, caches, dict(dropped))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from llm_wrapper.detectors.paid_calls import Estimate
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 __all__ = [
@@ -85,9 +86,14 @@ class PaidDetector(Detector, Protocol):
         confirm: Shown what a run will cost, before the first question; False stops it. None agrees.
     """
 
-    confirm: Callable[[Any], bool] | None
+    confirm: Callable[[Estimate], bool] | None
 
-    def begin(self, num_questions: int) -> Any:
+    @property
+    def spent(self) -> float:
+        """Dollars that may have been charged in this run."""
+        ...
+
+    def begin(self, num_questions: int) -> Estimate:
         """Make sure that the user agrees to what the questions of a run cost; called once, before the first.
 
         Raises:

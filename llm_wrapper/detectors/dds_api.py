@@ -80,6 +80,11 @@ class DDSDetector:
             "iou_threshold": chosen.iou_threshold,
         }
 
+    @property
+    def spent(self) -> float:
+        """Dollars that may have been charged in this run."""
+        return self.calls.spent
+
     def begin(self, num_questions: int) -> Estimate:
         """Estimate the cost of all that is to be asked, and refuse to start unless it can be and is agreed to.
 

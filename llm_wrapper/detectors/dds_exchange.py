@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,8 +27,9 @@ from typing import Any
 
 from pydantic import Field
 
+from llm_wrapper.calls import CallError, read_key
 from llm_wrapper.detectors.dds_replies import KEY_VARIABLE, SITE, FoundObject, Result, TaskLostError, judge
-from llm_wrapper.detectors.paid_calls import CallError, PaidCalls, Terms
+from llm_wrapper.detectors.paid_calls import PaidCalls, Terms
 from llm_wrapper.errors import RecipeError
 
 __all__ = ["DDSSettings", "Exchange", "api_key", "load_sdk"]
@@ -138,11 +138,9 @@ def load_sdk() -> _Sdk:
 
 def api_key() -> str:
     """Read the key, which is kept nowhere else and shown in no message; a RecipeError if there is none."""
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
+    key = read_key(KEY_VARIABLE)
+    if key is None:
         raise RecipeError(f"the environment variable {KEY_VARIABLE} is not set: get a key at {SITE} and export it")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise RecipeError(f"{KEY_VARIABLE} holds spaces or characters that no key has: copy the key again from {SITE}")
     return key
 
 

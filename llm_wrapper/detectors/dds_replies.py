@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from llm_wrapper.calls import CallError, seconds_to_wait
 from llm_wrapper.datasets.rows import Number, validated
-from llm_wrapper.detectors.paid_calls import CallError, seconds_to_wait
 
 __all__ = ["KEY_VARIABLE", "SITE", "FoundObject", "Result", "TaskLostError", "judge"]
 

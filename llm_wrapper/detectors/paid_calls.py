@@ -13,24 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llm_wrapper.calls import CallError, delay_after
 from llm_wrapper.errors import ModelError, RecipeError
 
-__all__ = ["CallError", "Estimate", "PaidCalls", "Terms", "seconds_to_wait"]
+__all__ = ["Estimate", "PaidCalls", "Terms"]
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
-
-_FIRST_DELAY = 1.0
-"""Seconds before the second try; each further one waits twice as long, with a random part against stampedes."""
-_LONGEST_DELAY = 60.0
-_LONGEST_ASKED = 600.0
-"""A service that asks for a longer pause than this (seconds) is left alone: the user comes back later."""
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -76,22 +69,6 @@ class Estimate:
         if self.terms.max_cost is not None:
             text += f"; the budget of {self.terms.max_cost:g} dollars pays for {allowed}"
         return text
-
-
-class CallError(Exception):
-    """Why one request failed, and what follows from it; a user sees the `ModelError` that is made of it.
-
-    Attributes:
-        again: Whether the same request may do better in a while.
-        charged: Whether the service may have charged for it all the same.
-        wait: Seconds that the service asked to be left alone, if it did.
-    """
-
-    def __init__(self, reason: str, *, again: bool = False, charged: bool = False, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.again = again
-        self.charged = charged
-        self.wait = wait
 
 
 class PaidCalls:
@@ -193,17 +170,12 @@ class PaidCalls:
 
     def _delay(self, error: CallError, num_tries: int, *, about: str) -> float:
         """Seconds to wait before the next try; a ModelError where there is none."""
-        asked = error.wait or 0.0
-        problem = f"{self.name}, {about}: {error}"
-        if not error.again:
-            raise ModelError(f"{problem}. {self._kept()}") from error
-        if num_tries >= self.terms.max_tries:
-            raise ModelError(f"{problem}. Given up after {num_tries} tries. {self._kept()}") from error
-        if asked > _LONGEST_ASKED:
-            raise ModelError(f"{problem}. It asks for a pause of {asked:.0f} seconds. {self._kept()}") from error
-        full = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(num_tries - 1, 16))
-        delay = max(asked, full * (1 + self._chance()) / 2)
-        _log.warning("%s; try %d of %d follows in %.1f s", problem, num_tries + 1, self.terms.max_tries, delay)
+        try:
+            delay = delay_after(error, num_tries, max_tries=self.terms.max_tries, chance=self._chance)
+        except CallError as final:
+            raise ModelError(f"{self.name}, {about}: {final}. {self._kept()}") from error
+        again = f"try {num_tries + 1} of {self.terms.max_tries} follows in {delay:.1f} s"
+        _log.warning("%s, %s: %s; %s", self.name, about, error, again)
         return delay
 
     def _out_of_budget(self) -> str:
@@ -216,20 +188,6 @@ class PaidCalls:
 
     def _kept(self) -> str:
         return f"Answers kept in this run: {self.num_answers}; the same command asks only for those that are missing"
-
-
-def seconds_to_wait(header: str | None, now: datetime | None = None) -> float | None:
-    """Read a `Retry-After` header: seconds, or a date that is compared with `now`; `None` where it says nothing."""
-    text = (header or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        until = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    if until.tzinfo is None:
-        until = until.replace(tzinfo=timezone.utc)
-    return max(0.0, (until - (now or datetime.now(timezone.utc))).total_seconds())
 
 
 def _budget(cost: float | None = None) -> str:

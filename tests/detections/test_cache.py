@@ -12,7 +12,7 @@ from llm_wrapper import artifacts
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache, identity_of
 from llm_wrapper.detections.parts import SCHEMA, write_part
-from llm_wrapper.errors import CacheError, DataError
+from llm_wrapper.errors import CacheError
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 IDENTITY: dict[str, Any] = {
@@ -22,7 +22,7 @@ IDENTITY: dict[str, Any] = {
     "split": "val",
     "annotations": "aa11",
 }
-COMMAND = "llm-wrapper cache-detections --vlm toy --data zebras --split val"
+COMMAND = "llm-wrapper cache-detections --vlm toy --data <recipe of zebras> --split val"
 
 HOSTILE = Detections(
     (
@@ -53,7 +53,7 @@ def make(folder: Path, parts: int = 3, rows: int = 2) -> None:
         for part in range(parts):
             numbers = range(part * rows, (part + 1) * rows)
             cache.append([(key(number), found(number)) for number in numbers])
-        cache.finish(["expression"], {})
+        cache.finish(["expression"], {}, rows_per_part=rows)
 
 
 def flip(path: Path, place: int) -> None:
@@ -98,6 +98,17 @@ def test_an_image_that_was_left_out_has_no_detections_and_a_reason(tmp_path: Pat
     opened = DetectionCache.open_complete(tmp_path, IDENTITY)
     assert opened.lookup(sample(7)) == Detections(())
     assert opened.manifest.unanswered == {"image7": "broken.jpg is truncated"}
+
+
+def test_what_was_answered_before_an_image_was_lost_is_kept(tmp_path: Path) -> None:
+    both = [("image7", None), ("image7", "s1"), ("image8", "s3")]
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        cache.append([(each, found(number)) for number, each in enumerate(both)])
+        cache.finish(["expression", "image"], {"image7": "lost", "image8": "lost"})
+    opened = DetectionCache.open_complete(tmp_path, IDENTITY)
+    answers = [opened.lookup(sample(number, image=image)) for number, image in ((1, 7), (2, 7), (3, 8))]
+    # The first has all of its answers, the others only one of two.
+    assert answers == [Detections(found(1).items + found(0).items, 1), Detections(()), Detections(())]
 
 
 def test_an_unfinished_cache_answers_nothing(tmp_path: Path) -> None:
@@ -276,6 +287,35 @@ def test_a_damaged_part_is_set_aside_and_missing_again(damage, has_manifest: boo
     assert [opened.lookup(one).num_dropped for one in samples] == [0, 1, 9, 9, 4, 5]
 
 
+@pytest.mark.parametrize("has_manifest", [True, False], ids=["complete", "parts only"])
+def test_a_copy_of_a_part_is_set_aside_and_told(has_manifest: bool, tmp_path: Path, caplog) -> None:
+    make(tmp_path)
+    copy = tmp_path / "part-00000 (copy).parquet"
+    copy.write_bytes((tmp_path / "part-00000.parquet").read_bytes())
+    if has_manifest:
+        with pytest.raises(CacheError, match=r"\(copy\)\.parquet is not named like a part"):
+            DetectionCache.open_complete(tmp_path, IDENTITY)
+    else:
+        (tmp_path / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING), DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        assert cache.damaged == [tmp_path / "part-00000 (copy).parquet.damaged"]
+        assert str(copy) in caplog.text
+        cache.append([(key(6), found(6))])
+        cache.finish(["expression"], {})
+    assert [DetectionCache.open_complete(tmp_path, IDENTITY).lookup(sample(6))] == [found(6)]
+
+
+def test_what_was_set_aside_is_never_overwritten(tmp_path: Path) -> None:
+    make(tmp_path)
+    for content in (b"first", b"second"):
+        (tmp_path / "part-00000.parquet").write_bytes(content)
+        with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+            cache.append([(key(number), found(number)) for number in (0, 1)])
+            cache.finish(["expression"], {}, rows_per_part=2)
+    aside = [tmp_path / f"part-00000.parquet.damaged{end}" for end in ("", "-1")]
+    assert [path.read_bytes() for path in aside] == [b"first", b"second"]
+
+
 def test_a_lost_part_is_missing_again(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "part-00002.parquet").unlink()
@@ -341,7 +381,7 @@ def test_a_part_that_may_not_be_read_is_not_set_aside(tmp_path: Path, monkeypatc
 
     (tmp_path / "manifest.json").unlink()
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    refused = pytest.raises(DataError, match=r"part-00000\.parquet cannot be read: Permission")
+    refused = pytest.raises(CacheError, match=r"\(3 problems\)(.|\n)*part-00000\.parquet cannot be read: Permission")
     with refused, DetectionCache.resume(tmp_path, IDENTITY):
         pass
     assert not list(tmp_path.glob("*.damaged"))
@@ -381,7 +421,7 @@ def test_an_append_interrupted_after_its_rename_can_be_repeated(tmp_path: Path, 
 
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
         with monkeypatch.context() as patch:
-            patch.setattr(DetectionCache, "_add", interrupt)
+            patch.setattr(DetectionCache, "_index", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 cache.append([(key(0), found(0))])
         cache.append([(key(0), found(0))])

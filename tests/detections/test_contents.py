@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def test_a_part_of_another_cache_is_told_with_all_differences(tmp_path: Path) ->
     write_part(path, [(key(50), found(50))], {**IDENTITY, "split": "test", "settings": settings})
     (problem,) = read(tmp_path).problems
     assert problem.text.startswith(f"{path} was made otherwise than the rest: ")
-    assert 'settings.threshold: 0.5 in the cache, 0.25 now; split: "test" in the cache, "val" now' in problem.text
+    assert 'settings.threshold: 0.5 in this part, 0.25 in the others; split: "test" in this' in problem.text
     assert problem.remedy == f"Move it to a folder of its own and run `{COMMAND}`."
     assert read(tmp_path).keys == {key(number) for number in range(NUM_ANSWERS)}
 
@@ -131,7 +132,9 @@ def test_a_file_that_is_only_named_alike_is_told(tmp_path: Path) -> None:
     copy.write_bytes((tmp_path / "part-00000.parquet").read_bytes())
     (problem,) = read(tmp_path).problems
     assert problem.text == f"{copy} is not named like a part (part-00000.parquet)"
-    assert "Move it" in problem.remedy
+    assert problem.remedy == AGAIN
+    mend(tmp_path)
+    assert read(tmp_path).problems == ()
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '"text"'], ids=["cut off", "no fields", "a list", "a text"])
@@ -153,7 +156,9 @@ def test_counts_of_the_manifest_are_checked(name: str, tmp_path: Path) -> None:
     edit_manifest(tmp_path, **{name: 77})
     (problem,) = read(tmp_path).problems
     assert problem.text == f"{tmp_path / 'manifest.json'} says {name}=77, but its parts hold {number}"
-    assert problem.remedy.startswith(f"Run `rm {tmp_path / 'manifest.json'}` and `{COMMAND}`")
+    assert problem.remedy == AGAIN
+    mend(tmp_path)
+    assert read(tmp_path).problems == ()
 
 
 def test_a_part_that_may_not_be_read_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +201,30 @@ def test_a_folder_without_a_cache_is_refused(name: str, tmp_path: Path) -> None:
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("folder", "data"),
+    [
+        ("detections/toy/stripes/val", "stripes"),
+        ("detections/toy/stripes/test", "<recipe of zebras>"),
+        ("detections/mine/stripes/val", "<recipe of zebras>"),
+        ("val", "<recipe of zebras>"),
+    ],
+    ids=["usual place", "another split", "another detector", "anywhere"],
+)
+def test_the_recipe_of_a_data_set_is_known_from_the_place_of_its_cache(
+    folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"llm-wrapper cache-detections --vlm toy --data {data} --split val"
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / folder, Path(folder)):
+        assert fill_command(IDENTITY, place) == command
+    with pytest.raises(CacheError, match=re.escape(f"Run `{command}`")):
+        DetectionCache.open_complete(tmp_path / folder, IDENTITY)
+
+
 def test_what_is_not_known_of_a_command_is_left_blank(tmp_path: Path) -> None:
-    assert fill_command(None) == "llm-wrapper cache-detections --vlm <detector> --data <dataset> --split <split>"
+    unknown = "llm-wrapper cache-detections --vlm <detector> --data <recipe of dataset> --split <split>"
+    assert fill_command(None, tmp_path) == unknown
     (tmp_path / "part-00000.parquet").write_bytes(b"")
     (problem,) = read(tmp_path).problems
     assert "--vlm <detector>" in problem.remedy

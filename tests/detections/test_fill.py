@@ -15,7 +15,8 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import fill as module
 from llm_wrapper.detections.cache import DetectionCache, identity_of
 from llm_wrapper.detections.fill import fill
-from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors.base import Level, PaidDetector, Question
+from llm_wrapper.detectors.paid_calls import Estimate, Terms
 from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
@@ -77,7 +78,8 @@ def test_every_expression_is_asked_once_in_batches(tmp_path: Path) -> None:
     cache = fill(detector, dataset(20), tmp_path, images_per_batch=8, rows_per_part=10, progress=False)
     assert detector.asked == [f"s{number}" for number in range(20)]
     assert detector.batches == [8, 8, 4]
-    assert [part.num_rows for part in cache.manifest.parts] == [16, 4]
+    assert [part.num_rows for part in cache.manifest.parts] == [10, 10]
+    assert [row["sample_id"] for row in rows(tmp_path)] == detector.asked
     assert cache.lookup(dataset().samples[3]).items[0].label == "expression\n3"
     assert table(tmp_path, dataset(20)) == [cache.lookup(sample) for sample in dataset(20).samples]
 
@@ -138,8 +140,9 @@ def test_an_interrupt_keeps_the_answers_and_a_second_call_resumes(error: BaseExc
 
 def test_a_slow_detector_is_written_down_by_time(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "_FLUSH_SECONDS", 0.0)
-    cache = fill(CountingDetector(), dataset(6), tmp_path, images_per_batch=2, progress=False)
-    assert [part.num_rows for part in cache.manifest.parts] == [2, 2, 2]
+    with pytest.raises(KeyboardInterrupt):
+        fill(CountingDetector(fail_at=4), dataset(6), tmp_path, images_per_batch=2, progress=False)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "part-00000.parquet", "part-00001.parquet"]
 
 
 def test_overwrite_asks_everything_again(tmp_path: Path) -> None:
@@ -279,13 +282,19 @@ class Paid(CountingDetector):
     announced: int | None = None
     confirm = None
 
-    def begin(self, num_questions: int) -> None:
+    @property
+    def spent(self) -> float:
+        return 0.25 * len(self.asked)
+
+    def begin(self, num_questions: int) -> Estimate:
         assert self.asked == []
         self.announced = num_questions
+        return Estimate(self.name, num_questions, Terms(price_per_call=0.25))
 
 
 def test_a_paid_detector_is_asked_one_question_at_a_time_and_each_answer_is_kept(tmp_path: Path) -> None:
     detector = Paid(fail_at=3)
+    assert isinstance(detector, PaidDetector)
     with pytest.raises(KeyboardInterrupt):
         fill(detector, dataset(5), tmp_path, progress=False)
     assert (detector.announced, detector.batches) == (5, [1, 1, 1])
@@ -293,10 +302,26 @@ def test_a_paid_detector_is_asked_one_question_at_a_time_and_each_answer_is_kept
     again = Paid()
     fill(again, dataset(5), tmp_path, progress=False)
     assert (again.announced, again.asked) == (2, ["s3", "s4"])
+    assert [path.name for path in tmp_path.glob("part-*")] == ["part-00000.parquet"]
+
+
+def test_what_a_paid_detector_costs_is_seen(tmp_path: Path, capsys) -> None:
+    fill(Paid(), dataset(3), tmp_path)
+    assert "$0.75 of about $0.75" in capsys.readouterr().err
+    fill(CountingDetector(), dataset(3), tmp_path / "free")
+    assert "$" not in capsys.readouterr().err
+
+
+def test_nothing_is_agreed_to_where_all_answers_are_paid_already(tmp_path: Path) -> None:
+    fill(Paid(), dataset(3), tmp_path, progress=False)
+    (tmp_path / "manifest.json").unlink()
+    again = Paid()
+    fill(again, dataset(3), tmp_path, progress=False)
+    assert (again.announced, again.asked) == (None, [])
 
 
 def test_a_paid_detector_that_is_not_agreed_to_is_not_asked(tmp_path: Path, monkeypatch) -> None:
-    def refuse(num_questions: int) -> None:
+    def refuse(num_questions: int) -> Estimate:
         raise RecipeError(f"{num_questions} calls are not agreed to")
 
     detector = Paid()
@@ -349,6 +374,26 @@ def test_broken_images_are_all_named_after_the_others_are_answered(tmp_path: Pat
     assert again.asked == []
     assert set(cache.manifest.unanswered) == {"image1", "image3"}
     assert [len(cache.lookup(sample).items) for sample in split.samples] == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["broken.png", "broken and gone.png"], ids=["broken", "missing"])
+def test_a_cache_that_was_finished_without_images_says_so_when_they_are_wanted(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "broken.png").touch()
+    split, folder = with_files(tmp_path, "a.png", name), tmp_path / "cache"
+    fill(Reading(), split, folder, skip_unreadable=True, progress=False)
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(DataError, match=r"finished without them by --skip-unreadable.*or give --skip-unreadable again"):
+        fill(Reading(), split, folder, progress=False)
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_an_image_that_was_lost_since_is_no_old_acquaintance(tmp_path: Path) -> None:
+    for name in ("a.png", "broken.png", "broken2.png"):
+        (tmp_path / name).touch()
+    fill(Reading(), with_files(tmp_path, "a.png", "broken.png"), tmp_path / "cache", skip_unreadable=True)
+    with pytest.raises(ImageError, match="or leave their samples without detections: --skip-unreadable"):
+        fill(Reading(), with_files(tmp_path, "a.png", "broken.png", "broken2.png"), tmp_path / "cache")
 
 
 def test_a_restored_image_is_asked_about_later(tmp_path: Path) -> None:

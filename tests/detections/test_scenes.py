@@ -84,7 +84,7 @@ def test_each_sample_meets_the_candidates_of_its_image(recipe: Recipe) -> None:
         assert [candidate.box.x0 for candidate in scene.built.candidates] == [10, 50]
         assert {candidate.detector for candidate in scene.built.candidates} == {"scripted"}
     assert (found.dataset.name, found.dataset.split) == ("mine", "val")
-    assert found.cache.identity["detector"] == "scripted"
+    assert found.identity["detector"] == "scripted"
 
 
 def test_what_became_no_candidate_is_counted_over_all_samples(recipe: Recipe) -> None:
@@ -135,7 +135,7 @@ def test_a_missing_cache_names_the_command(recipe: Recipe, split: str) -> None:
 
 
 def test_an_unfinished_cache_names_the_command(recipe: Recipe) -> None:
-    (cached(recipe).cache.folder / "manifest.json").unlink()
+    (cached(recipe).caches[0].folder / "manifest.json").unlink()
     with pytest.raises(CacheError, match=r"incomplete: .* `llm-wrapper cache-detections --vlm scripted"):
         load_scenes(recipe, recipe.data, "val")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llm_wrapper.detectors.paid_calls import CallError, Estimate, PaidCalls, Terms, seconds_to_wait
+from llm_wrapper.calls import CallError, seconds_to_wait
+from llm_wrapper.detectors.paid_calls import Estimate, PaidCalls, Terms
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
 
 NOON = datetime(2026, 1, 1, 12, 0, 0, tzinfo=timezone.utc)

@@ -1,0 +1,207 @@
+"""Whatever dies, and whenever: the same command goes on, asks nothing twice, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_wrapper import artifacts
+from llm_wrapper.detections.canonical import FINAL
+from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.maintain import verify
+from tests.detections.faulty import Faulty, Job, Paying, parts, phase, run, split
+
+FREE = {"kind": Faulty, "num_samples": 60}
+PAID = {"kind": Paying, "num_samples": 12}
+NUM_QUESTIONS = {Faulty: 60 + 20, Paying: 12 + 4}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The parts of a cache that was filled without a fault."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(Job(folder)) == 0
+    assert sorted(parts(folder)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    return parts(folder)
+
+
+@pytest.fixture(scope="module")
+def paid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("paid")
+    assert run(Job(folder, **PAID)) == 0
+    assert len(parts(folder)) == 3
+    return parts(folder)
+
+
+def asked(diary: Path) -> Counter[str]:
+    """How often each question was asked."""
+    lines = diary.read_text().splitlines() if diary.exists() else []
+    return Counter(key for line in lines for key in line.split(" ", 1)[1].replace(") (", ")\n(").split("\n"))
+
+
+def is_sound(folder: Path) -> bool:
+    left = {path.name for path in folder.iterdir()} - parts(folder).keys()
+    return not verify(folder) and left == {".lock", "manifest.json"}
+
+
+def test_the_order_of_a_complete_cache_is_that_of_the_questions(whole: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content)
+    rows = [row for path in sorted(tmp_path.iterdir()) for row in artifacts.read_parquet(path)]
+    assert [(row["image_id"], row["sample_id"]) for row in rows[:5]] == [
+        ("image0", "s0"),
+        ("image0", None),
+        ("image0", "s20"),
+        ("image0", "s40"),
+        ("image1", "s1"),
+    ]
+    assert len(rows) == NUM_QUESTIONS[Faulty]
+
+
+def test_parts_that_have_their_form_are_not_written_again(tmp_path: Path) -> None:
+    fill(Faulty(), split(), tmp_path, images_per_batch=5, rows_per_part=20, progress=False)
+    made = {path.name: path.stat().st_ino for path in tmp_path.glob("part-*")}
+    assert len(made) == 4
+    (tmp_path / "manifest.json").unlink()
+    fill(Faulty(), split(), tmp_path, images_per_batch=5, rows_per_part=20, progress=False)
+    assert {path.name: path.stat().st_ino for path in tmp_path.glob("part-*")} == made
+
+
+def kill_everywhere(folder: Path, whole: dict[str, bytes], job: dict[str, Any]) -> Counter[str]:
+    """Kill a filling at each of its steps, resume it, and compare; return where the kills hit."""
+    hits: Counter[str] = Counter()
+    num_questions = NUM_QUESTIONS[job["kind"]]
+    for number in range(1, 1000):
+        cache, diary = folder / str(number), folder / f"{number}.txt"
+        if run(Job(cache, kill_at=number, diary=diary, **job)) == 0:
+            assert parts(cache) == whole
+            return hits
+        where = phase(cache)
+        hits[where] += 1
+        assert run(Job(cache, diary=diary, **job)) == 0
+        assert parts(cache) == whole, number
+        assert is_sound(cache), number
+        assert len(asked(diary)) == num_questions
+        num_twice = asked(diary).total() - num_questions
+        assert num_twice == 0 or where not in ("rewriting", "moving", "finished"), number
+        assert num_twice <= 1 or job["kind"] is not Paying, number
+    raise AssertionError("the filling never ended")
+
+
+def test_a_kill_at_any_step_loses_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
+    hits = kill_everywhere(tmp_path, whole, FREE)
+    print(dict(hits))
+    assert set(hits) == {"before the first part", "between parts", "rewriting", "moving", "finished"}
+    assert min(hits["rewriting"], hits["moving"]) >= 5
+
+
+def test_a_kill_at_any_step_loses_at_most_one_paid_answer(paid: dict[str, bytes], tmp_path: Path) -> None:
+    hits = kill_everywhere(tmp_path, paid, PAID)
+    print(dict(hits))
+    assert hits["between parts"] >= 2 * NUM_QUESTIONS[Paying] - 3
+    assert hits["moving"] >= NUM_QUESTIONS[Paying]
+
+
+def test_a_kill_of_what_goes_on_after_a_kill_loses_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Roll forward, and be killed at each step of that, again and again on one folder."""
+    seen: Counter[str] = Counter()
+    number = 1
+    while run(Job(tmp_path, kill_at=number)) != 0:
+        seen[phase(tmp_path)] += 1
+        # The same step again, unless that leads nowhere.
+        number += seen.total() % 3 == 0
+    assert parts(tmp_path) == whole
+    assert is_sound(tmp_path)
+    assert seen.total() > 10
+
+
+def kill_at_random(folder: Path, whole: dict[str, bytes], num_kills: int, job: dict[str, Any]) -> Counter[str]:
+    """Kill fillings at random moments, resume each, and compare those that end; return where the kills hit."""
+    moments, hits, number = random.Random(num_kills), Counter[str](), 0
+    started = time.monotonic()
+    assert run(Job(folder / "uninterrupted", seconds=0.002, **job)) == 0
+    longest = 1.2 * (time.monotonic() - started)
+    while hits.total() < num_kills:
+        cache = folder / str(number)
+        if run(Job(cache, seconds=0.002, **job), kill_after=moments.uniform(0.0, longest)):
+            hits[phase(cache)] += 1
+        else:
+            assert parts(cache) == whole
+            assert is_sound(cache)
+            number += 1
+    assert run(Job(folder / str(number), **job)) == 0
+    assert parts(folder / str(number)) == whole
+    assert is_sound(folder / str(number))
+    return hits
+
+
+def test_kills_at_random_moments_lose_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
+    print(dict(kill_at_random(tmp_path, whole, 8, FREE)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [FREE, PAID], ids=["batches", "one paid answer at a time"])
+def test_fifty_kills_at_random_moments_lose_nothing(
+    job: dict[str, Any], whole: dict[str, bytes], paid: dict[str, bytes], tmp_path: Path
+) -> None:
+    print(dict(kill_at_random(tmp_path, paid if job is PAID else whole, 50, job)))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["flipped", "cut", "lost"])
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "begun"])
+def test_a_part_that_is_damaged_on_disk_is_made_again(
+    damage: Callable[[Path], None], is_finished: bool, paid: dict[str, bytes], tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary.txt"
+    folder = tmp_path / "cache"
+    run(Job(folder, kill_at=None if is_finished else 20, diary=diary, **PAID))
+    damaged = sorted(folder.glob("part-*.parquet"))[1]
+    num_rows = len(artifacts.read_parquet(damaged))
+    damage(damaged)
+    num_asked = asked(diary).total()
+    assert run(Job(folder, diary=diary, **PAID)) == 0
+    assert parts(folder) == paid
+    assert not verify(folder)
+    num_lost = num_rows + (not is_finished)
+    assert asked(diary).total() == NUM_QUESTIONS[Paying] + num_lost
+    assert asked(diary).total() - num_asked == num_rows if is_finished else num_asked < NUM_QUESTIONS[Paying]
+    assert folder.joinpath(f"{damaged.name}.damaged").exists() == (damage is not Path.unlink)
+
+
+def test_a_rewriting_that_was_not_committed_is_thrown_away(paid: dict[str, bytes], tmp_path: Path) -> None:
+    run(Job(tmp_path, kill_at=20, **PAID))
+    (tmp_path / FINAL).mkdir()
+    (tmp_path / FINAL / "part-00000.parquet").write_bytes(b"half")
+    assert run(Job(tmp_path, **PAID)) == 0
+    assert parts(tmp_path) == paid
+    assert is_sound(tmp_path)
+
+
+def test_what_somebody_put_into_the_folder_meanwhile_is_not_removed(tmp_path: Path) -> None:
+    """Only what the cache has read is ever removed."""
+    detector, more = Faulty(), tmp_path / "part-00099.parquet"
+    answer = detector.detect
+
+    def watched(*args, **options):
+        more.write_bytes(b"mine")
+        return answer(*args, **options)
+
+    detector.detect = watched  # type: ignore[method-assign]
+    fill(detector, split(), tmp_path, images_per_batch=2, rows_per_part=30, progress=False)
+    assert more.read_bytes() == b"mine"
