@@ -19,7 +19,10 @@ from typer.testing import CliRunner
 from llm_wrapper import artifacts, cli, detection_commands, detections_cli
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import read
+from llm_wrapper.detections.local_engine import answer_locally
 from llm_wrapper.detections.parts import row_detections
+from llm_wrapper.detections.ray_engine import RayEngine
+from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import CacheError, ImageError, LLMWrapperError, RecipeError
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
@@ -27,7 +30,7 @@ TOY = Path(__file__).parents[1] / "data" / "toy"
 
 CACHE = Path("data/detections/import/mine/val")
 MINE = ("--vlm", "import", "--data", "mine", "--data-root", "mine.jsonl", "--split", "val")
-BOXES = "detector.settings.path=boxes.jsonl"
+BOXES = "detector.settings={path: boxes.jsonl, name: import}"
 COMMAND = "llm-wrapper cache-detections --vlm import --data mine --split val"
 SIZE = {"width": 100, "height": 50}
 
@@ -212,10 +215,34 @@ def test_merged_parts_are_finished_by_asking_nothing(mine: Path) -> None:
 @pytest.mark.parametrize("name", ["my # of: boxes.json", "my # of: boxes.jsonl"])
 def test_the_printed_command_reads_an_export_back(name: str, mine: Path) -> None:
     printed = run("detections", "export", mine, name)
-    program, verb, *words = shlex.split(printed.partition("read back by: ")[2])
-    assert (program, verb, words[:2]) == ("llm-wrapper", "cache-detections", ["--vlm", "import"])
-    run(verb, *words, *MINE[2:], "detector.label=back")
-    assert shown(Path("data/detections/back/mine/val")) == shown(mine)
+    program, *words = shlex.split(printed.partition("read back by: ")[2])
+    assert program == "llm-wrapper"
+    assert words[:7] == ["cache-detections", "--vlm", "import", "--data", "mine", "--split", "val"]
+    run(*words, "--data-root", "mine.jsonl")
+    assert shown(Path("data/detections/import-my-of-boxes/mine/val")) == shown(mine)
+
+
+def test_an_export_names_the_recipe_whatever_the_annotations_are_called(mine: Path) -> None:
+    Path("mine.jsonl").rename("theirs.jsonl")
+    run("cache-detections", *MINE[:4], "--data-root", "theirs.jsonl", "--split", "val", BOXES, "--overwrite")
+    assert identity_of(mine)["dataset"] == "theirs"
+    assert "--data mine --split val 'detector.settings.path=" in run("detections", "export", mine, "out.jsonl")
+    run("detections", "merge", "copy", mine)
+    assert "--data '<recipe of theirs>' --split val 'detector.settings.path=" in run(
+        "detections", "export", "copy", "more.jsonl"
+    )
+
+
+@pytest.mark.usefixtures("mine")
+def test_imported_files_are_cached_beside_each_other() -> None:
+    write("left # one.jsonl", {"image_id": 1, "detections": []})
+    write("right.jsonl", {"image_id": 2, "detections": []})
+    for name, folder in (("left # one", "import-left-one"), ("right", "import-right")):
+        printed = run("cache-detections", *MINE, f'detector.settings.path="{name}.jsonl"')
+        assert f"data/detections/{folder}/mine/val: 3 answers" in printed
+    run("cache-detections", *MINE, "detector.settings.path=right.jsonl", "detector.label=mine")
+    found = sorted(path.name for path in Path("data/detections").iterdir())
+    assert found == ["import", "import-left-one", "import-right", "mine"]
 
 
 def test_an_export_is_not_written_over(mine: Path) -> None:
@@ -318,12 +345,36 @@ def test_options_of_caching_reach_the_work(mine: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(detection_commands, "fill", watched)
     run("cache-detections", *MINE, BOXES)
+    assert given[0].pop("engine") is answer_locally
     run("cache-detections", *MINE, BOXES, "--overwrite", "--skip-unreadable", "--images-per-batch", "3")
+    assert given[1].pop("engine") is answer_locally
     assert given == [
         {"overwrite": False, "skip_unreadable": False, "images_per_batch": 8},
         {"overwrite": True, "skip_unreadable": True, "images_per_batch": 3},
     ]
     assert invoke("cache-detections", *MINE, BOXES, "--images-per-batch", "0").exit_code == 2
+
+
+def test_the_ray_engine_builds_the_detector_of_the_recipe(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RayEngine] = []
+
+    def called(self: RayEngine, detector: Detector, batches: Any) -> Any:
+        asked.append(self)
+        return answer_locally(self.build(), batches)
+
+    monkeypatch.setattr(RayEngine, "__call__", called)
+    before = shown(mine)
+    run("cache-detections", *MINE, BOXES, "--overwrite", "--engine", "ray")
+    run("cache-detections", *MINE, BOXES, "--overwrite", "--engine", "ray", "--workers", "3")
+    assert [engine.workers for engine in asked] == [None, 3]
+    assert shown(mine) == before
+
+
+@pytest.mark.usefixtures("mine")
+def test_workers_without_ray_are_refused() -> None:
+    assert "--workers 3 is for --engine ray" in fail(RecipeError, "cache-detections", *MINE, BOXES, "--workers", "3")
+    assert invoke("cache-detections", *MINE, BOXES, "--engine", "spark").exit_code == 2
+    assert invoke("cache-detections", *MINE, BOXES, "--engine", "ray", "--workers", "0").exit_code == 2
 
 
 def test_unreadable_images_are_left_out_by_choice_alone(toy: Path) -> None:

@@ -15,11 +15,15 @@ __all__ = ["AnnotatedObject", "Dataset", "digest_files", "require_file"]
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedObject:
-    """One annotated object of an image: its box (xyxy pixels), category name and annotation id."""
+    """One annotated object of an image: its box (xyxy pixels), category name and annotation id.
+
+    `group` is the name of the category's super-category (`vehicle` of `car`), where the annotations have any.
+    """
 
     box: Box
     label: str
     annotation_id: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class CocoCategory(BaseModel):
 
     id: rows.Id
     name: str
+    supercategory: str | None = None
 
 
 class _File(BaseModel):
@@ -79,12 +80,12 @@ def load(path: Path) -> Instances:
     if content is None:
         raise DataError(listed(f"{path} is no COCO instances file", problems))
     images = _by_id(content.images, "image", problems)
-    names = {key: category.name for key, category in _by_id(content.categories, "category", problems).items()}
+    categories = _by_id(content.categories, "category", problems)
     annotations = _by_id(content.annotations, "annotation", problems)
-    problems.extend(_unknown(content.annotations, images, names))
+    problems.extend(_unknown(content.annotations, images, categories))
     if problems:
         raise DataError(listed(f"{path} contradicts itself", problems))
-    return _instances(path, images, annotations, names)
+    return _instances(path, images, annotations, categories)
 
 
 _Entry = TypeVar("_Entry", CocoImage, CocoAnnotation, CocoCategory)
@@ -100,17 +101,20 @@ def _by_id(entries: Iterable[_Entry], what: str, problems: list[str]) -> dict[st
 
 
 def _unknown(
-    annotations: Iterable[CocoAnnotation], images: Mapping[str, CocoImage], names: Mapping[str, str]
+    annotations: Iterable[CocoAnnotation], images: Mapping[str, CocoImage], categories: Mapping[str, CocoCategory]
 ) -> Iterable[str]:
     for annotation in annotations:
         if annotation.image_id not in images:
             yield f"annotation {annotation.id} is of image {annotation.image_id}, which is not among the images"
-        if annotation.category_id not in names:
+        if annotation.category_id not in categories:
             yield f"annotation {annotation.id} has category {annotation.category_id}, which is not among the categories"
 
 
 def _instances(
-    path: Path, images: dict[str, CocoImage], annotations: dict[str, CocoAnnotation], names: Mapping[str, str]
+    path: Path,
+    images: dict[str, CocoImage],
+    annotations: dict[str, CocoAnnotation],
+    categories: Mapping[str, CocoCategory],
 ) -> Instances:
     objects: dict[str, list[AnnotatedObject]] = {image_id: [] for image_id in images}
     num_crowd = num_degenerate = 0
@@ -123,7 +127,9 @@ def _instances(
         except ValueError:
             num_degenerate += 1
             continue
-        objects[annotation.image_id].append(AnnotatedObject(box, names[annotation.category_id], annotation.id))
+        category = categories[annotation.category_id]
+        found = AnnotatedObject(box, category.name, annotation.id, category.supercategory)
+        objects[annotation.image_id].append(found)
     if num_crowd or num_degenerate:
         _log.info("%s: left out %d crowd regions and %d boxes without area", path, num_crowd, num_degenerate)
     frozen = {image_id: tuple(found) for image_id, found in objects.items()}

@@ -69,7 +69,7 @@ class _Row(BaseModel):
 _Numbered = list[tuple[int, _Row]]
 
 
-def load(path: Path, split: str, *, images: Path | None = None) -> Dataset:
+def load(path: Path, split: str, *, images: str | Path | None = None) -> Dataset:
     """Read the expressions of one split from a JSONL file.
 
     Where the lines name a split, those of `split` are kept; where none does, the whole file is the split. A COCO
@@ -87,7 +87,7 @@ def load(path: Path, split: str, *, images: Path | None = None) -> Dataset:
     require_file(path, "Write one JSON object a line with the keys 'image' and 'expression', or correct the path.")
     problems: list[str] = []
     parsed = _of_split(_parsed(path, problems), split, path, problems)
-    reader = _Reader(images if images is not None else path.parent, problems)
+    reader = _Reader(path.parent if images is None else Path(images), problems)
     samples = [sample for number, row in parsed if (sample := reader.sample(number, row)) is not None]
     if problems:
         raise DataError(listed(f"{path}, split {split}, cannot be used", problems))

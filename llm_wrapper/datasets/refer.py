@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from llm_wrapper.datasets.coco_instances import CocoImage, Instances
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["USUAL_SPLIT_BY", "leaked_images", "load"]
+__all__ = ["USUAL_SPLIT_BY", "load"]
 
 USUAL_SPLIT_BY: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The division of each set that papers report; for RefCOCOg the one without images shared between splits."""
@@ -70,29 +70,6 @@ def load(root: Path, split: str, *, name: str, split_by: str, text: Literal["raw
     if reader.problems:
         raise DataError(listed(f"{refs_path}, split {split}, cannot be used", reader.problems))
     return Dataset(name, split, samples, digest_files([refs_path, instances_path]), instances.objects)
-
-
-def leaked_images(root: Path, names: Sequence[str], *, split_by: Mapping[str, str] = USUAL_SPLIT_BY) -> frozenset[str]:
-    """Return the ids of images that some set trains on and some set evaluates on.
-
-    The sets share COCO's images, so training on one and testing on another can leak even where each is clean.
-
-    Args:
-        root: As for `load`.
-        names: The sets to compare; a set is compared with itself too.
-        split_by: Whose division is meant, by set name.
-
-    Raises:
-        DataError: If a file is missing, damaged or refers to code.
-    """
-    trained: set[str] = set()
-    evaluated: set[str] = set()
-    for name in names:
-        for _, ref in _read_refs(_refs_path(root, name, split_by[name])):
-            held_out = ref["split"] == "val" or "test" in ref["split"]
-            if held_out or ref["split"] == "train":
-                (evaluated if held_out else trained).add(str(ref["image_id"]))
-    return frozenset(trained & evaluated)
 
 
 def _refs_path(root: Path, name: str, split_by: str) -> Path:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from llm_wrapper import datasets
 from llm_wrapper.datasets import jsonl
-from llm_wrapper.errors import DataError
+from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.recipe import DataSection
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 needs_real_data = pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real photographs here")
@@ -49,6 +51,25 @@ def test_everything_given_needs_no_image_file(tmp_path: Path) -> None:
     assert sample.image_path == str(tmp_path / "pictures" / "deep" / "b.jpg")
     assert sample.target is not None
     assert sample.target.xyxy == (1.5, 2.0, 4.5, 6.0)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_images_folder_may_be_text(kind: type[str | Path], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    path = _write(tmp_path, _ROW).rename(tmp_path / "here.jsonl")
+    (tmp_path / "a.png").rename(tmp_path / "pictures" / "a.png")
+    (sample,) = jsonl.load(path, "val", images=kind(tmp_path / "pictures")).samples
+    assert (sample.image_path, sample.image_wh) == (str(tmp_path / "pictures" / "a.png"), (100, 50))
+
+
+def test_the_images_folder_of_a_recipe(tmp_path: Path) -> None:
+    path = _write(tmp_path, {**_ROW, "image": "b.png"})
+    settings = {"images": str(tmp_path / "pictures")}
+    section = DataSection(name="mine", reader="jsonl", root=path, settings=settings)
+    with pytest.raises(DataError, match=r"line 1: image .*pictures/b\.png does not exist"):
+        datasets.load(section, "val")
+    with pytest.raises(RecipeError, match=r"data\.settings of 'mine' do not fit reader 'jsonl'"):
+        datasets.load(section.model_copy(update={"settings": {"images": 5}}), "val")
 
 
 @pytest.mark.parametrize("missing", [{"box": None}, {"bbox_xywh": None}, {}], ids=["box", "xywh", "absent"])

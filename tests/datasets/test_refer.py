@@ -263,13 +263,6 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
         restricted_pickle.load(path)
 
 
-def test_leaked_images_across_sets(tmp_path: Path) -> None:
-    _tree(tmp_path, [_ref(1, "train"), _ref(2, "val", image_id=2), _ref(3, "testA", image_id=3)], name="refcoco")
-    _tree(tmp_path, [_ref(1, "train", image_id=3), _ref(2, "testB", image_id=4)], name="refcoco+")
-    assert refer.leaked_images(tmp_path, ["refcoco"]) == frozenset()
-    assert refer.leaked_images(tmp_path, ["refcoco", "refcoco+"]) == {"3"}
-
-
 @needs_real_data
 @pytest.mark.parametrize(
     ("name", "split", "num_expressions", "num_images"),
@@ -290,8 +283,3 @@ def test_real_splits(name: str, split: str, num_expressions: int, num_images: in
     assert dataset.objects is not None
     for sample in dataset.samples:
         assert any(found.box == sample.target for found in dataset.objects[sample.image_id])
-
-
-@needs_real_data
-def test_real_train_splits_share_no_image_with_evaluation() -> None:
-    assert refer.leaked_images(Path(_REAL) / "refer", ["refcoco", "refcoco+", "refcocog"]) == frozenset()

@@ -49,7 +49,7 @@ _MUG = ((1.0, 2.0, 30.0, 40.0), "mug", 0.5, "imported")
 @pytest.mark.parametrize("key", [{"image_id": 1}, {"image_id": "1"}, {"file_name": "1.jpg"}], ids=str)
 def test_lines_by_image(tmp_path: Path, key: dict[str, Any]) -> None:
     detector = _lines(tmp_path, {**key, "detections": [_ITEM, {**_ITEM, "label": "cup", "score": None}]})
-    assert (detector.name, detector.levels, detector.num_unanswered) == ("flo2", ("image",), 1)
+    assert (detector.name, detector.levels, detector.num_unanswered) == ("import-flo2", ("image",), 1)
     cup = (*_MUG[:1], "cup", None, "imported")
     assert _shown(detector) == [[_MUG, cup], [_MUG, cup], []]
 
@@ -174,14 +174,31 @@ def test_a_shared_file_name_is_refused(tmp_path: Path) -> None:
         ({}, "key 'path' is missing"),
         ({"path": "x.jsonl", "box_fromat": "xyxy"}, "unknown key 'box_fromat'; the nearest known one is 'box_format'"),
         ({"path": "x.jsonl", "box_format": "cxcywh"}, "box_format: .*'xyxy' or 'xywh'"),
-        ({"path": "x.csv"}, r"x\.csv ends neither in \.json"),
-        ({"path": "x.json"}, "categories: give a file with the names"),
-        ({"path": "x.jsonl", "categories": "c.json"}, "categories: give a file with the names"),
+        ({"path": "x.pkl"}, r"x\.pkl ends neither in \.json"),
+        ({"path": "x.jsonl", "categories": "c.json"}, r"categories: a \.jsonl holds the names itself"),
+        ({"path": "x.jsonl", "name": ".."}, "name: "),
+        ({"path": "x.jsonl", "name": "a/b"}, "name: "),
     ],
 )
 def test_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         imported.create(settings, _dataset())
+
+
+def test_coco_results_need_names(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps([_RESULT]))
+    with pytest.raises(RecipeError, match=r"x\.json holds COCO results: give a file with the names"):
+        imported.create({"path": tmp_path / "x.json"}, _dataset())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("my # of: boxes", "import-my-of-boxes"), ("..", "import-.."), ("a.b+c-d", "import-a.b+c-d")]
+)
+def test_the_file_names_the_detector(name: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.jsonl").write_text("")
+    settings = {"path": tmp_path / f"{name}.jsonl"}
+    assert imported.create(settings, _dataset()).name == expected
+    assert imported.create({**settings, "name": "dino-t"}, _dataset()).name == "dino-t"
 
 
 def test_missing_file(tmp_path: Path) -> None:

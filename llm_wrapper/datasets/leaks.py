@@ -1,0 +1,164 @@
+"""Images that are trained on and evaluated on: known by what names a photograph, not by ids that may coincide.
+
+RefCOCO, RefCOCO+ and RefCOCOg are made of the same images of COCO, so that training on one and testing on another leaks
+even where each is clean. Two images are the same if
+
+- both have the same COCO number: as image id in the data sets that are made of COCO's images, or in the file's name;
+- they are the same file; or
+- they are of one data set and have the same image id there.
+
+An image id alone says nothing across other data sets: the `1.jpg` of two folders are two images.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llm_wrapper import datasets
+from llm_wrapper.datasets import restricted_pickle
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.errors import DataError
+from llm_wrapper.recipe import DataSection
+from llm_wrapper.records import Sample
+
+__all__ = ["HELD_OUT", "evaluated_images", "shared_images"]
+
+_log = logging.getLogger(__name__)
+
+HELD_OUT = ("val", "test", "testA", "testB")
+"""The splits that are evaluated on, beside the one that a recipe names, as far as a data set has them."""
+
+_COCO_READERS = frozenset({"refer", "grefcoco", "hub_refs", "hub_objects", "hc_refloco", "ref_l4"})
+"""Readers that give COCO's number as image id, and other images (of HC-RefLoCo, Ref-L4) ids that are no numbers."""
+
+_COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(0{6}\d{6})\.jpg")
+"""`COCO_train2014_000000380440.jpg`, `000000380440.jpg`. COCO's numbers have six digits; twelve may be a date."""
+
+_NUM_EXAMPLES = 5
+
+_Key = tuple[str, ...]
+"""What names an image; the first part says how it does."""
+
+_Image = tuple[str, str | None]
+"""Image id, and path of the file if there is one."""
+
+_REASONS = {"coco": "the same COCO number", "file": "the same file", "own": "the same image id in this data set"}
+
+
+def evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[frozenset[str]]:
+    """Return for each training split the ids of its images that are also in an evaluation split of any of them.
+
+    What was compared, and what was found and why, is logged. A file without splits is the same file under every name
+    and no leak into itself; a split that is trained on is no evaluation split of its data set.
+    """
+    held_out: dict[_Key, str] = {}
+    for section, split, images in _evaluation_splits(trained):
+        for image in images:
+            for key in _keys(section, image):
+                held_out.setdefault(key, f"{section.name} {split}")
+    left_out = [_shared(section, dataset, held_out) for section, dataset in trained]
+    if held_out and not any(left_out):
+        places = ", ".join(dict.fromkeys(held_out.values()))
+        _log.info("no image that is trained on is in an evaluation split (%s)", places)
+    return left_out
+
+
+def shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[DataSection, Dataset]) -> frozenset[str]:
+    """Return the ids of the images of one split that are also in another, be it of another data set."""
+    section, dataset = trained
+    known = {key for sample in dataset.images() for key in _keys(section, _image(sample))}
+    section, dataset = evaluated
+    images = dataset.images()
+    return frozenset(s.image_id for s in images if any(key in known for key in _keys(section, _image(s))))
+
+
+def _evaluation_splits(
+    trained: Sequence[tuple[DataSection, Dataset]],
+) -> Iterator[tuple[DataSection, str, Iterable[_Image]]]:
+    """Yield the images of each evaluation split of the data sets once; none where a split cannot be read."""
+    done = {(_own(section), dataset.split) for section, dataset in trained}
+    for section, _ in trained:
+        refs = _refer_images(section) if section.reader == "refer" else None
+        for split in dict.fromkeys((section.eval_split, *HELD_OUT)) if refs is None else refs:
+            if (_own(section), split) not in done:
+                done.add((_own(section), split))
+                yield section, split, _load(section, split, trained) if refs is None else refs[split]
+
+
+def _refer_images(section: DataSection) -> dict[str, dict[_Image, None]]:
+    """Return the images of each evaluation split of a REFER set; its objects, most of the work, are not read."""
+    settings = section.settings
+    refs = restricted_pickle.load(Path(section.root) / settings["name"] / f"refs({settings['split_by']}).p")
+    found: defaultdict[str, dict[_Image, None]] = defaultdict(dict)
+    for ref in refs:
+        split = ref["split"]
+        if split in (section.eval_split, "val") or "test" in split:
+            found[split][str(ref["image_id"]), None] = None
+    return found
+
+
+def _load(section: DataSection, split: str, trained: Sequence[tuple[DataSection, Dataset]]) -> list[_Image]:
+    try:
+        found = datasets.load(section, split)
+    except DataError as error:
+        # Most data sets have some of the splits only; but who names one in a recipe counts on it.
+        level = logging.WARNING if split == section.eval_split else logging.DEBUG
+        _log.log(level, "%s %s is not compared with the training images: %s", section.name, split, error)
+        return []
+    if any(found.samples == dataset.samples for _, dataset in trained):
+        return []
+    return [_image(sample) for sample in found.images()]
+
+
+def _image(sample: Sample) -> _Image:
+    return sample.image_id, sample.image_path
+
+
+def _shared(section: DataSection, dataset: Dataset, held_out: Mapping[_Key, str]) -> frozenset[str]:
+    """Return the ids of the images that are held out somewhere, and log where and why."""
+    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for sample in dataset.images():
+        key = next((key for key in _keys(section, _image(sample)) if key in held_out), None)
+        if key is not None:
+            found[held_out[key], _REASONS[key[0]]].append(sample.image_id)
+    for (place, reason), ids in found.items():
+        _log.warning(
+            "%s %s: %d images are not trained on, because they are in %s too (%s): %s",
+            *(section.name, dataset.split, len(ids), place, reason, _examples(ids)),
+        )
+    return frozenset(image_id for ids in found.values() for image_id in ids)
+
+
+def _examples(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_NUM_EXAMPLES]) + (", ..." if len(ids) > _NUM_EXAMPLES else "")
+
+
+def _keys(section: DataSection, image: _Image) -> Iterable[_Key]:
+    """Yield all that names an image, the most telling first."""
+    image_id, path = image
+    number = _coco_number(section, image)
+    if number is not None:
+        yield "coco", number
+    if path is not None:
+        yield "file", str(Path(path).resolve())
+    yield "own", _own(section), image_id
+
+
+def _coco_number(section: DataSection, image: _Image) -> str | None:
+    image_id, path = image
+    # RefCLEF has the layout of REFER, but images of its own.
+    is_coco = section.reader in _COCO_READERS and section.settings.get("name") != "refclef"
+    if is_coco and image_id.isdecimal():
+        return str(int(image_id))
+    match = _COCO_FILE.fullmatch(Path(path or "").name)
+    return str(int(match[1])) if match else None
+
+
+def _own(section: DataSection) -> str:
+    """Return what tells a data set from others, whichever split of it is meant."""
+    return json.dumps([section.reader, str(section.root), section.settings], sort_keys=True, default=str)

@@ -1,0 +1,206 @@
+"""`Detections` of the package supervision: its sinks' files are read, and its objects are written as our JSONL.
+
+supervision keeps the detections of many images in one way, by its sinks, which write one row per box. `custom_data`
+must say what the row is about, by exactly one of image_id, file_name and sample_id:
+
+    with sv.JSONSink("boxes.json") as sink:  # or sv.CSVSink("boxes.csv")
+        for image_id, image in images:
+            sink.append(detector(image), custom_data={"image_id": image_id})
+
+The label is `class_name`, which supervision's connectors put into `Detections.data`; where a row has none, the name of
+its `class_id`, counted as the detector counts. Boxes are xyxy pixels. Masks, tracker ids and all other columns are not
+read. Read: detection/tools/{json,csv}_sink.py of supervision 0.31.
+
+A sink leaves no row for an image without detections, and a `CSVSink` drops columns that its first image lacks.
+`write_supervision` does neither. A pickle of `Detections` is not read: loading one can run any code.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import ConfigDict, Field, model_validator
+
+from llm_wrapper import artifacts
+from llm_wrapper.datasets import rows
+from llm_wrapper.detectors.base import Level
+from llm_wrapper.detectors.imported_files import Answers, Item, KnownIds, Named, Raw, Scored, answers_of
+from llm_wrapper.errors import DataError, RecipeError, listed
+
+__all__ = [
+    "PlacedRows",
+    "SupervisionDetections",
+    "answers",
+    "csv_rows",
+    "is_json_sink",
+    "json_rows",
+    "write_supervision",
+]
+
+PlacedRows = Iterable[tuple[str, Any]]
+"""Rows with their places: "row 0" of a list, "line 2" of a file of lines."""
+
+_NUMBERS = ("x_min", "y_min", "x_max", "y_max", "confidence")
+_COLUMNS = (*_NUMBERS[:4], "class_id", "confidence")
+
+
+class SupervisionDetections(Protocol):
+    """What is read of a `supervision.Detections`: arrays (n, 4), (n,), (n,) and columns such as `class_name`."""
+
+    @property
+    def xyxy(self) -> Any: ...  # noqa: D102
+    @property
+    def confidence(self) -> Any: ...  # noqa: D102
+    @property
+    def class_id(self) -> Any: ...  # noqa: D102
+    @property
+    def data(self) -> Any: ...  # noqa: D102
+
+
+class _Row(Named, Scored):
+    model_config = ConfigDict(extra="ignore")  # tracker ids, and whatever else `data` and `custom_data` hold
+
+    x_min: rows.Number
+    y_min: rows.Number
+    x_max: rows.Number
+    y_max: rows.Number
+    class_id: rows.Id | None
+    score: rows.Number | None = Field(alias="confidence")
+    class_name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: Any) -> Any:
+        """Both sinks write an empty text where a column does not apply."""
+        return (
+            {name: None if cell == "" else cell for name, cell in value.items()} if isinstance(value, dict) else value
+        )
+
+    def raw(self, names: Mapping[str, str]) -> Raw:
+        label = self.class_name or names.get(self.class_id or "") or ""
+        return [self.x_min, self.y_min, self.x_max, self.y_max], label, self.score
+
+
+def is_json_sink(content: list[Any]) -> bool:
+    """Tell a `JSONSink`'s list from COCO results; an empty list is one, where nothing was ever detected."""
+    return not content or any(isinstance(row, dict) and "x_min" in row for row in content)
+
+
+def json_rows(content: list[Any]) -> PlacedRows:
+    """Return the rows of a `JSONSink`'s list, counted from 0."""
+    return ((f"row {number}", row) for number, row in enumerate(content))
+
+
+def csv_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a `CSVSink`'s file; one that is cut short or too long is appended to `problems`.
+
+    Raises:
+        DataError: If the file is no CSV text, or its header is of another program.
+    """
+    # utf-8-sig: a table that was opened and saved elsewhere may begin with a byte order mark.
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            header = next(reader, [])
+            missing = [name for name in _COLUMNS if name not in header]
+            if missing:
+                found = ", ".join(header) or "none"
+                raise DataError(f"{path} is not of supervision's CSVSink: no column {', '.join(missing)} (has {found})")
+            for cells in reader:
+                where = f"line {reader.line_num}"
+                if len(cells) == len(header):
+                    yield where, dict(zip(header, map(_cell, header, cells), strict=True))
+                elif cells:
+                    problems.append(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}. Write it again.") from error
+
+
+def _cell(name: str, text: str) -> float | str:
+    """Return the number of a column of numbers; what is none stays text, to be told as such."""
+    try:
+        return float(text) if name in _NUMBERS else text
+    except ValueError:
+        return text
+
+
+def answers(found: PlacedRows, names: Mapping[str, str], *, ids: KnownIds, problems: list[str]) -> Answers:
+    """Read the rows of a sink; what is wrong with them is appended to `problems`.
+
+    Args:
+        found: From `json_rows` or `csv_rows`.
+        names: Label by class id, for rows without a class name.
+        ids: What the rows can be about.
+        problems: One sentence each, with the place.
+    """
+    raw: dict[str, list[Raw]] = {}
+    levels: dict[Level, str] = {}
+    for where, value in found:
+        row = rows.validated(_Row, value, where=where, problems=problems)
+        if row is None:
+            continue
+        levels.setdefault(row.level, where)
+        key, item = ids.find(row, where, problems), row.raw(names)
+        if not item[1]:
+            problems.append(f"{where}: no class_name, and 'categories' names no class_id {row.class_id}")
+        if key is not None:
+            raw.setdefault(key, []).append(item)
+    return answers_of(raw, levels, problems)
+
+
+def write_supervision(
+    path: Path,
+    found: Mapping[Any, SupervisionDetections],
+    *,
+    key: Literal["image_id", "file_name", "sample_id"] = "image_id",
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Write supervision's `Detections` as JSONL that the detector `import` reads; a file of that name is replaced.
+
+        write_supervision(Path("boxes.jsonl"), {"a.jpg": detections}, key="file_name")
+
+    Args:
+        path: Ends in `.jsonl`.
+        found: `Detections` by image id, file name or sample id; those without a box count as answers, too.
+        key: What `found` is keyed by.
+        names: Label by class id, where `data["class_name"]` gives none.
+
+    Raises:
+        RecipeError: If the path does not end in `.jsonl`.
+        DataError: With every detection that `import` would refuse: without a label, or with a score outside 0..1.
+    """
+    if path.suffix != ".jsonl":
+        raise RecipeError(f"{path} does not end in .jsonl: name it so, by that ending it is known when it is read.")
+    problems: list[str] = []
+    lines = []
+    for name, each in found.items():
+        where = f"{key} {name}"
+        items = list(_items(each, names or {}, where, problems))
+        for place, item in enumerate(items):
+            rows.validated(Item, item, where=f"{where}: detections[{place}]", problems=problems)
+        lines.append({key: str(name), "detections": items})
+    if problems:
+        raise DataError(listed(f"{path} is not written, `import` could not read it back", problems))
+    artifacts.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _items(
+    found: SupervisionDetections, names: Mapping[int, str], where: str, problems: list[str]
+) -> Iterator[dict[str, Any]]:
+    columns = [found.confidence, found.class_id, found.data.get("class_name")]
+    filled = [[None] * len(found.xyxy) if column is None else list(column) for column in columns]
+    if {len(column) for column in filled} != {len(found.xyxy)}:
+        lengths = ", ".join(str(len(column)) for column in filled)
+        problems.append(f"{where}: {len(found.xyxy)} boxes, but {lengths} scores, class ids and class names")
+        return
+    for box, score, number, label in zip(found.xyxy, *filled, strict=True):
+        name = label or ("" if number is None else names.get(int(number), ""))
+        yield {
+            "box": [float(value) for value in box],
+            "label": str(name),
+            "score": None if score is None else float(score),
+        }
