@@ -1,27 +1,37 @@
-"""P@1, oracle P@1 and mean IoU, computed from the stored predictions alone."""
+"""P@1, oracle P@1, mean IoU and the like, computed from the stored predictions alone.
+
+`summarize` takes records and gives what every table shows; `measure` and `recall_at` take arrays and give everything.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_wrapper import boxes
+from llm_wrapper import columns
+from llm_wrapper.columns import Columns, rowwise_iou
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Prediction
-from llm_wrapper.statistics import Interval, bootstrap_interval
+from llm_wrapper.statistics import Estimate, Interval, bootstrap_interval, estimate
 
 __all__ = [
     "IOU_THRESHOLD",
+    "IOU_THRESHOLDS",
+    "RANKS",
     "UNTAGGED",
     "KindSummary",
+    "Scores",
     "Summary",
     "ious",
+    "measure",
+    "only_system",
     "oracle_ious",
+    "recall_at",
     "require_distinct",
     "rowwise_iou",
     "summarize",
@@ -31,6 +41,12 @@ FloatArray = npt.NDArray[np.float64]
 
 IOU_THRESHOLD = 0.5
 """A box is right above this overlap with the target; papers differ in whether equality counts, so both are given."""
+
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""0.5, 0.55, .. 0.95, as COCO has them. A box counts above each, as HC-RefLoCo and Ref-L4 count."""
+
+RANKS = (1, 3, 5, 10, 20)
+"""Where recall is measured."""
 
 UNTAGGED = "untagged"
 """Stands for samples without a kind where others have one."""
@@ -42,6 +58,31 @@ class KindSummary(NamedTuple):
     n: int
     p_at_1: float
     ci: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One system's results over the samples with a target, each with its 95 % interval over images.
+
+    Attributes:
+        num_images: Images of the scored samples.
+        num_without_target: Samples that are not scored, because nothing is to be found; see `evaluation.grec`.
+        p_at_1: Share with IoU > 0.5.
+        p_at_1_ge: Share with IoU >= 0.5.
+        mean_iou: No box counts as 0.
+        accuracy: Mean of `accuracy_at` over the thresholds.
+        accuracy_at: Threshold -> share with a greater IoU.
+        oracle_p_at_1: Share with a candidate of IoU > 0.5.
+    """
+
+    num_images: int
+    num_without_target: int
+    p_at_1: Estimate
+    p_at_1_ge: Estimate
+    mean_iou: Estimate
+    accuracy: Estimate
+    accuracy_at: dict[float, Estimate]
+    oracle_p_at_1: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +110,48 @@ class Summary:
     by_kind: dict[str, KindSummary]
 
 
+def measure(table: Columns, *, seed: int = 0) -> Scores:
+    """Compute everything that one box per sample can be scored by, from arrays."""
+    kept = table.has_target
+    images = table.images[kept]
+    overlap = columns.overlaps(table)[kept]
+    best = columns.best_overlaps(table, columns.candidate_overlaps(table))[kept]
+    # How many thresholds each overlap exceeds; one that equals a threshold does not exceed it.
+    exceeded = np.searchsorted(IOU_THRESHOLDS, overlap, side="left")
+    return Scores(
+        num_images=len(np.unique(images)),
+        num_without_target=int((~kept).sum()),
+        p_at_1=estimate(overlap > IOU_THRESHOLD, images, seed=seed),
+        p_at_1_ge=estimate(overlap >= IOU_THRESHOLD, images, seed=seed),
+        mean_iou=estimate(overlap, images, seed=seed),
+        accuracy=estimate(exceeded / len(IOU_THRESHOLDS), images, seed=seed),
+        accuracy_at={t: estimate(overlap > t, images, seed=seed) for t in IOU_THRESHOLDS},
+        oracle_p_at_1=estimate(best > IOU_THRESHOLD, images, seed=seed),
+    )
+
+
+def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) -> dict[int, Estimate]:
+    """Return rank k -> share of samples for which one of the first k candidates has IoU > 0.5.
+
+    Args:
+        table: Its candidates must stand in the detector's own order; see `evaluation.recall` for records.
+        ranks: From 1.
+        seed: Of the bootstrap.
+    """
+    place = columns.first_right(table, columns.candidate_overlaps(table) > IOU_THRESHOLD)[table.has_target]
+    images = table.images[table.has_target]
+    return {rank: estimate((place >= 0) & (place < rank), images, seed=seed) for rank in ranks}
+
+
 def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
     """Compute one system's metrics with 95 % bootstrap intervals over images.
 
     Raises:
         DataError: If there is no prediction, more than one system, or a sample twice.
     """
-    system = _only_system(predictions)
+    system = only_system(predictions)
     scored = [prediction for prediction in predictions if prediction.target is not None]
-    overlap, images = ious(scored), _codes(prediction.image_id for prediction in scored)
+    overlap, images = ious(scored), columns.codes(prediction.image_id for prediction in scored)
     right, right_ge = overlap > IOU_THRESHOLD, overlap >= IOU_THRESHOLD
     return Summary(
         system=system,
@@ -98,33 +172,27 @@ def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
 
 def ious(predictions: Sequence[Prediction]) -> FloatArray:
     """IoU of each predicted box with its target, shape (n,): 0 without a box, NaN without a target."""
-    pairs = [(p.box, p.target) for p in predictions]
-    result = np.array([np.nan if target is None else 0.0 for _, target in pairs], dtype=np.float64)
-    complete = [(i, box, target) for i, (box, target) in enumerate(pairs) if box is not None and target is not None]
-    rows = [row for row, _, _ in complete]
-    result[rows] = rowwise_iou(boxes.array([box for _, box, _ in complete]), boxes.array([t for _, _, t in complete]))
-    return result
+    return columns.overlaps(columns.of_records(predictions))
 
 
 def oracle_ious(predictions: Sequence[Prediction]) -> FloatArray:
     """IoU of each record's best candidate with its target, shape (n,): 0 without candidates, NaN without a target."""
-    result = np.array([np.nan if p.target is None else 0.0 for p in predictions], dtype=np.float64)
-    scored = [(row, p.target, p.candidates) for row, p in enumerate(predictions) if p.target is not None]
-    counts = np.array([len(candidates) for _, _, candidates in scored], dtype=np.intp)
-    targets = np.repeat(boxes.array([target for _, target, _ in scored]), counts, axis=0)
-    rows = np.repeat(np.array([row for row, _, _ in scored], dtype=np.intp), counts)
-    flat = boxes.array([candidate.box for _, _, candidates in scored for candidate in candidates])
-    np.maximum.at(result, rows, rowwise_iou(flat, targets))
-    return result
+    table = columns.of_records(predictions)
+    return columns.best_overlaps(table, columns.candidate_overlaps(table))
 
 
-def rowwise_iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Intersection over union of row i of `a` (n, 4) with row i of `b` (n, 4), xyxy pixels -> (n,)."""
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    intersection = np.prod(np.clip(sides, 0.0, None), axis=1)
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - intersection
-    result: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-    return result
+def only_system(predictions: Sequence[Prediction]) -> str:
+    """Return the name of the one system that made these predictions.
+
+    Raises:
+        DataError: If there is no prediction, more than one system, or a sample twice.
+    """
+    systems = sorted({prediction.system for prediction in predictions})
+    if len(systems) != 1:
+        found = ", ".join(map(repr, systems)) or "no predictions"
+        raise DataError(f"a summary is of one system's predictions, found {found}; summarize each system on its own")
+    require_distinct(predictions, "summary")
+    return systems[0]
 
 
 def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
@@ -138,21 +206,6 @@ def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
     if repeated:
         headline = f"{where}: one prediction per system and sample is required; drop or rename the repeated ones"
         raise DataError(listed(headline, repeated, most=len(repeated)))
-
-
-def _only_system(predictions: Sequence[Prediction]) -> str:
-    systems = sorted({prediction.system for prediction in predictions})
-    if len(systems) != 1:
-        found = ", ".join(map(repr, systems)) or "no predictions"
-        raise DataError(f"a summary is of one system's predictions, found {found}; summarize each system on its own")
-    require_distinct(predictions, "summary")
-    return systems[0]
-
-
-def _codes(values: Iterable[Hashable]) -> npt.NDArray[np.intp]:
-    """Number distinct values in order of appearance."""
-    seen: dict[Hashable, int] = {}
-    return np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
 
 
 def _mean(values: npt.NDArray[np.bool_] | FloatArray) -> float | None:

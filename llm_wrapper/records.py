@@ -33,8 +33,9 @@ __all__ = [
 _STRICT = ConfigDict(extra="forbid")
 _Record = TypeVar("_Record")
 
-DecidedBy = Literal["detector", "rule", "llm", "single_candidate", "no_candidate", "fallback", "oracle"]
-"""Who chose the box; `fallback` is the detector's own choice after an unusable answer."""
+DecidedBy = Literal["detector", "rule", "llm", "single_candidate", "no_candidate", "fallback", "oracle", "missing"]
+"""Who chose the box; `fallback` is the detector's own choice after an unusable answer, `missing` stands for a
+prediction that was asked for and never made."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -181,7 +182,11 @@ class Choice:
 class Prediction:
     """One system's decision for one sample, with all that is needed to score it again.
 
-    `candidates` stands in the order shown to the system; `failure` names why a fallback was needed.
+    `candidates` stands in the order shown to the system, and `origins` says which place each had among the detector's
+    outputs; `failure` names why a fallback was needed. `further_targets` and `image_wh` are those of the sample.
+
+    Raises:
+        ValueError: If there are further targets, but no target, or another number of origins than of candidates.
     """
 
     system: str
@@ -196,6 +201,17 @@ class Prediction:
     probabilities: tuple[float, ...] | None
     failure: str | None
     candidates: tuple[Candidate, ...]
+    origins: tuple[int, ...] | None = None
+    further_targets: tuple[Box, ...] = ()
+    image_wh: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.further_targets and self.target is None:
+            raise ValueError(f"prediction for {self.sample_id!r} has further targets, but no target")
+        if self.origins is not None and len(self.origins) != len(self.candidates):
+            raise ValueError(
+                f"prediction for {self.sample_id!r}: {len(self.origins)} origins of {len(self.candidates)} candidates"
+            )
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -1,13 +1,24 @@
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper import boxes
+from llm_wrapper import boxes, columns
 from llm_wrapper.errors import DataError
-from llm_wrapper.metrics import UNTAGGED, ious, oracle_ious, require_distinct, rowwise_iou, summarize
+from llm_wrapper.metrics import (
+    IOU_THRESHOLDS,
+    UNTAGGED,
+    ious,
+    measure,
+    oracle_ious,
+    recall_at,
+    require_distinct,
+    rowwise_iou,
+    summarize,
+)
 from llm_wrapper.records import Box, Candidate, Prediction
 from llm_wrapper.statistics import bootstrap_interval
 
@@ -135,6 +146,51 @@ def test_measures_of_nothing_are_empty(measure: object) -> None:
     assert measure([]).shape == (0,)  # type: ignore[operator]
 
 
+def test_scores_are_those_of_the_summary() -> None:
+    rng = np.random.default_rng(2)
+    shares = rng.random(60)
+    predictions = [
+        predicted(str(i), Box(0, 0, 10, 10 * share), image=f"image {i // 3}", others=(Box(0, 0, 10, 8),))
+        for i, share in enumerate(shares)
+    ]
+    predictions += [replace(predicted("none", RIGHT), target=None), predicted("empty", None, image="image 0")]
+    scores, summary = measure(columns.of_records(predictions), seed=3), summarize(predictions, seed=3)
+    assert (scores.num_images, scores.num_without_target) == (summary.num_images, summary.num_without_target)
+    assert scores.p_at_1 == (summary.p_at_1, summary.ci, summary.n)
+    assert scores.p_at_1_ge == (summary.p_at_1_ge, summary.ci_ge, summary.n)
+    assert (scores.mean_iou.value, scores.oracle_p_at_1.value) == (summary.mean_iou, summary.oracle_p_at_1)
+
+
+def test_accuracy_counts_what_exceeds_each_threshold() -> None:
+    # 0.75 does not exceed 0.75: of the ten thresholds it exceeds the first five.
+    predictions = [predicted("a", Box(0, 0, 10, 7.5)), predicted("b", RIGHT), predicted("c", None)]
+    scores = measure(columns.of_records(predictions))
+    assert scores.accuracy.value == pytest.approx((0.5 + 1.0 + 0.0) / 3)
+    assert [scores.accuracy_at[t].value for t in IOU_THRESHOLDS] == pytest.approx([2 / 3] * 5 + [1 / 3] * 5)
+    assert scores.accuracy_at[0.5] == scores.p_at_1
+
+
+def test_recall_follows_the_order_of_the_candidates() -> None:
+    predictions = [
+        predicted("a", WRONG, others=(WRONG, RIGHT)),
+        predicted("b", RIGHT),
+        predicted("c", None),
+        replace(predicted("d", RIGHT), target=None),
+    ]
+    recalls = recall_at(columns.of_records(predictions), ranks=(1, 2, 3))
+    assert {rank: each.value for rank, each in recalls.items()} == {1: 1 / 3, 2: 1 / 3, 3: 2 / 3}
+    assert {each.n for each in recalls.values()} == {3}
+
+
+def test_scores_of_nothing_are_missing_not_zero() -> None:
+    table = columns.of_records([replace(predicted("a", RIGHT), target=None)])
+    scores = measure(table)
+    found = [scores.p_at_1, scores.p_at_1_ge, scores.mean_iou, scores.accuracy, scores.oracle_p_at_1]
+    assert [
+        each for each in (*found, *scores.accuracy_at.values(), *recall_at(table).values()) if each[0] is not None
+    ] == []
+
+
 sides = st.floats(-1000, 1000, allow_nan=False)
 some_boxes = st.builds(
     lambda x, y, w, h: Box(x, y, x + w, y + h), sides, sides, st.floats(0.01, 500), st.floats(0.01, 500)
@@ -160,3 +216,27 @@ def test_the_oracle_is_never_worse_than_the_system(candidates: list[list[Box]]) 
     assert summary.p_at_1 is not None
     assert summary.p_at_1_ge is not None
     assert summary.p_at_1 <= min(summary.oracle_p_at_1, summary.p_at_1_ge)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(some_boxes, max_size=6), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_invariants_of_scores(candidates: list[list[Box]], random: Random) -> None:
+    predictions = [
+        predicted(str(i), row[0] if row else None, others=tuple(row[1:])) for i, row in enumerate(candidates)
+    ]
+    table = columns.of_records(predictions)
+    scores, recalls = measure(table), [each.value for each in recall_at(table).values()]
+    single = [scores.p_at_1, scores.p_at_1_ge, scores.mean_iou, scores.accuracy, scores.oracle_p_at_1]
+    assert all(0 <= value <= 1 for value in [*(each.value for each in single), *recalls] if value is not None)
+    assert None not in recalls
+    assert recalls == sorted(recalls)  # type: ignore[type-var]
+    assert recalls[-1] == scores.oracle_p_at_1.value, "nothing stands behind the last rank"
+    falling = [each.value for each in scores.accuracy_at.values()]
+    assert falling == sorted(falling, reverse=True)  # type: ignore[type-var]
+    shuffled = [
+        replace(each, candidates=tuple(random.sample(each.candidates, len(each.candidates)))) for each in predictions
+    ]
+    random.shuffle(shuffled)
+    again = measure(columns.of_records(shuffled))
+    assert (again.p_at_1.value, again.oracle_p_at_1.value) == (scores.p_at_1.value, scores.oracle_p_at_1.value)
+    assert again.mean_iou.value == pytest.approx(scores.mean_iou.value)

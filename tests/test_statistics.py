@@ -1,10 +1,21 @@
+import math
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.stats
 
 from llm_wrapper import statistics
-from llm_wrapper.statistics import Interval, bootstrap_interval, paired_bootstrap
+from llm_wrapper.statistics import (
+    Estimate,
+    Interval,
+    bootstrap_interval,
+    difference,
+    estimate,
+    mcnemar,
+    paired_bootstrap,
+)
 
 
 def coin(n: int, p: float, *, seed: int = 0) -> npt.NDArray[np.float64]:
@@ -125,3 +136,64 @@ def test_paired_sign_is_a_minus_b() -> None:
 def test_paired_systems_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="same samples"):
         paired_bootstrap([1.0], [1.0, 0.0], ["a"])
+
+
+def test_thousands_of_kinds_are_rounded_without_moving_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(2000), rng.integers(1, 6, 2000))
+    values = rng.random(2000)[groups] / 2 + rng.random(len(groups)) / 2
+    exact = bootstrap_interval(values, groups, num_resamples=4000)
+    assert exact is not None
+    monkeypatch.setattr(statistics, "_MOST_KINDS", 100)
+    rounded = bootstrap_interval(values, groups, num_resamples=4000)
+    assert rounded != exact
+    # Two intervals of 4000 resamples each differ by some hundredths of their width, rounded or not.
+    assert rounded == pytest.approx(exact, abs=0.04 * width(exact))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [lambda g: g + 7, lambda g: -g, lambda g: g * 10**9, lambda g: np.array([f"image{i}" for i in g])],
+    ids=["gap", "negative", "huge", "text"],
+)
+def test_how_groups_are_called_does_not_matter(rename: Callable[[npt.NDArray[np.intp]], object]) -> None:
+    values, groups = coin(100, 0.5), np.arange(100) // 3
+    assert bootstrap_interval(values, rename(groups)) == bootstrap_interval(values, groups)  # type: ignore[arg-type]
+
+
+def test_an_estimate_of_nothing_has_no_value() -> None:
+    assert estimate([], []) == Estimate(None, None, 0)
+    assert difference([], [], []) == Estimate(None, None, 0)
+    assert estimate([1.0], ["a"]) == Estimate(1.0, None, 1)
+
+
+def test_estimates_are_means_with_the_intervals_above() -> None:
+    a, b, groups = coin(200, 0.7), coin(200, 0.5, seed=1), np.arange(200) // 2
+    assert estimate(a, groups, seed=4) == (a.mean(), bootstrap_interval(a, groups, seed=4), 200)
+    assert difference(a, b, groups, seed=4) == (a.mean() - b.mean(), paired_bootstrap(a, b, groups, seed=4), 200)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (10, 2), (3, 40)])
+def test_mcnemar_is_the_exact_binomial(only_a: int, only_b: int) -> None:
+    a = np.array([True] * only_a + [False] * only_b + [True] * 30 + [False] * 20)
+    b = np.array([False] * only_a + [True] * only_b + [True] * 30 + [False] * 20)
+    # From its definition: twice the tail of a fair coin, at most 1.
+    tail = sum(math.comb(only_a + only_b, k) for k in range(min(only_a, only_b) + 1)) / 2 ** (only_a + only_b)
+    found = mcnemar(a, b)
+    assert found[:3] == (50 + only_a + only_b, only_a, only_b)
+    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
+    if only_a + only_b:
+        assert found.p_value == scipy.stats.binomtest(only_a, only_a + only_b).pvalue
+    assert mcnemar(b, a) == (found.n, only_b, only_a, found.p_value)
+
+
+def test_mcnemar_of_nothing_is_no_result() -> None:
+    assert mcnemar(np.array([], dtype=bool), np.array([], dtype=bool)) == (0, 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [([True], [True, False]), ([1, 0], [1, 0]), ([[True]], [[True]])], ids=["lengths", "numbers", "shape"]
+)
+def test_mcnemar_refuses_what_is_not_paired(a: object, b: object) -> None:
+    with pytest.raises(ValueError, match="same samples"):
+        mcnemar(a, b)  # type: ignore[arg-type]

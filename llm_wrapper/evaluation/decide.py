@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from llm_wrapper import boxes
-from llm_wrapper.candidates import OWN_ANSWER_SOURCE, BuiltCandidates
+from llm_wrapper.candidates import detector_choice, detector_order
 from llm_wrapper.records import Box, Candidate, Choice, DecidedBy, Prediction, Sample
 
-__all__ = ["INDEX_OUT_OF_RANGE", "UNUSABLE_ANSWER", "decide", "detector_choice", "oracle_choice"]
+__all__ = ["INDEX_OUT_OF_RANGE", "UNUSABLE_ANSWER", "decide", "detector_choice", "detector_order",
+           "oracle_choice"]  # fmt: skip
 
 INDEX_OUT_OF_RANGE = "index_out_of_range"
 """Failure of an answer that names a candidate that does not exist."""
@@ -24,6 +25,7 @@ def decide(
     decided_by: DecidedBy,
     own_choice: int | None,
     probabilities: tuple[float, ...] | None = None,
+    origins: tuple[int, ...] | None = None,
 ) -> Prediction:
     """Decide the box of one sample.
 
@@ -38,9 +40,11 @@ def decide(
         decided_by: Who made the choice, where it holds.
         own_choice: The detector's own pick, see `detector_choice`.
         probabilities: The answer's probability per candidate, stored as it is.
+        origins: The place of each candidate among the detector's outputs, stored as it is.
 
     Raises:
-        ValueError: If there is something to choose and no choice, or `own_choice` or `probabilities` do not fit.
+        ValueError: If there is something to choose and no choice, or `own_choice`, `probabilities` or `origins` do
+            not fit.
     """
     _require_fit(sample, candidates, own_choice, probabilities)
     index: int | None
@@ -71,24 +75,10 @@ def decide(
         probabilities=probabilities,
         failure=failure,
         candidates=candidates,
+        origins=origins,
+        further_targets=sample.further_targets,
+        image_wh=sample.image_wh,
     )
-
-
-def detector_choice(built: BuiltCandidates) -> int | None:
-    """Return the index of the candidate that the detector itself would choose; `None` without candidates.
-
-    The highest score where all have one. Else the detector's own answer to the expression (source "rec"); else the
-    highest score there is. A detector with neither scores nor a task that answers the expression is represented by
-    its largest box, by convention. The first in the detector's own order wins a tie, whatever order is shown.
-    """
-    order = sorted(range(len(built.candidates)), key=built.origins.__getitem__)
-    scores = {i: score for i in order if (score := built.candidates[i].score) is not None}
-    answers = [i for i in order if built.candidates[i].source == OWN_ANSWER_SOURCE]
-    if answers and len(scores) < len(order):
-        return answers[0]
-    if scores:
-        return max(scores, key=scores.__getitem__)
-    return max(order, key=lambda i: built.candidates[i].box.area, default=None)
 
 
 def oracle_choice(candidates: tuple[Candidate, ...], target: Box | None) -> Choice:

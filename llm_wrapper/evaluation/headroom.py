@@ -10,18 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import boxes
-from llm_wrapper.candidates import OWN_ANSWER_SOURCE, BuiltCandidates
+from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.evaluation.decide import detector_choice
+from llm_wrapper.evaluation.decide import detector_order
 from llm_wrapper.evaluation.systems import by_detector
-from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.statistics import Interval, bootstrap_interval, paired_bootstrap
 
 __all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Share", "Spread", "compare", "measure"]
-
-RANKS = (1, 3, 5, 10, 20)
-"""Where recall is measured."""
 
 DUPLICATE_IOU = 0.95
 """Above this overlap two candidates of one label are the same to whoever reads them."""
@@ -144,19 +141,7 @@ def _with_target(scenes: Sequence[Scene]) -> list[Scene]:
 
 def _ranked(built: BuiltCandidates) -> BuiltCandidates:
     """Put candidates in the order in which the detector itself would choose them."""
-    own = detector_choice(built)
-
-    def rank(index: int) -> tuple[bool, bool, float, bool, int]:
-        found = built.candidates[index]
-        return (
-            index != own,
-            found.score is None,
-            -(found.score or 0.0),
-            found.source != OWN_ANSWER_SOURCE,
-            built.origins[index],
-        )
-
-    order = sorted(range(len(built.candidates)), key=rank)
+    order = detector_order(built)
     return BuiltCandidates(
         tuple(built.candidates[index] for index in order), tuple(built.origins[index] for index in order), built.counts
     )
@@ -165,7 +150,7 @@ def _ranked(built: BuiltCandidates) -> BuiltCandidates:
 def _is_offered(rows: Sequence[Prediction], rank: int | None = None) -> BoolArray:
     """Tell of each row whether one of its first candidates, by default of all, is right; shape (n,)."""
     if rank is not None:
-        rows = [replace(row, candidates=row.candidates[:rank]) for row in rows]
+        rows = [replace(row, candidates=row.candidates[:rank], origins=None) for row in rows]
     offered: BoolArray = oracle_ious(rows) > IOU_THRESHOLD
     return offered
 

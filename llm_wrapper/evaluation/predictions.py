@@ -41,9 +41,15 @@ SCHEMA = pa.schema(
         pa.field("probabilities", pa.list_(pa.float64())),
         pa.field("failure", pa.string()),
         pa.field("candidates", pa.list_(_CANDIDATE), nullable=False),
+        pa.field("origins", pa.list_(pa.int64())),
+        pa.field("further_targets", pa.list_(_BOX), nullable=False),
+        pa.field("image_wh", pa.list_(pa.int64())),
     ]
 )
 """One row per prediction; the columns are the fields of `Prediction`."""
+
+_FIRST_SCHEMA = pa.schema(list(SCHEMA)[:12])
+"""Files of the first version end with the candidates; what they lack has a default."""
 
 # One adapter for the whole list: building one per record costs more than the records.
 _PREDICTIONS = TypeAdapter(list[Prediction])
@@ -67,7 +73,7 @@ def load(path: Path) -> list[Prediction]:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.
     """
     table = read_table(path)
-    if not table.schema.equals(SCHEMA):
+    if not (table.schema.equals(SCHEMA) or table.schema.equals(_FIRST_SCHEMA)):
         found, wanted = list(table.schema), list(SCHEMA)
         fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
         differing = [field.name for field in fields] or ["their order"]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation.decide import decide, detector_choice, oracle_choice
+from llm_wrapper.evaluation.orders import ask_in_orders
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.render import render
 from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
 
 __all__ = ["Ask", "by_detector", "by_llm", "by_oracle", "by_rule"]
@@ -28,6 +28,7 @@ def _predict(
             system=name,
             decided_by=decided_by,
             own_choice=detector_choice(scene.built),
+            origins=scene.built.origins,
         )
         for scene in scenes
     ]
@@ -50,7 +51,7 @@ def by_oracle(scenes: Sequence[Scene]) -> list[Prediction]:
     )
 
 
-def by_llm(scenes: Sequence[Scene], name: str, prompt_format: str, ask: Ask) -> list[Prediction]:
+def by_llm(scenes: Sequence[Scene], name: str, prompt_format: str, ask: Ask, *, orders: int = 1) -> list[Prediction]:
     """Predict with an LLM, which is asked only where there are at least two candidates.
 
     Args:
@@ -58,6 +59,7 @@ def by_llm(scenes: Sequence[Scene], name: str, prompt_format: str, ask: Ask) -> 
         name: Name of the system.
         prompt_format: See `render`.
         ask: Answers prompts in order.
+        orders: Over how many orders of the candidates an answer is averaged, see `orders`.
     """
     first: dict[str, int] = {}
     for place, scene in enumerate(scenes):
@@ -66,8 +68,8 @@ def by_llm(scenes: Sequence[Scene], name: str, prompt_format: str, ask: Ask) -> 
         (place for place, scene in enumerate(scenes) if len(scene.built.candidates) > 1),
         key=lambda place: (first[scenes[place].sample.image_id], place),
     )
-    prompts = [render(scenes[place].sample, scenes[place].built.candidates, prompt_format) for place in asked]
-    answers = dict(zip(asked, ask(prompts), strict=True))
+    questions = [(scenes[place].sample, scenes[place].built.candidates) for place in asked]
+    answers = dict(zip(asked, ask_in_orders(questions, prompt_format, ask, count=orders), strict=True))
     return [_decided(scene, name, answers.get(place)) for place, scene in enumerate(scenes)]
 
 
@@ -80,4 +82,5 @@ def _decided(scene: Scene, name: str, answer: Answer | None) -> Prediction:
         decided_by="llm",
         own_choice=detector_choice(scene.built),
         probabilities=answer.probabilities if answer else None,
+        origins=scene.built.origins,
     )

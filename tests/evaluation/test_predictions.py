@@ -27,6 +27,9 @@ FULL = Prediction(
         Candidate(Box(0.0, 0.0, 1e-9, 2.0), "", None, "flo2", "od"),
         Candidate(Box(0.0, 0.0, 5.0, 2.0), "zebra", 1 / 7, "gd", "rec"),
     ),
+    origins=(3, 0),
+    further_targets=(Box(1.0, 2.0, 3.0, 4.0), Box(0.5, 0.5, 1 / 3 + 1, 7.0)),
+    image_wh=(640, 480),
 )
 BARE = replace(
     FULL,
@@ -39,6 +42,9 @@ BARE = replace(
     probabilities=None,
     failure="not_a_number",
     candidates=(),
+    origins=None,
+    further_targets=(),
+    image_wh=None,
 )
 
 
@@ -62,6 +68,32 @@ def test_metrics_are_the_same_from_the_file(tmp_path: Path) -> None:
 
 def test_columns_are_the_fields_of_the_record() -> None:
     assert SCHEMA.names == [field.name for field in fields(Prediction)]
+
+
+def test_a_file_of_the_first_version_is_read_with_what_it_lacks_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    save(path, [FULL, BARE])
+    pq.write_table(pq.read_table(path).drop_columns(["origins", "further_targets", "image_wh"]), path)
+    assert load(path) == [replace(FULL, origins=None, further_targets=(), image_wh=None), BARE]
+
+
+@pytest.mark.parametrize("lacking", [["origins"], ["image_wh", "origins"]], ids=["one", "two"])
+def test_a_file_between_versions_is_refused(tmp_path: Path, lacking: list[str]) -> None:
+    path = tmp_path / "p.parquet"
+    save(path, [FULL])
+    pq.write_table(pq.read_table(path).drop_columns(lacking), path)
+    with pytest.raises(DataError, match=r"columns differ: .*origins"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"target": None}, "further targets, but no target"), ({"origins": (1,)}, "1 origins of 2 candidates")],
+    ids=["targets", "origins"],
+)
+def test_predictions_that_contradict_themselves_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(FULL, **changes)  # type: ignore[arg-type]
 
 
 def test_repeated_samples_are_refused_with_all_listed_and_nothing_written(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Asks about the same candidates in several orders and averages the answers: an LLM likes some places more than others.
+
+The orders hang on the candidates alone, not on the order in which a policy gives them, so that an averaged answer is
+the same whatever that order is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.prompts.render import render
+from llm_wrapper.records import Answer, Candidate, Prompt, Sample
+
+__all__ = ["ask_in_orders", "averaged", "orders_of"]
+
+
+def orders_of(candidates: Sequence[Candidate], count: int) -> list[tuple[int, ...]]:
+    """Return `count` orders of the candidates, each a permutation of their indices."""
+    keys = [(each.box.xyxy, each.label, each.detector, each.source, repr(each.score)) for each in candidates]
+    canonical = sorted(range(len(keys)), key=keys.__getitem__)
+    rng = random.Random(repr(sorted(keys)))
+    return [tuple(rng.sample(canonical, len(canonical))) for _ in range(count)]
+
+
+def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answer:
+    """Average probabilities over orders, and give them in the candidates' own.
+
+    Args:
+        answers: One for each order.
+        orders: `orders[j][place]` is the candidate that stood at `place` when answer j was given.
+
+    Raises:
+        RecipeError: If an answer has no probabilities.
+    """
+    sums, mass = [0.0] * len(orders[0]), 0.0
+    for answer, order in zip(answers, orders, strict=True):
+        if answer.probabilities is None:
+            raise RecipeError("llm.orders averages probabilities, which llm.decode=generate does not give: use score")
+        for index, probability in zip(order, answer.probabilities, strict=True):
+            sums[index] += probability / len(orders)
+        mass += (answer.mass or 0.0) / len(orders)
+    return Answer(probabilities=tuple(sums), mass=mass)
+
+
+def ask_in_orders(
+    asked: Sequence[tuple[Sample, Sequence[Candidate]]],
+    prompt_format: str,
+    ask: Callable[[Sequence[Prompt]], list[Answer]],
+    *,
+    count: int,
+) -> list[Answer]:
+    """Return one answer for each sample: with `count` 1 that to the candidates as they stand, else an average."""
+    if count == 1:
+        return ask([render(sample, candidates, prompt_format) for sample, candidates in asked])
+    orders = [orders_of(candidates, count) for _, candidates in asked]
+    prompts = [
+        render(sample, tuple(candidates[index] for index in order), prompt_format)
+        for (sample, candidates), chosen in zip(asked, orders, strict=True)
+        for order in chosen
+    ]
+    answers = ask(prompts)
+    return [averaged(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)]

@@ -1,0 +1,155 @@
+"""Every system on every column: asked once, kept, compared on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llm_wrapper.candidates import BuiltCandidates
+from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
+from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
+from llm_wrapper.report import matrix as tables
+
+RIGHT, WRONG = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
+
+
+def column(name: str, *, count: int = 4, score: float | None = 0.5, expression: str = "the cat") -> Column:
+    """Scenes with a right and a wrong candidate; the detector itself prefers the wrong one."""
+    scenes = []
+    for number in range(count):
+        shown = (Candidate(RIGHT, "cat", score, "d", "od"), Candidate(WRONG, "cat", score and 0.9, "d", "od"))
+        sample = Sample(f"s{number}", "r", f"i{number}", None, (100, 50), f"{expression} {number}", RIGHT)
+        scenes.append(Scene(sample, BuiltCandidates(shown, (1, 0), {})))
+    return Column(name, scenes)
+
+
+class Llm:
+    """Always says the same index; counts how often it was loaded and what it was asked."""
+
+    def __init__(self, index: int = 0, prompt_format: str = "compact", name: str = "tuned on a") -> None:
+        self.index, self.num_loaded = index, 0
+        self.asked: list[str] = []
+        self.system = System(name, {"llm": name}, self.load, prompt_format)
+
+    def load(self) -> Predict:
+        self.num_loaded += 1
+        format_name = self.system.prompt_format or ""
+        return lambda column: systems.by_llm(column.scenes, "whatever", format_name, self.answer)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        self.asked += [prompt.sample_id for prompt in prompts]
+        shares = (0.9, 0.1) if self.index == 0 else (0.1, 0.9)
+        return [Answer(probabilities=shares, mass=1.0) for _ in prompts]
+
+
+DETECTOR = System("detector", {"system": "detector"}, lambda: lambda column: systems.by_detector(column.scenes))
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    llm, columns = Llm(), [column("a / x"), column("b / x")]
+    first = fill([DETECTOR, llm.system], columns, tmp_path)
+    assert (llm.num_loaded, len(llm.asked)) == (1, 8)
+    assert fill([DETECTOR, llm.system], columns, tmp_path) == first
+    assert (llm.num_loaded, len(llm.asked)) == (1, 8)
+    assert {row.system for _, rows in first.values() if not isinstance(rows, str) for row in rows} == {
+        "detector",
+        "tuned on a",
+    }
+
+
+def test_only_what_is_missing_or_was_asked_otherwise_is_asked(tmp_path: Path) -> None:
+    llm = Llm()
+    fill([llm.system], [column("a / x")], tmp_path)
+    kept = sorted(tmp_path.rglob("*.parquet"))
+    fill([llm.system], [column("a / x"), column("b / x", expression="a dog")], tmp_path)
+    assert len(llm.asked) == 8
+    for other in (column("a / x", count=5), column("a / x", score=0.4), column("a / x", expression="cats")):
+        fill([llm.system], [other], tmp_path)
+    assert len(llm.asked) == 8 + 5 + 4 + 4
+    fill([replace(llm.system, identity={"llm": "another adapter"})], [column("a / x")], tmp_path)
+    fill([replace(llm.system, prompt_format="coords")], [column("a / x")], tmp_path)
+    assert len(llm.asked) == 21 + 4 + 4
+    assert set(kept) < set(tmp_path.rglob("*.parquet"))
+    fill([llm.system], [column("a / x")], tmp_path)
+    assert len(llm.asked) == 29
+
+
+def test_a_row_under_another_name_is_the_same_row(tmp_path: Path) -> None:
+    llm = Llm()
+    fill([llm.system], [column("a / x")], tmp_path)
+    found = fill([replace(llm.system, name="tuned on a (run 7)")], [column("a / x")], tmp_path)
+    assert llm.num_loaded == 1
+    cell = found["tuned on a (run 7)", "a / x"]
+    assert {row.system for row in cell[1]} == {"tuned on a (run 7)"}  # type: ignore[union-attr]
+
+
+def test_an_interrupted_matrix_goes_on(tmp_path: Path) -> None:
+    llm = Llm()
+
+    def broken() -> Predict:
+        def predict(column: Column) -> list[object]:
+            if column.name == "b / x":
+                raise KeyboardInterrupt
+            return llm.load()(column)  # type: ignore[return-value]
+
+        return predict  # type: ignore[return-value]
+
+    columns = [column("a / x"), column("b / x")]
+    with pytest.raises(KeyboardInterrupt):
+        fill([replace(llm.system, load=broken)], columns, tmp_path)
+    assert len(llm.asked) == 4
+    fill([llm.system], columns, tmp_path)
+    assert len(llm.asked) == 8
+
+
+def test_a_prompt_that_cannot_be_made_leaves_its_cell_empty(tmp_path: Path) -> None:
+    llm = Llm(prompt_format="coords_scores")
+    columns, rows = [column("with scores / x"), column("without / x", score=None)], [DETECTOR, llm.system]
+    matrix = measure(fill(rows, columns, tmp_path), rows, columns, detector="detector")
+    cell = matrix.cells["tuned on a", "without / x"]
+    assert cell.summary is None
+    assert "has no score" in (cell.problem or "")
+    text = tables.markdown(matrix, [])
+    assert "| tuned on a | 100.0 (100.0 to 100.0) | no data |" in text
+    assert "- tuned on a on without / x: candidate 0 (cat) has no score" in text
+    tables.heat_map(matrix, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
+    def wrong() -> Predict:
+        raise ValueError("a mistake of ours")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        fill([replace(DETECTOR, load=wrong)], [column("a / x")], tmp_path)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_gains_are_over_the_detector_and_the_same_llm_untrained(tmp_path: Path) -> None:
+    before, after = Llm(1, name="untrained"), Llm(0, name="tuned")
+    tuned = replace(after.system, baseline="untrained", home=frozenset({"a / x"}))
+    rows, columns = [DETECTOR, before.system, tuned], [column("a / x"), column("b | <x>")]
+    matrix = measure(fill(rows, columns, tmp_path), rows, columns, detector="detector")
+    home = matrix.cells["tuned", "a / x"]
+    assert (home.at_home, matrix.cells["tuned", "b | <x>"].at_home) == (True, False)
+    assert home.over_detector is not None
+    assert home.over_untrained is not None
+    assert (home.over_detector.b, home.over_detector.p_at_1.value) == ("detector", 1.0)
+    assert (home.over_untrained.b, home.over_untrained.mcnemar.only_a) == ("untrained", 4)
+    assert matrix.cells["detector", "a / x"].over_detector is None
+    assert matrix.cells["untrained", "a / x"].over_untrained is None
+    text = tables.markdown(matrix, ["a note"])
+    assert "| tuned | **100.0 (100.0 to 100.0)** | 100.0 (100.0 to 100.0) |" in text
+    assert "| tuned | +100.0 (100.0 to 100.0), p = 0.125 | +100.0 (100.0 to 100.0), p = 0.125 |" in text
+    assert "| system | a / x | b \\| &lt;x> |" in text
+    assert "- a / x: 4 expressions with a target, 4 images\n" in text
+    assert text.endswith("- a note\n")
+    plain = {(cell["system"], cell["column"]): cell for cell in tables.plain(matrix)}
+    assert plain["tuned", "a / x"]["result"]["p_at_1"] == 1.0
+    assert plain["tuned", "a / x"]["over_untrained"]["p_at_1"]["value"] == 1.0
+    assert plain["detector", "a / x"]["over_detector"] is None
