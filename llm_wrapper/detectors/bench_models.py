@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 __all__ = ["florence2", "grounding_dino"]
 
-_GAIN = 1.5
-"""Random weights of this scale let an answer hang on image and text, so that a difference between two ways shows."""
+_GAINS = {"q_proj": 5.0, "k_proj": 5.0, "encoder_attn": 1.2, "v_proj": 0.3, "out_proj": 0.3, "fc": 2.0}
+"""Part of a weight's name -> its scale; the first that fits counts."""
 
 
 def florence2(texts: Sequence[str], *, small: bool = False) -> tuple[Any, Any]:
@@ -45,12 +45,11 @@ def florence2(texts: Sequence[str], *, small: bool = False) -> tuple[Any, Any]:
         vision_config={**width, "depths": (1, 1, 1, 1), "projection_dim": 32} if small else vision,
         text_config=_bart(len(tokenizer), small=True) if small else _bart(_VOCABULARY, small=False),
         image_token_id=tokenizer.image_token_id,
+        tie_word_embeddings=False,
     )
     torch.manual_seed(0)
     model = transformers.Florence2ForConditionalGeneration._from_config(sizes).eval()
-    _randomize(model)
-    with torch.no_grad():  # or few of the answers would hold a box
-        model.lm_head.weight[tokenizer.convert_tokens_to_ids([f"<loc_{number}>" for number in range(1000)])] *= 1.3
+    _randomize(model, tokenizer.convert_tokens_to_ids([f"<loc_{number}>" for number in range(1000)]))
     # Tokens that the small tokenizer does not have cannot be read.
     model.generation_config.update(
         bos_token_id=0,
@@ -83,6 +82,7 @@ def _bart(vocab_size: int, *, small: bool) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "max_position_embeddings": 4096,
         "d_model": width,
+        "tie_word_embeddings": False,
         **sizes,
     }
 
@@ -114,11 +114,19 @@ def grounding_dino(texts: Sequence[str], *, small: bool = False) -> tuple[Any, A
     return model, processor
 
 
-def _randomize(model: Any) -> None:
+def _randomize(model: Any, locations: Sequence[int]) -> None:
+    """Draw weights under which what is said hangs on the place, and on what is asked.
+
+    With equal scales everywhere the same three tokens lead at every place: the attention of many layers makes all
+    places alike. Beams that only permute these tokens are as good as equal then, and rounding decides between them.
+    """
     with torch.no_grad():
-        for weight in model.parameters():
+        for name, weight in model.named_parameters():
             if weight.dim() > 1:
-                weight.normal_(std=_GAIN / math.sqrt(weight[0].numel()))
+                gain = next((each for part, each in _GAINS.items() if part in name), 1.2)
+                weight.normal_(std=gain / math.sqrt(weight[0].numel()))
+        model.model.language_model.decoder.embed_positions.weight *= 8.0
+        model.lm_head.weight[list(locations)] *= 1.3  # or few of the answers would hold a box
 
 
 def _bart_tokenizer(texts: Sequence[str]) -> Any:

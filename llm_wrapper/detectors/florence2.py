@@ -200,7 +200,7 @@ class Florence2Detector:
 
         The longest answer of a batch keeps all others waiting, and those about a whole image are long.
         """
-        order = {task: place for place, task in enumerate(self._settings.tasks)}
+        order: dict[str, int] = {task: place for place, task in enumerate(self._settings.tasks)}
         for level in self.levels:
             chosen = [prompt for prompt in prompts if TASKS[prompt.task].level == level]
             chosen.sort(key=lambda prompt: (order[prompt.task], len(prompt.ids)))

@@ -27,14 +27,14 @@ from torch import nn
 from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors import noun_groups
+from llm_wrapper.detectors import checkpoints, noun_groups
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.detectors.grounding_dino_scores import ReadText, Scoring, detections, fitted, raw_answer, read_text
 from llm_wrapper.detectors.grounding_dino_sharing import one_image
 from llm_wrapper.errors import ModelError, RecipeError, listed
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["GroundingDinoDetector", "Prepared", "Settings", "create"]
+__all__ = ["GroundingDinoDetector", "Prepared", "Settings", "create", "widened", "with_enough_cells"]
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +118,9 @@ class GroundingDinoDetector:
             ModelError: If the model cannot be loaded.
         """
         model, processor = self._loaded()
-        image = _widened(images.read_sample(sample), processor.image_processor.size["longest_edge"])
+        image = widened(images.read_sample(sample), processor.image_processor.size["longest_edge"])
         inputs = processor.image_processor(images=image, return_tensors="pt")
-        return _with_enough_cells(Prepared(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
+        return with_enough_cells(Prepared(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
         """Answer each question; an expression without a word names nothing, and nothing is found.
@@ -226,10 +226,14 @@ def _load(settings: Settings) -> tuple[Any, Any]:
             transformers.AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil"),
             transformers.AutoTokenizer.from_pretrained(name, revision=revision),
         )
-        model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-            name, revision=revision, dtype=_DTYPES[settings.dtype], attn_implementation=parts
+        options: dict[str, Any] = {"dtype": _DTYPES[settings.dtype], "attn_implementation": parts}
+        model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
+            name, revision=revision, output_loading_info=True, **options
         )
-        return _checked(model.to(_device(settings.device)).eval(), processor)
+        # transformers fills what a checkpoint lacks with random numbers, and only logs it.
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
+        return _checked(model.to(checkpoints.device(settings.device)).eval(), processor)
     except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"detector.settings.model={name} (revision {revision}, device {settings.device}) cannot be loaded: "
@@ -251,13 +255,7 @@ def _checked(model: Any, processor: Any) -> tuple[Any, Any]:
     return model, processor
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _widened(image: Image.Image, longest: int) -> Image.Image:
+def widened(image: Image.Image, longest: int) -> Image.Image:
     """Stretch an image that would have no width left when its length is shrunk to `longest` pixels.
 
     Boxes are parts of the image, so they stay right.
@@ -266,7 +264,7 @@ def _widened(image: Image.Image, longest: int) -> Image.Image:
     return image if min(image.size) >= least else image.resize((max(image.width, least), max(image.height, least)))
 
 
-def _with_enough_cells(image: Prepared, num_queries: int) -> Prepared:
+def with_enough_cells(image: Prepared, num_queries: int) -> Prepared:
     """Pad an oblong image whose feature maps have fewer cells than the model has queries: it would refuse it."""
     height, width = image.pixels.shape[-2:]
     num_cells = sum(-(-height // stride) * -(-width // stride) for stride in _STRIDES)

@@ -4,12 +4,13 @@ What depends on the image alone is its backbone, the projections of the feature 
 does to them before they meet the text. All further layers mix both and cannot be shared.
 
 Four fifths of a pass are the encoder, and on a CPU much of that is memory: for an image of 800 x 1066 pixels its
-tensors have up to 300 MB, are written and read once, and given back. Its deformable attention and its feed-forward
-network treat each place of the image by itself, so they are run on some hundred places at a time.
+tensors have up to 300 MB, are written and read once, and given back. The core of its deformable attention treats each
+place of the image by itself, so it is run on some hundred places at a time. Its feed-forward network does so too, but
+is left alone: on several threads a matrix product is rounded by how many rows it has.
 
-Both leave the model's code as it is, and at full size every number too, to the last bit. That matters more than it
-seems: the model ranks about 18,000 places and gives its queries to the first 900 by rank, so that an error of rounding
-can swap two of them and move boxes. For the time of some calls some modules are replaced by stand-ins; that is all.
+Both leave the model's code as it is, and every number too, to the last bit. That matters more than it seems: the model
+ranks about 18,000 places and gives its queries to the first 900 by rank, so that an error of rounding can swap two of
+them and move boxes by several pixels. For the time of some calls some modules are replaced by stand-ins; that is all.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def one_image(model: Any) -> Iterator[None]:
     """
     stand_ins = [*_shared(model.model)]
     if model.device.type == "cpu":
-        stand_ins += [each for layer in model.model.encoder.layers for each in _in_parts(layer.deformable_layer)]
+        stand_ins += [_in_parts(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
     modules = [parent.get_submodule(name) for parent, name, _ in stand_ins]
     try:
         for parent, name, stand_in in stand_ins:
@@ -59,13 +60,9 @@ def _shared(core: Any) -> Iterator[_StandIn]:
         yield parent, name, _Once(parent.get_submodule(name))
 
 
-def _in_parts(layer: Any) -> Iterator[_StandIn]:
-    """Yield stand-ins for the attention's core, and for the network: its last module does the work of all three."""
-    attention = layer.self_attn
-    yield attention, "attn", _InParts(attention.attn, (4, 5))  # the points where each place looks, and their weights
-    yield layer, "fc2", _InParts(nn.Sequential(layer.fc1, layer.activation_fn, layer.fc2), (0,))
-    yield layer, "fc1", nn.Identity()
-    yield layer, "activation_fn", nn.Identity()
+def _in_parts(attention: Any) -> _StandIn:
+    """Return a stand-in for the attention's core: the points where each place looks, and their weights, in parts."""
+    return attention, "attn", _InParts(attention.attn, (4, 5))
 
 
 class _Once(nn.Module):
@@ -92,10 +89,7 @@ def _repeated(answer: Any, num_rows: int) -> Any:
 
 
 class _InParts(nn.Module):
-    """Runs a module on some places of the image at a time; those of its inputs that have them are named by number.
-
-    Parts are of equal size, because a matrix product of a few rows may be rounded differently.
-    """
+    """Runs a module on some places of the image at a time; those of its inputs that have them are named by number."""
 
     def __init__(self, module: nn.Module, split: tuple[int, ...]) -> None:
         super().__init__()
