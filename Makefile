@@ -9,21 +9,38 @@ DATA ?= toy
 DATA_ROOT ?=
 TRAIN ?=
 RUN ?=
+RUNS ?=
 ARGS ?=
 export IMAGE EXPRESSION
+
+# A row of the paper's tables is four names and overrides: PAPER=flo2-llama3-refcocog reads them from recipes/paper. What
+# stands on the command line wins, so that PAPER=flo2-llama3-refcocog TRAIN=fast is that row, trained another way.
+ifdef PAPER
+ROW := recipes/paper/$(PAPER).yaml
+ifeq ($(wildcard $(ROW)),)
+$(error no row is called '$(PAPER)'; there are: $(basename $(notdir $(wildcard recipes/paper/*.yaml))))
+endif
+of_row = $(shell sed -n 's/^$(1): *//p' $(ROW))
+VLM := $(call of_row,vlm)
+LLM := $(call of_row,llm)
+DATA := $(call of_row,data)
+TRAIN := $(call of_row,train)
+override ARGS := $(strip $(call of_row,overrides) $(ARGS))
+endif
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 CLI := $(BIN)/llm-wrapper
 DATA_FLAGS = --data $(DATA) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+RUN_FLAGS = $(foreach each,$(RUNS),--run "$(each)")
 CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock check test test-slow demo data-check cache-detections train eval predict bench headroom clean
+.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics headroom transfer ensemble clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: VLM=$(VLM) LLM=$(LLM) DATA=$(DATA) DATA_ROOT= TRAIN= RUN= IMAGE= EXPRESSION= ARGS= PYTHON=$(PYTHON)"
+	@echo "  Variables: VLM=$(VLM) LLM=$(LLM) DATA=$(DATA) DATA_ROOT= TRAIN= PAPER= RUN= RUNS= IMAGE= EXPRESSION= ARGS= PYTHON=$(PYTHON)"
 
 install: $(STAMP) ## Create .venv with the locked packages; every other target does it when needed
 
@@ -59,6 +76,18 @@ test: $(STAMP) ## Fast tests: no weights, no network, no GPU
 test-slow: $(STAMP) ## Tests that load the real SmolLM2 or take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
+# It has an environment of its own, with a torch and a torchvision that are made for each other (5.5 GB).
+test-groundingdino: .venv-groundingdino/.installed ## Compare Grounding-DINO with its authors' code, in .venv-groundingdino
+	OMP_NUM_THREADS=1 .venv-groundingdino/bin/python -m pytest tests/detectors/test_groundingdino_py*.py $(ARGS)
+
+.venv-groundingdino/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-groundingdino
+	@echo '*' > .venv-groundingdino/.gitignore
+	grep -v '^torch==' requirements.lock > .venv-groundingdino/constraints.txt
+	.venv-groundingdino/bin/python -m pip install --constraint .venv-groundingdino/constraints.txt \
+	  torch==2.14.1 torchvision==0.29.1 --editable '.[dev,groundingdino]'
+	@touch $@
+
 demo: $(STAMP) ## The whole road on the toy data, with a report in runs/demo (ARGS=--fast: the short way)
 	$(CLI) demo $(ARGS)
 
@@ -67,6 +96,9 @@ data-check: $(STAMP) ## Check a data set before it costs hours: DATA, DATA_ROOT
 
 cache-detections: $(STAMP) ## Ask the detector once and keep its boxes: VLM, DATA, DATA_ROOT
 	$(CLI) cache-detections --vlm $(VLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
+
+plan: $(STAMP) ## What a training takes and whether it fits, before it starts: VLM, LLM, DATA, DATA_ROOT, TRAIN
+	$(CLI) plan --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
 
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN
 	$(CLI) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(if $(RUN),--run "$(RUN)") $(ARGS)
@@ -80,11 +112,32 @@ predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the le
 	@: "$${EXPRESSION:?Say what to find: make predict IMAGE=... EXPRESSION=...}"
 	$(CLI) predict "$$IMAGE" "$$EXPRESSION" $(ARGS)
 
-bench: $(STAMP) ## Measure speed on this machine
-	$(CLI) bench $(ARGS)
+bench: bench-score ## The measurement that needs no data of yours
+
+bench-score: $(STAMP) ## Time index scoring against plain batches and greedy generation
+	$(CLI) bench score $(ARGS)
+
+bench-train: $(STAMP) ## Time packed training against TRL's SFTTrainer on real rows: DATA_ROOT
+	$(CLI) bench train $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
+
+bench-detect: $(STAMP) ## Time full-size detectors (random weights) against the plain loop: DATA, DATA_ROOT
+	$(CLI) bench detect $(DATA_FLAGS) $(ARGS)
+
+bench-memory: $(STAMP) ## Load a random Mixtral in 4 bit: peak memory against its 16-bit size (6 GB of disk)
+	$(CLI) bench memory $(ARGS)
+
+bench-metrics: $(STAMP) ## Metrics over a million predictions against a plain loop
+	$(CLI) bench metrics $(ARGS)
 
 headroom: $(STAMP) ## What a selector can gain on cached detections, before paying for training: VLM, DATA, DATA_ROOT
 	$(CLI) detections headroom --vlm $(VLM) $(DATA_FLAGS) $(ARGS)
+
+transfer: $(STAMP) ## Adapters on detectors and data they were not trained on: RUNS="runs/a runs/b" VLM="toy toy-gray" DATA
+	$(CLI) transfer $(RUN_FLAGS) $(foreach each,$(VLM),--vlm $(each)) $(foreach each,$(DATA),--data $(each)) \
+	  $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
+
+ensemble: $(STAMP) ## Several detectors together, and what each adds: VLM=toy+toy-gray RUNS LLM DATA DATA_ROOT
+	$(CLI) ensemble --vlm $(VLM) $(or $(RUN_FLAGS),--llm $(LLM)) $(DATA_FLAGS) $(ARGS)
 
 clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)

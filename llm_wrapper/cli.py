@@ -7,12 +7,13 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from llm_wrapper import bench_commands, commands, detection_commands, runs
+from llm_wrapper import commands, detection_commands, plan_commands, runs, transfer_cli
+from llm_wrapper.bench_cli import app as bench_app
 from llm_wrapper.detections_cli import app as detections_app
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.recipe import Recipe, compose
@@ -23,11 +24,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs hours.")
 app.add_typer(data_app, name="data")
 app.add_typer(detections_app, name="detections")
+app.add_typer(bench_app, name="bench")
+transfer_cli.add_to(app)
 
 _console = Console()
 _errors = Console(stderr=True)
 
-Vlm = Annotated[str, typer.Option(help="Detector: a file of recipes/vlm.")]
+Vlm = Annotated[str, typer.Option(help="Detector: a file of recipes/vlm; a+b for both together.")]
 Llm = Annotated[str, typer.Option(help="LLM: a file of recipes/llm.")]
 Data = Annotated[str, typer.Option(help="Data set: a file of recipes/data.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
@@ -71,11 +74,15 @@ def cache_detections(  # noqa: PLR0913 (each is an option of the verb)
         bool, typer.Option(help="Finish without missing or broken images; they are named.")
     ] = False,
     images_per_batch: Annotated[int, typer.Option(min=1, help="Images that the detector is given at once.")] = 8,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Ask in this process, or in workers of Ray.")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many workers, if not as many as fit.")] = None,
 ) -> None:
     """Ask the detector once for all splits that the recipe trains and evaluates on, and keep its answers."""
     recipe = _recipe(vlm, "rule", data, train, overrides, data_root)
     splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
-    how = detection_commands.Filling(overwrite, skip_unreadable, images_per_batch)
+    how = detection_commands.Filling(overwrite, skip_unreadable, images_per_batch, engine, workers)
     detection_commands.cache(recipe, splits, _console, how=how)
 
 
@@ -110,6 +117,21 @@ def train(
     recipe = _recipe(vlm, llm, data, train, overrides, data_root)
     folder = run or runs.ROOT / runs.new_name(f"{vlm}-{llm}-{data}")
     commands.train(recipe, folder, _console)
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = "toy",
+    llm: Llm = "smollm2",
+    data: Data = "toy",
+    data_root: DataRoot = None,
+    train: Train = "default",
+) -> None:
+    """Say what a training takes and whether it fits the device at hand, without loading the model."""
+    if not plan_commands.plan(_recipe(vlm, llm, data, train, overrides, data_root), _console):
+        raise typer.Exit(1)
 
 
 @app.command("eval")
@@ -152,6 +174,15 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
+) -> None:
+    """Merge a run's adapter into its base model: one folder that any server loads."""
+    commands.export(run, out, _console)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
 ) -> None:
@@ -166,12 +197,6 @@ def demo(
 ) -> None:
     """The whole road on the toy split: detect, cache, train, evaluate. Leaves runs/demo."""
     commands.demo(_recipe("toy", "smollm2", "toy", "demo", None, None), _console, fast=fast)
-
-
-@app.command()
-def bench() -> None:
-    """Time shared-prefix scoring against plain scoring and greedy generation; check that answers agree."""
-    bench_commands.bench(_recipe("toy", "smollm2", "toy", "demo", None, None), _console)
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, runs
-from llm_wrapper.datasets import Dataset, refer
+from llm_wrapper import artifacts, datasets, plan_commands, runs
+from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detection_commands import cache
 from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
@@ -24,13 +24,15 @@ from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.predict import Wrapper
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import pictures, tables
+from llm_wrapper.report import card, pictures, tables
+from llm_wrapper.training.pool import gather
 
 __all__ = [
     "Evaluation",
     "check_data",
     "demo",
     "evaluate",
+    "export",
     "predict_and_draw",
     "recipes_folder",
     "recompute",
@@ -78,19 +80,19 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     """Train an adapter and leave it in the run folder, which is complete once its manifest is there."""
     if recipe.llm.backend == "rule":
         raise ModelError("LLM=rule has nothing to train; evaluate it with: make eval LLM=rule")
+    if recipe.llm.backend == "openai":
+        raise ModelError(
+            "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
+        )
     runs.open_run(folder, recipe)
-    sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
-    evaluated = _evaluated_images(recipe)
-    scenes = [scene for each in sets for scene in each.scenes if scene.sample.image_id not in evaluated]
-    num_leaked = sum(len(each.scenes) for each in sets) - len(scenes)
+    pool = gather(recipe)
+    plan_commands.brief(recipe, pool.groups, console)
     from llm_wrapper.llms.load import load
     from llm_wrapper.training import sft
-    from llm_wrapper.training.examples import make_groups
 
-    groups, left_out = make_groups(scenes[: recipe.train.limit], recipe.train)
-    left_out["image_in_an_evaluation_split"] = num_leaked
     llm = load(recipe.llm)
-    groups, left_out["too_long"] = sft.fit_to_length(llm, groups, recipe)
+    groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
+    left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(len(group.samples) for group in groups)
     console.print(f"{num_samples} samples in {len(groups)} groups; left out: {left_out}", highlight=False)
     try:
@@ -98,18 +100,28 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     except KeyboardInterrupt:
         console.print(f"interrupted; go on from the last checkpoint: the same command with RUN={folder}")
         raise
-    facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(sets)}
+    facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(pool.sets)}
     runs.finish(folder, facts)
+    _write_card(folder)
     console.print(f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s", highlight=False)
     return folder
 
 
-def _evaluated_images(recipe: Recipe) -> frozenset[str]:
-    """Return training images that also occur in an evaluation split of any REFER set that is trained on."""
-    if recipe.data.reader != "refer":
-        return frozenset()
-    names = [str(data.settings["name"]) for data in recipe.training_data()]
-    return refer.leaked_images(recipe.data.root, names)
+def _write_card(run: Path) -> None:
+    """Write the adapter's model card from what the run's folder holds."""
+    results = {path.stem.removeprefix("report-"): path.read_text("utf-8") for path in sorted(run.glob("report-*.md"))}
+    text = card.card(runs.recipe_of(run), runs.facts_of(run), results)
+    artifacts.write_atomic(run / "adapter" / "README.md", text)
+
+
+def export(run: Path, out: Path, console: Console) -> None:
+    """Merge a run's adapter into its base model, for a server."""
+    if not runs.is_complete(run):
+        raise RunError(f"{run} holds no finished training; go on with it: make train RUN={run}")
+    from llm_wrapper.llms.export import export as merge
+
+    merge(runs.recipe_of(run).llm, run / "adapter", out)
+    console.print(f"{out} is written; serve it, then: make eval LLM=vllm RUN={run}", markup=False, highlight=False)
 
 
 def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
@@ -118,7 +130,7 @@ def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
             "name": each.dataset.name,
             "split": each.dataset.split,
             "annotations": each.dataset.digest,
-            "detections": artifacts.digest_value(each.cache.identity),
+            "detections": artifacts.digest_value(each.identity),
             "dropped": each.dropped,
         }
         for each in sets
@@ -139,7 +151,10 @@ class Evaluation:
     def folder(self) -> Path:
         """Where predictions and report go."""
         llm = re.sub(r"[^\w.-]+", "-", self.recipe.llm.model or self.recipe.llm.backend)
-        return self.run or runs.ROOT / f"{self.recipe.detector.name}-{llm}-{self.recipe.data.name}-untrained"
+        name = f"{self.recipe.vlm}-{llm}-{self.recipe.data.name}"
+        if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
+            return runs.ROOT / f"{name}-served"
+        return self.run or runs.ROOT / f"{name}-untrained"
 
 
 def evaluate(job: Evaluation, console: Console) -> list[Summary]:
@@ -166,6 +181,8 @@ def evaluate(job: Evaluation, console: Console) -> list[Summary]:
     }
     artifacts.write_json(job.folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
     artifacts.write_atomic(job.folder / f"report-{name}.md", tables.markdown(summaries))
+    if adapter is not None and job.folder == job.run:
+        _write_card(job.run)
     console.print(tables.table(summaries))
     console.print(f"kept in {job.folder}", highlight=False)
     return summaries
@@ -180,27 +197,31 @@ def _with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
     trained = runs.recipe_of(job.run)
     if job.recipe.candidates != trained.candidates:
         _log.warning("candidates are built by %s; training had %s", job.recipe.candidates, trained.candidates)
-    update = {"prompt": trained.prompt, "llm": trained.llm.model_copy(update={"decode": job.recipe.llm.decode})}
+    if job.recipe.llm.backend == "openai":  # the server has the weights; how it was asked in training is all it lacks
+        return job.recipe.model_copy(update={"prompt": trained.prompt}), None
+    asked = {"decode": job.recipe.llm.decode, "orders": job.recipe.llm.orders}
+    update = {"prompt": trained.prompt, "llm": trained.llm.model_copy(update=asked)}
     return job.recipe.model_copy(update=update), job.run / "adapter"
 
 
 def _by_llm(recipe: Recipe, adapter: Path | None, scenes: Sequence[Scene], job: Evaluation) -> list[Prediction]:
     if recipe.llm.backend == "rule":
         return []
-    from llm_wrapper.llms.ask import ask
-    from llm_wrapper.llms.load import load, with_adapter
+    from llm_wrapper.llms.ask import ask, asker
+    from llm_wrapper.llms.load import LoadedLLM, load, with_adapter
 
+    def predicted(name: str, asked: systems.Ask) -> list[Prediction]:
+        return systems.by_llm(scenes, name, recipe.prompt.format, asked, orders=recipe.llm.orders)
+
+    def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
+        return predicted(name, lambda prompts: ask(llm, prompts, title=name))
+
+    if recipe.llm.backend == "openai":
+        return predicted("served", asker(recipe.llm, title="served"))
     llm, rows = load(recipe.llm), []
     if job.untrained or adapter is None:
-        rows += systems.by_llm(
-            scenes, "untrained", recipe.prompt.format, lambda prompts: ask(llm, prompts, title="untrained")
-        )
-    if adapter is not None:
-        tuned = with_adapter(llm, adapter)
-        rows += systems.by_llm(
-            scenes, "tuned", recipe.prompt.format, lambda prompts: ask(tuned, prompts, title="tuned")
-        )
-    return rows
+        rows += loaded("untrained", llm)
+    return rows if adapter is None else [*rows, *loaded("tuned", with_adapter(llm, adapter))]
 
 
 def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:

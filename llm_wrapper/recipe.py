@@ -1,30 +1,48 @@
 """Recipes: one short YAML file per choice, composed by name, overridden by `section.key=value`, validated at once.
 
-A recipe has six sections. `recipes/vlm` gives `detector` and `candidates`, `recipes/llm` gives `llm`, `recipes/data`
-gives `data`, `recipes/train` gives `prompt` and `train`. No file inherits from another.
+A recipe has seven sections. `recipes/vlm` gives `detector` and `candidates`, `recipes/llm` gives `llm`, `recipes/data`
+gives `data`, `recipes/train` gives `prompt` and `train`. No file inherits from another. `a+b` names two files of
+`recipes/vlm`: the second detector and its candidates stand in `ensemble`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError, listed, nearest
+from llm_wrapper.sections import (
+    DataSection,
+    DetectorSection,
+    EnsembleSection,
+    LLMSection,
+    LoraSection,
+    OtherData,
+    OtherDetector,
+    PromptSection,
+    Section,
+    ServerSection,
+    TrainSection,
+)
 
 __all__ = [
     "DataSection",
     "DetectorSection",
+    "EnsembleSection",
     "LLMSection",
     "LoraSection",
     "OtherData",
+    "OtherDetector",
     "PromptSection",
     "Recipe",
+    "ServerSection",
     "TrainSection",
     "available",
     "compose",
@@ -40,107 +58,43 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Folder under `recipes/` -> the sections its files may hold."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DetectorSection(_Section):
-    """Which detector, and the settings that decide its answers.
-
-    `label` names its cached detections' folder and, where several are mixed, its candidates; it is the name of the
-    recipe's file unless it is set, so that two sets of settings can be kept beside each other.
-    """
-
-    name: str = Field(description="name in the registry of detectors")
-    label: str | None = Field(None, pattern=r"^[\w.+-]+$")
-    settings: dict[str, Any] = {}
-
-
-class DataSection(_Section):
-    """Which data set, where it lies, and which splits are trained on and evaluated."""
-
-    name: str = Field(description="name of the data set, also the folder name of its cached detections")
-    reader: str = Field(description="name in the registry of data sets")
-    root: Path
-    settings: dict[str, Any] = {}
-    train_split: str = "train"
-    eval_split: str = "val"
-
-
-class OtherData(_Section):
-    """A further data set to train on, read as `data` is, from the same root."""
-
-    name: str
-    settings: dict[str, Any] = {}
-    train_split: str = "train"
-
-
-class PromptSection(_Section):
-    """How candidates are worded; a shipped format or the path of a `.j2` template."""
-
-    format: str = "relations"
-
-
-class LLMSection(_Section):
-    """Which LLM, and how it is loaded and asked.
-
-    `model` is a hub id, a local folder, or `gguf:PACKAGE` for a GGUF file inside an installed Python package.
-    """
-
-    backend: Literal["transformers", "rule"] = "transformers"
-    model: str | None = None
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    quantization: Literal["auto", "none", "nf4"] = "auto"
-    chat_template: str | None = None
-    decode: Literal["score", "generate"] = "score"
-    max_new_tokens: int = Field(8, ge=1)
-    tokens_per_batch: int = Field(4096, ge=64)
-
-
-class LoraSection(_Section):
-    """Low-rank adapters; `alpha` is the scale before division by `rank`."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
-
-
-class TrainSection(_Section):
-    """Supervised fine-tuning. A group is one image with some of its expressions behind one shared prefix."""
-
-    lora: LoraSection = LoraSection()
-    learning_rate: float = Field(5e-4, gt=0)
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(20, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    epochs: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    groups_per_step: int = Field(4, ge=1)
-    accumulation: int = Field(1, ge=1)
-    expressions_per_group: int = Field(8, ge=1)
-    generated_per_group: int = Field(0, ge=0)
-    shuffle_candidates: bool = False
-    max_tokens: int = Field(1024, ge=32)
-    min_candidates: int = Field(2, ge=2)
-    limit: int | None = Field(None, ge=1)
-    gradient_checkpointing: bool = False
-    save_steps: int = Field(100, ge=1)
-    seed: int = 0
-    also: list[OtherData] = []
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """All choices of one run, resolved."""
 
     detector: DetectorSection
     candidates: CandidatePolicy = CandidatePolicy()
+    ensemble: EnsembleSection = EnsembleSection()
     data: DataSection
     prompt: PromptSection = PromptSection()
     llm: LLMSection
     train: TrainSection = TrainSection()
+
+    @property
+    def vlm(self) -> str:
+        """The labels of the detectors, joined by `+`."""
+        return "+".join(each.detector.label or each.detector.name for each in self.detectors())
+
+    def detectors(self) -> list[OtherDetector]:
+        """Return all detectors with their candidates, the recipe's own first."""
+        return [OtherDetector(detector=self.detector, candidates=self.candidates), *self.ensemble.also.values()]
+
+    def with_detectors(self, kept: Sequence[OtherDetector]) -> Recipe:
+        """Return a recipe of some detectors only, the first of them as its own."""
+        first, *others = kept
+        also = {each.detector.label or each.detector.name: each for each in others}
+        ensemble = self.ensemble.model_copy(update={"also": also})
+        return self.model_copy(
+            update={"detector": first.detector, "candidates": first.candidates, "ensemble": ensemble}
+        )
+
+    def without_cap(self) -> Recipe:
+        """Return a recipe by which every detection may become a candidate that this one leaves out for number alone."""
+        also = {
+            label: each.model_copy(update={"candidates": each.candidates.model_copy(update={"cap": sys.maxsize})})
+            for label, each in self.ensemble.also.items()
+        }
+        whole = {"candidates": self.candidates.model_copy(update={"cap": sys.maxsize})}
+        return self.model_copy(update={**whole, "ensemble": self.ensemble.model_copy(update={"also": also})})
 
     def training_data(self) -> list[DataSection]:
         """Return the data set and those that are trained on beside it."""
@@ -192,6 +146,38 @@ def _named_file(root: Path, kind: str, name: str) -> Path:
         f"no {kind} recipe is named {name!r}{nearest(name, names)} (there are: {', '.join(names) or 'none'}; "
         f"files in {root / kind})"
     )
+
+
+def _sections_of(
+    root: Path, kind: str, name: str, problems: list[str]
+) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]] | None:
+    """Read the sections that a kind of file may hold, and their places; None, and why, where it cannot be read."""
+    try:
+        values, lines = _read(_named_file(root, kind, name))
+    except RecipeError as error:
+        problems.append(str(error))
+        return None
+    for section in values.keys() - set(KINDS[kind]):
+        near = nearest(str(section), KINDS[kind])
+        where = lines.get((section,), f"{root / kind / name}.yaml")
+        problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
+    return {key: value for key, value in values.items() if key in KINDS[kind]}, lines
+
+
+def _members(root: Path, kind: str, name: str, problems: list[str]) -> list[str]:
+    """Return the files that a name stands for: `a+b` is two detectors, unless a file is called so."""
+    if kind != "vlm" or (root / kind / f"{name}.yaml").is_file():
+        return [name]
+    names = name.split("+")
+    twice = [each for each in dict.fromkeys(names) if names.count(each) > 1]
+    problems += [f"{name!r} names the detector {each!r} twice" for each in twice]
+    return list(dict.fromkeys(names))
+
+
+def _label(sections: Mapping[str, Any], name: str) -> None:
+    """Name a detector after its file, where the file does not say otherwise."""
+    if isinstance(sections.get("detector"), dict):
+        sections["detector"].setdefault("label", name)
 
 
 def _apply(sections: dict[str, Any], places: dict[tuple[str | int, ...], str], override: str) -> str | None:
@@ -269,22 +255,21 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
     places: dict[tuple[str | int, ...], str] = {}
     problems: list[str] = []
     unread: set[str] = set()
-    for kind, name in names.items():
-        try:
-            values, lines = _read(_named_file(root, kind, name))
-        except RecipeError as error:
-            problems.append(str(error))
+    members = {kind: _members(root, kind, name, problems) for kind, name in names.items()}
+    for kind, (name, *others) in members.items():
+        if found := _sections_of(root, kind, name, problems):
+            sections.update(found[0])
+            places.update(found[1])
+        else:
             unread.update(KINDS[kind])
-            continue
-        for section in values.keys() - set(KINDS[kind]):
-            near = nearest(str(section), KINDS[kind])
-            where = lines.get((section,), f"{root / kind / name}.yaml")
-            problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
-        sections.update({key: value for key, value in values.items() if key in KINDS[kind]})
-        places.update(lines)
+        for other in others:
+            if found := _sections_of(root, kind, other, problems):
+                _label(found[0], other)
+                sections.setdefault("ensemble", {"also": {}})["also"][other] = found[0]
+                places.update({("ensemble", "also", other, *place): line for place, line in found[1].items()})
     problems += [problem for override in overrides if (problem := _apply(sections, places, override))]
-    if "vlm" in names and isinstance(sections.get("detector"), dict):
-        sections["detector"].setdefault("label", names["vlm"])
+    if "vlm" in names:
+        _label(sections, members["vlm"][0])
     return _validated(sections, places, problems, unread)
 
 

@@ -17,7 +17,7 @@ from llm_wrapper import artifacts
 from llm_wrapper.errors import RunError
 from llm_wrapper.recipe import Recipe, load_resolved
 
-__all__ = ["ROOT", "finish", "is_complete", "latest", "new_name", "open_run", "recipe_of"]
+__all__ = ["ROOT", "facts_of", "finish", "is_complete", "latest", "new_name", "open_run", "recipe_of"]
 
 ROOT = Path("runs")
 _MANIFEST = "manifest.json"
@@ -46,6 +46,12 @@ def recipe_of(folder: Path) -> Recipe:
     if not (folder / _RECIPE).is_file():
         raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {ROOT}")
     return load_resolved(folder / _RECIPE)
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a complete run."""
+    found: dict[str, Any] = artifacts.read_json(folder / _MANIFEST)
+    return found
 
 
 def open_run(folder: Path, recipe: Recipe) -> Path:

@@ -326,7 +326,18 @@ def test_a_wrong_call_ends_with_2(args: list[str]) -> None:
     assert invoke(*args).exit_code == 2
 
 
-VERBS = ["cache-detections", "train", "eval", "predict", "report", "demo", "bench", "data check"]
+VERBS = [
+    "cache-detections",
+    "plan",
+    "train",
+    "eval",
+    "predict",
+    "report",
+    "demo",
+    "data check",
+    "transfer",
+    "ensemble",
+]
 
 
 def test_all_verbs_are_known() -> None:

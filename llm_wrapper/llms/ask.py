@@ -10,6 +10,7 @@ from rich.progress import Progress
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.score import score
+from llm_wrapper.llms.server import ask_server
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 
@@ -42,6 +43,8 @@ def ask(llm: LoadedLLM, prompts: Sequence[Prompt], *, title: str, progress: bool
 def asker(
     section: LLMSection, adapter: Path | None = None, *, title: str = "LLM"
 ) -> Callable[[Sequence[Prompt]], list[Answer]]:
-    """Load an LLM and return the function that asks it."""
+    """Load an LLM and return the function that asks it; a server is only asked."""
+    if section.backend == "openai":
+        return lambda prompts: ask_server(section, prompts, title=title)
     llm = load(section, adapter)
     return lambda prompts: ask(llm, prompts, title=title)

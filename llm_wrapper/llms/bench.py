@@ -1,4 +1,4 @@
-"""Speed of index scoring against what a user would do otherwise, with equal answers checked in the same run."""
+"""Speed of index scoring against what a user would do otherwise, with equal choices checked in the same run."""
 
 from __future__ import annotations
 
@@ -14,32 +14,21 @@ from llm_wrapper.llms.score import score
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.records import Answer, Prompt
 
-__all__ = ["Timing", "compare"]
+__all__ = ["Timing", "agreement", "compare", "largest_difference", "scored"]
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one way of asking, and how many of its choices equal those of shared-prefix scoring."""
+    """Seconds of one way of asking the same prompts, and its answers."""
 
     name: str
     seconds: float
-    agreement: float
-    largest_difference: float | None
+    answers: list[Answer]
 
 
-def _timed(ask: Callable[[], list[Answer]]) -> tuple[float, list[Answer]]:
-    start = time.perf_counter()
-    answers = ask()
-    return time.perf_counter() - start, answers
-
-
-def _ordered(pairs: Sequence[tuple[int, Answer]]) -> list[Answer]:
-    return [answer for _, answer in sorted(pairs, key=lambda pair: pair[0])]
-
-
-def _alone(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Score each prompt in a call of its own, so that nothing is shared between expressions."""
-    return [next(score(llm, [prompt]))[1] for prompt in prompts]
+def scored(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> list[Answer]:
+    """Return the answer to each prompt, in order."""
+    return [answer for _, answer in sorted(score(llm, prompts, share=share), key=lambda pair: pair[0])]
 
 
 def _one_by_one(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
@@ -48,28 +37,30 @@ def _one_by_one(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
 
 
 def compare(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Timing]:
-    """Time shared-prefix scoring, scoring one by one, and greedy generation one by one, on the same prompts.
+    """Time shared-prefix scoring, batched scoring that shares nothing, and greedy generation one by one.
+
+    Each way is warmed up with the first prompts.
 
     Args:
-        llm: Scores in its own type; each way is warmed up with the first prompts.
+        llm: Tuned, so that it ends its answers: an untrained one generates until it is cut off.
         prompts: Those of one image as neighbours.
     """
     ways: dict[str, Callable[[Sequence[Prompt]], list[Answer]]] = {
-        "shared-prefix scoring": lambda rows: _ordered(list(score(llm, rows))),
-        "scoring, one expression at a time": lambda rows: _alone(llm, rows),
+        "shared-prefix scoring": lambda rows: scored(llm, rows),
+        "batched scoring, nothing shared": lambda rows: scored(llm, rows, share=False),
         "greedy generation, batch 1": lambda rows: _one_by_one(llm, rows),
     }
-    timings: list[Timing] = []
-    reference: list[Answer] = []
+    timings = []
     for name, way in ways.items():
         way(prompts[:2])
-        seconds, answers = _timed(lambda way=way: way(prompts))  # type: ignore[misc]
-        reference = reference or answers
-        timings.append(Timing(name, seconds, _agreement(prompts, reference, answers), _difference(reference, answers)))
+        start = time.perf_counter()
+        answers = way(prompts)
+        timings.append(Timing(name, time.perf_counter() - start, answers))
     return timings
 
 
-def _agreement(prompts: Sequence[Prompt], a: Sequence[Answer], b: Sequence[Answer]) -> float:
+def agreement(prompts: Sequence[Prompt], a: Sequence[Answer], b: Sequence[Answer]) -> float:
+    """Return the share of prompts for which both answers choose the same index."""
     same = [
         choose(one, len(prompt.candidates)).index == choose(other, len(prompt.candidates)).index
         for prompt, one, other in zip(prompts, a, b, strict=True)
@@ -77,7 +68,7 @@ def _agreement(prompts: Sequence[Prompt], a: Sequence[Answer], b: Sequence[Answe
     return sum(same) / len(same)
 
 
-def _difference(a: Sequence[Answer], b: Sequence[Answer]) -> float | None:
+def largest_difference(a: Sequence[Answer], b: Sequence[Answer]) -> float | None:
     """Return the largest difference of any probability; None where an answer has none."""
     pairs = [(one.probabilities, other.probabilities) for one, other in zip(a, b, strict=True)]
     if any(one is None or other is None for one, other in pairs):

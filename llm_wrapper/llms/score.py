@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
-from llm_wrapper.llms.packing import Pack, by_budget, collate, pack_tree
+from llm_wrapper.llms.packing import Pack, by_budget, collate, common_prefix_length, pack_tree
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["additive_mask", "attention_mask", "score"]
@@ -58,10 +58,16 @@ def _questions(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[_Question]:
 
 
 def _groups(questions: Sequence[_Question], prompts: Sequence[Prompt], *, share: bool) -> Iterator[list[_Question]]:
-    """Yield questions that go into one pack: neighbours with the same candidates, or a single one."""
+    """Yield questions that go into one pack: neighbours with the same candidates, or a single one.
+
+    Where the expression stands before the candidates little is shared, and a long pack would cost more attention than
+    the shared tokens save.
+    """
     for _, members in groupby(questions, key=lambda question: prompts[question.place].candidates):
         rows = list(members)
-        size = _MAX_GROUP if share else 1
+        shared = common_prefix_length([question.prompt for question in rows])
+        is_worth_it = share and 2 * shared >= min(len(question.prompt) for question in rows)
+        size = _MAX_GROUP if is_worth_it else 1
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
@@ -113,14 +119,16 @@ def _answer(log_probs: Sequence[float]) -> Answer:
 
 
 @torch.inference_mode()
-def score(llm: LoadedLLM, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+def score(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> Iterator[tuple[int, Answer]]:
     """Yield (place in `prompts`, answer) as batches are done, in an order of their own.
 
     Args:
         llm: The model to ask.
         prompts: Those of one image should be neighbours: neighbours with the same candidates share their prefix.
+        share: Whether anything is shared at all, if the model can; without it every answer goes through the model
+            with a copy of its prompt.
     """
-    share = can_share_prefixes(llm.model)
+    share = share and can_share_prefixes(llm.model)
     jobs = [
         pairs
         for group in _groups(_questions(llm, prompts), prompts, share=share)

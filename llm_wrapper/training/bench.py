@@ -109,7 +109,8 @@ def _rival(groups: Sequence[Group], recipe: Recipe, folder: Path) -> _Watch:
     llm, watch, section = load(recipe.llm.model_copy(update={"attention": "sdpa"})), _Watch(), recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
     arguments = sft.arguments(llm, recipe, folder / "rival")
-    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = _RIVAL_BATCH, per_step // _RIVAL_BATCH
+    arguments.per_device_train_batch_size = _RIVAL_BATCH
+    arguments.gradient_accumulation_steps = per_step // _RIVAL_BATCH
     arguments.logging_steps, arguments.save_strategy, arguments.dataset_kwargs = 1, "no", None
     trainer = trl.SFTTrainer(
         model=llm.model,

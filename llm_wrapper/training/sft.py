@@ -225,6 +225,8 @@ def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
         raise DataError("no training sample is left; see the counts above for the reasons")
     training = trainer(llm, groups, recipe, folder)
     outcome = training.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    # As the recipe names it: where a copy of it lies on this machine helps nobody else.
+    training.model.peft_config["default"].base_model_name_or_path = recipe.llm.model
     training.model.save_pretrained(str(folder / "adapter"))
     trainable, everything = training.model.get_nb_trainable_parameters()
     return {

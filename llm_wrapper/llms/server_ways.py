@@ -1,0 +1,256 @@
+"""The ways to ask an OpenAI-compatible server: what each sends, and what it makes of the reply.
+
+- `score`: every index, as the token ids that the chat template gives it, behind the prompt's; the server echoes their
+  log-probabilities (`/completions` with `echo` and `logprobs`: vLLM, SGLang). What `score` is for a local model.
+- `first_token`: one generated answer, and the alternatives to its first token (`logprobs`: vLLM, SGLang, llama.cpp,
+  OpenAI). Probabilities only where each index is one token.
+- `choice`: one answer that the server holds to the indices (`response_format` with a JSON schema: vLLM, SGLang,
+  llama.cpp). No probabilities.
+- `generate`: one free answer, whose first integer counts. Any server.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from llm_wrapper.calls import CallError
+from llm_wrapper.errors import ModelError
+from llm_wrapper.recipe import LLMSection
+from llm_wrapper.records import Answer, Prompt
+
+__all__ = ["Way", "way_of"]
+
+_NUM_ALTERNATIVES = 20
+"""The most that OpenAI and, unless it is told otherwise, vLLM give."""
+_DIGITS = 10
+"""Up to so many candidates every index is one token of every tokenizer."""
+
+_LogProb = Annotated[float, Field(strict=True, allow_inf_nan=False, le=1e-3)]
+_Form = TypeVar("_Form", bound=BaseModel)
+
+
+class Way(Protocol):
+    """How a prompt becomes a request, and its reply an answer."""
+
+    @property
+    def path(self) -> str:
+        """The place on the server, behind its base URL."""
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """Return the request; it decides the answer."""
+
+    def answer(self, prompt: Prompt, reply: Any) -> Answer:
+        """Read a reply; raises CallError where it does not have what was asked for."""
+
+
+class _Echo(BaseModel):
+    token_logprobs: list[_LogProb | None]
+
+
+class _Completion(BaseModel):
+    index: int
+    logprobs: _Echo
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int
+
+
+class _Completions(BaseModel):
+    choices: list[_Completion]
+    usage: _Usage | None = None
+
+
+class _Alternative(BaseModel):
+    token: str
+    logprob: _LogProb
+
+
+class _Token(_Alternative):
+    top_logprobs: list[_Alternative] = []
+
+
+class _LogProbs(BaseModel):
+    content: list[_Token] | None
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Chat(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _LogProbs | None = None
+
+
+class _Chats(BaseModel):
+    choices: Annotated[list[_Chat], Field(min_length=1)]
+
+
+def way_of(section: LLMSection) -> Way:
+    """Return the way that a recipe names in `llm.decode`."""
+    return _Scored(section) if section.decode == "score" else _Chatted(section)
+
+
+class _Scored:
+    path = "/completions"
+
+    def __init__(self, section: LLMSection) -> None:
+        from llm_wrapper.llms.chat import ChatEncoder
+
+        self._model = section.model
+        self._lock = threading.Lock()
+        self._encoder = ChatEncoder(_tokenizer(section), section.chat_template)
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        head, tails = self._tokens(prompt)
+        # Some servers read 0 tokens as "no limit", so one is generated and not looked at.
+        return {
+            "model": self._model,
+            "prompt": [[*head, *tail] for tail in tails],
+            "max_tokens": 1,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": 1,
+        }
+
+    def answer(self, prompt: Prompt, reply: Any) -> Answer:
+        head, tails = self._tokens(prompt)
+        found = _read(_Completions, reply)
+        rows = {choice.index: choice.logprobs.token_logprobs for choice in found.choices}
+        if sorted(rows) != list(range(len(tails))) or len(found.choices) != len(tails):
+            raise CallError(f"the server answers {len(found.choices)} of the {len(tails)} prompts of a request")
+        num_sent = sum(len(head) + len(tail) for tail in tails)
+        if found.usage and found.usage.prompt_tokens != num_sent:
+            told = found.usage.prompt_tokens
+            raise CallError(f"the server read {told} tokens where {num_sent} were sent: it adds tokens of its own")
+        return _scored([_span(rows[index], len(head), len(tail)) for index, tail in enumerate(tails)])
+
+    def _tokens(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, ...]]]:
+        with self._lock:  # a fast tokenizer may refuse a second thread
+            head = self._encoder.encode(prompt)
+            return head, [self._encoder.completion(index) for index in range(len(prompt.candidates))]
+
+
+def _span(values: Sequence[float | None], start: int, length: int) -> float:
+    """Sum the log-probabilities of the tokens behind the prompt."""
+    wanted = [value for value in values[start : start + length] if value is not None]
+    if len(wanted) != length or not start + length <= len(values) <= start + length + 1:
+        raise CallError(
+            f"the server gives {len(values)} log-probabilities for a prompt of {start + length} tokens: it does not "
+            "echo the prompt's. Set llm.decode=first_token, choice or generate (vLLM and SGLang can score)"
+        )
+    return sum(wanted)
+
+
+def _scored(log_probs: Sequence[float]) -> Answer:
+    highest = max(log_probs)
+    shares = [math.exp(value - highest) for value in log_probs]
+    return Answer(
+        probabilities=tuple(share / sum(shares) for share in shares), mass=sum(math.exp(value) for value in log_probs)
+    )
+
+
+class _Chatted:
+    path = "/chat/completions"
+
+    def __init__(self, section: LLMSection) -> None:
+        self._section = section
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._section.model,
+            "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+            "max_tokens": self._section.max_new_tokens,
+            "temperature": 0,
+        }
+        if self._section.decode == "first_token":
+            body |= {"logprobs": True, "top_logprobs": _NUM_ALTERNATIVES}
+        if self._section.decode == "choice":
+            schema = {"type": "integer", "enum": list(range(len(prompt.candidates)))}
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "index", "schema": schema}}
+        return body
+
+    def answer(self, prompt: Prompt, reply: Any) -> Answer:
+        chat = _read(_Chats, reply).choices[0]
+        answer = Answer(text=chat.message.content or "", finish_reason=chat.finish_reason)
+        if self._section.decode == "first_token":
+            return _with_shares(answer, chat, len(prompt.candidates))
+        if self._section.decode == "choice":
+            _require_choice(answer, len(prompt.candidates))
+        return answer
+
+
+def _require_choice(answer: Answer, num_candidates: int) -> None:
+    text = (answer.text or "").strip()
+    if _index(text, num_candidates) is None:
+        raise CallError(
+            f"the server answers {text[:80]!r}, not one of the {num_candidates} indices that were allowed: it does not "
+            "hold to response_format. Set llm.decode=generate"
+        )
+
+
+def _with_shares(answer: Answer, chat: _Chat, num_candidates: int) -> Answer:
+    """Add the probabilities of the indices, where the first token of an answer is a whole index."""
+    tokens = chat.logprobs.content if chat.logprobs else None
+    if tokens is None or (tokens and not any(token.top_logprobs for token in tokens)):
+        raise CallError("the reply has no top_logprobs: this server does not give them. Set llm.decode=generate")
+    shares = _first_shares(tokens, num_candidates)
+    mass = sum(shares.values())
+    # Where a tokenizer splits numbers, a `1` may be the beginning of `12`: then the text is all there is.
+    whole = num_candidates <= _DIGITS or any(index >= _DIGITS for index in shares)
+    if not whole or mass <= 0:
+        return answer
+    probabilities = tuple(shares.get(index, 0.0) / mass for index in range(num_candidates))
+    return Answer(probabilities, mass, answer.text, answer.finish_reason)
+
+
+def _first_shares(tokens: Sequence[_Token], num_candidates: int) -> dict[int, float]:
+    """Return index -> probability among the alternatives to the first token that is not blank."""
+    before = 1.0
+    for token in tokens:
+        if token.token.strip():
+            # A server may leave the token that it chose out of the alternatives.
+            listed = {each.token: each.logprob for each in (token, *token.top_logprobs)}
+            shares: dict[int, float] = {}
+            for text, log_prob in listed.items():
+                if (index := _index(text.strip(), num_candidates)) is not None:
+                    shares[index] = shares.get(index, 0.0) + before * math.exp(log_prob)
+            return shares
+        before *= math.exp(token.logprob)
+    return {}
+
+
+def _index(text: str, num_candidates: int) -> int | None:
+    """Return the index that a text is, as it would be written; else `None`."""
+    names: Mapping[str, int] = {str(index): index for index in range(num_candidates)}
+    return names.get(text)
+
+
+def _read(form: type[_Form], reply: Any) -> _Form:
+    """Return a reply in the form that is needed; a CallError names the fields that are missing or wrong."""
+    try:
+        return form.model_validate(reply)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, row['loc'])) or 'reply'}: {row['msg']}" for row in error.errors()[:5]]
+        raise CallError(f"the reply has not the form that was asked for: {'; '.join(told)}") from error
+
+
+def _tokenizer(section: LLMSection) -> Any:
+    """Load the tokenizer of the served model; its weights are not needed here."""
+    import transformers
+
+    name = section.server.tokenizer or str(section.model)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"scoring sends token ids, and the tokenizer {name!r} cannot be loaded: {error}. Name the hub id or the "
+            "folder of the served model: llm.server.tokenizer=..."
+        ) from error
