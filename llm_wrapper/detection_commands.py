@@ -19,6 +19,7 @@ from rich.text import Text
 from llm_wrapper import artifacts, datasets, detectors, runs
 from llm_wrapper.detections import export as exporting
 from llm_wrapper.detections import maintain
+from llm_wrapper.detections.contents import MANIFEST, dataset_options
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.local_engine import Engine, answer_locally
 from llm_wrapper.detections.maintain import Info
@@ -143,24 +144,9 @@ def export(folder: Path, out: Path, console: Console) -> None:
     settings = [("path", results), *(("categories", path) for path in categories)]
     # In quotes of JSON: a `#` or `: ` in a path would mean something in YAML.
     overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
-    words = ["--vlm", "import", *_asked_of(folder), *overrides]
+    identity = artifacts.read_json(folder / MANIFEST)["identity"]
+    words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
     _say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
-
-
-def _asked_of(folder: Path) -> list[str]:
-    """Return the options that name the data set and split of a cache.
-
-    The folder knows the recipe that `--data` names, where it lies as caches do; the annotations may be named otherwise.
-    """
-    identity = artifacts.read_json(folder / "manifest.json")["identity"]
-    place = folder.absolute()
-    is_usual = (place.name, place.parent.parent.name) == (identity["split"], identity["detector"])
-    return [
-        "--data",
-        place.parent.name if is_usual else f"<recipe of {identity['dataset']}>",
-        "--split",
-        identity["split"],
-    ]
 
 
 def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:

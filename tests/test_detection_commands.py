@@ -31,7 +31,7 @@ TOY = Path(__file__).parents[1] / "data" / "toy"
 CACHE = Path("data/detections/import/mine/val")
 MINE = ("--vlm", "import", "--data", "mine", "--data-root", "mine.jsonl", "--split", "val")
 BOXES = "detector.settings={path: boxes.jsonl, name: import}"
-COMMAND = "llm-wrapper cache-detections --vlm import --data mine --split val"
+COMMAND = "llm-wrapper cache-detections --vlm import --data mine --split val detector.settings.path=<its file of boxes>"
 SIZE = {"width": 100, "height": 50}
 
 
@@ -169,10 +169,7 @@ def test_verify_ends_with_1_and_tells_what_mends(mine: Path) -> None:
     assert result.exit_code == 1
     damage, remedy, unfinished, _ = result.stdout.splitlines()
     assert f"{mine / 'part-00000.parquet'} is damaged" in damage
-    assert (
-        remedy
-        == "  Run `llm-wrapper cache-detections --vlm import --data mine --split val`: it asks again only what is lost."
-    )
+    assert remedy == f"  Run `{COMMAND}`: it asks again only what is lost."
     assert unfinished == "other is incomplete: it has no manifest.json"
 
 

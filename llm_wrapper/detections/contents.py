@@ -19,7 +19,18 @@ from llm_wrapper.detectors.base import Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed
 from llm_wrapper.records import from_dict
 
-__all__ = ["MANIFEST", "Contents", "Manifest", "Problem", "fill_command", "read", "read_sound", "told", "totals"]
+__all__ = [
+    "MANIFEST",
+    "Contents",
+    "Manifest",
+    "Problem",
+    "dataset_options",
+    "fill_command",
+    "read",
+    "read_sound",
+    "told",
+    "totals",
+]
 
 MANIFEST = "manifest.json"
 _PART_NAME = re.compile(r"part-\d+\.parquet")
@@ -90,7 +101,17 @@ class Contents:
 
 
 def fill_command(identity: Mapping[str, Any] | None, folder: Path) -> str:
-    """Return the command that fills a cache folder, with blanks for what is not known.
+    """Return the command that fills a cache folder, with blanks for what is not known."""
+    known = identity or {}
+    vlm = known.get("detector") or "<detector>"
+    words = ["--vlm", vlm, *dataset_options(identity, folder)]
+    if isinstance(settings := known.get("settings"), dict) and settings.get("detector") == "imported":
+        words = ["--vlm", "import", *words[2:], "detector.settings.path=<its file of boxes>"]
+    return f"llm-wrapper cache-detections {' '.join(words)}"
+
+
+def dataset_options(identity: Mapping[str, Any] | None, folder: Path) -> list[str]:
+    """Return the options that name the data set and split of a cache, with blanks for what is not known.
 
     An identity has the data set's own name, which need not be that of its recipe; the recipe is known only where the
     folder is called `<detector>/<recipe>/<split>`.
@@ -98,8 +119,11 @@ def fill_command(identity: Mapping[str, Any] | None, folder: Path) -> str:
     known = identity or {}
     detector, dataset, split = (known.get(name) for name in ("detector", "dataset", "split"))
     place = folder.absolute()
-    recipe = place.parent.name if place.parts[-3::2] == (detector, split) else f"<recipe of {dataset or 'dataset'}>"
-    return f"llm-wrapper cache-detections --vlm {detector or '<detector>'} --data {recipe} --split {split or '<split>'}"
+    is_usual = place.parts[-3::2] == (detector, split)
+    return [
+        *("--data", place.parent.name if is_usual else f"<recipe of {dataset or 'dataset'}>"),
+        *("--split", split or "<split>"),
+    ]
 
 
 def read(folder: Path, *, identity: Mapping[str, Any] | None = None, may_be_empty: bool = False) -> Contents:

@@ -65,19 +65,14 @@ def export(folder: Path, out: Path) -> list[Path]:
 
 def _answers(found: Contents, manifest: Manifest) -> dict[Key, Detections]:
     """Return what a lookup gives for each sample, or for each image where no answer depends on an expression."""
-    rows = {
-        key: row_detections(part.table, row)
-        for part in found.parts
-        for row, key in enumerate(part.keys)
-        if key[0] not in manifest.unanswered
-    }
+    rows = {key: row_detections(part.table, row) for part in found.parts for row, key in enumerate(part.keys)}
     if "expression" not in manifest.levels:
         return rows
     of_image = {image_id: answer for (image_id, sample_id), answer in rows.items() if sample_id is None}
     return {
         key: joined([answer, *([of_image[key[0]]] if key[0] in of_image else [])])
         for key, answer in rows.items()
-        if key[1] is not None
+        if key[1] is not None and (key[0] in of_image or "image" not in manifest.levels)
     }
 
 

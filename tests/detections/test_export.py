@@ -170,7 +170,8 @@ def test_a_file_of_neither_format_is_refused(name: str, tmp_path: Path) -> None:
 def test_what_could_not_be_read_back_is_all_told(tmp_path: Path) -> None:
     box = Box(1.0, 2.0, 3.0, 4.0)
     bad = Detections((Detection(box, "", 0.5, "od"), Detection(box, "mug", -3.5, "od"), DOG))
-    fill(tmp_path / "cache", {("1", None): bad, ("2", "s0"): bad}, ["image", "expression"])
+    answers = {("1", None): bad, ("2", None): NONE, ("2", "s0"): bad}
+    fill(tmp_path / "cache", answers, ["image", "expression"])
     with pytest.raises(DataError) as caught:
         export(tmp_path / "cache", tmp_path / "boxes.jsonl")
     assert "sample 's0' of image '2': the box (1.0, 2.0, 3.0, 4.0) has an empty label" in str(caught.value)
