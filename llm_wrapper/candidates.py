@@ -1,4 +1,4 @@
-"""Choose which detections an LLM may choose from, and in which order it sees them.
+"""Choose which detections an LLM may choose from, in which order it sees them, and which the detector would choose.
 
 What is dropped is counted by reason, and the order is the order of the returned tuple: it is stored with every
 prompt and prediction and never derived again from a seed.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Annotated, Literal
 
 import numpy as np
@@ -19,7 +21,8 @@ from llm_wrapper import boxes
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Candidate, Detection, Detections
 
-__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build", "order_rng"]
+__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build", "detector_choice", "detector_order",
+           "merge", "order_rng"]  # fmt: skip
 
 OWN_ANSWER_SOURCE = "rec"
 """The source of detections that answer the expression itself (Florence-2's referring-expression task)."""
@@ -107,6 +110,73 @@ def build(
     return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), counts)
 
 
+def merge(
+    parts: Sequence[BuiltCandidates],
+    policy: CandidatePolicy,
+    *,
+    nms_iou: float | None,
+    rng: np.random.Generator | None = None,
+) -> BuiltCandidates:
+    """Put the candidates that several detectors have for one sample together (paper: ensembling).
+
+    Scores of different detectors are on different scales and are never compared. Of boxes of different detectors that
+    nearly coincide, the one whose detector is named first stays: a further detector adds what the others lack. Under
+    the cap the detectors take turns, each in its own order. So the own choice of the detector named first is never
+    lost. Origins are places among the outputs of all, one after another.
+
+    Args:
+        parts: Each built by its detector's own policy, in the order in which the detectors are named.
+        policy: Its `cap` and `order` are those of the whole; the rest is every detector's own business.
+        nms_iou: IoU above which boxes of different detectors are taken for one (`None`: both are shown).
+        rng: Needed for order "shuffled" only; see `order_rng`.
+
+    Raises:
+        RecipeError: If the order is by score, or "shuffled" without a generator.
+    """
+    if policy.order == "score":
+        raise RecipeError(
+            "candidates.order=score cannot order an ensemble: scores of different detectors are not comparable. "
+            "Use left_to_right, detector or shuffled"
+        )
+    entries: list[_Kept] = []
+    counts: Counter[str] = Counter()
+    start = 0
+    for part in parts:
+        entries += [_Kept(*each) for each in zip(part.candidates, (start + o for o in part.origins), strict=True)]
+        start += len(part.candidates) + sum(part.counts.values()) - part.counts.get("not_a_box", 0)
+        counts.update(part.counts)
+    apart = _apart_from_others(entries, nms_iou)
+    found = BuiltCandidates(tuple(e.candidate for e in apart), tuple(e.origin for e in apart), {})
+    kept = [apart[index] for index in detector_order(found)][: policy.cap]
+    counts.update(nms=len(entries) - len(apart), over_cap=len(apart) - len(kept))
+    shown = _ordered(kept, policy.order, rng)
+    return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), dict(counts))
+
+
+def detector_choice(built: BuiltCandidates) -> int | None:
+    """Return the index of the candidate that the detector itself would choose; `None` without candidates.
+
+    The highest score where all have one. Else the detector's own answer to the expression (source "rec"); else the
+    highest score there is. A detector with neither scores nor a task that answers the expression is represented by
+    its largest box, by convention. The first in the detector's own order wins a tie, whatever order is shown.
+
+    An ensemble has no answer of its own, since its scores are not comparable: by convention it is that of the detector
+    named first, among those that found anything.
+    """
+    groups = _by_detector(built)
+    return _own(built, groups[0]) if groups else None
+
+
+def detector_order(built: BuiltCandidates) -> list[int]:
+    """Return all indices in the order in which the detector itself would choose them.
+
+    Its own choice comes first, see `detector_choice`; behind it the higher score, then its own answer to the
+    expression, then its own order. The detectors of an ensemble take turns, the one named first begins.
+    """
+    turns = zip_longest(*(_own_order(built, group) for group in _by_detector(built)))
+    return [index for turn in turns for index in turn if index is not None]
+
+
 def order_rng(seed: int, sample_id: str) -> np.random.Generator:
     """Return the generator that shuffles one sample's candidates: the same for one seed and sample in any process."""
     # Python's own hash() differs from process to process.
@@ -162,6 +232,50 @@ def _suppressed(ranked: list[_Kept], nms_iou: float | None) -> list[_Kept]:
     rows = np.column_stack([boxes.array([entry.candidate.box for entry in ranked]), ranks])
     keep = box_non_max_suppression(rows, iou_threshold=nms_iou)
     return [entry for entry, stays in zip(ranked, keep, strict=True) if stays]
+
+
+def _apart_from_others(entries: list[_Kept], nms_iou: float | None) -> list[_Kept]:
+    """Leave out what an earlier one of another detector covers; a detector's own twins are its policy's business."""
+    if nms_iou is None:
+        return entries
+    corners = boxes.array([entry.candidate.box for entry in entries])
+    names = np.array([entry.candidate.detector for entry in entries], dtype=object)
+    rivals = (boxes.pairwise_iou(corners, corners) > nms_iou) & (names[:, None] != names[None, :]).astype(np.bool_)
+    kept: list[int] = []
+    for index in range(len(entries)):
+        if not rivals[index, kept].any():
+            kept.append(index)
+    return [entries[index] for index in kept]
+
+
+def _by_detector(built: BuiltCandidates) -> list[list[int]]:
+    """Return the indices of each detector's candidates, in its own order; the detector named first comes first."""
+    groups: dict[str, list[int]] = {}
+    for index in sorted(range(len(built.candidates)), key=built.origins.__getitem__):
+        groups.setdefault(built.candidates[index].detector, []).append(index)
+    return list(groups.values())
+
+
+def _own(built: BuiltCandidates, order: Sequence[int]) -> int:
+    """Return which of one detector's candidates, in its own order, it would choose."""
+    scores = {i: score for i in order if (score := built.candidates[i].score) is not None}
+    answers = [i for i in order if built.candidates[i].source == OWN_ANSWER_SOURCE]
+    if answers and len(scores) < len(order):
+        return answers[0]
+    if scores:
+        return max(scores, key=scores.__getitem__)
+    return max(order, key=lambda i: built.candidates[i].box.area)
+
+
+def _own_order(built: BuiltCandidates, order: Sequence[int]) -> list[int]:
+    """Return one detector's candidates in the order in which it would choose them."""
+    own = _own(built, order)
+
+    def rank(index: int) -> tuple[bool, bool, float, bool]:
+        found = built.candidates[index]
+        return (index != own, found.score is None, -(found.score or 0.0), found.source != OWN_ANSWER_SOURCE)
+
+    return sorted(order, key=rank)
 
 
 def _ordered(ranked: list[_Kept], order: Order, rng: np.random.Generator | None) -> list[_Kept]:

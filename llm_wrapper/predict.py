@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_wrapper import candidates, detectors, images, runs
+from llm_wrapper import detectors, images, runs
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
+from llm_wrapper.detections import scenes
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
@@ -81,14 +82,9 @@ class Wrapper:
         """
         sample = _sample(Path(image), expression)
         dataset = Dataset("predict", "predict", [sample], digest="")
-        detector = detectors.create(self.recipe.detector, dataset)
-        built = candidates.build(
-            detectors.detect_sample(detector, sample),
-            sample.image_wh,
-            self.recipe.candidates,
-            detector=detector.name,
-            rng=candidates.order_rng(self.recipe.train.seed, sample.sample_id),
-        )
+        created = detectors.create_all(self.recipe, dataset)
+        answers = [detectors.detect_sample(detector, sample) for detector in created]
+        built = scenes.build(self.recipe, sample, answers, [detector.name for detector in created])
         return _result(self._decide(Scene(sample, built)), built)
 
     def _decide(self, scene: Scene) -> Prediction:

@@ -73,7 +73,9 @@ def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: 
     return candidates.merge(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
 
 
-def load_scenes(recipe: Recipe, data: DataSection, split: str, *, limit: int | None = None) -> SceneSet:
+def load_scenes(
+    recipe: Recipe, data: DataSection, split: str, *, limit: int | None = None, dataset: Dataset | None = None
+) -> SceneSet:
     """Read a split and its cached detections, and build the candidates of each sample.
 
     Args:
@@ -81,11 +83,12 @@ def load_scenes(recipe: Recipe, data: DataSection, split: str, *, limit: int | N
         data: The data set, one of `recipe.training_data()`.
         split: Name of the split.
         limit: Use only the first samples.
+        dataset: The split, where it is read already: most of the time goes into reading.
 
     Raises:
         CacheError: If the detections are not cached completely; the message names the command.
     """
-    dataset = datasets.load(data, split)
+    dataset = dataset or datasets.load(data, split)
     caches = [
         DetectionCache.open_complete(cache_folder(detector.name, data, split), identity_of(detector, dataset))
         for detector in detectors.create_all(recipe, dataset)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import Detector, Level, PaidDetector, Question, detect_sample, detections_from_raw
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.recipe import DetectorSection
+from llm_wrapper.recipe import DetectorSection, Recipe
 
 __all__ = [
     "REGISTRY",
@@ -16,16 +17,20 @@ __all__ = [
     "PaidDetector",
     "Question",
     "create",
+    "create_all",
     "detect_sample",
     "detections_from_raw",
 ]
 
 REGISTRY = {
     "toy": "llm_wrapper.detectors.toy:create",
+    "toy-gray": "llm_wrapper.detectors.toy_gray:create",
     "coco": "llm_wrapper.detectors.coco:create",
+    "coco-degraded": "llm_wrapper.detectors.coco_degraded:create",
     "import": "llm_wrapper.detectors.imported:create",
     "florence2": "llm_wrapper.detectors.florence2:create",
     "grounding-dino": "llm_wrapper.detectors.grounding_dino:create",
+    "groundingdino-py": "llm_wrapper.detectors.groundingdino_py:create",
     "kosmos2": "llm_wrapper.detectors.kosmos2:create",
     "dds": "llm_wrapper.detectors.dds_api:create",
 }
@@ -45,3 +50,16 @@ def create(section: DetectorSection, dataset: Dataset) -> Detector:
     detector: Detector = getattr(import_module(module), factory)(section.settings, dataset)
     detector.name = section.label or detector.name
     return detector
+
+
+def create_all(recipe: Recipe, dataset: Dataset) -> Sequence[Detector]:
+    """Create the detectors of a recipe, its own first; of an ensemble there are several.
+
+    Raises:
+        RecipeError: As `create`, or if two have one name: their candidates could not be told apart.
+    """
+    created = [create(each.detector, dataset) for each in recipe.detectors()]
+    names = [detector.name for detector in created]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"detectors of an ensemble need names of their own, not {', '.join(names)}: set their label")
+    return created

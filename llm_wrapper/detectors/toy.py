@@ -23,7 +23,7 @@ from llm_wrapper.detectors.base import Level, Question, detections_from_raw
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["ToyDetector", "create"]
+__all__ = ["ToyDetector", "classify", "create"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -67,7 +67,7 @@ class ToyDetector:
                 region = regions[rows, columns] == index
                 if region.sum() < _MIN_AREA:
                     continue
-                shape, score = _classify(region)
+                shape, score = classify(region)
                 box = [columns.start, rows.start, columns.stop, rows.stop]
                 found.append((box, f"{color} {shape}", score))
         found.sort(key=lambda row: (-row[2], row[0]))
@@ -94,7 +94,7 @@ def _color_names(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.where((saturation >= _MIN_SATURATION) & (value >= 60), nearest, 0).astype(np.uint8)
 
 
-def _classify(region: BoolArray) -> tuple[str, float]:
+def classify(region: BoolArray) -> tuple[str, float]:
     """Return the shape whose template overlaps a region (height, width) most, and that overlap (IoU, 0..1)."""
     shapes, templates = _templates()
     normal = _normalized(region)

@@ -169,3 +169,13 @@ def test_real_sets_are_compared() -> None:
     images = [{sample.image_id for sample in datasets.load(section, "val").samples} for section in (first, second)]
     assert found == [set(), images[0] & images[1]]
     assert found[1]
+
+
+def test_images_that_two_splits_share_are_those_of_the_same_photographs(tmp_path: Path) -> None:
+    first, second, third = map(int, IMAGES[:3])
+    plain = refer(tmp_path, (1, "train", first), (2, "train", second))
+    plus = refer(tmp_path, (1, "val", second), (2, "val", third), name="refcoco+")
+    other = jsonl(tmp_path / "mine.jsonl", (f"{second}.jpg", "val"))
+    trained = (plain, datasets.load(plain, "train"))
+    assert leaks.shared_images((plus, datasets.load(plus, "val")), trained) == {str(second)}
+    assert leaks.shared_images((other, datasets.load(other, "val")), trained) == frozenset()
