@@ -139,6 +139,20 @@ def plain_copy(package: str) -> Path:
     return target
 
 
+def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
+    """Load the weights onto the device, in 4 bit where the section asks for it."""
+    dtype = _dtype(section, where)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(section, where)}
+    if section.revision:
+        options["revision"] = section.revision
+    quantization = _quantization(section, where, dtype)
+    if quantization is None:
+        return transformers.AutoModelForCausalLM.from_pretrained(name, **options).to(where)
+    from llm_wrapper.llms.nf4 import load_4bit
+
+    return load_4bit(name, quantization_config=quantization, device_map={"": where}, **options)
+
+
 def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """Load the model and tokenizer of a recipe section, with an adapter where one is given.
 
@@ -147,22 +161,13 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """
     if section.model is None:
         raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
-    where = device()
     package = section.model.removeprefix(_GGUF)
     name = str(plain_copy(package)) if section.model.startswith(_GGUF) else section.model
-    dtype = _dtype(section, where)
-    options: dict[str, Any] = {"revision": section.revision} if section.revision else {}
-    if (quantization := _quantization(section, where, dtype)) is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": where}}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation=_attention(section, where), **options
-        )
-    except (OSError, ValueError, ImportError, safetensors.SafetensorError) as error:
+        model = _load_model(name, section, device())
+    except (OSError, RuntimeError, ValueError, ImportError, safetensors.SafetensorError) as error:
         raise ModelError(f"llm.model={section.model} cannot be loaded: {error}") from error
-    if quantization is None:
-        model.to(where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     llm = LoadedLLM(model.eval(), tokenizer, section)

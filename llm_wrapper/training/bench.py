@@ -108,16 +108,16 @@ def _ours(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
 def _rival(groups: Sequence[Group], recipe: Recipe, folder: Path) -> _Watch:
     llm, watch, section = load(recipe.llm.model_copy(update={"attention": "sdpa"})), _Watch(), recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
-    arguments = sft.arguments(llm, recipe, folder / "rival")
+    arguments = sft.arguments(llm, recipe, folder / "rival", kind=trl.SFTConfig, max_length=None)
     arguments.per_device_train_batch_size = _RIVAL_BATCH
     arguments.gradient_accumulation_steps = per_step // _RIVAL_BATCH
-    arguments.logging_steps, arguments.save_strategy, arguments.dataset_kwargs = 1, "no", None
+    arguments.logging_steps, arguments.save_strategy = 1, "no"
     trainer = trl.SFTTrainer(
         model=llm.model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(_rows(llm, groups, recipe)),
         processing_class=llm.tokenizer,
-        peft_config=sft.lora(section.lora),
+        peft_config=sft.lora(section.lora, llm.model),
         callbacks=[watch],
     )
     trainer.train()

@@ -1,10 +1,11 @@
-"""LoRA fine-tuning by TRL's SFTTrainer, with the expressions of an image packed behind one shared prefix."""
+"""LoRA fine-tuning by transformers' Trainer, with the expressions of an image packed behind one shared prefix."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import datasets
 import peft
 import torch
 import transformers
-import trl
 from rich.console import Console
 from rich.progress import track
 
@@ -104,12 +104,27 @@ def _labels(packs: Sequence[Pack], lengths: Sequence[Sequence[int]], input_ids: 
     return labels
 
 
-class PackedTrainer(trl.SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose loss is computed at the labelled positions alone, on every device.
+class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
+    """Trainer whose loss is computed at the labelled positions alone, on every device.
 
-    Off CUDA, SFTTrainer projects every position to the vocabulary, which more than doubles the time of a step here:
-    one or two of about fifty positions carry a label.
+    Not TRL's SFTTrainer (1.16): it projects every position to the vocabulary off CUDA, which more than doubles a step
+    here, where one or two of about fifty positions carry a label; it refuses adapters on the output layer, turns those
+    of 4-bit models to bfloat16, in which small updates are lost, and asks Mixtral for a router loss that cannot be
+    computed with a mask of four dimensions. What it does for us otherwise is get_peft_model.
     """
+
+    def __init__(self, **options: Any) -> None:
+        """Take the options of `transformers.Trainer`."""
+        super().__init__(**options)
+        self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the labels of the whole step itself
+        self._accuracies: list[float] = []
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the share of labelled tokens that were the likeliest since the last time."""
+        if "loss" in logs and self._accuracies:
+            logs = {**logs, "token_accuracy": sum(self._accuracies) / len(self._accuracies)}
+            self._accuracies = []
+        super().log(logs, start_time)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -124,9 +139,8 @@ class PackedTrainer(trl.SFTTrainer):  # type: ignore[misc]
         loss = total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        mode = "train" if model.training else "eval"
         right = (logits.argmax(dim=-1) == targets).float().mean()
-        self._metrics[mode]["token_accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
+        self._accuracies.append(self.accelerator.gather_for_metrics(right).mean().item())
         return (loss, outputs) if return_outputs else loss
 
 
@@ -149,13 +163,17 @@ class _Log(transformers.TrainerCallback):  # type: ignore[misc]
             )
 
 
-def lora(section: LoraSection) -> peft.LoraConfig:
-    """Return what a recipe means to PEFT; refuse what would silently not be trained."""
+def lora(section: LoraSection, model: Any) -> peft.LoraConfig:
+    """Return what a recipe means to PEFT.
+
+    Raises:
+        ModelError: If the output layer is to be adapted, and it is the embeddings too.
+    """
     modules = section.target_modules
-    if not isinstance(modules, str) and "lm_head" in modules:
+    if not isinstance(modules, str) and "lm_head" in modules and model.config.get_text_config().tie_word_embeddings:
         raise ModelError(
-            "train.lora.target_modules names lm_head, which SFTTrainer does not support "
-            "(it projects through the bare weight, so the adapter would never be trained); leave it out"
+            "train.lora.target_modules names lm_head, but in this model it is the same weight as the embeddings: a "
+            "merged adapter would change what the model reads; leave it out"
         )
     return peft.LoraConfig(
         r=section.rank,
@@ -166,10 +184,12 @@ def lora(section: LoraSection) -> peft.LoraConfig:
     )
 
 
-def arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
-    """Return what a recipe means to the trainer."""
+def arguments(
+    llm: LoadedLLM, recipe: Recipe, folder: Path, *, kind: type[Any] = transformers.TrainingArguments, **more: Any
+) -> Any:
+    """Return what a recipe means to a trainer whose arguments are of a kind that may take some more."""
     section = recipe.train
-    return trl.SFTConfig(
+    return kind(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=section.groups_per_step,
         gradient_accumulation_steps=section.accumulation,
@@ -188,26 +208,35 @@ def arguments(llm: LoadedLLM, recipe: Recipe, folder: Path) -> trl.SFTConfig:
         save_steps=section.save_steps,
         save_total_limit=2,
         seed=section.seed,
-        max_length=None,
         remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
         report_to="none",
         use_cpu=llm.model.device.type == "cpu",
         dataloader_pin_memory=llm.model.device.type != "cpu",
+        **more,
     )
+
+
+def _adapted(llm: LoadedLLM, recipe: Recipe) -> Any:
+    """Put a fresh adapter on the model, drawn by the seed."""
+    transformers.set_seed(recipe.train.seed)
+    model = peft.get_peft_model(llm.model, lora(recipe.train.lora, llm.model))
+    if recipe.train.gradient_checkpointing:
+        model.enable_input_require_grads()
+    # Or the whole output layer would be stored with every checkpoint where it is adapted.
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model
 
 
 def trainer(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path) -> PackedTrainer:
     """Build the trainer of a run; it logs and saves in `folder`."""
     rows = schedule(groups, recipe.train)
     return PackedTrainer(
-        model=llm.model,
+        model=_adapted(llm, recipe),
         args=arguments(llm, recipe, folder),
         train_dataset=datasets.Dataset.from_dict({"epoch": [e for e, _ in rows], "group": [g for _, g in rows]}),
         data_collator=Collator(llm, groups, recipe),
         processing_class=llm.tokenizer,
-        peft_config=lora(recipe.train.lora),
         callbacks=[_Log(folder / "train_log.jsonl")],
     )
 

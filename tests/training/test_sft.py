@@ -81,12 +81,11 @@ def trainer_for(llm: LoadedLLM, which: Sequence[Group], chosen: Recipe, folder: 
         r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
     return sft.PackedTrainer(
-        model=llm.model,
+        model=peft.get_peft_model(llm.model, lora),
         args=sft.arguments(llm, chosen, folder),
         train_dataset=datasets.Dataset.from_dict({"epoch": [0], "group": [0]}),
         data_collator=sft.Collator(llm, which, chosen),
         processing_class=llm.tokenizer,
-        peft_config=lora,
     )
 
 
@@ -225,10 +224,35 @@ def test_no_group_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
-    lora = LoraSection(rank=4, target_modules=["q_proj", "lm_head"])
+def test_an_adapter_on_the_head_is_refused_where_it_is_the_embeddings(tmp_path: Path) -> None:
+    lora, llm = LoraSection(rank=4, target_modules=["q_proj", "lm_head"]), tiny.llm()
+    llm.model.config.tie_word_embeddings = True
     with pytest.raises(ModelError, match=r"train\.lora\.target_modules names lm_head"):
-        sft.train(tiny.llm(), train_groups(2), recipe(lora=lora), tmp_path)
+        sft.train(llm, train_groups(2), recipe(lora=lora), tmp_path)
+
+
+def test_an_adapter_on_the_head_is_trained_and_stored_without_the_head(tmp_path: Path, losses: list[float]) -> None:
+    lora = LoraSection(rank=4, alpha=8, target_modules=["lm_head"])
+    chosen = recipe(lora=lora, epochs=5, save_steps=10)
+    sft.train(tiny.llm(), train_groups(), chosen, tmp_path)
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    stored = [tmp_path / "adapter", *tmp_path.glob("checkpoints/checkpoint-*")]
+    assert len(stored) > 1
+    for folder in stored:
+        names = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        assert names
+        assert all("lm_head.lora_" in name for name in names)
+    adapted, ids = with_adapter(tiny.llm(), tmp_path / "adapter"), torch.tensor([[40, 41, 42, 43]])
+    with torch.inference_mode():
+        assert not torch.allclose(adapted.model(ids).logits, tiny.llm().model(ids).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_adapters_are_float32_whatever_the_model_is(architecture: str, tmp_path: Path) -> None:
+    llm = tiny.llm(architecture)
+    llm.model.to(torch.bfloat16)
+    sft.train(llm, train_groups(2), recipe(lora=LoraSection(rank=4, target_modules=["q_proj"])), tmp_path)
+    assert {value.dtype for value in weights_of(tmp_path).values()} == {torch.float32}
 
 
 def test_all_linear_layers_leave_out_the_head(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""4-bit weights that are 4-bit: Mixtral with its experts apart, weights read one by one, and a count afterwards.
+
+transformers 5 keeps the experts of Mixtral in fused three-dimensional parameters. bitsandbytes quantizes `nn.Linear`
+only, so the experts, 97 % of the model, would stay in 16 bit without a word. Here each expert is three linear layers
+again, named as in the checkpoint (w1, w2, w3). From there on everything is the ordinary way of bitsandbytes and PEFT:
+a layer's weight is unpacked where it is used, forward and backward, and only the experts that a token chose are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM, modeling_utils
+from transformers.activations import ACT2FN
+
+from llm_wrapper.errors import ModelError, listed
+
+__all__ = ["Footprint", "footprint", "load_4bit"]
+
+_LEAST_SHARE = 0.95
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class _Expert(nn.Module):
+    """One expert: a gated feed-forward layer, its parts named as in Mixtral's checkpoint."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map the states (n, hidden) of the tokens that chose this expert."""
+        answer: torch.Tensor = self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
+        return answer
+
+
+class _Experts(nn.ModuleList):
+    """The experts of a layer; takes and returns what transformers' fused `MixtralExperts` does."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the weighted sum (n, hidden) of each token's experts; the indices and weights are (n, k)."""
+        mixed = torch.zeros_like(hidden_states)
+        for number in torch.unique(top_k_index).tolist():
+            rows, ranks = torch.where(top_k_index == number)
+            answer = self[number](hidden_states[rows]) * top_k_weights[rows, ranks, None]
+            mixed.index_add_(0, rows, answer.to(mixed.dtype))
+        return mixed
+
+
+class _ApartConfig(MixtralConfig):  # type: ignore[misc]
+    """Mixtral's settings under another type, by which neither transformers nor PEFT takes the experts for fused."""
+
+    model_type = "mixtral_apart"
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read settings as they are on disk, under this type."""
+        values, unused = super().get_config_dict(*args, **options)
+        return {**values, "model_type": cls.model_type}, unused
+
+
+class _ApartMixtral(MixtralForCausalLM):  # type: ignore[misc]
+    """Mixtral whose experts are linear layers."""
+
+    config_class = _ApartConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.experts = _Experts(_Expert(config) for _ in range(config.num_local_experts))
+
+
+@contextmanager
+def _weights_read() -> Iterator[None]:
+    """Let transformers read weights from the files instead of mapping these into memory.
+
+    Mapped pages stay resident after their tensor is quantized and gone, so that the process seems to hold, and on some
+    systems is billed for, the whole 16-bit model.
+    """
+    mapped = modeling_utils.safe_open
+
+    def read(*args: Any, **options: Any) -> Any:
+        return mapped(*args, **{**options, "backend": "pread"})
+
+    modeling_utils.safe_open = read
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapped
+
+
+@contextmanager
+def _freed_blocks_returned() -> Iterator[None]:
+    """Let glibc give each freed block back at once while weights are packed, and blocks of 4 MB and more afterwards.
+
+    It would keep blocks of up to 32 MB for later use; the packed weights and their scales, which stay, come to lie
+    between them, and a model of small matrices grows to several times its 16-bit size. The same holds, to a lesser
+    degree, for weights that are unpacked in a forward pass.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
+    try:
+        yield
+    finally:  # small blocks are many in training, and slow to take from the system
+        mallopt(_M_MMAP_THRESHOLD, 4 * 1024**2)
+        mallopt(_M_TRIM_THRESHOLD, 64 * 1024**2)
+
+
+def load_4bit(name: str, **options: Any) -> Any:
+    """Load a causal LM with its linear and expert weights in 4 bit, tensor by tensor.
+
+    Args:
+        name: Hub id or folder.
+        options: Those of `from_pretrained`; `quantization_config` says how the weights are packed.
+
+    Raises:
+        ModelError: If weights are missing in the checkpoint, or less than 95 % of the weights came out in 4 bit.
+    """
+    revision = {key: value for key, value in options.items() if key == "revision"}
+    kind: Any = transformers.AutoModelForCausalLM
+    if transformers.AutoConfig.from_pretrained(name, **revision).model_type == "mixtral":
+        kind = _ApartMixtral
+        options["key_mapping"] = {r"\.block_sparse_moe\.": ".mlp."}
+    with _weights_read(), _freed_blocks_returned():
+        model, loading = kind.from_pretrained(name, output_loading_info=True, **options)
+    if loading["missing_keys"]:
+        raise ModelError(
+            listed(f"llm.model={name}: weights are missing in the checkpoint", sorted(loading["missing_keys"]))
+        )
+    _keep_to_one_layout(model)
+    _check(name, footprint(model))
+    return model
+
+
+def _keep_to_one_layout(model: Any) -> None:
+    """Forbid bitsandbytes to repack weights on the CPU.
+
+    On a CPU with AVX512-BF16 the first forward pass in evaluation mode would: it then multiplies in bfloat16 whatever
+    the model's type is, and a later training step gets no gradient through that layer, without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the parameters of a model take.
+
+    `num_parameters` counts all as they were before packing, tied ones once; `num_weights` those of them that are
+    meant to be packed: matrices outside the embeddings and the output layer; `num_4bit` those that are packed.
+    `others` are the weights that are not, as (name, shape, type), the largest first.
+    """
+
+    num_parameters: int
+    num_weights: int
+    num_4bit: int
+    num_bytes: int
+    others: tuple[tuple[str, tuple[int, ...], str], ...]
+
+    @property
+    def quantized_share(self) -> float:
+        """Packed weights / weights of linear layers and experts; 1 where there are none."""
+        return self.num_4bit / self.num_weights if self.num_weights else 1.0
+
+    @property
+    def quantized_share_of_all(self) -> float:
+        """Packed weights / all parameters."""
+        return self.num_4bit / self.num_parameters
+
+
+def footprint(model: Any) -> Footprint:
+    """Count the parameters of a model without adapters, and the bytes they take."""
+    output = model.get_output_embeddings()
+    modules = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is output]
+    spared = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    num_parameters = num_weights = num_4bit = num_bytes = 0
+    others: list[tuple[str, tuple[int, ...], str]] = []
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        shape = torch.Size(parameter.shape if state is None else state.shape)
+        num_parameters += shape.numel()
+        num_bytes += sum(each.nbytes for each in (parameter, *_statistics(state)))
+        if len(shape) < 2 or id(parameter) in spared:
+            continue
+        num_weights += shape.numel()
+        if state is None:
+            others.append((name, tuple(shape), str(parameter.dtype).removeprefix("torch.")))
+        else:
+            num_4bit += shape.numel()
+    others.sort(key=lambda row: -torch.Size(row[1]).numel())
+    return Footprint(num_parameters, num_weights, num_4bit, num_bytes, tuple(others))
+
+
+def _statistics(state: Any) -> list[torch.Tensor]:
+    """Return the tensors that unpack a weight: scales of blocks, themselves packed by double quantization."""
+    nested = getattr(state, "state2", None)
+    found = [getattr(each, name, None) for each in (state, nested) for name in ("absmax", "code")]
+    return [each for each in found if each is not None]
+
+
+def _check(name: str, found: Footprint) -> None:
+    """Refuse a model that is not 4-bit, whatever its loader believes."""
+    if found.quantized_share >= _LEAST_SHARE:
+        return
+    headline = (
+        f"llm.model={name} is not in 4 bit: {found.quantized_share:.0%} of its linear and expert weights are, "
+        f"{_LEAST_SHARE:.0%} are needed, and it takes {found.num_bytes / 1e9:.1f} GB; set llm.quantization=none if "
+        "that fits, or choose a dense model or Mixtral; not in 4 bit"
+    )
+    raise ModelError(listed(headline, (f"{key}: {shape}, {kind}" for key, shape, kind in found.others), most=5))

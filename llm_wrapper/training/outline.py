@@ -1,0 +1,266 @@
+"""A model without weights, for counting: built on the meta device from its settings, with PEFT's adapters on it.
+
+Every count is that of the real training, and Mixtral 8x7B is counted on a laptop in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import psutil  # type: ignore[import-untyped,unused-ignore]
+import torch
+import transformers
+from torch import nn
+
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms import load as loading
+from llm_wrapper.llms import nf4
+from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.recipe import LLMSection, Recipe
+from llm_wrapper.training import sft
+from llm_wrapper.training.examples import Group, schedule
+from llm_wrapper.training.plan import Batch, Memory, Setup, Sizes, fits, memory
+
+__all__ = [
+    "Device",
+    "Epoch",
+    "Planned",
+    "device_at_hand",
+    "epoch_of",
+    "longest_possible",
+    "outline",
+    "planned",
+    "setup_of",
+    "sizes_of",
+    "with_tokenizer",
+]
+
+_SAMPLED = 128
+"""Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
+
+
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says what a container may take, which the machine's own figure does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a training would run on, and how many bytes it has free, beside what this process holds already."""
+
+    name: str
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Steps of the whole training, tokens of one epoch with padding, and its largest batch; extrapolated."""
+
+    num_steps: int
+    num_tokens: int
+    largest: Batch
+
+
+def outline(section: LLMSection) -> Any:
+    """Build the model of a recipe section without weights; only its settings are read.
+
+    Raises:
+        ModelError: If the settings cannot be read, or are of no known architecture.
+    """
+    if section.model is None:
+        raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
+    where = loading.device()
+    options: dict[str, Any] = {
+        "dtype": loading._dtype(section, where),
+        "attn_implementation": loading._attention(section, where),
+    }
+    try:
+        config = transformers.AutoConfig.from_pretrained(_name(section), revision=section.revision)
+        with torch.device("meta"):
+            if _is_4bit(section) and config.model_type == "mixtral":  # its experts are layers of their own in 4 bit
+                values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+                return nf4._ApartMixtral._from_config(nf4._ApartConfig(**values), **options)
+            return transformers.AutoModelForCausalLM.from_config(config, **options)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
+
+
+def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
+    """Add the tokenizer to a model without weights, so that prompts can be measured.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(_name(section), revision=section.revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"the tokenizer of llm.model={section.model} cannot be read: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedLLM(model, tokenizer, section)
+
+
+def _name(section: LLMSection) -> str:
+    name = section.model or ""
+    return str(loading.plain_copy(name.removeprefix("gguf:"))) if name.startswith("gguf:") else name
+
+
+def sizes_of(model: Any, lora: peft.LoraConfig) -> Sizes:
+    """Count the parameters of a model without weights, put adapters on it, and count these.
+
+    Raises:
+        ModelError: If the model has none of the modules that adapters are asked for.
+    """
+    config = model.config.get_text_config()
+    output = model.get_output_embeddings()
+    heads = config.num_attention_heads
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    packable = [parameter.numel() for parameter in _packable(model, output)]
+    try:
+        adapted = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"adapters cannot be put on {type(model).__name__}: {error}") from error
+    inputs = _adapter_inputs(adapted, output)
+    return Sizes(
+        num_parameters=num_parameters,
+        num_packable=sum(packable),
+        num_trainable=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
+        rank=lora.r,
+        num_layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=(getattr(config, "intermediate_size", None) or 4 * config.hidden_size) * _experts_passed(config)[0],
+        attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        num_heads=heads,
+        vocabulary=config.vocab_size,
+        adapter_inputs=round(sum(width * share for width, share in inputs)),
+        num_adapters=round(sum(share for _, share in inputs)),
+        largest_weight=max(packable, default=0),
+    )
+
+
+def _experts_passed(config: Any) -> tuple[int, int]:
+    """Return how many experts a token is sent to, and how many there are; one of one where there are none."""
+    return getattr(config, "num_experts_per_tok", None) or 1, getattr(config, "num_local_experts", None) or 1
+
+
+def _packable(model: Any, output: Any) -> list[torch.Tensor]:
+    """Return the weights that 4 bit packs: those of linear layers, and experts, which are three-dimensional."""
+    linear = [each.weight for each in model.modules() if isinstance(each, nn.Linear) and each is not output]
+    return linear + [parameter for parameter in model.parameters() if parameter.ndim == 3]
+
+
+def _adapter_inputs(adapted: Any, output: Any) -> list[tuple[int, float]]:
+    """Return, for each adapter in the layers, the width of its input and the share of tokens that pass it."""
+    passed, experts = _experts_passed(adapted.get_base_model().config.get_text_config())
+    return [
+        (module.in_features, passed / experts if ".experts." in name else 1.0)
+        for name, module in adapted.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer) and module.get_base_layer() is not output
+    ]
+
+
+def _is_4bit(section: LLMSection) -> bool:
+    return section.quantization == "nf4" or (section.quantization == "auto" and loading.device().type == "cuda")
+
+
+def setup_of(recipe: Recipe, model: Any) -> Setup:
+    """Return how a recipe trains the model, on the device at hand."""
+    return Setup(
+        number_bytes=model.dtype.itemsize,
+        is_4bit=_is_4bit(recipe.llm),
+        is_eager=model.config.get_text_config()._attn_implementation == "eager",
+        has_dropout=recipe.train.lora.dropout > 0,
+        has_checkpointing=recipe.train.gradient_checkpointing,
+    )
+
+
+def longest_possible(recipe: Recipe) -> Batch:
+    """Return the largest batch that could come where prompts are not known: every row as long as allowed."""
+    num_groups = recipe.train.groups_per_step
+    return Batch(num_groups, recipe.train.max_tokens, 2 * num_groups, num_groups)
+
+
+def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch | None:
+    """Measure some of the groups as the trainer will batch them; None if none of them fits `train.max_tokens`.
+
+    Args:
+        llm: May be without weights; its tokenizer and its settings are used.
+        groups: All groups of an epoch; up to 128 of them, evenly spread, are measured.
+        recipe: Says how prompts are worded, shared and batched.
+    """
+    measured = groups[:: -(-len(groups) // _SAMPLED) or 1]
+    kept, _ = sft.fit_to_length(llm, measured, recipe)
+    if not kept:
+        return None
+    section = recipe.train.model_copy(update={"epochs": 1, "max_steps": None})
+    collate = sft.Collator(llm, kept, recipe)
+    rows = [{"epoch": epoch, "group": place} for epoch, place in schedule(kept, section)]
+    size = section.groups_per_step
+    batches = [_shape(collate, rows[start : start + size]) for start in range(0, len(rows), size)]
+    share = len(groups) / len(measured)
+    num_groups = recipe.train.epochs * round(share * len(kept))
+    num_steps = math.ceil(math.ceil(num_groups / size) / section.accumulation)
+    return Epoch(
+        min(num_steps, recipe.train.max_steps or num_steps),
+        round(share * sum(batch.num_tokens for batch in batches)),
+        max(batches, key=lambda batch: (batch.num_tokens, batch.length)),
+    )
+
+
+def _shape(collate: sft.Collator, rows: Sequence[dict[str, int]]) -> Batch:
+    batch = collate(rows)
+    num_rows, length = batch["input_ids"].shape
+    return Batch(num_rows, length, int((batch["labels"] != sft.IGNORED).sum()), len(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known."""
+
+    sizes: Sizes
+    setup: Setup
+    batch: Batch
+    epoch: Epoch | None
+    device: Device
+
+    @property
+    def memory(self) -> Memory:
+        """The bytes of its largest step."""
+        return memory(self.sizes, self.setup, self.batch)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has them free."""
+        return fits(self.memory.peak, self.device.free)
+
+
+def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
+    """Plan the training of a recipe on the device at hand, without loading the model.
+
+    Args:
+        recipe: Its LLM is one of transformers.
+        groups: What would be trained on; without any, prompts are taken for as long as `train.max_tokens` allows.
+
+    Raises:
+        ModelError: If the settings cannot be read, or adapters cannot be put on the model.
+    """
+    model = outline(recipe.llm)
+    setup = setup_of(recipe, model)
+    epoch = epoch_of(with_tokenizer(model, recipe.llm), groups, recipe) if groups else None
+    sizes = sizes_of(model, sft.lora(recipe.train.lora, model))
+    return Planned(sizes, setup, epoch.largest if epoch else longest_possible(recipe), epoch, device_at_hand())
+
+
+def device_at_hand() -> Device:
+    """Return the GPU with its free memory, else the CPU with the memory that a container or the machine has left."""
+    where = loading.device()
+    if where.type == "cuda":
+        return Device(torch.cuda.get_device_name(where), torch.cuda.mem_get_info(where)[0])
+    limits = [path.read_text(encoding="ascii").strip() for path in _LIMITS if path.is_file()]
+    taken = psutil.Process().memory_info().rss
+    free = [int(limit) - taken for limit in limits if limit.isdigit()]
+    return Device("CPU", max(0, min([psutil.virtual_memory().available, *free])))

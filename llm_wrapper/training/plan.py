@@ -1,0 +1,202 @@
+"""What a step of training takes: arithmetic over counts, free of any model.
+
+Only the activations are an estimate; `activation_bytes` says what of, docs/plan.md how far off it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+__all__ = [
+    "Batch",
+    "Change",
+    "Memory",
+    "Setup",
+    "Sizes",
+    "activation_bytes",
+    "changes",
+    "fits",
+    "memory",
+    "with_rank",
+]
+
+_MARGIN, _SURPLUS = 1.25, 250_000_000
+"""What must be free: a quarter more than the peak, and these bytes. docs/plan.md has what processes took."""
+_SMALL_RANK = 16
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a packed weight: 4 bits, a byte per block of 64, a float32 per 256 of these (double quantization)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the arithmetic needs to know of a model with adapters; tied weights are counted once.
+
+    `num_packable` counts the weights that 4 bit packs: of linear layers and experts, not the output layer. `inner` is
+    the width of the feed-forward layer, times the experts that a token is sent to; `attended` that of all heads
+    together. `adapter_inputs` are the numbers that a token brings into all adapters of the layers, `num_adapters` how
+    many of them it passes.
+    """
+
+    num_parameters: int
+    num_packable: int
+    num_trainable: int
+    rank: int
+    num_layers: int
+    hidden: int
+    inner: int
+    attended: int
+    num_heads: int
+    vocabulary: int
+    adapter_inputs: int
+    num_adapters: int
+    largest_weight: int
+
+_ADAPTER_BYTES = 4
+"""Bytes of a number of the adapter: float32, whatever the model is kept in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How the model is held and trained; `number_bytes` is the size of a number of the model's own type."""
+
+    number_bytes: int
+    is_4bit: bool
+    is_eager: bool
+    has_dropout: bool
+    has_checkpointing: bool
+
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The shape of a batch: rows of `length` tokens with padding, labelled tokens in all, groups they are made of."""
+
+    num_rows: int
+    length: int
+    num_answers: int
+    num_groups: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens with padding."""
+        return self.num_rows * self.length
+
+    def of_one_group(self) -> Batch:
+        """Return the batch with one of its groups alone."""
+        rows, answers = (-(-count // self.num_groups) for count in (self.num_rows, self.num_answers))
+        return Batch(rows, self.length, answers, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by what they are for."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+
+    @property
+    def peak(self) -> int:
+        """All together, beside what Python and the libraries take."""
+        return sum((self.weights, self.adapter, self.gradients, self.optimizer, self.activations, self.working))
+
+
+def with_rank(sizes: Sizes, rank: int) -> Sizes:
+    """Return the sizes with adapters of another rank; their parameters are proportional to it."""
+    return replace(sizes, num_trainable=sizes.num_trainable * rank // sizes.rank, rank=rank)
+
+
+def memory(sizes: Sizes, setup: Setup, batch: Batch) -> Memory:
+    """Return the bytes of a training step.
+
+    AdamW keeps two numbers per trainable parameter, in the parameter's own type. `working` is what comes and goes: the
+    gradients of one layer's activations, adapters in the type that products are computed in, one unpacked weight.
+    """
+    packed = sizes.num_packable if setup.is_4bit else 0
+    adapter = sizes.num_trainable * _ADAPTER_BYTES
+    casts = sizes.num_trainable * setup.number_bytes if setup.number_bytes < _ADAPTER_BYTES else 0
+    return Memory(
+        weights=round(packed * _NF4_BYTES) + (sizes.num_parameters - packed) * setup.number_bytes,
+        adapter=adapter,
+        gradients=adapter,
+        optimizer=2 * adapter,
+        activations=activation_bytes(sizes, setup, batch),
+        working=_layer_bytes(sizes, setup, batch)
+        + casts
+        + (sizes.largest_weight * setup.number_bytes if packed else 0),
+    )
+
+
+def activation_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
+    """Estimate what the forward pass keeps for the backward pass; the base is frozen, so its inputs are not kept.
+
+    With gradient checkpointing each layer keeps its input alone, and one layer at a time everything. Outside the
+    layers: the mask (boolean and additive), logits of the answers' places in every row with their gradients, and three
+    float32 copies of those that count.
+    """
+    size, rows, answers = setup.number_bytes, batch.num_rows, batch.num_answers
+    layer = _layer_bytes(sizes, setup, batch)
+    kept = batch.num_tokens * sizes.hidden * size * sizes.num_layers + layer
+    mask = rows * batch.length**2 * (1 + size)
+    logits = sizes.vocabulary * (2 * size * rows * min(answers, batch.length) + 12 * answers)
+    return (kept if setup.has_checkpointing else layer * sizes.num_layers) + mask + logits
+
+
+def _layer_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
+    """Estimate what one layer keeps, per token.
+
+    Two norms in float32; queries, keys, values, and either their mix or, with eager attention, the probabilities, in
+    float32 and, for a 16-bit model, once more in 16 bit; three inner states of the gated feed-forward layer; and for
+    each adapter a copy of its input (with the mask of a dropout, a byte a number) and its `rank` numbers. In a 32-bit
+    model adapters with the same input share it, which is not allowed for.
+    """
+    size = setup.number_bytes
+    probabilities = sizes.num_heads * batch.length * (4 if size == 4 else 4 + size)
+    attention = 3 * size * sizes.attended + (probabilities if setup.is_eager else size * sizes.attended)
+    inputs = sizes.adapter_inputs * (size + setup.has_dropout) + sizes.num_adapters * sizes.rank * size
+    each = 8 * sizes.hidden + attention + 3 * size * sizes.inner
+    return batch.num_tokens * (each + inputs // sizes.num_layers)
+
+
+def fits(peak: int, free: int) -> bool:
+    """Tell whether a peak fits into what is free, with a quarter of it and 0.25 GB to spare."""
+    return peak * _MARGIN + _SURPLUS <= free
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Overrides that lower the peak, as they are typed, and the peak with them."""
+
+    overrides: str
+    peak: int
+
+
+def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float, accumulation: int) -> Iterator[Change]:
+    """Yield what lowers the peak: each change alone, then all together.
+
+    A smaller rank keeps alpha / rank, and smaller batches keep the expressions of an optimizer step.
+    """
+    found: list[tuple[str, Sizes, Setup, Batch]] = []
+    if not setup.is_4bit:
+        found.append(("llm.quantization=nf4", sizes, replace(setup, is_4bit=True), batch))
+    if not setup.has_checkpointing:
+        found.append(("train.gradient_checkpointing=true", sizes, replace(setup, has_checkpointing=True), batch))
+    if batch.num_groups > 1:
+        steps = f"train.groups_per_step=1 train.accumulation={accumulation * batch.num_groups}"
+        found.append((steps, sizes, setup, batch.of_one_group()))
+    if sizes.rank > _SMALL_RANK:
+        rank = f"train.lora.rank={_SMALL_RANK} train.lora.alpha={alpha * _SMALL_RANK / sizes.rank:g}"
+        found.append((rank, with_rank(sizes, _SMALL_RANK), setup, batch))
+    for overrides, their_sizes, their_setup, their_batch in found:
+        yield Change(overrides, memory(their_sizes, their_setup, their_batch).peak)
+    if len(found) > 1:
+        yield Change(" ".join(row[0] for row in found), memory(*_together(sizes, setup, batch)).peak)
+
+
+def _together(sizes: Sizes, setup: Setup, batch: Batch) -> tuple[Sizes, Setup, Batch]:
+    small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
+    return small, replace(setup, is_4bit=True, has_checkpointing=True), batch.of_one_group()
