@@ -333,10 +333,12 @@ VERBS = [
     "eval",
     "predict",
     "report",
+    "score",
     "demo",
     "data check",
     "transfer",
     "ensemble",
+    "export",
 ]
 
 
