@@ -36,7 +36,7 @@ RUN_FLAGS = $(foreach each,$(RUNS),--run "$(each)")
 CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics headroom transfer ensemble clean
+.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics headroom transfer ensemble report clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -138,6 +138,10 @@ transfer: $(STAMP) ## Adapters on detectors and data they were not trained on: R
 
 ensemble: $(STAMP) ## Several detectors together, and what each adds: VLM=toy+toy-gray RUNS LLM DATA DATA_ROOT
 	$(CLI) ensemble --vlm $(VLM) $(or $(RUN_FLAGS),--llm $(LLM)) $(DATA_FLAGS) $(ARGS)
+
+report: $(STAMP) ## The table again, and a page with plots and cases (report.html, report.md), from a run's folder alone: RUN
+	$(if $(RUN),,$(error name the run: make report RUN=runs/.. (ls runs lists them)))
+	$(CLI) report "$(RUN)" $(ARGS)
 
 clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from llm_wrapper import commands, detection_commands, plan_commands, runs, transfer_cli
+from llm_wrapper import commands, detection_commands, plan_commands, runs, score_commands, transfer_cli
 from llm_wrapper.bench_cli import app as bench_app
 from llm_wrapper.detections_cli import app as detections_app
 from llm_wrapper.errors import LLMWrapperError
+from llm_wrapper.evaluation.foreign_boxes import BoxFormat
 from llm_wrapper.recipe import Recipe, compose
 
 __all__ = ["app", "main"]
@@ -188,6 +189,25 @@ def report(
 ) -> None:
     """Compute the table again from the predictions alone; needs neither torch nor data."""
     commands.recompute(run, _console)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="Boxes of any system: JSON lines, a JSON list, or our own Parquet.")],
+    overrides: Overrides = None,
+    *,
+    data: Data = "toy",
+    data_root: DataRoot = None,
+    split: Split = None,
+    name: Annotated[str | None, typer.Option(help="Of the system, if not by the file.")] = None,
+    box_format: Annotated[
+        BoxFormat | None, typer.Option(help="Of the boxes, if the file does not say; shares are norm, or 1000.")
+    ] = None,
+) -> None:
+    """Score boxes that another system gave for the expressions of a split: the same table as eval."""
+    recipe = _recipe("toy", "rule", data, "default", overrides, data_root)
+    job = score_commands.Job(file, recipe.data, split or recipe.data.eval_split, name, box_format)
+    score_commands.score(job, _console)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.predict import Wrapper
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import card, pictures, tables
+from llm_wrapper.report import card, page, pictures, tables
 from llm_wrapper.training.pool import gather
 
 __all__ = [
@@ -231,12 +231,18 @@ def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
 
 
 def recompute(path: Path, console: Console) -> None:
-    """Print the table of a predictions file, or of every one in a run folder, from the records alone."""
+    """Print the table of a predictions file, or of every one in a run folder, from the records alone.
+
+    A run folder also gets its page, as HTML and as Markdown.
+    """
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
         raise RunError(f"{path} holds no predictions; make some with: make eval RUN={path}")
     for file in found:
         console.print(file.name, tables.table(summaries_of(files.load(file))))
+    if path.is_dir():
+        written = page.write(path)
+        console.print(f"the report: {' and '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
 
 
 def predict_and_draw(recipe: Recipe, run: Path | None, question: tuple[Path, str], out: Path, console: Console) -> None:

@@ -73,7 +73,7 @@ def brief(recipe: Recipe, groups: Sequence[Group], console: Console) -> None:
 
 def _rows(found: Planned, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
     """Return the rows of the table as (name, text)."""
-    from llm_wrapper.training.plan import activation_bytes
+    from llm_wrapper.training.plan import ADAPTER_BYTES, activation_bytes
 
     sizes, setup, memory, epoch = found.sizes, found.setup, found.memory, found.epoch
     kept = {way: activation_bytes(sizes, replace(setup, has_checkpointing=way), found.batch) for way in (True, False)}
@@ -82,7 +82,7 @@ def _rows(found: Planned, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
     share = sizes.num_trainable / sizes.num_parameters
     return [
         ("parameters", f"{_count(sizes.num_parameters)} in {_DTYPES[setup.number_bytes]}{packed}"),
-        ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {_DTYPES[setup.adapter_bytes]}"),
+        ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {_DTYPES[ADAPTER_BYTES]}"),
         ("weights", _bytes(memory.weights)),
         ("adapter", _bytes(memory.adapter)),
         ("gradients", _bytes(memory.gradients)),

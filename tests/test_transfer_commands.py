@@ -154,6 +154,7 @@ def test_adapters_run_on_any_detector_and_nothing_is_asked_twice(
     assert isinstance(invoke(*args, "--limit", "5").exception, TypeError)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_compared_with_its_parts_and_adapters_are_combined(toy: Path, model: Path) -> None:
     run("cache-detections", "--vlm", "toy+toy-gray", "--data-root", toy, "--split", "val")
     retrained = trained("both", "toy+toy-gray", toy, model, "train.epochs=2")

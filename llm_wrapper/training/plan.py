@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 __all__ = [
+    "ADAPTER_BYTES",
     "Batch",
     "Change",
     "Memory",
@@ -52,7 +53,7 @@ class Sizes:
     num_adapters: int
     largest_weight: int
 
-_ADAPTER_BYTES = 4
+ADAPTER_BYTES = 4
 """Bytes of a number of the adapter: float32, whatever the model is kept in."""
 
 
@@ -117,8 +118,8 @@ def memory(sizes: Sizes, setup: Setup, batch: Batch) -> Memory:
     gradients of one layer's activations, adapters in the type that products are computed in, one unpacked weight.
     """
     packed = sizes.num_packable if setup.is_4bit else 0
-    adapter = sizes.num_trainable * _ADAPTER_BYTES
-    casts = sizes.num_trainable * setup.number_bytes if setup.number_bytes < _ADAPTER_BYTES else 0
+    adapter = sizes.num_trainable * ADAPTER_BYTES
+    casts = sizes.num_trainable * setup.number_bytes if setup.number_bytes < ADAPTER_BYTES else 0
     return Memory(
         weights=round(packed * _NF4_BYTES) + (sizes.num_parameters - packed) * setup.number_bytes,
         adapter=adapter,

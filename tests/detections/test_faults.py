@@ -94,6 +94,7 @@ def kill_everywhere(folder: Path, whole: dict[str, bytes], job: dict[str, Any]) 
     raise AssertionError("the filling never ended")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_loses_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
     hits = kill_everywhere(tmp_path, whole, FREE)
     print(dict(hits))
@@ -101,6 +102,7 @@ def test_a_kill_at_any_step_loses_nothing(whole: dict[str, bytes], tmp_path: Pat
     assert min(hits["rewriting"], hits["moving"]) >= 5
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_loses_at_most_one_paid_answer(paid: dict[str, bytes], tmp_path: Path) -> None:
     hits = kill_everywhere(tmp_path, paid, PAID)
     print(dict(hits))
@@ -108,6 +110,7 @@ def test_a_kill_at_any_step_loses_at_most_one_paid_answer(paid: dict[str, bytes]
     assert hits["moving"] >= NUM_QUESTIONS[Paying]
 
 
+@pytest.mark.slow
 def test_a_kill_of_what_goes_on_after_a_kill_loses_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
     """Roll forward, and be killed at each step of that, again and again on one folder."""
     seen: Counter[str] = Counter()

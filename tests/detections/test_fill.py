@@ -230,6 +230,7 @@ def fill_slowly(folder: Path) -> None:
     fill(CountingDetector(seconds=0.004), dataset(120), folder, images_per_batch=2, rows_per_part=4, progress=False)
 
 
+@pytest.mark.slow
 def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     fill(CountingDetector(), dataset(120), whole, images_per_batch=2, rows_per_part=4, progress=False)

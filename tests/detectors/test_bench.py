@@ -24,6 +24,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compare", [compare_florence2, compare_grounding_dino])
 def test_both_ways_give_the_same(compare, samples: list[Sample]) -> None:
     found = compare(samples, small=True)

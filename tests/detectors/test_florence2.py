@@ -76,7 +76,11 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], str]:
 
 @pytest.mark.parametrize(
     ("num_beams", "attention", "max_prompts"),
-    [(1, "eager", 5), (3, "eager", 5), (1, "sdpa", 64), (3, "sdpa", 64), (3, "sdpa", 1)],
+    [
+        (1, "eager", 5),
+        (3, "sdpa", 64),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((3, "eager", 5), (1, "sdpa", 64), (3, "sdpa", 1))),
+    ],
 )
 def test_batches_answer_as_the_plain_way(
     samples: list[Sample], said: dict[tuple[int, str], str], num_beams: int, attention: str, max_prompts: int

@@ -77,7 +77,7 @@ def _assert_same(found: Detections, expected: Detections) -> None:
 # The model
 
 
-@pytest.mark.parametrize("max_prompts", [1, 2, 8, None])
+@pytest.mark.parametrize("max_prompts", [*(pytest.param(each, marks=pytest.mark.slow) for each in (1, 2)), 8, None])
 @pytest.mark.parametrize("mode", ["gd", "gdrec"])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_answers_are_those_of_plain_calls(

@@ -88,7 +88,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], str]:
     return texts
 
 
-@pytest.mark.parametrize(("num_beams", "max_prompts"), [(1, 64), (1, 2), (3, 64)])
+@pytest.mark.parametrize(
+    ("num_beams", "max_prompts"),
+    [pytest.param(1, 64, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow), (3, 64)],
+)
 def test_batches_answer_as_the_plain_way(
     samples: list[Sample], said: dict[tuple[int, str], str], num_beams: int, max_prompts: int
 ) -> None:

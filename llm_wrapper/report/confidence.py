@@ -1,0 +1,119 @@
+"""What a report says of confidence, and of the training's course."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_wrapper.errors import DataError
+from llm_wrapper.evaluation.calibration import calibrate, confidences, risk_coverage, threshold_for_risk
+from llm_wrapper.metrics import IOU_THRESHOLD, ious
+from llm_wrapper.report.parts import Figure, Part, Section, Table, number
+from llm_wrapper.report.plots import Series, chart
+from llm_wrapper.report.tables import NO_DATA
+
+__all__ = ["confidence", "learning"]
+
+_Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
+
+_RISKS = (0.05, 0.1, 0.2)
+_MOST_POINTS = 200
+"""More points of a curve cannot be told apart on the page."""
+
+_MOST_LINES = 12
+
+
+def confidence(part: Part) -> Section:
+    """Calibration and risk against coverage of every system that gives probabilities."""
+    pairs = {name: pair for name, pair in _pairs(part).items() if not np.isnan(pair[0]).all()}
+    lines = []
+    reliability = [Series("as it should be", [0, 100], [0, 100])] * bool(pairs)
+    risks = []
+    for name, pair in pairs.items():
+        found, curve = calibrate(*pair), risk_coverage(*pair)
+        answered = [_coverage(pair, risk) for risk in _RISKS]
+        lines.append((name, number(found.ece), number(curve.aurc), *answered, str(found.n), str(found.num_unknown)))
+        bins = (100 * np.array([[each.confidence, each.accuracy] for each in found.bins])).T
+        reliability.append(Series(name, bins[0].tolist(), bins[1].tolist()))
+        kept = np.unique(np.linspace(0, len(curve.risk) - 1, _MOST_POINTS).astype(int))
+        risks.append(Series(name, (100 * curve.coverage[kept]).tolist(), (100 * curve.risk[kept]).tolist()))
+    head = ("system", "ECE", "AURC", *(f"answered at risk <= {risk:.0%}" for risk in _RISKS), "n", "no probability")
+    text = [
+        "Over the expressions with a target. A choice without a probability says nothing of calibration, and counts as "
+        "the least confident where it comes to answering. Thresholds are chosen on the samples they are shown for, so "
+        "what is answered at a risk is a little too good.",
+    ]
+    figures = [
+        Figure(
+            "Calibration: confidence against what is right",
+            chart(reliability, x="confidence in percent", y="right in percent", top=105),
+        ),
+        Figure(
+            "Risk against coverage",
+            chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
+        ),
+    ]
+    return Section("Confidence", text, [Table("Confidence", head, lines)], figures)
+
+
+def _pairs(part: Part) -> dict[str, _Pair]:
+    """Return system -> confidence and right, over the samples with a target."""
+    result = {}
+    for name, rows in part.judged.items():
+        scored = [row for row in rows if row.target is not None]
+        result[name] = (confidences(scored), ious(scored) > IOU_THRESHOLD)
+    return result
+
+
+def _coverage(pair: _Pair, risk: float) -> str:
+    threshold = threshold_for_risk(*pair, risk)
+    if threshold is None:
+        return "nothing"
+    answered = np.where(np.isnan(pair[0]), -np.inf, pair[0]) >= threshold
+    return f"{answered.mean():.1%}"
+
+
+def learning(folder: Path) -> Section:
+    """Loss and accuracy of the tokens against steps, from the run's own log.
+
+    Raises:
+        DataError: If the log is damaged.
+    """
+    log = [row for row in _log(folder / "train_log.jsonl") if _is_number(row.get("loss"))]
+    steps = [row["step"] for row in log]
+    # The column's name changed once.
+    rights = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
+    known = [(step, 100 * right) for step, right in zip(steps, rights, strict=True) if _is_number(right)]
+    loss = chart([Series("loss", steps, [row["loss"] for row in log])], x="step", y="loss")
+    right = chart(
+        [Series("right tokens", [step for step, _ in known], [share for _, share in known])],
+        x="step",
+        y="right tokens in percent",
+        top=105,
+    )
+    places = np.unique(np.linspace(0, len(log) - 1, _MOST_LINES).astype(int)).tolist() if log else []
+    lines = [
+        (f"{steps[i]}", number(log[i]["loss"]), number(rights[i] if _is_number(rights[i]) else None)) for i in places
+    ]
+    figures = [Figure("Loss in training", loss), Figure("Right tokens of the answers in training", right)]
+    text = ["Measured while training, on the batch that is learned from."] if log else [NO_DATA]
+    return Section("Learning curve", text, [Table("Training", ("step", "loss", "right tokens"), lines)], figures)
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [row for row in rows if _is_number(row["step"])]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged or cut off: {error!r}. Remove it, and the report goes without.") from error
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,188 @@
+"""One evaluation report for people: a single HTML page and the same as Markdown, made of a run folder alone.
+
+Expressions, labels and names are foreign text. Jinja escapes all of it in the page, the page's own policy allows no
+script but its own and no address but `data:`, and Markdown escapes what could become markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from llm_wrapper import artifacts
+from llm_wrapper.errors import DataError
+from llm_wrapper.report import confidence, gallery, sections, thumbnails
+from llm_wrapper.report.gallery import Gallery
+from llm_wrapper.report.parts import Part, Section, Table, load
+from llm_wrapper.report.tables import NO_DATA
+
+__all__ = ["HTML", "MARKDOWN", "write"]
+
+HTML = "report.html"
+MARKDOWN = "report.md"
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+_BUILDERS = (
+    sections.results,
+    sections.advice,
+    sections.differences,
+    sections.errors,
+    sections.positions,
+    sections.slices,
+    confidence.confidence,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """One evaluation, ready to be written."""
+
+    name: str
+    sections: Sequence[Section]
+    gallery: Gallery | None
+
+
+def write(folder: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` into a run folder and return their paths.
+
+    Both are made of what the folder holds, without time stamps: made again, they are the same. The gallery's pictures
+    are added to the folder first, where the data set is at hand.
+
+    Raises:
+        RunError: If the folder holds no predictions.
+        DataError: If one of its files is damaged.
+    """
+    parts = load(folder)
+    title = _title(parts[0].recipe)
+    shown = [_shown(folder, part) for part in parts]
+    learning = confidence.learning(folder)
+    facts = _facts(folder)
+    style, script = (_text(f"report.{suffix}") for suffix in ("css", "js"))
+    content = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            parts=shown,
+            learning=learning,
+            facts=facts,
+            no_data=NO_DATA,
+            style=style,
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        )
+    )
+    artifacts.write_atomic(folder / HTML, content)
+    artifacts.write_atomic(folder / MARKDOWN, _markdown(title, shown, learning, facts))
+    return folder / HTML, folder / MARKDOWN
+
+
+def _title(recipe: Mapping[str, Any]) -> str:
+    """Return what was run on what; never the folder's name, which may change without the run."""
+    detector = recipe.get("detector") or {}
+    also = (recipe.get("ensemble") or {}).get("also") or {}
+    vlm = "+".join(str(name) for name in (detector.get("label") or detector.get("name"), *also) if name)
+    llm = recipe.get("llm") or {}
+    data = (recipe.get("data") or {}).get("name")
+    known = [str(name) for name in (vlm, llm.get("model") or llm.get("backend"), data) if name]
+    return " / ".join(["LLM-wrapper report", *known])
+
+
+def _shown(folder: Path, part: Part) -> _Shown:
+    split = str(part.facts.get("split") or part.name)
+    pictures = thumbnails.add(folder, part.recipe, split, gallery.picture_ids(part))
+    return _Shown(part.name, [build(part) for build in _BUILDERS], gallery.choose(part, pictures))
+
+
+def _facts(folder: Path) -> list[tuple[str, str]]:
+    """Return title -> text of what the run was made by."""
+    found = []
+    if (folder / "recipe.yaml").is_file():
+        try:
+            found.append(("Recipe", (folder / "recipe.yaml").read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / 'recipe.yaml'} cannot be read: {error}") from error
+    if (folder / "manifest.json").is_file():
+        found.append(("Training", _yaml(artifacts.read_json(folder / "manifest.json"))))
+    for path in sorted(folder.glob("predictions-*.parquet")):
+        facts = path.with_name(f"report-{path.stem.removeprefix('predictions-')}.json")
+        if facts.is_file():
+            kept = {key: value for key, value in artifacts.read_json(facts).items() if key != "rows"}
+            found.append((facts.stem.replace("report-", "Evaluation "), _yaml(kept)))
+    return found
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _text(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8").strip()
+
+
+def _markdown(title: str, parts: Sequence[_Shown], learning: Section, facts: Sequence[tuple[str, str]]) -> str:
+    lines = [f"# {_line(title)}", f"Plots and pictures are in `{HTML}` beside this file."]
+    for part in parts:
+        lines.append(f"## {_line(part.name)}")
+        lines += [block for section in part.sections for block in _section(section)]
+        lines += _cases(part.gallery)
+    lines += ["## Training", *_section(learning)]
+    for name, text in facts:
+        # Indented, because no fence is longer than what foreign text can hold.
+        lines += [f"### {_line(name)}", "".join(f"    {line}\n" for line in text.split("\n")).rstrip()]
+    return "\n\n".join(lines) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    blocks = [f"### {_line(section.title)}", *(_line(text) for text in section.text)]
+    for table in section.tables:
+        blocks += [f"**{_line(table.caption)}**", _table(table)]
+    return blocks
+
+
+def _table(table: Table) -> str:
+    if not table.rows:
+        return NO_DATA
+    ruler = ["---", *["---:"] * (len(table.head) - 1)]
+    lines = [[_line(cell) for cell in table.head], ruler, *([_line(cell) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cases(found: Gallery | None) -> list[str]:
+    if found is None:
+        return ["### Gallery", NO_DATA]
+    blocks = ["### Gallery"]
+    for outcome, total in found.totals.items():
+        cases = [case for case in found.cases if case.outcome == outcome]
+        blocks.append(f"**{outcome}** ({len(cases)} of {total} shown)")
+        for case in cases:
+            blocks.append(f"*{_line(case.asked.expression)}*, sample {_line(case.asked.sample_id)}")
+            lines = [(str(x.index), x.label, "" if x.probability is None else f"{x.probability:.3f}", x.marks)
+                     for x in case.lines]  # fmt: skip
+            blocks.append(_table(Table("", ("index", "label", "probability", ""), lines)))
+    return blocks
+
+
+def _line(text: str) -> str:
+    """Return a text that stays in its cell or line and cannot become markup or an address."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|<&~$!#])", r"\\\1", flat)

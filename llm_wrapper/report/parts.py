@@ -1,0 +1,135 @@
+"""What a report is made of: the evaluations that a run folder holds, and sections of text, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_wrapper.artifacts import read_json
+from llm_wrapper.errors import DataError, RunError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.records import Prediction
+from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.statistics import Estimate
+
+__all__ = ["Figure", "Part", "Section", "Table", "counted", "load", "number", "percent", "points"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Plain text in rows, and in columns of which the first names the row."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """An `<svg>` element, made by `report.plots` and by nobody else; empty where there is no data."""
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One heading with what stands under it."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One evaluation: a split or its first samples.
+
+    Attributes:
+        name: `val`, or `val-first-60`.
+        systems: System -> its predictions, in the order of the file.
+        facts: What `report-<name>.json` says; empty where there is none.
+    """
+
+    name: str
+    systems: Mapping[str, Sequence[Prediction]]
+    facts: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The resolved recipe as plain values; empty where it is not known."""
+        found: Mapping[str, Any] = self.facts.get("recipe") or {}
+        return found
+
+    @property
+    def judged(self) -> dict[str, Sequence[Prediction]]:
+        """The systems without the oracle, which is right wherever anything can be."""
+        return {name: rows for name, rows in self.systems.items() if any(row.decided_by != "oracle" for row in rows)}
+
+    @property
+    def base(self) -> str:
+        """The system that the others shall beat: the first."""
+        return next(iter(self.judged))
+
+    @property
+    def main(self) -> str | None:
+        """The system that the report is about: the last that is not the base; the tuned LLM where there is one."""
+        return next((name for name in reversed(self.judged) if name != self.base), None)
+
+
+def load(folder: Path) -> list[Part]:
+    """Read every evaluation of a run folder.
+
+    Raises:
+        RunError: If there is none.
+        DataError: If a file is damaged, or holds the oracle's predictions alone.
+    """
+    found = sorted(folder.glob("predictions-*.parquet"))
+    if not found:
+        raise RunError(f"{folder} holds no predictions; make some with: make eval RUN={folder}")
+    return [_part(path) for path in found]
+
+
+def _part(path: Path) -> Part:
+    name = path.stem.removeprefix("predictions-")
+    systems: dict[str, list[Prediction]] = {}
+    for row in files.load(path):
+        systems.setdefault(row.system, []).append(row)
+    beside = path.with_name(f"report-{name}.json")
+    facts = read_json(beside) if beside.is_file() else {}
+    if not isinstance(facts, dict):
+        raise DataError(f"{beside} does not hold the facts of an evaluation. Make it again: make eval")
+    part = Part(name, systems, facts)
+    if not part.judged:
+        raise DataError(f"{path} holds no predictions but the oracle's. Make it again: make eval")
+    return part
+
+
+def percent(found: Estimate) -> str:
+    """Return a share in percent with its interval."""
+    return _with_interval(found, "")
+
+
+def points(found: Estimate) -> str:
+    """Return a difference of shares in points, with its sign."""
+    return _with_interval(found, "+")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number, or that there is none."""
+    return NO_DATA if value is None else f"{value:.{digits}f}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return names with how often each was seen."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _with_interval(found: Estimate, sign: str) -> str:
+    if found.value is None:
+        return NO_DATA
+    ends = f"({100 * found.ci.low:{sign}.1f} to {100 * found.ci.high:{sign}.1f})" if found.ci else "(no CI)"
+    return f"{100 * found.value:{sign}.1f} {ends}"

