@@ -124,6 +124,7 @@ def test_what_one_detector_lacks_names_its_own_command(toy: Path) -> None:
 # the matrix
 
 
+@pytest.mark.slow
 def test_adapters_run_on_any_detector_and_nothing_is_asked_twice(
     toy: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_batches_answer_as_the_plain_way(
     assert {item.source for each in found for item in each.items} == {*TASKS, MENTIONED}
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
     detector = tiny.build()
     questions = tiny.asked(detector, samples)
