@@ -21,6 +21,8 @@ from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_florence2 as tiny
 
+pytestmark = pytest.mark.slow  # minutes together; CI runs them
+
 _ROOM = tiny.POSITIONS - tiny.IMAGE_TOKENS
 
 _EXPRESSIONS = {
@@ -78,8 +80,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], str]:
     ("num_beams", "attention", "max_prompts"),
     [
         (1, "eager", 5),
+        (3, "eager", 5),
+        (1, "sdpa", 64),
         (3, "sdpa", 64),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((3, "eager", 5), (1, "sdpa", 64), (3, "sdpa", 1))),
+        (3, "sdpa", 1),
     ],
 )
 def test_batches_answer_as_the_plain_way(
@@ -102,7 +106,6 @@ def test_batches_answer_as_the_plain_way(
     assert {item.source for each in expected for item in each.items} == set(TASKS)
 
 
-@pytest.mark.slow
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
     detector = tiny.build()
     questions = tiny.asked(detector, samples)

@@ -21,6 +21,8 @@ from llm_wrapper.images import read_sample
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_grounding_dino as tiny
 
+pytestmark = pytest.mark.slow  # minutes together; CI runs them
+
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 
 # So low that the random models' boxes are kept.
@@ -77,7 +79,7 @@ def _assert_same(found: Detections, expected: Detections) -> None:
 # The model
 
 
-@pytest.mark.parametrize("max_prompts", [*(pytest.param(each, marks=pytest.mark.slow) for each in (1, 2)), 8, None])
+@pytest.mark.parametrize("max_prompts", [1, 2, 8, None])
 @pytest.mark.parametrize("mode", ["gd", "gdrec"])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_answers_are_those_of_plain_calls(

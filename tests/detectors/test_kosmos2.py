@@ -19,6 +19,8 @@ from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_kosmos2 as tiny
 
+pytestmark = pytest.mark.slow  # minutes together; CI runs them
+
 _ROOM = tiny.POSITIONS - tiny.SETTINGS["max_new_tokens"]
 
 _EXPRESSIONS = {
@@ -90,7 +92,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], str]:
 
 @pytest.mark.parametrize(
     ("num_beams", "max_prompts"),
-    [pytest.param(1, 64, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow), (3, 64)],
+    [(1, 64), (1, 2), (3, 64)],
 )
 def test_batches_answer_as_the_plain_way(
     samples: list[Sample], said: dict[tuple[int, str], str], num_beams: int, max_prompts: int
@@ -114,7 +116,6 @@ def test_batches_answer_as_the_plain_way(
     assert {item.source for each in found for item in each.items} == {*TASKS, MENTIONED}
 
 
-@pytest.mark.slow
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
     detector = tiny.build()
     questions = tiny.asked(detector, samples)

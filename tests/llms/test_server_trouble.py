@@ -19,6 +19,8 @@ from tests.detectors.misbehaving_server import GOOD, Step
 from tests.llms import tiny
 from tests.llms.model_server import ModelServer
 
+pytestmark = pytest.mark.slow  # it waits; CI runs it
+
 KEY = "sk-very-secret-0123456789"
 HTML = b"<html><body>\n<h1>502 Bad Gateway</h1>\n</body></html>"
 

@@ -24,6 +24,8 @@ from llm_wrapper.report.plots import Series, chart
 from llm_wrapper.report.published import beside, on_same_split
 from llm_wrapper.report.thumbnails import FILE
 
+pytestmark = pytest.mark.slow  # minutes together; CI runs them
+
 WH = (100, 80)
 RIGHT, WRONG = Box(10, 10, 40, 40), Box(60, 10, 90, 40)
 HOSTILE = '</pre></script><script>alert(1)</script><img src=x onerror="alert(2)">\'"|\n![x](http://evil.example/x.png)'

@@ -140,6 +140,7 @@ def saved(tmp_path: Path) -> LLMSection:
         pytest.param(MIXTRAL_8X7B, "nf4", 46_702_792_704, 113_672_192, 24.48, id="mixtral-8x7b-4bit"),
     ],
 )
+@pytest.mark.slow
 def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.11919)
     settings: dict[str, Any], quantization: str, parameters: int, trained: int, weights: float, tmp_path: Path
 ) -> None:

@@ -320,6 +320,7 @@ def test_a_step_is_the_mean_over_all_labels_of_its_accumulated_batches(tmp_path:
         torch.testing.assert_close(in_parts[name], value, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(tmp_path: Path, losses: list[float]) -> None:
     dropout = LoraSection(rank=4, alpha=8, dropout=0.3)
     for number, seed in enumerate((1, 1, 2)):
@@ -389,6 +390,7 @@ def test_an_interrupted_training_resumes_as_if_nothing_had_been(
         torch.testing.assert_close(weights_of(tmp_path / "killed")[name], value, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path: Path, kill_after: Any, losses: list[float]) -> None:
     kill_after(1)
     with pytest.raises(Killed):
@@ -400,6 +402,7 @@ def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path: Path, kill_aft
     assert losses[:1] == first
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(
     tmp_path: Path, kill_after: Any, losses: list[float]
 ) -> None:
@@ -414,6 +417,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(
     assert losses[:3] == pytest.approx(first[2:], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_run_again(tmp_path: Path, losses: list[float]) -> None:
     first = sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
     weights = weights_of(tmp_path)
