@@ -53,6 +53,7 @@ class Sizes:
     num_adapters: int
     largest_weight: int
 
+
 ADAPTER_BYTES = 4
 """Bytes of a number of the adapter: float32, whatever the model is kept in."""
 
@@ -66,7 +67,6 @@ class Setup:
     is_eager: bool
     has_dropout: bool
     has_checkpointing: bool
-
 
 
 @dataclass(frozen=True, slots=True)
