@@ -120,6 +120,7 @@ def test_results_go_to_the_latest_complete_run(toy: Path) -> None:
     assert json.loads((Path(found[0]) / "report-val.json").read_text())["run"] == found[0]
 
 
+@pytest.mark.slow
 def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
     image = next((toy / "images").iterdir())
     lines = [

@@ -405,6 +405,7 @@ def test_a_call_without_folders_ends_with_2(verb: str) -> None:
     assert invoke("detections", verb).exit_code == 2
 
 
+@pytest.mark.slow
 def test_nothing_of_this_needs_torch(mine: Path) -> None:
     lines = [
         ["info", str(mine)],

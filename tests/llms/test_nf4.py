@@ -22,10 +22,12 @@ from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
+
 bnb = pytest.importorskip("bitsandbytes")
 
 # torch.jit of the import, and kernels that bitsandbytes would rather have.
 pytestmark = [
+    pytest.mark.slow,  # seconds each; CI runs them
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*kernels:UserWarning"),
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
@@ -340,7 +342,6 @@ def test_a_full_disk_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_comparing_deletes_what_it_wrote(tmp_path: Path) -> None:
     facts = bench_memory.compare(tmp_path, num_layers=2, width=256)
     assert facts["ratio"] == facts["peak_bytes"] / facts["bf16_bytes"]

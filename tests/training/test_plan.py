@@ -33,6 +33,8 @@ from llm_wrapper.training.examples import Group
 from llm_wrapper.training.plan import Batch, Setup, Sizes
 from tests.llms import tiny
 
+pytestmark = pytest.mark.slow  # seconds each; CI runs them
+
 PAPER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LLAMA3_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -140,7 +142,6 @@ def saved(tmp_path: Path) -> LLMSection:
         pytest.param(MIXTRAL_8X7B, "nf4", 46_702_792_704, 113_672_192, 24.48, id="mixtral-8x7b-4bit"),
     ],
 )
-@pytest.mark.slow
 def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.11919)
     settings: dict[str, Any], quantization: str, parameters: int, trained: int, weights: float, tmp_path: Path
 ) -> None:
