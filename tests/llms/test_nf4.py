@@ -22,7 +22,6 @@ from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
-
 bnb = pytest.importorskip("bitsandbytes")
 
 # torch.jit of the import, and kernels that bitsandbytes would rather have.
