@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from llm_wrapper import boxes
-from llm_wrapper.candidates import detector_choice, detector_order
 from llm_wrapper.records import Box, Candidate, Choice, DecidedBy, Prediction, Sample
 
-__all__ = ["INDEX_OUT_OF_RANGE", "UNUSABLE_ANSWER", "decide", "detector_choice", "detector_order",
-           "oracle_choice"]  # fmt: skip
+__all__ = ["INDEX_OUT_OF_RANGE", "UNUSABLE_ANSWER", "decide", "oracle_choice"]
 
 INDEX_OUT_OF_RANGE = "index_out_of_range"
 """Failure of an answer that names a candidate that does not exist."""
@@ -38,7 +36,7 @@ def decide(
         choice: May be `None` only where nobody had to be asked (fewer than two candidates).
         system: Name of the deciding system.
         decided_by: Who made the choice, where it holds.
-        own_choice: The detector's own pick, see `detector_choice`.
+        own_choice: The detector's own pick, see `candidates.detector_choice`.
         probabilities: The answer's probability per candidate, stored as it is.
         origins: The place of each candidate among the detector's outputs, stored as it is.
 

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import boxes
-from llm_wrapper.candidates import BuiltCandidates
+from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.evaluation.decide import detector_order
 from llm_wrapper.evaluation.systems import by_detector
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
 from llm_wrapper.records import Candidate, Prediction

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from llm_wrapper import columns
-from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.evaluation.decide import detector_order
+from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.metrics import RANKS, recall_at
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llm_wrapper.candidates import detector_choice
 from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.evaluation.decide import decide, detector_choice, oracle_choice
+from llm_wrapper.evaluation.decide import decide, oracle_choice
 from llm_wrapper.evaluation.orders import ask_in_orders
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.choose import choose

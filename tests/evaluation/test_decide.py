@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from llm_wrapper import boxes
-from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build
-from llm_wrapper.evaluation.decide import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, detector_choice, oracle_choice
+from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build, detector_choice
+from llm_wrapper.evaluation.decide import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, oracle_choice
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Candidate, Choice, Detection, Detections, Sample
 

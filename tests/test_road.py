@@ -1,0 +1,71 @@
+"""The whole road by its verbs with a tiny LLM: cached, trained, evaluated, told in the model card, merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from rich.console import Console
+from typer.testing import CliRunner
+
+from llm_wrapper import cli
+from llm_wrapper.evaluation import predictions as files
+from tests.llms import tiny
+
+TOY = Path(__file__).parents[1] / "data" / "toy"
+RUN = Path("runs/mine")
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tiny LLM in a folder, and the overrides that choose it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_console", Console(width=400))
+    llm = tiny.llm()
+    llm.model.save_pretrained("tiny")
+    llm.tokenizer.save_pretrained("tiny")
+    chosen = {"llm.model": "tiny", "llm.dtype": "float32", "train.limit": 16, "train.groups_per_step": 4, "train.max_steps": 2}
+    return [f"{key}={value}" for key, value in chosen.items()]
+
+
+def run(*args: str | Path) -> str:
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
+    run("cache-detections", "--data-root", TOY)
+    printed = run("train", "--data-root", TOY, "--train", "demo", "--run", RUN, *options)
+    assert "2 steps" in printed
+
+    adapter = RUN / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    manifest = json.loads((RUN / "manifest.json").read_text())
+    card = (adapter / "README.md").read_text()
+    assert f"| expressions | {manifest['samples']} |" in card
+    assert manifest["data"][0]["annotations"][:12] in card
+    assert "Not evaluated yet" in card
+    assert "More Information Needed" not in card  # PEFT's own form
+
+    printed = run("eval", "--data-root", TOY, "--run", RUN, "--limit", 6)
+    rows = files.load(RUN / "predictions-val-first-6.parquet")
+    assert {row.system for row in rows} == {"detector", "rule", "untrained", "tuned", "oracle"}
+    tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
+    assert tuned.keys() == untrained.keys()
+    assert tuned != untrained
+    card = (adapter / "README.md").read_text()
+    assert (RUN / "report-val-first-6.md").read_text() in card
+    assert "Not evaluated yet" not in card
+
+    assert "make eval LLM=vllm" in run("export", RUN, "merged")
+    ids = torch.tensor([[40, 41, 42, 43]])
+    with torch.inference_mode():
+        merged, base = (
+            transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+            for folder in ("merged", "tiny")
+        )
+    assert not torch.equal(merged, base)
