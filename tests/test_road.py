@@ -27,7 +27,13 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
-    chosen = {"llm.model": "tiny", "llm.dtype": "float32", "train.limit": 16, "train.groups_per_step": 4, "train.max_steps": 2}
+    chosen = {
+        "llm.model": "tiny",
+        "llm.dtype": "float32",
+        "train.limit": 16,
+        "train.groups_per_step": 4,
+        "train.max_steps": 2,
+    }
     return [f"{key}={value}" for key, value in chosen.items()]
 
 

@@ -9,31 +9,24 @@ treats the rows of a batch independently. Only rounding differs, as it does betw
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import checkpoints, florence2_answers
-from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
 from llm_wrapper.detectors.checkpoints import Architecture, PreparedImage
 from llm_wrapper.detectors.florence2_answers import TASKS
+from llm_wrapper.detectors.prompted import Prompt, PromptedDetector, PromptedSettings
 from llm_wrapper.errors import RecipeError, listed
-from llm_wrapper.records import Detections, Sample
+from llm_wrapper.records import Detections
 
 __all__ = ["Florence2Detector", "Florence2Settings", "create"]
-
-_log = logging.getLogger(__name__)
-
-_READING = 1
-"""Raised whenever `florence2_answers` reads an answer differently, so that old caches are not mixed with new ones."""
 
 _ARCHITECTURE = Architecture(
     "florence2",
@@ -44,43 +37,18 @@ _ARCHITECTURE = Architecture(
 )
 
 
-class Florence2Settings(BaseModel):
+class Florence2Settings(PromptedSettings):
     """What a recipe sets.
 
-    `model` is a hub id or a local folder. Each expression or image is asked the `tasks` in their order, and its
-    detections stand in that order. `dtype` auto is float16 on a GPU, because the checkpoints are stored in it and
-    bfloat16 would round them, and float32 on the CPU. `attention` auto is what transformers chooses. `max_prompts` is
-    how many prompts go through `generate` at once: a matter of memory and speed, not of the answers, as is `device`.
+    `dtype` auto is float16 on a GPU, because the checkpoints are stored in it and bfloat16 would round them, and
+    float32 on the CPU. `attention` auto is what transformers chooses.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    revision: str | None = None
     tasks: tuple[Literal["rec", "grounding", "dense_caption", "od"], ...] = Field(("rec", "grounding"), min_length=1)
     num_beams: int = Field(3, ge=1)
     max_new_tokens: int = Field(1024, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    max_prompts: int = Field(16, ge=1)
-
-    @field_validator("tasks")
-    @classmethod
-    def _once_each(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(tasks)) < len(tasks):
-            raise ValueError(f"tasks: {', '.join(tasks)}: name each task once")
-        return tasks
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """One task about one question, whose place it keeps; `ids` are its tokens after those of the image."""
-
-    place: int
-    task: str
-    image_id: str
-    ids: list[int]
 
 
 class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
@@ -95,18 +63,15 @@ class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
-class Florence2Detector:
+class Florence2Detector(PromptedDetector):
     """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image.
 
-    An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
-    which nothing is left has no detections: there is nothing to ask for.
-
-    Attributes:
-        name: The last part of the model's id, in lower case: models keep their caches apart.
-        levels: `expression` for the tasks rec and grounding, `image` for dense_caption and od.
+    Its levels are `expression` for the tasks rec and grounding, `image` for dense_caption and od.
     """
 
-    reads_images = True
+    kind = "florence2"
+    reading = 1
+    level_of = MappingProxyType({name: task.level for name, task in TASKS.items()})
 
     def __init__(self, model: Any, processor: Any, settings: Florence2Settings, *, revision: str | None = None) -> None:
         """Take a loaded `Florence2ForConditionalGeneration` in evaluation mode and its `Florence2Processor`.
@@ -120,72 +85,15 @@ class Florence2Detector:
                 f"detector.settings.max_new_tokens={settings.max_new_tokens}: {settings.model} has {num_positions} "
                 f"positions; set it to {num_positions} or less"
             )
-        self._model, self._processor, self._settings, self._revision = model, processor, settings, revision
-        self._room = num_positions - processor.num_image_tokens
-        self._has_warned = False
-        self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
-        levels = {TASKS[task].level for task in settings.tasks}
-        self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
+        room = num_positions - processor.num_image_tokens
+        super().__init__(model, processor, settings, room=room, revision=revision)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the answers, with the dtype and the attention that are really used."""
-        config = self._model.config
-        attention = {config.text_config._attn_implementation, config.vision_config._attn_implementation}
-        return {
-            "detector": "florence2",
-            "revision": self._revision,
-            **self._settings.model_dump(mode="json", include={"model", "tasks", "num_beams", "max_new_tokens"}),
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "attention": "+".join(sorted(map(str, attention))),
-            "image_processor": type(self._processor.image_processor).__name__,
-            "reading": _READING,
-        }
+    def _askable(self, expression: str) -> str:
+        return florence2_answers.harmless(expression)
 
-    def prepare(self, sample: Sample) -> PreparedImage:
-        """Read and preprocess the image of a sample.
-
-        Raises:
-            ImageError: If the image cannot be read.
-        """
-        image = images.read_sample(sample)
-        pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        return PreparedImage(pixel_values, image.size)
-
-    @torch.inference_mode()
-    def detect(self, questions: Sequence[Question], prepared: Mapping[str, PreparedImage]) -> list[Detections]:
-        """Answer each question with the detections of its level's tasks, in the order of the settings."""
-        prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
-        image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
-        features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
+    def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         banned = self._processor.post_processor.banned_grounding_tokens
-        found: list[dict[str, Detections]] = [{} for _ in questions]
-        for batch in self._batches(prompts):
-            for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
-                found[prompt.place][prompt.task] = florence2_answers.detections(
-                    answer, prompt.task, prepared[prompt.image_id].image_wh, banned_phrases=banned
-                )
-        return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
-
-    def _prompts(self, place: int, question: Question) -> Iterator[_Prompt]:
-        expression = florence2_answers.harmless(question.sample.expression) if question.level == "expression" else ""
-        if question.level == "image" or expression:
-            for task in self._settings.tasks:
-                if TASKS[task].level == question.level:
-                    yield _Prompt(place, task, question.sample.image_id, self._fitting(task, expression))
-
-    def _fitting(self, task: str, expression: str) -> list[int]:
-        """Return a prompt's token ids, the expression cut at its end to what the model has positions for."""
-        ids = self._ids(task, expression)
-        excess = len(ids) - self._room
-        if excess <= 0 or not expression:
-            return ids
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning("%s reads %d tokens: longer expressions are cut, as %.60r", self.name, self._room, expression)
-        tokenizer = self._processor.tokenizer
-        tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        starts = [start for start, _ in tokens["offset_mapping"]]
-        return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+        return florence2_answers.detections(answer, prompt.task, image_wh, banned_phrases=banned)
 
     def _ids(self, task: str, expression: str) -> list[int]:
         """Return what the processor would ask after the image; it would refuse some expressions, and pads images."""
@@ -195,7 +103,7 @@ class Florence2Detector:
         ids = known.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [known.tokenizer.bos_token_id, *ids, known.tokenizer.eos_token_id]
 
-    def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[Sequence[_Prompt]]:
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
         """Yield prompts that are decoded together: of one level, and of tasks and lengths as alike as possible.
 
         The longest answer of a batch keeps all others waiting, and those about a whole image are long.
@@ -213,7 +121,7 @@ class Florence2Detector:
         features: torch.Tensor = self._model.get_image_features(pixel_values=pixel_values).pooler_output
         return features
 
-    def _generate(self, prompts: Sequence[_Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+    def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answers as text with special tokens."""
         embeddings, mask = self._padded(prompts, features)
         options: dict[str, Any] = {"num_beams": self._settings.num_beams}
@@ -231,7 +139,7 @@ class Florence2Detector:
         return answers
 
     def _padded(
-        self, prompts: Sequence[_Prompt], features: Mapping[str, torch.Tensor]
+        self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings (prompts, length, hidden size), image first, and which of them count (prompts, length)."""
         where, pad = self._model.device, self._processor.tokenizer.pad_token_id

@@ -10,35 +10,28 @@ padded length (`Kosmos2TextSinusoidalPositionalEmbedding` knows the padding of t
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 from torch import nn
 
-from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import checkpoints, kosmos2_answers
-from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
 from llm_wrapper.detectors.checkpoints import Architecture, PreparedImage
 from llm_wrapper.detectors.florence2_answers import harmless
 from llm_wrapper.detectors.kosmos2_answers import TASKS
+from llm_wrapper.detectors.prompted import Prompt, PromptedDetector, PromptedSettings
 from llm_wrapper.errors import RecipeError, listed
-from llm_wrapper.records import Detections, Sample
+from llm_wrapper.records import Detections
 
 __all__ = ["Kosmos2Detector", "Kosmos2Settings", "create"]
-
-_log = logging.getLogger(__name__)
-
-_READING = 1
-"""Raised whenever the model is asked or its answers are read differently, so that old caches are not mixed with new."""
 
 _NO_REPEAT = 3
 """No three tokens may follow each other twice, as in the authors' evaluation and demo.
@@ -58,57 +51,28 @@ _ARCHITECTURE = Architecture(
 )
 
 
-class Kosmos2Settings(BaseModel):
+class Kosmos2Settings(PromptedSettings):
     """What a recipe sets.
 
-    `model` is a hub id or a local folder. Each expression or image is asked the `tasks` in their order, and its
-    detections stand in that order. One beam is what the authors' evaluation uses, 128 new tokens what transformers'
-    tests of the checkpoint use, and float32 what the checkpoint is stored in. `max_prompts` is how many prompts go
-    through `generate` at once: a matter of memory and speed, not of the answers, as is `device`.
+    One beam is what the authors' evaluation uses, 128 new tokens what transformers' tests of the checkpoint use, and
+    float32 what the checkpoint is stored in.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    revision: str | None = None
     tasks: tuple[Literal["rec", "caption"], ...] = Field(("rec", "caption"), min_length=1)
     num_beams: int = Field(1, ge=1)
     max_new_tokens: int = Field(128, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    max_prompts: int = Field(16, ge=1)
-
-    @field_validator("tasks")
-    @classmethod
-    def _once_each(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(tasks)) < len(tasks):
-            raise ValueError(f"tasks: {', '.join(tasks)}: name each task once")
-        return tasks
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """One task about one question, whose place it keeps; `ids` are all its tokens, those of the image among them."""
-
-    place: int
-    task: str
-    image_id: str
-    expression: str
-    ids: list[int]
-
-
-class Kosmos2Detector:
+class Kosmos2Detector(PromptedDetector):
     """Answers with Kosmos-2's own boxes for an expression, and with those of a caption that it makes of an image.
 
-    An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
-    which nothing is left has no detections: there is nothing to ask for.
-
-    Attributes:
-        name: The last part of the model's id, in lower case: models keep their caches apart.
-        levels: `expression` for the task rec, `image` for caption.
+    Its levels are `expression` for the task rec, `image` for caption.
     """
 
-    reads_images = True
+    kind = "kosmos2"
+    reading = 1
+    level_of = MappingProxyType({name: task.level for name, task in TASKS.items()})
 
     def __init__(self, model: Any, processor: Any, settings: Kosmos2Settings, *, revision: str | None = None) -> None:
         """Take a loaded `Kosmos2ForConditionalGeneration` in evaluation mode and its `Kosmos2Processor`.
@@ -116,84 +80,31 @@ class Kosmos2Detector:
         Raises:
             RecipeError: If `max_new_tokens` leaves too few of the model's positions for a question.
         """
-        self._model, self._processor, self._settings, self._revision = model, processor, settings, revision
-        self._image_ids = self._ids_of_an_image()
         num_positions = model.config.text_config.max_position_embeddings
+        room = num_positions - settings.max_new_tokens
+        super().__init__(model, processor, settings, room=room, revision=revision)
+        self._image_ids = self._ids_of_an_image()
         most = num_positions - len(self._image_ids) - _LEAST_ROOM
         if settings.max_new_tokens > most:
             raise RecipeError(
                 f"detector.settings.max_new_tokens={settings.max_new_tokens}: {settings.model} has {num_positions} "
                 f"positions, also for the image and the question; set it to {most} or less"
             )
-        self._room = num_positions - settings.max_new_tokens
-        self._has_warned = False
-        self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
-        levels = {TASKS[task].level for task in settings.tasks}
-        self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the answers, with the attention that is really used."""
-        config = self._model.config
-        attention = {config.text_config._attn_implementation, config.vision_config._attn_implementation}
-        return {
-            "detector": "kosmos2",
-            "revision": self._revision,
-            **self._settings.model_dump(mode="json", include={"model", "tasks", "num_beams", "max_new_tokens"}),
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "attention": "+".join(sorted(map(str, attention))),
-            "image_processor": type(self._processor.image_processor).__name__,
-            "reading": _READING,
-        }
+    def _askable(self, expression: str) -> str:
+        # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
+        return harmless(unicodedata.normalize("NFKC", expression))
 
-    def prepare(self, sample: Sample) -> PreparedImage:
-        """Read and preprocess the image of a sample.
+    def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
+        text = _text(prompt.task, prompt.expression) + answer
+        return kosmos2_answers.detections(text, prompt.task, image_wh, expression=prompt.expression)
 
-        Raises:
-            ImageError: If the image cannot be read.
-        """
-        image = images.read_sample(sample)
-        pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        return PreparedImage(pixel_values, image.size)
-
-    @torch.inference_mode()
-    def detect(self, questions: Sequence[Question], prepared: Mapping[str, PreparedImage]) -> list[Detections]:
-        """Answer each question with the detections of its level's tasks, in the order of the settings."""
-        prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
-        image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
-        features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
-        found: list[dict[str, Detections]] = [{} for _ in questions]
-        for batch in self._batches(prompts):
-            for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
-                text = _text(prompt.task, prompt.expression) + answer
-                found[prompt.place][prompt.task] = kosmos2_answers.detections(
-                    text, prompt.task, prepared[prompt.image_id].image_wh, expression=prompt.expression
-                )
-        return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
-
-    def _prompts(self, place: int, question: Question) -> Iterator[_Prompt]:
-        expression = ""
-        if question.level == "expression":
-            # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
-            expression = harmless(unicodedata.normalize("NFKC", question.sample.expression))
-        if question.level == "image" or expression:
-            for task in self._settings.tasks:
-                if TASKS[task].level == question.level:
-                    yield _Prompt(place, task, question.sample.image_id, *self._fitting(task, expression))
-
-    def _fitting(self, task: str, expression: str) -> tuple[str, list[int]]:
-        """Return the expression, cut at its end to what the model has positions for, and the prompt's token ids."""
-        tokenizer = self._processor.tokenizer
+    def _ids(self, task: str, expression: str) -> list[int]:
         text = _text(task, expression)
-        ids = [*self._image_ids, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-        excess = len(ids) - self._room
-        if excess <= 0 or not expression:
-            return expression, ids
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning("%s reads %d tokens: longer expressions are cut, as %.60r", self.name, self._room, expression)
-        tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        starts = [start for start, _ in tokens["offset_mapping"]]
-        return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+        return [
+            *self._image_ids,
+            *self._processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+        ]
 
     def _ids_of_an_image(self) -> list[int]:
         """Return what the processor puts before a text: the places where the features of the image go, and its marks.
@@ -206,10 +117,10 @@ class Kosmos2Detector:
         places = range(first, first + self._model.config.latent_query_num)
         return [tokenizer.bos_token_id, start, *places, end]
 
-    def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[Sequence[_Prompt]]:
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
         """Yield prompts that are decoded together: of one task and length."""
 
-        def kind(prompt: _Prompt) -> tuple[int, int]:
+        def kind(prompt: Prompt) -> tuple[int, int]:
             return self._settings.tasks.index(prompt.task), len(prompt.ids)
 
         for _, group in groupby(sorted(prompts, key=kind), key=kind):
@@ -225,7 +136,7 @@ class Kosmos2Detector:
         features: torch.Tensor = self._model.image_to_text_projection(nn.functional.normalize(states, dim=-1))[0]
         return features
 
-    def _generate(self, prompts: Sequence[_Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+    def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return what the model says after each prompt, with its location tokens; all prompts are of one length."""
         ids = torch.tensor([prompt.ids for prompt in prompts], device=self._model.device)
         is_image = torch.zeros_like(ids, dtype=torch.bool)

@@ -1,0 +1,175 @@
+"""What detectors share that are asked by a prompt and answer with words: tasks, expressions cut to fit, batches.
+
+The image is encoded once for all its prompts, and prompts of several images and tasks go through the language model
+together. How a prompt is built, batched and answered, and how an answer is read, is the model's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from llm_wrapper import images
+from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
+from llm_wrapper.detectors.checkpoints import PreparedImage
+from llm_wrapper.records import Detections, Sample
+
+__all__ = ["Prompt", "PromptedDetector", "PromptedSettings"]
+
+_log = logging.getLogger(__name__)
+
+
+class PromptedSettings(BaseModel):
+    """What a recipe sets for each of them.
+
+    `model` is a hub id or a local folder. Each expression or image is asked the `tasks` in their order, and its
+    detections stand in that order. `max_prompts` is how many prompts go through `generate` at once: a matter of memory
+    and speed, not of the answers, as is `device`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    revision: str | None = None
+    tasks: tuple[str, ...]
+    num_beams: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    max_prompts: int = Field(16, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _once_each(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks: {', '.join(tasks)}: name each task once")
+        return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task about one question, whose place it keeps; `ids` are its tokens, the expression as it stands in them."""
+
+    place: int
+    task: str
+    image_id: str
+    expression: str
+    ids: list[int]
+
+
+class PromptedDetector(ABC):
+    """Answers questions by prompts.
+
+    An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
+    which nothing is left has no detections: there is nothing to ask for.
+
+    Attributes:
+        name: The last part of the model's id, in lower case: models keep their caches apart.
+        levels: Those of the tasks that are asked.
+        kind: How the identity names this class.
+        reading: Raised whenever the model is asked or read differently, so that old caches are not mixed with new ones.
+        level_of: Task -> its level.
+    """
+
+    reads_images = True
+    kind: ClassVar[str]
+    reading: ClassVar[int]
+    level_of: ClassVar[Mapping[str, Level]]
+
+    def __init__(
+        self, model: Any, processor: Any, settings: PromptedSettings, *, room: int, revision: str | None
+    ) -> None:
+        """Take a loaded model in evaluation mode and its processor; `room` is how many tokens a prompt may have."""
+        self._model, self._processor, self._settings, self._revision = model, processor, settings, revision
+        self._room = room
+        self._has_warned = False
+        self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
+        levels = {self.level_of[task] for task in settings.tasks}
+        self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
+
+    @abstractmethod
+    def _askable(self, expression: str) -> str:
+        """Return an expression without what could form a special token; empty where nothing is left."""
+
+    @abstractmethod
+    def _ids(self, task: str, expression: str) -> list[int]:
+        """Return the tokens of a prompt."""
+
+    @abstractmethod
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterable[Sequence[Prompt]]:
+        """Yield prompts that are answered together."""
+
+    @abstractmethod
+    def _features(self, image: PreparedImage) -> torch.Tensor:
+        """Encode an image."""
+
+    @abstractmethod
+    def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+        """Return what the model says to each prompt of a batch."""
+
+    @abstractmethod
+    def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
+        """Read an answer."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the answers, with the dtype and the attention that are really used."""
+        config = self._model.config
+        attention = {config.text_config._attn_implementation, config.vision_config._attn_implementation}
+        return {
+            "detector": self.kind,
+            "revision": self._revision,
+            **self._settings.model_dump(mode="json", include={"model", "tasks", "num_beams", "max_new_tokens"}),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "attention": "+".join(sorted(map(str, attention))),
+            "image_processor": type(self._processor.image_processor).__name__,
+            "reading": self.reading,
+        }
+
+    def prepare(self, sample: Sample) -> PreparedImage:
+        """Read and preprocess the image of a sample.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
+        image = images.read_sample(sample)
+        pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return PreparedImage(pixel_values, image.size)
+
+    @torch.inference_mode()
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, PreparedImage]) -> list[Detections]:
+        """Answer each question with the detections of its level's tasks, in the order of the settings."""
+        prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
+        image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
+        features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
+        found: list[dict[str, Detections]] = [{} for _ in questions]
+        for batch in self._batches(prompts):
+            for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
+                image_wh = prepared[prompt.image_id].image_wh
+                found[prompt.place][prompt.task] = self._read(prompt, answer, image_wh)
+        return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
+
+    def _prompts(self, place: int, question: Question) -> Iterator[Prompt]:
+        expression = self._askable(question.sample.expression) if question.level == "expression" else ""
+        if question.level == "image" or expression:
+            for task in self._settings.tasks:
+                if self.level_of[task] == question.level:
+                    yield Prompt(place, task, question.sample.image_id, *self._fitting(task, expression))
+
+    def _fitting(self, task: str, expression: str) -> tuple[str, list[int]]:
+        """Return the expression, cut at its end to what the model has positions for, and the prompt's token ids."""
+        ids = self._ids(task, expression)
+        excess = len(ids) - self._room
+        if excess <= 0 or not expression:
+            return expression, ids
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("%s reads %d tokens: longer expressions are cut, as %.60r", self.name, self._room, expression)
+        tokenizer = self._processor.tokenizer
+        tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in tokens["offset_mapping"]]
+        return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
