@@ -121,10 +121,7 @@ def _verdict(found: Planned, recipe: Recipe) -> list[str]:
     ]
     if found.epoch is None:
         lines.append("  prompts may be shorter than was assumed: cache detections first (make cache-detections)")
-    train = recipe.train
-    options = list(
-        changes(found.sizes, found.setup, found.batch, alpha=train.lora.alpha, accumulation=train.accumulation)
-    )
+    options = list(changes(found.sizes, found.setup, found.batch, alpha=recipe.train.lora.alpha))
     lines += [
         f"  {change.overrides}: {_bytes(change.peak)}{', fits' if fits(change.peak, found.device.free) else ''}"
         for change in options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +18,8 @@ __all__ = [
     "OtherData",
     "OtherDetector",
     "PromptSection",
+    "SamplingSection",
+    "SearchSection",
     "Section",
     "ServerSection",
     "TrainSection",
@@ -80,9 +82,43 @@ class OtherData(Section):
 
 
 class PromptSection(Section):
-    """How candidates are worded; a shipped format or the path of a `.j2` template."""
+    """How candidates are worded: a shipped format or the path of a `.j2` template, and what stands around the lines.
+
+    `instruction` takes the place of the format's own words; it has `{objects}` and `{expression}` in it once each
+    (`prompts/instruction.py`). `examples` many training expressions are shown with their answers before the question:
+    the same for all, or with `retrieve` those nearest to it by `embedder`, which is `lexical`, a hub id or folder of a
+    BERT for sentences, or `package:NAME` for one inside an installed Python package. With `reasoning_tokens` the LLM
+    first writes so many tokens at most, and is asked for the answer after them. An LLM is trained with format,
+    instruction and `none` alone.
+
+    With `none` the LLM may answer that none of the candidates is meant, and is trained to say so of expressions without
+    a target, or whose target the detector does not offer. `none_below` makes a choice that is less probable the same
+    answer, without training; choose it on samples that are neither trained on nor reported (`llm-wrapper none-below`).
+    """
 
     format: str = "relations"
+    instruction: str | None = None
+    examples: int = Field(0, ge=0, le=64)
+    retrieve: bool = False
+    embedder: str = "lexical"
+    reasoning_tokens: int = Field(0, ge=0, le=4096)
+    none: bool = False
+    none_below: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PromptSection:
+        if self.retrieve and not self.examples:
+            raise ValueError("prompt.retrieve looks for examples, and prompt.examples is 0: say how many")
+        return self
+
+    @property
+    def summary(self) -> str:
+        """The format, and what is added to it, in a few words."""
+        examples = f"{self.examples} {'retrieved' if self.retrieve else 'fixed'} examples" if self.examples else ""
+        below = "" if self.none_below is None else f"none below {self.none_below:g}"
+        more = ("own instruction" if self.instruction is not None else "", "or none" * self.none, below, examples)
+        reasoning = f"up to {self.reasoning_tokens} tokens of reasoning" if self.reasoning_tokens else ""
+        return ", ".join(part for part in (self.format, *more, reasoning) if part)
 
 
 class ServerSection(Section):
@@ -113,7 +149,7 @@ class LLMSection(Section):
     model: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     quantization: Literal["auto", "none", "nf4"] = "auto"
     chat_template: str | None = None
     decode: Literal["score", "first_token", "choice", "generate"] = "score"
@@ -141,8 +177,25 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    """Supervised fine-tuning. A group is one image with some of its expressions behind one shared prefix."""
+    """Supervised fine-tuning. A group is one image with some of its expressions behind one shared prefix.
 
+    `limit` annotated expressions, of whole images drawn by the seed, are all that is used; those of a smaller limit are
+    among those of a larger one. A checkpoint is written every `save_steps` steps, and the last two are kept to go on
+    from. `keep_adapters` says of which ones the adapter is kept beside the last, for `make curve`: `doubling` keeps
+    those of 1, 2, 4, 8 .. times `save_steps`. `report_to` names trackers that are sent what is logged.
+
+    A step is of `groups_per_step` groups, which go through the model in parts of at most `tokens_per_batch` tokens with
+    padding: the one says what is learned, the other how much memory it takes.
+
+    The first `generated_steps` steps are on generated expressions alone, for which no annotation is needed; after
+    them, up to `generated_per_group` of a group's expressions are generated.
+
+    `lora` is for the methods LoRA and DoRA, which change the weights, as (IA)3 does; the other methods learn so many
+    `virtual_tokens` before the prompt, and leave the weights as they are.
+    """
+
+    method: Literal["lora", "dora", "ia3", "prompt-tuning", "prefix-tuning"] = "lora"
+    virtual_tokens: int = Field(20, ge=1, le=1024)
     lora: LoraSection = LoraSection()
     learning_rate: float = Field(5e-4, gt=0)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
@@ -151,8 +204,9 @@ class TrainSection(Section):
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1)
     groups_per_step: int = Field(4, ge=1)
-    accumulation: int = Field(1, ge=1)
+    tokens_per_batch: int = Field(4096, ge=64)
     expressions_per_group: int = Field(8, ge=1)
+    generated_steps: int = Field(0, ge=0)
     generated_per_group: int = Field(0, ge=0)
     shuffle_candidates: bool = False
     max_tokens: int = Field(1024, ge=32)
@@ -160,5 +214,87 @@ class TrainSection(Section):
     limit: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
     save_steps: int = Field(100, ge=1)
+    keep_adapters: Literal["last", "doubling", "all"] = "doubling"
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     seed: int = 0
     also: list[OtherData] = []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSection:
+        if self.method == "prefix-tuning" and self.gradient_checkpointing:
+            raise ValueError(
+                "train.method=prefix-tuning learns a cache of keys and values, and train.gradient_checkpointing=true "
+                "goes without any: set it to false, and lower train.tokens_per_batch where memory is short"
+            )
+        return self
+
+    @property
+    def method_words(self) -> str:
+        """The method and its size, in a few words."""
+        if name := {"lora": "LoRA", "dora": "DoRA"}.get(self.method):
+            return f"{name} of rank {self.lora.rank}, alpha {self.lora.alpha:g}, dropout {self.lora.dropout:g}"
+        return "(IA)3" if self.method == "ia3" else f"{self.method} of {self.virtual_tokens} tokens"
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether tokens are learned, which cannot be merged into the weights."""
+        return self.method in ("prompt-tuning", "prefix-tuning")
+
+
+class SamplingSection(Section):
+    """How the proposing LLM draws a prompt; arXiv 2410.06154 draws 50 tokens, and our instructions are longer.
+
+    `top_k` may be null for servers that do not know it (OpenAI's).
+    """
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    top_k: int | None = Field(50, ge=1)
+    max_new_tokens: int = Field(160, ge=1)
+
+
+class SearchSection(Section):
+    """How an LLM searches for a better prompt, see `optimization.search` (GLOV, arXiv 2410.06154).
+
+    Attributes:
+        target: The selector's instruction, or the caption that an open-vocabulary detector is asked with.
+        seed_prompt: Where the search begins; by default `prompt.instruction`, or plain words.
+        description: What the task and the data are, as the proposing LLM is told; by default what we know of them.
+        iterations: Rounds of proposals.
+        samples: Proposals a round.
+        shown: So many of the best and of the worst prompts are shown to the proposing LLM.
+        slice: Expressions that a prompt is measured on.
+        first: So many of them come first; who is hopeless there goes no further.
+        confirm: Other expressions, of other images, that the winner is measured on once.
+        fitness: What is counted as right: the chosen box, or (of a caption) that any candidate is.
+        ensemble: How the best three decide together: by their mean probability, or by vote.
+        alphas: Strengths of the guidance, spread over the samples of a round; none: no guidance.
+        layer: The decoder layer after which is guided, from 1; by default half of the depth.
+        proposer: The proposing LLM, if it is not the selector itself.
+        seed: Of the slices and of the draws.
+    """
+
+    target: Literal["instruction", "caption"] = "instruction"
+    seed_prompt: str | None = None
+    description: str | None = None
+    iterations: int = Field(10, ge=1)
+    samples: int = Field(5, ge=1)
+    shown: int = Field(5, ge=1)
+    slice: int = Field(300, ge=2)
+    first: int = Field(50, ge=1)
+    confirm: int = Field(300, ge=2)
+    fitness: Literal["p_at_1", "oracle"] = "p_at_1"
+    ensemble: Literal["mean", "vote"] = "mean"
+    sampling: SamplingSection = SamplingSection()
+    alphas: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = []
+    layer: int | None = Field(None, ge=1)
+    proposer: LLMSection | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SearchSection:
+        if self.first > self.slice:
+            raise ValueError(f"search.first={self.first} is more than search.slice={self.slice}")
+        if self.fitness == "oracle" and self.target == "instruction":
+            raise ValueError("search.fitness=oracle is for search.target=caption: an instruction changes no candidate")
+        return self

@@ -16,6 +16,8 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import sft
+from llm_wrapper.training.adapted import lora
+from llm_wrapper.training.collator import IGNORED, sequence
 from llm_wrapper.training.examples import Group, examples_of, schedule
 
 __all__ = ["Comparison", "compare"]
@@ -117,7 +119,7 @@ def _rival(groups: Sequence[Group], recipe: Recipe, folder: Path) -> _Watch:
         args=arguments,
         train_dataset=datasets.Dataset.from_list(_rows(llm, groups, recipe)),
         processing_class=llm.tokenizer,
-        peft_config=sft.lora(section.lora, llm.model),
+        peft_config=lora(section.lora, llm.model),
         callbacks=[watch],
     )
     trainer.train()
@@ -128,7 +130,8 @@ def _rows(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> list[dict[
     """Return what packed training sees, in the same order, each expression with a prompt of its own."""
     rows = []
     for epoch, place in schedule(groups, recipe.train):
-        for example in examples_of(groups[place], recipe.prompt.format, recipe.train, epoch=epoch):
-            ids, span = sft.sequence(llm, example)
-            rows.append({"input_ids": ids, "labels": [sft.IGNORED] * (len(ids) - span) + ids[-span:]})
+        words, section = recipe.prompt, recipe.train
+        for example in examples_of(groups[place], words.format, section, epoch=epoch, instruction=words.instruction):
+            ids, span = sequence(llm, example)
+            rows.append({"input_ids": ids, "labels": [IGNORED] * (len(ids) - span) + ids[-span:]})
     return rows

@@ -1,10 +1,12 @@
 """Scenes -> groups of training examples. Pure: no model, no tokens.
 
-A group is one image: its candidates once, and some of its expressions with the index of the right candidate.
+A group is one image: its candidates once, and some of its expressions with the index of the right candidate. A group
+without any is for expressions that are generated (`train.generated_steps`).
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,25 +18,36 @@ from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
-from llm_wrapper.training.generated import generate
+from llm_wrapper.training.generated import absent, generate
 
-__all__ = ["Example", "Group", "examples_of", "make_groups", "schedule", "target_index"]
+__all__ = ["Example", "Group", "answered_none", "examples_of", "make_groups", "schedule", "target_index",
+           "unlabelled_groups"]  # fmt: skip
 
 _BUCKET = 64
 """Steps whose groups are sorted by size together, so that one batch holds groups of similar length."""
+_ABSENT = 0.2
+"""Share of the generated expressions that mean none of the candidates, where that is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Samples of one image that have the same candidates, with the index of each one's target.
 
-    `size` says how long its prompts are: tokens of the longest, 0 before they are measured.
+    Without targets it is for generated expressions alone, and its one sample tells which image it is. `size` says how
+    long its prompts are: tokens of the longest, 0 before they are measured. With `none`, "none of these" is an answer,
+    and its index the number of candidates.
     """
 
     samples: tuple[Sample, ...]
     targets: tuple[int, ...]
     candidates: tuple[Candidate, ...]
     size: int = field(default=0, compare=False)
+    none: bool = False
+
+    @property
+    def num_labelled(self) -> int:
+        """How many annotated expressions it holds."""
+        return len(self.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +69,38 @@ def target_index(built: BuiltCandidates, sample: Sample) -> int | None:
     return best if overlap[best] > 0.5 else None
 
 
-def _left_out(scene: Scene, section: TrainSection) -> str | None:
-    if scene.sample.target is None:
+def _answer(scene: Scene, section: TrainSection, *, none: bool) -> int | str:
+    """Return the index that answers a sample, or the reason to leave it out."""
+    sample, candidates = scene.sample, scene.built.candidates
+    if sample.target is None and not none:
         return "no_target"
-    if scene.sample.further_targets:
+    if sample.further_targets:
         return "several_targets"
-    if len(scene.built.candidates) < section.min_candidates:
+    if not candidates or len(candidates) + none < section.min_candidates:
         return "too_few_candidates"
-    return None if target_index(scene.built, scene.sample) is not None else "target_not_among_candidates"
+    target = target_index(scene.built, sample)
+    if target is None:
+        return len(candidates) if none else "target_not_among_candidates"
+    return target
 
 
-def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Group], dict[str, int]]:
+def make_groups(
+    scenes: Sequence[Scene], section: TrainSection, *, none: bool = False
+) -> tuple[list[Group], dict[str, int]]:
     """Group usable samples by image and candidates; count those left out by reason.
 
     A sample is used if it has one target, at least `min_candidates` candidates, and one of them overlaps the target
-    with IoU > 0.5 (paper, training details).
+    with IoU > 0.5 (paper, training details). With `none`, one without a target, or whose target no candidate overlaps
+    so far, is answered by "none of these", which counts as one candidate more.
     """
     left_out: Counter[str] = Counter()
     usable: list[tuple[Scene, int]] = []
     for scene in scenes:
-        reason = _left_out(scene, section)
-        target = target_index(scene.built, scene.sample)
-        if reason is not None or target is None:
-            left_out[reason or "no_target"] += 1
+        answer = _answer(scene, section, none=none)
+        if isinstance(answer, str):
+            left_out[answer] += 1
         else:
-            usable.append((scene, target))
+            usable.append((scene, answer))
     members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
     for scene, target in usable:
         members[scene.sample.image_id, scene.built.candidates].append((scene.sample, target))
@@ -89,38 +109,86 @@ def make_groups(scenes: Sequence[Scene], section: TrainSection) -> tuple[list[Gr
     for (_, candidates), rows in members.items():
         for start in range(0, len(rows), size):
             samples, targets = zip(*rows[start : start + size], strict=True)
-            groups.append(Group(samples, targets, candidates))
+            groups.append(Group(samples, targets, candidates, none=none))
     return groups, dict(left_out)
+
+
+def answered_none(groups: Sequence[Group]) -> dict[str, int]:
+    """Count, by reason, the annotated expressions that are answered by "none of these"."""
+    samples = [
+        sample
+        for group in groups
+        for sample, target in zip(group.samples, group.targets, strict=False)
+        if target == len(group.candidates)
+    ]
+    num_without = sum(sample.target is None for sample in samples)
+    return {"no_target": num_without, "target_not_among_candidates": len(samples) - num_without}
+
+
+def unlabelled_groups(scenes: Sequence[Scene], section: TrainSection, *, none: bool = False) -> list[Group]:
+    """Return one group without targets for each image that something can be said about; annotations are not looked at.
+
+    Images with fewer than `min_candidates` candidates have none, nor have those whose boxes are too much alike for any
+    generated expression to be true of one alone.
+    """
+    found: dict[tuple[str, tuple[Candidate, ...]], Sample] = {}
+    for scene in scenes:
+        if len(scene.built.candidates) >= section.min_candidates:
+            found.setdefault((scene.sample.image_id, scene.built.candidates), scene.sample)
+    return [
+        Group((sample,), (), candidates, none=none)
+        for (_, candidates), sample in found.items()
+        if generate(candidates, sample.image_wh, random.Random(0), count=1)
+    ]
 
 
 def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
     """Return (epoch, place of a group) in training order: each epoch shuffled, batches of groups of similar size.
 
-    The order depends on the groups and the seed alone, so a resumed run sees what an uninterrupted one would have seen.
+    The first `generated_steps` steps are of groups without targets, gone through as often as it takes; then come the
+    epochs of the others. The order depends on the groups and the seed alone, so a resumed run sees what an
+    uninterrupted one would have seen.
     """
-    rows: list[tuple[int, int]] = []
+    labelled = [place for place, group in enumerate(groups) if group.num_labelled]
+    unlabelled = [place for place, group in enumerate(groups) if not group.num_labelled]
+    per_step = section.groups_per_step
+    warm_up = itertools.islice(_rounds(groups, unlabelled, section), section.generated_steps * per_step)
+    rows = list(warm_up)
+    for epoch in range(section.epochs if labelled else 0):
+        rows += [(epoch, place) for batch in _batches(groups, labelled, section, epoch) for place in batch]
+    return rows if section.max_steps is None else rows[: section.max_steps * per_step]
+
+
+def _rounds(groups: Sequence[Group], places: Sequence[int], section: TrainSection) -> Iterator[tuple[int, int]]:
+    """Yield (epoch, place) of full batches without end, or nothing where there is nothing."""
+    for epoch in itertools.count() if places else ():
+        batches = _batches(groups, places, section, epoch)
+        full = [batch for batch in batches if len(batch) == section.groups_per_step]
+        yield from ((epoch, place) for batch in full or batches for place in batch)
+
+
+def _batches(groups: Sequence[Group], places: Sequence[int], section: TrainSection, epoch: int) -> list[list[int]]:
+    """Return the batches of one epoch, each of groups of similar size, in random order."""
+    rng = random.Random(f"{section.seed}/{epoch}")
+    order = list(places)
+    rng.shuffle(order)
     chunk = section.groups_per_step * _BUCKET
-    for epoch in range(section.epochs):
-        rng = random.Random(f"{section.seed}/{epoch}")
-        order = list(range(len(groups)))
-        rng.shuffle(order)
-        batches: list[list[int]] = []
-        for start in range(0, len(order), chunk):
-            similar = sorted(order[start : start + chunk], key=lambda place: groups[place].size)
-            batches += [
-                similar[first : first + section.groups_per_step]
-                for first in range(0, len(similar), section.groups_per_step)
-            ]
-        rng.shuffle(batches)
-        # An incomplete batch in the middle would shift the boundaries of all that come after it.
-        batches.sort(key=lambda batch: len(batch) < section.groups_per_step)
-        rows += [(epoch, place) for batch in batches for place in batch]
-    if section.max_steps is not None:
-        rows = rows[: section.max_steps * section.groups_per_step * section.accumulation]
-    return rows
+    batches: list[list[int]] = []
+    for start in range(0, len(order), chunk):
+        similar = sorted(order[start : start + chunk], key=lambda place: groups[place].size)
+        batches += [
+            similar[first : first + section.groups_per_step]
+            for first in range(0, len(similar), section.groups_per_step)
+        ]
+    rng.shuffle(batches)
+    # An incomplete batch in the middle would shift the boundaries of all that come after it.
+    batches.sort(key=lambda batch: len(batch) < section.groups_per_step)
+    return batches
 
 
-def examples_of(group: Group, prompt_format: str, section: TrainSection, *, epoch: int) -> list[Example]:
+def examples_of(
+    group: Group, prompt_format: str, section: TrainSection, *, epoch: int, instruction: str | None = None
+) -> list[Example]:
     """Return the examples of a group as they are seen in one epoch.
 
     Order augmentation and generated expressions are drawn afresh for each epoch, from the seed, the epoch and the
@@ -132,9 +200,11 @@ def examples_of(group: Group, prompt_format: str, section: TrainSection, *, epoc
     if section.shuffle_candidates:
         rng.shuffle(order)
     candidates = tuple(group.candidates[place] for place in order)
-    real = [(sample, order.index(target)) for sample, target in zip(group.samples, group.targets, strict=True)]
+    labelled = group.samples[: group.num_labelled]
+    places = [*order, len(order)]  # "none of these" stands last in any order
+    real = [(sample, places.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
     return [
-        Example(render(sample, candidates, prompt_format), index)
+        Example(render(sample, candidates, prompt_format, instruction=instruction, none=group.none), index)
         for sample, index in [*real, *_company(group, candidates, rng, section)]
     ]
 
@@ -142,12 +212,13 @@ def examples_of(group: Group, prompt_format: str, section: TrainSection, *, epoc
 def _company(
     group: Group, candidates: Sequence[Candidate], rng: random.Random, section: TrainSection
 ) -> Iterator[tuple[Sample, int]]:
-    """Yield generated samples that share the group's candidates."""
+    """Yield generated samples that share the group's candidates; with `none` some that mean none of them."""
     first = group.samples[0]
-    count = min(section.generated_per_group, section.expressions_per_group - len(group.samples))
+    wanted = section.generated_per_group if group.num_labelled else section.expressions_per_group
+    count = min(wanted, section.expressions_per_group - group.num_labelled)
     for number, drawn in enumerate(generate(candidates, first.image_wh, rng, count=count) if count > 0 else []):
         sample_id = f"{first.sample_id}/generated-{number}"
-        yield (
-            Sample(sample_id, sample_id, first.image_id, None, first.image_wh, drawn.expression, None),
-            drawn.index,
-        )
+        expression, index = drawn.expression, drawn.index
+        if group.none and rng.random() < _ABSENT and (other := absent(candidates, rng)):
+            expression, index = other, len(candidates)
+        yield Sample(sample_id, sample_id, first.image_id, None, first.image_wh, expression, None), index

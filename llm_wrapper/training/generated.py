@@ -19,7 +19,7 @@ from llm_wrapper.prompts.text import clean_label
 from llm_wrapper.prompts.vocabulary import SYNONYMS, names_of, words_of
 from llm_wrapper.records import Candidate
 
-__all__ = ["GeneratedExpression", "generate"]
+__all__ = ["GeneratedExpression", "absent", "generate"]
 
 _LEFT = ("left {n}", "{n} on the left", "{n} on left", "the leftmost {n}", "the left most {n}", "{n} far left",
          "the {n} on the left side", "a {n} to the left of the other", "{n} left")  # fmt: skip
@@ -189,3 +189,16 @@ def generate(
         if len(drawn) == count:
             break
     return [GeneratedExpression(expression, index) for expression, index in drawn.items()]
+
+
+def absent(candidates: Sequence[Candidate], rng: random.Random) -> str | None:
+    """Draw an expression that none of the candidates is meant by: it names a kind that no label names.
+
+    None where a label is not of the vocabulary: a free word may mean anything.
+    """
+    present = {_own_name(candidate.label) for candidate in candidates}
+    if not present <= SYNONYMS.keys():
+        return None
+    taken = {name for kind in present for name in names_of(kind)}
+    kind = rng.choice([kind for kind in SYNONYMS if taken.isdisjoint(names_of(kind))])
+    return rng.choice(_ONLY).replace("{n}", rng.choice(_names(kind, present)))

@@ -6,8 +6,8 @@ Every count is that of the real training, and Mixtral 8x7B is counted on a lapto
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from llm_wrapper.llms import nf4
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import LLMSection, Recipe
 from llm_wrapper.training import sft
+from llm_wrapper.training.adapted import adapter_config
+from llm_wrapper.training.collator import IGNORED, Collator
 from llm_wrapper.training.examples import Group, schedule
 from llm_wrapper.training.plan import Batch, Memory, Setup, Sizes, fits, memory
 
@@ -109,7 +111,7 @@ def _name(section: LLMSection) -> str:
     return str(loading.plain_copy(name.removeprefix("gguf:"))) if name.startswith("gguf:") else name
 
 
-def sizes_of(model: Any, lora: peft.LoraConfig) -> Sizes:
+def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
     """Count the parameters of a model without weights, put adapters on it, and count these.
 
     Raises:
@@ -121,7 +123,7 @@ def sizes_of(model: Any, lora: peft.LoraConfig) -> Sizes:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     packable = [parameter.numel() for parameter in _packable(model, output)]
     try:
-        adapted = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+        adapted = peft.get_peft_model(model, adapter, low_cpu_mem_usage=True)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"adapters cannot be put on {type(model).__name__}: {error}") from error
     inputs = _adapter_inputs(adapted, output)
@@ -129,7 +131,7 @@ def sizes_of(model: Any, lora: peft.LoraConfig) -> Sizes:
         num_parameters=num_parameters,
         num_packable=sum(packable),
         num_trainable=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
-        rank=lora.r,
+        rank=getattr(adapter, "r", 0),
         num_layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=(getattr(config, "intermediate_size", None) or 4 * config.hidden_size) * _experts_passed(config)[0],
@@ -159,7 +161,7 @@ def _adapter_inputs(adapted: Any, output: Any) -> list[tuple[int, float]]:
     return [
         (module.in_features, passed / experts if ".experts." in name else 1.0)
         for name, module in adapted.named_modules()
-        if isinstance(module, peft.tuners.lora.LoraLayer) and module.get_base_layer() is not output
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) and module.get_base_layer() is not output
     ]
 
 
@@ -169,19 +171,23 @@ def _is_4bit(section: LLMSection) -> bool:
 
 def setup_of(recipe: Recipe, model: Any) -> Setup:
     """Return how a recipe trains the model, on the device at hand."""
+    attention = model.config.get_text_config()._attn_implementation
     return Setup(
         number_bytes=model.dtype.itemsize,
         is_4bit=_is_4bit(recipe.llm),
-        is_eager=model.config.get_text_config()._attn_implementation == "eager",
+        is_eager=attention == "eager",
         has_dropout=recipe.train.lora.dropout > 0,
         has_checkpointing=recipe.train.gradient_checkpointing,
+        has_mask=attention in {"eager", "sdpa"},
+        can_checkpoint=recipe.train.method != "prefix-tuning",
     )
 
 
 def longest_possible(recipe: Recipe) -> Batch:
     """Return the largest batch that could come where prompts are not known: every row as long as allowed."""
-    num_groups = recipe.train.groups_per_step
-    return Batch(num_groups, recipe.train.max_tokens, 2 * num_groups, num_groups)
+    section = recipe.train
+    rows = min(section.groups_per_step, max(1, section.tokens_per_batch // section.max_tokens))
+    return Batch(rows, section.max_tokens, 2 * rows)
 
 
 def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch | None:
@@ -197,13 +203,15 @@ def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch |
     if not kept:
         return None
     section = recipe.train.model_copy(update={"epochs": 1, "max_steps": None})
-    collate = sft.Collator(llm, kept, recipe)
+    collate = Collator(llm, kept, recipe)
     rows = [{"epoch": epoch, "group": place} for epoch, place in schedule(kept, section)]
     size = section.groups_per_step
-    batches = [_shape(collate, rows[start : start + size]) for start in range(0, len(rows), size)]
+    batches = [
+        _shape(part) for start in range(0, len(rows), size) for part in collate(rows[start : start + size])["parts"]
+    ]
     share = len(groups) / len(measured)
     num_groups = recipe.train.epochs * round(share * len(kept))
-    num_steps = math.ceil(math.ceil(num_groups / size) / section.accumulation)
+    num_steps = math.ceil(num_groups / size)
     return Epoch(
         min(num_steps, recipe.train.max_steps or num_steps),
         round(share * sum(batch.num_tokens for batch in batches)),
@@ -211,10 +219,9 @@ def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch |
     )
 
 
-def _shape(collate: sft.Collator, rows: Sequence[dict[str, int]]) -> Batch:
-    batch = collate(rows)
-    num_rows, length = batch["input_ids"].shape
-    return Batch(num_rows, length, int((batch["labels"] != sft.IGNORED).sum()), len(rows))
+def _shape(part: Mapping[str, torch.Tensor]) -> Batch:
+    num_rows, length = part["input_ids"].shape
+    return Batch(num_rows, length, int((part["labels"] != IGNORED).sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +258,11 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
     model = outline(recipe.llm)
     setup = setup_of(recipe, model)
     epoch = epoch_of(with_tokenizer(model, recipe.llm), groups, recipe) if groups else None
-    sizes = sizes_of(model, sft.lora(recipe.train.lora, model))
-    return Planned(sizes, setup, epoch.largest if epoch else longest_possible(recipe), epoch, device_at_hand())
+    sizes = sizes_of(model, adapter_config(recipe.train, model))
+    batch = epoch.largest if epoch else longest_possible(recipe)
+    if recipe.train.is_soft:
+        batch = replace(batch, length=batch.length + recipe.train.virtual_tokens)
+    return Planned(sizes, setup, batch, epoch, device_at_hand())
 
 
 def device_at_hand() -> Device:

@@ -60,33 +60,37 @@ ADAPTER_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How the model is held and trained; `number_bytes` is the size of a number of the model's own type."""
+    """How the model is held and trained; `number_bytes` is the size of a number of the model's own type.
+
+    `has_mask` says whether a batch brings a mask of all its pairs of tokens; flex attention has one of blocks.
+    `can_checkpoint` says whether gradient checkpointing goes with the method.
+    """
 
     number_bytes: int
     is_4bit: bool
     is_eager: bool
     has_dropout: bool
     has_checkpointing: bool
+    has_mask: bool = True
+    can_checkpoint: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The shape of a batch: rows of `length` tokens with padding, labelled tokens in all, groups they are made of."""
+    """The shape of what goes through the model at a time: rows of `length` tokens with padding, labelled tokens."""
 
     num_rows: int
     length: int
     num_answers: int
-    num_groups: int
 
     @property
     def num_tokens(self) -> int:
         """Tokens with padding."""
         return self.num_rows * self.length
 
-    def of_one_group(self) -> Batch:
-        """Return the batch with one of its groups alone."""
-        rows, answers = (-(-count // self.num_groups) for count in (self.num_rows, self.num_answers))
-        return Batch(rows, self.length, answers, 1)
+    def of_one_row(self) -> Batch:
+        """Return the batch with one of its rows alone."""
+        return Batch(1, self.length, -(-self.num_answers // self.num_rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class Memory:
 
 def with_rank(sizes: Sizes, rank: int) -> Sizes:
     """Return the sizes with adapters of another rank; their parameters are proportional to it."""
+    if rank == sizes.rank:  # 0 for a method without any
+        return sizes
     return replace(sizes, num_trainable=sizes.num_trainable * rank // sizes.rank, rank=rank)
 
 
@@ -142,7 +148,7 @@ def activation_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
     size, rows, answers = setup.number_bytes, batch.num_rows, batch.num_answers
     layer = _layer_bytes(sizes, setup, batch)
     kept = batch.num_tokens * sizes.hidden * size * sizes.num_layers + layer
-    mask = rows * batch.length**2 * (1 + size)
+    mask = rows * batch.length**2 * (1 + size) if setup.has_mask else 0
     logits = sizes.vocabulary * (2 * size * rows * min(answers, batch.length) + 12 * answers)
     return (kept if setup.has_checkpointing else layer * sizes.num_layers) + mask + logits
 
@@ -176,19 +182,18 @@ class Change:
     peak: int
 
 
-def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float, accumulation: int) -> Iterator[Change]:
+def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float) -> Iterator[Change]:
     """Yield what lowers the peak: each change alone, then all together.
 
-    A smaller rank keeps alpha / rank, and smaller batches keep the expressions of an optimizer step.
+    A smaller rank keeps alpha / rank; the expressions of a step stay the same, however few go through at a time.
     """
     found: list[tuple[str, Sizes, Setup, Batch]] = []
     if not setup.is_4bit:
         found.append(("llm.quantization=nf4", sizes, replace(setup, is_4bit=True), batch))
-    if not setup.has_checkpointing:
+    if not setup.has_checkpointing and setup.can_checkpoint:
         found.append(("train.gradient_checkpointing=true", sizes, replace(setup, has_checkpointing=True), batch))
-    if batch.num_groups > 1:
-        steps = f"train.groups_per_step=1 train.accumulation={accumulation * batch.num_groups}"
-        found.append((steps, sizes, setup, batch.of_one_group()))
+    if batch.num_rows > 1:
+        found.append((f"train.tokens_per_batch={max(64, batch.length)}", sizes, setup, batch.of_one_row()))
     if sizes.rank > _SMALL_RANK:
         rank = f"train.lora.rank={_SMALL_RANK} train.lora.alpha={alpha * _SMALL_RANK / sizes.rank:g}"
         found.append((rank, with_rank(sizes, _SMALL_RANK), setup, batch))
@@ -200,4 +205,4 @@ def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float, accumulat
 
 def _together(sizes: Sizes, setup: Setup, batch: Batch) -> tuple[Sizes, Setup, Batch]:
     small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
-    return small, replace(setup, is_4bit=True, has_checkpointing=True), batch.of_one_group()
+    return small, replace(setup, is_4bit=True, has_checkpointing=setup.can_checkpoint), batch.of_one_row()

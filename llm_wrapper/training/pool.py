@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_wrapper.datasets import leaks
 from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.training.examples import Group, make_groups
+from llm_wrapper.training.examples import Group, make_groups, unlabelled_groups
 
-__all__ = ["Pool", "gather", "not_evaluated"]
+__all__ = ["Pool", "first_drawn", "gather", "not_evaluated"]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Groups to train on, the samples left out by reason, and the sets that both came from."""
+    """Groups to train on, the samples left out by reason, and the sets that both came from.
+
+    Groups without targets are there where the recipe asks for generated expressions first; they are of all images,
+    whatever `train.limit` leaves of the annotations.
+    """
 
     groups: Sequence[Group]
     left_out: dict[str, int]
@@ -31,8 +36,11 @@ def gather(recipe: Recipe) -> Pool:
     """
     sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
     scenes = not_evaluated(recipe, sets)
-    groups, left_out = make_groups(scenes[: recipe.train.limit], recipe.train)
+    drawn, none = first_drawn(scenes, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
+    groups, left_out = make_groups(drawn, recipe.train, none=none)
     left_out["image_in_an_evaluation_split"] = sum(len(each.scenes) for each in sets) - len(scenes)
+    if recipe.train.generated_steps:
+        groups += unlabelled_groups(scenes, recipe.train, none=none)
     return Pool(groups, left_out, sets)
 
 
@@ -45,3 +53,20 @@ def not_evaluated(recipe: Recipe, sets: Sequence[SceneSet]) -> list[Scene]:
         for scene in each.scenes
         if scene.sample.image_id not in evaluated
     ]
+
+
+def first_drawn(scenes: Sequence[Scene], limit: int | None, *, seed: int) -> list[Scene]:
+    """Return so many scenes, of whole images but for the last; a smaller limit gives a part of what a larger one gives.
+
+    Images are taken in an order that hangs on the seed and their ids alone: the first ones of a file may be of one
+    kind, and a curve over nested subsets shows what more samples add rather than what other samples are. What is kept
+    stays in its order, so that a limit that leaves nothing out changes nothing.
+    """
+    if limit is None:
+        return list(scenes)
+
+    def drawn(place: int) -> tuple[bytes, int]:
+        return hashlib.sha256(f"{seed}/{scenes[place].sample.image_id}".encode()).digest(), place
+
+    kept = sorted(sorted(range(len(scenes)), key=drawn)[:limit])
+    return [scenes[place] for place in kept]

@@ -15,7 +15,15 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Box, Candidate, Sample
-from llm_wrapper.training.examples import Example, Group, examples_of, make_groups, schedule, target_index
+from llm_wrapper.training.examples import (
+    Example,
+    Group,
+    examples_of,
+    make_groups,
+    schedule,
+    target_index,
+    unlabelled_groups,
+)
 
 WH = (640, 480)
 ZEBRAS = (
@@ -193,13 +201,13 @@ def test_the_groups_of_a_step_are_of_similar_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "accumulation", "expected"),
-    [(3, 1, 12), (3, 2, 24), (1, 1, 4), (1000, 1, 60), (None, 1, 60)],
-    ids=["cut", "cut-with-accumulation", "one", "more-than-there-are", "no-limit"],
+    ("max_steps", "expected"),
+    [(3, 12), (1, 4), (1000, 60), (None, 60)],
+    ids=["cut", "one", "more-than-there-are", "no-limit"],
 )
-def test_max_steps_cuts_the_end_off(max_steps: int | None, accumulation: int, expected: int) -> None:
+def test_max_steps_cuts_the_end_off(max_steps: int | None, expected: int) -> None:
     groups = many(30)
-    rows = schedule(groups, section(max_steps=max_steps, accumulation=accumulation, groups_per_step=4, epochs=2))
+    rows = schedule(groups, section(max_steps=max_steps, groups_per_step=4, epochs=2))
     assert rows == schedule(groups, section(groups_per_step=4, epochs=2))[:expected]
     assert len(rows) == expected
 
@@ -306,3 +314,48 @@ def test_another_process_trains_on_the_same(hash_seed: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here
+
+
+# generated expressions alone
+
+
+ALIKE = (ZEBRAS[1], ZEBRAS[1])
+
+
+def test_images_are_talked_about_whatever_their_annotations_say() -> None:
+    scenes = [
+        scene("1", None),
+        scene("2"),
+        scene("3", NOWHERE, image_id="other"),
+        scene("4", image_id="one box", candidates=ZEBRAS[:1]),
+        scene("5", image_id="none can be told apart", candidates=ALIKE),
+    ]
+    groups = unlabelled_groups(scenes, section())
+    assert [(group.samples[0].image_id, group.num_labelled) for group in groups] == [("zebras", 0), ("other", 0)]
+
+
+def test_the_first_steps_are_generated_and_the_epochs_follow() -> None:
+    labelled = many(30)
+    groups = [*labelled, *unlabelled_groups([scene(str(n), None, image_id=str(n)) for n in range(10)], section())]
+    chosen = section(generated_steps=10, groups_per_step=4)
+    rows = schedule(groups, chosen)
+    first, rest = rows[:40], rows[40:]
+    assert {place for _, place in first} == set(range(30, 40))
+    assert max(epoch for epoch, _ in first) == 4  # eight of the ten, in full batches, each time
+    assert rest == schedule(labelled, chosen)
+    assert schedule(groups, chosen.model_copy(update={"max_steps": 6})) == rows[:24]
+
+
+def test_without_annotations_only_the_generated_steps_are_left() -> None:
+    groups = unlabelled_groups([scene("1", None)], section())
+    rows = schedule(groups, section(generated_steps=3, groups_per_step=2, epochs=4))
+    assert rows == [(epoch, 0) for epoch in range(6)]
+
+
+def test_a_group_without_targets_is_filled_with_expressions_that_differ_by_epoch() -> None:
+    group = unlabelled_groups([scene("1", NOWHERE, expression="secret")], section())[0]
+    epochs = [examples_of(group, "relations", section(expressions_per_group=4), epoch=epoch) for epoch in range(3)]
+    assert [len(examples) for examples in epochs] == [4, 4, 4]
+    asked = {example.prompt.messages[0].content for examples in epochs for example in examples}
+    assert len(asked) > 4
+    assert not any("secret" in text for text in asked)

@@ -82,7 +82,7 @@ SIZES = Sizes(
     largest_weight=60_000_000,
 )
 SETUP = Setup(number_bytes=2, is_4bit=False, is_eager=False, has_dropout=False, has_checkpointing=False)
-BATCH = Batch(num_rows=4, length=256, num_answers=8, num_groups=4)
+BATCH = Batch(num_rows=4, length=256, num_answers=8)
 
 
 def section(folder: Path, settings: dict[str, Any], **changes: Any) -> LLMSection:
@@ -237,7 +237,7 @@ def test_estimated_activations_are_near_what_autograd_keeps(modules: Any, dtype:
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     sizes = outline.sizes_of(model, lora(modules, rank=8, dropout=0.0))  # the adapters stay on the model
     setup = replace(SETUP, number_bytes=dtype.itemsize, is_eager=attention == "eager")
-    batch = Batch(num_rows=4, length=96, num_answers=0, num_groups=4)
+    batch = Batch(num_rows=4, length=96, num_answers=0)
     ids = torch.randint(64, (4, 96))
     mask = torch.zeros(4, 1, 96, 96, dtype=dtype).masked_fill(torch.ones(96, 96).triu(1).bool(), torch.finfo(dtype).min)
     with kept_for_backward(model) as kept, torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
@@ -265,7 +265,7 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
     [
         pytest.param(10, 1, {}, 5, id="even"),
         pytest.param(11, 1, {}, 6, id="last-batch-is-smaller"),
-        pytest.param(11, 1, {"accumulation": 4}, 2, id="accumulated"),
+        pytest.param(11, 1, {"groups_per_step": 8, "tokens_per_batch": 128}, 2, id="in-parts"),
         pytest.param(11, 1, {"epochs": 3}, 17, id="epochs"),
         pytest.param(11, 1, {"max_steps": 2}, 2, id="stopped"),
         pytest.param(5, 3, {}, 3, id="shared-prefixes"),
@@ -285,12 +285,13 @@ def test_steps_and_tokens_are_those_of_the_trainer(
     epochs = 1 if chosen.train.max_steps else chosen.train.epochs
     assert found.epoch is not None
     assert found.epoch.num_steps == steps
-    assert -(-len(loader) // chosen.train.accumulation) == steps
+    assert len(loader) == steps
+    parts = [part for batch in loader for part in batch["parts"]]
     if not chosen.train.max_steps:
         assert found.epoch.num_tokens * epochs == pytest.approx(
-            sum(batch["input_ids"].numel() for batch in loader), rel=0.15 if epochs > 1 else 0
+            sum(part["input_ids"].numel() for part in parts), rel=0.15 if epochs > 1 else 0
         )
-    longest = max(batch["input_ids"].numel() for batch in loader)
+    longest = max(part["input_ids"].numel() for part in parts)
     assert found.batch.num_tokens >= longest
 
 
@@ -311,7 +312,7 @@ def test_without_prompts_the_longest_that_is_allowed_is_planned(made: Any, saved
     chosen = recipe(saved, max_tokens=32, groups_per_step=3)
     found = outline.planned(chosen, groups(4, count=20) if made == "long" else made)
     assert found.epoch is None
-    assert found.batch == Batch(num_rows=3, length=32, num_answers=6, num_groups=3)
+    assert found.batch == Batch(num_rows=3, length=32, num_answers=6)
 
 
 # the verdict
@@ -319,11 +320,11 @@ def test_without_prompts_the_longest_that_is_allowed_is_planned(made: Any, saved
 
 def test_each_change_lowers_the_peak_and_all_together_lower_it_most() -> None:
     before = plan.memory(SIZES, SETUP, BATCH).peak
-    found = list(plan.changes(SIZES, SETUP, BATCH, alpha=128, accumulation=2))
+    found = list(plan.changes(SIZES, SETUP, BATCH, alpha=128))
     assert [change.overrides for change in found[:-1]] == [
         "llm.quantization=nf4",
         "train.gradient_checkpointing=true",
-        "train.groups_per_step=1 train.accumulation=8",
+        "train.tokens_per_batch=256",
         "train.lora.rank=16 train.lora.alpha=32",
     ]
     assert found[-1].overrides == " ".join(change.overrides for change in found[:-1])
@@ -333,8 +334,8 @@ def test_each_change_lowers_the_peak_and_all_together_lower_it_most() -> None:
 
 def test_a_recipe_that_has_every_change_is_offered_none() -> None:
     setup = replace(SETUP, is_4bit=True, has_checkpointing=True)
-    batch = Batch(num_rows=1, length=256, num_answers=2, num_groups=1)
-    assert not list(plan.changes(replace(SIZES, rank=8), setup, batch, alpha=16, accumulation=1))
+    batch = Batch(num_rows=1, length=256, num_answers=2)
+    assert not list(plan.changes(replace(SIZES, rank=8), setup, batch, alpha=16))
 
 
 @pytest.mark.parametrize(

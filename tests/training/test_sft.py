@@ -19,7 +19,9 @@ from llm_wrapper.llms.load import LoadedLLM, with_adapter
 from llm_wrapper.llms.packing import collate, pack_tree
 from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.training import sft
+from llm_wrapper.training.collator import Collator
 from llm_wrapper.training.examples import Group, examples_of
+from llm_wrapper.training.log import StepLog
 from tests.llms import tiny
 
 IGNORED = -100
@@ -84,7 +86,7 @@ def trainer_for(llm: LoadedLLM, which: Sequence[Group], chosen: Recipe, folder: 
         model=peft.get_peft_model(llm.model, lora),
         args=sft.arguments(llm, chosen, folder),
         train_dataset=datasets.Dataset.from_dict({"epoch": [0], "group": [0]}),
-        data_collator=sft.Collator(llm, which, chosen),
+        data_collator=Collator(llm, which, chosen),
         processing_class=llm.tokenizer,
     )
 
@@ -110,7 +112,7 @@ def test_packed_loss_and_gradients_equal_those_of_separate_prompts(
     llm, chosen = tiny.llm(architecture, style), recipe()
     trainer = trainer_for(llm, groups(), chosen, tmp_path)
     model = trainer.model.eval()
-    batch = trainer.data_collator([{"epoch": 0, "group": place} for place in range(4)])
+    batch = trainer.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
     packed = trainer.compute_loss(model, dict(batch), num_items_in_batch=num_items)
     packed.backward()
     ours = gradients(model)
@@ -136,7 +138,7 @@ def test_packed_loss_and_gradients_equal_those_of_separate_prompts(
 @pytest.mark.parametrize(("architecture", "num_rows"), [("llama", 4), ("gpt_neo", 10)], ids=["shared", "alone"])
 def test_labels_mark_exactly_the_completions(architecture: str, num_rows: int) -> None:
     llm, chosen = tiny.llm(architecture, "bare"), recipe()
-    batch = sft.Collator(llm, groups(), chosen)([{"epoch": 0, "group": place} for place in range(4)])
+    batch = Collator(llm, groups(), chosen)([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
     ids, labels = batch["input_ids"], batch["labels"]
     assert len(ids) == num_rows
     marked = labels != IGNORED
@@ -161,7 +163,7 @@ def runs_of(labels: Sequence[int]) -> list[list[int]]:
 @pytest.mark.parametrize("place", range(4), ids=["several", "one", "equal prompts", "two digits"])
 def test_every_label_stands_right_behind_its_parent(place: int) -> None:
     llm, chosen = tiny.llm(), recipe()
-    batch = sft.Collator(llm, groups(), chosen)([{"epoch": 0, "group": place}])
+    batch = Collator(llm, groups(), chosen)([{"epoch": 0, "group": place}])["parts"][0]
     marked = [place for place, label in enumerate(batch["labels"][0].tolist()) if label != IGNORED]
     visible = batch["attention_mask"][0, 0] == 0
     assert marked
@@ -175,7 +177,7 @@ def test_a_batch_is_its_collated_packs() -> None:
     rows = list(examples(llm, groups()[:1], chosen))
     pack = pack_tree([[*prompt, *completion] for prompt, completion in rows], merge=False)
     expected = collate([pack], 0, multiple=16)
-    batch = sft.Collator(llm, groups(), chosen)([{"epoch": 0, "group": 0}])
+    batch = Collator(llm, groups(), chosen)([{"epoch": 0, "group": 0}])["parts"][0]
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     assert torch.equal(batch["position_ids"], expected["position_ids"])
     assert torch.equal(batch["attention_mask"] == 0, expected["attention_mask"])
@@ -183,10 +185,44 @@ def test_a_batch_is_its_collated_packs() -> None:
 
 def test_collated_examples_are_those_of_their_epoch() -> None:
     llm, chosen = tiny.llm(), recipe(shuffle_candidates=True, generated_per_group=4)
-    collator = sft.Collator(llm, groups(), chosen)
+    collator = Collator(llm, groups(), chosen)
     first, again, second = ([{"epoch": epoch, "group": 3}] for epoch in (0, 0, 1))
-    assert torch.equal(collator(first)["input_ids"], collator(again)["input_ids"])
-    assert collator(first)["input_ids"].tolist() != collator(second)["input_ids"].tolist()
+    ids = [collator(rows)["parts"][0]["input_ids"].tolist() for rows in (first, again, second)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize("budget", [64, 100, 200, 100_000], ids=str)
+def test_a_part_holds_as_many_tokens_as_allowed_and_nothing_is_lost(budget: int) -> None:
+    llm, which = tiny.llm(), [*groups(), *train_groups(6)]
+    rows = [{"epoch": 0, "group": place} for place in range(len(which))]
+    chosen = recipe(groups_per_step=len(which), tokens_per_batch=budget)
+    step = Collator(llm, which, chosen)(rows)
+    expected = sorted(token for _, completion in examples(llm, which, chosen) for token in completion)
+    labelled = [part["labels"][part["labels"] != IGNORED].tolist() for part in step["parts"]]
+    assert sorted(token for part in labelled for token in part) == expected
+    assert sorted(step["labels"][step["labels"] != IGNORED].tolist()) == expected
+    assert int(step["labels"][0]) == IGNORED  # the first is not counted
+    for part in step["parts"]:
+        num_rows, length = part["input_ids"].shape
+        assert num_rows == 1 or num_rows * (length - 15) <= budget
+    assert {place for part in step["parts"] for _, place in part["rows"].tolist()} == set(range(len(which)))
+    assert (len(step["parts"]) == 1) == (budget == 100_000)
+
+
+def test_a_group_that_is_too_long_is_cut_into_prompts_that_share_less() -> None:
+    llm = tiny.llm()
+    which = [group(0, *(f"dog number {number}" for number in range(8)))]
+    whole = Collator(llm, which, recipe())([{"epoch": 0, "group": 0}])["parts"][0]["input_ids"]
+    budget = whole.shape[1] * 2 // 3
+    parts = Collator(llm, which, recipe(tokens_per_batch=budget))([{"epoch": 0, "group": 0}])["parts"]
+    assert len(parts) > 1
+    assert all(part["input_ids"].shape[1] - 15 <= budget for part in parts)
+
+
+def test_processes_with_a_part_of_the_model_each_go_through_it_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    rows = [{"epoch": 0, "group": place} for place in range(4)]
+    assert len(Collator(tiny.llm(), groups(), recipe(tokens_per_batch=64))(rows)["parts"]) == 1
 
 
 # --- what is left out ------------------------------------------------------------------------------------------------
@@ -299,9 +335,9 @@ def test_training_learns_and_leaves_an_adapter_and_a_log(tmp_path: Path, losses:
     assert outcome["seconds"] > 0
 
     logged = [row for row in log_of(tmp_path) if "loss" in row]
-    assert [row["step"] for row in logged] == [1, 10, 20, 30]
-    assert logged[0]["loss"] == pytest.approx(losses[0], abs=1e-3)
-    assert outcome["loss"] == logged[-1]["loss"] == pytest.approx(sum(losses[-10:]) / 10, abs=1e-3)
+    assert [row["step"] for row in logged] == list(range(1, 31))
+    assert [row["loss"] for row in logged] == pytest.approx(losses, abs=1e-6)
+    assert outcome["loss"] == pytest.approx(sum(losses[-10:]) / 10, abs=1e-6)
     assert {"learning_rate", "grad_norm", "token_accuracy"} <= logged[0].keys()
 
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
@@ -311,9 +347,10 @@ def test_training_learns_and_leaves_an_adapter_and_a_log(tmp_path: Path, losses:
         assert not torch.allclose(adapted.model(ids).logits, tiny.llm().model(ids).logits, atol=1e-2)
 
 
-def test_a_step_is_the_mean_over_all_labels_of_its_accumulated_batches(tmp_path: Path, losses: list[float]) -> None:
+def test_a_step_is_the_mean_over_all_labels_of_its_parts(tmp_path: Path, losses: list[float]) -> None:
     sft.train(tiny.llm(), groups(), recipe(groups_per_step=4, max_steps=1), tmp_path / "at once")
-    sft.train(tiny.llm(), groups(), recipe(groups_per_step=1, accumulation=4, max_steps=1), tmp_path / "in parts")
+    sft.train(tiny.llm(), groups(), recipe(groups_per_step=4, tokens_per_batch=64, max_steps=1), tmp_path / "in parts")
+    assert len(losses) > 4  # groups that are too long are cut as well
     assert sum(losses[1:]) == pytest.approx(losses[0], abs=1e-5)
     at_once, in_parts = weights_of(tmp_path / "at once"), weights_of(tmp_path / "in parts")
     for name, value in at_once.items():
@@ -450,7 +487,7 @@ def test_a_loss_that_breaks_later_stops_the_training_too(tmp_path: Path, monkeyp
             original(self, *args, **options) * (float("nan") if self.state.global_step == 4 else 1.0)
         ),
     )
-    with pytest.raises(ModelError, match="the loss is nan at step 10"):
+    with pytest.raises(ModelError, match="the loss is nan at step 5"):
         sft.train(tiny.llm(), train_groups(), recipe(epochs=4), tmp_path)
 
 
@@ -462,10 +499,10 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, losses: list[flo
 
 
 def test_the_log_of_a_run_is_made_of_whole_rows(tmp_path: Path) -> None:
-    log = sft._Log(tmp_path / "train_log.jsonl")
+    log = StepLog(tmp_path / "train_log.jsonl")
     state: Any = transformers.TrainerState(global_step=7, is_world_process_zero=True)
     log.on_log(None, state, None, logs={"loss": 1.5})
-    log.on_log(None, state, None, logs={"grad_norm": float("inf")})  # half precision skips such a step
+    log.on_log(None, state, None, logs={"train_runtime": 3.5})  # of the whole training, and different each time
     state.is_world_process_zero = False
     log.on_log(None, state, None, logs={"loss": 2.5})
-    assert log_of(tmp_path) == [{"step": 7, "loss": 1.5}, {"step": 7, "grad_norm": float("inf")}]
+    assert log_of(tmp_path) == [{"step": 7, "loss": 1.5}]

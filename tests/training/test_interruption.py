@@ -1,0 +1,271 @@
+"""Kills, signals, full disks and broken steps: a training says what happened, and goes on as if nothing had."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from rich.console import Console
+
+from llm_wrapper.errors import ModelError, RunError
+from llm_wrapper.training import checkpoints, log, sft
+from llm_wrapper.training.examples import schedule
+from llm_wrapper.training.interruption import stoppable
+from tests.llms import tiny
+from tests.training import tiny_run
+from tests.training.test_sft import CHOSEN, log_of, recipe, train_groups, weights_of
+
+OPTIONS: dict[str, Any] = {
+    "groups_per_step": 2,
+    "epochs": 20,
+    "save_steps": 3,
+    "shuffle_candidates": True,
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.2},
+}
+"""110 steps, 37 checkpoints."""
+
+_apart = multiprocessing.get_context("forkserver")
+_apart.set_forkserver_preload(["tests.training.tiny_run"])
+
+
+def start(folder: Path) -> BaseProcess:
+    output = folder.with_suffix(".txt")
+    process = _apart.Process(target=tiny_run.train_apart, args=(folder, {**OPTIONS}, output))
+    process.start()
+    return process
+
+
+def wait_for(process: BaseProcess, folder: Path, num_rows: int) -> None:
+    """Wait until the log has so many rows, or the process has ended."""
+    path = folder / log.NAME
+    while process.is_alive() and not (path.is_file() and path.read_bytes().count(b"\n") >= num_rows):
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0, (tmp_path / "whole.txt").read_text()
+
+    rng, run = random.Random(7), tmp_path / "killed"
+    for number in range(20):
+        process = start(run)
+        done = len(log_of(run)) if (run / log.NAME).is_file() else 0
+        wait_for(process, run, done + rng.randrange(-2, 4))
+        time.sleep(rng.uniform(0, 0.05))
+        assert process.is_alive(), f"ended before kill {number}: {(tmp_path / 'killed.txt').read_text()}"
+        process.kill() if rng.random() < 0.5 else process.terminate()
+        process.join()
+        assert process.exitcode in {-signal.SIGKILL, -signal.SIGTERM, 143}
+    assert checkpoints.last_complete(run / "checkpoints")
+    last = start(run)
+    last.join()
+    assert last.exitcode == 0, (tmp_path / "killed.txt").read_text()
+
+    assert log_of(run) == log_of(tmp_path / "whole")
+    assert len(log_of(run)) == 110
+    adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert adapters[0] == adapters[1]
+    assert "Traceback" not in (tmp_path / "killed.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")],
+    ids=["interrupt", "terminate"],
+)
+def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, number: int, code: int, name: str) -> None:
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(process, run, 8)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    printed = (tmp_path / "run.txt").read_text()
+    assert process.exitcode == code, printed
+    checkpoint = checkpoints.last_complete(run / "checkpoints")
+    assert checkpoint is not None
+    step = checkpoints.step_of(checkpoint)
+    assert f"stopped by {name}. To go on after step {step}: the same command with RUN={run} (llm-wrapper: " in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_before_the_first_checkpoint(
+    tmp_path: Path, number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, stoppable(tmp_path, Console(width=400)):
+        signal.raise_signal(number)
+    assert ended.value.code == code
+    assert "from the start (no checkpoint yet)" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+
+
+def test_what_a_library_makes_of_a_signal_is_still_a_signal(tmp_path: Path) -> None:
+    def library() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("the step failed") from error
+
+    with pytest.raises(SystemExit) as ended, stoppable(tmp_path, Console(quiet=True)):
+        library()
+    assert ended.value.code == 143
+
+
+def test_errors_are_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="mine"), stoppable(tmp_path, Console(quiet=True)):
+        raise RunError("mine")
+
+
+# --- the log and checkpoints -----------------------------------------------------------------------------------------
+
+
+def test_rows_behind_the_checkpoint_are_cut_from_the_log(tmp_path: Path) -> None:
+    path = tmp_path / log.NAME
+    log.cut_back(path, 4)
+    assert not path.exists()
+    lines = ['{"step": 3, "loss": 2.5}', '{"step": 4, "loss": 2.0}', '{"step": 5, "loss": 1.0}', '{"step": 6, "lo']
+    path.write_text("\n".join(lines))
+    log.cut_back(path, 4)
+    assert path.read_text() == '{"step": 3, "loss": 2.5}\n{"step": 4, "loss": 2.0}\n'
+    log.cut_back(path, 0)
+    assert path.read_text() == ""
+
+
+def state(folder: Path, step: int, text: str | None = None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if text is None or text:
+        (path / "trainer_state.json").write_text(text or json.dumps({"global_step": step}))
+    return path
+
+
+def test_the_last_whole_checkpoint_is_found_and_cut_off_ones_behind_it_go(tmp_path: Path) -> None:
+    assert checkpoints.last_complete(tmp_path) is None
+    kept = state(tmp_path, 5, "")
+    two, ten = state(tmp_path, 2), state(tmp_path, 10)
+    cut = [state(tmp_path, 15, '{"global_step": 15, "epo'), state(tmp_path, 20, ""), state(tmp_path, 25, "[25]")]
+    (tmp_path / "checkpoint-last").mkdir()
+    assert checkpoints.last_complete(tmp_path) == ten
+    checkpoints.clear_behind(tmp_path, 10)
+    assert all(path.is_dir() for path in (kept, two, ten, tmp_path / "checkpoint-last"))
+    assert not any(path.exists() for path in cut)
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse larger files, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_bytes", [64, 10_000, 50_000], ids=["every file", "the adapter", "the optimizer"])
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
+    tmp_path: Path, num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(**{**CHOSEN, "lora": recipe().train.lora.model_copy(update={"rank": 8})})
+    sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "whole")
+    original = transformers.Trainer._save_checkpoint
+
+    def saved(self: Any, *args: Any, **options: Any) -> None:
+        with largest_file(num_bytes if self.state.global_step == 4 else resource.RLIM_INFINITY):
+            original(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.Trainer, "_save_checkpoint", saved)
+        with pytest.raises(RunError, match=r"checkpoints/checkpoint-4 cannot be written .* Free space, then go on"):
+            sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
+    last = checkpoints.last_complete(tmp_path / "full" / "checkpoints")
+    assert last is not None
+    assert last.name == "checkpoint-2"
+    sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "whole")
+    whole = weights_of(tmp_path / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in weights_of(tmp_path / "full").items())
+
+
+def test_a_full_disk_at_the_log_is_told(tmp_path: Path) -> None:
+    kept = log.StepLog(tmp_path / log.NAME)
+    now: Any = transformers.TrainerState(global_step=7, is_world_process_zero=True)
+    with largest_file(8), pytest.raises(RunError, match=r"train_log\.jsonl cannot be written: File too large"):
+        kept.on_log(None, now, None, logs={"loss": 1.5})
+
+
+# --- steps that break ------------------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
+    """Make weights or gradients of a step no numbers."""
+    original = transformers.Trainer.training_step
+
+    def poisoned(self: Any, model: Any, *args: Any, **options: Any) -> Any:
+        weight = model.get_output_embeddings().weight
+        if self.state.global_step == step - 1 and what == "loss":
+            weight.data.fill_(float("nan"))
+        loss = original(self, model, *args, **options)
+        if self.state.global_step == step - 1 and what == "gradient":
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", poisoned)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_broken_step_leaves_its_batch(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 3, what)
+    chosen, groups = recipe(tokens_per_batch=64, save_steps=1), train_groups()
+    path = tmp_path / "broken-step-3-process-0.json"
+    with pytest.raises(ModelError, match=rf"the .*{what} is (nan|inf) at step 3; .* kept in {path}"):
+        sft.train(tiny.llm(), groups, chosen, tmp_path)
+    found = json.loads(path.read_text())
+    assert len(found["batches"]) > 1
+    told = [sample for batch in found["batches"] for rows in batch["groups"] for sample in rows]
+    size = chosen.train.groups_per_step
+    step = [groups[place].samples[0] for _, place in schedule(groups, chosen.train)[2 * size : 3 * size]]
+    texts = {each["sample_id"]: each["text"] for each in told}
+    assert texts.keys() == {sample.sample_id for sample in step}
+    assert all(sample.expression in texts[sample.sample_id] for sample in step)
+    for batch in found["batches"]:
+        assert (batch["loss"] == "nan") == (what == "loss")
+        assert [len(row) for row in batch["input_ids"]] == [len(row) for row in batch["labels"]]
+        assert any(label != -100 for row in batch["labels"] for label in row)
+    assert [row["step"] for row in log_of(tmp_path)] == [1, 2]
+    last = checkpoints.last_complete(tmp_path / "checkpoints")
+    assert last is not None
+    assert last.name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("logs", "skips", "found"),
+    [
+        ({"loss": 1.0, "grad_norm": 2.0}, False, None),
+        ({"loss": float("nan"), "grad_norm": 2.0}, False, "the loss is nan"),
+        ({"loss": 1.0, "grad_norm": float("inf")}, False, "the norm of the gradient is inf"),
+        ({"loss": 1.0, "grad_norm": float("inf")}, True, None),
+        ({"loss": float("inf")}, True, "the loss is inf"),
+    ],
+    ids=["well", "loss", "gradient", "overflow is skipped", "loss in half precision"],
+)
+def test_what_is_broken(logs: dict[str, float], skips: bool, found: str | None) -> None:
+    assert log.broken(logs, skips_overflow=skips) == found

@@ -1,0 +1,260 @@
+"""Each method by the verbs: planned, trained, asked, told, merged or refused; and which soft prompts are taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from rich.console import Console
+from typer.testing import CliRunner
+
+from llm_wrapper import cli
+from llm_wrapper.errors import ModelError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.llms.load import load, with_adapter
+from llm_wrapper.llms.score import score
+from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
+from llm_wrapper.report.card import card
+from llm_wrapper.training import outline, plan, sft
+from llm_wrapper.training.adapted import adapted, adapter_config
+from tests.llms import tiny
+from tests.training.test_sft import log_of, recipe, train_groups
+
+TOY = Path(__file__).parents[2] / "data" / "toy"
+METHODS = ("lora", "dora", "ia3", "prompt-tuning", "prefix-tuning")
+SOFT = METHODS[3:]
+
+methods = pytest.mark.parametrize("method", METHODS)
+
+
+# --- the road --------------------------------------------------------------------------------------------------------
+
+
+def run(*args: str | Path | int, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result.stdout or str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny LLM and all that the toy detector finds."""
+    folder = tmp_path_factory.mktemp("road")
+    llm = tiny.llm()
+    llm.model.save_pretrained(folder / "tiny")
+    llm.tokenizer.save_pretrained(folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run("cache-detections", "--data-root", TOY)
+    return folder
+
+
+@pytest.mark.slow  # seconds each; CI runs them
+@methods
+def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cached)
+    monkeypatch.setattr(cli, "_console", Console(width=400))
+    folder, merged = Path("runs") / method, Path("merged") / method
+    chosen = ["llm.model=tiny", "llm.dtype=float32", "train.limit=16", "train.groups_per_step=4", "train.max_steps=2"]
+    train = "default" if method == "lora" else method
+    assert "2 steps" in run("train", "--data-root", TOY, "--train", train, "--run", folder, *chosen)
+
+    run("eval", "--data-root", TOY, "--run", folder, "--limit", 4)
+    rows = files.load(folder / "predictions-val-first-4.parquet")
+    tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
+    assert tuned.keys() == untrained.keys()
+    assert tuned != untrained
+    told = (folder / "adapter" / "README.md").read_text()
+    assert f"tags: [llm-wrapper, {method}, " in told
+
+    if method in SOFT:
+        assert "llm-wrapper export" not in told
+        assert "No weight is changed, so nothing can be merged" in run("export", folder, merged, code=1)
+        assert not merged.exists()
+        return
+    run("export", folder, merged)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    ids = torch.tensor([[40, 41, 42, 43]])
+    with torch.inference_mode():
+        adapter = with_adapter(tiny.llm(), folder / "adapter").model
+        torch.testing.assert_close(plain(ids).logits, adapter(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("lora", "LoRA of rank 4, alpha 8, dropout 0"),
+        ("dora", "DoRA of rank 4, alpha 8, dropout 0"),
+        ("ia3", "(IA)3"),
+        ("prompt-tuning", "prompt-tuning of 7 tokens"),
+        ("prefix-tuning", "prefix-tuning of 7 tokens"),
+    ],
+    ids=METHODS,
+)
+def test_the_model_card_names_the_method(method: str, words: str) -> None:
+    text = card(recipe(method=method, virtual_tokens=7), {}, {})
+    assert f"| method | {words} |" in text
+    assert f"An adapter ({words}) with which" in text
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+@methods
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neo"])
+def test_the_plan_counts_what_is_trained(architecture: str, method: str, tmp_path: Path) -> None:
+    llm = tiny.llm(architecture)
+    llm.model.save_pretrained(tmp_path)
+    chosen = recipe(method=method, virtual_tokens=7)
+    section = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
+    skeleton = outline.outline(section)
+    found = outline.sizes_of(skeleton, adapter_config(chosen.train, skeleton))
+    assert found.num_parameters == sum(parameter.numel() for parameter in llm.model.parameters())
+    assert found.num_trainable == adapted(llm, chosen).get_nb_trainable_parameters()[0]
+
+
+def planned(folder: Path, **train: Any) -> outline.Planned:
+    tiny.model("llama").save_pretrained(folder)
+    llm = LLMSection(model=str(folder), dtype="float32", quantization="none", attention="eager")
+    return outline.planned(
+        Recipe(
+            detector=DetectorSection(name="tiny"),
+            data=DataSection(name="tiny", reader="tiny", root=Path()),
+            llm=llm,
+            train=TrainSection(max_tokens=256, **train),
+        ),
+        None,
+    )
+
+
+@pytest.mark.parametrize("method", SOFT)
+def test_learned_tokens_are_planned_for(method: str, tmp_path: Path) -> None:
+    assert planned(tmp_path, method=method, virtual_tokens=7).batch.length == 256 + 7
+    assert planned(tmp_path, method="ia3").batch.length == 256
+
+
+@pytest.mark.parametrize("method", ["ia3", *SOFT])
+def test_no_change_is_proposed_that_the_method_does_not_know(method: str, tmp_path: Path) -> None:
+    found = planned(tmp_path, method=method)
+    changes = list(plan.changes(found.sizes, found.setup, found.batch, alpha=32))
+    assert changes
+    assert not [change for change in changes if "rank" in change.overrides]
+    proposed = [change for change in changes if "gradient_checkpointing" in change.overrides]
+    assert bool(proposed) == (method != "prefix-tuning")
+
+
+def test_dora_of_fused_experts_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"train\.method=dora cannot be put on this model: .*ParamWrapper"):
+        adapted(tiny.llm("mixtral"), recipe(method="dora"))
+
+
+# --- soft prompts of others ------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, config: peft.PeftConfig, architecture: str = "llama") -> Path:
+    peft.get_peft_model(tiny.model(architecture), config).save_pretrained(folder)
+    return folder
+
+
+def edited(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    path = folder / "adapter_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    change(weights)
+    safetensors.torch.save_file(weights, path)
+    return folder
+
+
+def changed(folder: Path, **settings: Any) -> Path:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return folder
+
+
+def prompt() -> peft.PeftConfig:
+    """Settings of prompt tuning, new ones each time: PEFT writes the model's sizes into them."""
+    return peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+
+
+def prefix() -> peft.PeftConfig:
+    return peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("config", [prompt(), prefix()], ids=SOFT)
+def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_path: Path) -> None:
+    folder = saved(tmp_path, config)
+    (weight,) = safetensors.torch.load_file(folder / "adapter_model.safetensors").values()
+    model = with_adapter(tiny.llm(), folder).model
+    torch.testing.assert_close(model.prompt_encoder["default"].embedding.weight.detach(), weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(
+            lambda at: saved(at, prefix(), "gpt_neo"),
+            r"token_dim: 32, and 16 for this model; num_attention_heads: 4, and 2 for this model; weights",
+            id="prefix of another model",
+        ),
+        pytest.param(
+            lambda at: changed(saved(at, prefix()), num_layers=3),
+            "num_layers: 3, and 2 for this model",
+            id="more layers",
+        ),
+        pytest.param(
+            lambda at: changed(saved(at, prompt()), num_virtual_tokens=5),
+            r"'prompt_embeddings': \(4, 32\)}, and {'prompt_embeddings': \(5, 32\)} for this model",
+            id="fewer tokens than it says",
+        ),
+        pytest.param(
+            lambda at: edited(saved(at, prompt()), lambda weights: weights.update(other=torch.zeros(2))),
+            r"'other': \(2,\)",
+            id="one weight too many",
+        ),
+        pytest.param(
+            lambda at: edited(saved(at, prompt()), lambda weights: weights.update(x=weights.pop("prompt_embeddings"))),
+            r"{'x': \(4, 32\)}",
+            id="under another name",
+        ),
+        pytest.param(
+            lambda at: changed(saved(at, prompt()), num_virtual_tokens="four"), "TypeError", id="absurd number"
+        ),
+    ],
+)
+def test_a_soft_prompt_that_does_not_fit_is_refused(make: Callable[[Path], Path], reason: str, tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    with pytest.raises(ModelError, match=f"does not fit tiny-llama(.|\n)*{reason}"):
+        with_adapter(tiny.llm(), folder)
+
+
+def test_a_soft_prompt_cannot_have_a_tokenizer_fetched(tmp_path: Path) -> None:
+    words = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "x", "tokenizer_name_or_path": "no/where"}
+    with_adapter(tiny.llm(), changed(saved(tmp_path, prompt()), inference_mode=False, **words))
+
+
+# --- 4 bit -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # seconds each; CI runs them
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the import of bitsandbytes
+@pytest.mark.filterwarnings("ignore:.*kernels:UserWarning")
+@methods
+def test_each_method_trains_a_4bit_model(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    llm = tiny.llm()
+    llm.model.save_pretrained(tmp_path / "tiny")
+    llm.tokenizer.save_pretrained(tmp_path / "tiny")
+    section = LLMSection(model=str(tmp_path / "tiny"), dtype="float32", quantization="nf4", attention="eager")
+    chosen = recipe(method=method, virtual_tokens=5, epochs=3)
+    sft.train(load(section), train_groups(), chosen, tmp_path)
+    losses = [row["loss"] for row in log_of(tmp_path) if "loss" in row]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    question = [tiny.prompt("number 1", 3)]
+    untrained, tuned = (dict(score(each, question))[0] for each in (load(section), load(section, tmp_path / "adapter")))
+    assert (tuned.mass or 0) > (untrained.mass or 0)
