@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress
 
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.reason import Asked, with_reasoning
 from llm_wrapper.llms.score import score
 from llm_wrapper.llms.server import ask_server
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 
-__all__ = ["ask", "asker"]
+__all__ = ["ask", "asked_by", "asker"]
 
 _CHUNK = 256
 """Prompts tokenized and packed at a time; long enough for batches of similar length, short enough for memory."""
@@ -40,11 +42,39 @@ def ask(llm: LoadedLLM, prompts: Sequence[Prompt], *, title: str, progress: bool
     return [answers[place] for place in range(len(prompts))]
 
 
-def asker(
-    section: LLMSection, adapter: Path | None = None, *, title: str = "LLM"
-) -> Callable[[Sequence[Prompt]], list[Answer]]:
-    """Load an LLM and return the function that asks it; a server is only asked."""
-    if section.backend == "openai":
+def asker(section: LLMSection, adapter: Path | None = None, *, title: str = "LLM", reasoning_tokens: int = 0) -> Asked:
+    """Load an LLM and return the function that asks it; a server is only asked.
+
+    Args:
+        section: The recipe's section.
+        adapter: Folder of an adapter.
+        title: Shown beside the progress bar.
+        reasoning_tokens: The most that it may write before each answer, see `llms.reason`.
+    """
+    if section.backend != "openai":
+        return asked_by(load(section, adapter), title=title, reasoning_tokens=reasoning_tokens)
+
+    def served(section: LLMSection, title: str) -> Asked:
         return lambda prompts: ask_server(section, prompts, title=title)
-    llm = load(section, adapter)
-    return lambda prompts: ask(llm, prompts, title=title)
+
+    answers = served(section, title)
+    if not reasoning_tokens:
+        return answers
+    return with_reasoning(answers, served(_writing(section, reasoning_tokens), f"{title}: reasons"))
+
+
+def asked_by(llm: LoadedLLM, *, title: str, reasoning_tokens: int = 0) -> Asked:
+    """Return the function that asks a loaded LLM; see `asker`."""
+
+    def answers(prompts: Sequence[Prompt]) -> list[Answer]:
+        return ask(llm, prompts, title=title)
+
+    if not reasoning_tokens:
+        return answers
+    writer = replace(llm, section=_writing(llm.section, reasoning_tokens))
+    return with_reasoning(answers, lambda prompts: ask(writer, prompts, title=f"{title}: reasons"))
+
+
+def _writing(section: LLMSection, num_tokens: int) -> LLMSection:
+    """Return the section by which an LLM writes a text of so many tokens."""
+    return section.model_copy(update={"decode": "generate", "max_new_tokens": num_tokens})

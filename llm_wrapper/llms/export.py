@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import ModelError, RunError
+from llm_wrapper.llms import adapters
 from llm_wrapper.llms.load import load
 from llm_wrapper.recipe import LLMSection
 
@@ -21,10 +22,15 @@ def export(section: LLMSection, adapter: Path, out: Path) -> None:
 
     Raises:
         RunError: If `out` exists.
-        ModelError: If the model or the adapter cannot be loaded.
+        ModelError: If the model or the adapter cannot be loaded, or the adapter is a soft prompt.
     """
     if out.exists():
         raise RunError(f"{out} exists. Name another folder, or remove it: rm -r {out}")
+    if adapters.is_soft_prompt(adapter):
+        raise ModelError(
+            f"{adapter} is a soft prompt: tokens that are read before every prompt. No weight is changed, so nothing "
+            "can be merged; train one of the methods lora, dora, ia3, or serve base model and adapter by PEFT"
+        )
     llm = load(section.model_copy(update={"quantization": "none"}), adapter)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))

@@ -17,12 +17,23 @@ import torch
 import transformers
 
 from llm_wrapper.errors import ModelError
+from llm_wrapper.llms import adapters
 from llm_wrapper.llms.chat import ChatEncoder
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["LoadedLLM", "can_share_prefixes", "device", "load", "plain_copy", "with_adapter"]
+__all__ = [
+    "LoadedLLM",
+    "can_share_prefixes",
+    "device",
+    "load",
+    "plain_copy",
+    "require_fit",
+    "takes_blocks",
+    "with_adapter",
+]
 
 _GGUF = "gguf:"
+_FLEX = "flex_attention"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,7 +76,14 @@ def _attention(section: LLMSection, where: torch.device) -> str | None:
     """Resolve `auto`: on the CPU eager, which trains about a tenth faster than SDPA there.
 
     Elsewhere None: transformers then takes SDPA, and eager for architectures that have no SDPA (Gemma 2, GPT-Neo).
+    Flex attention has to be asked for. It spares the mask, a hundredth of a gigabyte for four packs of 1,024 tokens,
+    but needs a compiler, compiles anew as shapes change, and has not run on a GPU.
+
+    Raises:
+        ModelError: If flex attention is asked for where torch cannot train with it.
     """
+    if section.attention == _FLEX and where.type != "cuda":
+        raise ModelError(f"llm.attention={_FLEX} needs a CUDA device (no backward pass on others); set it to auto")
     if section.attention != "auto":
         return section.attention
     return "eager" if where.type == "cpu" else None
@@ -84,6 +102,8 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        # FSDP shares out weights of floating-point types alone: each number then holds several packed ones.
+        bnb_4bit_quant_storage=dtype if os.environ.get("ACCELERATE_USE_FSDP") == "true" else torch.uint8,
     )
 
 
@@ -153,16 +173,24 @@ def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
     return load_4bit(name, quantization_config=quantization, device_map={"": where}, **options)
 
 
+def _name(section: LLMSection) -> str:
+    """Return the hub id or folder that transformers loads."""
+    if section.model is None:
+        raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
+    if section.model.startswith(_GGUF):
+        return str(plain_copy(section.model.removeprefix(_GGUF)))
+    return section.model
+
+
 def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """Load the model and tokenizer of a recipe section, with an adapter where one is given.
 
     Raises:
         ModelError: If the model cannot be found or loaded as the section asks.
     """
-    if section.model is None:
-        raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
-    package = section.model.removeprefix(_GGUF)
-    name = str(plain_copy(package)) if section.model.startswith(_GGUF) else section.model
+    name = _name(section)
+    if adapter:
+        require_fit(section, adapter)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
         model = _load_model(name, section, device())
@@ -174,27 +202,28 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     return with_adapter(llm, adapter) if adapter else llm
 
 
+def require_fit(section: LLMSection, adapter: Path) -> None:
+    """Refuse an adapter that does not fit a recipe's model, before any weight of the model is loaded.
+
+    Raises:
+        ModelError: With every reason at once, or if the model's settings cannot be read.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(_name(section), revision=section.revision)
+        with torch.device("meta"):
+            skeleton = transformers.AutoModelForCausalLM.from_config(config)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise ModelError(f"llm.model={section.model} cannot be loaded: {error}") from error
+    adapters.check(skeleton, adapter, str(section.model))
+
+
 def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
-    """Put a trained PEFT adapter on a loaded base model.
+    """Put a PEFT adapter on a loaded base model.
 
     Raises:
         ModelError: If the folder holds no adapter, or one that does not fit the model.
     """
-    import peft
-
-    if not (adapter / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter} holds no adapter (adapter_config.json is missing); train one with: make train")
-    try:
-        model = peft.PeftModel.from_pretrained(llm.model, str(adapter))
-        # PEFT leaves weights alone that only one side has, so half an adapter would pass as a whole one.
-        differing = peft.utils.load_peft_weights(str(adapter), device="cpu").keys() ^ peft.get_peft_model_state_dict(
-            model, save_embedding_layers=False
-        )
-        if differing:
-            raise ValueError(f"{len(differing)} weights are in one of them alone, such as {min(differing)}")
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the adapter {adapter} does not fit {llm.section.model}: {error}") from error
-    return LoadedLLM(model.eval(), llm.tokenizer, llm.section)
+    return LoadedLLM(adapters.put_on(llm.model, adapter, str(llm.section.model)), llm.tokenizer, llm.section)
 
 
 def can_share_prefixes(model: Any) -> bool:
@@ -206,4 +235,9 @@ def can_share_prefixes(model: Any) -> bool:
     config = model.config.get_text_config()
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
     is_local = getattr(config, "sliding_window", None) is not None or bool(kinds - {"full_attention", "global"})
-    return not is_local and config._attn_implementation in {"eager", "sdpa"}
+    return not is_local and config._attn_implementation in {"eager", "sdpa", _FLEX}
+
+
+def takes_blocks(model: Any) -> bool:
+    """Tell whether packs go into the model with the mask of `packing.block_mask`, and none of (b, 1, t, t)."""
+    return can_share_prefixes(model) and model.config.get_text_config()._attn_implementation == _FLEX

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes
-from llm_wrapper.llms.packing import Pack, by_budget, collate, common_prefix_length, pack_tree
+from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, takes_blocks
+from llm_wrapper.llms.packing import Pack, block_mask, by_budget, collate, common_prefix_length, pack_tree
+from llm_wrapper.llms.virtual import num_columns, prepended
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["additive_mask", "attention_mask", "score"]
@@ -49,10 +50,19 @@ def attention_mask(model: Any, packs: Sequence[Pack], visible: torch.Tensor) -> 
     return torch.arange(visible.shape[-1], device=visible.device)[None, :] < lengths[:, None]
 
 
+def _batch(model: Any, packs: Sequence[Pack], pad_token_id: int) -> dict[str, Any]:
+    """Return what the model takes for packs, on its device."""
+    collated = collate(packs, pad_token_id, dense=not takes_blocks(model))
+    batch: dict[str, Any] = {key: value.to(model.device) for key, value in collated.items()}
+    ends = batch.pop("ends", None)
+    mask = attention_mask(model, packs, batch["attention_mask"]) if ends is None else block_mask(ends)
+    return {**batch, "attention_mask": mask}
+
+
 def _questions(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[_Question]:
     encoder = llm.encoder
     return [
-        _Question(place, encoder.encode(prompt), [encoder.completion(i) for i in range(len(prompt.candidates))])
+        _Question(place, encoder.encode(prompt), [encoder.completion(i) for i in range(prompt.num_answers)])
         for place, prompt in enumerate(prompts)
     ]
 
@@ -80,8 +90,7 @@ def _rows(group: Sequence[_Question], *, share: bool) -> Iterator[list[tuple[_Qu
 def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[int]]) -> list[list[float]]:
     """Return, for each pack and path, the log-probability of the last `span` tokens of its sequence."""
     model = llm.model.get_base_model() if hasattr(llm.model, "get_base_model") else llm.model
-    batch = {key: value.to(model.device) for key, value in collate(packs, llm.tokenizer.pad_token_id).items()}
-    batch["attention_mask"] = attention_mask(model, packs, batch["attention_mask"])
+    batch = prepended(llm.model, _batch(model, packs, llm.tokenizer.pad_token_id))
     wanted = [
         (row, pack.parents[place], pack.input_ids[place])
         for row, pack in enumerate(packs)
@@ -94,7 +103,7 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
     rows, places = (torch.tensor(column, device=model.device) for column in zip(*unique, strict=True))
     # Adapters are kept in float32; as in training, their products are computed in the model's own type.
     with torch.autocast(model.device.type, dtype=model.dtype, enabled=model.dtype != torch.float32):
-        hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places]
+        hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places + num_columns(llm.model)]
         table = torch.log_softmax(_head(model, hidden).float(), dim=-1)
     picked = table[
         torch.tensor([where[row, place] for row, place, _ in wanted], device=table.device),

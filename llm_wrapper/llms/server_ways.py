@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -28,7 +29,7 @@ __all__ = ["Way", "way_of"]
 _NUM_ALTERNATIVES = 20
 """The most that OpenAI and, unless it is told otherwise, vLLM give."""
 _DIGITS = 10
-"""Up to so many candidates every index is one token of every tokenizer."""
+"""Up to so many answers every index is one token of every tokenizer."""
 
 _LogProb = Annotated[float, Field(strict=True, allow_inf_nan=False, le=1e-3)]
 _Form = TypeVar("_Form", bound=BaseModel)
@@ -89,8 +90,13 @@ class _Chat(BaseModel):
     logprobs: _LogProbs | None = None
 
 
+class _Spent(BaseModel):
+    completion_tokens: int | None = None
+
+
 class _Chats(BaseModel):
     choices: Annotated[list[_Chat], Field(min_length=1)]
+    usage: _Spent | None = None
 
 
 def way_of(section: LLMSection) -> Way:
@@ -135,7 +141,7 @@ class _Scored:
     def _tokens(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, ...]]]:
         with self._lock:  # a fast tokenizer may refuse a second thread
             head = self._encoder.encode(prompt)
-            return head, [self._encoder.completion(index) for index in range(len(prompt.candidates))]
+            return head, [self._encoder.completion(index) for index in range(prompt.num_answers)]
 
 
 def _span(values: Sequence[float | None], start: int, length: int) -> float:
@@ -173,45 +179,46 @@ class _Chatted:
         if self._section.decode == "first_token":
             body |= {"logprobs": True, "top_logprobs": _NUM_ALTERNATIVES}
         if self._section.decode == "choice":
-            schema = {"type": "integer", "enum": list(range(len(prompt.candidates)))}
+            schema = {"type": "integer", "enum": list(range(prompt.num_answers))}
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "index", "schema": schema}}
         return body
 
     def answer(self, prompt: Prompt, reply: Any) -> Answer:
-        chat = _read(_Chats, reply).choices[0]
-        answer = Answer(text=chat.message.content or "", finish_reason=chat.finish_reason)
+        chats = _read(_Chats, reply)
+        chat, count = chats.choices[0], chats.usage.completion_tokens if chats.usage else None
+        answer = Answer(text=chat.message.content or "", finish_reason=chat.finish_reason, num_tokens=count)
         if self._section.decode == "first_token":
-            return _with_shares(answer, chat, len(prompt.candidates))
+            return _with_shares(answer, chat, prompt.num_answers)
         if self._section.decode == "choice":
-            _require_choice(answer, len(prompt.candidates))
+            _require_choice(answer, prompt.num_answers)
         return answer
 
 
-def _require_choice(answer: Answer, num_candidates: int) -> None:
+def _require_choice(answer: Answer, num_answers: int) -> None:
     text = (answer.text or "").strip()
-    if _index(text, num_candidates) is None:
+    if _index(text, num_answers) is None:
         raise CallError(
-            f"the server answers {text[:80]!r}, not one of the {num_candidates} indices that were allowed: it does not "
+            f"the server answers {text[:80]!r}, not one of the {num_answers} indices that were allowed: it does not "
             "hold to response_format. Set llm.decode=generate"
         )
 
 
-def _with_shares(answer: Answer, chat: _Chat, num_candidates: int) -> Answer:
+def _with_shares(answer: Answer, chat: _Chat, num_answers: int) -> Answer:
     """Add the probabilities of the indices, where the first token of an answer is a whole index."""
     tokens = chat.logprobs.content if chat.logprobs else None
     if tokens is None or (tokens and not any(token.top_logprobs for token in tokens)):
         raise CallError("the reply has no top_logprobs: this server does not give them. Set llm.decode=generate")
-    shares = _first_shares(tokens, num_candidates)
+    shares = _first_shares(tokens, num_answers)
     mass = sum(shares.values())
     # Where a tokenizer splits numbers, a `1` may be the beginning of `12`: then the text is all there is.
-    whole = num_candidates <= _DIGITS or any(index >= _DIGITS for index in shares)
+    whole = num_answers <= _DIGITS or any(index >= _DIGITS for index in shares)
     if not whole or mass <= 0:
         return answer
-    probabilities = tuple(shares.get(index, 0.0) / mass for index in range(num_candidates))
-    return Answer(probabilities, mass, answer.text, answer.finish_reason)
+    probabilities = tuple(shares.get(index, 0.0) / mass for index in range(num_answers))
+    return replace(answer, probabilities=probabilities, mass=mass)
 
 
-def _first_shares(tokens: Sequence[_Token], num_candidates: int) -> dict[int, float]:
+def _first_shares(tokens: Sequence[_Token], num_answers: int) -> dict[int, float]:
     """Return index -> probability among the alternatives to the first token that is not blank."""
     before = 1.0
     for token in tokens:
@@ -220,16 +227,16 @@ def _first_shares(tokens: Sequence[_Token], num_candidates: int) -> dict[int, fl
             listed = {each.token: each.logprob for each in (token, *token.top_logprobs)}
             shares: dict[int, float] = {}
             for text, log_prob in listed.items():
-                if (index := _index(text.strip(), num_candidates)) is not None:
+                if (index := _index(text.strip(), num_answers)) is not None:
                     shares[index] = shares.get(index, 0.0) + before * math.exp(log_prob)
             return shares
         before *= math.exp(token.logprob)
     return {}
 
 
-def _index(text: str, num_candidates: int) -> int | None:
+def _index(text: str, num_answers: int) -> int | None:
     """Return the index that a text is, as it would be written; else `None`."""
-    names: Mapping[str, int] = {str(index): index for index in range(num_candidates)}
+    names: Mapping[str, int] = {str(index): index for index in range(num_answers)}
     return names.get(text)
 
 

@@ -91,7 +91,7 @@ class ModelServer(MisbehavingServer):
         chat: dict[str, Any] = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
         if body.get("logprobs"):
             chat["logprobs"] = {"content": content}
-        return {"choices": [{"index": 0, **chat}]}
+        return {"choices": [{"index": 0, **chat}], "usage": {"completion_tokens": len(said)}}
 
     def _best(self, row: torch.Tensor, body: dict[str, Any]) -> list[dict[str, Any]]:
         return [self._token(row, int(token)) for token in row.topk(body.get("top_logprobs", 0)).indices]

@@ -1,0 +1,207 @@
+"""Whether an adapter fits a model, found out on a copy of the model without weights; nothing of it is taken in part.
+
+PEFT leaves weights alone that only one side has, and writes over the base model what the adapter's file holds of it. So
+half an adapter would pass as a whole one, and one of another model as one of this.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import safe_open
+
+from llm_wrapper.adapter_files import CONFIG, WEIGHTS, pickled
+from llm_wrapper.artifacts import read_json
+from llm_wrapper.errors import DataError, ModelError, listed
+from llm_wrapper.llms import virtual
+
+__all__ = ["check", "is_soft_prompt", "put_on"]
+
+_log = logging.getLogger(__name__)
+_PREFIX = "base_model.model."
+_ROUNDING = 2.0**-7
+"""Relative difference of two copies of a weight, of which one was rounded to bfloat16."""
+_NAME = ".default"
+_VOCABULARY = (
+    "its vocabulary is of another size: that of another model, or one that tokens were added to (then merge it where "
+    "it was trained, and set llm.model to the merged folder)"
+)
+
+
+def put_on(model: Any, folder: Path, model_name: str) -> Any:
+    """Return a model with an adapter on it, in evaluation mode.
+
+    Adapters of other programs often hold copies of the embeddings and the output layer (PEFT stores them beside an
+    adapter on these). They are compared with the model's own: the only sign in the file of what it was trained on.
+
+    Raises:
+        ModelError: If the folder holds no adapter, or one that does not fit.
+    """
+    with torch.device("meta"):
+        skeleton = type(model)(copy.deepcopy(model.config))
+    copies = check(skeleton, folder, model_name)
+    _say_if_named_otherwise(folder, model_name)
+    try:
+        differing = _differing(model, folder, copies)
+        adapted = None if differing else peft.PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # what loading may raise is open: file, settings, memory
+        raise ModelError(f"{_headline(folder, model_name)}: {type(error).__name__}: {error}") from error
+    if adapted is None:
+        said = f"{_headline(folder, model_name)}: it brings weights of its base model that are not this model's own"
+        raise ModelError(listed(said, differing))
+    return adapted.eval()
+
+
+def check(skeleton: Any, folder: Path, model_name: str) -> list[str]:
+    """Refuse an adapter that does not fit, and return the names of the base model's weights that its file holds.
+
+    Args:
+        skeleton: The model without weights, on the meta device; it is used up.
+        folder: Of the adapter.
+        model_name: What the model is called, for messages.
+
+    Raises:
+        ModelError: With every reason at once, and both models' names.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} holds no adapter ({CONFIG} is missing); train one with: make train")
+    try:
+        config, weights = _config(folder), _weights(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the real loading says it again
+            if config.is_prompt_learning:
+                virtual.require_fitting(skeleton, config, weights)
+                return []
+            problems, copies = _compare(_adapted(skeleton, config), weights)
+    except Exception as error:  # settings of another program: what PEFT may raise over them is open
+        problems, copies = [str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"], []
+    if problems:
+        raise ModelError(listed(_headline(folder, model_name), problems, most=6))
+    return copies
+
+
+def is_soft_prompt(folder: Path) -> bool:
+    """Tell whether a folder's adapter is learned tokens, which no weight can take up; False if it cannot be read."""
+    try:
+        return bool(peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning)
+    except Exception:  # what is wrong with it is said where it is loaded
+        return False
+
+
+def _headline(folder: Path, model_name: str) -> str:
+    base = _trained_on(folder)
+    said = f"; it says that it was trained on {base}" if base else ""
+    return f"the adapter {folder} does not fit {model_name}{said}"
+
+
+def _trained_on(folder: Path) -> str | None:
+    try:
+        settings = read_json(folder / CONFIG)
+    except DataError:  # said elsewhere
+        return None
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    return str(base) if base else None
+
+
+def _say_if_named_otherwise(folder: Path, model_name: str) -> None:
+    """Warn where the names differ. They may without harm: one model has many copies, folders and mirrors."""
+    base = _trained_on(folder)
+    if base and Path(base).name.lower() != Path(model_name).name.lower():
+        _log.warning(
+            "the adapter %s says that it was trained on %s, and is put on %s: its sizes fit, its answers may not",
+            *(folder, base, model_name),
+        )
+
+
+def _config(folder: Path) -> Any:
+    """Read an adapter's settings; ValueError where it is of a kind that cannot be used."""
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # no JSON, no mapping, a kind that this PEFT does not know
+        raise ValueError(f"{CONFIG} cannot be read: {type(error).__name__}: {error}") from error
+    if config.peft_type is None:
+        raise ValueError(f"{CONFIG} has no peft_type, so it is no adapter's")
+    if (config.is_prompt_learning or config.is_adaption_prompt) and config.peft_type not in virtual.TAKEN:
+        taken = " and ".join(each.value for each in virtual.TAKEN)
+        raise ValueError(
+            f"it is {config.peft_type.value}, which learns tokens in another way than {taken}; these are taken, and "
+            "changes of weights, such as LORA"
+        )
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise ValueError(f"it was trained for {config.task_type}, not to continue text (CAUSAL_LM)")
+    return config
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the names and shapes in an adapter's file, as tensors without content."""
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{WEIGHTS} is missing{pickled(folder)}")
+    with safe_open(str(folder / WEIGHTS), framework="pt") as file:
+        return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+
+
+def _adapted(skeleton: Any, config: Any) -> Any:
+    """Put an adapter on a model without weights; ValueError where it may not be put on this one."""
+    ends = _ends(skeleton)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False  # some ways to begin compute with weights, and here are none
+    model = peft.PeftModel(skeleton, config, low_cpu_mem_usage=True)
+    base = model.get_base_model()
+    adapted = [name for name, module in ends.items() if base.get_submodule(name) is not module]
+    if adapted and base.config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            f"it adapts {' and '.join(adapted)}, but in this model the output layer and the embeddings are the same "
+            "weight: a merged adapter would change what the model reads too"
+        )
+    return model
+
+
+def _compare(model: Any, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
+    """Return what does not fit, and the weights of the base model that the file holds, by their names there."""
+    own = model.state_dict()
+    copies = sorted(weights.keys() & own.keys())
+    try:
+        result = peft.set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
+    except RuntimeError as error:  # one line for each size that differs
+        is_longer = any(weights[key].shape[:1] != own[key].shape[:1] for key in copies)
+        return [*([_VOCABULARY] if is_longer else []), *_sizes(str(error))], copies
+    except KeyError as error:
+        return [f"{error.args[0]}: not in the adapter's file"], copies
+    alone = [f"{_plain(key)}: the model has no such place" for key in result.unexpected_keys]
+    missing = [f"{_plain(key)}: not in the adapter's file" for key in result.missing_keys if _NAME in key]
+    return [*alone, *missing], copies
+
+
+def _plain(key: str) -> str:
+    """Return a weight's name as it is in the adapter's file, without the name that PEFT gives a loaded adapter."""
+    return key.replace(_NAME, "")
+
+
+def _ends(model: Any) -> dict[str, Any]:
+    """Return name -> module of the embeddings and the output layer."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
+
+
+def _sizes(message: str) -> list[str]:
+    """Shorten what torch says of sizes that differ."""
+    lines = [line.strip().removeprefix("size mismatch for ") for line in message.splitlines() if "mismatch" in line]
+    return [_plain(line).replace("copying a param with ", "") for line in lines] or [message]
+
+
+def _differing(model: Any, folder: Path, copies: list[str]) -> list[str]:
+    """Return which copies of the base model's weights are not the model's own."""
+    found = []
+    with safe_open(str(folder / WEIGHTS), framework="pt") as file:
+        for key in copies:
+            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            own, brought = model.get_parameter(name).detach().cpu().float(), file.get_tensor(key).float()
+            if own.shape != brought.shape or not torch.allclose(own, brought, rtol=_ROUNDING, atol=1e-6):
+                found.append(f"{name} {tuple(brought.shape)}")
+    return found

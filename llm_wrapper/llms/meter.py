@@ -1,0 +1,88 @@
+"""What a method costs in one unit: tokens that go through the LLM, and tokens that it reads and writes per answer.
+
+The first is measured in the model itself, so whatever asks or trains it is counted alike: padding is, and a prefix that
+several questions share is once. The second is what an answer would cost if its question went alone, to a server say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from torch.nn.modules.module import register_module_forward_hook
+
+from llm_wrapper.llms.ask import asked_by
+from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.reason import Asked, with_reasoning
+from llm_wrapper.records import Answer, Prompt
+
+__all__ = ["Meter", "Spoken", "asked_and_counted", "metered"]
+
+
+@dataclass
+class Meter:
+    """Tokens that went through an LLM."""
+
+    tokens: int = 0
+
+
+@dataclass
+class Spoken:
+    """Tokens of whole questions as they were read, chat template and all, and tokens that were written."""
+
+    read: int = 0
+    written: int = 0
+
+
+@contextmanager
+def metered(*, training: int) -> Iterator[Meter]:
+    """Count every token that goes through any LLM in this block.
+
+    A model that embeds sentences is none: it gives a pooled state, which decoders do not have.
+
+    Args:
+        training: How often a token counts that goes through with gradients.
+    """
+    meter = Meter()
+
+    def count(module: torch.nn.Module, _: Any, output: Any) -> None:
+        hidden = getattr(output, "last_hidden_state", None)
+        # The body and not the whole: scoring asks it without the head.
+        if hidden is None or not isinstance(module, transformers.PreTrainedModel) or hasattr(output, "pooler_output"):
+            return
+        if module.base_model is module:
+            meter.tokens += hidden.shape[0] * hidden.shape[1] * (training if torch.is_grad_enabled() else 1)
+
+    handle = register_module_forward_hook(count)
+    try:
+        yield meter
+    finally:
+        handle.remove()
+
+
+def asked_and_counted(llm: LoadedLLM, spoken: Spoken, *, title: str, reasoning_tokens: int = 0) -> Asked:
+    """Return the function that asks a loaded LLM, as `ask.asked_by` does, and counts what it reads and writes.
+
+    With reasoning a question is read twice, the second time with the reasons.
+    """
+    answers = _counted(llm, spoken, title)
+    if not reasoning_tokens:
+        return answers
+    section = llm.section.model_copy(update={"decode": "generate", "max_new_tokens": reasoning_tokens})
+    return with_reasoning(answers, _counted(replace(llm, section=section), spoken, f"{title}: reasons"))
+
+
+def _counted(llm: LoadedLLM, spoken: Spoken, title: str) -> Asked:
+    ask = asked_by(llm, title=title)
+
+    def asked(prompts: Sequence[Prompt]) -> list[Answer]:
+        answers = ask(prompts)
+        spoken.read += sum(len(llm.encoder.encode(prompt)) for prompt in prompts)
+        spoken.written += sum(answer.num_tokens or 0 for answer in answers)
+        return answers
+
+    return asked
