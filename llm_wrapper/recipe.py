@@ -1,14 +1,15 @@
 """Recipes: one short YAML file per choice, composed by name, overridden by `section.key=value`, validated at once.
 
-A recipe has seven sections. `recipes/vlm` gives `detector` and `candidates`, `recipes/llm` gives `llm`, `recipes/data`
-gives `data`, `recipes/train` gives `prompt` and `train`. No file inherits from another. `a+b` names two files of
-`recipes/vlm`: the second detector and its candidates stand in `ensemble`.
+`recipes/vlm` gives the sections `detector` and `candidates`, `recipes/llm` gives `llm`, `recipes/data` gives `data`,
+`recipes/train` gives `prompt` and `train`, `recipes/prompt` adds to `prompt`, `recipes/search` gives `search`. No file
+inherits from another. `a+b` names two files of `recipes/vlm`: the second detector and its candidates stand in
+`ensemble`; or two of `recipes/prompt`, which hold together.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError, listed, nearest
+from llm_wrapper.recipe_files import Places, available, named_file, read
 from llm_wrapper.sections import (
     DataSection,
     DetectorSection,
@@ -27,6 +29,7 @@ from llm_wrapper.sections import (
     OtherData,
     OtherDetector,
     PromptSection,
+    SearchSection,
     Section,
     ServerSection,
     TrainSection,
@@ -42,11 +45,13 @@ __all__ = [
     "OtherDetector",
     "PromptSection",
     "Recipe",
+    "SearchSection",
     "ServerSection",
     "TrainSection",
     "available",
     "compose",
     "load_resolved",
+    "prompt_of",
 ]
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -54,8 +59,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     "llm": ("llm",),
     "data": ("data",),
     "train": ("prompt", "train"),
+    "prompt": ("prompt",),
+    "search": ("search",),
 }
 """Folder under `recipes/` -> the sections its files may hold."""
+
+_JOINED = {"vlm": "detector", "prompt": "prompt"}
+"""Kinds of which several files may be named, and what one of them is called."""
 
 
 class Recipe(Section):
@@ -68,6 +78,7 @@ class Recipe(Section):
     prompt: PromptSection = PromptSection()
     llm: LLMSection
     train: TrainSection = TrainSection()
+    search: SearchSection | None = None
 
     @property
     def vlm(self) -> str:
@@ -107,53 +118,10 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def available(root: Path, kind: str) -> list[str]:
-    """Return the names of all recipes of a kind, sorted."""
-    return sorted(path.stem for path in (root / kind).glob("*.yaml"))
-
-
-def _places(node: yaml.Node, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """Yield (path of a value, its line from 1) of a YAML tree."""
-    yield path, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from _places(value, (*path, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for place, value in enumerate(node.value):
-            yield from _places(value, (*path, place))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:
-    """Read one YAML mapping; return it and where (file:line) each of its values stands."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node, value = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-        places = {} if node is None else {place: f"{path}:{line}" for place, line in _places(node)}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path}: expected a mapping of sections, found {type(value).__name__}")
-    return value, places
-
-
-def _named_file(root: Path, kind: str, name: str) -> Path:
-    path = root / kind / f"{name}.yaml"
-    if path.is_file() and path.parent == root / kind:
-        return path
-    names = available(root, kind)
-    raise RecipeError(
-        f"no {kind} recipe is named {name!r}{nearest(name, names)} (there are: {', '.join(names) or 'none'}; "
-        f"files in {root / kind})"
-    )
-
-
-def _sections_of(
-    root: Path, kind: str, name: str, problems: list[str]
-) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]] | None:
+def _sections_of(root: Path, kind: str, name: str, problems: list[str]) -> tuple[dict[str, Any], Places] | None:
     """Read the sections that a kind of file may hold, and their places; None, and why, where it cannot be read."""
     try:
-        values, lines = _read(_named_file(root, kind, name))
+        values, lines = read(named_file(root, kind, name))
     except RecipeError as error:
         problems.append(str(error))
         return None
@@ -165,13 +133,49 @@ def _sections_of(
 
 
 def _members(root: Path, kind: str, name: str, problems: list[str]) -> list[str]:
-    """Return the files that a name stands for: `a+b` is two detectors, unless a file is called so."""
-    if kind != "vlm" or (root / kind / f"{name}.yaml").is_file():
+    """Return the files that a name stands for: `a+b` is two detectors or prompts, unless a file is called so."""
+    if kind not in _JOINED or (root / kind / f"{name}.yaml").is_file() or (kind == "prompt" and Path(name).is_file()):
         return [name]
     names = name.split("+")
     twice = [each for each in dict.fromkeys(names) if names.count(each) > 1]
-    problems += [f"{name!r} names the detector {each!r} twice" for each in twice]
+    problems += [f"{name!r} names the {_JOINED[kind]} {each!r} twice" for each in twice]
     return list(dict.fromkeys(names))
+
+
+def prompt_of(root: Path, name: str) -> dict[str, Any]:
+    """Return what the files of `recipes/prompt` that a name stands for set of the section `prompt`.
+
+    Args:
+        root: The `recipes` folder.
+        name: `a+b` joins two; a name that ends in `.yaml` is the path of a file.
+
+    Raises:
+        RecipeError: If one cannot be read, or two set the same key differently.
+    """
+    problems: list[str] = []
+    found, _ = _joined_prompts(root, _members(root, "prompt", name, problems), problems)
+    if problems:
+        raise RecipeError(listed("the prompt recipes cannot be used", problems))
+    return found
+
+
+def _joined_prompts(root: Path, names: Sequence[str], problems: list[str]) -> tuple[dict[str, Any], Places]:
+    joined: dict[str, Any] = {}
+    lines: Places = {}
+    for name in names:
+        values, places = _sections_of(root, "prompt", name, problems) or ({}, {})
+        section = values.get("prompt") or {}
+        if not isinstance(section, dict):
+            problems.append(f"{places.get(('prompt',), name)}: prompt is not a mapping (value: {section!r})")
+            continue
+        for key, value in section.items():
+            here = places.get(("prompt", key), name)
+            if key in joined and joined[key] != value:
+                other = f"{joined[key]!r} in {lines['prompt', key]}"
+                problems.append(f"{here}: prompt.{key} is {value!r} here and {other}: name one of the two")
+            joined.setdefault(key, value)
+            lines.setdefault(("prompt", key), here)
+    return joined, lines
 
 
 def _label(sections: Mapping[str, Any], name: str) -> None:
@@ -180,7 +184,7 @@ def _label(sections: Mapping[str, Any], name: str) -> None:
         sections["detector"].setdefault("label", name)
 
 
-def _apply(sections: dict[str, Any], places: dict[tuple[str | int, ...], str], override: str) -> str | None:
+def _apply(sections: dict[str, Any], places: Places, override: str) -> str | None:
     """Set one `section.key=value`, and that its place is the command line; return the problem, if there is one."""
     name, sign, text = override.partition("=")
     path = name.split(".")
@@ -245,17 +249,19 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
 
     Args:
         root: The `recipes` folder.
-        names: Kind (vlm, llm, data, train) -> name of the file without `.yaml`.
+        names: Kind (vlm, llm, data, train, prompt, ..) -> name of the file without `.yaml`. What a file of
+            `recipes/prompt` says comes before what that of `recipes/train` says of the prompt.
         overrides: `section.key=value`, the value in YAML; later ones win.
 
     Raises:
         RecipeError: With every problem of every file at once, each with its file and line.
     """
     sections: dict[str, Any] = {}
-    places: dict[tuple[str | int, ...], str] = {}
+    places: Places = {}
     problems: list[str] = []
     unread: set[str] = set()
     members = {kind: _members(root, kind, name, problems) for kind, name in names.items()}
+    prompts = members.pop("prompt", [])
     for kind, (name, *others) in members.items():
         if found := _sections_of(root, kind, name, problems):
             sections.update(found[0])
@@ -267,6 +273,10 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
                 _label(found[0], other)
                 sections.setdefault("ensemble", {"also": {}})["also"][other] = found[0]
                 places.update({("ensemble", "also", other, *place): line for place, line in found[1].items()})
+    asked, lines = _joined_prompts(root, prompts, problems)
+    if asked and isinstance(sections.setdefault("prompt", {}), dict):
+        sections["prompt"] |= asked
+        places.update(lines)
     problems += [problem for override in overrides if (problem := _apply(sections, places, override))]
     if "vlm" in names:
         _label(sections, members["vlm"][0])
@@ -275,5 +285,5 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
 
 def load_resolved(path: Path) -> Recipe:
     """Read a resolved recipe, as a run folder keeps it."""
-    values, places = _read(path)
+    values, places = read(path)
     return _validated(values, places, [], set())

@@ -147,26 +147,39 @@ class Message:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Prompt:
-    """What the LLM is asked. `candidates` stands in the order shown: index i is line i."""
+    """What the LLM is asked. `candidates` stands in the order shown: index i is line i.
+
+    With `none`, one more line says "none of these", and its index is the number of candidates.
+    """
 
     sample_id: str
     messages: tuple[Message, ...]
     candidates: tuple[Candidate, ...]
     format: str
+    none: bool = False
+
+    @property
+    def num_answers(self) -> int:
+        """How many indices are valid answers, from 0."""
+        return len(self.candidates) + self.none
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Answer:
     """An LLM's answer: a probability per index, or a text with the reason why it ended.
 
-    `probabilities` sums to one over the candidates. `mass` is the probability that the model gives to all valid
-    answers together before that normalization.
+    `probabilities` sums to one over the valid answers: the candidates and, where the prompt offers it, "none of these"
+    behind them. `mass` is the probability that the model gives to all valid
+    answers together before that normalization. `reasoning` is what it wrote before it was asked for the answer, and
+    `num_tokens` counts the tokens that it generated for both, where that is known.
     """
 
     probabilities: tuple[float, ...] | None = None
     mass: float | None = None
     text: str | None = None
     finish_reason: str | None = None
+    reasoning: str | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -183,7 +196,9 @@ class Prediction:
     """One system's decision for one sample, with all that is needed to score it again.
 
     `candidates` stands in the order shown to the system, and `origins` says which place each had among the detector's
-    outputs; `failure` names why a fallback was needed. `further_targets` and `image_wh` are those of the sample.
+    outputs; `failure` names why a fallback was needed. `probability` is that of what was answered, `probabilities` is
+    one per candidate, and `none_probability` is the rest, where "none of these" was an answer. `further_targets` and
+    `image_wh` are those of the sample, `reasoning` and `num_tokens` those of the answer.
 
     Raises:
         ValueError: If there are further targets, but no target, or another number of origins than of candidates.
@@ -204,6 +219,14 @@ class Prediction:
     origins: tuple[int, ...] | None = None
     further_targets: tuple[Box, ...] = ()
     image_wh: tuple[int, int] | None = None
+    reasoning: str | None = None
+    num_tokens: int | None = None
+    none_probability: float | None = None
+
+    @property
+    def says_none(self) -> bool:
+        """Whether the answer is "none of these": no box, and not for want of an answer."""
+        return self.decided_by == "llm" and self.box is None
 
     def __post_init__(self) -> None:
         if self.further_targets and self.target is None:

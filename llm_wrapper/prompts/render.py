@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jinja2.sandbox
 
 from llm_wrapper.errors import PromptError
+from llm_wrapper.prompts import instruction as instructions
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
 from llm_wrapper.prompts.text import clean, clean_label
@@ -22,6 +24,10 @@ FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_OBJECTS = "objects"
+"""The block of a template that holds the lines of the candidates, and what explains their columns."""
+_NONE = "none_index"
+"""The variable of a template that is the index of "none of these", or none where that is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,38 @@ def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[S
     ]
 
 
-def render(sample: Sample, candidates: Sequence[Candidate], prompt_format: str) -> Prompt:
+def _content(prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> str:
+    template = _template(prompt_format)
+    if instruction is None:
+        return template.render(known)
+    instructions.require(instruction)
+    if _OBJECTS not in template.blocks:
+        raise PromptError(
+            f"prompt format {prompt_format!r} does not say which of its lines are the objects, and prompt.instruction "
+            f"needs them: put {{% block {_OBJECTS} %}} before and {{% endblock %}} behind those lines"
+        )
+    objects = "".join(template.blocks[_OBJECTS](template.new_context(dict(known))))
+    return instructions.fill(instruction, objects=objects, expression=known["expression"])
+
+
+def _require_none(content: str, prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> None:
+    """Refuse a template that says the same where "none of these" is an answer and where it is not."""
+    if content == _content(prompt_format, instruction, {**known, _NONE: None}):
+        raise PromptError(
+            f"prompt.none=true asks for an answer that prompt format {prompt_format!r} has no line for: write "
+            f"{{% if {_NONE} is not none %}}{{{{ {_NONE} }}}} none of these{{% endif %}} behind those of its "
+            f"candidates{', in its block objects' if instruction is not None else ''}; or set prompt.none=false"
+        )
+
+
+def render(
+    sample: Sample,
+    candidates: Sequence[Candidate],
+    prompt_format: str,
+    *,
+    instruction: str | None = None,
+    none: bool = False,
+) -> Prompt:
     """Word the question that asks for the index of one candidate.
 
     The expression comes last, so that all expressions of an image with the same candidates share their prefix.
@@ -131,23 +168,32 @@ def render(sample: Sample, candidates: Sequence[Candidate], prompt_format: str) 
         candidates: In the order to be shown; index i is the i-th line.
         prompt_format: One of `FORMATS`, or the path of a Jinja template that gets `candidates`
             (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `company` (index of a
-            likely one -> labels of what the expression names and it is closest to), `expression`, `width` and `height`.
+            likely one -> labels of what the expression names and it is closest to), `expression`, `width`, `height`,
+            and `none_index`, see `none`.
+        instruction: Takes the place of all of the template's words but those of its block `objects`, see
+            `prompts.instruction`.
+        none: Whether one more line says "none of these"; its index is the number of candidates.
 
     Raises:
-        PromptError: If the template is missing or wrong, or shows a score that a candidate does not have.
+        PromptError: If the template or the instruction is missing something or wrong, a score is to be shown that a
+            candidate does not have, or the template has no line for none.
     """
     shown = _shown(candidates, sample.image_wh)
     likely = rule.rank(sample.expression, candidates)
     company = rule.companions(sample.expression, candidates, likely)
+    known = {
+        "candidates": shown,
+        "likely": [shown[index] for index in likely],
+        "company": {index: [clean_label(label) for label in labels] for index, labels in company.items()},
+        "expression": clean(sample.expression),
+        "width": sample.image_wh[0],
+        "height": sample.image_wh[1],
+        _NONE: len(shown) if none else None,
+    }
     try:
-        content = _template(prompt_format).render(
-            candidates=shown,
-            likely=[shown[index] for index in likely],
-            company={index: [clean_label(label) for label in labels] for index, labels in company.items()},
-            expression=clean(sample.expression),
-            width=sample.image_wh[0],
-            height=sample.image_wh[1],
-        )
+        content = _content(prompt_format, instruction, known)
+        if none:
+            _require_none(content, prompt_format, instruction, known)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
-    return Prompt(sample.sample_id, (Message("user", content.strip()),), tuple(candidates), prompt_format)
+    return Prompt(sample.sample_id, (Message("user", content.strip()),), tuple(candidates), prompt_format, none)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build
 from llm_wrapper.errors import PromptError
 from llm_wrapper.prompts.render import FORMATS, render
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Prompt, Sample
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.prompts.golden_files import GOLDEN, golden
 
 EXPRESSION_LAST = ("coords", "coords_scores", "compact", "relations")
 """The formats that end with the expression."""
@@ -47,14 +45,6 @@ def shown(expression: str, prompt_format: str = "coords", candidates: tuple[Cand
     return text(render(dataclasses.replace(SAMPLE, expression=expression), candidates, prompt_format))
 
 
-def golden(name: str, content: str) -> None:
-    """Compare with a golden file; UPDATE_GOLDEN=1 writes it, to be read before it is committed."""
-    path = GOLDEN / f"{name}.txt"
-    if os.environ.get("UPDATE_GOLDEN"):
-        path.write_bytes(content.encode())
-    assert content.encode() == path.read_bytes()
-
-
 # golden prompts
 
 
@@ -68,7 +58,8 @@ def test_walk_through_sample(prompt_format: str, order: str) -> None:
 
 def test_no_golden_file_is_left_over() -> None:
     expected = {f"{name}-{order}.txt" for name in FORMATS for order in ("detector", "left_to_right")}
-    expected |= {f"mixed-{name}.txt" for name in FORMATS}
+    expected |= {f"{kind}-{name}.txt" for name in FORMATS for kind in ("mixed", "instruction")}
+    expected |= {f"{name}.txt" for name in ("in-context", "retrieved", "chain-of-thought", "all-together")}
     assert {path.name for path in GOLDEN.iterdir()} == expected
 
 
