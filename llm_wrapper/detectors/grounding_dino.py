@@ -14,21 +14,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import safetensors
 import torch
 import transformers
-from PIL import Image
-from pydantic import Field
-from torch import nn
+from pydantic import Field, field_validator
 
 from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import checkpoints, noun_groups
 from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors.grounding_dino_pixels import Prepared, widened, with_enough_cells
 from llm_wrapper.detectors.grounding_dino_scores import ReadText, Scoring, detections, fitted, raw_answer, read_text
 from llm_wrapper.detectors.grounding_dino_sharing import one_image
 from llm_wrapper.errors import ModelError, RecipeError, listed
@@ -47,10 +45,10 @@ _ATTENTION = "sdpa"
 _PERIOD = [101, 1012, 102]
 """A text without a word, as the model's code expects it: [CLS], the period that ends a phrase, [SEP]."""
 
+_PLAIN_CAPTION = "{expression}"
+
 _MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STRIDES = (8, 16, 32, 64)
-"""Pixels per cell of the four feature maps."""
 
 
 class Settings(Scoring):
@@ -62,6 +60,8 @@ class Settings(Scoring):
         device: `auto` takes a GPU where there is one.
         max_prompts: How many expressions of an image are asked at once. By default 8 on a GPU, and 1 on a CPU, where
             more save no time. The answers are the same but for rounding, so caches do not tell it apart.
+        caption: What is asked, with the expression in the place of `{expression}`; in mode `gdrec` its subject may be
+            the caption's. `make search-prompts SEARCH=glov-detector` looks for a better one.
     """
 
     model: str
@@ -69,14 +69,14 @@ class Settings(Scoring):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     max_prompts: int | None = Field(None, ge=1)
+    caption: str = _PLAIN_CAPTION
 
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An image as the model takes it: `pixels` (1, 3, height, width), `mask` (1, height, width), zero for padding."""
-
-    pixels: torch.Tensor
-    mask: torch.Tensor
+    @field_validator("caption")
+    @classmethod
+    def _holds_the_expression(cls, caption: str) -> str:
+        if caption.count("{expression}") != 1:
+            raise ValueError(f"caption: {caption!r} needs {{expression}} exactly once")
+        return caption
 
 
 class GroundingDinoDetector:
@@ -99,8 +99,7 @@ class GroundingDinoDetector:
         """
         self.name = f"{settings.model.rstrip('/').rsplit('/', 1)[-1].lower()}-{settings.mode}"
         self._settings = settings
-        self._lock = threading.Lock()
-        self._built = None if model is None else _checked(model.eval(), processor)
+        self._weights = _Weights(settings, None if model is None else _checked(model.eval(), processor))
         self._has_warned = False
 
     def identity(self) -> dict[str, Any]:
@@ -108,7 +107,20 @@ class GroundingDinoDetector:
         chosen = self._settings
         facts: dict[str, Any] = {"detector": "grounding_dino", "reading": _READING, "attention": _ATTENTION}
         facts |= {**chosen.identity(), "model": chosen.model, "revision": chosen.revision, "dtype": chosen.dtype}
+        # Only where it is set, so that older caches stay valid.
+        facts |= {} if chosen.caption == _PLAIN_CAPTION else {"caption": chosen.caption}
         return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
+
+    def worded(self, caption: str) -> GroundingDinoDetector:
+        """Return a detector that asks with another caption, and shares the weights of this one.
+
+        Raises:
+            RecipeError: If the caption does not hold the expression.
+        """
+        settings = _settings({**self._settings.model_dump(exclude_unset=True), "caption": caption})
+        other = GroundingDinoDetector(None, None, settings)
+        other._weights = self._weights
+        return other
 
     def prepare(self, sample: Sample) -> Prepared:
         """Read the image of a sample, resize and normalize it.
@@ -156,6 +168,10 @@ class GroundingDinoDetector:
         model, processor = self._loaded()
         most = model.config.max_text_len
         text, is_cut = fitted(sample.expression, processor.tokenizer, most)
+        if text and self._settings.caption != _PLAIN_CAPTION:  # without a word nothing is asked, whatever the caption
+            text, is_cut = fitted(
+                self._settings.caption.replace("{expression}", sample.expression), processor.tokenizer, most
+            )
         if is_cut and not self._has_warned:
             self._has_warned = True
             _log.warning(
@@ -191,6 +207,16 @@ class GroundingDinoDetector:
         return detections(answer, text, groups, self._settings)
 
     def _loaded(self) -> tuple[Any, Any]:
+        return self._weights.loaded()
+
+
+class _Weights:
+    """Model and processor, loaded when they are first needed; several detectors may share them."""
+
+    def __init__(self, settings: Settings, built: tuple[Any, Any] | None) -> None:
+        self._settings, self._built, self._lock = settings, built, threading.Lock()
+
+    def loaded(self) -> tuple[Any, Any]:
         with self._lock:
             if self._built is None:
                 self._built = _load(self._settings)
@@ -207,11 +233,15 @@ def create(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoDetect
     Raises:
         RecipeError: With every setting that is unknown, missing or wrong.
     """
+    return GroundingDinoDetector(None, None, _settings(settings))
+
+
+def _settings(settings: Mapping[str, Any]) -> Settings:
     problems: list[str] = []
     chosen = validated(Settings, dict(settings), where="settings", problems=problems)
     if chosen is None or problems:
         raise RecipeError(listed("the detector 'grounding_dino' cannot be built", problems))
-    return GroundingDinoDetector(None, None, chosen)
+    return chosen
 
 
 def _load(settings: Settings) -> tuple[Any, Any]:
@@ -253,22 +283,3 @@ def _checked(model: Any, processor: Any) -> tuple[Any, Any]:
     if (used := model.config.text_config._attn_implementation) != _ATTENTION:
         raise ModelError(f"the detector's text encoder uses {used} attention: load it with {_ATTENTION!r}")
     return model, processor
-
-
-def widened(image: Image.Image, longest: int) -> Image.Image:
-    """Stretch an image that would have no width left when its length is shrunk to `longest` pixels.
-
-    Boxes are parts of the image, so they stay right.
-    """
-    least = -(-max(image.size) // longest)
-    return image if min(image.size) >= least else image.resize((max(image.width, least), max(image.height, least)))
-
-
-def with_enough_cells(image: Prepared, num_queries: int) -> Prepared:
-    """Pad an oblong image whose feature maps have fewer cells than the model has queries: it would refuse it."""
-    height, width = image.pixels.shape[-2:]
-    num_cells = sum(-(-height // stride) * -(-width // stride) for stride in _STRIDES)
-    if num_cells >= num_queries:
-        return image
-    padding = (0, max(0, _STRIDES[-1] - width), 0, max(0, _STRIDES[-1] - height))
-    return Prepared(nn.functional.pad(image.pixels, padding), nn.functional.pad(image.mask, padding))

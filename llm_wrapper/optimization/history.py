@@ -1,0 +1,195 @@
+"""The history of a search on disk: one JSON line for each evaluation, written before the next one begins.
+
+`history.jsonl` begins with what is measured on, so that no search goes on with other expressions than it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from llm_wrapper.errors import LLMWrapperError, RunError
+from llm_wrapper.records import to_dict
+
+__all__ = ["Begun", "Cost", "Evaluated", "History", "Refused", "Row", "Verdict", "bits", "written"]
+
+_log = logging.getLogger(__name__)
+_STRICT = ConfigDict(extra="forbid")
+
+Verdict = Literal["open", "stopped", "complete"]
+"""Of a prompt that is still being measured, was hopeless on the first expressions, or was asked about all of them."""
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Begun:
+    """What the prompts are measured on: the digest of the expressions in their order, and how many there are."""
+
+    expressions: str
+    n: int
+    kind: Literal["begun"] = "begun"
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Cost:
+    """What a row took: tokens that the proposing LLM wrote (`None`: not told), questions asked to measure, seconds."""
+
+    tokens: int | None
+    questions: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Evaluated:
+    """A prompt measured on the first expressions of the slice; a later row of the same prompt holds more of them.
+
+    Attributes:
+        prompt: The text.
+        iteration: Round that it was proposed in; 0 is the seed prompt's.
+        number: Its place among the proposals of the round, from 0.
+        right: A `1` or `0` for each expression so far, in the order of the slice.
+        fitness: Share of `1`.
+        n: How many expressions these are.
+        interval: 95 % interval of the fitness over images; `None` where there is one image only.
+        verdict: See `Verdict`.
+        alpha: Strength of the guidance it was proposed with; `None` without.
+        cost: Of this row alone; the tokens stand in the first row of a prompt.
+    """
+
+    prompt: str
+    iteration: int
+    number: int
+    right: Annotated[str, Field(pattern="^[01]+$")]
+    fitness: float
+    n: int
+    interval: tuple[float, float] | None
+    verdict: Verdict
+    alpha: float | None
+    cost: Cost
+    kind: Literal["evaluated"] = "evaluated"
+
+    def __post_init__(self) -> None:
+        if self.n != len(self.right) or self.fitness != self.right.count("1") / self.n:
+            raise ValueError(f"fitness {self.fitness} of {self.n} is not the share of 1 in {self.right[:20]!r}")
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Refused:
+    """A proposal that was not measured, and why; of an endless answer the beginning is kept, and its length."""
+
+    iteration: int
+    number: int
+    answer: str
+    length: int
+    reasons: tuple[str, ...]
+    alpha: float | None
+    cost: Cost
+    kind: Literal["refused"] = "refused"
+
+
+Row = Begun | Evaluated | Refused
+_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
+
+
+def bits(row: Evaluated) -> list[bool]:
+    """Return what a prompt had right, one truth value for each expression of the slice's beginning."""
+    return [bit == "1" for bit in row.right]
+
+
+def written(right: Sequence[bool]) -> str:
+    """Return truth values as `Evaluated.right` holds them."""
+    return "".join("1" if each else "0" for each in right)
+
+
+class History:
+    """The rows of a search, in memory and on disk.
+
+    A last line without an end is what a killed process leaves: it is left out, with a word, and overwritten by the next
+    row. Nothing else may be damaged, as a search that misses a row would go on another way.
+
+    Args:
+        path: The file; it need not exist.
+
+    Raises:
+        RunError: If a line that is not the last cannot be read; the message has its number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = _content(path)
+        whole, newline, rest = content.rpartition(b"\n")
+        self._length = len(whole) + len(newline)
+        if rest:
+            _log.warning("%s: the last line was cut off (%d bytes) and is left out", path, len(rest))
+        lines = whole.split(b"\n") if newline else []
+        self.rows: list[Row] = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+
+    def add(self, row: Row) -> None:
+        """Write a row, and be sure that it is on disk.
+
+        Raises:
+            LLMWrapperError: If it cannot be written; the file is then as it was, but for a line without an end.
+        """
+        line = json.dumps(to_dict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self.path.exists() else "xb") as stream:
+                stream.truncate(self._length)
+                stream.seek(self._length)
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise LLMWrapperError(
+                f"{self.path} cannot be written: {error.strerror or error}. Mend that; the same command goes on."
+            ) from error
+        self._length += len(line)
+        self.rows.append(row)
+
+    @property
+    def evaluated(self) -> list[Evaluated]:
+        """All measurements, in their order."""
+        return [row for row in self.rows if isinstance(row, Evaluated)]
+
+    @property
+    def refused(self) -> list[Refused]:
+        """All refused proposals, in their order."""
+        return [row for row in self.rows if isinstance(row, Refused)]
+
+    def begin(self, begun: Begun) -> None:
+        """Write what is measured on, or make sure that it is what an interrupted search was measured on.
+
+        Raises:
+            RunError: If it is something else.
+        """
+        if not self.rows:
+            self.add(begun)
+        elif self.rows[0] != begun:
+            raise RunError(
+                f"{self.path} was measured on other expressions or other candidates than there are now (or its first "
+                f"line is missing). Begin anew: rm {self.path}"
+            )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        value: Any = json.loads(line)
+        return _ROW.validate_python(value)
+    except (ValueError, RecursionError) as error:
+        why = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else error
+        raise RunError(
+            f"{path}, line {number}, is damaged: {why}. Restore the file, or begin anew without it: rm {path}"
+        ) from error
