@@ -15,8 +15,8 @@ import numpy.typing as npt
 from llm_wrapper import boxes
 from llm_wrapper.records import Box, Prediction
 
-__all__ = ["Columns", "best_overlaps", "candidate_overlaps", "codes", "first_right", "of_records", "overlaps",
-           "rowwise_iou"]  # fmt: skip
+__all__ = ["Columns", "best_overlaps", "candidate_overlaps", "codes", "first_right", "knows_candidates", "of_records",
+           "overlaps", "rowwise_iou"]  # fmt: skip
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -71,6 +71,15 @@ class Columns:
     def has_box(self) -> BoolArray:
         """Whether a box was given for each sample, shape (n,)."""
         return ~np.isnan(self.boxes[:, 0])
+
+
+def knows_candidates(columns: Columns) -> bool:
+    """Tell whether it is known what the system could choose from.
+
+    Somebody else's boxes come without: then there is a box somewhere, and a candidate nowhere. A detector that finds
+    nothing at all has neither.
+    """
+    return bool(columns.counts.any()) or not columns.has_box.any()
 
 
 def of_records(predictions: Sequence[Prediction]) -> Columns:

@@ -72,7 +72,7 @@ class Scores:
         mean_iou: No box counts as 0.
         accuracy: Mean of `accuracy_at` over the thresholds.
         accuracy_at: Threshold -> share with a greater IoU.
-        oracle_p_at_1: Share with a candidate of IoU > 0.5.
+        oracle_p_at_1: Share with a candidate of IoU > 0.5; without a value where no candidate is known.
     """
 
     num_images: int
@@ -91,7 +91,8 @@ class Summary:
 
     `n` and `num_images` count what is scored: the predictions whose sample has a target. `num_without_target` counts
     the rest; `decided_by` and `failures` count over both. `p_at_1` is the share with IoU > 0.5, `p_at_1_ge` with
-    IoU >= 0.5; no box counts as IoU 0. `oracle_p_at_1` is what the best candidate of each record would reach (> 0.5).
+    IoU >= 0.5; no box counts as IoU 0. `oracle_p_at_1` is what the best candidate of each record would reach (> 0.5),
+    `None` where no candidate is known, as of somebody else's boxes.
     `by_kind` is empty where no sample has a kind.
     """
 
@@ -116,6 +117,7 @@ def measure(table: Columns, *, seed: int = 0) -> Scores:
     images = table.images[kept]
     overlap = columns.overlaps(table)[kept]
     best = columns.best_overlaps(table, columns.candidate_overlaps(table))[kept]
+    known = columns.knows_candidates(table)
     # How many thresholds each overlap exceeds; one that equals a threshold does not exceed it.
     exceeded = np.searchsorted(IOU_THRESHOLDS, overlap, side="left")
     return Scores(
@@ -126,7 +128,7 @@ def measure(table: Columns, *, seed: int = 0) -> Scores:
         mean_iou=estimate(overlap, images, seed=seed),
         accuracy=estimate(exceeded / len(IOU_THRESHOLDS), images, seed=seed),
         accuracy_at={t: estimate(overlap > t, images, seed=seed) for t in IOU_THRESHOLDS},
-        oracle_p_at_1=estimate(best > IOU_THRESHOLD, images, seed=seed),
+        oracle_p_at_1=estimate(best > IOU_THRESHOLD, images, seed=seed) if known else Estimate(None, None, 0),
     )
 
 
@@ -150,23 +152,25 @@ def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
         DataError: If there is no prediction, more than one system, or a sample twice.
     """
     system = only_system(predictions)
-    scored = [prediction for prediction in predictions if prediction.target is not None]
-    overlap, images = ious(scored), columns.codes(prediction.image_id for prediction in scored)
+    table = columns.of_records(predictions)
+    kept = table.has_target
+    overlap, images = columns.overlaps(table)[kept], table.images[kept]
     right, right_ge = overlap > IOU_THRESHOLD, overlap >= IOU_THRESHOLD
+    best = columns.best_overlaps(table, columns.candidate_overlaps(table))[kept]
     return Summary(
         system=system,
-        n=len(scored),
+        n=len(overlap),
         num_images=len(np.unique(images)),
-        num_without_target=len(predictions) - len(scored),
+        num_without_target=len(predictions) - len(overlap),
         p_at_1=_mean(right),
         ci=bootstrap_interval(right, images, seed=seed),
         p_at_1_ge=_mean(right_ge),
         ci_ge=bootstrap_interval(right_ge, images, seed=seed),
         mean_iou=_mean(overlap),
-        oracle_p_at_1=_mean(oracle_ious(scored) > IOU_THRESHOLD),
+        oracle_p_at_1=_mean(best > IOU_THRESHOLD) if columns.knows_candidates(table) else None,
         decided_by=_counts(prediction.decided_by for prediction in predictions),
         failures=_counts(p.failure for p in predictions if p.failure is not None),
-        by_kind=_by_kind([prediction.kind for prediction in scored], right, images, seed=seed),
+        by_kind=_by_kind([p.kind for p in predictions if p.target is not None], right, images, seed=seed),
     )
 
 

@@ -86,6 +86,16 @@ def test_without_any_target_metrics_are_missing_not_zero() -> None:
     assert summary.decided_by == {"llm": 1}
 
 
+def test_where_no_candidate_is_known_the_oracle_is_missing_not_zero() -> None:
+    foreign = [replace(predicted("a", RIGHT), candidates=()), predicted("b", None)]
+    assert summarize(foreign).p_at_1 == 0.5
+    assert summarize(foreign).oracle_p_at_1 is None
+    assert measure(columns.of_records(foreign)).oracle_p_at_1 == (None, None, 0)
+    nothing_found = [predicted("a", None), predicted("b", None)]
+    assert summarize(nothing_found).oracle_p_at_1 == 0.0
+    assert measure(columns.of_records(nothing_found)).oracle_p_at_1.value == 0.0
+
+
 def test_kinds_add_up_to_all_that_is_scored() -> None:
     summary = summarize(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llm_wrapper import boxes
+from llm_wrapper.prompts.choose import NONE_OF_THESE
 from llm_wrapper.records import Box, Candidate, Choice, DecidedBy, Prediction, Sample
 
 __all__ = ["INDEX_OUT_OF_RANGE", "UNUSABLE_ANSWER", "decide", "oracle_choice"]
@@ -27,8 +28,10 @@ def decide(
 ) -> Prediction:
     """Decide the box of one sample.
 
-    No candidate: no box. One candidate: it is taken, whatever the choice. A choice without an index, or with one that
-    does not exist: the detector's own choice, where it has one, with the reason as `failure`. Else: the choice.
+    No candidate: no box. A choice of "none of these": no box either, and that is no failure. One candidate: it is
+    taken, whatever else the choice; the LLM decided it only where it was asked and said so. A choice without an index,
+    or with one that does not exist: the detector's own choice, where it has one, with the reason as `failure`. Else:
+    the choice.
 
     Args:
         sample: What was asked.
@@ -50,7 +53,9 @@ def decide(
     failure: str | None = None
     if not candidates:
         index, decided_by = None, "no_candidate"
-    elif len(candidates) == 1:
+    elif choice is not None and choice.reason == NONE_OF_THESE:
+        index, probability = None, choice.probability
+    elif len(candidates) == 1 and not (decided_by == "llm" and choice is not None and choice.index == 0):
         index, decided_by = 0, "single_candidate"
     elif choice is None:
         raise ValueError(f"sample {sample.sample_id!r} has {len(candidates)} candidates but no choice was made")
@@ -82,10 +87,10 @@ def decide(
 def oracle_choice(candidates: tuple[Candidate, ...], target: Box | None) -> Choice:
     """Choose the candidate with the highest IoU with the target; the first of equals.
 
-    Without a candidate or a target there is no index, but the reason.
+    Without a target it says none, as a selector may; without a candidate there is no index either.
     """
     if not candidates or target is None:
-        return Choice(None, reason="no_target" if candidates else "no_candidate")
+        return Choice(None, reason=NONE_OF_THESE if candidates else "no_candidate")
     overlap = boxes.pairwise_iou(boxes.array([candidate.box for candidate in candidates]), boxes.array([target]))
     return Choice(int(overlap[:, 0].argmax()))
 

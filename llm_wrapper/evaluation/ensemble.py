@@ -29,7 +29,8 @@ def average(parts: Sequence[Sequence[Prediction]], name: str) -> list[Prediction
 
     An adapter that gave none for a sample (an unusable answer) is left out of its mean; where none gave any, the
     detectors' own choice is taken. Of equal means the candidate that is shown first wins; means of floating-point
-    probabilities are hardly ever equal.
+    probabilities are hardly ever equal. "None of these" is an answer like any other, of probability 0 to an adapter
+    that was not asked with it; `prompt.none_below` is of one adapter's choice, and does not hold for a mean.
 
     Args:
         parts: For each adapter its predictions; all for the same samples, in one order, with the same candidates.
@@ -92,21 +93,24 @@ def _require_same_questions(parts: Sequence[Sequence[Prediction]]) -> None:
 def _decided(same: Sequence[Prediction], name: str, choose: Callable[[Sequence[Prediction]], int | None]) -> Prediction:
     """Combine the predictions for one sample; what nobody had to be asked stays as it is."""
     first = same[0]
-    if len(first.candidates) < 2:
+    if len(first.candidates) < 2 and not _usable(same):
         return replace(first, system=name)
     mean = _mean(same)
     index = choose(same)
     if index is None:
         own = detector_choice(BuiltCandidates(first.candidates, _origins(first), {}))
         box = None if own is None else first.candidates[own].box
-        return replace(first, system=name, box=box, decided_by="fallback", probability=None, probabilities=None)
+        return replace(first, system=name, box=box, decided_by="fallback", probability=None, probabilities=None,
+                       none_probability=None)  # fmt: skip
+    says_none, could_say_none = index == len(first.candidates), any(each.none_probability is not None for each in same)
     return replace(
         first,
         system=name,
-        box=first.candidates[index].box,
+        box=None if says_none else first.candidates[index].box,
         decided_by="llm",
-        probability=None if mean is None else mean[index],
-        probabilities=mean,
+        probability=None if mean is None or (says_none and not could_say_none) else mean[index],
+        probabilities=None if mean is None else mean[:-1],
+        none_probability=mean[-1] if mean and could_say_none else None,
         failure=None,
     )
 
@@ -120,7 +124,10 @@ def _usable(same: Sequence[Prediction]) -> list[Prediction]:
 
 
 def _mean(same: Sequence[Prediction]) -> tuple[float, ...] | None:
-    given = [each.probabilities for each in _usable(same) if each.probabilities is not None]
+    """Return the mean probability of each candidate, and behind them that of "none of these"."""
+    given = [
+        (*each.probabilities, each.none_probability or 0.0) for each in _usable(same) if each.probabilities is not None
+    ]
     return tuple(float(share) for share in np.mean(given, axis=0)) if given else None
 
 
@@ -138,7 +145,8 @@ def _by_votes(same: Sequence[Prediction]) -> int | None:
     tied = [box for box in dict.fromkeys(boxes) if boxes.count(box) == most]
     mean = _mean(same)
     candidates = same[0].candidates
-    places = [[index for index, candidate in enumerate(candidates) if candidate.box == box] for box in tied]
+    answers = [*(candidate.box for candidate in candidates), None]
+    places = [[index for index, answer in enumerate(answers) if answer == box] for box in tied]
     if mean is None or any(each.probabilities is None for each in voters):
         return places[0][0]
     shares = [max(indices, key=mean.__getitem__) for indices in places]

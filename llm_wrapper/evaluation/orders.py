@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.prompts.render import render
-from llm_wrapper.records import Answer, Candidate, Prompt, Sample
+from llm_wrapper.prompts.words import Question, Worder
+from llm_wrapper.records import Answer, Candidate, Prompt
 
 __all__ = ["ask_in_orders", "averaged", "orders_of"]
 
@@ -25,7 +25,9 @@ def orders_of(candidates: Sequence[Candidate], count: int) -> list[tuple[int, ..
 
 
 def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answer:
-    """Average probabilities over orders, and give them in the candidates' own.
+    """Average probabilities over orders, and give them in the candidates' own; "none of these" stays the last.
+
+    Reasons are not kept: those of different orders name different numbers for one object. Their tokens are counted.
 
     Args:
         answers: One for each order.
@@ -34,31 +36,33 @@ def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answ
     Raises:
         RecipeError: If an answer has no probabilities.
     """
-    sums, mass = [0.0] * len(orders[0]), 0.0
+    sums, mass = [0.0] * len(answers[0].probabilities or ()), 0.0
     for answer, order in zip(answers, orders, strict=True):
         if answer.probabilities is None:
             raise RecipeError("llm.orders averages probabilities, which llm.decode=generate does not give: use score")
-        for index, probability in zip(order, answer.probabilities, strict=True):
+        behind = range(len(order), len(sums))
+        for index, probability in zip([*order, *behind], answer.probabilities, strict=True):
             sums[index] += probability / len(orders)
         mass += (answer.mass or 0.0) / len(orders)
-    return Answer(probabilities=tuple(sums), mass=mass)
+    counts = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
+    return Answer(tuple(sums), mass, num_tokens=sum(counts) if len(counts) == len(answers) else None)
 
 
 def ask_in_orders(
-    asked: Sequence[tuple[Sample, Sequence[Candidate]]],
-    prompt_format: str,
+    asked: Sequence[Question],
+    word: Worder,
     ask: Callable[[Sequence[Prompt]], list[Answer]],
     *,
     count: int,
 ) -> list[Answer]:
     """Return one answer for each sample: with `count` 1 that to the candidates as they stand, else an average."""
     if count == 1:
-        return ask([render(sample, candidates, prompt_format) for sample, candidates in asked])
+        return ask(word(asked))
     orders = [orders_of(candidates, count) for _, candidates in asked]
-    prompts = [
-        render(sample, tuple(candidates[index] for index in order), prompt_format)
+    questions = [
+        (sample, tuple(candidates[index] for index in order))
         for (sample, candidates), chosen in zip(asked, orders, strict=True)
         for order in chosen
     ]
-    answers = ask(prompts)
+    answers = ask(word(questions))
     return [averaged(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)]

@@ -44,12 +44,16 @@ SCHEMA = pa.schema(
         pa.field("origins", pa.list_(pa.int64())),
         pa.field("further_targets", pa.list_(_BOX), nullable=False),
         pa.field("image_wh", pa.list_(pa.int64())),
+        pa.field("reasoning", pa.string()),
+        pa.field("num_tokens", pa.int64()),
+        pa.field("none_probability", pa.float64()),
     ]
 )
 """One row per prediction; the columns are the fields of `Prediction`."""
 
-_FIRST_SCHEMA = pa.schema(list(SCHEMA)[:12])
-"""Files of the first version end with the candidates; what they lack has a default."""
+_EARLIER_SCHEMAS = tuple(pa.schema(list(SCHEMA)[:count]) for count in (12, 15, 17))
+"""Files of the first version end with the candidates, those of the second with the image's size, those of the third
+with the tokens; what they lack has a default."""
 
 # One adapter for the whole list: building one per record costs more than the records.
 _PREDICTIONS = TypeAdapter(list[Prediction])
@@ -73,7 +77,7 @@ def load(path: Path) -> list[Prediction]:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.
     """
     table = read_table(path)
-    if not (table.schema.equals(SCHEMA) or table.schema.equals(_FIRST_SCHEMA)):
+    if not any(table.schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
         found, wanted = list(table.schema), list(SCHEMA)
         fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
         differing = [field.name for field in fields] or ["their order"]

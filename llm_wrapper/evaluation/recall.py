@@ -22,7 +22,7 @@ def recall(
     """Return rank k -> share of samples for which one of the detector's first k candidates has IoU > 0.5.
 
     Its first is its own choice, as in `headroom`. `None` where the detector's order was not stored with the
-    candidates: the shown order would be an invented answer.
+    candidates, since the shown order would be an invented answer, and where no candidate is known.
     """
     orders = []
     for prediction in predictions:
@@ -30,6 +30,8 @@ def recall(
             return None
         orders.append(detector_order(BuiltCandidates(prediction.candidates, prediction.origins or (), {})))
     table = columns.of_records(predictions)
+    if not columns.knows_candidates(table):
+        return None
     starts = np.cumsum(table.counts) - table.counts
     places = [start + place for start, order in zip(starts, orders, strict=True) for place in order]
     ordered = replace(table, candidates=table.candidates[np.array(places, dtype=np.intp)])

@@ -117,7 +117,8 @@ def _lengths(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
 
 
 def _numbers(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
-    return _between([len(prediction.candidates) for prediction in predictions], _CANDIDATES)
+    # A box without candidates is somebody else's: how many it was chosen from is not known.
+    return _between([len(p.candidates) or (np.nan if p.box else 0) for p in predictions], _CANDIDATES)
 
 
 def _between(values: npt.ArrayLike, bounds: dict[str, int] | dict[str, float]) -> dict[str, BoolArray]:

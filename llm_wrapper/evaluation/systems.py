@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llm_wrapper.candidates import detector_choice
 from llm_wrapper.detections.scenes import Scene
@@ -10,12 +11,16 @@ from llm_wrapper.evaluation.decide import decide, oracle_choice
 from llm_wrapper.evaluation.orders import ask_in_orders
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.words import Worder
+from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
 
 __all__ = ["Ask", "by_detector", "by_llm", "by_oracle", "by_rule"]
 
 Ask = Callable[[Sequence[Prompt]], list[Answer]]
 """Answers prompts in order; how is not evaluation's business."""
+
+_PLAIN = PromptSection()
 
 
 def _predict(
@@ -52,36 +57,46 @@ def by_oracle(scenes: Sequence[Scene]) -> list[Prediction]:
     )
 
 
-def by_llm(scenes: Sequence[Scene], name: str, prompt_format: str, ask: Ask, *, orders: int = 1) -> list[Prediction]:
-    """Predict with an LLM, which is asked only where there are at least two candidates.
+def by_llm(
+    scenes: Sequence[Scene], name: str, word: Worder, ask: Ask, *, orders: int = 1, prompt: PromptSection = _PLAIN
+) -> list[Prediction]:
+    """Predict with an LLM, which is asked only where there are at least two answers.
+
+    Two candidates are two answers; so are one candidate and "none of these", where that is one.
 
     Args:
         scenes: In any order; the LLM sees those of one image together, so that they share their prefix.
         name: Name of the system.
-        prompt_format: See `render`.
+        word: Words the questions, see `prompts.words`.
         ask: Answers prompts in order.
         orders: Over how many orders of the candidates an answer is averaged, see `orders`.
+        prompt: That of `word`; it says whether and when none is an answer.
     """
     first: dict[str, int] = {}
     for place, scene in enumerate(scenes):
         first.setdefault(scene.sample.image_id, place)
     asked = sorted(
-        (place for place, scene in enumerate(scenes) if len(scene.built.candidates) > 1),
+        (place for place, scene in enumerate(scenes) if len(scene.built.candidates) > (0 if prompt.none else 1)),
         key=lambda place: (first[scenes[place].sample.image_id], place),
     )
     questions = [(scenes[place].sample, scenes[place].built.candidates) for place in asked]
-    answers = dict(zip(asked, ask_in_orders(questions, prompt_format, ask, count=orders), strict=True))
-    return [_decided(scene, name, answers.get(place)) for place, scene in enumerate(scenes)]
+    answers = dict(zip(asked, ask_in_orders(questions, word, ask, count=orders), strict=True))
+    return [_decided(scene, name, answers.get(place), prompt) for place, scene in enumerate(scenes)]
 
 
-def _decided(scene: Scene, name: str, answer: Answer | None) -> Prediction:
-    return decide(
+def _decided(scene: Scene, name: str, answer: Answer | None, prompt: PromptSection) -> Prediction:
+    count, shares = len(scene.built.candidates), answer.probabilities if answer else None
+    decided = decide(
         scene.sample,
         scene.built.candidates,
-        choose(answer, len(scene.built.candidates)) if answer else None,
+        choose(answer, count, none=prompt.none, none_below=prompt.none_below) if answer else None,
         system=name,
         decided_by="llm",
         own_choice=detector_choice(scene.built),
-        probabilities=answer.probabilities if answer else None,
+        probabilities=shares[:count] if shares else None,
         origins=scene.built.origins,
     )
+    if answer is None:
+        return decided
+    none_probability = shares[count] if shares and prompt.none else None
+    return replace(decided, reasoning=answer.reasoning, num_tokens=answer.num_tokens, none_probability=none_probability)

@@ -13,55 +13,71 @@ from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import ensemble, systems
 from llm_wrapper.evaluation.transfer import Column, Filled, Predict, System
-from llm_wrapper.recipe import LLMSection, Recipe
+from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.recipe import LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Prediction
 
-__all__ = ["DETECTOR", "combinations", "rows"]
+__all__ = ["DETECTOR", "asked", "combinations", "free", "rows"]
 
 DETECTOR = "detector"
 """Name of the row of the detector's own choice."""
 
 
-def rows(trained: Mapping[Path, Recipe], untrained: Recipe | None = None) -> list[System]:
+def rows(
+    trained: Mapping[Path, Recipe],
+    untrained: Recipe | None = None,
+    *,
+    worder_of: Callable[[Recipe], Worder] = lambda recipe: plain(recipe.prompt),
+) -> list[System]:
     """Return all rows that do not need others: detector, untrained LLMs, adapters, and last the oracle.
 
     Args:
         trained: Run folder -> its recipe.
         untrained: A recipe whose LLM (or rule) is asked as it is, beside those of the runs before training.
+        worder_of: Gives what words the questions of a recipe; for equal wordings the same function.
     """
     before: dict[str, System] = {}
     for recipe in [*([untrained] if untrained else []), *trained.values()]:
-        name = "rule" if recipe.llm.backend == "rule" else f"untrained {_short(recipe.llm)}, {recipe.prompt.format}"
-        row = _free(name, systems.by_rule) if name == "rule" else _asked(name, recipe)
+        name = "rule" if recipe.llm.backend == "rule" else f"untrained {_short(recipe.llm)}, {recipe.prompt.summary}"
+        row = free(name, systems.by_rule) if name == "rule" else asked(name, recipe, word=worder_of(recipe))
         before.setdefault(_key(row), row)
     names = _told_apart([row.name for row in before.values()], [key[:8] for key in before])
     before = {key: replace(row, name=name) for (key, row), name in zip(before.items(), names, strict=True)}
     labels = _told_apart([_trained_for(each) for each in trained.values()], [folder.name for folder in trained])
     tuned = [
         replace(
-            _asked(label, recipe, folder / "adapter"),
-            baseline=before[_key(_asked(label, recipe))].name,
+            asked(label, recipe, folder / "adapter", word=worder_of(recipe)),
+            baseline=before[artifacts.digest_value(_identity(recipe, None))].name,
             home=frozenset(f"{recipe.vlm} / {data.name}" for data in recipe.training_data()),
         )
         for label, (folder, recipe) in zip(labels, trained.items(), strict=True)
     ]
-    return [_free(DETECTOR, systems.by_detector), *before.values(), *tuned, _free("oracle", systems.by_oracle)]
+    return [free(DETECTOR, systems.by_detector), *before.values(), *tuned, free("oracle", systems.by_oracle)]
 
 
-def _free(name: str, by: Callable[[Sequence[Scene]], list[Prediction]]) -> System:
+def free(name: str, by: Callable[[Sequence[Scene]], list[Prediction]]) -> System:
     """Return a row that asks no LLM."""
     return System(name, {"system": name}, lambda: lambda column: by(column.scenes))
 
 
-def _asked(name: str, recipe: Recipe, adapter: Path | None = None) -> System:
-    return System(name, _identity(recipe, adapter), partial(_load, name, recipe, adapter), recipe.prompt.format)
+def asked(name: str, recipe: Recipe, adapter: Path | None = None, *, word: Worder | None = None) -> System:
+    """Return a row of the LLM of a recipe, with an adapter where there is one.
+
+    Args:
+        name: Of the row.
+        recipe: Gives LLM and prompt.
+        adapter: Its folder.
+        word: Words the questions; by format and instruction alone if not given.
+    """
+    word = word or plain(recipe.prompt)
+    return System(name, _identity(recipe, adapter), partial(_load, name, recipe, adapter, word), word)
 
 
-def _load(name: str, recipe: Recipe, adapter: Path | None) -> Predict:
+def _load(name: str, recipe: Recipe, adapter: Path | None, word: Worder) -> Predict:
     from llm_wrapper.llms.ask import asker
 
-    ask = asker(recipe.llm, adapter, title=name)
-    return lambda column: systems.by_llm(column.scenes, name, recipe.prompt.format, ask)
+    ask = asker(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
+    return lambda column: systems.by_llm(column.scenes, name, word, ask, prompt=recipe.prompt)
 
 
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
@@ -69,7 +85,10 @@ def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
     llm = recipe.llm.model_dump(mode="json", exclude={"tokens_per_batch", "server"})
     files = [] if adapter is None else sorted(adapter.glob("adapter_*"))
     weights = {path.name: artifacts.digest(path) for path in files}
-    return {"llm": llm, "format": recipe.prompt.format, "adapter": weights}
+    default = PromptSection(format=recipe.prompt.format).model_dump(mode="json")
+    more = {key: value for key, value in recipe.prompt.model_dump(mode="json").items() if value != default[key]}
+    # Only what is not as it always was: predictions that were kept before there was more than a format stay valid.
+    return {"llm": llm, "format": recipe.prompt.format, "adapter": weights, **({"prompt": more} if more else {})}
 
 
 def _short(llm: LLMSection) -> str:

@@ -12,12 +12,12 @@ __all__ = ["card"]
 _HEAD = """---
 library_name: peft
 pipeline_tag: text-generation
-{base}tags: [llm-wrapper, lora, referring-expression-comprehension]
+{base}tags: [llm-wrapper, {method}, referring-expression-comprehension]
 ---
 
 # LLM-wrapper adapter: {llm} on the boxes of {detector}
 
-A LoRA adapter with which a language model names the index of the detected box that a referring expression means
+An adapter ({words}) with which a language model names the index of the detected box that a referring expression means
 ([arXiv 2409.11919](https://arxiv.org/abs/2409.11919)). It has seen boxes, labels and expressions as text, and no image.
 """
 
@@ -25,11 +25,12 @@ _USE = """
 ## Use
 
     llm-wrapper predict photo.jpg "the man on the left" --boxes boxes.jsonl --run <this run's folder>
-    llm-wrapper export <this run's folder> merged/     # one model, to be served
-
+{export}
 It must be asked as it was trained: candidates and prompt are those of `recipe.yaml` beside the adapter's folder. The
 licences of the base model and of the data go with it.
 """
+
+_EXPORT = "    llm-wrapper export <this run's folder> merged/     # one model, to be served\n"
 
 
 def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -> str:
@@ -44,11 +45,14 @@ def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -
     is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     head = _HEAD.format(
         base=f"base_model: {model}\n" if is_hub_id else "",
+        method=recipe.train.method,
+        words=recipe.train.method_words,
         llm=_plain(model),
         detector=_plain(recipe.detector.label or recipe.detector.name),
     )
+    use = _USE.format(export="" if recipe.train.is_soft else _EXPORT)
     tables = "".join(f"\n### {_plain(split)}\n\n{table}" for split, table in results.items())
-    return f"{head}\n## Training\n\n{_training(recipe, facts)}\n## Results\n{tables or _NOT_YET}{_USE}"
+    return f"{head}\n## Training\n\n{_training(recipe, facts)}\n## Results\n{tables or _NOT_YET}{use}"
 
 
 _NOT_YET = "\nNot evaluated yet: `make eval` does, and writes its table here.\n"
@@ -64,8 +68,8 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         "data": "; ".join(data),
         "expressions": facts.get("samples"),
         "left out": ", ".join(f"{name} {number}" for name, number in facts.get("left_out", {}).items() if number),
-        "prompt": recipe.prompt.format,
-        "LoRA": f"rank {section.lora.rank}, alpha {section.lora.alpha:g}, dropout {section.lora.dropout:g}",
+        "prompt": recipe.prompt.summary,
+        "method": section.method_words,
         "learning rate": f"{section.learning_rate:g}, {section.scheduler}",
         "steps": outcome.get("steps"),
         "last loss": outcome.get("loss"),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation.calibration import calibrate, confidences, risk_coverage, threshold_for_risk
+from llm_wrapper.evaluation.calibration import NUM_BINS, calibrate, confidences, risk_coverage, threshold_for_risk
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
 from llm_wrapper.report.parts import Figure, Part, Section, Table, number
 from llm_wrapper.report.plots import Series, chart
@@ -22,6 +22,9 @@ __all__ = ["confidence", "learning"]
 _Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
 _RISKS = (0.05, 0.1, 0.2)
+_FEWEST = 20
+"""Expressions in a bin of the calibration; the share of fewer that is right is mostly chance."""
+
 _MOST_POINTS = 200
 """More points of a curve cannot be told apart on the page."""
 
@@ -32,21 +35,26 @@ def confidence(part: Part) -> Section:
     """Calibration and risk against coverage of every system that gives probabilities."""
     pairs = {name: pair for name, pair in _pairs(part).items() if not np.isnan(pair[0]).all()}
     lines = []
-    reliability = [Series("as it should be", [0, 100], [0, 100])] * bool(pairs)
+    reliability = [Series("as it should be", [0, 100], [0, 100], place=None)] * bool(pairs)
     risks = []
     for name, pair in pairs.items():
-        found, curve = calibrate(*pair), risk_coverage(*pair)
+        num_bins = max(1, min(NUM_BINS, len(pair[0]) // _FEWEST))
+        found, curve = calibrate(*pair, num_bins=num_bins), risk_coverage(*pair)
         answered = [_coverage(pair, risk) for risk in _RISKS]
-        lines.append((name, number(found.ece), number(curve.aurc), *answered, str(found.n), str(found.num_unknown)))
+        ece = f"{number(found.ece)} ({len(found.bins)} bins)"
+        lines.append((name, ece, number(curve.aurc), *answered, str(found.n), str(found.num_unknown)))
         bins = (100 * np.array([[each.confidence, each.accuracy] for each in found.bins])).T
-        reliability.append(Series(name, bins[0].tolist(), bins[1].tolist()))
+        reliability.append(Series(name, bins[0].tolist(), bins[1].tolist(), place=part.place(name)))
         kept = np.unique(np.linspace(0, len(curve.risk) - 1, _MOST_POINTS).astype(int))
-        risks.append(Series(name, (100 * curve.coverage[kept]).tolist(), (100 * curve.risk[kept]).tolist()))
-    head = ("system", "ECE", "AURC", *(f"answered at risk <= {risk:.0%}" for risk in _RISKS), "n", "no probability")
+        covered, wrong = ((100 * values[kept]).tolist() for values in (curve.coverage, curve.risk))
+        risks.append(Series(name, covered, wrong, place=part.place(name)))
+    at_risks = [f"answered at risk <= {100 * risk:g} %" for risk in _RISKS]
+    head = ("system", "ECE", "AURC", *at_risks, "n", "no probability")
     text = [
         "Over the expressions with a target. A choice without a probability says nothing of calibration, and counts as "
         "the least confident where it comes to answering. Thresholds are chosen on the samples they are shown for, so "
-        "what is answered at a risk is a little too good.",
+        "what is answered at a risk is a little too good. ECE is over bins of equal mass, of at least "
+        f"{_FEWEST} expressions each.",
     ]
     figures = [
         Figure(
@@ -75,7 +83,7 @@ def _coverage(pair: _Pair, risk: float) -> str:
     if threshold is None:
         return "nothing"
     answered = np.where(np.isnan(pair[0]), -np.inf, pair[0]) >= threshold
-    return f"{answered.mean():.1%}"
+    return f"{100 * answered.mean():.1f} %"
 
 
 def learning(folder: Path) -> Section:

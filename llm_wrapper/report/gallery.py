@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ValidationError
 
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation.paired import paired
 from llm_wrapper.evaluation.slices import masks
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, rowwise_iou
-from llm_wrapper.prompts.render import FORMATS, render
+from llm_wrapper.prompts.render import FORMATS
+from llm_wrapper.prompts.words import plain
+from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
 from llm_wrapper.report.parts import Part
+from llm_wrapper.report.pictures import label_text
 from llm_wrapper.report.thumbnails import Thumbnail
 
 __all__ = ["OUTCOMES", "Case", "Drawn", "Gallery", "Line", "choose", "picture_ids"]
@@ -33,7 +37,7 @@ _EACH = 12
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One candidate in the order shown; `marks` says who chose it and how well it fits."""
+    """One answer in the order shown, a candidate or none; `marks` says who chose it and how well it fits."""
 
     index: int
     label: str
@@ -141,7 +145,7 @@ def _case(part: Part, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) ->
         outcome=outcome,
         slices=in_slices,
         asked=main,
-        drawn=_drawn(base, main),
+        drawn=_drawn(base, main, named=thumbnail is None),
         lines=_lines(base, main),
         prompt=_prompt(part, main, wh),
         wh=wh or _extent(base, main),
@@ -149,9 +153,13 @@ def _case(part: Part, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) ->
     )
 
 
-def _drawn(base: Prediction, main: Prediction) -> list[Drawn]:
-    """Return what is drawn, the widest line first, so that boxes that coincide can all be seen."""
-    boxes = [Drawn(candidate.box, "candidate", str(index)) for index, candidate in enumerate(main.candidates)]
+def _drawn(base: Prediction, main: Prediction, *, named: bool) -> list[Drawn]:
+    """Return what is drawn, the widest line first, so that boxes that coincide can all be seen.
+
+    Candidates are `named` where no picture shows what they are.
+    """
+    names = [f"{index} {label_text(each.label)}" if named else str(index) for index, each in enumerate(main.candidates)]
+    boxes = [Drawn(each.box, "candidate", name) for each, name in zip(main.candidates, names, strict=True)]
     boxes += [Drawn(target, "target", "target") for target in (main.target, *main.further_targets) if target]
     boxes += [Drawn(main.box, "main", main.system)] if main.box else []
     return [*boxes, Drawn(base.box, "base", base.system)] if base.box else boxes
@@ -166,19 +174,26 @@ def _lines(base: Prediction, main: Prediction) -> list[Line]:
         marks = [each.system for each in (base, main) if each.box == candidate.box]
         marks += [f"IoU {overlap:.2f}"] if overlap > IOU_THRESHOLD else []
         lines.append(Line(index, candidate.label, probability, ", ".join(marks)))
+    if main.none_probability is not None or main.says_none:
+        lines.append(Line(len(lines), "none of these", main.none_probability, main.system * main.says_none))
     return lines
 
 
 def _prompt(part: Part, asked: Prediction, wh: tuple[int, int] | None) -> str | None:
-    """Word the prompt again, where an LLM was asked in a shipped format about an image of known size."""
-    prompt_format = (part.recipe.get("prompt") or {}).get("format")
-    if wh is None or prompt_format not in FORMATS or asked.decided_by not in ("llm", "fallback"):
+    """Word the prompt again, where an LLM was asked in a shipped format about an image of known size.
+
+    Examples that were shown before the question are training expressions, which the run's folder does not hold.
+    """
+    section = part.recipe.get("prompt") or {}
+    if wh is None or section.get("format") not in FORMATS or asked.decided_by not in ("llm", "fallback"):
         return None
     sample = Sample(asked.sample_id, "", asked.image_id, None, wh, asked.expression, None)
     try:
-        return render(sample, asked.candidates, prompt_format).messages[-1].content
-    except PromptError:
+        words = PromptSection.model_validate({**section, "examples": 0, "retrieve": False})
+        (prompt,) = plain(words)([(sample, asked.candidates)])
+    except (PromptError, ValidationError):
         return None
+    return prompt.messages[-1].content
 
 
 def _extent(*predictions: Prediction) -> tuple[float, float]:

@@ -19,7 +19,7 @@ import yaml
 
 from llm_wrapper import artifacts
 from llm_wrapper.errors import DataError
-from llm_wrapper.report import confidence, gallery, sections, thumbnails
+from llm_wrapper.report import confidence, gallery, sections, studies, thumbnails
 from llm_wrapper.report.gallery import Gallery
 from llm_wrapper.report.parts import Part, Section, Table, load
 from llm_wrapper.report.tables import NO_DATA
@@ -37,6 +37,7 @@ _BUILDERS = (
     sections.differences,
     sections.errors,
     sections.positions,
+    sections.flipped,
     sections.slices,
     confidence.confidence,
 )
@@ -54,8 +55,8 @@ class _Shown:
 def write(folder: Path) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` into a run folder and return their paths.
 
-    Both are made of what the folder holds, without time stamps: made again, they are the same. The gallery's pictures
-    are added to the folder first, where the data set is at hand.
+    Both are made of what the folder holds, without time stamps: made again, they are the same. The gallery's pictures,
+    and transfer matrices and curves that name the run, are added to the folder first, where they are at hand.
 
     Raises:
         RunError: If the folder holds no predictions.
@@ -64,7 +65,8 @@ def write(folder: Path) -> tuple[Path, Path]:
     parts = load(folder)
     title = _title(parts[0].recipe)
     shown = [_shown(folder, part) for part in parts]
-    learning = confidence.learning(folder)
+    studies.add(folder)
+    further = [confidence.learning(folder), *studies.sections(folder)]
     facts = _facts(folder)
     style, script = (_text(f"report.{suffix}") for suffix in ("css", "js"))
     content = (
@@ -73,7 +75,7 @@ def write(folder: Path) -> tuple[Path, Path]:
         .render(
             title=title,
             parts=shown,
-            learning=learning,
+            further=further,
             facts=facts,
             no_data=NO_DATA,
             style=style,
@@ -82,7 +84,7 @@ def write(folder: Path) -> tuple[Path, Path]:
         )
     )
     artifacts.write_atomic(folder / HTML, content)
-    artifacts.write_atomic(folder / MARKDOWN, _markdown(title, shown, learning, facts))
+    artifacts.write_atomic(folder / MARKDOWN, _markdown(title, shown, further, facts))
     return folder / HTML, folder / MARKDOWN
 
 
@@ -139,13 +141,13 @@ def _text(name: str) -> str:
     return (_TEMPLATES / name).read_text("utf-8").strip()
 
 
-def _markdown(title: str, parts: Sequence[_Shown], learning: Section, facts: Sequence[tuple[str, str]]) -> str:
+def _markdown(title: str, parts: Sequence[_Shown], further: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
     lines = [f"# {_line(title)}", f"Plots and pictures are in `{HTML}` beside this file."]
     for part in parts:
         lines.append(f"## {_line(part.name)}")
         lines += [block for section in part.sections for block in _section(section)]
         lines += _cases(part.gallery)
-    lines += ["## Training", *_section(learning)]
+    lines += ["## Training and more", *(block for section in further for block in _section(section))]
     for name, text in facts:
         # Indented, because no fence is longer than what foreign text can hold.
         lines += [f"### {_line(name)}", "".join(f"    {line}\n" for line in text.split("\n")).rstrip()]
@@ -162,7 +164,7 @@ def _section(section: Section) -> list[str]:
 def _table(table: Table) -> str:
     if not table.rows:
         return NO_DATA
-    ruler = ["---", *["---:"] * (len(table.head) - 1)]
+    ruler = ["---" if place in (0, *table.prose) else "---:" for place in range(len(table.head))]
     lines = [[_line(cell) for cell in table.head], ruler, *([_line(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from llm_wrapper.artifacts import read_json
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Prediction
+from llm_wrapper.report import compared
+from llm_wrapper.report.compared import Guest
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
 
@@ -19,11 +21,12 @@ __all__ = ["Figure", "Part", "Section", "Table", "counted", "load", "number", "p
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Plain text in rows, and in columns of which the first names the row."""
+    """Plain text in rows, and in columns of which the first names the row; `prose` are those that hold words."""
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,17 @@ class Part:
 
     Attributes:
         name: `val`, or `val-first-60`.
-        systems: System -> its predictions, in the order of the file.
+        systems: System -> its predictions, in the order of the file; behind them the guests'.
         facts: What `report-<name>.json` says; empty where there is none.
+        guests: System -> what is known of it, of those from other runs.
+        left_out: Systems of other runs that predict the same as one of this run.
     """
 
     name: str
     systems: Mapping[str, Sequence[Prediction]]
     facts: Mapping[str, Any]
+    guests: Mapping[str, Guest] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -77,7 +84,12 @@ class Part:
     @property
     def main(self) -> str | None:
         """The system that the report is about: the last that is not the base; the tuned LLM where there is one."""
-        return next((name for name in reversed(self.judged) if name != self.base), None)
+        own = [name for name in self.judged if name not in self.guests and name != self.base]
+        return own[-1] if own else None
+
+    def place(self, system: str) -> int:
+        """Return the place of a system, which decides its color; the oracle, if shown at all, comes last."""
+        return [*self.judged, *(name for name in self.systems if name not in self.judged)].index(system)
 
 
 def load(folder: Path) -> list[Part]:
@@ -98,14 +110,15 @@ def _part(path: Path) -> Part:
     systems: dict[str, list[Prediction]] = {}
     for row in files.load(path):
         systems.setdefault(row.system, []).append(row)
-    beside = path.with_name(f"report-{name}.json")
+    beside = compared.facts_beside(path)
     facts = read_json(beside) if beside.is_file() else {}
     if not isinstance(facts, dict):
         raise DataError(f"{beside} does not hold the facts of an evaluation. Make it again: make eval")
-    part = Part(name, systems, facts)
-    if not part.judged:
+    if not Part(name, systems, facts).judged:
         raise DataError(f"{path} holds no predictions but the oracle's. Make it again: make eval")
-    return part
+    found, left_out = compared.load(path.parent, name, systems, facts.get("recipe") or {})
+    guests = {each.system: each for each in found}
+    return Part(name, {**systems, **{each.system: each.rows for each in found}}, facts, guests, left_out)
 
 
 def percent(found: Estimate) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,21 @@ from llm_wrapper.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Series", "chart", "of_estimates"]
+__all__ = ["Heat", "Series", "chart", "heat_map", "of_estimates", "paint"]
 
 _INK = "#010203"
 """Stands for the color of the page's text until the SVG is done; matplotlib does not know `currentColor`."""
 
 # They can be told apart with every kind of color blindness (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+
+_STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
+
+_LONG = 50
+"""Letters of all ticks together that still stand side by side."""
+
+_LONGEST = 32
+"""Letters of a name in a chart."""
 
 _MANY = 60
 """From so many points on, a line is drawn without markers."""
@@ -38,24 +47,47 @@ _RC: Any = {  # matplotlib's own stubs want literal names
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: points (x, y), and how far each may be off below and above."""
+    """One line: points (x, y), and how far each may be off below and above.
+
+    `place` decides color, marker and dashes, so that a system looks the same in every chart of a page; the ideal that
+    the others are held against has none, and is thin and without markers.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     below: Sequence[float] | None = None
     above: Sequence[float] | None = None
+    place: int | None = 0
 
 
-def of_estimates(name: str, x: Sequence[float], found: Sequence[Estimate]) -> Series:
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A matrix to be shown by color.
+
+    Attributes:
+        rows: Names from the top.
+        columns: Names from the left; " / " becomes a line break.
+        cells: (row, column), from 0 -> value (`None` without one) and text.
+        framed: The cells that a frame marks.
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Mapping[tuple[int, int], tuple[float | None, str]]
+    framed: frozenset[tuple[int, int]]
+
+
+def of_estimates(name: str, x: Sequence[float], found: Sequence[Estimate], *, place: int = 0) -> Series:
     """Return shares in percent with their intervals; what has no value is left out."""
-    points = [(place, each.value, each.ci) for place, each in zip(x, found, strict=True) if each.value is not None]
+    points = [(at, each.value, each.ci) for at, each in zip(x, found, strict=True) if each.value is not None]
     return Series(
         name,
-        [place for place, _, _ in points],
+        [at for at, _, _ in points],
         [100 * value for _, value, _ in points],
         [100 * (value - ci.low) if ci else 0.0 for _, value, ci in points],
         [100 * (ci.high - value) if ci else 0.0 for _, value, ci in points],
+        place,
     )
 
 
@@ -74,45 +106,105 @@ def chart(
     filled = [each for each in series if len(each.x)]
     if not filled:
         return ""
+    lines = 0 if ticks is not None or len(filled) < 2 else (len(filled) + 1) // 2
+    with _drawing((5.0, 3.0 + 0.22 * lines)) as (axes, done):
+        for each in filled:
+            _draw(axes, each, joined=ticks is None)
+        _name_axes(axes, x, y, ticks)
+        if top is not None:
+            axes.set_ylim(0, top)
+    return done[0]
+
+
+def heat_map(heat: Heat) -> str:
+    """Draw a matrix and return it as an `<svg>` element, empty where there is no cell."""
+    if not heat.cells:
+        return ""
+    with _drawing((2.6 + 1.3 * len(heat.columns), 1.0 + 0.5 * len(heat.rows))) as (axes, done):
+        paint(axes, heat)
+    return done[0]
+
+
+def paint(axes: Axes, heat: Heat) -> None:
+    """Draw a matrix by color, with the text of each cell."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    values = np.full((len(heat.rows), len(heat.columns)), np.nan)
+    for place, (value, _) in heat.cells.items():
+        values[place] = np.nan if value is None else value
+    known = values[np.isfinite(values)]
+    middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+    # Cividis is the same picture for every kind of color vision.
+    shown = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+    for (y, x), (value, text) in heat.cells.items():
+        ink = _INK if value is None else "white" if value < middle else "black"
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
+    for y, x in heat.framed:
+        axes.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, edgecolor="#d55e00", linewidth=2.5))
+    axes.set_xticks(range(len(heat.columns)), [_plain(name).replace(" / ", "\n") for name in heat.columns])
+    axes.set_yticks(range(len(heat.rows)), [_plain(name) for name in heat.rows])
+    if len(known):
+        axes.figure.colorbar(shown, ax=axes)
+
+
+@contextmanager
+def _drawing(size: tuple[float, float]) -> Iterator[tuple[Axes, list[str]]]:
+    """Give axes to draw on, and a list that holds the `<svg>` element afterwards."""
     import matplotlib  # half a second, and only the page needs it
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    done: list[str] = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a person's own style would make another page of the same run
         matplotlib.rcParams.update(_RC)
-        figure = Figure(figsize=(5.0, 3.2), layout="constrained")
-        axes = FigureCanvasSVG(figure).figure.add_subplot()
-        for place, each in enumerate(filled):
-            _draw(axes, each, place, joined=ticks is None)
-        _name_axes(axes, x, y, ticks)
-        if top is not None:
-            axes.set_ylim(0, top)
+        figure = Figure(figsize=size, layout="constrained")
+        yield FigureCanvasSVG(figure).figure.add_subplot(), done
         content = StringIO()
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(content.getvalue())
+    done.append(_inline(content.getvalue()))
 
 
-def _draw(axes: Axes, each: Series, place: int, *, joined: bool) -> None:
-    # A first letter "_" would hide a name from the legend; a letter that the font lacks would warn.
-    label = " " + each.name.encode("ascii", "replace").decode()
-    marker = "os^Dv"[place % 5] if len(each.x) < _MANY else ""
-    style = ("-", "--", "-.", ":")[place % 4] if joined else "none"
+def _draw(axes: Axes, each: Series, *, joined: bool) -> None:
+    # A first letter "_" would hide a name from the legend.
+    label = " " + _plain(each.name)
+    if each.place is None:
+        axes.plot(each.x, each.y, label=label, color=_INK, linewidth=0.8, linestyle=":")
+        return
+    marker = "os^Dv*"[each.place % 6] if len(each.x) < _MANY else ""
+    style = _STYLES[each.place % len(_STYLES)] if joined else "none"
     error = None if each.below is None or each.above is None else [each.below, each.above]
     axes.errorbar(
-        each.x, each.y, yerr=error, label=label, color=_COLORS[place % 5], marker=marker, linestyle=style, capsize=3
-    )
+        each.x, each.y, yerr=error, label=label, color=_COLORS[each.place % len(_COLORS)], marker=marker, markersize=5,
+        linestyle=style, linewidth=1.4, elinewidth=0.9, capsize=2.5,
+    )  # fmt: skip
 
 
 def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="#80808040")
     if ticks is not None:
-        axes.set_xticks(range(len(ticks)), [name.encode("ascii", "replace").decode() for name in ticks])
+        axes.set_xticks(range(len(ticks)), [_plain(name) for name in ticks])
+        if sum(map(len, ticks)) > _LONG:
+            for label in axes.get_xticklabels():
+                label.set(rotation=25, ha="right")
         axes.margins(x=0.15)
-    else:
-        axes.legend()
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    if len(axes.get_legend_handles_labels()[0]) < 2:
+        return
+    # Beside the lines, because on them it hides some.
+    axes.figure.legend(loc="outside lower center", ncols=2)
+
+
+def _plain(name: str) -> str:
+    """A letter that the font lacks would warn, and a name without end would leave no room for the plot."""
+    text = name.encode("ascii", "replace").decode()
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _inline(svg: str) -> str:

@@ -11,18 +11,18 @@ from itertools import combinations
 from llm_wrapper import columns
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import grec, mistakes
-from llm_wrapper.evaluation.paired import compare_systems, paired
+from llm_wrapper.evaluation.paired import compare_systems, flips, paired
 from llm_wrapper.evaluation.recall import recall
 from llm_wrapper.evaluation.slices import UNKNOWN, by_slice, differences_by_slice
 from llm_wrapper.metrics import RANKS, measure, summarize
-from llm_wrapper.records import Prediction
+from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.parts import Figure, Part, Section, Table, counted, number, percent, points
 from llm_wrapper.report.plots import chart, of_estimates
 from llm_wrapper.report.published import beside, on_same_split
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
 
-__all__ = ["advice", "differences", "errors", "positions", "results", "slices"]
+__all__ = ["advice", "differences", "errors", "flipped", "positions", "results", "slices"]
 
 _FEWEST = 50
 """A slice with fewer expressions is not called weak: its P@1 is mostly chance."""
@@ -31,6 +31,8 @@ _NEXT_STEP = {
     "missing": "evaluate again, so that every sample has a prediction",
     "missed": "the LLM cannot choose what is not offered: lower the detector's thresholds, raise candidates.cap, or "
     "add a second detector (make ensemble)",
+    "none": "the right box was offered, and none was answered: lower prompt.none_below, or train on more expressions "
+    "that have a target",
     "unusable": "the detector offers nothing either: lower its thresholds; take llm.decode=score, which cannot fail",
     "fallback": "take llm.decode=score, which always gives an index",
     "near": "several boxes stand for one object: set candidates.nms_iou",
@@ -65,44 +67,58 @@ def results(part: Part) -> Section:
     found = [summarize(rows) for rows in part.systems.values()]
     bars = [Estimate(each.p_at_1, each.ci, each.n) for each in found]
     figure = chart(
-        [of_estimates("P@1", range(len(bars)), bars)], x="", y="P@1 in percent", top=105, ticks=list(part.systems)
+        [
+            of_estimates(name, [at], [bar], place=part.place(name))
+            for at, (name, bar) in enumerate(zip(part.systems, bars, strict=True))
+        ],
+        x="",
+        y="P@1 in percent",
+        top=105,
+        ticks=list(part.systems),
     )
-    text = [
-        "In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5; the third column shows "
-        "what is published for the same data, split, detector and LLM, by their names; training may differ.",
-    ]
+    text = ["In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5."]
+    if "published" in tables[0].head:
+        text.append(
+            "The column `published` shows what is published for the same data, split, detector and LLM, by their "
+            "names; training may differ."
+        )
     limit = part.facts.get("limit")
     text += [f"Of the first {limit} samples only: no number is comparable with one of the whole split."] * bool(limit)
     return Section("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", figure)])
 
 
 def _results_table(part: Part) -> Table:
-    head = ("system", "P@1 > 0.5", "published", "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n", "decided by",
-            "failures")  # fmt: skip
+    published = {name: beside(part.recipe, part.name, name) for name in part.systems if name not in part.guests}
+    head = ["system", "P@1 > 0.5", "published", "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n", "decided by",
+            "failures"]  # fmt: skip
     lines = []
     for name, rows in part.systems.items():
         summary, scores = summarize(rows), measure(columns.of_records(rows))
-        known = beside(part.recipe, part.name, name)
+        known = published.get(name)
+        without = f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target)
         lines.append(
-            (
+            [
                 name,
                 percent(scores.p_at_1),
-                f"{known.p_at_1:g}" if known else "",
+                str(known.p_at_1) if known else "",
                 percent(scores.p_at_1_ge),
                 number(scores.mean_iou.value),
                 percent(scores.accuracy),
-                f"{summary.n}" + f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target),
+                f"{summary.n}{without}",
                 counted(summary.decided_by),
                 counted(summary.failures),
-            )
+            ]
         )
-    return Table("Results", head, lines)
+    if not any(published.values()):
+        for row in (head, *lines):
+            del row[2]
+    return Table("Results", head, lines, prose=(len(head) - 2, len(head) - 1))
 
 
 def _recall_table(part: Part) -> Table:
     found = recall(part.systems[part.base])
-    cells = [NO_DATA if found is None else percent(found[rank]) for rank in RANKS]
-    return Table("Recall of the candidates in the detector's own order", [f"@{rank}" for rank in RANKS], [cells])
+    lines = [] if found is None else [["recall", *(percent(found[rank]) for rank in RANKS)]]
+    return Table("Recall of the candidates in the detector's own order", ["", *(f"@{rank}" for rank in RANKS)], lines)
 
 
 def _grec_table(part: Part) -> list[Table]:
@@ -120,42 +136,113 @@ def _grec_table(part: Part) -> list[Table]:
 
 def _published_table(part: Part) -> list[Table]:
     known = on_same_split(part.recipe, part.name)
-    lines = [(each.name, f"{each.p_at_1:g}", each.source) for each in known]
-    return [Table("Published P@1 on this split, by other systems", ("system", "P@1", "source"), lines)] if known else []
+    lines = [(each.name, str(each.p_at_1), each.source) for each in known]
+    head, caption = ("system", "P@1", "source"), "Published P@1 on this split, by other systems"
+    return [Table(caption, head, lines, prose=(2,))] if known else []
 
 
 def differences(part: Part) -> Section:
-    """Each pair of systems on the same samples."""
-    lines = []
-    for first, second in combinations(part.judged, 2):
+    """Each pair of systems on the same samples, and where runs that are compared have other recipes."""
+    lines, refused = [], []
+    for first, second in _pairs(part):
         try:
             found = compare_systems(part.systems[second], part.systems[first])
         except DataError as error:
-            lines.append((f"{second} - {first}", f"not compared: {error}", *[""] * 5))
+            refused.append(f"{second} - {first} is not compared: {error}")
             continue
         test = found.mcnemar
         p_value = NO_DATA if test.p_value is None else "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
         gains = (points(found.p_at_1), points(found.p_at_1_ge), points(found.mean_iou))
-        lines.append((f"{second} - {first}", *gains, f"{test.only_a} / {test.only_b}", p_value, str(test.n)))
-    head = ("systems", "P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100", "right alone", "McNemar p", "n")
+        recipes = [_recipes(part, first, second)] * bool(part.guests)
+        alone = f"{test.only_a} / {test.only_b}"
+        lines.append([f"{second} - {first}", *recipes, *gains, alone, p_value, str(test.n)])
+    head = ["P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100", "right alone", "McNemar p", "n"]
     text = [
         "First minus second in points, on the same samples. The intervals draw whole images; McNemar's test takes "
         "expressions as independent, which those of one image are not, and so claims more: read both.",
+        *refused,
     ]
-    return Section("Differences between systems", text, [Table("Differences", head, lines)])
+    text += [f"Left out, because they predict the same as here: {', '.join(part.left_out)}."] * bool(part.left_out)
+    head = ["systems", *["recipes"] * bool(part.guests), *head]
+    table = Table("Differences", head, lines, prose=(1,) if part.guests else ())
+    return Section("Differences between systems", text, [table, *_recipes_table(part)])
+
+
+def _pairs(part: Part) -> list[tuple[str, str]]:
+    """Return what is compared: all of the run, and each guest with the first, the main, and its namesake."""
+    pairs = []
+    for first, second in combinations(part.judged, 2):
+        guest = part.guests.get(second)
+        rivals = {part.base, part.main, second.removeprefix(f"{guest.run}: ")} if guest else {first}
+        if first in rivals:
+            pairs.append((first, second))
+    return pairs
+
+
+def _recipes(part: Part, first: str, second: str) -> str:
+    """Say whether two systems are of runs with the same recipe; what differs stands in a table of its own."""
+    runs = {name: part.guests[name].run if name in part.guests else "" for name in (first, second)}
+    if runs[first] == runs[second]:
+        return "same run"
+    differing = [name for name in (first, second) if name in part.guests and part.guests[name].differences]
+    return f"differ ({', '.join(runs[name] for name in differing)})" if differing else "same"
+
+
+def _recipes_table(part: Part) -> list[Table]:
+    runs = {each.run: each.differences for each in part.guests.values()}
+    lines = [(run, text) for run, found in runs.items() for text in found or ["the same recipe"]]
+    caption = "Where compared runs have another recipe than this one"
+    return [Table(caption, ("run", "difference"), lines, prose=(1,))] if runs else []
 
 
 def errors(part: Part) -> Section:
     """Why each system is wrong."""
     found = {name: mistakes.split(rows) for name, rows in part.systems.items()}
-    lines = [(name, *(percent(shares[outcome]) for outcome in mistakes.OUTCOMES)) for name, shares in found.items()]
+    said_none = any(shares["none"].value for shares in found.values())
+    shown = [outcome for outcome in mistakes.OUTCOMES if outcome != "none" or said_none]
+    lines = [(name, *(percent(shares[outcome]) for outcome in shown)) for name, shares in found.items()]
     text = [
         "Percent of the expressions with a target; a row adds up to 100. Missing: no prediction. Missed: no candidate "
         "with IoU > 0.5. Unusable: no choice in the answer, and none of the detector. Fallback: no choice in the "
         "answer, and the detector's own was wrong. Near: chosen and best candidate nearly coincide (IoU >= "
         f"{mistakes.NEAR_IOU:g}). Wrong: another object was chosen among those found.",
+        *["None: it was answered that none is meant, and the right one was among them."] * said_none,
     ]
-    return Section("Errors", text, [Table("Error split", ("system", *mistakes.OUTCOMES), lines)])
+    table = Table("Error split", ("system", *shown), lines)
+    return Section("Errors", text, [table, _twins_table(part)])
+
+
+def _twins_table(part: Part) -> Table:
+    found = {name: mistakes.twins(rows) for name, rows in part.judged.items()}
+    lines = [(name, *map(percent, each), str(each.share.n)) for name, each in found.items() if each.share.n]
+    head = ("system", "expressions", "P@1 there", "P@1 elsewhere", "n")
+    caption = f"The two best candidates nearly coincide (IoU >= {mistakes.NEAR_IOU:g}), among those with a right one"
+    return Table(caption, head, lines)
+
+
+def flipped(part: Part) -> Section:
+    """How often a system chooses another box when the same candidates stand in another order."""
+    lines = []
+    for name, guest in part.guests.items():
+        own = name.removeprefix(f"{guest.run}: ")
+        if own not in part.systems or _in_order(part.systems[own]) == _in_order(guest.rows):
+            continue
+        try:
+            share = flips(part.systems[own], guest.rows)
+            gain = compare_systems(guest.rows, part.systems[own]).p_at_1
+        except DataError:  # other samples, which the section of differences says, or other candidates
+            continue
+        lines.append((own, guest.run, percent(share), points(gain), str(share.n)))
+    text = [
+        "Percent of all expressions for which another box is chosen when the same candidates are shown in another "
+        "order, and what that does to P@1. A system that reads what it is shown never changes its mind."
+    ]
+    head = ("system", "other order", "flips", "P@1, other order - this", "n")
+    return Section("Flips under reordering", text, [Table("Flips", head, lines, prose=(1,))])
+
+
+def _in_order(rows: Sequence[Prediction]) -> dict[str, tuple[Candidate, ...]]:
+    return {row.sample_id: row.candidates for row in rows}
 
 
 def positions(part: Part) -> Section:
@@ -168,7 +255,10 @@ def positions(part: Part) -> Section:
         (str(place), *(percent(shares.get(place, empty)) for shares in found.values()), str(size))
         for place, size in zip(places, sizes, strict=True)
     ]
-    series = [of_estimates(name, list(shares), list(shares.values())) for name, shares in found.items()]
+    series = [
+        of_estimates(name, list(shares), list(shares.values()), place=part.place(name))
+        for name, shares in found.items()
+    ]
     figure = chart(series, x="index of the best candidate", y="P@1 in percent", top=105)
     text = ["Over samples with at least two candidates, one of them right. A system that reads what it is shown is "
             "equally good at every index; one that prefers the first line is not."]  # fmt: skip
@@ -191,7 +281,8 @@ def slices(part: Part) -> Section:
         tables.append(Table(f"By {family}", (family, *found, *gained, "n"), lines))
     text = [
         "P@1 in percent. An expression can be of several kinds; the other slices do not overlap. Distractors share the "
-        "target's label and are other objects; length is in words; size is the target's share of the image.",
+        "target's label and are other objects; length is in words; size is the target's share of the image. "
+        "Distractors and candidates are those that each system was shown; n is that of the first system.",
     ]
     return Section("Slices", text, tables)
 

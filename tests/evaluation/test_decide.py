@@ -180,7 +180,7 @@ def test_detector_choice_does_not_depend_on_the_shown_order(order: str) -> None:
     ("num_candidates", "target", "expected"),
     [
         (0, SAMPLE.target, Choice(None, reason="no_candidate")),
-        (3, None, Choice(None, reason="no_target")),
+        (3, None, Choice(None, reason="none_of_these")),
         (3, Box(600.0, 0.0, 610.0, 10.0), Choice(0)),
     ],
     ids=["no_candidate", "no_target", "first_of_equals"],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper.evaluation.mistakes import NEAR_IOU, OUTCOMES, by_position, outcomes, split
+from llm_wrapper.evaluation.mistakes import NEAR_IOU, OUTCOMES, by_position, outcomes, split, twins
 from llm_wrapper.evaluation.paired import MISSING_PREDICTION
 from llm_wrapper.metrics import oracle_ious, summarize
 from llm_wrapper.records import Box, Prediction
@@ -84,3 +84,23 @@ def test_the_bound_of_near_belongs_to_it(share: float, outcome: str) -> None:
     best = Box(0, 0, 100, 120)
     chosen = Box(0, 0, 100, 120 * share) if share * 120 < 50 else Box(0, 120 * (1 - share), 100, 120)
     assert outcomes([made("a", chosen, others=[best], target=Box(0, 0, 100, 70))]).tolist() == [outcome]
+
+
+def test_twins_are_the_two_best_candidates_that_nearly_coincide() -> None:
+    rows = [
+        made("twins", wide(0.4), others=[wide(0.9), WRONG, TARGET]),
+        made("far apart", TARGET, others=[wide(0.6)]),
+        made("right twin", TARGET, others=[wide(NEAR_IOU)]),
+        made("no right one", wide(0.4), others=[wide(0.4)]),
+        made("alone", TARGET),
+        made("foreign", TARGET, candidates=()),
+        made("no target", TARGET, others=[TARGET], target=None),
+    ]
+    found = twins(rows)
+    assert (found.share.value, found.share.n) == (pytest.approx(2 / 3), 3)
+    assert (found.p_at_1.value, found.p_at_1.n) == (0.5, 2)
+    assert (found.p_at_1_elsewhere.value, found.p_at_1_elsewhere.n) == (1.0, 1)
+
+
+def test_twins_of_nothing_are_no_data() -> None:
+    assert twins([made("alone", TARGET)]) == ((None, None, 0),) * 3

@@ -10,8 +10,11 @@ import pytest
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.orders import ask_in_orders, averaged, orders_of
 from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.words import plain
+from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 
+COMPACT = plain(PromptSection(format="compact"))
 SAMPLE = Sample("s", "r", "i", None, (100, 100), "left dog", None)
 
 
@@ -54,7 +57,7 @@ def test_permuting_the_candidates_does_not_change_the_chosen_box(seed: int) -> N
     shuffled = tuple(random.Random(seed).sample(candidates, 8))
     chosen = []
     for given in (candidates, shuffled):
-        (answer,) = ask_in_orders([(SAMPLE, given)], "compact", likes_the_first, count=5)
+        (answer,) = ask_in_orders([(SAMPLE, given)], COMPACT, likes_the_first, count=5)
         assert sum(answer.probabilities or ()) == pytest.approx(1.0)
         index = choose(answer, 8).index
         assert index is not None
@@ -63,7 +66,7 @@ def test_permuting_the_candidates_does_not_change_the_chosen_box(seed: int) -> N
 
 
 def test_one_order_is_that_of_the_candidates() -> None:
-    (answer,) = ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], "compact", likes_the_first, count=1)
+    (answer,) = ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], COMPACT, likes_the_first, count=1)
     assert choose(answer, 2).index == 0
 
 
@@ -72,4 +75,4 @@ def test_a_generated_text_cannot_be_averaged() -> None:
         return [Answer(text="0", finish_reason="stop") for _ in prompts]
 
     with pytest.raises(RecipeError, match="use score"):
-        ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], "compact", generate, count=2)
+        ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], COMPACT, generate, count=2)

@@ -1,6 +1,7 @@
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,11 +71,21 @@ def test_columns_are_the_fields_of_the_record() -> None:
     assert SCHEMA.names == [field.name for field in fields(Prediction)]
 
 
-def test_a_file_of_the_first_version_is_read_with_what_it_lacks_unknown(tmp_path: Path) -> None:
+THIRD = {"none_probability": None}
+SECOND = {**THIRD, "reasoning": None, "num_tokens": None}
+FIRST = {**SECOND, "origins": None, "further_targets": (), "image_wh": None}
+
+
+@pytest.mark.parametrize("lacking", [FIRST, SECOND, THIRD], ids=["first", "second", "third"])
+def test_a_file_of_an_earlier_version_is_read_with_what_it_lacks_unknown(
+    tmp_path: Path, lacking: dict[str, Any]
+) -> None:
     path = tmp_path / "p.parquet"
-    save(path, [FULL, BARE])
-    pq.write_table(pq.read_table(path).drop_columns(["origins", "further_targets", "image_wh"]), path)
-    assert load(path) == [replace(FULL, origins=None, further_targets=(), image_wh=None), BARE]
+    full = replace(FULL, reasoning="It is left.", num_tokens=4, none_probability=0.25)
+    save(path, [full, BARE])
+    assert load(path) == [full, BARE]
+    pq.write_table(pq.read_table(path).drop_columns(list(lacking)), path)
+    assert load(path) == [replace(full, **lacking), BARE]
 
 
 @pytest.mark.parametrize("lacking", [["origins"], ["image_wh", "origins"]], ids=["one", "two"])

@@ -31,3 +31,7 @@ def test_the_shown_order_does_not_matter() -> None:
 def test_without_the_detectors_order_there_is_no_recall() -> None:
     assert recall([made("a", TARGET)]) is None
     assert recall([made("a", None)], ranks=(1,)) == {1: (0.0, None, 1)}
+
+
+def test_of_boxes_from_elsewhere_recall_is_not_known() -> None:
+    assert recall([made("a", TARGET, candidates=()), made("b", None)]) is None

@@ -66,6 +66,7 @@ def test_target_shares() -> None:
         ("length", {"expression": "a " * 21}, "over 20 words"),
         ("length", {"expression": "?"}, UNKNOWN),
         ("candidates", {}, "none"),
+        ("candidates", {"box": TARGET, "candidates": ()}, UNKNOWN),
         ("candidates", {"candidates": (candidate(WRONG, "x"),) * 10}, "10 or more"),
         ("distractors", {}, UNKNOWN),
         ("distractors", {"candidates": (candidate(TARGET, "x"), *(candidate(WRONG, "x"),) * 4)}, "4 or more"),

@@ -12,6 +12,8 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
+from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 from llm_wrapper.report import matrix as tables
 
@@ -28,18 +30,23 @@ def column(name: str, *, count: int = 4, score: float | None = 0.5, expression: 
     return Column(name, scenes)
 
 
+def worded(prompt_format: str) -> Worder:
+    return plain(PromptSection(format=prompt_format))
+
+
 class Llm:
     """Always says the same index; counts how often it was loaded and what it was asked."""
 
     def __init__(self, index: int = 0, prompt_format: str = "compact", name: str = "tuned on a") -> None:
         self.index, self.num_loaded = index, 0
         self.asked: list[str] = []
-        self.system = System(name, {"llm": name}, self.load, prompt_format)
+        self.system = System(name, {"llm": name}, self.load, worded(prompt_format))
 
     def load(self) -> Predict:
         self.num_loaded += 1
-        format_name = self.system.prompt_format or ""
-        return lambda column: systems.by_llm(column.scenes, "whatever", format_name, self.answer)
+        word = self.system.word
+        assert word is not None
+        return lambda column: systems.by_llm(column.scenes, "whatever", word, self.answer)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.asked += [prompt.sample_id for prompt in prompts]
@@ -72,7 +79,7 @@ def test_only_what_is_missing_or_was_asked_otherwise_is_asked(tmp_path: Path) ->
         fill([llm.system], [other], tmp_path)
     assert len(llm.asked) == 8 + 5 + 4 + 4
     fill([replace(llm.system, identity={"llm": "another adapter"})], [column("a / x")], tmp_path)
-    fill([replace(llm.system, prompt_format="coords")], [column("a / x")], tmp_path)
+    fill([replace(llm.system, word=worded("coords"))], [column("a / x")], tmp_path)
     assert len(llm.asked) == 21 + 4 + 4
     assert set(kept) < set(tmp_path.rglob("*.parquet"))
     fill([llm.system], [column("a / x")], tmp_path)

@@ -1,0 +1,279 @@
+"""Transfer matrices, ensembles, curves and comparisons that a run is in: kept in its folder, and told in its report.
+
+They lie beside the runs (`runs/transfer/<name>/matrix.json`, `runs/ensemble/..`, `runs/curve/<name>/curve.json`), and
+over the rows of a comparison of methods (`runs/methods/<name>/methods.json`). Those that name the run are copied to
+`<run>/studies/`, so that the report can be made again from the run's folder alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llm_wrapper.artifacts import read_json, write_json
+from llm_wrapper.errors import DataError
+from llm_wrapper.report.parts import Figure, Section, Table, percent, points
+from llm_wrapper.report.plots import Heat, Series, chart, heat_map, of_estimates
+from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.statistics import Estimate, Interval
+
+__all__ = ["FOLDER", "add", "sections"]
+
+FOLDER = "studies"
+
+_FILES = {"transfer": "matrix.json", "ensemble": "matrix.json", "curve": "curve.json"}
+_METHODS = "methods.json"
+
+
+class _Loose(BaseModel):
+    """What the report needs of a file that says more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Result(_Loose):
+    name: str
+    n: int
+    p_at_1: float | None
+    ci: Interval | None
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.p_at_1, self.ci, self.n)
+
+
+class _Test(_Loose):
+    p_value: float | None
+
+
+class _Gain(_Loose):
+    p_at_1: Estimate
+    mcnemar: _Test
+
+    @property
+    def text(self) -> str:
+        p_value = self.mcnemar.p_value
+        if p_value is None:
+            return NO_DATA
+        return f"{points(self.p_at_1)}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
+
+
+class _Cell(_Loose):
+    system: str
+    column: str
+    at_home: bool
+    problem: str | None
+    result: _Result | None
+    over_detector: _Gain | None
+    over_untrained: _Gain | None
+
+
+class _Contribution(_Loose):
+    system: str
+    detector: str
+    gain: _Gain
+
+
+class _Matrix(_Loose):
+    cells: list[_Cell]
+    contributions: list[_Contribution] = []
+    notes: list[str] = []
+
+
+class _Point(_Loose):
+    name: str
+    series: str
+    samples: int
+    result: _Result
+    over_untrained: _Gain
+
+
+class _Curve(_Loose):
+    column: str
+    others: list[_Result]
+    points: list[_Point]
+    notes: list[str] = []
+
+
+class _Spent(_Loose):
+    tokens: int | None
+    seconds: float
+
+
+class _Took(_Loose):
+    labelled: int
+    prepared: _Spent
+    answered: _Spent
+    num_asked: int
+    tokens_per_answer: float | None
+
+
+class _Method(_Loose):
+    name: str
+    result: _Result | None
+    over_untrained: _Gain | None
+    tokens: int | None
+    took: _Took | None
+
+
+class _Methods(_Loose):
+    column: str
+    others: list[_Result]
+    rows: list[_Method]
+    said: list[str]
+    notes: list[str] = []
+
+
+def add(folder: Path) -> None:
+    """Copy the studies that name a run into its folder; those that are kept there are renewed where they are at hand.
+
+    Raises:
+        DataError: If a file is damaged.
+    """
+    for kind, path in _at_hand(folder.resolve().parent):
+        found = read_json(path)
+        if folder.resolve().name in _runs_of(found):
+            write_json(folder / FOLDER / f"{kind}-{path.parent.name}.json", found)
+
+
+def _at_hand(runs: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (kind, file) of each study beside some runs, and of the comparison that they are the rows of."""
+    for kind, file in _FILES.items():
+        yield from ((kind, path) for path in sorted(runs.glob(f"{kind}/*/{file}")))
+    if (runs / _METHODS).is_file():
+        yield "methods", runs / _METHODS
+
+
+def _runs_of(found: Any) -> set[str]:
+    """Return the names of the runs that a study asked."""
+    if not isinstance(found, dict):
+        return set()
+    rows = found.get("rows") or []  # of a comparison of methods
+    named = [*(found.get("runs") or {}), found.get("run") or "", *(each.get("run") or "" for each in rows)]
+    return {PurePath(str(each)).name for each in named}
+
+
+def sections(folder: Path) -> list[Section]:
+    """Return a section for each study that is kept in a run's folder.
+
+    Raises:
+        DataError: If one is damaged.
+    """
+    found = []
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        kind, _, name = path.stem.partition("-")
+        values = read_json(path)
+        try:
+            if kind == "methods":
+                found.append(_methods(name, _Methods.model_validate(values)))
+            elif kind == "curve":
+                found.append(_curve(name, _Curve.model_validate(values)))
+            elif kind in _FILES:
+                found.append(_matrix(f"{kind.capitalize()}: {name}", _Matrix.model_validate(values)))
+        except ValidationError as error:
+            raise DataError(f"{path} is no result of `{kind}`: {error}. Remove it, and it is copied again.") from error
+    return found
+
+
+def _matrix(title: str, found: _Matrix) -> Section:
+    rows, columns = (list(dict.fromkeys(getattr(each, name) for each in found.cells)) for name in ("system", "column"))
+    cells = {(each.system, each.column): each for each in found.cells}
+    tables = [_grid("P@1 (* trained for this column)", cells, {place: _value(each) for place, each in cells.items()})]
+    gains = {"over the detector's own choice": "over_detector", "over the same LLM untrained": "over_untrained"}
+    for caption, name in gains.items():
+        texts = {place: getattr(each, name).text for place, each in cells.items() if getattr(each, name)}
+        tables += [_grid(f"Points of P@1 gained {caption}", cells, texts)] if texts else []
+    lines = [(each.system, each.detector, each.gain.text) for each in found.contributions]
+    if lines:
+        tables.append(Table("Points of P@1 that a detector adds", ("system", "detector", "adds"), lines, (1,)))
+    heat = Heat(
+        rows,
+        columns,
+        {(rows.index(s), columns.index(c)): _shade(each) for (s, c), each in cells.items()},
+        frozenset((rows.index(s), columns.index(c)) for (s, c), each in cells.items() if each.at_home),
+    )
+    problems = [f"{each.system} on {each.column}: {each.problem}" for each in found.cells if each.problem]
+    text = ["A row is a system, a column a detector on data; all rows of a column are about the same samples."]
+    figure = Figure("P@1 in percent; framed: trained for this column", heat_map(heat))
+    return Section(title, [*text, *problems, *found.notes], tables, [figure])
+
+
+def _grid(caption: str, cells: Mapping[tuple[str, str], _Cell], texts: Mapping[tuple[str, str], str]) -> Table:
+    """Lay texts out by row and column; a row without any is left out."""
+    rows, columns = (list(dict.fromkeys(place[side] for place in cells)) for side in (0, 1))
+    lines = [
+        [row, *(texts.get((row, column), "") for column in columns)]
+        for row in rows
+        if any((row, column) in texts for column in columns)
+    ]
+    return Table(caption, ("system", *columns), lines)
+
+
+def _value(cell: _Cell) -> str:
+    text = percent(cell.result.estimate) if cell.result else NO_DATA
+    return f"{text} *" if cell.at_home and cell.result else text
+
+
+def _shade(cell: _Cell) -> tuple[float | None, str]:
+    value = cell.result.p_at_1 if cell.result else None
+    return (None, NO_DATA) if value is None else (100 * value, f"{100 * value:.1f}")
+
+
+def _curve(name: str, found: _Curve) -> Section:
+    lines = [(each.name, "", percent(each.estimate), "") for each in found.others]
+    lines += [
+        (each.name, f"{each.samples}", percent(each.result.estimate), each.over_untrained.text) for each in found.points
+    ]
+    table = Table("P@1 against training samples", ("system", "samples", "P@1", "over untrained"), lines)
+    text = [f"On {found.column}. Untrained stands for 0 samples.", *found.notes]
+    figure = Figure("P@1 against training samples, with 95 % bands", _drawn(found))
+    return Section(f"Curve: {name}", text, [table], [figure])
+
+
+def _drawn(found: _Curve) -> str:
+    series = []
+    starts = [each for each in found.others if each.name == "untrained"]
+    for place, name in enumerate(dict.fromkeys(each.series for each in found.points)):
+        known: list[tuple[int, Estimate]] = [(0, each.estimate) for each in starts]
+        known += [(each.samples, each.result.estimate) for each in found.points if each.series == name]
+        series.append(_line(name, known, place))
+    most = max((each.samples for each in found.points), default=1)
+    for place, each in enumerate((each for each in found.others if each.name in ("detector", "rule")), len(series)):
+        series.append(_line(each.name, [(0, each.estimate), (most, each.estimate)], place))
+    return chart(series, x="training samples", y="P@1 in percent")
+
+
+def _line(name: str, found: Sequence[tuple[int, Estimate]], place: int) -> Series:
+    ordered = sorted(found, key=lambda pair: pair[0])
+    return of_estimates(name, [x for x, _ in ordered], [each for _, each in ordered], place=place)
+
+
+def _methods(name: str, found: _Methods) -> Section:
+    head = ("method", "P@1", "over untrained", "labelled", "tokens to prepare", "s to prepare", "s an answer",
+            "tokens an answer")  # fmt: skip
+    lines = [(each.name, percent(each.estimate), *([""] * (len(head) - 2))) for each in found.others]
+    lines += [(each.name, *_result_and_cost(each)) for each in found.rows]
+    about = f"On {found.column}. Tokens went through the LLM; those that are trained on are counted three times."
+    series = [
+        of_estimates(each.name, [math.log10(each.tokens)], [each.result.estimate], place=place)
+        for place, each in enumerate(found.rows)
+        if each.tokens and each.result
+    ]
+    drawn = chart(series, x="tokens through the LLM, as a power of ten", y="P@1 in percent")
+    table = Table("P@1 of each method", head, lines)
+    figure = Figure("P@1 against compute, for preparing and for all answers", drawn)
+    return Section(f"Methods: {name}", [about, *found.said, *found.notes], [table], [figure])
+
+
+def _result_and_cost(each: _Method) -> list[str]:
+    if each.result is None or each.took is None:
+        return ["failed", *([""] * 6)]
+    took, over = each.took, each.over_untrained
+    per = NO_DATA if not took.num_asked else f"{took.answered.seconds / took.num_asked:.3f}"
+    tokens = [NO_DATA if count is None else f"{count:,.0f}" for count in (took.prepared.tokens, took.tokens_per_answer)]
+    prepared = [f"{took.labelled:,}", tokens[0], f"{took.prepared.seconds:,.0f}"]
+    return [percent(each.result.estimate), over.text if over else "", *prepared, per, tokens[1]]

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_wrapper.artifacts import write_json
+from llm_wrapper.errors import DataError, RunError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.records import Prediction
+from llm_wrapper.report import compared, sections
+from llm_wrapper.report.parts import Part, load
+from tests.report.test_html import RECIPE, WRONG, four_cases, make_run, predicted
+
+FOREIGN: dict[str, Any] = {"candidates": (), "origins": None, "probabilities": None, "probability": None}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "mine", four_cases())
+
+
+def guests(tmp_path: Path, run: Path, rows: list[Prediction], recipe: dict[str, Any], name: str = "other") -> Part:
+    """The evaluation of a run beside another one with these rows and this recipe."""
+    compared.add(run, make_run(tmp_path / name, rows, recipe=recipe))
+    (part,) = load(run)
+    return part
+
+
+def tuned(**changes: Any) -> list[Prediction]:
+    return [predicted("tuned", number, right=number != 3, **changes) for number in range(4)]
+
+
+def test_a_run_of_another_recipe_stands_in_the_table_and_it_is_said(tmp_path: Path, run: Path) -> None:
+    recipe = {**RECIPE, "llm": {**RECIPE["llm"], "model": "small"}, "evaluation": {"only": "here"}}  # type: ignore[dict-item]
+    part = guests(tmp_path, run, tuned(), recipe)
+    assert list(part.systems) == ["detector", "tuned", "other: tuned"]
+    assert (part.base, part.main) == ("detector", "tuned"), "a guest is not what the report is about"
+    table, recipes = sections.differences(part).tables
+    assert [(row[0], row[1], row[-1]) for row in table.rows] == [
+        ("tuned - detector", "same run", "4"),
+        ("other: tuned - detector", "differ (other)", "4"),
+        ("other: tuned - tuned", "differ (other)", "4"),
+    ]
+    assert recipes.rows == [
+        ("other", 'llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'),
+    ]
+
+
+def test_a_run_of_the_same_recipe_is_told_so(tmp_path: Path, run: Path) -> None:
+    part = guests(tmp_path, run, tuned(), RECIPE)
+    table, recipes = sections.differences(part).tables
+    assert [row[1] for row in table.rows] == ["same run", "same", "same"]
+    assert recipes.rows == [("other", "the same recipe")]
+
+
+def test_what_the_run_has_itself_and_the_oracle_stay_out(tmp_path: Path, run: Path) -> None:
+    rows = [*four_cases()[:4], *(replace(row, system="oracle", decided_by="oracle") for row in tuned())]
+    part = guests(tmp_path, run, [*rows, *tuned()], RECIPE)
+    assert list(part.guests) == ["other: tuned"]
+    assert part.left_out == ["other: detector"]
+    assert sections.differences(part).text[-1] == "Left out, because they predict the same as here: other: detector."
+
+
+def test_boxes_from_elsewhere_stand_in_the_same_report(tmp_path: Path, run: Path) -> None:
+    rows = [predicted("qwen", number, right=number == 0, **FOREIGN) for number in range(4)]
+    part = guests(tmp_path, run, rows, {"data": RECIPE["data"]})
+    recipes = sections.differences(part).tables[1]
+    assert recipes.rows == [("other", "not known there: detector, prompt, llm")]
+    split, twins = sections.errors(part).tables
+    assert split.rows[-1][0] == "other: qwen"
+    assert split.rows[-1][-1].startswith("75.0"), "wrong, and not missed: what was offered is not known"
+    assert [row[0] for row in twins.rows] == ["detector", "tuned"]
+    by_number = sections.slices(part).tables[-1]
+    assert [row[0] for row in by_number.rows if row[3] != "no data"] == ["unknown"]
+
+
+def test_another_order_of_the_same_candidates_shows_flips(tmp_path: Path, run: Path) -> None:
+    (mine,) = load(run)
+    other = [
+        replace(row, candidates=row.candidates[::-1], origins=(1, 0), box=WRONG if row.sample_id == "s0" else row.box)
+        for row in mine.systems["tuned"]
+    ]
+    (table,) = sections.flipped(guests(tmp_path, run, other, RECIPE, "turned")).tables
+    (line,) = table.rows
+    assert line[:2] == ("tuned", "turned")
+    assert (line[2].split()[0], line[3].split()[0], line[4]) == ("25.0", "-25.0", "4")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"origins": (1, 0)}, id="same-order"),
+        pytest.param(FOREIGN, id="other-candidates"),
+    ],
+)
+def test_what_is_no_other_order_shows_no_flips(tmp_path: Path, run: Path, changes: dict[str, Any]) -> None:
+    part = guests(tmp_path, run, tuned(**changes), RECIPE)
+    assert part.guests
+    assert sections.flipped(part).tables[0].rows == []
+
+
+def test_other_samples_are_not_compared_and_it_is_said(tmp_path: Path, run: Path) -> None:
+    section = sections.differences(guests(tmp_path, run, tuned()[:3], RECIPE))
+    assert [row[0] for row in section.tables[0].rows] == ["tuned - detector"]
+    assert sum("must be compared on the same samples" in text for text in section.text) == 2
+
+
+def test_what_is_kept_is_replaced_and_needs_the_other_run_no_more(tmp_path: Path, run: Path) -> None:
+    guests(tmp_path, run, tuned(), RECIPE)
+    other = make_run(tmp_path / "other", four_cases()[4:7])
+    compared.add(run, other)
+    for path in [*other.iterdir()]:
+        path.unlink()
+    (part,) = load(run)
+    assert len(part.systems["other: tuned"]) == 3
+
+
+@pytest.mark.parametrize(("name", "message"), [("mine", "is the run itself"), ("absent", "holds no predictions")])
+def test_what_is_no_other_evaluation_is_refused(tmp_path: Path, run: Path, name: str, message: str) -> None:
+    with pytest.raises(RunError, match=f"{message}; name a folder that eval or score has left"):
+        compared.add(run, tmp_path / name)
+    assert not (run / compared.FOLDER).exists()
+
+
+def test_damaged_facts_beside_a_guest_are_named(tmp_path: Path, run: Path) -> None:
+    guests(tmp_path, run, tuned(), RECIPE)
+    write_json(run / compared.FOLDER / "other" / "report-val.json", [])
+    with pytest.raises(DataError, match=r"other/report-val\.json does not hold the facts"):
+        load(run)
+
+
+def test_another_split_is_no_guest(tmp_path: Path, run: Path) -> None:
+    compared.add(run, make_run(tmp_path / "other", tuned(), name="test"))
+    (part,) = load(run)
+    assert not part.guests
+    assert files.load(run / compared.FOLDER / "other" / "predictions-test.parquet")
