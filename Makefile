@@ -8,8 +8,14 @@ LLM ?= smollm2
 DATA ?= toy
 DATA_ROOT ?=
 TRAIN ?=
+PROMPT ?=
+SEARCH ?= glov
 RUN ?=
 RUNS ?=
+ADAPTER ?=
+SAMPLES ?=
+PROCESSES ?=
+ACCELERATE ?= ddp
 ARGS ?=
 export IMAGE EXPRESSION
 
@@ -31,16 +37,22 @@ endif
 BIN := .venv/bin
 STAMP := .venv/.installed
 CLI := $(BIN)/llm-wrapper
+# Any free port, so that two trainings can share a machine.
+TOGETHER = $(BIN)/accelerate launch --config_file recipes/accelerate/$(ACCELERATE).yaml --num_processes $(PROCESSES) \
+  --main_process_port 0 -m llm_wrapper
 DATA_FLAGS = --data $(DATA) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+# An option for what was given with the command, nothing for a default: `ARGS="--boxes file"` goes with no detector.
+typed = $(if $(and $(filter-out file,$(origin $(1))),$($(1))),--$(2) "$($(1))")
+CHOICES = --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN))
 RUN_FLAGS = $(foreach each,$(RUNS),--run "$(each)")
 CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics headroom transfer ensemble report clean
+.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics bench-growth headroom transfer ensemble curve search-prompts compare-methods report clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: VLM=$(VLM) LLM=$(LLM) DATA=$(DATA) DATA_ROOT= TRAIN= PAPER= RUN= RUNS= IMAGE= EXPRESSION= ARGS= PYTHON=$(PYTHON)"
+	@echo "  Variables: VLM=$(VLM) LLM=$(LLM) DATA=$(DATA) DATA_ROOT= TRAIN= PROMPT= SEARCH=$(SEARCH) PAPER= RUN= RUNS= ADAPTER= SAMPLES= PROCESSES= ACCELERATE=$(ACCELERATE) IMAGE= EXPRESSION= ARGS= PYTHON=$(PYTHON)"
 
 install: $(STAMP) ## Create .venv with the locked packages; every other target does it when needed
 
@@ -100,17 +112,18 @@ cache-detections: $(STAMP) ## Ask the detector once and keep its boxes: VLM, DAT
 plan: $(STAMP) ## What a training takes and whether it fits, before it starts: VLM, LLM, DATA, DATA_ROOT, TRAIN
 	$(CLI) plan --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
 
-train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN
-	$(CLI) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(if $(RUN),--run "$(RUN)") $(ARGS)
+train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN; several GPUs: PROCESSES, ACCELERATE
+	$(if $(PROCESSES),$(TOGETHER),$(CLI)) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(if $(RUN),--run "$(RUN)") $(ARGS)
 
-eval: $(STAMP) ## Score a run, or the untrained LLM without RUN: VLM, LLM, DATA, DATA_ROOT, RUN
-	$(CLI) eval --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(RUN),--run "$(RUN)") $(ARGS)
+eval: $(STAMP) ## Score a RUN, a foreign ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
+	$(CLI) eval --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(RUN),--run "$(RUN)") $(if $(ADAPTER),--adapter "$(ADAPTER)") $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
 
 # IMAGE and EXPRESSION reach the shell through the environment, so that quotes in them are harmless.
-predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the left"
+predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the left", and VLM, LLM, RUN or ADAPTER
 	@: "$${IMAGE:?Name the picture: make predict IMAGE=photo.jpg EXPRESSION=...}"
 	@: "$${EXPRESSION:?Say what to find: make predict IMAGE=... EXPRESSION=...}"
-	$(CLI) predict "$$IMAGE" "$$EXPRESSION" $(ARGS)
+	$(CLI) predict "$$IMAGE" "$$EXPRESSION" $(call typed,VLM,vlm) $(call typed,LLM,llm) $(call typed,RUN,run) \
+	  $(call typed,ADAPTER,adapter) $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
 
 bench: bench-score ## The measurement that needs no data of yours
 
@@ -129,6 +142,9 @@ bench-memory: $(STAMP) ## Load a random Mixtral in 4 bit: peak memory against it
 bench-metrics: $(STAMP) ## Metrics over a million predictions against a plain loop
 	$(CLI) bench metrics $(ARGS)
 
+bench-growth: $(STAMP) ## Time per expression for 100 to 10,000 expressions and 2 to 20 candidates, with a plot (ARGS="--size 100")
+	$(CLI) bench growth $(ARGS)
+
 headroom: $(STAMP) ## What a selector can gain on cached detections, before paying for training: VLM, DATA, DATA_ROOT
 	$(CLI) detections headroom --vlm $(VLM) $(DATA_FLAGS) $(ARGS)
 
@@ -138,6 +154,16 @@ transfer: $(STAMP) ## Adapters on detectors and data they were not trained on: R
 
 ensemble: $(STAMP) ## Several detectors together, and what each adds: VLM=toy+toy-gray RUNS LLM DATA DATA_ROOT
 	$(CLI) ensemble --vlm $(VLM) $(or $(RUN_FLAGS),--llm $(LLM)) $(DATA_FLAGS) $(ARGS)
+
+curve: $(STAMP) ## P@1 against training samples: RUN=runs/a, or SAMPLES="100 300 1000" and VLM, LLM, DATA, DATA_ROOT, TRAIN
+	$(CLI) curve $(if $(RUN),--run "$(RUN)",$(CHOICES)) $(foreach each,$(SAMPLES),--samples $(each)) $(ARGS)
+
+search-prompts: $(STAMP) ## An LLM searches for a better prompt, without training: SEARCH=glov and VLM, LLM, DATA, DATA_ROOT
+	$(CLI) prompts search --search $(SEARCH) --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) \
+	  $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+compare-methods: $(STAMP) ## Prompting, prompt search and training at one budget, in one table: VLM, LLM, DATA, DATA_ROOT (ARGS="--labelled 200")
+	$(CLI) compare-methods $(CHOICES) $(ARGS)
 
 report: $(STAMP) ## The table again, and a page with plots and cases (report.html, report.md), from a run's folder alone: RUN
 	$(if $(RUN),,$(error name the run: make report RUN=runs/.. (ls runs lists them)))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import bench_commands, commands
+from llm_wrapper import bench_commands, bench_growth_commands, commands
 from llm_wrapper.recipe import Recipe, compose
 
 __all__ = ["app"]
@@ -77,3 +77,20 @@ def metrics(
 ) -> None:
     """All metrics with their intervals against a plain loop over samples; values must be equal."""
     bench_commands.metrics(_console, num_predictions=predictions)
+
+
+@app.command()
+def growth(
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    *,
+    size: Annotated[list[int] | None, typer.Option(min=4, help="Expressions; once for each, 100 1000 10000.")] = None,
+    most_asked: Annotated[int, typer.Option(help="Larger sizes are measured without asking the LLM.")] = 10_000,
+    candidates: Annotated[list[int] | None, typer.Option(min=2, help="Once for each number, 2 5 10 15 20.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images that each number of candidates is tried on.")] = 12,
+) -> None:
+    """Time per expression of SmolLM2 and of all around it, for 100 to 10,000 expressions and 2 to 20 candidates."""
+    chosen = ["prompt.format=relations", "train.groups_per_step=2", "train.expressions_per_group=8"]
+    recipe = _recipe("toy", "smollm2", "toy", "demo", [*chosen, "train.max_steps=null", *(overrides or [])])
+    sizes, numbers = size or bench_growth_commands.SIZES, candidates or bench_growth_commands.CANDIDATES
+    extent = bench_growth_commands.Extent(sizes, most_asked, numbers, images)
+    bench_growth_commands.growth(recipe, _console, extent=extent)

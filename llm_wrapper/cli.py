@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -12,11 +13,24 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from llm_wrapper import commands, detection_commands, plan_commands, runs, score_commands, transfer_cli
+from llm_wrapper import (
+    commands,
+    curve_cli,
+    detection_commands,
+    methods_cli,
+    none_cli,
+    plan_commands,
+    runs,
+    score_commands,
+    transfer_cli,
+    use_commands,
+)
+from llm_wrapper.adapter_files import locate
 from llm_wrapper.bench_cli import app as bench_app
 from llm_wrapper.detections_cli import app as detections_app
-from llm_wrapper.errors import LLMWrapperError
+from llm_wrapper.errors import LLMWrapperError, RecipeError
 from llm_wrapper.evaluation.foreign_boxes import BoxFormat
+from llm_wrapper.prompts_cli import app as prompts_app
 from llm_wrapper.recipe import Recipe, compose
 
 __all__ = ["app", "main"]
@@ -26,7 +40,11 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs 
 app.add_typer(data_app, name="data")
 app.add_typer(detections_app, name="detections")
 app.add_typer(bench_app, name="bench")
+app.add_typer(prompts_app, name="prompts")
 transfer_cli.add_to(app)
+curve_cli.add_to(app)
+methods_cli.add_to(app)
+none_cli.add_to(app)
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -39,12 +57,28 @@ Train = Annotated[str, typer.Option(help="Training: a file of recipes/train.")]
 Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Run = Annotated[Path | None, typer.Option(help="Run folder.")]
+Wording = Annotated[
+    str | None,
+    typer.Option("--prompt", help="How the LLM is asked: a file of recipes/prompt, a+b for both, or the path of one."),
+]
+Foreign = Annotated[
+    str | None, typer.Option("--adapter", help="A PEFT adapter of another program: folder, or owner/name of the hub.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 
 
-def _recipe(vlm: str, llm: str, data: str, train: str, overrides: list[str] | None, data_root: Path | None) -> Recipe:
+def _recipe(
+    vlm: str,
+    llm: str,
+    data: str,
+    train: str,
+    overrides: list[str] | None,
+    data_root: Path | None,
+    *,
+    prompt: str | None = None,
+) -> Recipe:
     more = [_assigned("data.root", data_root)] if data_root else []
-    names = {"vlm": vlm, "llm": llm, "data": data, "train": train}
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, **({"prompt": prompt} if prompt else {})}
     return compose(commands.recipes_folder(), names, [*more, *(overrides or [])])
 
 
@@ -112,10 +146,11 @@ def train(
     data: Data = "toy",
     data_root: DataRoot = None,
     train: Train = "default",
+    prompt: Wording = None,
     run: Run = None,
 ) -> None:
     """Fine-tune the LLM to name the best box; with --run an interrupted run goes on."""
-    recipe = _recipe(vlm, llm, data, train, overrides, data_root)
+    recipe = _recipe(vlm, llm, data, train, overrides, data_root, prompt=prompt)
     folder = run or runs.ROOT / runs.new_name(f"{vlm}-{llm}-{data}")
     commands.train(recipe, folder, _console)
 
@@ -146,18 +181,24 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     split: Split = None,
     run: Run = None,
     limit: Limit = None,
+    adapter: Foreign = None,
+    prompt: Wording = None,
     untrained: Annotated[bool, typer.Option(help="Also score the LLM before training.")] = True,
 ) -> None:
     """Compare detector, rule, LLM before and after training, and oracle on one split."""
-    recipe = _recipe(vlm, llm, data, "default", overrides, data_root)
-    folder = run or runs.latest(f"{vlm}-{llm}-{data}")
-    trained = runs.recipe_of(folder) if folder and runs.is_complete(folder) else None
-    job = commands.Evaluation(recipe, folder if trained else run, split, limit, untrained=untrained)
+    recipe = _recipe(vlm, llm, data, "default", overrides, data_root, prompt=prompt)
+    if adapter:
+        job = commands.Evaluation(recipe, run, split, limit, untrained=untrained, adapter=locate(adapter))
+    else:
+        folder = run or runs.latest(f"{vlm}-{llm}-{data}")
+        trained = runs.recipe_of(folder) if folder and runs.is_complete(folder) else None
+        job = commands.Evaluation(recipe, folder if trained else run, split, limit, untrained=untrained)
+    job = dataclasses.replace(job, prompt=prompt)
     commands.evaluate(job, _console)
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 (each is an option of the verb)
     image: Annotated[Path, typer.Argument(help="A picture.")],
     expression: Annotated[str, typer.Argument(help="What to find.")],
     overrides: Overrides = None,
@@ -165,30 +206,51 @@ def predict(
     vlm: Vlm = "toy",
     llm: Llm = "smollm2",
     run: Run = None,
+    adapter: Foreign = None,
+    prompt: Wording = None,
+    data: Annotated[str | None, typer.Option(help="Whose training split examples come from, if not the run's.")] = None,
+    data_root: DataRoot = None,
     boxes: Annotated[Path | None, typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
     out: Annotated[Path, typer.Option(help="Where the drawn picture goes.")] = Path("runs/predict.png"),
 ) -> None:
     """Find the box that an expression describes, and draw the ranked candidates."""
     more = [_assigned("detector.settings.path", boxes)] if boxes else []
-    recipe = _recipe("import" if boxes else vlm, llm, "mine", "default", [*more, *(overrides or [])], None)
-    commands.predict_and_draw(recipe, run, (image, expression), out, _console)
+    overrides = [*more, *(overrides or [])]
+    recipe = _recipe("import" if boxes else vlm, llm, data or "mine", "default", overrides, data_root, prompt=prompt)
+    if run and not data:
+        recipe = recipe.model_copy(update={"data": runs.recipe_of(run).data})
+    job = commands.Evaluation(recipe, run, adapter=locate(adapter) if adapter else None, prompt=prompt)
+    use_commands.predict_and_draw(job, (image, expression), out, _console)
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
     out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
+    overrides: Overrides = None,
+    *,
+    llm: Annotated[str | None, typer.Option(help="LLM of that adapter: a file of recipes/llm.")] = None,
 ) -> None:
-    """Merge a run's adapter into its base model: one folder that any server loads."""
-    commands.export(run, out, _console)
+    """Merge an adapter into its base model: one folder that any server loads."""
+    if llm is None and overrides:
+        raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
+    if llm is None:
+        use_commands.export(Path(run), out, _console)
+    else:
+        section = _recipe("toy", llm, "toy", "default", overrides, None).llm
+        use_commands.export_adapter(section, run, out, _console)
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
+    *,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to stand beside it; kept.")
+    ] = None,
 ) -> None:
     """Compute the table again from the predictions alone; needs neither torch nor data."""
-    commands.recompute(run, _console)
+    commands.recompute(run, _console, beside=compare or [])
 
 
 @app.command()

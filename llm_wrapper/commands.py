@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from llm_wrapper import artifacts, datasets, plan_commands, runs
+from llm_wrapper.asking_commands import Evaluation, by_llm, with_training
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detection_commands import cache
-from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
+from llm_wrapper.detections.scenes import SceneSet, load_scenes
 from llm_wrapper.errors import DataError, ModelError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.predict import Wrapper
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.recipe_files import folder as recipes_folder
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import card, page, pictures, tables
+from llm_wrapper.report import card, compared, page, pictures, tables
+from llm_wrapper.training import processes, trackers
+from llm_wrapper.training.examples import answered_none
+from llm_wrapper.training.interruption import stoppable
 from llm_wrapper.training.pool import gather
+from llm_wrapper.training.wording import Wording, require_trainable, wording_of
 
 __all__ = [
     "Evaluation",
     "check_data",
     "demo",
     "evaluate",
-    "export",
-    "predict_and_draw",
     "recipes_folder",
     "recompute",
     "summaries_of",
     "train",
+    "with_training",
 ]
 
 _log = logging.getLogger(__name__)
 _SPLITS = ("train", "val", "test", "testA", "testB")
-
-
-def recipes_folder() -> Path:
-    """Return the recipes of the working folder, else those beside the package."""
-    local = Path("recipes")
-    return local if local.is_dir() else Path(__file__).parents[1] / "recipes"
 
 
 def check_data(recipe: Recipe, console: Console) -> bool:
@@ -84,27 +81,42 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
         raise ModelError(
             "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
         )
-    runs.open_run(folder, recipe)
+    require_trainable(recipe.prompt)
+    with processes.main_speaks(console):
+        processes.require_devices()
+        processes.share(recipe.train.groups_per_step)
+        trackers.require(recipe.train.report_to)
+        folder = processes.open_together(folder, partial(runs.open_run, recipe=recipe))
+        with stoppable(folder, console):
+            _adapt(recipe, folder, console)
+    return folder
+
+
+def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
+    """Train in an open run and finish it."""
     pool = gather(recipe)
-    plan_commands.brief(recipe, pool.groups, console)
+    if processes.is_main():
+        plan_commands.brief(recipe, pool.groups, console)
     from llm_wrapper.llms.load import load
     from llm_wrapper.training import sft
 
     llm = load(recipe.llm)
     groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
-    num_samples = sum(len(group.samples) for group in groups)
-    console.print(f"{num_samples} samples in {len(groups)} groups; left out: {left_out}", highlight=False)
-    try:
-        outcome = sft.train(llm, groups, recipe, folder)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; go on from the last checkpoint: the same command with RUN={folder}")
-        raise
+    num_samples = sum(group.num_labelled for group in groups)
+    labelled = [group for group in groups if group.num_labelled]
+    images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
+    none = f"; answered by none of these: {answered_none(groups)}" if recipe.prompt.none else ""
+    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
+    console.print(found, highlight=False, soft_wrap=True)
+    outcome = sft.train(llm, groups, recipe, folder)
+    if not processes.part():
+        return
     facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(pool.sets)}
+    facts |= {"answered_none": answered_none(groups)} if recipe.prompt.none else {}
     runs.finish(folder, facts)
     _write_card(folder)
     console.print(f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s", highlight=False)
-    return folder
 
 
 def _write_card(run: Path) -> None:
@@ -112,16 +124,6 @@ def _write_card(run: Path) -> None:
     results = {path.stem.removeprefix("report-"): path.read_text("utf-8") for path in sorted(run.glob("report-*.md"))}
     text = card.card(runs.recipe_of(run), runs.facts_of(run), results)
     artifacts.write_atomic(run / "adapter" / "README.md", text)
-
-
-def export(run: Path, out: Path, console: Console) -> None:
-    """Merge a run's adapter into its base model, for a server."""
-    if not runs.is_complete(run):
-        raise RunError(f"{run} holds no finished training; go on with it: make train RUN={run}")
-    from llm_wrapper.llms.export import export as merge
-
-    merge(runs.recipe_of(run).llm, run / "adapter", out)
-    console.print(f"{out} is written; serve it, then: make eval LLM=vllm RUN={run}", markup=False, highlight=False)
 
 
 def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
@@ -137,38 +139,21 @@ def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
     ]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What to evaluate: a recipe on a split, with the adapter of a run where there is one."""
-
-    recipe: Recipe
-    run: Path | None
-    split: str | None = None
-    limit: int | None = None
-    untrained: bool = True
-
-    @property
-    def folder(self) -> Path:
-        """Where predictions and report go."""
-        llm = re.sub(r"[^\w.-]+", "-", self.recipe.llm.model or self.recipe.llm.backend)
-        name = f"{self.recipe.vlm}-{llm}-{self.recipe.data.name}"
-        if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
-            return runs.ROOT / f"{name}-served"
-        return self.run or runs.ROOT / f"{name}-untrained"
-
-
 def evaluate(job: Evaluation, console: Console) -> list[Summary]:
     """Predict with every system, print the table, keep predictions and report."""
-    recipe, adapter = _with_training(job)
+    recipe, adapter = with_training(job)
     split = job.split or recipe.data.eval_split
     scene_set = load_scenes(recipe, recipe.data, split, limit=job.limit)
     if not any(scene.sample.target for scene in scene_set.scenes):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
+    # Before anything is asked: what lacks for the prompts is told at once.
+    wording = Wording(lambda _: []) if recipe.llm.backend == "rule" else wording_of(recipe)
     rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
-    rows += _by_llm(recipe, adapter, scene_set.scenes, job)
+    rows += by_llm(recipe, wording.word, adapter, scene_set.scenes, with_untrained=job.untrained)
     rows += systems.by_oracle(scene_set.scenes)
     name = f"{split}-first-{job.limit}" if job.limit else split
-    files.save(job.folder / f"predictions-{name}.parquet", rows)
+    folder = _kept_in(job, recipe)
+    files.save(folder / f"predictions-{name}.parquet", rows)
     summaries = summaries_of(rows)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
@@ -176,52 +161,35 @@ def evaluate(job: Evaluation, console: Console) -> list[Summary]:
         "limit": job.limit,
         "data": _digests([scene_set]),
         "run": str(job.run) if job.run else None,
+        "adapter": job.adapter.facts() if job.adapter else None,
+        "prompt": wording.facts,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    artifacts.write_json(job.folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
-    artifacts.write_atomic(job.folder / f"report-{name}.md", tables.markdown(summaries))
-    if adapter is not None and job.folder == job.run:
+    artifacts.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
+    artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries))
+    if adapter is not None and folder == job.run:
         _write_card(job.run)
     console.print(tables.table(summaries))
-    console.print(f"kept in {job.folder}", highlight=False)
+    asked = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
+    console.print(f"kept in {folder}{asked}", highlight=False)
     return summaries
 
 
-def _with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
-    """Return the recipe to evaluate by, and the adapter: a trained LLM is asked as it was trained."""
+def _kept_in(job: Evaluation, recipe: Recipe) -> Path:
+    """Return where an evaluation goes: a run that is asked otherwise than trained stands beside itself.
+
+    There the report finds it, and counts by the order of the candidates what flips, and by the threshold what is
+    answered by none.
+    """
     if job.run is None:
-        return job.recipe, None
-    if not runs.is_complete(job.run):
-        raise RunError(f"{job.run} holds no finished training; go on with it: make train RUN={job.run}")
-    trained = runs.recipe_of(job.run)
-    if job.recipe.candidates != trained.candidates:
-        _log.warning("candidates are built by %s; training had %s", job.recipe.candidates, trained.candidates)
-    if job.recipe.llm.backend == "openai":  # the server has the weights; how it was asked in training is all it lacks
-        return job.recipe.model_copy(update={"prompt": trained.prompt}), None
-    asked = {"decode": job.recipe.llm.decode, "orders": job.recipe.llm.orders}
-    update = {"prompt": trained.prompt, "llm": trained.llm.model_copy(update=asked)}
-    return job.recipe.model_copy(update=update), job.run / "adapter"
-
-
-def _by_llm(recipe: Recipe, adapter: Path | None, scenes: Sequence[Scene], job: Evaluation) -> list[Prediction]:
-    if recipe.llm.backend == "rule":
-        return []
-    from llm_wrapper.llms.ask import ask, asker
-    from llm_wrapper.llms.load import LoadedLLM, load, with_adapter
-
-    def predicted(name: str, asked: systems.Ask) -> list[Prediction]:
-        return systems.by_llm(scenes, name, recipe.prompt.format, asked, orders=recipe.llm.orders)
-
-    def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
-        return predicted(name, lambda prompts: ask(llm, prompts, title=name))
-
-    if recipe.llm.backend == "openai":
-        return predicted("served", asker(recipe.llm, title="served"))
-    llm, rows = load(recipe.llm), []
-    if job.untrained or adapter is None:
-        rows += loaded("untrained", llm)
-    return rows if adapter is None else [*rows, *loaded("tuned", with_adapter(llm, adapter))]
+        return job.folder
+    trained, others = runs.recipe_of(job.run), []
+    if recipe.candidates.order != trained.candidates.order:
+        others.append(f"{recipe.candidates.order}-not-{trained.candidates.order}")
+    if recipe.prompt.none_below not in (None, trained.prompt.none_below):
+        others.append(f"none-below-{recipe.prompt.none_below:g}")
+    return job.folder / compared.FOLDER / "-".join(others) if others else job.folder
 
 
 def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
@@ -230,11 +198,15 @@ def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
     return [summarize([row for row in rows if row.system == name]) for name in names]
 
 
-def recompute(path: Path, console: Console) -> None:
+def recompute(path: Path, console: Console, *, beside: Sequence[Path] = ()) -> None:
     """Print the table of a predictions file, or of every one in a run folder, from the records alone.
 
-    A run folder also gets its page, as HTML and as Markdown.
+    A run folder also gets its page, as HTML and as Markdown; the folders `beside` it are kept in it and compared.
     """
+    if beside and not path.is_dir():
+        raise RunError(f"{path} is a predictions file; other runs are kept in a run's folder: name that")
+    for other in beside:
+        compared.add(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
         raise RunError(f"{path} holds no predictions; make some with: make eval RUN={path}")
@@ -243,22 +215,6 @@ def recompute(path: Path, console: Console) -> None:
     if path.is_dir():
         written = page.write(path)
         console.print(f"the report: {' and '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
-
-
-def predict_and_draw(recipe: Recipe, run: Path | None, question: tuple[Path, str], out: Path, console: Console) -> None:
-    """Answer one question about one picture, print the ranked candidates and draw them."""
-    image, expression = question
-    recipe, adapter = _with_training(Evaluation(recipe, run))
-    result = Wrapper.from_recipe(recipe, adapter).predict(image, expression)
-    prediction = result.prediction
-    for candidate, share in result.ranked:
-        mark = "*" if candidate.box == result.box else " "
-        coordinates = ", ".join(f"{value:.1f}" for value in candidate.box.xyxy)
-        text = f"{mark} {'' if share is None else f'{share:6.3f}'}  {candidate.label}  ({coordinates})"
-        console.print(text, markup=False, highlight=False)
-    chosen = next((i for i, candidate in enumerate(prediction.candidates) if candidate.box == result.box), None)
-    pictures.draw(image, prediction.candidates, out=out, chosen=chosen, probabilities=prediction.probabilities)
-    console.print(f"decided by: {prediction.decided_by}; picture: {out}", highlight=False)
 
 
 def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_wrapper import detectors, images, runs
+from llm_wrapper.adapter_files import locate
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections import scenes
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Candidate, Prediction, Sample
+from llm_wrapper.training.wording import wording_of
 
 __all__ = ["Result", "Wrapper"]
 
@@ -35,21 +38,25 @@ class Result:
 
     @property
     def box(self) -> Box | None:
-        """The chosen box; None where the detector found nothing."""
+        """The chosen box; None where the detector found nothing, or the LLM says that none is meant."""
         return self.prediction.box
 
     @property
     def probability(self) -> float | None:
-        """Probability of the choice among the candidates."""
+        """Probability of the answer among the candidates, and "none of these" where it could be answered."""
         return self.prediction.probability
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A detector and the LLM that chooses among its boxes. `ask` is None for the rule."""
+    """A detector and the LLM that chooses among its boxes.
+
+    `ask` is None for the rule. `word` words the questions; None: by the recipe's format and instruction alone.
+    """
 
     recipe: Recipe
     ask: Ask | None
+    word: Worder | None = None
 
     @classmethod
     def from_run(cls, folder: str | Path) -> Wrapper:
@@ -62,13 +69,25 @@ class Wrapper:
         return cls.from_recipe(runs.recipe_of(Path(folder)), Path(folder) / "adapter")
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, adapter: Path | None = None) -> Wrapper:
-        """Load the LLM of a recipe, with a trained adapter where one is given."""
+    def from_recipe(cls, recipe: Recipe, adapter: Path | str | None = None) -> Wrapper:
+        """Load the LLM of a recipe, with an adapter where one is given.
+
+        Args:
+            recipe: Its `prompt` must be what the adapter was trained with, unless another wording is tried. Examples
+                come from its training split.
+            adapter: A folder; as text also a repository of the hub, see `adapter_files.locate`.
+
+        Raises:
+            ModelError: If the adapter cannot be found, or does not fit the LLM.
+            CacheError: If there are to be examples, and the training split's detections are not cached.
+        """
         if recipe.llm.backend == "rule":
             return cls(recipe, None)
         from llm_wrapper.llms.ask import asker
 
-        return cls(recipe, asker(recipe.llm, adapter))
+        word = wording_of(recipe).word
+        folder = locate(adapter).folder if isinstance(adapter, str) else adapter
+        return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), word)
 
     def predict(self, image: str | Path, expression: str) -> Result:
         """Detect, build candidates, ask, decide.
@@ -90,7 +109,8 @@ class Wrapper:
     def _decide(self, scene: Scene) -> Prediction:
         if self.ask is None:
             return systems.by_rule([scene])[0]
-        return systems.by_llm([scene], "llm", self.recipe.prompt.format, self.ask)[0]
+        word = self.word or plain(self.recipe.prompt)
+        return systems.by_llm([scene], "llm", word, self.ask, prompt=self.recipe.prompt)[0]
 
 
 def _sample(path: Path, expression: str) -> Sample:

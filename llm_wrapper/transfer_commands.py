@@ -6,7 +6,7 @@ runs/ensemble/<name>/   matrix.json  matrix.md  matrix.png
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import transfer_columns, transfer_rows
 from llm_wrapper.evaluation.transfer import Filled, Matrix, System, fill, measure
 from llm_wrapper.evaluation.transfer_columns import Ground
+from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import matrix as tables
+from llm_wrapper.training.wording import wording_of
 
 __all__ = ["Job", "ensemble", "transfer"]
 
@@ -97,13 +99,29 @@ def ensemble(job: Job, console: Console) -> Matrix:
 def _compare(job: Job, *, combine: bool = False) -> _Compared:
     trained = _recipes_of(job.adapters)
     ground = transfer_columns.load(job.recipes, trained, split=job.split, limit=job.limit)
-    rows, folder = transfer_rows.rows(trained, job.untrained), job.folder / "predictions"
+    rows = transfer_rows.rows(trained, job.untrained, worder_of=_worder_of())
+    folder = job.folder / "predictions"
     filled = fill(rows, ground.columns, folder)
     if combine:
         more = transfer_rows.combinations([row for row in rows if row.baseline], filled)
         filled |= fill(more, ground.columns, folder)
         rows = [*rows[:-1], *more, rows[-1]]
     return _Compared(trained, ground, rows, filled)
+
+
+def _worder_of() -> Callable[[Recipe], Worder]:
+    """Return what gives a recipe's worder; a pool of examples is read once, however many rows show examples of it."""
+    known: dict[str, Worder] = {}
+
+    def worder_of(recipe: Recipe) -> Worder:
+        if not recipe.prompt.examples:
+            return plain(recipe.prompt)
+        key = artifacts.digest_value(recipe.model_dump(mode="json", exclude={"llm"}))
+        if key not in known:
+            known[key] = wording_of(recipe).word
+        return known[key]
+
+    return worder_of
 
 
 def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:

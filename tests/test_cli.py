@@ -338,8 +338,11 @@ VERBS = [
     "demo",
     "data check",
     "transfer",
+    "none-below",
     "ensemble",
     "export",
+    "curve",
+    "compare-methods",
 ]
 
 

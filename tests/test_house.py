@@ -152,6 +152,16 @@ def test_help_lists_every_target() -> None:
             '.venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy --run "runs/a"',
             id="eval-run",
         ),
+        pytest.param(
+            ["curve", "RUN=runs/a", "SAMPLES=100 300"],
+            '.venv/bin/llm-wrapper curve --run "runs/a" --samples 100 --samples 300',
+            id="curve-run",
+        ),
+        pytest.param(
+            ["curve", "SAMPLES=100", "TRAIN=demo"],
+            ".venv/bin/llm-wrapper curve --vlm toy --llm smollm2 --data toy --train demo --samples 100",
+            id="curve-samples",
+        ),
     ],
 )
 def test_variables_reach_the_command_line(house: Path, command: list[str], expected: str) -> None:

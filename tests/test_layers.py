@@ -26,6 +26,8 @@ SIDEWAYS = {
     ("detectors", "datasets"),
     ("training", "detections"),
     ("evaluation", "detections"),
+    ("optimization", "detections"),
+    ("optimization", "evaluation"),
 }
 
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate"}

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_wrapper.recipe import KINDS, compose
+from llm_wrapper.recipe import compose
 
+KINDS = ("vlm", "llm", "data", "train")
 ROOT = Path(__file__).parents[1]
 ROWS = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
 DOCS = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")

@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 from llm_wrapper import datasets, detectors
 from llm_wrapper.errors import RecipeError, nearest
 from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved
+from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved, prompt_of
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
 
 # Sections are disjoint, so it is enough that every file occurs; every LLM with every training, which read each other.
 _TRAINED = list(product(available(SHIPPED, "llm"), available(SHIPPED, "train")))
+_OTHERS = [kind for kind in KINDS if kind not in ("llm", "train")]
 COMBINATIONS = [
-    {"vlm": vlm, "llm": llm, "data": data, "train": train}
-    for (llm, train), vlm, data in zip(
-        _TRAINED, cycle(available(SHIPPED, "vlm")), cycle(available(SHIPPED, "data")), strict=False
-    )
+    {"llm": llm, "train": train, **dict(zip(_OTHERS, others, strict=True))}
+    for (llm, train), *others in zip(_TRAINED, *(cycle(available(SHIPPED, kind)) for kind in _OTHERS), strict=False)
 ]
 VLMS = ", ".join(available(SHIPPED, "vlm"))
 
@@ -51,7 +50,7 @@ def with_file(root: Path, kind: str, content: str | bytes) -> dict[str, str]:
 
 def test_every_kind_has_files_and_every_yaml_file_is_of_a_kind() -> None:
     found = {path.relative_to(SHIPPED).parts[0] for path in SHIPPED.rglob("*.yaml")}
-    assert found - {"paper"} == set(KINDS)  # test_paper.py is about those
+    assert found - {"paper", "accelerate"} == set(KINDS)  # test_paper.py and test_processes.py are about those
     assert all(available(SHIPPED, kind) for kind in KINDS)
 
 
@@ -98,6 +97,56 @@ def test_the_values_are_those_of_the_file(name: str) -> None:
     recipe = compose(SHIPPED, {**NAMES, "train": name})
     assert recipe.train == TrainSection.model_validate(written["train"])
     assert recipe.prompt.format == written["prompt"]["format"]
+
+
+# prompts
+
+
+def test_a_prompt_recipe_adds_to_what_the_training_says() -> None:
+    recipe = compose(SHIPPED, {**NAMES, "prompt": "retrieved+chain-of-thought"})
+    words = recipe.prompt
+    assert (words.format, words.examples, words.retrieve, words.reasoning_tokens) == ("hints", 4, True, 64)
+    assert compose(SHIPPED, {**NAMES, "prompt": "in-context"}, ["prompt.examples=2"]).prompt.examples == 2
+
+
+def test_a_prompt_recipe_may_be_any_file_and_comes_before_the_training(root: Path, tmp_path: Path) -> None:
+    best = tmp_path / "a+b" / "best.yaml"
+    best.parent.mkdir()
+    best.write_text("prompt: {format: coords, instruction: '{objects} {expression}'}\n", encoding="utf-8")
+    words = compose(root, {**NAMES, "prompt": str(best)}).prompt
+    assert (words.format, words.instruction) == ("coords", "{objects} {expression}")
+    assert prompt_of(root, str(best)) == {"format": "coords", "instruction": "{objects} {expression}"}
+
+
+def test_prompts_that_contradict_each_other_are_refused_with_both_places(root: Path) -> None:
+    with_file(root, "prompt", "prompt:\n  reasoning_tokens: 8\n  examples: 2\n")
+    names = {**NAMES, "prompt": "in-context+new+chain-of-thought"}
+    first = "prompt/new.yaml:3: prompt.examples is 2 here and 4 in prompt/in-context.yaml:3: name one of the two"
+    second = (
+        "prompt/chain-of-thought.yaml:3: prompt.reasoning_tokens is 64 here and 8 in prompt/new.yaml:2: "
+        "name one of the two"
+    )
+    assert problems(root, names)[1:] == [first, second]
+    with pytest.raises(RecipeError, match=r"prompt\.examples is 2 here"):
+        prompt_of(root, names["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        pytest.param("in-contxt", "", "did you mean 'in-context'?", id="unknown"),
+        pytest.param("in-context+in-context", "", "names the prompt 'in-context' twice", id="twice"),
+        pytest.param("absent.yaml", "", "absent.yaml: cannot be read as YAML", id="no-such-file"),
+        pytest.param("new", "prompt: [1]\n", "prompt is not a mapping", id="list"),
+        pytest.param("new", "train: {epochs: 1}\n", "a prompt recipe has no section 'train'", id="section"),
+        pytest.param("new", "prompt:\n  exmples: 1\n", "new.yaml:2: unknown key 'prompt.exmples'", id="key"),
+        pytest.param("new", "prompt: {retrieve: true}\n", "prompt.examples is 0", id="retrieve-nothing"),
+        pytest.param("new", "prompt: {examples: -1}\n", "greater than or equal to 0", id="less-than-none"),
+    ],
+)
+def test_an_unusable_prompt_says_why(root: Path, name: str, content: str, problem: str) -> None:
+    with_file(root, "prompt", content or "prompt: {}\n")
+    assert any(problem in line for line in problems(root, {**NAMES, "prompt": name})[1:])
 
 
 # overrides

@@ -75,3 +75,21 @@ def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
             for folder in ("merged", "tiny")
         )
     assert not torch.equal(merged, base)
+
+
+def test_an_adapter_is_trained_without_any_annotation(options: list[str]) -> None:
+    names = [f"toy-train-{number:04}.png" for number in range(12)]
+    lines = [json.dumps({"image": name, "expression": "what to find later"}) for name in names]
+    Path("mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    chosen = ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", f"data.settings.images={TOY / 'images'}"]
+    run("cache-detections", *chosen, "--split", "train")
+    training = ["train", *chosen, "--train", "demo", *options]
+
+    refused = CliRunner().invoke(cli.app, [str(arg) for arg in training])
+    assert refused.exit_code == 1
+    assert "train.generated_steps" in str(refused.exception or refused.output)
+
+    printed = run(*training, "train.generated_steps=2", "--run", RUN)
+    assert "0 samples in 0 groups, 12 images to generate expressions for" in printed
+    assert "2 steps" in printed
+    assert json.loads((RUN / "manifest.json").read_text())["samples"] == 0

@@ -1,0 +1,116 @@
+"""The verbs with a tiny LLM that may answer "none of these", with a threshold, and asked in another order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llm_wrapper import cli, commands, none_cli, runs
+from llm_wrapper.errors import RecipeError, RunError
+from llm_wrapper.evaluation import grec, none_below
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.recipe import compose
+from llm_wrapper.report import compared
+from tests.llms import tiny
+from tests.test_cli import fail, run
+
+TOY = Path(__file__).parents[1] / "data" / "toy"
+RUN = Path("runs/mine")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in (cli, none_cli):
+        monkeypatch.setattr(module, "_console", Console(width=400))
+
+
+def half_without(split: str, num_images: int) -> list[str]:
+    """Lines of the toy split, each second one without a target."""
+    rows = [json.loads(line) for line in (TOY / f"{split}.jsonl").read_text("utf-8").splitlines()]
+    images = list(dict.fromkeys(row["image_id"] for row in rows))[:num_images]
+    kept = [{**row, "split": split, "image": str(TOY / row["image"])} for row in rows if row["image_id"] in images]
+    return [json.dumps({**row, "box": None} if place % 2 else row) for place, row in enumerate(kept)]
+
+
+def mine() -> list[str]:
+    Path("mine.jsonl").write_text("\n".join([*half_without("train", 8), *half_without("val", 4)]), encoding="utf-8")
+    llm = tiny.llm()
+    llm.model.save_pretrained("tiny")
+    llm.tokenizer.save_pretrained("tiny")
+    return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl"]
+
+
+def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() -> None:
+    data = mine()
+    run("cache-detections", *data)
+    options = ["llm.model=tiny", "llm.dtype=float32", "train.max_steps=2", "train.groups_per_step=4"]
+    printed = run("train", *data, "--train", "demo", "--run", RUN, *options, "prompt.none=true")
+    manifest = json.loads((RUN / "manifest.json").read_text())
+    lines = [json.loads(line) for line in half_without("train", 8)]
+    num_without = sum(line["box"] is None for line in lines)
+    assert manifest["answered_none"]["no_target"] == num_without
+    assert (manifest["samples"], manifest["left_out"].get("no_target", 0)) == (len(lines), 0)
+    assert f"answered by none of these: {manifest['answered_none']}" in printed
+
+    run("eval", *data, "--run", RUN)
+    tuned = [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"]
+    assert len(tuned) == len(half_without("val", 4))
+    for row in tuned:
+        assert row.none_probability is not None
+        assert sum(row.probabilities or ()) + row.none_probability == pytest.approx(1)
+        assert row.says_none == (row.none_probability > max(row.probabilities or ()))
+
+    table = run("none-below", RUN / "predictions-val.parquet")
+    assert f"{len(tuned)} samples of val" in table
+    assert "N-acc" in table
+    run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
+    beside = RUN / compared.FOLDER / "none-below-0.99" / "predictions-val.parquet"
+    below = [row for row in files.load(beside) if row.system == "tuned"]
+    assert below == none_below.applied(tuned, 0.99)
+    assert grec.measure(below).n_acc.n == sum(row.target is None for row in tuned)
+    assert "prompt.none_below=0.99" in fail(RunError, "none-below", beside)
+
+    run("eval", *data, "--run", RUN, "candidates.order=shuffled")
+    assert (RUN / compared.FOLDER / "shuffled-not-left_to_right" / "predictions-val.parquet").is_file()
+    assert [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
+    run("report", RUN)
+    page = (RUN / "report.md").read_text(encoding="utf-8")
+    flips = page.partition("Flips under reordering")[2].partition("\n## ")[0]
+    assert "| tuned | shuffled-not-left_to_right |" in flips.replace("\\_", "_")
+    assert "none-below-0.99: tuned" in page
+
+
+def test_a_threshold_needs_probabilities() -> None:
+    data = mine()
+    run("cache-detections", *data, "--split", "val")
+    options = ["llm.model=tiny", "prompt.none_below=0.5", "llm.decode=generate"]
+    assert "llm.decode=generate does not give" in fail(RecipeError, "eval", *data, *options)
+    run("eval", *data, "--llm", "rule")
+    path = Path("runs/toy-rule-mine-untrained/predictions-val.parquet")
+    assert "'rule' has no probabilities" in fail(RunError, "none-below", path, "--system", "rule")
+    assert "'tuned' is not in it" in fail(RunError, "none-below", path)
+
+
+def test_a_report_takes_other_runs_beside_it() -> None:
+    data = mine()
+    run("cache-detections", *data, "--split", "val")
+    run("eval", *data, "--llm", "rule")
+    own = Path("runs/toy-rule-mine-untrained")
+    other = own.rename("runs/the-same")
+    run("eval", *data, "--llm", "rule", "candidates.order=shuffled")
+    run("report", own, "--with", other)
+    assert "the-same: rule" in (own / "report.md").read_text(encoding="utf-8")
+    assert "is a predictions file" in fail(RunError, "report", own / "predictions-val.parquet", "--with", other)
+    assert "is the run itself" in fail(RunError, "report", own, "--with", own)
+
+
+def test_a_run_that_is_asked_as_it_was_trained_keeps_its_place() -> None:
+    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    runs.open_run(RUN, recipe)
+    assert commands._kept_in(commands.Evaluation(recipe, RUN), recipe) == RUN
+    without = commands.Evaluation(recipe, None)
+    assert commands._kept_in(without, recipe) == without.folder

@@ -1,0 +1,162 @@
+"""Every prompt recipe on the whole road, with a tiny random LLM: from the command line to kept predictions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from llm_wrapper import cli, transfer_cli
+from llm_wrapper.errors import CacheError, PromptError, RecipeError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.recipe import available
+from tests.llms import tiny
+
+ROOT = Path(__file__).parents[1]
+NUM_IMAGES = 5
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images of two toy splits, and a tiny LLM in a folder."""
+    root = tmp_path_factory.mktemp("prompted")
+    (root / "toy" / "images").mkdir(parents=True)
+    for split in ("train", "val"):
+        lines = (ROOT / "data" / "toy" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:NUM_IMAGES]
+        kept = [line for line in lines if json.loads(line)["image"] in names]
+        (root / "toy" / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        for name in names:
+            shutil.copy(ROOT / "data" / "toy" / name, root / "toy" / name)
+    llm = tiny.llm()
+    llm.model.save_pretrained(root / "tiny")
+    llm.tokenizer.save_pretrained(root / "tiny")
+    return root
+
+
+@pytest.fixture
+def options(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
+    """The toy's detections cached in a folder of its own, and the options that choose data and LLM."""
+    monkeypatch.chdir(tmp_path)
+    for module in (cli, transfer_cli):
+        monkeypatch.setattr(module, "_console", Console(width=400))
+    run("cache-detections", "--data-root", ground / "toy")
+    model = [f"llm.model={ground / 'tiny'}", "llm.dtype=float32", "llm.quantization=none"]
+    return ["--data-root", ground / "toy", *model]
+
+
+def invoke(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def run(*args: str | Path) -> str:
+    result = invoke(*args)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def evaluated(folder: Path, system: str = "untrained") -> dict[str, tuple[float, ...] | None]:
+    rows = files.load(folder / "predictions-val-first-10.parquet")
+    return {row.sample_id: row.probabilities for row in rows if row.system == system}
+
+
+RECIPES = [*available(ROOT / "recipes", "prompt"), "retrieved+chain-of-thought"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_prompt_recipe_is_evaluated_and_asks_otherwise(name: str, options: list[str | Path]) -> None:
+    few = "prompt.reasoning_tokens=4" if "thought" in name else "prompt.format=compact"
+    told = run("eval", "--limit", "10", "--prompt", name, *options, few)
+    run("eval", "--limit", "10", *options, "prompt.format=compact")
+    (folder,) = Path("runs").glob(f"*-untrained-{name.replace('+', '-')}")
+    (plain,) = Path("runs").glob("*-untrained")
+    prompted, bare = evaluated(folder), evaluated(plain)
+    assert prompted.keys() == bare.keys()
+    assert len(prompted) == 10
+    assert prompted != bare
+    report = json.loads((folder / "report-val-first-10.json").read_text())
+    summary = "4 retrieved examples" if "retrieved" in name else "4 fixed examples" if "context" in name else ""
+    assert summary in told
+    assert ("sets" in report["prompt"]) == bool(summary)
+    rows = [row for row in files.load(folder / "predictions-val-first-10.parquet") if row.system == "untrained"]
+    reasoned = "thought" in name
+    assert all((row.reasoning is not None) == reasoned for row in rows)
+    assert all((row.num_tokens in range(1, 5)) == reasoned for row in rows)
+
+
+def test_a_trained_run_keeps_its_words_unless_others_are_asked_for(
+    options: list[str | Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    training = ["train.limit=8", "train.groups_per_step=4", "train.max_steps=1", "prompt.format=compact"]
+    words = "prompt.instruction='{objects} Which is {expression}?'"
+    run("train", "--run", "runs/mine", *options, *training, words)
+    caplog.set_level(logging.WARNING)
+    told = run("eval", "--run", "runs/mine", "--limit", "10", *options)
+    assert "asked with compact, own instruction" in told
+    assert "was trained with" not in caplog.text
+    own = evaluated(Path("runs/mine"), "tuned")
+
+    told = run("eval", "--run", "runs/mine", "--limit", "10", "--prompt", "in-context", *options, "prompt.examples=2")
+    assert "asked with compact, own instruction, 2 fixed examples" in told
+    assert "was trained with compact, own instruction; it is asked with compact, own instruction, 2" in caplog.text
+    assert evaluated(Path("runs/mine-in-context"), "tuned") != own
+    assert evaluated(Path("runs/mine"), "tuned") == own
+
+    best = Path("best.yaml")
+    best.write_text("prompt: {format: relations, instruction: 'So: {objects} {expression}'}\n", encoding="utf-8")
+    told = run("eval", "--run", "runs/mine", "--limit", "10", "--prompt", best, *options)
+    assert "asked with relations, own instruction" in told
+    assert Path("runs/mine-best.yaml/report-val-first-10.json").is_file()
+
+
+def test_predict_shows_examples_of_a_training_split(options: list[str | Path], ground: Path) -> None:
+    image = next((ground / "toy" / "images").iterdir())
+    command = ["predict", image, "the left star", "--data", "toy", *options, "prompt.format=compact"]
+    bare = run(*command)
+    assert "decided by: llm" in bare
+    for name in ("retrieved", "in-context+instruction"):
+        found = run(*command, "--prompt", name)
+        assert found != bare
+        assert run(*command, "--prompt", name) == found
+
+
+def test_examples_of_an_uncached_split_name_the_command(options: list[str | Path]) -> None:
+    shutil.rmtree("data/detections/toy/toy/train")
+    problem = invoke("eval", "--limit", "10", "--prompt", "in-context", *options).exception
+    assert isinstance(problem, CacheError)
+    assert "cache-detections --vlm toy --data toy --split train" in str(problem)
+
+
+@pytest.mark.parametrize("name", ["in-context", "retrieved", "chain-of-thought"])
+def test_training_with_examples_or_reasons_is_refused(options: list[str | Path], name: str) -> None:
+    problem = invoke("train", "--run", "runs/mine", "--prompt", name, *options).exception
+    assert isinstance(problem, RecipeError)
+    assert "an LLM is trained on format and instruction alone" in str(problem)
+    assert not Path("runs/mine").exists()
+
+
+def test_an_unusable_instruction_is_refused_before_anything_is_asked(options: list[str | Path]) -> None:
+    for verb in (["train", "--run", "runs/mine"], ["eval", "--limit", "10"]):
+        problem = invoke(*verb, *options, "prompt.instruction='Which object?'").exception
+        assert isinstance(problem, PromptError)
+        assert "{objects} stands in the instruction 0 times" in str(problem)
+    assert not Path("runs").exists()
+
+
+def test_a_transfer_matrix_knows_prompts_with_examples(options: list[str | Path]) -> None:
+    chosen = ["--vlm", "toy", "--data", "toy", "--llm", "smollm2", "--limit", "10", *options, "prompt.format=compact"]
+    for more in (
+        [],
+        ["prompt.examples=2"],
+        ["prompt.examples=2", "prompt.retrieve=true"],
+        ["prompt.reasoning_tokens=3"],
+    ):
+        run("transfer", *chosen, *more)
+    kept = list(Path("runs/transfer").rglob("untrained*.parquet"))
+    assert len(kept) == 4
+    assert len({str([row.probabilities for row in files.load(path)]) for path in kept}) == 4
