@@ -17,6 +17,8 @@ from llm_wrapper.records import Answer
 from llm_wrapper.training.bench_growth import same_answers
 from tests.llms import tiny
 
+pytestmark = pytest.mark.slow
+
 AROUND = {
     "read the data set",
     "cache detections",

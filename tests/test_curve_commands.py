@@ -18,6 +18,8 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
 from tests.llms import tiny
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[1] / "data" / "toy"
 NUM_STEPS = 5
 """Of a training on 20 expressions, by fours."""

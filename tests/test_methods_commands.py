@@ -19,6 +19,8 @@ from llm_wrapper.report import page
 from tests.llms import tiny
 from tests.optimization.fakes import ProposingServer
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[1] / "data" / "toy"
 FOLDER = Path("runs/methods/mine")
 THREE = ("--method", "in-context", "--method", "lora")

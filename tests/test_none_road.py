@@ -17,6 +17,8 @@ from llm_wrapper.report import compared
 from tests.llms import tiny
 from tests.test_cli import fail, run
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[1] / "data" / "toy"
 RUN = Path("runs/mine")
 

@@ -17,6 +17,8 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import available
 from tests.llms import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NUM_IMAGES = 5
 

@@ -32,7 +32,10 @@ OURS = ["llm.model=tiny", "llm.dtype=float32"]
 THEIRS = [*OURS, "prompt.format=theirs.j2"]
 TEMPLATE = re.search(r"```jinja\n(.*?)```", (ROOT / "docs" / "paper.md").read_text("utf-8"), re.DOTALL)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
+]
 
 
 @pytest.fixture

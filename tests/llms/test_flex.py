@@ -33,6 +33,8 @@ from tests.llms.test_packing import TREES, sequences
 from tests.training.test_plan import BATCH, SETUP, SIZES
 from tests.training.test_sft import examples, gradients, groups, recipe, trainer_for
 
+pytestmark = pytest.mark.slow
+
 merging = pytest.mark.parametrize("merge", [True, False], ids=["merge", "branches"])
 
 

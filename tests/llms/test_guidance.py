@@ -13,6 +13,8 @@ from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.sections import SamplingSection
 from tests.llms import tiny
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = SamplingSection(max_new_tokens=6)
 BETTER, WORSE = "the left dog of 4 dogs", "12 chairs"
 PAIRS = [pytest.param(*pair, id="-".join(pair)) for pair in tiny.PAIRS]

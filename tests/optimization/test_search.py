@@ -16,6 +16,8 @@ from llm_wrapper.optimization.search import Request, seed_of
 from llm_wrapper.optimization.standing import Standing
 from tests.optimization.made import NUM, Proposer, Selector, climbing, prompt, searched
 
+pytestmark = pytest.mark.slow
+
 
 class StoppedError(Exception):
     """Stands for Ctrl-C, a kill, or a server that went away."""

@@ -6,6 +6,8 @@ import pytest
 
 from llm_wrapper.report import growth
 
+pytestmark = pytest.mark.slow
+
 SECONDS = {100: {"read": 0.001, "ask the LLM": 0.1}, 1000: {"read": 0.002, "ask the LLM": 0.08}, 10000: {"read": 0.02}}
 CPU = {100: {"read": 0.001, "ask the LLM": 0.1}, 1000: {"read": 0.001, "ask the LLM": 0.05}, 10000: {"read": 0.01}}
 CANDIDATES = {

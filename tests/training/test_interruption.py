@@ -28,6 +28,8 @@ from tests.llms import tiny
 from tests.training import tiny_run
 from tests.training.test_sft import CHOSEN, log_of, recipe, train_groups, weights_of
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: dict[str, Any] = {
     "groups_per_step": 2,
     "epochs": 20,

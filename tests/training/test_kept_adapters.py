@@ -18,6 +18,8 @@ from llm_wrapper.training.kept_adapters import KeptAdapters, seen
 from tests.llms import tiny
 from tests.training.test_sft import group, recipe, train_groups
 
+pytestmark = pytest.mark.slow
+
 
 def steps_of(run: Path) -> list[int]:
     """The steps of all kept adapters, each of which is whole."""

@@ -23,6 +23,8 @@ from llm_wrapper.training.collator import Collator
 from tests.llms import tiny
 from tests.training.test_sft import examples, groups, log_of, recipe, train_groups
 
+pytestmark = pytest.mark.slow
+
 COUNT = 5
 
 methods = pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])

@@ -27,6 +27,8 @@ from llm_wrapper.training.adapted import adapted, adapter_config
 from tests.llms import tiny
 from tests.training.test_sft import log_of, recipe, train_groups
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[2] / "data" / "toy"
 METHODS = ("lora", "dora", "ia3", "prompt-tuning", "prefix-tuning")
 SOFT = METHODS[3:]

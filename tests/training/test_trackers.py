@@ -18,6 +18,8 @@ from llm_wrapper.training import sft, trackers
 from tests.llms import tiny
 from tests.training.test_sft import recipe, train_groups
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_PROJECT")
 
 

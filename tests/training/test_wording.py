@@ -19,6 +19,8 @@ from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptS
 from llm_wrapper.records import Prompt
 from llm_wrapper.training.wording import exemplars, require_trainable, wording_of
 
+pytestmark = pytest.mark.slow
+
 BOXES = [(10, 40, 31, 61), (100, 20, 141, 61), (60, 90, 90, 110)]
 
 
