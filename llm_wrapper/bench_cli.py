@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from llm_wrapper import bench_commands, bench_growth_commands, commands
-from llm_wrapper.recipe import Recipe, compose
+from llm_wrapper import bench_commands, bench_growth_commands
+from llm_wrapper.options import DataRoot, Overrides, chosen
+from llm_wrapper.recipe import Recipe
 
 __all__ = ["app"]
 
@@ -18,13 +18,9 @@ app = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this m
 
 _console = Console()
 
-DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
-
 
 def _recipe(vlm: str, llm: str, data: str, train: str, overrides: list[str], root: Path | None = None) -> Recipe:
-    more = [f"data.root={json.dumps(str(root), ensure_ascii=False)}"] if root else []
-    names = {"vlm": vlm, "llm": llm, "data": data, "train": train}
-    return compose(commands.recipes_folder(), names, [*more, *overrides])
+    return chosen({"vlm": vlm, "llm": llm, "data": data, "train": train}, overrides, root)
 
 
 @app.command()
@@ -53,7 +49,7 @@ def train(
 
 @app.command()
 def detect(
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    overrides: Overrides = None,
     *,
     data: Annotated[str, typer.Option(help="Data set with its images: a file of recipes/data.")] = "toy",
     data_root: DataRoot = None,
@@ -81,7 +77,7 @@ def metrics(
 
 @app.command()
 def growth(
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    overrides: Overrides = None,
     *,
     size: Annotated[list[int] | None, typer.Option(min=4, help="Expressions; once for each, 100 1000 10000.")] = None,
     most_asked: Annotated[int, typer.Option(help="Larger sizes are measured without asking the LLM.")] = 10_000,

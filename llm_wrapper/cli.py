@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 import warnings
@@ -30,8 +29,9 @@ from llm_wrapper.bench_cli import app as bench_app
 from llm_wrapper.detections_cli import app as detections_app
 from llm_wrapper.errors import LLMWrapperError, RecipeError
 from llm_wrapper.evaluation.foreign_boxes import BoxFormat
+from llm_wrapper.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, assigned, chosen
 from llm_wrapper.prompts_cli import app as prompts_app
-from llm_wrapper.recipe import Recipe, compose
+from llm_wrapper.recipe import Recipe
 
 __all__ = ["app", "main"]
 
@@ -49,13 +49,6 @@ none_cli.add_to(app)
 _console = Console()
 _errors = Console(stderr=True)
 
-Vlm = Annotated[str, typer.Option(help="Detector: a file of recipes/vlm; a+b for both together.")]
-Llm = Annotated[str, typer.Option(help="LLM: a file of recipes/llm.")]
-Data = Annotated[str, typer.Option(help="Data set: a file of recipes/data.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
-Train = Annotated[str, typer.Option(help="Training: a file of recipes/train.")]
-Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Run = Annotated[Path | None, typer.Option(help="Run folder.")]
 Wording = Annotated[
     str | None,
@@ -64,7 +57,6 @@ Wording = Annotated[
 Foreign = Annotated[
     str | None, typer.Option("--adapter", help="A PEFT adapter of another program: folder, or owner/name of the hub.")
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 
 
 def _recipe(
@@ -77,14 +69,8 @@ def _recipe(
     *,
     prompt: str | None = None,
 ) -> Recipe:
-    more = [_assigned("data.root", data_root)] if data_root else []
-    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, **({"prompt": prompt} if prompt else {})}
-    return compose(commands.recipes_folder(), names, [*more, *(overrides or [])])
-
-
-def _assigned(key: str, path: Path) -> str:
-    """Return an override that sets a path, quoted: a `#` or `: ` in it would mean something in YAML."""
-    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
+    return chosen(names, overrides, data_root)
 
 
 @data_app.command("check")
@@ -214,7 +200,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     out: Annotated[Path, typer.Option(help="Where the drawn picture goes.")] = Path("runs/predict.png"),
 ) -> None:
     """Find the box that an expression describes, and draw the ranked candidates."""
-    more = [_assigned("detector.settings.path", boxes)] if boxes else []
+    more = [assigned("detector.settings.path", boxes)] if boxes else []
     overrides = [*more, *(overrides or [])]
     recipe = _recipe("import" if boxes else vlm, llm, data or "mine", "default", overrides, data_root, prompt=prompt)
     if run and not data:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,8 @@ from llm_wrapper import methods_commands, runs
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.evaluation import methods
 from llm_wrapper.evaluation.methods import Method
-from llm_wrapper.recipe import LLMSection, Recipe, compose, prompt_of
+from llm_wrapper.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, root
+from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.recipe_files import folder as recipes_folder
 
 __all__ = ["add_to"]
@@ -37,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    overrides: Overrides = None,
     *,
     method: Annotated[
         list[str] | None, typer.Option(help=f"A row; repeat it for several. There are: {', '.join(methods.METHODS)}.")
@@ -46,36 +46,30 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
     compute: Annotated[
         int | None, typer.Option(min=1, help="Tokens through the LLM that a row shall take, for all it does.")
     ] = None,
-    vlm: Annotated[str, typer.Option(help="Detector: a file of recipes/vlm; a+b for both together.")] = "toy",
-    llm: Annotated[str, typer.Option(help="LLM: a file of recipes/llm.")] = "smollm2",
-    data: Annotated[str, typer.Option(help="Data set: a file of recipes/data.")] = "toy",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")
-    ] = None,
+    vlm: Vlm = "toy",
+    llm: Llm = "smollm2",
+    data: Data = "toy",
+    data_root: DataRoot = None,
     train: Annotated[str, typer.Option(help="How LoRA is trained: a file of recipes/train.")] = "default",
     proposer: Annotated[
         str | None, typer.Option(help="LLM that proposes prompts, if not the one that is asked: a file of recipes/llm.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split, if not the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First samples only; the table says so.")] = None,
+    split: Split = None,
+    limit: Limit = None,
     name: Annotated[str | None, typer.Option(help="Of the folder in runs/methods, if not by what is compared.")] = None,
 ) -> None:
     """Compare prompting, prompt search and training of one LLM at the same budget, in one table with a plot."""
-    # In quotes of JSON, as a path may hold what YAML would read.
-    root = [f"data.root={json.dumps(str(data_root), ensure_ascii=False)}"] if data_root else []
-    root += [f"data.eval_split={json.dumps(split)}"] if split else []
+    where = [*root(data_root), *([f"data.eval_split={json.dumps(split)}"] if split else [])]
     choices = {"vlm": vlm, "llm": llm, "data": data, "train": train}
     rows, more = methods.chosen(method or []), overrides or []
     _require_of_use(rows, more)
-    compose(
-        recipes_folder(), {**choices, "search": "glov"}, [*root, *more]
-    )  # a wrong key is told before a row drops it
+    chosen({**choices, "search": "glov"}, [*where, *more])  # a wrong key is told before a row drops it
     recipes = {
-        each.name: _recipe(each, choices, labelled, ([*root, _FORMAT], [key for key in more if _is_of(each, key)]))
+        each.name: _recipe(each, choices, labelled, ([*where, _FORMAT], [key for key in more if _is_of(each, key)]))
         for each in rows
     }
     if proposer:
-        section = compose(recipes_folder(), {**choices, "llm": proposer}, root).llm
+        section = chosen({**choices, "llm": proposer}, where).llm
         recipes = {each: _proposed(recipe, section) for each, recipe in recipes.items()}
     folder = runs.ROOT / "methods" / (name or f"{vlm}-{llm}-{data}-{labelled}")
     found = methods_commands.compare(methods_commands.Job(folder, recipes, limit, compute), _console)
@@ -124,7 +118,7 @@ def _recipe(
         budget += [f"search.slice={search}", f"search.confirm={confirm}", f"search.first={min(_FIRST, search)}"]
     elif row.kind == "prompt":
         names["prompt"] = row.file
-    return compose(recipes_folder(), names, [*overrides[0], *budget, *overrides[1]])
+    return chosen(names, [*overrides[0], *budget, *overrides[1]])
 
 
 def _proposed(recipe: Recipe, proposer: LLMSection) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,7 @@ import typer
 from rich.console import Console
 
 from llm_wrapper import runs, search_commands
-from llm_wrapper.recipe import compose
-from llm_wrapper.recipe_files import folder as recipes_folder
+from llm_wrapper.options import Data, DataRoot, Llm, Overrides, Vlm, chosen
 
 __all__ = ["app"]
 
@@ -22,15 +20,13 @@ _console = Console()
 
 @app.command()
 def search(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    overrides: Overrides = None,
     *,
     search: Annotated[str, typer.Option(help="How to search: a file of recipes/search.")] = "glov",
-    vlm: Annotated[str, typer.Option(help="Detector: a file of recipes/vlm; a+b for both together.")] = "toy",
-    llm: Annotated[str, typer.Option(help="LLM: a file of recipes/llm.")] = "smollm2",
-    data: Annotated[str, typer.Option(help="Data set: a file of recipes/data.")] = "toy",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")
-    ] = None,
+    vlm: Vlm = "toy",
+    llm: Llm = "smollm2",
+    data: Data = "toy",
+    data_root: DataRoot = None,
     train: Annotated[str, typer.Option(help="Format of the prompt: a file of recipes/train.")] = "default",
     prompt: Annotated[
         str | None, typer.Option(help="Where to begin: a file of recipes/prompt, or the path of one.")
@@ -41,17 +37,8 @@ def search(  # noqa: PLR0913 (each is an option of the verb)
     ] = None,
 ) -> None:
     """Search for a prompt on one slice of the training data, confirm it on another; the same command goes on."""
-    names = {
-        "vlm": vlm,
-        "llm": llm,
-        "data": data,
-        "train": train,
-        "search": search,
-        **({"prompt": prompt} if prompt else {}),
-    }
-    # In quotes of JSON, as a path may hold what YAML would read.
-    root = [f"data.root={json.dumps(str(data_root), ensure_ascii=False)}"] if data_root else []
-    recipe = compose(recipes_folder(), names, [*root, *(overrides or [])])
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "search": search, "prompt": prompt}
+    recipe = chosen(names, overrides, data_root)
     folder = run or runs.ROOT / "prompts" / f"{vlm}-{llm}-{data}-{search}"
     search_commands.run_search(recipe, folder, _console)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,8 @@ import typer
 from rich.console import Console
 
 from llm_wrapper import runs, transfer_commands
-from llm_wrapper.commands import recipes_folder
-from llm_wrapper.recipe import Recipe, compose
+from llm_wrapper.options import Data, Limit, Overrides, Split, chosen, root
+from llm_wrapper.recipe import Recipe
 
 __all__ = ["add_to"]
 
@@ -22,9 +21,6 @@ Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a 
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data sets lie, if not where their recipes say.")]
 Llm = Annotated[str | None, typer.Option(help="A further LLM, asked untrained: a file of recipes/llm.")]
 Train = Annotated[str, typer.Option(help="How that LLM is prompted: a file of recipes/train.")]
-Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the tables say so.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,7 +46,7 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
 ) -> None:
     """Evaluate adapters on detectors and data sets that they were not trained on, in one matrix with a heat map."""
     vlms, sets = list(dict.fromkeys(vlm or ["toy"])), list(dict.fromkeys(data or ["toy"]))
-    more = [*_root(data_root), *(overrides or [])]
+    more = [*root(data_root), *(overrides or [])]
     recipes = [_recipe(each, "rule", one, train, more) for one in sets for each in vlms]
     folder = runs.ROOT / "transfer" / (name or f"{'_'.join(vlms)}-{'_'.join(sets)}")
     untrained = _recipe(vlms[0], llm, sets[0], train, more) if llm else None
@@ -62,7 +58,7 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
     *,
     vlm: Annotated[str, typer.Option(help="Detectors, joined by +: files of recipes/vlm.")] = "toy+toy-gray",
     run: Adapters = None,
-    data: Annotated[str, typer.Option(help="Data set: a file of recipes/data.")] = "toy",
+    data: Data = "toy",
     data_root: DataRoot = None,
     llm: Llm = None,
     train: Train = "default",
@@ -73,17 +69,12 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
     ] = None,
 ) -> None:
     """Compare an ensemble of detectors with its parts, and several adapters with their mean and vote."""
-    more = [*_root(data_root), *(overrides or [])]
+    more = [*root(data_root), *(overrides or [])]
     folder = runs.ROOT / "ensemble" / (name or f"{vlm}-{data}")
     untrained = _recipe(vlm, llm, data, train, more) if llm else None
     recipes = [_recipe(vlm, "rule", data, train, more)]
     transfer_commands.ensemble(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
 
 
-def _root(data_root: Path | None) -> list[str]:
-    """Return the override that says where data lies; in quotes of JSON, as a path may hold what YAML would read."""
-    return [f"data.root={json.dumps(str(data_root), ensure_ascii=False)}"] if data_root else []
-
-
 def _recipe(vlm: str, llm: str, data: str, train: str, overrides: Sequence[str]) -> Recipe:
-    return compose(recipes_folder(), {"vlm": vlm, "llm": llm, "data": data, "train": train}, overrides)
+    return chosen({"vlm": vlm, "llm": llm, "data": data, "train": train}, overrides)
