@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from llm_wrapper import cli, commands, curve_cli, runs
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
+from tests.first_images import copy_first_images
 from tests.llms import tiny
 
 pytestmark = pytest.mark.slow
@@ -29,14 +29,7 @@ NUM_STEPS = 5
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first images of two toy splits."""
     root = tmp_path_factory.mktemp("data") / "toy"
-    (root / "images").mkdir(parents=True)
-    for split in ("train", "val"):
-        lines = (TOY / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:4]
-        kept = [line for line in lines if json.loads(line)["image"] in names]
-        (root / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for name in names:
-            shutil.copy(TOY / name, root / name)
+    copy_first_images(root, count=4)
     return root
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.report import page
+from tests.first_images import copy_first_images
 from tests.llms import tiny
 from tests.optimization.fakes import ProposingServer
 
@@ -31,14 +31,7 @@ THREE = ("--method", "in-context", "--method", "lora")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first images of three toy splits, and a tiny LLM."""
     folder = tmp_path_factory.mktemp("source")
-    (folder / "toy" / "images").mkdir(parents=True)
-    for split in ("train", "val"):
-        lines = (TOY / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:4]
-        kept = [line for line in lines if json.loads(line)["image"] in names]
-        (folder / "toy" / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for name in names:
-            shutil.copy(TOY / name, folder / "toy" / name)
+    copy_first_images(folder / "toy", count=4)
     llm = tiny.llm()
     llm.model.save_pretrained(folder / "tiny")
     llm.tokenizer.save_pretrained(folder / "tiny")

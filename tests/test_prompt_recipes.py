@@ -15,6 +15,7 @@ from llm_wrapper import cli, transfer_cli
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import available
+from tests.first_images import copy_first_images
 from tests.llms import tiny
 
 pytestmark = pytest.mark.slow
@@ -27,14 +28,7 @@ NUM_IMAGES = 5
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few images of two toy splits, and a tiny LLM in a folder."""
     root = tmp_path_factory.mktemp("prompted")
-    (root / "toy" / "images").mkdir(parents=True)
-    for split in ("train", "val"):
-        lines = (ROOT / "data" / "toy" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:NUM_IMAGES]
-        kept = [line for line in lines if json.loads(line)["image"] in names]
-        (root / "toy" / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for name in names:
-            shutil.copy(ROOT / "data" / "toy" / name, root / "toy" / name)
+    copy_first_images(root / "toy", count=NUM_IMAGES)
     llm = tiny.llm()
     llm.model.save_pretrained(root / "tiny")
     llm.tokenizer.save_pretrained(root / "tiny")

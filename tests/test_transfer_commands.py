@@ -17,6 +17,7 @@ from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeErr
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
 from llm_wrapper.recipe import compose
+from tests.first_images import copy_first_images
 from tests.llms import tiny
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
@@ -27,14 +28,7 @@ NUM_IMAGES = 3
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first images of two toy splits."""
     root = tmp_path_factory.mktemp("data") / "toy"
-    (root / "images").mkdir(parents=True)
-    for split in ("train", "val"):
-        lines = (TOY / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:NUM_IMAGES]
-        kept = [line for line in lines if json.loads(line)["image"] in names]
-        (root / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for name in names:
-            shutil.copy(TOY / name, root / name)
+    copy_first_images(root, count=NUM_IMAGES)
     return root
 
 

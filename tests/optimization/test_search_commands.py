@@ -20,6 +20,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
 from llm_wrapper.optimization.history import Evaluated, History
 from tests.detectors.misbehaving_server import Step
+from tests.first_images import copy_first_images
 from tests.llms import tiny
 from tests.optimization.fakes import CaptionedDetector, ProposingServer
 from tests.optimization.test_search import timeless
@@ -41,14 +42,7 @@ PROPOSALS = [
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first images of two toy splits, and a tiny LLM."""
     folder = tmp_path_factory.mktemp("source")
-    (folder / "toy" / "images").mkdir(parents=True)
-    for split in ("train", "val"):
-        lines = (TOY / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:4]
-        kept = [line for line in lines if json.loads(line)["image"] in names]
-        (folder / "toy" / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for name in names:
-            shutil.copy(TOY / name, folder / "toy" / name)
+    copy_first_images(folder / "toy", count=4)
     llm = tiny.llm()
     llm.model.save_pretrained(folder / "tiny")
     llm.tokenizer.save_pretrained(folder / "tiny")
