@@ -112,6 +112,8 @@ def train(grouped: Recipe, single: Recipe, console: Console, *, num_steps: int) 
         num_steps: Optimizer steps that are timed, of each.
     """
     jobs = {"grouped": (grouped, grouped.data.eval_split), "single": (single, single.data.train_split)}
+    for recipe, split in jobs.values():
+        detection_commands.cache(recipe, [split], console)
     columns = ("rows", "expressions/s", "rival's", "ratio", "loss differs by", "in float32 by")
     table = Table(*columns, title="training, against TRL's SFTTrainer with batches of 4")
     facts: dict[str, Any] = {"cores": os.cpu_count(), "versions": artifacts.versions()}
