@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM, takes_blocks
 from llm_wrapper.llms.virtual import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
+from llm_wrapper.training import processes
 
 __all__ = ["FIRST_WORDS", "adapted", "adapter_config", "lora"]
 
@@ -92,7 +92,7 @@ def adapted(llm: LoadedLLM, recipe: Recipe) -> Any:
 def _with_soft_prompt(llm: LoadedLLM, config: peft.PeftConfig) -> SoftPromptModel:
     if takes_blocks(llm.model):
         raise ModelError("soft prompts do not go with llm.attention=flex_attention; set llm.attention=auto")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if processes.shares_model():
         raise ModelError(
             "soft prompts are too small to be shared out by FSDP, and PEFT cannot save the parts; use "
             "recipes/accelerate/ddp.yaml"

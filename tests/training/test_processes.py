@@ -28,6 +28,7 @@ from tests.training.test_sft import IGNORED, recipe
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 OPTIONS: dict[str, Any] = {
+    "tokens_per_batch": 200,  # so that the processes have several parts of a step each, and not equally many
     "groups_per_step": 4,
     "epochs": 2,
     "save_steps": 2,
