@@ -12,26 +12,26 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from llm_wrapper import (
+from llm_wrapper import runs
+from llm_wrapper.adapter_files import locate
+from llm_wrapper.errors import LLMWrapperError, RecipeError
+from llm_wrapper.evaluation.foreign_boxes import BoxFormat
+from llm_wrapper.recipe import Recipe
+from llm_wrapper.verbs import (
     commands,
     curve_cli,
     detection_commands,
     methods_cli,
     none_cli,
     plan_commands,
-    runs,
     score_commands,
     transfer_cli,
     use_commands,
 )
-from llm_wrapper.adapter_files import locate
-from llm_wrapper.bench_cli import app as bench_app
-from llm_wrapper.detections_cli import app as detections_app
-from llm_wrapper.errors import LLMWrapperError, RecipeError
-from llm_wrapper.evaluation.foreign_boxes import BoxFormat
-from llm_wrapper.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, assigned, chosen
-from llm_wrapper.prompts_cli import app as prompts_app
-from llm_wrapper.recipe import Recipe
+from llm_wrapper.verbs.bench_cli import app as bench_app
+from llm_wrapper.verbs.detections_cli import app as detections_app
+from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, assigned, chosen
+from llm_wrapper.verbs.prompts_cli import app as prompts_app
 
 __all__ = ["app", "main"]
 

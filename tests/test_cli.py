@@ -14,11 +14,12 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, commands, runs
+from llm_wrapper import cli, runs
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from llm_wrapper.report import tables
+from llm_wrapper.verbs import commands
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 NUM_IMAGES = 4

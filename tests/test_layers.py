@@ -44,7 +44,7 @@ def dotted(module: str) -> str:
 def group_of(name: str) -> str:
     """The layer group of a dotted name inside the package; a module at the top is core, or the command line."""
     head = [*name.split("."), ""][1]
-    if head in {"cli", "commands", "predict", "__main__"} or head.endswith(("_commands", "_cli")):
+    if head in {"cli", "verbs", "predict", "__main__"}:
         return "cli"
     return head if (PACKAGE / head).is_dir() and head else "core"
 

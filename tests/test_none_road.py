@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import cli, commands, none_cli, runs
+from llm_wrapper import cli, runs
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import grec, none_below
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from llm_wrapper.report import compared
+from llm_wrapper.verbs import commands, none_cli
 from tests.llms import tiny
 from tests.test_cli import fail, run
 

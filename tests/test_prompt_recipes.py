@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import cli, transfer_cli
+from llm_wrapper import cli
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import available
+from llm_wrapper.verbs import transfer_cli
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 

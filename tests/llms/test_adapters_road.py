@@ -16,13 +16,14 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import artifacts, asking_commands, cli, commands
+from llm_wrapper import artifacts, cli
 from llm_wrapper.adapter_files import locate
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.load import with_adapter
 from llm_wrapper.predict import Wrapper
 from llm_wrapper.recipe import compose
+from llm_wrapper.verbs import asking_commands, commands
 from tests.llms import tiny
 from tests.llms.test_adapters import foreign, lora, sized
 

@@ -14,11 +14,12 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, detectors, prompts_cli, runs
+from llm_wrapper import cli, detectors, runs
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
 from llm_wrapper.optimization.history import Evaluated, History
+from llm_wrapper.verbs import prompts_cli
 from tests.detectors.misbehaving_server import Step
 from tests.first_images import copy_first_images
 from tests.llms import tiny

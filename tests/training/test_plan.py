@@ -16,7 +16,6 @@ import torch
 import transformers
 from rich.console import Console
 
-from llm_wrapper import plan_commands
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import nf4
 from llm_wrapper.recipe import (
@@ -31,6 +30,7 @@ from llm_wrapper.recipe import (
 from llm_wrapper.training import outline, plan, sft
 from llm_wrapper.training.examples import Group
 from llm_wrapper.training.plan import Batch, Setup, Sizes
+from llm_wrapper.verbs import plan_commands
 from tests.llms import tiny
 
 pytestmark = pytest.mark.slow  # seconds each; CI runs them

@@ -18,17 +18,18 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, commands, runs
+from llm_wrapper import artifacts, runs
 from llm_wrapper.datasets import leaks
 from llm_wrapper.errors import RecipeError, RunError, listed
 from llm_wrapper.evaluation import methods, systems, transfer_columns
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.methods import Done, Method, Methods
-from llm_wrapper.methods_row_commands import Line, made_of
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import methods as shown
 from llm_wrapper.report import tables
 from llm_wrapper.training.wording import Wording
+from llm_wrapper.verbs import commands
+from llm_wrapper.verbs.methods_row_commands import Line, made_of
 
 __all__ = ["Job", "compare"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import detection_commands
 from llm_wrapper.detections.scenes import load_scenes
 from llm_wrapper.recipe import compose
 from llm_wrapper.training import pool
+from llm_wrapper.verbs import detection_commands
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE = {"width": 100, "height": 50}
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import curve_commands, runs
+from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen
+from llm_wrapper.verbs import curve_commands
+from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen
 
 __all__ = ["add_to"]
 

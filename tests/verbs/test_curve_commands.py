@@ -11,16 +11,17 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, commands, curve_cli, runs
+from llm_wrapper import cli, runs
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
+from llm_wrapper.verbs import commands, curve_cli
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[1] / "data" / "toy"
+TOY = Path(__file__).parents[2] / "data" / "toy"
 NUM_STEPS = 5
 """Of a training on 20 expressions, by fours."""
 

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import locate
-from llm_wrapper.asking_commands import Evaluation, with_training
 from llm_wrapper.errors import RunError
 from llm_wrapper.predict import Wrapper
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.report import pictures
+from llm_wrapper.verbs.asking_commands import Evaluation, with_training
 
 __all__ = ["export", "export_adapter", "predict_and_draw"]
 

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import runs, transfer_commands
-from llm_wrapper.options import Data, Limit, Overrides, Split, chosen, root
+from llm_wrapper import runs
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.verbs import transfer_commands
+from llm_wrapper.verbs.options import Data, Limit, Overrides, Split, chosen, root
 
 __all__ = ["add_to"]
 

@@ -10,18 +10,19 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, commands, methods_cli, methods_commands, runs
+from llm_wrapper import cli, runs
 from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.report import page
+from llm_wrapper.verbs import commands, methods_cli, methods_commands
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 from tests.optimization.fakes import ProposingServer
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[1] / "data" / "toy"
+TOY = Path(__file__).parents[2] / "data" / "toy"
 FOLDER = Path("runs/methods/mine")
 THREE = ("--method", "in-context", "--method", "lora")
 """The untrained LLM is the third."""

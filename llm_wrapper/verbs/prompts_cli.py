@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import runs, search_commands
-from llm_wrapper.options import Data, DataRoot, Llm, Overrides, Vlm, chosen
+from llm_wrapper import runs
+from llm_wrapper.verbs import search_commands
+from llm_wrapper.verbs.options import Data, DataRoot, Llm, Overrides, Vlm, chosen
 
 __all__ = ["app"]
 

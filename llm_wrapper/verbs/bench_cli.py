@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import bench_commands, bench_growth_commands
-from llm_wrapper.options import DataRoot, Overrides, chosen
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.verbs import bench_commands, bench_growth_commands
+from llm_wrapper.verbs.options import DataRoot, Overrides, chosen
 
 __all__ = ["app"]
 

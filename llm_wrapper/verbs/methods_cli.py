@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import methods_commands, runs
+from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.evaluation import methods
 from llm_wrapper.evaluation.methods import Method
-from llm_wrapper.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, root
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.recipe_files import folder as recipes_folder
+from llm_wrapper.verbs import methods_commands
+from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, root
 
 __all__ = ["add_to"]
 

@@ -12,15 +12,16 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, commands, runs, transfer_cli
+from llm_wrapper import cli, runs
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
 from llm_wrapper.recipe import compose
+from llm_wrapper.verbs import commands, transfer_cli
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
-TOY = Path(__file__).parents[1] / "data" / "toy"
+TOY = Path(__file__).parents[2] / "data" / "toy"
 NUM_IMAGES = 3
 
 

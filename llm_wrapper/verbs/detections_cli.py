@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import detection_commands as commands
+from llm_wrapper.verbs import detection_commands as commands
 
 __all__ = ["app"]
 

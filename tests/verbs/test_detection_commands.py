@@ -16,7 +16,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import artifacts, cli, detection_commands, detections_cli
+from llm_wrapper import artifacts, cli
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import read
 from llm_wrapper.detections.local_engine import answer_locally
@@ -24,9 +24,10 @@ from llm_wrapper.detections.parts import row_detections
 from llm_wrapper.detections.ray_engine import RayEngine
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import CacheError, ImageError, LLMWrapperError, RecipeError
+from llm_wrapper.verbs import detection_commands, detections_cli
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
-TOY = Path(__file__).parents[1] / "data" / "toy"
+TOY = Path(__file__).parents[2] / "data" / "toy"
 
 CACHE = Path("data/detections/import/mine/val")
 MINE = ("--vlm", "import", "--data", "mine", "--data-root", "mine.jsonl", "--split", "val")

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts, datasets, detection_commands, runs
+from llm_wrapper import artifacts, datasets, runs
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.scenes import Scene, load_scenes
 from llm_wrapper.errors import DataError
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Sample
+from llm_wrapper.verbs import detection_commands
 
 if TYPE_CHECKING:
     from llm_wrapper.detectors.bench import Comparison

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper.bench_growth_commands import Extent, growth
 from llm_wrapper.clock import Clock
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import bench_growth as evaluating
 from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Answer
 from llm_wrapper.training.bench_growth import same_answers
+from llm_wrapper.verbs.bench_growth_commands import Extent, growth
 from tests.llms import tiny
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, plan_commands, runs
-from llm_wrapper.asking_commands import Evaluation, by_llm, with_training
+from llm_wrapper import artifacts, datasets, runs
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
-from llm_wrapper.detection_commands import cache
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
 from llm_wrapper.errors import DataError, ModelError, RunError
 from llm_wrapper.evaluation import predictions as files
@@ -30,6 +28,9 @@ from llm_wrapper.training.examples import answered_none
 from llm_wrapper.training.interruption import stoppable
 from llm_wrapper.training.pool import gather
 from llm_wrapper.training.wording import Wording, require_trainable, wording_of
+from llm_wrapper.verbs import plan_commands
+from llm_wrapper.verbs.asking_commands import Evaluation, by_llm, with_training
+from llm_wrapper.verbs.detection_commands import cache
 
 __all__ = [
     "Evaluation",

@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, commands, datasets
+from llm_wrapper import cli, datasets
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import DataSection, compose
 from llm_wrapper.report import tables
+from llm_wrapper.verbs import commands
 
-TOY = Path(__file__).parents[1] / "data" / "toy"
+TOY = Path(__file__).parents[2] / "data" / "toy"
 NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
 
 

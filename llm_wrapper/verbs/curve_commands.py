@@ -14,13 +14,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, commands, curve_points, runs
+from llm_wrapper import artifacts, curve_points, runs
 from llm_wrapper.errors import RecipeError, RunError, listed
 from llm_wrapper.evaluation import transfer_columns
 from llm_wrapper.evaluation.curve import Curve, Point, measure, systems_of
 from llm_wrapper.evaluation.transfer import fill
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import curve as drawn
+from llm_wrapper.verbs import commands
 
 __all__ = ["Job", "curve"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, commands, runs, search_commands
+from llm_wrapper import artifacts, runs
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation import methods, systems
 from llm_wrapper.evaluation.methods import Cost, Done, Method
@@ -19,6 +19,7 @@ from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.training.wording import Wording, wording_of
+from llm_wrapper.verbs import commands, search_commands
 
 __all__ = ["Line", "made_of"]
 
