@@ -7,15 +7,17 @@ their prefix, and the indices of one expression share theirs, in a single forwar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 
 from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, takes_blocks
 from llm_wrapper.llms.packing import Pack, block_mask, by_budget, collate, common_prefix_length, pack_tree
 from llm_wrapper.llms.virtual import num_columns, prepended
+from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["additive_mask", "attention_mask", "score"]
@@ -67,24 +69,53 @@ def _questions(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[_Question]:
     ]
 
 
-def _groups(questions: Sequence[_Question], prompts: Sequence[Prompt], *, share: bool) -> Iterator[list[_Question]]:
-    """Yield questions that go into one pack: neighbours with the same candidates, or a single one.
+def _groups(questions: Sequence[_Question], *, share: bool) -> Iterator[list[_Question]]:
+    """Yield questions that go into one pack: neighbours that share most of their tokens, or a single one.
 
-    Where the expression stands before the candidates little is shared, and a long pack would cost more attention than
-    the shared tokens save.
+    They have the same candidates, or the same examples before them. Where the expression stands before the candidates
+    little is shared, and a long pack would cost more attention than the shared tokens save.
     """
-    for _, members in groupby(questions, key=lambda question: prompts[question.place].candidates):
-        rows = list(members)
-        shared = common_prefix_length([question.prompt for question in rows])
-        is_worth_it = share and 2 * shared >= min(len(question.prompt) for question in rows)
-        size = _MAX_GROUP if is_worth_it else 1
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+    group: list[_Question] = []
+    for question in questions:
+        if group and not (share and len(group) < _MAX_GROUP and _is_worth_it(group[0], question)):
+            yield group
+            group = []
+        group.append(question)
+    if group:
+        yield group
+
+
+def _is_worth_it(first: _Question, other: _Question) -> bool:
+    shared = common_prefix_length([first.prompt, other.prompt])
+    return 2 * shared >= min(len(first.prompt), len(other.prompt))
 
 
 def _rows(group: Sequence[_Question], *, share: bool) -> Iterator[list[tuple[_Question, int]]]:
     """Yield the (question, index) pairs that one pack holds: all of a group, or one where nothing may be shared."""
     pairs = [(question, index) for question in group for index in range(len(question.completions))]
     yield from [pairs] if share else ([pair] for pair in pairs)
+
+
+@contextmanager
+def _computing(model: Any, section: LLMSection) -> Iterator[None]:
+    """Let a model compute an adapter's products, which is kept in float32, in its own type, as training does.
+
+    PEFT would copy their inputs to float32, and autocast back. On the CPU long packs are faster with SDPA, and the
+    short rows of a training with eager attention, which `auto` therefore is there.
+    """
+    is_narrow, own = model.dtype != torch.float32, model.config._attn_implementation
+    takes_sdpa = own == "eager" and section.attention == "auto" and model._supports_sdpa and can_share_prefixes(model)
+    if takes_sdpa:
+        model.set_attn_implementation("sdpa")
+    try:
+        with (
+            disable_input_dtype_casting(model, active=is_narrow),
+            torch.autocast(model.device.type, dtype=model.dtype, enabled=is_narrow),
+        ):
+            yield
+    finally:
+        if takes_sdpa:
+            model.set_attn_implementation(own)
 
 
 def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -101,8 +132,7 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
     unique = sorted({(row, place) for row, place, _ in wanted})
     where = {key: number for number, key in enumerate(unique)}
     rows, places = (torch.tensor(column, device=model.device) for column in zip(*unique, strict=True))
-    # Adapters are kept in float32; as in training, their products are computed in the model's own type.
-    with torch.autocast(model.device.type, dtype=model.dtype, enabled=model.dtype != torch.float32):
+    with _computing(model, llm.section):
         hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places + num_columns(llm.model)]
         table = torch.log_softmax(_head(model, hidden).float(), dim=-1)
     picked = table[
@@ -133,16 +163,12 @@ def score(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> I
 
     Args:
         llm: The model to ask.
-        prompts: Those of one image should be neighbours: neighbours with the same candidates share their prefix.
+        prompts: Those of one image should be neighbours: neighbours share what they begin with, if it is most of them.
         share: Whether anything is shared at all, if the model can; without it every answer goes through the model
             with a copy of its prompt.
     """
     share = share and can_share_prefixes(llm.model)
-    jobs = [
-        pairs
-        for group in _groups(_questions(llm, prompts), prompts, share=share)
-        for pairs in _rows(group, share=share)
-    ]
+    jobs = [pairs for group in _groups(_questions(llm, prompts), share=share) for pairs in _rows(group, share=share)]
     packs = [pack_tree([[*q.prompt, *q.completions[i]] for q, i in pairs], merge=True) for pairs in jobs]
     open_answers: dict[int, dict[int, float]] = {}
     for batch in by_budget(packs, llm.section.tokens_per_batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from llm_wrapper.llms import score as score_module
 from llm_wrapper.llms.ask import ask, asker
 from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, load
+from llm_wrapper.llms.meter import metered
 from llm_wrapper.llms.score import score
-from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
 
 pairs = pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
@@ -93,6 +95,19 @@ def test_neighbours_share_their_prefix_and_their_digits() -> None:
     alone = len(llm.encoder.encode(prompts[0]))
     # Behind the prompt: ten digits, two second digits of 10 and 11, and an end behind each of the twelve numbers.
     assert [tuple(shape) for shape in seen] == [(1, alone + 10 + 2 + 12)]
+
+
+def test_images_share_the_examples_before_them() -> None:
+    llm = tiny.llm()
+    said = (*tiny.prompt("left dog", 12, first=30).messages, Message("assistant", "4"))
+    plain = [tiny.prompt("left dog", 2), tiny.prompt("left cat", 3, first=50)]
+    prompts = [replace(prompt, messages=(*said, *prompt.messages)) for prompt in plain]
+    with metered(training=1) as meter:
+        answers = by_place(llm, prompts)
+    assert meter.tokens < len(llm.encoder.encode(prompts[0])) + len(llm.encoder.encode(plain[1])) + 10
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = brute_force(llm, prompt)
+        assert answer.probabilities == pytest.approx((expected / expected.sum()).tolist(), abs=1e-5)
 
 
 def test_only_the_wanted_positions_go_through_the_head() -> None:
