@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-import transformers
 import yaml
-from safetensors.torch import load_file, save_file
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.florence2 import Florence2Settings, create
 from llm_wrapper.errors import ModelError, RecipeError
+from tests.detectors import model_folders
 from tests.detectors import tiny_florence2 as tiny
 
 _RECIPES = Path(__file__).parents[2] / "recipes" / "vlm"
@@ -84,13 +82,7 @@ def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dty
 @pytest.fixture
 def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A hub's local cache that holds the tiny model; returns its commit."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    folder = tmp_path / "hub" / "models--tiny--Florence-2-Tiny"
-    shutil.copytree(saved, folder / "snapshots" / commit)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return commit
+    return model_folders.in_a_hub(saved, tmp_path, "tiny/Florence-2-Tiny", monkeypatch)
 
 
 @pytest.mark.parametrize("by_commit", [False, True], ids=["main", "commit"])
@@ -109,25 +101,6 @@ def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str]) 
         create({"model": model, **settings}, _DATASET)
 
 
-def _without_a_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights[next(name for name in weights if name.endswith("encoder.layers.1.fc1.weight"))]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _of_another_kind(folder: Path) -> None:
-    transformers.BertConfig().save_pretrained(folder)
-
-
-def _cut_short(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
-
-
-def _without_tokenizer(folder: Path) -> None:
-    for path in folder.glob("*token*"):
-        path.unlink()
-
-
 def _not_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
@@ -135,10 +108,10 @@ def _not_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_without_a_weight, "1 of the weights are missing, such as .*fc1"),
-        (_of_another_kind, "it is a bert, not a florence2"),
-        (_cut_short, ""),
-        (_without_tokenizer, ""),
+        (model_folders.without_a_weight("encoder.layers.1.fc1.weight"), "1 of the weights are missing, such as .*fc1"),
+        (model_folders.of_another_kind, "it is a bert, not a florence2"),
+        (model_folders.cut_short, ""),
+        (model_folders.without_tokenizer, ""),
         (_not_json, ""),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

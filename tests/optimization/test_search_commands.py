@@ -28,7 +28,6 @@ from tests.optimization.test_search import timeless
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[2] / "data" / "toy"
 RUN = Path("runs/prompts/toy-smollm2-toy-glov")
 SIZES = ["search.slice=8", "search.first=4", "search.confirm=6", "search.iterations=2", "search.samples=2"]
 PROPOSALS = [

@@ -21,7 +21,6 @@ from tests.llms import tiny
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[2] / "data" / "toy"
 NUM_STEPS = 5
 """Of a training on 20 expressions, by fours."""
 

@@ -22,7 +22,6 @@ from tests.optimization.fakes import ProposingServer
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[2] / "data" / "toy"
 FOLDER = Path("runs/methods/mine")
 THREE = ("--method", "in-context", "--method", "lora")
 """The untrained LLM is the third."""

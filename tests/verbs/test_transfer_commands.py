@@ -21,7 +21,6 @@ from llm_wrapper.verbs import commands, transfer_cli
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
-TOY = Path(__file__).parents[2] / "data" / "toy"
 NUM_IMAGES = 3
 
 
