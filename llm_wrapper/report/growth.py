@@ -102,6 +102,7 @@ def picture(seconds: Steps, candidates: Steps, *, kind: str) -> bytes:
         left.set_xticks([], minor=True)
         left.yaxis.set_major_formatter("{x:g}")
         _draw(right, candidates, [key for key in CANDIDATE_COLUMNS if key != "tokens"], "candidates")
+        right.set_xticks(sorted(candidates))
         right.set_ylim(bottom=0)
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(content, format=kind, dpi=120, metadata=metadata)
