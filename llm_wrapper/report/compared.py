@@ -39,12 +39,18 @@ def add(folder: Path, other: Path) -> None:
     """Keep the predictions of another folder in a run's own; what was kept of it before is replaced.
 
     Raises:
-        RunError: If the other is the run itself, or holds no predictions.
+        RunError: If the other is the run itself, holds no predictions, or none of an evaluation that the run has.
     """
     found = sorted(other.glob("predictions-*.parquet"))
     if other.resolve() == folder.resolve() or not found:
         what = "is the run itself" if found else "holds no predictions"
         raise RunError(f"{other} {what}; name a folder that eval or score has left: make report RUN={folder}")
+    here, there = ({_evaluation(path) for path in paths} for paths in (folder.glob("predictions-*.parquet"), found))
+    if not here & there:
+        raise RunError(
+            f"nothing to compare: {folder} is evaluated on {', '.join(sorted(here)) or 'nothing'}, {other} on "
+            f"{', '.join(sorted(there))}. Evaluate both on the same: make eval RUN={other}"
+        )
     kept = folder / FOLDER / (re.sub(r"[^\w.+-]+", "-", other.resolve().name).strip("-.") or "other")
     for path in found:
         for each in (path, facts_beside(path)):
@@ -87,7 +93,12 @@ def load(
 
 def facts_beside(path: Path) -> Path:
     """Return where the facts of a predictions file are."""
-    return path.with_name(f"report-{path.stem.removeprefix('predictions-')}.json")
+    return path.with_name(f"report-{_evaluation(path)}.json")
+
+
+def _evaluation(path: Path) -> str:
+    """Return what a predictions file is of, such as `val` or `val-first-100`."""
+    return path.stem.removeprefix("predictions-")
 
 
 def recipe_of(path: Path) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ import pytest
 
 from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError, RunError
-from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import compared, sections
 from llm_wrapper.report.parts import Part, load
@@ -132,8 +131,14 @@ def test_damaged_facts_beside_a_guest_are_named(tmp_path: Path, run: Path) -> No
         load(run)
 
 
-def test_another_split_is_no_guest(tmp_path: Path, run: Path) -> None:
-    compared.add(run, make_run(tmp_path / "other", tuned(), name="test"))
+def test_another_split_is_refused_and_beside_the_same_one_no_guest(tmp_path: Path, run: Path) -> None:
+    other = make_run(tmp_path / "other", tuned(), name="test")
+    told = rf"nothing to compare: {run} is evaluated on val, {other} on test\. .*make eval RUN={other}"
+    with pytest.raises(RunError, match=told):
+        compared.add(run, other)
+    assert not (run / compared.FOLDER).exists()
+    make_run(other, tuned()[:2])
+    compared.add(run, other)
     (part,) = load(run)
-    assert not part.guests
-    assert files.load(run / compared.FOLDER / "other" / "predictions-test.parquet")
+    assert {guest.run for guest in part.guests.values()} == {"other"}
+    assert all(len(guest.rows) == 2 for guest in part.guests.values())
