@@ -78,12 +78,12 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert "prompt.none_below=0.99" in fail(RunError, "none-below", beside)
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
-    assert (RUN / compared.FOLDER / "shuffled-not-left_to_right" / "predictions-val.parquet").is_file()
+    assert (RUN / compared.FOLDER / "order-shuffled" / "predictions-val.parquet").is_file()
     assert [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")
     flips = page.partition("Flips under reordering")[2].partition("\n## ")[0]
-    assert "| tuned | shuffled-not-left_to_right |" in flips.replace("\\_", "_")
+    assert "| tuned | order-shuffled |" in flips.replace("\\_", "_")
     assert "none-below-0.99: tuned" in page
 
 

@@ -27,6 +27,9 @@ _STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _LONG = 50
 """Letters of all ticks together that still stand side by side."""
 
+_FEW = 6
+"""Ticks with long names that stand side by side a little turned; more need a turn more."""
+
 _LONGEST = 32
 """Letters of a name in a chart."""
 
@@ -191,7 +194,7 @@ def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
         axes.set_xticks(range(len(ticks)), [_plain(name) for name in ticks])
         if sum(map(len, ticks)) > _LONG:
             for label in axes.get_xticklabels():
-                label.set(rotation=25, ha="right")
+                label.set(rotation=25 if len(ticks) <= _FEW else 50, ha="right", rotation_mode="anchor")
         axes.margins(x=0.15)
         return
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -202,9 +205,12 @@ def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
 
 
 def _plain(name: str) -> str:
-    """A letter that the font lacks would warn, and a name without end would leave no room for the plot."""
-    text = name.encode("ascii", "replace").decode()
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    """A letter that the font lacks would warn, and a name without end would leave no room for the plot.
+
+    The end of a name stays, since it tells the systems of another run apart.
+    """
+    text, half = name.encode("ascii", "replace").decode(), (_LONGEST - 3) // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 def _inline(svg: str) -> str:

@@ -187,7 +187,7 @@ def _kept_in(job: Evaluation, recipe: Recipe) -> Path:
         return job.folder
     trained, others = runs.recipe_of(job.run), []
     if recipe.candidates.order != trained.candidates.order:
-        others.append(f"{recipe.candidates.order}-not-{trained.candidates.order}")
+        others.append(f"order-{recipe.candidates.order}")
     if recipe.prompt.none_below not in (None, trained.prompt.none_below):
         others.append(f"none-below-{recipe.prompt.none_below:g}")
     return job.folder / compared.FOLDER / "-".join(others) if others else job.folder
