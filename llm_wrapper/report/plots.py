@@ -110,7 +110,8 @@ def chart(
     if not filled:
         return ""
     lines = 0 if ticks is not None or len(filled) < 2 else (len(filled) + 1) // 2
-    with _drawing((5.0, 3.0 + 0.22 * lines)) as (axes, done):
+    turned = 1.4 if ticks is not None and len(ticks) > _FEW else 0.0
+    with _drawing((5.0, 3.0 + 0.22 * lines + turned)) as (axes, done):
         for each in filled:
             _draw(axes, each, joined=ticks is None)
         _name_axes(axes, x, y, ticks)
