@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["copy_first_images"]
@@ -11,10 +12,10 @@ __all__ = ["copy_first_images"]
 TOY = Path(__file__).parents[1] / "data" / "toy"
 
 
-def copy_first_images(root: Path, *, count: int) -> Path:
-    """Copy the first images of the toy's train and val split, with all their expressions; return the folder."""
+def copy_first_images(root: Path, *, count: int, splits: Sequence[str] = ("train", "val")) -> Path:
+    """Copy the first images of some splits of the toy, with all their expressions; return the folder."""
     (root / "images").mkdir(parents=True)
-    for split in ("train", "val"):
+    for split in splits:
         lines = (TOY / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:count]
         kept = [line for line in lines if json.loads(line)["image"] in names]

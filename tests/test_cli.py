@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from llm_wrapper.report import tables
 from llm_wrapper.verbs import commands
+from tests.first_images import copy_first_images
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 NUM_IMAGES = 4
@@ -29,15 +29,7 @@ NUM_IMAGES = 4
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first few images of each toy split."""
     root = tmp_path_factory.mktemp("data # of: mine") / "toy"
-    (root / "images").mkdir(parents=True)
-    for split in ("train", "val", "test"):
-        lines = (TOY / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:NUM_IMAGES]
-        kept = [line for line in lines if json.loads(line)["image"] in names]
-        (root / f"{split}.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        for name in names:
-            shutil.copy(TOY / name, root / name)
-    return root
+    return copy_first_images(root, count=NUM_IMAGES, splits=("train", "val", "test"))
 
 
 @pytest.fixture(autouse=True)

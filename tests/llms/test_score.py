@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 
@@ -97,6 +99,36 @@ def test_neighbours_share_their_prefix_and_their_digits() -> None:
     assert [tuple(shape) for shape in seen] == [(1, alone + 10 + 2 + 12)]
 
 
+@pytest.mark.parametrize(("asked", "used"), [("auto", "sdpa"), ("eager", "eager")])
+def test_auto_scores_with_sdpa_and_leaves_the_model_as_it_was(asked: str, used: str) -> None:
+    llm = tiny.llm()
+    llm = replace(llm, section=llm.section.model_copy(update={"attention": asked}))
+    seen = []
+    hook = llm.model.model.register_forward_pre_hook(
+        lambda module, args: seen.append(module.config._attn_implementation)
+    )
+    by_place(llm, questions())
+    hook.remove()
+    assert set(seen) == {used}
+    assert llm.model.config._attn_implementation == "eager"
+    assert_exact(llm, questions())
+
+
+def test_inputs_of_an_adapter_are_not_copied_which_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny.llm()
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    llm = replace(llm, model=peft.get_peft_model(llm.model.to(torch.bfloat16), config))
+    seen = []
+    inner = llm.model.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"]
+    assert inner.weight.dtype == torch.float32
+    inner.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    answers = by_place(llm, questions())
+    assert set(seen) == {torch.bfloat16}
+    monkeypatch.setattr(score_module, "disable_input_dtype_casting", lambda *args, **options: nullcontext())
+    assert by_place(llm, questions()) == answers
+    assert set(seen) == {torch.bfloat16, torch.float32}
+
+
 def test_images_share_the_examples_before_them() -> None:
     llm = tiny.llm()
     said = (*tiny.prompt("left dog", 12, first=30).messages, Message("assistant", "4"))
@@ -152,8 +184,6 @@ def test_nothing_asked_nothing_answered() -> None:
 
 
 def test_scores_of_an_adapted_model_are_the_adapters() -> None:
-    import peft
-
     llm = tiny.llm()
     plain = by_place(llm, questions()[:2])
     config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)

@@ -365,3 +365,10 @@ def test_a_line_of_any_name_is_drawn(name: str) -> None:
 @pytest.mark.parametrize("series", [[], [Series("a", [], [])]], ids=["none", "no-points"])
 def test_nothing_to_draw_is_no_plot(series: list[Series]) -> None:
     assert chart(series, x="x", y="y") == ""
+
+
+def test_names_too_long_for_a_chart_keep_what_tells_them_apart() -> None:
+    names = [f"another-run-with-a-long-name: {system}" for system in ("tuned", "untrained")]
+    svg = chart([Series(name, [at], [50], place=at) for at, name in enumerate(names)], x="", y="y", ticks=names)
+    assert all(f"...{name[-14:]}<" in svg for name in names)
+    assert not any(name in svg for name in names)
