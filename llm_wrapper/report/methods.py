@@ -11,6 +11,7 @@ from llm_wrapper import artifacts
 from llm_wrapper.evaluation.methods import TRAINING, UNTRAINED, Methods, Row
 from llm_wrapper.metrics import Summary
 from llm_wrapper.report.matrix import gained, one_line, p_at_1, plain_gain
+from llm_wrapper.report.plots import factors
 from llm_wrapper.report.tables import NO_DATA, rows
 
 if TYPE_CHECKING:
@@ -166,8 +167,6 @@ def _off(summary: Summary) -> list[list[float]] | None:
 
 
 def _draw_compute(axes: Axes, found: Methods) -> None:
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
     for place, row in enumerate(found.rows):
         tokens = row.done.tokens if row.done else None
         if not tokens or row.summary is None or row.summary.p_at_1 is None:
@@ -176,9 +175,7 @@ def _draw_compute(axes: Axes, found: Methods) -> None:
             tokens, 100 * row.summary.p_at_1, yerr=_off(row.summary), label=_plain(row.name), capsize=3,
             fmt=_MARKERS[place % len(_MARKERS)], color=_COLORS[place % len(_COLORS)],
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # powers would be written as formulas
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    factors(axes)
     axes.set_xlabel("tokens through the LLM, to prepare and to answer all")
     axes.set_ylabel("P@1 in percent (IoU > 0.5)")
     axes.grid(color="#80808040")

@@ -158,6 +158,8 @@ def _section(section: Section) -> list[str]:
     blocks = [f"### {_line(section.title)}", *(_line(text) for text in section.text)]
     for table in section.tables:
         blocks += [f"**{_line(table.caption)}**", _table(table)]
+    if section.notes:
+        blocks.append("\n".join(f"- {_line(note)}" for note in section.notes))
     return blocks
 
 

@@ -39,12 +39,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One heading with what stands under it."""
+    """One heading with what stands under it; `notes` are a list at its end."""
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llm_wrapper.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Heat", "Series", "chart", "heat_map", "of_estimates", "paint"]
+__all__ = ["Heat", "Series", "chart", "factors", "heat_map", "of_estimates", "paint"]
 
 _INK = "#010203"
 """Stands for the color of the page's text until the SVG is done; matplotlib does not know `currentColor`."""
@@ -95,7 +95,13 @@ def of_estimates(name: str, x: Sequence[float], found: Sequence[Estimate], *, pl
 
 
 def chart(
-    series: Sequence[Series], *, x: str, y: str, top: float | None = None, ticks: Sequence[str] | None = None
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    top: float | None = None,
+    ticks: Sequence[str] | None = None,
+    log: bool = False,
 ) -> str:
     """Draw lines and return them as an `<svg>` element, empty where there is no point.
 
@@ -105,6 +111,7 @@ def chart(
         y: What the vertical axis shows.
         top: The vertical axis goes from 0 to here; it fits the points where nothing is given.
         ticks: Names of the places 0, 1, .. of the horizontal axis; points are then not joined.
+        log: The horizontal axis goes by factors.
     """
     filled = [each for each in series if len(each.x)]
     if not filled:
@@ -117,7 +124,19 @@ def chart(
         _name_axes(axes, x, y, ticks)
         if top is not None:
             axes.set_ylim(0, top)
+        if log:
+            factors(axes)
     return done[0]
+
+
+def factors(axes: Axes) -> None:
+    """Let a horizontal axis go by factors, with plain numbers (20k, 50k, 100k)."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def heat_map(heat: Heat) -> str:

@@ -7,7 +7,6 @@ over the rows of a comparison of methods (`runs/methods/<name>/methods.json`). T
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -199,7 +198,7 @@ def _matrix(title: str, found: _Matrix) -> Section:
     problems = [f"{each.system} on {each.column}: {each.problem}" for each in found.cells if each.problem]
     text = ["A row is a system, a column a detector on data; all rows of a column are about the same samples."]
     figure = Figure("P@1 in percent; framed: trained for this column", heat_map(heat))
-    return Section(title, [*text, *problems, *found.notes], tables, [figure])
+    return Section(title, text, tables, [figure], [*problems, *found.notes])
 
 
 def _grid(caption: str, cells: Mapping[tuple[str, str], _Cell], texts: Mapping[tuple[str, str], str]) -> Table:
@@ -229,9 +228,9 @@ def _curve(name: str, found: _Curve) -> Section:
         (each.name, f"{each.samples}", percent(each.result.estimate), each.over_untrained.text) for each in found.points
     ]
     table = Table("P@1 against training samples", ("system", "samples", "P@1", "over untrained"), lines)
-    text = [f"On {found.column}. Untrained stands for 0 samples.", *found.notes]
+    text = [f"On {found.column}. Untrained stands for 0 samples."]
     figure = Figure("P@1 against training samples, with 95 % bands", _drawn(found))
-    return Section(f"Curve: {name}", text, [table], [figure])
+    return Section(f"Curve: {name}", text, [table], [figure], found.notes)
 
 
 def _drawn(found: _Curve) -> str:
@@ -253,27 +252,34 @@ def _line(name: str, found: Sequence[tuple[int, Estimate]], place: int) -> Serie
 
 
 def _methods(name: str, found: _Methods) -> Section:
-    head = ("method", "P@1", "over untrained", "labelled", "tokens to prepare", "s to prepare", "s an answer",
-            "tokens an answer")  # fmt: skip
-    lines = [(each.name, percent(each.estimate), *([""] * (len(head) - 2))) for each in found.others]
-    lines += [(each.name, *_result_and_cost(each)) for each in found.rows]
+    gives: list[Sequence[str]] = [(each.name, percent(each.estimate), "", "") for each in found.others]
+    gives += [(each.name, *_given(each)) for each in found.rows]
+    takes = [(each.name, *_taken(each.took)) for each in found.rows if each.took]
     about = f"On {found.column}. Tokens went through the LLM; those that are trained on are counted three times."
     series = [
-        of_estimates(each.name, [math.log10(each.tokens)], [each.result.estimate], place=place)
+        of_estimates(each.name, [each.tokens], [each.result.estimate], place=place)
         for place, each in enumerate(found.rows)
         if each.tokens and each.result
     ]
-    drawn = chart(series, x="tokens through the LLM, as a power of ten", y="P@1 in percent")
-    table = Table("P@1 of each method", head, lines)
+    drawn = chart(series, x="tokens through the LLM", y="P@1 in percent", log=True)
+    costs = ("tokens to prepare", "tokens to answer", "tokens an answer", "s to prepare", "s an answer")
+    tables = [
+        Table("P@1 of each method", ("method", "P@1", "over untrained", "labelled"), gives),
+        Table("What each method takes", ("method", *costs), takes),
+    ]
     figure = Figure("P@1 against compute, for preparing and for all answers", drawn)
-    return Section(f"Methods: {name}", [about, *found.said, *found.notes], [table], [figure])
+    return Section(f"Methods: {name}", [about], tables, [figure], [*found.said, *found.notes])
 
 
-def _result_and_cost(each: _Method) -> list[str]:
+def _given(each: _Method) -> list[str]:
     if each.result is None or each.took is None:
-        return ["failed", *([""] * 6)]
-    took, over = each.took, each.over_untrained
+        return ["failed", "", ""]
+    over = each.over_untrained
+    return [percent(each.result.estimate), over.text if over else "", f"{each.took.labelled:,}"]
+
+
+def _taken(took: _Took) -> list[str]:
+    counts = (took.prepared.tokens, took.answered.tokens, took.tokens_per_answer)
+    tokens = [NO_DATA if count is None else f"{count:,.0f}" for count in counts]
     per = NO_DATA if not took.num_asked else f"{took.answered.seconds / took.num_asked:.3f}"
-    tokens = [NO_DATA if count is None else f"{count:,.0f}" for count in (took.prepared.tokens, took.tokens_per_answer)]
-    prepared = [f"{took.labelled:,}", tokens[0], f"{took.prepared.seconds:,.0f}"]
-    return [percent(each.result.estimate), over.text if over else "", *prepared, per, tokens[1]]
+    return [*tokens, f"{took.prepared.seconds:,.0f}", per]

@@ -372,3 +372,8 @@ def test_names_too_long_for_a_chart_keep_what_tells_them_apart() -> None:
     svg = chart([Series(name, [at], [50], place=at) for at, name in enumerate(names)], x="", y="y", ticks=names)
     assert all(f"...{name[-14:]}<" in svg for name in names)
     assert not any(name in svg for name in names)
+
+
+def test_an_axis_by_factors_has_plain_numbers() -> None:
+    svg = chart([Series("a", [26_453, 239_076], [15, 33])], x="tokens", y="y", log=True)
+    assert [text for text in ("20k", "50k", "100k", "200k") if f">{text}<" not in svg] == ["20k"]  # left of all points

@@ -10,6 +10,7 @@ from llm_wrapper.artifacts import read_json, write_json
 from llm_wrapper.errors import DataError
 from llm_wrapper.report import methods, studies
 from tests.evaluation.test_methods import measured
+from tests.report.test_html import four_cases, make_run, written
 
 
 @pytest.fixture
@@ -25,14 +26,16 @@ def test_a_row_tells_of_its_comparison(row: Path) -> None:
     studies.add(row)
     (found,) = studies.sections(row)
     assert found.title == "Methods: small"
-    (table,) = found.tables
-    assert {len(line) for line in table.rows} == {len(table.head)}
-    assert [line[0] for line in table.rows][:5] == ["detector", "rule", "oracle", "untrained", "glov"]
-    cells = {line[0]: line for line in table.rows}
-    assert [*cells["glov"][3:]] == ["8", "3,000", "61", "0.500", "12"]
-    assert cells["lora"][1] == "failed"
-    assert "retrieved: not surely better than the untrained LLM" in found.text
-    assert "first <b> only" in found.text
+    gives = found.tables[0]
+    assert all({len(line) for line in table.rows} == {len(table.head)} for table in found.tables)
+    assert [line[0] for line in gives.rows][:5] == ["detector", "rule", "oracle", "untrained", "glov"]
+    given, taken = ({line[0]: line[1:] for line in table.rows} for table in found.tables)
+    assert given["glov"][2] == "8"
+    assert [*taken["glov"]] == ["3,000", "100", "12", "61", "0.500"]
+    assert given["lora"][0] == "failed"
+    assert "lora" not in taken
+    assert "retrieved: not surely better than the untrained LLM" in found.notes
+    assert "first <b> only" in found.notes
     assert found.figures[0].svg.startswith("<svg")
     assert "dora" not in found.figures[0].svg, "its tokens are not known"
 
@@ -50,3 +53,11 @@ def test_a_damaged_comparison_is_named(row: Path) -> None:
     write_json(kept, {**read_json(kept), "rows": 3})
     with pytest.raises(DataError, match=r"methods-small\.json is no result of `methods`"):
         studies.sections(row)
+
+
+def test_what_is_said_stands_under_the_table_in_both_pages(row: Path) -> None:
+    make_run(row, four_cases())
+    text, markdown = written(row)
+    for page, note in ((text, "<li>first &lt;b&gt; only</li>"), (markdown, "- first \\<b> only")):
+        assert page.count(note) == 1
+        assert page.index("P@1 of each method") < page.index(note)

@@ -71,7 +71,7 @@ def test_a_run_tells_of_what_it_is_in(runs: Path) -> None:
     ]
     assert over.rows == [["tuned", "+50.0 (+45.0 to +55.0), p < 0.001", ""]]
     assert adds.rows == [("tuned", "a", "+6.2 (+1.2 to +11.2), p < 0.001")]
-    assert {"tuned on b / d: scores are not shown <b>", "first 60 only"} <= set(transfer.text)
+    assert {"tuned on b / d: scores are not shown <b>", "first 60 only"} <= set(transfer.notes)
     assert [(row[0], row[1], row[2].split()[0]) for row in drawn.tables[0].rows] == [
         ("detector", "", "25.0"),
         ("untrained", "", "12.5"),
