@@ -13,8 +13,8 @@ from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 
-__all__ = ["DEFAULT", "METHODS", "TRAINING", "UNTRAINED", "Cost", "Done", "Method", "Methods", "Row", "capped",
-           "chosen", "measure", "shares"]  # fmt: skip
+__all__ = ["DEFAULT", "METHODS", "TRAINING", "UNTRAINED", "Cost", "Done", "Measured", "Method", "Methods", "Row",
+           "capped", "chosen", "measure", "shares"]  # fmt: skip
 
 UNTRAINED = "untrained"
 TRAINING = 3
@@ -76,44 +76,58 @@ def shares(labelled: int) -> tuple[int, int]:
     return labelled - labelled // 3, labelled // 3
 
 
-def capped(recipe: Recipe, method: Method, budget: int, asked: tuple[int, float]) -> Recipe:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a budget of tokens is divided by.
+
+    Attributes:
+        num: How many questions are answered.
+        alone: Tokens of a plain question that goes alone.
+        shared: Tokens that went through the LLM for one, with the company that all of them had.
+        step: Tokens of a training step, each counted `TRAINING` times; `None` where nothing is trained.
+    """
+
+    num: int
+    alone: float
+    shared: float
+    step: float | None = None
+
+
+def capped(recipe: Recipe, method: Method, budget: int, found: Measured) -> Recipe:
     """Return a recipe whose knob is turned down to what a budget of tokens lets it do, for preparing and answering.
 
     Steps of a training, rounds of a search, examples or words of reasoning: never less than one, never more than the
-    recipe has. It is an estimate from the length of a plain question, without what shared prefixes save.
+    recipe has. It is an estimate; what is asked on other samples, or differs from question to question, is taken as if
+    it went alone.
 
     Args:
         recipe: The row's.
         method: Says which knob.
         budget: Tokens through the LLM.
-        asked: How many questions are answered, and the tokens of a plain one.
+        found: What the untrained LLM took, and what a step would take.
     """
-    num, plain = asked
-    spare = budget - num * plain
-    train, search, prompt = recipe.train, recipe.search, recipe.prompt
+    spare = budget - found.num * found.shared
+    search, prompt = recipe.search, recipe.prompt
     if method.kind == "train":
-        step = TRAINING * plain * train.groups_per_step * train.expressions_per_group
-        return _turned(recipe, "train", "max_steps", _down(spare / step, train.max_steps))
+        return recipe if not found.step else _turned(recipe, "train", "max_steps", spare / found.step)
     if method.kind == "search" and search is not None:
-        spare -= plain * (search.slice + _CONFIRMED * search.confirm)
-        rounds = spare / (plain * search.slice * search.samples)
-        return _turned(recipe, "search", "iterations", _down(rounds, search.iterations))
+        spare -= found.alone * (search.slice + _CONFIRMED * search.confirm)
+        return _turned(recipe, "search", "iterations", spare / (found.alone * search.slice * search.samples))
+    each = budget / found.num
     if prompt.reasoning_tokens:  # the question is read twice, the reasons are written once and read once
-        words = (budget / num - 2 * plain) / 2
-        return _turned(recipe, "prompt", "reasoning_tokens", _down(words, prompt.reasoning_tokens))
-    if prompt.examples:
-        return _turned(recipe, "prompt", "examples", _down(budget / (num * plain) - 1, prompt.examples))
+        return _turned(recipe, "prompt", "reasoning_tokens", (each - found.shared - found.alone) / 2)
+    if prompt.examples:  # as long as a question
+        return _turned(recipe, "prompt", "examples", each / (found.alone if prompt.retrieve else found.shared) - 1)
     return recipe
 
 
-def _down(value: float, most: int | None) -> int:
-    found = max(1, int(value))
-    return found if most is None else min(found, most)
-
-
-def _turned(recipe: Recipe, section: str, key: str, value: int) -> Recipe:
-    changed = getattr(recipe, section).model_copy(update={key: value})
-    return recipe.model_copy(update={section: changed})
+def _turned(recipe: Recipe, section: str, key: str, value: float) -> Recipe:
+    part = getattr(recipe, section)
+    most = getattr(part, key)
+    least = max(1, int(value))
+    return recipe.model_copy(
+        update={section: part.model_copy(update={key: least if most is None else min(least, most)})}
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from llm_wrapper.report import methods as shown
 from llm_wrapper.report import tables
 from llm_wrapper.training.wording import Wording
 from llm_wrapper.verbs import commands
-from llm_wrapper.verbs.methods_row_commands import Line, made_of
+from llm_wrapper.verbs.methods_row_commands import Line, made_of, step_tokens
 
 __all__ = ["Job", "compare"]
 
@@ -82,8 +82,8 @@ def compare(job: Job, console: Console) -> Methods:
     made: dict[str, Done | str] = {}
     for name, recipe in job.recipes.items():
         method = methods.METHODS[name]
-        row = Line(method, _within(job, recipe, method, made.get(methods.UNTRAINED)), job.folder / name)
         try:
+            row = Line(method, _within(job, recipe, method, made.get(methods.UNTRAINED)), job.folder / name)
             made[name] = _done(job, row, ground, console)
         except Exception as error:  # whatever it is, the other rows took hours and stay
             _log.exception("%s failed", name)
@@ -113,10 +113,14 @@ def _require_fair(job: Job) -> None:
 
 
 def _within(job: Job, recipe: Recipe, method: Method, untrained: Done | str | None) -> Recipe:
-    """Return the recipe as the budget of compute lets it be, which is in questions as long as the untrained LLM's."""
-    if job.compute is None or not isinstance(untrained, Done) or not untrained.num_asked or not untrained.per_answer:
+    """Return the recipe as the budget of compute lets it be, which is in what the untrained LLM took."""
+    if job.compute is None or not isinstance(untrained, Done) or not untrained.num_asked:
         return recipe
-    return methods.capped(recipe, method, job.compute, (untrained.num_asked, untrained.per_answer))
+    if untrained.per_answer is None or untrained.answered.tokens is None:  # on a server
+        return recipe
+    num, step = untrained.num_asked, step_tokens(recipe) if method.kind == "train" else None
+    found = methods.Measured(num, untrained.per_answer, untrained.answered.tokens / num, step)
+    return methods.capped(recipe, method, job.compute, found)
 
 
 def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console) -> Done:

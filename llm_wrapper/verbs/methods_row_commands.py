@@ -21,7 +21,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.training.wording import Wording, wording_of
 from llm_wrapper.verbs import commands, search_commands
 
-__all__ = ["Line", "made_of"]
+__all__ = ["Line", "made_of", "step_tokens"]
 
 
 _COST = "cost.json"
@@ -72,6 +72,21 @@ def made_of(row: Line, scenes: Sequence[Scene], console: Console) -> tuple[Done,
         notes=notes,
     )
     return done, wording
+
+
+def step_tokens(recipe: Recipe) -> float | None:
+    """Return the tokens that a step of a training takes, each counted `methods.TRAINING` times, before it is begun.
+
+    Raises:
+        CacheError: If detections are missing.
+        DataError: If there is nothing to train on.
+    """
+    from llm_wrapper.training.outline import planned
+    from llm_wrapper.training.pool import gather
+
+    whole = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": None})})
+    epoch = planned(whole, gather(whole).groups).epoch
+    return None if epoch is None else methods.TRAINING * epoch.num_tokens * whole.train.epochs / epoch.num_steps
 
 
 def _prepare(row: Line, console: Console) -> None:

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.evaluation.methods import DEFAULT, METHODS, Cost, Done, Methods, capped, chosen, measure, shares
+from llm_wrapper.evaluation.methods import (
+    DEFAULT,
+    METHODS,
+    Cost,
+    Done,
+    Measured,
+    Methods,
+    capped,
+    chosen,
+    measure,
+    shares,
+)
 from llm_wrapper.recipe import KINDS, Recipe, compose
 from llm_wrapper.recipe_files import folder
 from llm_wrapper.records import Prediction
@@ -47,8 +58,8 @@ def test_what_there_is_not_is_told_with_what_there_is() -> None:
         chosen(["lore", "x", "glov"])
 
 
-ASKED = (100, 50.0)
-"""Questions of 50 tokens: to answer them takes 5,000."""
+FOUND = Measured(100, 50.0, 20.0, 600.0)
+"""Questions of 50 tokens, of which 20 are not shared: to answer them takes 2,000."""
 
 SEARCH = ("search.slice=20", "search.confirm=10", "search.first=5", "search.samples=2")
 """The seed prompt takes 1,000 tokens, to confirm four prompts 2,000, and a round 2,000."""
@@ -57,15 +68,18 @@ SEARCH = ("search.slice=20", "search.confirm=10", "search.first=5", "search.samp
 @pytest.mark.parametrize(
     ("name", "overrides", "budget", "section", "left"),
     [
-        pytest.param("lora", ["train.groups_per_step=4"], 5_000 + 7 * 600, ("train", "max_steps"), 7, id="steps"),
+        pytest.param("lora", [], 2_000 + 7 * 600, ("train", "max_steps"), 7, id="steps"),
         pytest.param("lora", ["train.max_steps=3"], 10**9, ("train", "max_steps"), 3, id="never-more-steps"),
         pytest.param("ia3", [], 1, ("train", "max_steps"), 1, id="one-step-at-least"),
-        pytest.param("glov", SEARCH, 5_000 + 3_000 + 4_100, ("search", "iterations"), 2, id="rounds"),
+        pytest.param("glov", SEARCH, 2_000 + 3_000 + 4_100, ("search", "iterations"), 2, id="rounds"),
         pytest.param("glov", SEARCH, 10**9, ("search", "iterations"), 25, id="never-more-rounds"),
         pytest.param("glov-guided", SEARCH, 1, ("search", "iterations"), 1, id="one-round-at-least"),
-        pytest.param("in-context", [], 3 * 5_000, ("prompt", "examples"), 2, id="examples"),
+        pytest.param("in-context", [], 3 * 2_000, ("prompt", "examples"), 2, id="examples"),
+        pytest.param("retrieved", [], 3 * 5_000, ("prompt", "examples"), 2, id="own-examples"),
         pytest.param("retrieved", [], 10**9, ("prompt", "examples"), 4, id="never-more-examples"),
-        pytest.param("chain-of-thought", [], 2 * 5_000 + 100 * 2 * 9, ("prompt", "reasoning_tokens"), 9, id="reasons"),
+        pytest.param(
+            "chain-of-thought", [], 2_000 + 5_000 + 100 * 2 * 9, ("prompt", "reasoning_tokens"), 9, id="reasons"
+        ),
         pytest.param("chain-of-thought", [], 1, ("prompt", "reasoning_tokens"), 1, id="one-word-at-least"),
     ],
 )
@@ -73,15 +87,19 @@ def test_a_budget_turns_one_knob(
     name: str, overrides: list[str], budget: int, section: tuple[str, str], left: int
 ) -> None:
     whole = recipe(name, *overrides)
-    found = capped(whole, METHODS[name], budget, ASKED)
+    found = capped(whole, METHODS[name], budget, FOUND)
     part, key = section
     assert getattr(getattr(found, part), key) == left
     changed = getattr(whole, part).model_copy(update={key: left})
     assert found == whole.model_copy(update={part: changed})
 
 
+def test_a_training_of_unknown_length_is_left_as_it_is() -> None:
+    assert capped(recipe("lora"), METHODS["lora"], 1, Measured(100, 50.0, 20.0)) == recipe("lora")
+
+
 def test_the_untrained_llm_has_no_knob() -> None:
-    assert capped(recipe("untrained"), METHODS["untrained"], 1, ASKED) == recipe("untrained")
+    assert capped(recipe("untrained"), METHODS["untrained"], 1, FOUND) == recipe("untrained")
 
 
 # side by side

@@ -212,6 +212,18 @@ def test_a_budget_of_compute_turns_knobs_down(options: list[str]) -> None:
     assert "prompt.examples: 1 there, 4 now" in printed
 
 
+def test_a_training_takes_what_its_budget_has(options: list[str]) -> None:
+    compare("--method", "lora", *options, "--limit", "4", "--compute", "1", *LORA)
+    answers, step = took()["untrained"]["answered"]["tokens"], took()["lora"]["prepared"]["tokens"]
+    budget = answers + 3.5 * step
+    compare("--method", "lora", *options, "--name", "more", "--limit", "4", "--compute", f"{budget:.0f}", *LORA)
+    assert runs.facts_of(Path("runs/methods/more/lora"))["training"]["steps"] == 3
+    (row,) = (
+        row for row in json.loads(Path("runs/methods/more/methods.json").read_text())["rows"] if row["name"] == "lora"
+    )
+    assert 0.7 * budget < row["tokens"] <= budget
+
+
 def test_nobody_knows_the_tokens_of_a_server_and_nobody_trains_it(options: list[str]) -> None:
     with ProposingServer(["1"]) as server:
         served = ["llm.backend=openai", "llm.model=m", "llm.decode=generate", f"llm.server.base_url={server.url}/v1"]
