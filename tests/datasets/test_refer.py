@@ -143,7 +143,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     refs = [_ref(0, "val", image_id=99), _ref(1, "val", ann_id=13), without_id, _ref(4, "train", ann_id=77)]
     with pytest.raises(DataError) as caught:
         _load(_tree(tmp_path, refs))
-    text = str(caught.value)
+    text = str(caught.value).replace(str(tmp_path), "")  # which may hold any number
     assert "(4 problems)" in text  # image 99 is also not the annotation's image
     assert "ref 0 (ref_id 0)" in text
     assert "ref 2: key 'ref_id' is missing" in text
