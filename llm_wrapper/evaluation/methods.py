@@ -109,7 +109,7 @@ def capped(recipe: Recipe, method: Method, budget: int, found: Measured) -> Reci
     spare = budget - found.num * found.shared
     search, prompt = recipe.search, recipe.prompt
     if method.kind == "train":
-        return recipe if not found.step else _turned(recipe, "train", "max_steps", spare / found.step)
+        return recipe if found.step is None else _turned(recipe, "train", "max_steps", spare / found.step)
     if method.kind == "search" and search is not None:
         spare -= found.alone * (search.slice + _CONFIRMED * search.confirm)
         return _turned(recipe, "search", "iterations", spare / (found.alone * search.slice * search.samples))
@@ -123,11 +123,9 @@ def capped(recipe: Recipe, method: Method, budget: int, found: Measured) -> Reci
 
 def _turned(recipe: Recipe, section: str, key: str, value: float) -> Recipe:
     part = getattr(recipe, section)
-    most = getattr(part, key)
-    least = max(1, int(value))
-    return recipe.model_copy(
-        update={section: part.model_copy(update={key: least if most is None else min(least, most)})}
-    )
+    wanted, most = max(1, int(value)), getattr(part, key)
+    changed = part.model_copy(update={key: wanted if most is None else min(wanted, most)})
+    return recipe.model_copy(update={section: changed})
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,18 @@ def test_a_training_takes_what_its_budget_has(options: list[str]) -> None:
     assert 0.7 * budget < row["tokens"] <= budget
 
 
+def test_a_training_whose_length_cannot_be_told_fails_alone(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step_tokens(_: object) -> float:
+        raise CacheError("no detections")
+
+    monkeypatch.setattr(methods_commands, "step_tokens", step_tokens)
+    printed = compare(*THREE, *options, "--limit", "4", "--compute", "1", *LORA, code=1)
+    assert "lora failed: CacheError: no detections" in printed
+    assert took()["in-context"]["num_asked"] == 4
+
+
 def test_nobody_knows_the_tokens_of_a_server_and_nobody_trains_it(options: list[str]) -> None:
     with ProposingServer(["1"]) as server:
         served = ["llm.backend=openai", "llm.model=m", "llm.decode=generate", f"llm.server.base_url={server.url}/v1"]
