@@ -32,9 +32,7 @@ def folder_name(name: str, what: str) -> str:
         RecipeError: If it is anything else, such as `..` or an absolute path.
     """
     if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME:
-        raise RecipeError(
-            f"{what}: a name of {len(name)} characters, more than a folder's may have ({MAX_NAME} bytes)."
-        )
+        raise RecipeError(f"{what}: a name of {len(name)} characters; a folder's has at most {MAX_NAME} bytes.")
     if not _PLAIN.fullmatch(name) or _RESERVED.fullmatch(name):
         raise RecipeError(
             f"{what}={name!r} becomes a folder's name: use letters, digits, '_', '.', '+' and '-', "
