@@ -1,6 +1,6 @@
 """Chat templates of models: programs of strangers, rendered in a process that is bounded in memory, time and output.
 
-    messages -> template_worker (a process that lives as long as this one) -> text, or a ModelError
+messages -> template_worker (a process that lives as long as this one) -> text, or a ModelError
 """
 
 from __future__ import annotations
