@@ -173,3 +173,6 @@ clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)
 	find llm_wrapper tests -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Left: .venv (packages), runs/ (results), data/ (data sets, detections that cost hours). Remove those by hand."
+
+families: $(STAMP) ## Score tiny random models of about 75 families against plain passes (ARGS="gpt-oss mamba": some of them)
+	$(BIN)/python benchmarks/llm_families.py $(ARGS)
