@@ -238,21 +238,25 @@ def _number(stem: str) -> str | None:
 def _keys_of_image(image: _Image) -> set[tuple[str, str]]:
     """Return what an image can be looked up by; the kinds are those of `_keys_of_name`."""
     stem, ending = _stem(image.parts[-1])
-    names = {stem, _number(stem)} - {None}
-    kinds = {"stem"} if ending else {"stem", "bare"}
-    keys = {(kind, str(name)) for kind in kinds for name in names} | {("name", f"{name}.{ending}") for name in names}
-    number = _number(image.image_id)
-    return keys if number is None else {*keys, ("id", number)}
+    number = _number(stem)
+    keys = {("name", f"{stem}.{ending}"), ("stem", stem), ("id", _number(image.image_id) or image.image_id)}
+    if number is not None:
+        keys |= {("number.", f"{number}.{ending}"), ("number", number)}
+    if not ending:
+        keys |= {("bare", stem), ("bare number", number or stem)}
+    return keys
 
 
 def _keys_of_name(name: str) -> list[tuple[str, str]]:
     """Return what a name is looked up by, the most exact first; only a name without an ending may be an id."""
     stem, ending = _stem(name)
     number = _number(stem)
-    names = [stem] if number in (None, stem) else [stem, number]
-    if ending:
-        return [("name", f"{each}.{ending}") for each in names] + [("bare", each) for each in names]
-    return [("stem", each) for each in names] + ([] if number is None else [("id", number)])
+    keys = [("name", f"{stem}.{ending}"), ("bare", stem)] if ending else [("stem", stem)]
+    if number is not None and ending:
+        keys += [("number.", f"{number}.{ending}"), ("bare number", number)]
+    elif number is not None:
+        keys += [("number", number), ("id", number)]
+    return keys
 
 
 def _unique_numbers(samples: Mapping[str, Sample]) -> dict[int, Sample]:

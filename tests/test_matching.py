@@ -58,6 +58,7 @@ def test_coco_numbers_in_any_spelling(name: str, data: list[Sample]) -> None:
         pytest.param([sample("kitchen_01")], "x/kitchen_01.png", "kitchen_01", id="id-is-the-stem"),
         pytest.param([sample("1", "a.jpg"), sample("2", "b.jpg")], "2.0", "2", id="id-as-float"),
         pytest.param([sample("1", "1.jpg"), sample("2", "0001.jpg")], "0001.jpg", "2", id="name-before-number"),
+        pytest.param([sample("5", "1.jpg"), sample("2", "0001.jpg")], "1.jpg", "5", id="shorter-name-before-number"),
     ],
 )
 def test_images_are_found(data: list[Sample], name: str, expected: str) -> None:
