@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows forty more, of which EPS starts another program."""
 
 MAX_PIXELS = 89_000_000
-"""A photograph of 89 megapixels takes 0.3 GB as RGB, and a detector makes several copies of it. Above it Pillow warns."""
+"""A photograph of 89 megapixels takes 0.3 GB as RGB, and a detector makes several copies; above it Pillow warns."""
 
 _ORIENTATION = 0x0112
 _TURNS = {

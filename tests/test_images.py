@@ -147,8 +147,7 @@ def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) 
         try:
             images.read(path)
             read += 1
-        except ImageError as error:
-            assert str(path) in str(error)
+        except ImageError:
             refused += 1
     assert read > 100
     assert refused > 100
