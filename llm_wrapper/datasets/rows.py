@@ -1,19 +1,20 @@
-"""Rows of annotation files: read, validated one by one, with every problem of a file told at once."""
+"""Rows of annotation files: validated one by one, with every problem of a file listed at once."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import reprlib
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from llm_wrapper.errors import DataError
+from llm_wrapper import readers
 
-__all__ = ["FourNumbers", "Id", "Number", "read_json", "read_json_lines", "reason", "validated"]
+__all__ = ["FourNumbers", "Id", "Number", "is_blank", "read_json", "read_json_lines", "reason", "validated"]
 
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
 """An id that files write as a number or as text; always text in memory."""
@@ -26,30 +27,38 @@ FourNumbers = Annotated[list[Number], Field(min_length=4, max_length=4)]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+_INVISIBLE_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+"""Fillers that Unicode counts as letters and symbols, although nothing is seen of them."""
+
+_WORDS = {
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must not be empty",
+    "list_type": "must be a list",
+    "dict_type": "must be an object of keys and values",
+    "model_type": "must be an object of keys and values",
+    "model_attributes_type": "must be an object of keys and values",
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+}
+"""What pydantic's messages mean to somebody who has never seen Python; others are cut to `must be ..`."""
+
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raises DataError where it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not valid JSON: {error}. The file may be cut short: fetch or write it again."
-        ) from error
+    """Return the content of a JSON file, see `readers.read_json`; NaN and infinity pass."""
+    return readers.read_json(path, nan=True)
 
 
 def read_json_lines(path: Path) -> tuple[list[tuple[int, Any]], list[str]]:
-    """Return (line number, value) of each line that is not blank, and the problems of lines that are not JSON."""
-    values: list[tuple[int, Any]] = []
-    problems: list[str] = []
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                values.append((number, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                problems.append(f"line {number}: not valid JSON: {error}")
-    return values, problems
+    """Return the values of JSON lines and what is wrong with the others, see `readers`; NaN and infinity pass."""
+    return readers.read_json_lines(path, nan=True)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether nothing of a text can be seen: spaces, control characters, zero-width ones and lone accents."""
+    return all(unicodedata.category(char)[0] in "CMZ" or char in _INVISIBLE_LETTERS for char in text)
 
 
 def validated(kind: type[_Model], value: Any, *, where: str, problems: list[str]) -> _Model | None:
@@ -57,7 +66,8 @@ def validated(kind: type[_Model], value: Any, *, where: str, problems: list[str]
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        problems.extend(f"{where}: {_told(detail, list(kind.model_fields))}" for detail in error.errors())
+        known = [field.alias or name for name, field in kind.model_fields.items()]
+        problems.extend(f"{where}: {_sentence(detail, known)}" for detail in error.errors())
         return None
 
 
@@ -72,19 +82,32 @@ def _message(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Value error, ")
 
 
-def _told(detail: ErrorDetails, known: list[str]) -> str:
+def _sentence(detail: ErrorDetails, known: Sequence[str]) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-    if detail["type"] == "missing":
+    kind, value = detail["type"], detail["input"]
+    if kind == "missing":
         return f"key '{place}' is missing"
-    if detail["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         return f"unknown key '{place}'{_nearest(place, known)}"
-    if detail["type"] == "value_error":
+    if kind == "value_error":
         return _message(detail)
-    return f"{place or 'the row'}: {detail['msg']}, got {reprlib.repr(detail['input'])}"
+    if kind in ("too_short", "too_long"):
+        words = f"must have {_count(detail)}, has {len(value)}"
+    else:
+        words = _WORDS.get(kind) or detail["msg"].replace("Input should", "must", 1)
+    return f"{place or 'the row'}: {words}, got {reprlib.repr(value)}"
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _count(detail: ErrorDetails) -> str:
+    """Return how many items a list must have, of which there are too few or too many."""
+    bound, number = next((key, value) for key, value in detail["ctx"].items() if key in ("min_length", "max_length"))
+    return f"{'at least' if bound == 'min_length' else 'at most'} {number} item{'s' if number != 1 else ''}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """Return the known key that is like a mistyped one, if any is, and all known ones."""
     if not known:
         return "; none is known here"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    return f"; the nearest known one is '{nearest}' (known: {', '.join(known)})"
+    like = difflib.get_close_matches(key, known, n=1)
+    hint = f"the nearest known one is '{like[0]}' " if like else ""
+    return f"; {hint}(known: {', '.join(known)})"
