@@ -40,7 +40,7 @@ class Dataset:
             none.
         has_splits: Whether the annotations divide the samples. Where they do not, every split is all of them, so that
             whatever was trained on this data set was trained on this split.
-        skipped: Rows of published annotations that cannot be used, by reason.
+        skipped: Places of the rows of published annotations that cannot be used, by reason.
         crowd_targets: Ids of the samples that mean a crowd region (`iscrowd`), for which no box of an object is right.
     """
 
@@ -50,7 +50,7 @@ class Dataset:
     digest: str
     objects: Mapping[str, Sequence[AnnotatedObject]] | None = field(default=None, repr=False)
     has_splits: bool = True
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     crowd_targets: frozenset[str] = frozenset()
 
     def images(self) -> list[Sample]:
@@ -63,7 +63,7 @@ class Dataset:
     def notes(self) -> list[str]:
         """Return what a reader of any result on this split must know, one sentence each; usually nothing."""
         where = f"{self.name} {self.split}"
-        notes = [f"{where}: skipped {number:,} {reason}" for reason, number in self.skipped.items()]
+        notes = [f"{where}: skipped {len(places):,}: {reason}" for reason, places in self.skipped.items()]
         if self.crowd_targets:
             notes.append(
                 f"{where}: {len(self.crowd_targets):,} of {len(self.samples):,} expressions mean a crowd region "

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,11 +144,11 @@ def load(
         raise DataError(listed(f"{path}, split {split}, cannot be used", problems) + example)
     instances = path.parent / "instances.json"
     files = [path, instances] if instances.is_file() else [path]
-    objects = _objects(instances, parsed) if instances.is_file() else None
+    objects, skipped = _objects(instances, parsed) if instances.is_file() else (None, {})
     digest = digest_files(files)
     if val_share is not None:
         digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
-    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits)
+    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped=skipped)
 
 
 def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:
@@ -293,7 +293,7 @@ class _Reader:
             values, sizes, declared, how="data.settings.box_format={}", is_default=box_format is None
         )
         if wrong:
-            raise DataError(f"{source}: {key}: {wrong}.")
+            raise DataError(f"{source}: {key}: {wrong}")
         pixels = box_formats.to_pixels(values, sizes, declared).tolist()
         return {
             number: self._box(where, numbers, size)
@@ -324,8 +324,13 @@ class _Reader:
         )
 
 
-def _objects(instances_path: Path, parsed: _Placed) -> dict[str, tuple[AnnotatedObject, ...]]:
-    """Match images by file name (with folders if that fits, else by the last part), objects by our image ids."""
+def _objects(
+    instances_path: Path, parsed: _Placed
+) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
+    """Return the objects by our image ids, and the entries that cannot be used.
+
+    Images are matched by file name, with folders if that fits, else by the last part.
+    """
     instances = coco_instances.load(instances_path)
     by_name = {image.file_name: image.id for image in instances.images.values()}
     found: dict[str, tuple[AnnotatedObject, ...]] = {}
@@ -333,4 +338,4 @@ def _objects(instances_path: Path, parsed: _Placed) -> dict[str, tuple[Annotated
         coco_id = by_name.get(row.name, by_name.get(Path(row.name).name))
         if coco_id is not None:
             found[row.image_key] = instances.objects[coco_id]
-    return found
+    return found, instances.skipped.places
