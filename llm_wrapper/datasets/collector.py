@@ -85,9 +85,8 @@ class Collector:
             values, sizes = np.array(self._boxes, dtype=np.float64), np.array(self._sizes, dtype=np.float64)
             wrong = box_formats.check(values, sizes, self._convention, how="a data.reader whose boxes are {}")
             if wrong:
-                raise DataError(
-                    f"{self._source}: {wrong.removesuffix('?')}. Nothing was read: check that data.reader belongs to these files."
-                )
+                remedy = "Nothing was read: check that data.reader belongs to these files."
+                raise DataError(f"{self._source}: {wrong.removesuffix('?')}. {remedy}")
         others = Skipped() if instances is None else instances.skipped
         self.skipped.require_most(self._source, len(self._samples), others.problems)
         skipped = {**others.places, **self.skipped.places}

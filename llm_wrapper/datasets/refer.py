@@ -21,7 +21,7 @@ from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["USUAL_SPLIT_BY", "load"]
+__all__ = ["USUAL_SPLIT_BY", "NumberedRefs", "load", "read_refs"]
 
 USUAL_SPLIT_BY: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The division of each set that papers report; for RefCOCOg the one without images shared between splits."""
@@ -30,7 +30,8 @@ _COCO_IMAGES = Path("images/mscoco/images/train2014")
 _IMAGE_FOLDERS = {"refclef": Path("images/saiapr_tc-12")}
 _REMEDY = "Fetch the REFER annotations and unpack them so that this file exists, or correct the root, name or split_by."
 
-_Numbered = list[tuple[int, Mapping[str, Any]]]
+NumberedRefs = list[tuple[int, Mapping[str, Any]]]
+"""Refs with their places in the file."""
 
 
 class _Ref(BaseModel):
@@ -75,12 +76,21 @@ def _refs_path(root: Path, name: str, split_by: str) -> Path:
     return require_file(root / name / f"refs({split_by}).p", found + _REMEDY)
 
 
-def _read_refs(path: Path, skipped: Skipped) -> _Numbered:
+def read_refs(root: Path, *, name: str, split_by: str) -> NumberedRefs:
+    """Return the refs of a REFER set, in all splits, with their places in the file; damaged ones are left out.
+
+    Raises:
+        DataError: If there is no such file, or it is damaged.
+    """
+    return _read_refs(_refs_path(root, name, split_by), Skipped())
+
+
+def _read_refs(path: Path, skipped: Skipped) -> NumberedRefs:
     """Return the refs with their places in the file; each is sure to have a split and an image id."""
     content = restricted_pickle.load(path)
     if not isinstance(content, list):
         raise DataError(f"{path} holds a {type(content).__name__}, not the list of refs that REFER writes.")
-    refs: _Numbered = []
+    refs: NumberedRefs = []
     for number, ref in enumerate(content):
         problem = _ref_problem(ref)
         if problem:
@@ -102,7 +112,7 @@ def _ref_problem(ref: Any) -> str | None:
     return None
 
 
-def _of_split(refs: _Numbered, split: str, path: Path) -> _Numbered:
+def _of_split(refs: NumberedRefs, split: str, path: Path) -> NumberedRefs:
     chosen = [(number, ref) for number, ref in refs if _is_in(ref["split"], split)]
     if not chosen:
         existing = ", ".join(sorted({ref["split"] for _, ref in refs})) or "none"
