@@ -43,7 +43,11 @@ TOGETHER = $(BIN)/accelerate launch --config_file recipes/accelerate/$(ACCELERAT
 DATA_FLAGS = --data $(DATA) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
 # An option for what was given with the command, nothing for a default: `ARGS="--boxes file"` goes with no detector.
 typed = $(if $(and $(filter-out file,$(origin $(1))),$($(1))),--$(2) "$($(1))")
-CHOICES = --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN))
+# A run knows its detector, LLM and data: with RUN or RUNS only what was given with the command, or a row, is passed on.
+passed = $(if $(and $(RUN)$(RUNS),$(if $(PAPER),,untyped),$(filter file,$(origin $(1)))),,$($(1)))
+NAMES = $(if $(call passed,VLM),--vlm $(VLM)) $(if $(call passed,LLM),--llm $(LLM)) $(if $(call passed,DATA),--data $(DATA)) \
+  $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+CHOICES = $(NAMES) $(if $(TRAIN),--train $(TRAIN))
 RUN_FLAGS = $(foreach each,$(RUNS),--run "$(each)")
 CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -113,10 +117,10 @@ plan: $(STAMP) ## What a training takes and whether it fits, before it starts: V
 	$(CLI) plan --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(ARGS)
 
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN; several GPUs: PROCESSES, ACCELERATE
-	$(if $(PROCESSES),$(TOGETHER),$(CLI)) train --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) $(if $(RUN),--run "$(RUN)") $(ARGS)
+	$(if $(PROCESSES),$(TOGETHER),$(CLI)) train $(CHOICES) $(if $(RUN),--run "$(RUN)") $(ARGS)
 
 eval: $(STAMP) ## Score a RUN, a foreign ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
-	$(CLI) eval --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(RUN),--run "$(RUN)") $(if $(ADAPTER),--adapter "$(ADAPTER)") $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+	$(CLI) eval $(NAMES) $(if $(RUN),--run "$(RUN)") $(if $(ADAPTER),--adapter "$(ADAPTER)") $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
 
 # IMAGE and EXPRESSION reach the shell through the environment, so that quotes in them are harmless.
 predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the left", and VLM, LLM, RUN or ADAPTER
@@ -149,17 +153,16 @@ headroom: $(STAMP) ## What a selector can gain on cached detections, before payi
 	$(CLI) detections headroom --vlm $(VLM) $(DATA_FLAGS) $(ARGS)
 
 transfer: $(STAMP) ## Adapters on detectors and data they were not trained on: RUNS="runs/a runs/b" VLM="toy toy-gray" DATA
-	$(CLI) transfer $(RUN_FLAGS) $(foreach each,$(VLM),--vlm $(each)) $(foreach each,$(DATA),--data $(each)) \
-	  $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
+	$(CLI) transfer $(RUN_FLAGS) $(foreach each,$(call passed,VLM),--vlm $(each)) $(foreach each,$(call passed,DATA),--data $(each)) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 ensemble: $(STAMP) ## Several detectors together, and what each adds: VLM=toy+toy-gray RUNS LLM DATA DATA_ROOT
-	$(CLI) ensemble --vlm $(VLM) $(or $(RUN_FLAGS),--llm $(LLM)) $(DATA_FLAGS) $(ARGS)
+	$(CLI) ensemble $(NAMES) $(RUN_FLAGS) $(ARGS)
 
 curve: $(STAMP) ## P@1 against training samples: RUN=runs/a, or SAMPLES="100 300 1000" and VLM, LLM, DATA, DATA_ROOT, TRAIN
-	$(CLI) curve $(if $(RUN),--run "$(RUN)",$(CHOICES)) $(foreach each,$(SAMPLES),--samples $(each)) $(ARGS)
+	$(CLI) curve $(if $(RUN),--run "$(RUN)") $(CHOICES) $(foreach each,$(SAMPLES),--samples $(each)) $(ARGS)
 
 search-prompts: $(STAMP) ## An LLM searches for a better prompt, without training: SEARCH=glov and VLM, LLM, DATA, DATA_ROOT
-	$(CLI) prompts search --search $(SEARCH) --vlm $(VLM) --llm $(LLM) $(DATA_FLAGS) $(if $(TRAIN),--train $(TRAIN)) \
+	$(CLI) prompts search $(if $(and $(RUN),$(filter file,$(origin SEARCH))),,--search $(SEARCH)) $(CHOICES) \
 	  $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(RUN),--run "$(RUN)") $(ARGS)
 
 compare-methods: $(STAMP) ## Prompting, prompt search and training at one budget, in one table: VLM, LLM, DATA, DATA_ROOT (ARGS="--labelled 200")

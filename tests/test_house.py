@@ -149,8 +149,29 @@ def test_help_lists_every_target() -> None:
         pytest.param(["eval"], ".venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy", id="eval"),
         pytest.param(
             ["eval", "RUN=runs/a"],
-            '.venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy --run "runs/a"',
-            id="eval-run",
+            '.venv/bin/llm-wrapper eval --run "runs/a"',
+            id="eval-run-passes-no-default",
+        ),
+        pytest.param(
+            ["eval", "RUN=runs/a", "VLM=flo2"],
+            '.venv/bin/llm-wrapper eval --vlm flo2 --run "runs/a"',
+            id="eval-run-passes-what-is-named",
+        ),
+        pytest.param(["train", "RUN=runs/a"], '.venv/bin/llm-wrapper train --run "runs/a"', id="train-run"),
+        pytest.param(
+            ["transfer", "RUNS=runs/a runs/b"],
+            '.venv/bin/llm-wrapper transfer --run "runs/a" --run "runs/b"',
+            id="transfer-runs",
+        ),
+        pytest.param(
+            ["transfer", "RUNS=runs/a", "VLM=toy toy-gray"],
+            '.venv/bin/llm-wrapper transfer --run "runs/a" --vlm toy --vlm toy-gray',
+            id="transfer-runs-elsewhere",
+        ),
+        pytest.param(
+            ["ensemble", "VLM=toy+toy-gray"],
+            ".venv/bin/llm-wrapper ensemble --vlm toy+toy-gray --llm smollm2 --data toy",
+            id="ensemble",
         ),
         pytest.param(
             ["curve", "RUN=runs/a", "SAMPLES=100 300"],

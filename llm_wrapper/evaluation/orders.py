@@ -36,14 +36,15 @@ def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answ
     Raises:
         RecipeError: If an answer has no probabilities.
     """
-    sums, mass = [0.0] * len(answers[0].probabilities or ()), 0.0
+    sums = [0.0] * len(answers[0].probabilities or ())
     for answer, order in zip(answers, orders, strict=True):
         if answer.probabilities is None:
             raise RecipeError("llm.orders averages probabilities, which llm.decode=generate does not give: use score")
         behind = range(len(order), len(sums))
         for index, probability in zip([*order, *behind], answer.probabilities, strict=True):
             sums[index] += probability / len(orders)
-        mass += (answer.mass or 0.0) / len(orders)
+    masses = [answer.mass for answer in answers if answer.mass is not None]
+    mass = sum(masses) / len(masses) if len(masses) == len(answers) else None
     counts = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
     return Answer(tuple(sums), mass, num_tokens=sum(counts) if len(counts) == len(answers) else None)
 

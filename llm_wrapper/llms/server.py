@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from rich.console import Console
 from rich.progress import Progress
 
 from llm_wrapper.artifacts import digest_value
@@ -155,7 +156,7 @@ def ask_server(
     with Server(section) as server:
         keys = [server.key_of(prompt) for prompt in prompts]
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in kept}
-        with Progress(disable=not progress, transient=True) as bar:
+        with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
             task = bar.add_task(title, total=len(missing))
             _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
     return [kept[key] for key in keys]
