@@ -30,7 +30,20 @@ from llm_wrapper.verbs import (
 )
 from llm_wrapper.verbs.bench_cli import app as bench_app
 from llm_wrapper.verbs.detections_cli import app as detections_app
-from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, assigned, chosen
+from llm_wrapper.verbs.options import (
+    Data,
+    DataRoot,
+    Limit,
+    Llm,
+    Overrides,
+    Split,
+    Train,
+    Vlm,
+    add_paper,
+    assigned,
+    chosen,
+    extra_words,
+)
 from llm_wrapper.verbs.prompts_cli import app as prompts_app
 
 __all__ = ["app", "main"]
@@ -45,6 +58,7 @@ transfer_cli.add_to(app)
 curve_cli.add_to(app)
 methods_cli.add_to(app)
 none_cli.add_to(app)
+add_paper(app)
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -275,7 +289,7 @@ def main() -> None:
     # They speak of renamed options inside transformers and TRL, which nobody here can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     try:
-        app()
+        app(args=[*sys.argv[1:], *extra_words()])
     except LLMWrapperError as error:
         _errors.print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(2)

