@@ -5,7 +5,6 @@
 $(foreach each,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(each)))),$(eval override $(each) := $$(value $(each)))))
 PYTHON ?= python3
 UV ?= uv
-SEARCH ?= glov
 ACCELERATE ?= ddp
 export PYTHON UV VLM LLM DATA DATA_ROOT TRAIN PROMPT SEARCH PAPER RUN RUNS ADAPTER SAMPLES PROCESSES ACCELERATE IMAGE EXPRESSION ARGS
 
@@ -131,15 +130,13 @@ transfer: $(STAMP) ## Adapters on detectors and data they were not trained on: R
 
 ensemble: $(STAMP) ## Several detectors together, and what each adds: VLM=toy+toy-gray RUNS LLM DATA DATA_ROOT
 	$(call EACH,RUNS,run) if [ -z "$$RUNS$$PAPER" ]; then LLM="$${LLM:-smollm2}"; fi; \
-	  if [ -n "$$LLM" ] && [ -z "$$RUNS" ]; then set -- "$$@" --llm "$$LLM"; fi; \
-	  $(CLI) ensemble $${VLM:+--vlm "$$VLM"} "$$@" $(DATA_FLAGS)
+	  $(CLI) ensemble $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) "$$@"
 
 curve: $(STAMP) ## P@1 against training samples: RUN=runs/a, or SAMPLES="100 300 1000" and VLM, LLM, DATA, DATA_ROOT, TRAIN
-	$(call EACH,SAMPLES,samples) if [ -n "$$RUN" ]; then $(CLI) curve --run "$$RUN" "$$@"; \
-	  else $(CLI) curve $(CHOICES) "$$@"; fi
+	$(call EACH,SAMPLES,samples) $(CLI) curve $${RUN:+--run "$$RUN"} $(CHOICES) "$$@"
 
 search-prompts: $(STAMP) ## An LLM searches for a better prompt, without training: SEARCH=glov and VLM, LLM, DATA, DATA_ROOT
-	$(CLI) prompts search --search "$$SEARCH" $(CHOICES) $${PROMPT:+--prompt "$$PROMPT"} $${RUN:+--run "$$RUN"}
+	$(CLI) prompts search $${SEARCH:+--search "$$SEARCH"} $(CHOICES) $${PROMPT:+--prompt "$$PROMPT"} $${RUN:+--run "$$RUN"}
 
 compare-methods: $(STAMP) ## Prompting, prompt search and training at one budget, in one table: VLM, LLM, DATA, DATA_ROOT (ARGS="--labelled 200")
 	$(CLI) compare-methods $(CHOICES)

@@ -181,6 +181,12 @@ CLI = "llm-wrapper"
             id="train-on-two",
         ),
         pytest.param(["eval"], [CLI, "eval"], "", id="eval"),
+        pytest.param(
+            ["eval", "RUN=runs/a", "VLM=flo2"],
+            [CLI, "eval", "--vlm", "flo2", "--run", "runs/a"],
+            "",
+            id="eval-run-passes-what-is-named",
+        ),
         pytest.param(["eval", "RUN=runs/a"], [CLI, "eval", "--run", "runs/a"], "", id="eval-run"),
         pytest.param(["eval", "PAPER=gd"], [CLI, "--paper", "gd", "eval"], "", id="eval-paper"),
         pytest.param(
@@ -205,7 +211,10 @@ CLI = "llm-wrapper"
         pytest.param(["ensemble", "RUNS=runs/a"], [CLI, "ensemble", "--run", "runs/a"], "", id="ensemble-runs"),
         pytest.param(["report", "RUN=runs/a"], [CLI, "report", "runs/a"], "", id="report"),
         pytest.param(
-            ["search-prompts"], [CLI, "prompts", "search", "--search", "glov"], "", id="search-prompts-by-default"
+            ["search-prompts", "SEARCH=glov", "RUN=runs/a"],
+            [CLI, "prompts", "search", "--search", "glov", "--run", "runs/a"],
+            "",
+            id="search-prompts",
         ),
     ],
 )

@@ -42,12 +42,13 @@ def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answ
     usable = [(each, order) for each, order in zip(answers, orders, strict=True) if each.probabilities is not None]
     if not usable:
         return Answer()
-    sums, mass = [0.0] * len(usable[0][0].probabilities or ()), 0.0
+    sums = [0.0] * len(usable[0][0].probabilities or ())
     for answer, order in usable:
         behind = range(len(order), len(sums))
         for index, probability in zip([*order, *behind], answer.probabilities or (), strict=True):
             sums[index] += probability / len(usable)
-        mass += (answer.mass or 0.0) / len(usable)
+    masses = [answer.mass for answer, _ in usable if answer.mass is not None]
+    mass = sum(masses) / len(masses) if len(masses) == len(usable) else None
     counts = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
     return Answer(tuple(sums), mass, num_tokens=sum(counts) if len(counts) == len(answers) else None)
 

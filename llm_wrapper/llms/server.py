@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 
 from llm_wrapper.artifacts import digest_value
@@ -190,7 +191,7 @@ def ask_server(
     asked = dict(zip(keys, prompts, strict=True))
     missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
     kept.warn_of_damage()
-    with Progress(disable=not progress, transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         task = bar.add_task(title, total=len(missing))
         _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
     found = [kept[key] for key in keys]
