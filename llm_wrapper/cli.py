@@ -39,8 +39,10 @@ from llm_wrapper.verbs.options import (
     Split,
     Train,
     Vlm,
+    add_paper,
     assigned,
     chosen,
+    extra_words,
     name_of,
 )
 from llm_wrapper.verbs.prompts_cli import app as prompts_app
@@ -57,6 +59,7 @@ transfer_cli.add_to(app)
 curve_cli.add_to(app)
 methods_cli.add_to(app)
 none_cli.add_to(app)
+add_paper(app)
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -293,7 +296,7 @@ def main() -> None:
     # They speak of renamed options inside transformers and TRL, which nobody here can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     try:
-        app()
+        app(args=[*sys.argv[1:], *extra_words()])
     except LLMWrapperError as error:
         say(_errors, f"error: {error}", style="red")
         sys.exit(2)
