@@ -22,11 +22,12 @@ from llm_wrapper.llms import load as loading
 from llm_wrapper.llms import nf4
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import LLMSection, Recipe
-from llm_wrapper.training import sft
+from llm_wrapper.training import architecture, sft
 from llm_wrapper.training.adapted import adapter_config
 from llm_wrapper.training.collator import IGNORED, Collator
 from llm_wrapper.training.examples import Group, schedule
 from llm_wrapper.training.plan import Batch, Memory, Setup, Sizes, fits, memory
+from llm_wrapper.training.targets import adapt_layers, describe_targets
 
 __all__ = [
     "Device",
@@ -119,13 +120,9 @@ def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
     """
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
-    heads = config.num_attention_heads
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     packable = [parameter.numel() for parameter in _packable(model, output)]
-    try:
-        adapted = peft.get_peft_model(model, adapter, low_cpu_mem_usage=True)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"adapters cannot be put on {type(model).__name__}: {error}") from error
+    adapted = adapt_layers(model, adapter, low_cpu_mem_usage=True)
     inputs = _adapter_inputs(adapted, output)
     return Sizes(
         num_parameters=num_parameters,
@@ -134,19 +131,14 @@ def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
         rank=getattr(adapter, "r", 0),
         num_layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        inner=(getattr(config, "intermediate_size", None) or 4 * config.hidden_size) * _experts_passed(config)[0],
-        attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
-        num_heads=heads,
+        inner=architecture.feedforward_width(config),
+        attended=architecture.attention_width(config),
+        num_heads=architecture.attention_heads(config),
         vocabulary=config.vocab_size,
         adapter_inputs=round(sum(width * share for width, share in inputs)),
         num_adapters=round(sum(share for _, share in inputs)),
         largest_weight=max(packable, default=0),
     )
-
-
-def _experts_passed(config: Any) -> tuple[int, int]:
-    """Return how many experts a token is sent to, and how many there are; one of one where there are none."""
-    return getattr(config, "num_experts_per_tok", None) or 1, getattr(config, "num_local_experts", None) or 1
 
 
 def _packable(model: Any, output: Any) -> list[torch.Tensor]:
@@ -157,7 +149,8 @@ def _packable(model: Any, output: Any) -> list[torch.Tensor]:
 
 def _adapter_inputs(adapted: Any, output: Any) -> list[tuple[int, float]]:
     """Return, for each adapter in the layers, the width of its input and the share of tokens that pass it."""
-    passed, experts = _experts_passed(adapted.get_base_model().config.get_text_config())
+    config = adapted.get_base_model().config
+    passed, experts = architecture.experts_per_token(config), max(1, architecture.num_experts(config))
     return [
         (module.in_features, passed / experts if ".experts." in name else 1.0)
         for name, module in adapted.named_modules()
