@@ -138,7 +138,7 @@ def train(
     """Fine-tune the LLM to name the best box; with --run an interrupted run goes on."""
     recipe = _recipe(vlm, llm, data, train, overrides, data_root, prompt=prompt)
     folder = run or runs.ROOT / runs.new_name(f"{vlm}-{llm}-{data}")
-    commands.train(recipe, folder, _console)
+    commands.train(recipe, folder, _console, is_new=run is None)
 
 
 @app.command()

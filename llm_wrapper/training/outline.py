@@ -47,6 +47,8 @@ _SAMPLED = 128
 """Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
 
 
+_MOST_LAYERS = 1_000
+
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says what a container may take, which the machine's own figure does not know."""
 
@@ -82,14 +84,29 @@ def outline(section: LLMSection) -> Any:
         "attn_implementation": loading._attention(section, where),
     }
     try:
-        config = transformers.AutoConfig.from_pretrained(_name(section), revision=section.revision)
+        config = transformers.AutoConfig.from_pretrained(
+            _name(section), revision=section.revision, trust_remote_code=False
+        )
+        _require_buildable(config, section)
+        if _is_4bit(section):
+            nf4.require_packable(str(section.model), config)
         with torch.device("meta"):
             if _is_4bit(section) and config.model_type == "mixtral":  # its experts are layers of their own in 4 bit
                 values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
                 return nf4._ApartMixtral._from_config(nf4._ApartConfig(**values), **options)
-            return transformers.AutoModelForCausalLM.from_config(config, **options)
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
+
+
+def _require_buildable(config: Any, section: LLMSection) -> None:
+    """Refuse settings of more layers than any model has: each is a Python object, without weights too."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise ModelError(
+            f"llm.model={section.model} cannot be planned: its settings give {layers:,} layers, {_MOST_LAYERS:,} are "
+            "the most"
+        )
 
 
 def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
@@ -99,7 +116,9 @@ def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
         ModelError: If it cannot be read.
     """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(_name(section), revision=section.revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            _name(section), revision=section.revision, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"the tokenizer of llm.model={section.model} cannot be read: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -118,14 +137,19 @@ def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
     Raises:
         ModelError: If the model has none of the modules that adapters are asked for.
     """
-    config = model.config.get_text_config()
-    output = model.get_output_embeddings()
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    packable = [parameter.numel() for parameter in _packable(model, output)]
+    return _counted(model, adapter)[0]
+
+
+def _counted(model: Any, adapter: peft.PeftConfig) -> tuple[Sizes, str]:
+    """Return the sizes of a model with adapters, and which layers carry them."""
+    config, output = model.config.get_text_config(), model.get_output_embeddings()
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    packable = [parameter.numel() for parameter in nf4.packable_weights(model)]
     adapted = adapt_layers(model, adapter, low_cpu_mem_usage=True)
     inputs = _adapter_inputs(adapted, output)
-    return Sizes(
-        num_parameters=num_parameters,
+    rebuilt = getattr(adapted.base_model, "targeted_parameter_names", ())
+    sizes = Sizes(
+        num_parameters=sum(numbers.values()),
         num_packable=sum(packable),
         num_trainable=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
         rank=getattr(adapter, "r", 0),
@@ -138,13 +162,9 @@ def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
         adapter_inputs=round(sum(width * share for width, share in inputs)),
         num_adapters=round(sum(share for _, share in inputs)),
         largest_weight=max(packable, default=0),
+        num_rebuilt=sum(numbers[name] for name in rebuilt),
     )
-
-
-def _packable(model: Any, output: Any) -> list[torch.Tensor]:
-    """Return the weights that 4 bit packs: those of linear layers, and experts, which are three-dimensional."""
-    linear = [each.weight for each in model.modules() if isinstance(each, nn.Linear) and each is not output]
-    return linear + [parameter for parameter in model.parameters() if parameter.ndim == 3]
+    return sizes, "no layer: learned tokens" if adapter.is_prompt_learning else describe_targets(adapted)
 
 
 def _adapter_inputs(adapted: Any, output: Any) -> list[tuple[int, float]]:
@@ -173,6 +193,7 @@ def setup_of(recipe: Recipe, model: Any) -> Setup:
         has_checkpointing=recipe.train.gradient_checkpointing,
         has_mask=attention in {"eager", "sdpa"},
         can_checkpoint=recipe.train.method != "prefix-tuning",
+        can_pack=nf4.packable_share(model) >= nf4.LEAST_SHARE,
     )
 
 
@@ -219,9 +240,13 @@ def _shape(part: Mapping[str, torch.Tensor]) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known."""
+    """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known.
+
+    `targets` says which layers carry adapters, and which do not.
+    """
 
     sizes: Sizes
+    targets: str
     setup: Setup
     batch: Batch
     epoch: Epoch | None
@@ -251,11 +276,11 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
     model = outline(recipe.llm)
     setup = setup_of(recipe, model)
     epoch = epoch_of(with_tokenizer(model, recipe.llm), groups, recipe) if groups else None
-    sizes = sizes_of(model, adapter_config(recipe.train, model))
+    sizes, targets = _counted(model, adapter_config(recipe.train, model))
     batch = epoch.largest if epoch else longest_possible(recipe)
     if recipe.train.is_soft:
         batch = replace(batch, length=batch.length + recipe.train.virtual_tokens)
-    return Planned(sizes, setup, batch, epoch, device_at_hand())
+    return Planned(sizes, targets, setup, batch, epoch, device_at_hand())
 
 
 def device_at_hand() -> Device:
