@@ -225,6 +225,16 @@ def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_pat
             id="under another name",
         ),
         pytest.param(
+            lambda at: changed(saved(at, prompt()), num_virtual_tokens=900_000),
+            r"'prompt_embeddings': \(900000, 32\)} for this model",
+            id="many tokens that it does not hold",
+        ),
+        pytest.param(
+            lambda at: edited(saved(at, prompt()), lambda weights: weights["prompt_embeddings"].fill_(torch.nan)),
+            "prompt_embeddings: 128 of its numbers are NaN or infinite",
+            id="nan",
+        ),
+        pytest.param(
             lambda at: changed(saved(at, prompt()), num_virtual_tokens="four"), "TypeError", id="absurd number"
         ),
     ],
