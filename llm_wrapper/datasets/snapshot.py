@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from llm_wrapper.datasets import rows
 from llm_wrapper.errors import DataError, listed
 
-__all__ = ["HubRow", "files_of", "name_of", "rows_of"]
+__all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
 
 _FILE = re.compile(
     r"(?:^|[-_/])(train|validation|val|testA|testB|test)(?:-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?)?\.parquet$"
@@ -98,6 +98,11 @@ def rows_of(files: Mapping[Path, str], kind: type[_Row], problems: list[str]) ->
             if not _is_of(row.split, split):
                 problems.append(f"{where}: the row is of split '{row.split}', the file of '{split}'")
             yield where, row
+
+
+def is_fetched(root: Path) -> bool:
+    """Tell whether a folder holds a Parquet file of any split, so that `files_of` fetches nothing."""
+    return bool(_by_split(root))
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:
