@@ -26,7 +26,7 @@ from llm_wrapper.report.parts import Part, Section, Table, load
 from llm_wrapper.report.tables import NO_DATA, escape_markdown
 from llm_wrapper.terminal import printable
 
-__all__ = ["HTML", "MARKDOWN", "write"]
+__all__ = ["HTML", "MARKDOWN", "facts_of_run", "write"]
 
 HTML = "report.html"
 MARKDOWN = "report.md"
@@ -73,7 +73,7 @@ def write(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, 
     shown = [_shown(folder, part, roots) for part in parts]
     studies.add(folder)
     further = [confidence.learning(folder), *studies.sections(folder)]
-    facts = _facts(folder)
+    facts = facts_of_run(folder)
     style, script = (_text(f"report.{suffix}") for suffix in ("css", "js"))
     content = (
         _environment()
@@ -111,7 +111,7 @@ def _shown(folder: Path, part: Part, roots: Sequence[Path]) -> _Shown:
     return _Shown(part.name, [build(part) for build in _BUILDERS], gallery.choose(part, pictures))
 
 
-def _facts(folder: Path) -> list[tuple[str, str]]:
+def facts_of_run(folder: Path) -> list[tuple[str, str]]:
     """Return title -> text of what the run was made by."""
     found = []
     if (folder / "recipe.yaml").exists():
