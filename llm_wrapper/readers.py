@@ -1,0 +1,299 @@
+"""The one way to read a file that somebody else may have written: bounded in kind, bytes, depth, digits and rows.
+
+    path -> regular file? -> size -> bytes -> text -> JSON | YAML | Parquet table
+            (a pipe or a device is refused before it can block)
+
+Whatever is wrong ends in one DataError that names the file, the value and the remedy. Bounds are far above what the
+formats need: the largest annotation file in use (COCO's train instances) has 0.5 GB, a recipe has a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+import stat
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from llm_wrapper.errors import DataError
+
+__all__ = [
+    "GIB",
+    "MIB",
+    "compose_yaml",
+    "decode_text",
+    "open_regular",
+    "parse_json",
+    "parse_yaml",
+    "read_bytes",
+    "read_json",
+    "read_json_lines",
+    "read_parquet_table",
+    "read_text",
+]
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+_MAX_DEPTH = 64
+"""Nesting of JSON and YAML. Polygons in annotations need six levels, configurations of models about ten."""
+_MAX_DIGITS = 100
+"""Digits of an integer: ids have up to twenty, and no float holds more than 309."""
+_MAX_LINE = 64 * MIB
+_MAX_ROWS = 50_000_000
+_DAMAGED = "The file may be cut short: fetch or write it again."
+
+_OTHER_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read; links are followed, but a pipe, a device or a folder is refused at once.
+
+    Raises:
+        DataError: If there is no such file, it may not be read, or it is something else.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise DataError(f"{path} is not a regular file (a folder, a pipe or a device): give the file itself.")
+    return os.fdopen(number, "rb")
+
+
+def read_bytes(path: str | Path, *, most: int = 4 * GIB) -> bytes:
+    """Read a whole regular file of at most `most` bytes.
+
+    Raises:
+        DataError: If it cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise DataError(f"{path} has {size} bytes, more than the {most} that such a file may have.")
+        try:
+            content = stream.read(most + 1)
+        except (OSError, MemoryError) as error:
+            raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
+    if len(content) > most:
+        raise DataError(f"{path} grew over the {most} bytes that such a file may have while it was read.")
+    return content
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """Decode UTF-8 with or without a byte order mark.
+
+    Raises:
+        DataError: If it is in another encoding; one sentence names it where a mark tells.
+    """
+    for mark, name in _OTHER_ENCODINGS:
+        if content.startswith(mark):
+            raise DataError(f"{where} is {name}: save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{where}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8: save the file as UTF-8."
+        ) from error
+
+
+def read_text(path: str | Path, *, most: int = 16 * MIB) -> str:
+    """Read a whole text file, see `read_bytes` and `decode_text`."""
+    return decode_text(read_bytes(path, most=most), str(path))
+
+
+def parse_json(content: bytes | str, where: str, *, nan: bool = False) -> Any:
+    """Parse JSON in which no object repeats a key.
+
+    Args:
+        content: The text, or its UTF-8 bytes.
+        where: The file, or the line of it, as messages name it.
+        nan: Whether NaN and infinite numbers pass, as boxes of other programs may hold them.
+
+    Raises:
+        DataError: If it is not JSON, repeats a key, is nested over 64 levels or has an integer over 100 digits.
+    """
+    text = decode_text(content, where) if isinstance(content, bytes) else content
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_bounded_int,
+            parse_constant=float if nan else _refuse_constant,
+        )
+    except RecursionError as error:
+        raise DataError(f"{where} is not used: it is nested more than {_MAX_DEPTH} levels deep.") from error
+    except ValueError as error:
+        raise DataError(f"{where} is not valid JSON: {error}. {_DAMAGED}") from error
+    _require_shallow(value, where)
+    return value
+
+
+def read_json(path: str | Path, *, most: int = 4 * GIB, nan: bool = False) -> Any:
+    """Read a JSON file, see `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, most=most), str(path), nan=nan)
+
+
+def read_json_lines(path: str | Path, *, nan: bool = False) -> tuple[list[tuple[int, Any]], list[str]]:
+    """Return (line number, value) of each line that is not blank, and the problems of lines that are not JSON.
+
+    Raises:
+        DataError: If the file cannot be read, is in another encoding, or has lines of over 64 MiB.
+    """
+    values: list[tuple[int, Any]] = []
+    problems: list[str] = []
+    with open_regular(path) as stream:
+        for number, line in _lines(stream, path):
+            try:
+                values.append((number, parse_json(line, f"line {number}", nan=nan)))
+            except DataError as error:
+                problems.append(str(error).removesuffix(f" {_DAMAGED}"))
+    return values, problems
+
+
+def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of the lines that are not blank; a mark of another encoding is refused at the first."""
+    number = 0
+    while line := stream.readline(_MAX_LINE + 1):
+        number += 1
+        if number == 1:
+            line = _without_mark(line, path)
+        if len(line) > _MAX_LINE:
+            raise DataError(f"{path}, line {number} has more than {_MAX_LINE} bytes: write one value a line.")
+        if line.strip():
+            yield number, line
+
+
+def _without_mark(line: bytes, path: str | Path) -> bytes:
+    for mark, name in _OTHER_ENCODINGS:
+        if line.startswith(mark):
+            raise DataError(f"{path} is {name}: save it as UTF-8.")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {repeated[:80]!r} stands twice in one object")
+    return value
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _require_shallow(value: Any, where: str) -> None:
+    """Refuse nesting beyond `_MAX_DEPTH`; walks level by level, so that depth costs no stack."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise DataError(f"{where} is not used: it is nested more than {_MAX_DEPTH} levels deep.")
+        inner: list[Any] = []
+        for item in level:
+            children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+            inner.extend(child for child in children if isinstance(child, dict | list))
+        level = inner
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader that refuses what makes a small file large, or hides what was written first.
+
+    Aliases multiply (ten lines of nine references are gigabytes), and of two equal keys YAML keeps the last.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "it holds an alias (*name): write the value out")
+        if self._depth > _MAX_DEPTH:
+            raise yaml.constructor.ConstructorError(None, None, f"it is nested more than {_MAX_DEPTH} levels deep")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value[:80]!r} stands twice in one mapping", key.start_mark
+                )
+            seen.add(str(key.value))
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
+
+
+def compose_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
+    """Return the tree of one YAML document, which knows lines, and its value.
+
+    Raises:
+        DataError: If it is not YAML, has an alias, a repeated key, over 64 levels, or a number over 100 digits.
+    """
+    if _LONG_NUMBER.search(text):
+        raise DataError(f"{where} cannot be read as YAML: it holds a number of more than {_MAX_DIGITS} digits.")
+    try:
+        node = yaml.compose(text, Loader=_PlainLoader)
+        return node, yaml.load(text, Loader=_PlainLoader)
+    except (ValueError, OverflowError, RecursionError, TypeError, yaml.YAMLError) as error:
+        raise DataError(f"{where} cannot be read as YAML: {error}") from error
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value of one YAML document, see `compose_yaml`."""
+    return compose_yaml(text, where)[1]
+
+
+def read_parquet_table(path: str | Path, *, most: int = 4 * GIB) -> pa.Table:
+    """Read a Parquet file as an Arrow table, verifying the checksums of its pages.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have, on disk and unpacked.
+
+    Raises:
+        DataError: If it cannot be read, is damaged, or would unpack to more.
+    """
+    content = read_bytes(path, most=most)
+    try:
+        facts = pq.read_metadata(pa.BufferReader(content))
+        unpacked = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
+        if unpacked > most or facts.num_rows > _MAX_ROWS:
+            raise DataError(
+                f"{path} would unpack to {unpacked} bytes in {facts.num_rows} rows, more than such a file may have."
+            )
+        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        raise DataError(f"{path} is damaged or cut off: {error}. Remove it and make it again.") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -1,0 +1,56 @@
+"""What is printed: text of other people can neither move the cursor nor write the clipboard nor forge markup."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import unicodedata
+
+from rich.console import Console
+
+__all__ = ["PrintableFormatter", "log_to_stderr", "printable", "say"]
+
+_KEPT = {"\n", "\t"}
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control characters, escapes and direction overrides written out (`\x1b`, `\u202e`).
+
+    Line breaks and tabs stay. Joiners inside words (category Cf but for the direction marks) stay too: names in
+    Persian or emoji need them.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_shown(char) for char in text)
+
+
+def _shown(char: str) -> str:
+    if char in _KEPT:
+        return char
+    category = unicodedata.category(char)
+    moves_text = unicodedata.bidirectional(char) in {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    if category in {"Cc", "Cs", "Zl", "Zp"} or moves_text:
+        number = ord(char)
+        return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+    return char
+
+
+def say(console: Console, *texts: object, style: str | None = None) -> None:
+    """Print texts as they are: no markup, no highlighting, no breaking of long lines."""
+    words = " ".join(printable(str(text)) for text in texts)
+    console.print(words, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records by `printable`: a message may quote a server or a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text with control characters written out."""
+        return printable(super().format(record))
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Send the package's log to standard error, one printable line a record."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])

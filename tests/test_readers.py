@@ -1,0 +1,146 @@
+"""Files of other people: bounded, and refused with one typed error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_wrapper import readers
+from llm_wrapper.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("[" * 100_000, "nested", id="depth-beyond-the-stack"),
+        pytest.param("[" * 65 + "]" * 65, "nested", id="depth-65"),
+        pytest.param('{"a": 1, "a": 2}', "'a' stands twice", id="repeated-key"),
+        pytest.param("9" * 5000, "integer of 5000 digits", id="digits"),
+        pytest.param("NaN", "no JSON number", id="nan"),
+        pytest.param('{"a": ', "not valid JSON", id="cut-off"),
+        pytest.param("", "not valid JSON", id="empty"),
+    ],
+)
+def test_json_that_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=reason) as caught:
+        readers.read_json(path)
+    assert "a.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        pytest.param(b'\xef\xbb\xbf{"a": "\xc3\xa9"}', {"a": "é"}, id="byte-order-mark"),
+        pytest.param(b"[" * 60 + b"]" * 60, None, id="depth-60"),
+        pytest.param(b'[{"a": 1}, {"a": 2}]', [{"a": 1}, {"a": 2}], id="one-key-in-two-objects"),
+        pytest.param(b"12345678901234567890", 12345678901234567890, id="long-id"),
+    ],
+)
+def test_json_that_is_read(content: bytes, value: Any) -> None:
+    found = readers.parse_json(content, "here")
+    assert value is None or found == value
+
+
+def test_nan_passes_where_it_may() -> None:
+    assert readers.parse_json('{"score": NaN}', "here", nan=True)["score"] != 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        pytest.param("utf-16", "UTF-16", id="utf-16"),
+        pytest.param("utf-32", "UTF-32", id="utf-32"),
+        pytest.param("latin-1", "0xe9 is not UTF-8", id="latin-1"),
+    ],
+)
+def test_other_encodings_are_one_clear_sentence(tmp_path: Path, encoding: str, name: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"a": "café"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=name):
+        readers.read_text(path)
+
+
+def test_utf16_lines_are_refused_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"a": 1}\n{"a": 2}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"a\.jsonl is UTF-16: save it as UTF-8"):
+        readers.read_json_lines(path)
+
+
+def test_lines_have_numbers_and_problems(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n{"b": 1, "b": 2}\n{"c": 3}\n')
+    values, problems = readers.read_json_lines(path)
+    assert values == [(1, {"a": 1}), (5, {"c": 3})]
+    assert [problem.split(" is ")[0] for problem in problems] == ["line 3", "line 4"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing", "link to a device"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=str(path)):
+        readers.read_bytes(path)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(DataError, match="more than the 1024"):
+        readers.read_bytes(path, most=1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("a: &x [1, 2]\nb: *x\n", "alias", id="alias"),
+        pytest.param("a: 1\nb: 2\na: 3\n", "'a' stands twice", id="repeated-key"),
+        pytest.param("[" * 100 + "]" * 100, "nested", id="depth-100"),
+        pytest.param("[" * 100_000, "nested|cannot be read", id="depth-beyond-the-stack"),
+        pytest.param("a: " + "9" * 5000, "digits", id="digits"),
+        pytest.param("a: !!python/object/apply:os.getcwd []", "could not determine a constructor", id="python-tag"),
+        pytest.param("a: [", "cannot be read as YAML", id="cut-off"),
+    ],
+)
+def test_yaml_that_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason) as caught:
+        readers.parse_yaml(text, "a.yaml")
+    assert str(caught.value).startswith("a.yaml")
+
+
+def test_yaml_keeps_its_lines() -> None:
+    node, value = readers.compose_yaml("a: 1\nb:\n  c: [x, y]\n", "a.yaml")
+    assert value == {"a": 1, "b": {"c": ["x", "y"]}}
+    assert node is not None
+    assert node.value[1][0].start_mark.line == 1
+
+
+def test_parquet_is_bounded_by_what_it_unpacks_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x" * 1000] * 100_000}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match="would unpack to"):
+        readers.read_parquet_table(path, most=1 << 20)
+    assert readers.read_parquet_table(path).num_rows == 100_000
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    with pytest.raises(DataError, match=r"a\.parquet is damaged"):
+        readers.read_parquet_table(path)
