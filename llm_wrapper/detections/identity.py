@@ -26,19 +26,21 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def identity_of(detector: Detector, dataset: Dataset) -> dict[str, Any]:
     """Return all that decides the detections of a split; answers may be mixed only where this is the same."""
-    return {
+    identity = {
         "detector": detector.name,
         "settings": detector.identity(),
         "dataset": dataset.name,
         "split": dataset.split,
         "annotations": dataset.digest,
     }
+    return split_recorded(identity)[0]
 
 
 def split_recorded(identity: Mapping[str, Any]) -> tuple[dict[str, Any], Recorded]:
     """Divide an identity into what decides the answers and what is only recorded.
 
-    Caches of earlier versions hold both as one, with the commit that was loaded in the place of the revision.
+    Some detectors, and all caches of earlier versions, have both in one; earlier versions also wrote the commit that was
+    loaded in the place of the revision.
     """
     settings = identity.get("settings")
     if not isinstance(settings, dict) or not settings.keys() & set(_RECORDED):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
 from llm_wrapper.detections.identity import Recorded, distinct, split_recorded
 from llm_wrapper.errors import CacheError, DataError
+from llm_wrapper.readers import parse_json
 from llm_wrapper.records import Box, Detection, Detections, to_dict
 
 __all__ = [
@@ -54,6 +55,7 @@ SCHEMA = pa.schema(
 
 _IDENTITY, _DIGEST = b"llm_wrapper.identity", b"llm_wrapper.identity_sha256"
 _RECORDED = b"llm_wrapper.recorded"
+_RECORDS = TypeAdapter(tuple[dict[str, Any], ...])
 
 Key = tuple[str, str | None]
 """What a row answers: (image_id, sample_id), or (image_id, None) for the whole image."""

@@ -98,9 +98,7 @@ def device(setting: str) -> torch.device:
     return found
 
 
-def load(
-    name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any
-) -> Loaded:
+def load(name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any) -> Loaded:
     """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
     Args:

@@ -107,8 +107,8 @@ class GroundingDinoDetector:
     def identity(self) -> dict[str, Any]:
         """Return all that decides the answers."""
         chosen = self._settings
-        facts: dict[str, Any] = {"detector": "grounding_dino", "reading": _READING}
-        facts |= {**chosen.identity(), "model": chosen.model, "revision": chosen.revision}
+        facts: dict[str, Any] = {"detector": "grounding_dino", "reading": _READING, "attention": _ATTENTION}
+        facts |= {**chosen.identity(), "model": chosen.model, "revision": chosen.revision, "dtype": chosen.dtype}
         # Only where it is set, so that older caches stay valid.
         facts |= {} if chosen.caption == _PLAIN_CAPTION else {"caption": chosen.caption}
         return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
