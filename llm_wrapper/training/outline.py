@@ -81,7 +81,7 @@ def outline(section: LLMSection) -> Any:
         "attn_implementation": loading._attention(section, where),
     }
     try:
-        config = transformers.AutoConfig.from_pretrained(_name(section), revision=section.revision)
+        config = loading.load_config(section)
         with torch.device("meta"):
             if _is_4bit(section) and config.model_type == "mixtral":  # its experts are layers of their own in 4 bit
                 values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
@@ -97,18 +97,7 @@ def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
     Raises:
         ModelError: If it cannot be read.
     """
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(_name(section), revision=section.revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"the tokenizer of llm.model={section.model} cannot be read: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return LoadedLLM(model, tokenizer, section)
-
-
-def _name(section: LLMSection) -> str:
-    name = section.model or ""
-    return str(loading.plain_copy(name.removeprefix("gguf:"))) if name.startswith("gguf:") else name
+    return LoadedLLM(model, loading.load_tokenizer(section), section)
 
 
 def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
