@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper.artifacts import read_table, write_parquet
+from llm_wrapper.artifacts import write_parquet
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import require_distinct
+from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Prediction
 
 __all__ = ["SCHEMA", "load", "save"]
@@ -47,13 +48,14 @@ SCHEMA = pa.schema(
         pa.field("reasoning", pa.string()),
         pa.field("num_tokens", pa.int64()),
         pa.field("none_probability", pa.float64()),
+        pa.field("mass", pa.float64()),
     ]
 )
 """One row per prediction; the columns are the fields of `Prediction`."""
 
-_EARLIER_SCHEMAS = tuple(pa.schema(list(SCHEMA)[:count]) for count in (12, 15, 17))
+_EARLIER_SCHEMAS = tuple(pa.schema(list(SCHEMA)[:count]) for count in (12, 15, 17, 18))
 """Files of the first version end with the candidates, those of the second with the image's size, those of the third
-with the tokens; what they lack has a default."""
+with the tokens, those of the fourth with the probability of none; what they lack has a default."""
 
 # One adapter for the whole list: building one per record costs more than the records.
 _PREDICTIONS = TypeAdapter(list[Prediction])
@@ -76,14 +78,14 @@ def load(path: Path) -> list[Prediction]:
     Raises:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.
     """
-    table = read_table(path)
+    table = read_parquet_table(path)
     if not any(table.schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
         found, wanted = list(table.schema), list(SCHEMA)
         fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
         differing = [field.name for field in fields] or ["their order"]
         raise DataError(
             f"{path} does not hold predictions of this version, columns differ: {', '.join(differing)}. "
-            "Make it again with `llm-wrapper evaluate`."
+            "Make it again with: llm-wrapper eval"
         )
     try:
         predictions = _PREDICTIONS.validate_python(table.to_pylist())
