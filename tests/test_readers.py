@@ -144,3 +144,12 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
     with pytest.raises(DataError, match=r"a\.parquet is damaged"):
         readers.read_parquet_table(path)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+def test_lines_end_in_any_way(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(end.join([b'{"a": 1}', b"", b'{"a": 2}', b"{"]) + end)
+    values, problems = readers.read_json_lines(path)
+    assert values == [(1, {"a": 1}), (3, {"a": 2})]
+    assert [problem[:6] for problem in problems] == ["line 4"]
