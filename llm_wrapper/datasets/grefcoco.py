@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from llm_wrapper import readers
 from llm_wrapper.datasets import coco_instances, rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require_file
 from llm_wrapper.datasets.coco_instances import CocoImage, Instances
@@ -68,7 +69,7 @@ def load(root: Path, split: str, *, split_by: str = "unc", text: rows.TextKind =
 
 def _of_split(path: Path, split: str) -> list[tuple[int, Mapping[str, Any]]]:
     """Return the refs of a split with their places in the file."""
-    content = rows.read_json(path)
+    content = readers.read_json(path, nan=True)
     if not isinstance(content, list) or not all(isinstance(ref, dict) for ref in content):
         raise DataError(f"{path} holds something else than the list of refs that gRefCOCO is. Fetch it again.")
     names = [str(ref.get("split")) for ref in content]
