@@ -108,8 +108,10 @@ class _Reader:
             skipped.add("image that instances.json lacks", where, f"image {ref.image_id} is not in instances.json")
             return
         targets = self._targets(where, ref, (image.width, image.height))
+        if targets is None:
+            return
         is_crowd = any(self._instances.is_crowd(annotation_id) for annotation_id in ref.ann_id)
-        for sentence in ref.sentences if targets is not None else ():
+        for sentence in ref.sentences:
             expression = sentence.text(self._text)
             if expression is None:
                 skipped.add("sentence without text", where, sentence.what_is_missing(self._text))

@@ -154,7 +154,5 @@ def test_a_pipe_is_no_file_of_a_split(tmp_path: Path) -> None:
 def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     monkeypatch.setattr(snapshot, "_MAX_GROUP", 100)
-    with pytest.raises(
-        DataError, match=r"validation-\S+ has a row group of \d+ bytes, more than the 100 that are read"
-    ):
+    with pytest.raises(DataError, match=r"validation-\S+ has a row group of \d+ bytes, more than the 100 that"):
         hub.load_refs(tmp_path, "val", repo=REPO)
