@@ -109,7 +109,7 @@ def place_of(dataset: Dataset) -> str:
 def _placed(entries: Sequence[Entry], dataset: Dataset, notes: Notes, stem: str) -> _Placed:
     spellings = [name for entry in entries for name in entry.names]
     place = place_of(dataset)
-    matcher = Matcher(dataset.samples, place, spellings=spellings, file_names=getattr(dataset, "file_names", None))
+    matcher = Matcher(dataset.samples, place, spellings=spellings, file_names=dataset.file_names)
     only = [sample.image_id for sample in dataset.images()]
     placed = _Placed()
     for entry in entries:

@@ -116,7 +116,7 @@ def _answers(
     """Return the answers about samples of the data set; the others are counted in `notes`."""
     place = f"{dataset.name} {dataset.split}"
     spellings = [name for _, row in rows for name in (row.image, row.image_id) if name is not None]
-    matcher = Matcher(dataset.samples, place, spellings=spellings, file_names=getattr(dataset, "file_names", None))
+    matcher = Matcher(dataset.samples, place, spellings=spellings, file_names=dataset.file_names)
     found: list[_Answer] = []
     ignored: list[str] = []
     for where, row in rows:
