@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import artifacts, readers
 from llm_wrapper.errors import RunError
 from llm_wrapper.recipe import Recipe, load_resolved
 
-__all__ = ["ROOT", "facts_of", "finish", "is_complete", "latest", "new_name", "open_run", "recipe_of"]
+__all__ = ["ROOT", "facts_of", "finish", "is_complete", "latest", "new_name", "open_run", "recipe_of", "write_recipe"]
 
 ROOT = Path("runs")
 _MANIFEST = "manifest.json"
@@ -63,15 +63,31 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
     if is_complete(folder):
         raise RunError(f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {folder}")
     if (folder / _RECIPE).is_file():
-        if recipe_of(folder) != recipe:
+        if recipe_of(folder) != recipe.in_folder(folder):
             raise RunError(
                 f"{folder} was begun with another recipe (see {folder / _RECIPE}). Go on with that one, or name "
                 "another folder with --run"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder. Name another with --run")
-    artifacts.write_atomic(folder / _RECIPE, recipe.to_yaml())
+    write_recipe(folder, recipe)
     return folder
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write a recipe into a folder, with the template of its own that it may have: that may change elsewhere.
+
+    Raises:
+        RunError: If another template lies there.
+    """
+    there = recipe.in_folder(folder)
+    source, target = Path(recipe.prompt.format), Path(there.prompt.format)
+    if source != target:
+        text = readers.read_text(source)
+        if target.exists() and readers.read_text(target) != text:
+            raise RunError(f"{target} is another template than {source}: name another folder with --run")
+        artifacts.write_atomic(target, text)
+    artifacts.write_atomic(folder / _RECIPE, there.to_yaml())
 
 
 def finish(folder: Path, facts: dict[str, Any]) -> None:
