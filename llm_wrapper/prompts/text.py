@@ -27,7 +27,22 @@ _INVISIBLE = dict.fromkeys(
     chain(
         range(0xFE00, 0xFE10),  # variation selectors
         range(0xE0100, 0xE01F0),
-        (0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x16FE4, 0x1D159),
+        (
+            0x034F,
+            0x115F,
+            0x1160,
+            0x3164,
+            0xFFA0,
+            0x17B4,
+            0x17B5,
+            0x180B,
+            0x180C,
+            0x180D,
+            0x180F,
+            0x2800,
+            0x16FE4,
+            0x1D159,
+        ),
     )
 )
 """Characters that show nothing, and are neither space nor control: fillers, selectors, and the blank of Braille."""

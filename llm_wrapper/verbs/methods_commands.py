@@ -133,7 +133,9 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
     """
     kept = row.folder / "recipe.yaml"
     if kept.is_file():
-        parts = [each.model_dump(mode="json") for each in (runs.recipe_of(row.folder), row.recipe.in_folder(row.folder))]
+        parts = [
+            each.model_dump(mode="json") for each in (runs.recipe_of(row.folder), row.recipe.in_folder(row.folder))
+        ]
         _require_same(row.folder, *parts)
     predictions, report = row.folder / f"predictions-{job.part}.parquet", row.folder / f"report-{job.part}.json"
     if report.is_file():
