@@ -114,7 +114,7 @@ def hide_key(value: Any, key: str | None) -> Any:
     """
     if not key or len(key) < _SHORTEST_SECRET:
         return value
-    return _hidden(value, re.compile("|".join(map(re.escape, _spellings(key))), re.IGNORECASE))
+    return _hidden(value, re.compile(f"(?:{'|'.join(map(re.escape, _spellings(key)))})=*", re.IGNORECASE))
 
 
 def _spellings(key: str) -> list[str]:

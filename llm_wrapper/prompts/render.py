@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -107,8 +108,8 @@ def _shipped(name: str) -> jinja2.Template:
 
 
 @cache
-def _own(name: str) -> str:
-    """Return the text of a template of one's own."""
+def _own(name: str, _folder: str) -> str:
+    """Return the text of a template of one's own; a relative name means another file in another working folder."""
     try:
         if not name.endswith(".j2"):
             raise DataError("its name does not end in .j2")
@@ -163,7 +164,7 @@ def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -
 def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
     """Render a template that may be somebody else's: it may run for ever, or fill the memory."""
     shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
-    request = {"template": _own(prompt_format), "block": block, "known": {**known, **shown}}
+    request = {"template": _own(prompt_format, os.getcwd()), "block": block, "known": {**known, **shown}}
     try:
         reply = _WORKER.ask(request)
     except (OSError, ValueError) as error:

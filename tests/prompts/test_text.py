@@ -74,7 +74,7 @@ def test_no_chat_token_survives_a_tokenizer_that_takes_characters_apart() -> Non
 
 
 def test_a_million_marks_or_words_are_one_pass() -> None:
-    assert len(clean("e" + "\u0301\u0316" * 500_000)) < 10
+    assert len(clean("e" + "\u0301\u0316" * 100_000)) < 10
     assert len(clean_label("second " * 500_000).split()) == MAX_LABEL_WORDS
 
 
