@@ -8,10 +8,10 @@ What a template writes before every number (an empty thought, the channel that a
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from llm_wrapper.errors import ModelError, PromptError
@@ -72,8 +72,8 @@ class ChatEncoder:
         for message in prompt.messages:
             if message.content.strip() not in text:
                 raise ModelError(
-                    f"the chat template of {self.tokenizer.name_or_path!r} leaves out what the {message.role} of sample "
-                    f"{prompt.sample_id} says; put another one into llm.chat_template"
+                    f"the chat template of {self.tokenizer.name_or_path!r} leaves out what the {message.role} of "
+                    f"sample {prompt.sample_id} says; put another one into llm.chat_template"
                 )
         ids = self._ids(text)
         found = sum(token in self._special for token in ids)
@@ -111,11 +111,12 @@ class ChatEncoder:
             ModelError: If two indices have the same completion, or one begins with another's.
         """
         rows = sorted((self._completion(index), index) for index in range(_NUM_CHECKED))
-        for (shorter, one), (longer, other) in zip(rows, rows[1:], strict=False):
+        for (shorter, one), (longer, other) in pairwise(rows):
             if longer[: len(shorter)] == shorter:
                 told = self.tokenizer.decode(longer)
                 raise self._unusable(f"writes the answers {one} and {other} so that one begins the other: {told!r}")
-        constant: tuple[int, ...] = os.path.commonprefix([row for row, _ in rows])
+        (first, _), (last, _) = rows[0], rows[-1]  # sorted: what these two share, all share
+        constant = first[: _num_shared(first, last)]
         return constant if self.tokenizer.decode(constant).strip() else ()
 
     def _completion(self, index: int) -> tuple[int, ...]:
@@ -125,7 +126,7 @@ class ChatEncoder:
             head = self._text([question], add_generation_prompt=True)
             whole = self._text([question, Message("assistant", str(index))], add_generation_prompt=False)
             if not whole.startswith(head):
-                same = len(os.path.commonprefix([head, whole]))
+                same = _num_shared(head, whole)
                 raise self._unusable(
                     "words the question differently once it is answered: "
                     f"{head[same : same + 40]!r} before an answer is {whole[same : same + 40]!r} with one"
@@ -180,6 +181,11 @@ class ChatEncoder:
     def _ids(self, text: str) -> list[int]:
         # The template writes the beginning-of-sequence token itself: adding special tokens here would double it.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many elements two sequences begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def chat_encoder(tokenizer: Any, section: LLMSection) -> ChatEncoder:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 import transformers
 
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.checked_config import require_sane
 from llm_wrapper.llms.load import device
 from llm_wrapper.llms.packages import find_in_package
 from llm_wrapper.prompts.text import clean
@@ -35,14 +35,20 @@ class SentenceEmbedder:
     """
 
     def __init__(self, name: str) -> None:
-        place = _place(name)
+        place = name
+        if name.startswith(_PACKAGE):
+            package = name.removeprefix(_PACKAGE)
+            place = str(find_in_package(package, "model.safetensors", f"prompt.embedder={name}").parent)
         try:
-            # A folder may name code of its own (`auto_map`); nobody is asked whether to run it.
+            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+            require_sane(config, name, setting="prompt.embedder")
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             self._model: Any = transformers.AutoModel.from_pretrained(
                 place, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
             )
-        except (OSError, ValueError, ImportError, safetensors.SafetensorError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # files of strangers: what their readers may raise is open
             raise ModelError(
                 f"prompt.embedder={name} cannot be loaded: {error}. It is a BERT with safetensors (hub id or folder), "
                 f"{_PACKAGE}NAME for one inside a Python package, or lexical, which needs no model"
@@ -68,11 +74,3 @@ class SentenceEmbedder:
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         found: FloatArray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float64)
         return found
-
-
-def _place(name: str) -> str:
-    """Return the hub id or folder of a model; a package's is that of its one `model.safetensors`."""
-    if not name.startswith(_PACKAGE):
-        return name
-    file = find_in_package(name.removeprefix(_PACKAGE), "model.safetensors", f"prompt.embedder={name}")
-    return str(file.parent)

@@ -1,4 +1,4 @@
-"""Files inside installed Python packages, found by looking at folders: nothing is imported, so no code of theirs runs."""
+"""Files inside installed Python packages, found by looking at folders: nothing is imported, so no code runs."""
 
 from __future__ import annotations
 

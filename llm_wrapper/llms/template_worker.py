@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from datetime import date
 from functools import lru_cache
 from typing import Any
 
 sys.path[:0] = sys.argv[1:]  # where jinja2 is: an isolated interpreter does not look everywhere
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
+import jinja2  # noqa: E402
+import jinja2.ext  # noqa: E402
+import jinja2.sandbox  # noqa: E402
 
 _MAX_BYTES = 512 * 1024**2
 """Address space of this process."""
@@ -48,6 +47,14 @@ class _Namespace(jinja2.utils.Namespace):
             raise jinja2.exceptions.SecurityError(f"a namespace takes no attribute {name!r}")
 
 
+class _Dict:
+    """`dict` without the attributes of a type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        """Return a new one."""
+        return dict(*args, **kwargs)
+
+
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks what an assistant writes; here it changes nothing."""
 
@@ -68,10 +75,6 @@ def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, sort_keys=bool(options.get("sort_keys")), **known)
 
 
-def _clock(day: date) -> Callable[[str], str]:
-    return lambda form: day.strftime(form)
-
-
 @lru_cache(maxsize=16)
 def _compiled(template: str, day: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -80,8 +83,8 @@ def _compiled(template: str, day: str) -> jinja2.Template:
     environment.filters["tojson"] = _json
     environment.globals.update(
         raise_exception=_refuse,
-        strftime_now=_clock(date.fromisoformat(day)),
-        dict=lambda *args, **kwargs: dict(*args, **kwargs),
+        strftime_now=date.fromisoformat(day).strftime,
+        dict=_Dict(),
         namespace=_Namespace,
     )
     return environment.from_string(template)
