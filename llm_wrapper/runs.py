@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from llm_wrapper import artifacts, readers
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import RunError, shell_word
 from llm_wrapper.recipe import Recipe, load_resolved
 
 __all__ = [
@@ -90,7 +90,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
     found = readers.read_json(folder / _MANIFEST, most=_MOST)
     if not isinstance(found, dict):
         raise RunError(
-            f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: rm -r {folder}"
+            f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: "
+            f"rm -r {shell_word(folder)}"
         )
     return found
 
@@ -99,7 +100,9 @@ def _digests(folder: Path) -> dict[str, str] | None:
     """Return the digests in the manifest of a complete run by file; None in one of an earlier version."""
     found = facts_of(folder).get(_DIGESTS)
     if found is not None and not (isinstance(found, dict) and all(isinstance(each, str) for each in found.values())):
-        raise RunError(f"{folder / _MANIFEST}: {_DIGESTS} is no table of digests. Train again: rm -r {folder}")
+        raise RunError(
+            f"{folder / _MANIFEST}: {_DIGESTS} is no table of digests. Train again: rm -r {shell_word(folder)}"
+        )
     return found
 
 
@@ -122,8 +125,8 @@ def require_unchanged(folder: Path, digests: dict[str, str] | None, *, names: Se
     if wrong:
         raise RunError(
             f"{folder / wrong[0]} is not as it was written (its digest differs): it was changed or damaged. Bring it "
-            f"back from a copy, or train again: rm -r {folder}. To use changed weights, copy their folder and name it "
-            "with --adapter"
+            f"back from a copy, or train again: rm -r {shell_word(folder)}. To use changed weights, copy their folder "
+            "and name it with --adapter"
         )
 
 
@@ -156,12 +159,14 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
         RunError: If the run is complete, or of another recipe, or holds links; nothing in it is touched.
     """
     if is_complete(folder):
-        raise RunError(f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {folder}")
+        raise RunError(
+            f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {shell_word(folder)}"
+        )
     if (folder / _RECIPE).is_file():
         if recipe_of(folder) != recipe.in_folder(folder):
             raise RunError(
                 f"{folder} was begun with another recipe (see {folder / _RECIPE}). Resume that one: make train "
-                f"RUN={folder}; or name another folder with --run"
+                f"RUN={shell_word(folder)}; or name another folder with --run"
             )
     elif folder.exists() and (not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder. Name another with --run")

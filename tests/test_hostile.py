@@ -168,7 +168,11 @@ def deep_reply() -> None:
 
 def kept_answers() -> None:
     key = Server(section := served("http://127.0.0.1:9/v1")).key_of(PROMPT)
-    rows = [{"probabilities": [0.5, 0.25, 0.25]}, {"probabilities": [float("nan"), 1.0]}, {"probabilities": [2.0, -1.0]}]
+    rows = [
+        {"probabilities": [0.5, 0.25, 0.25]},
+        {"probabilities": [float("nan"), 1.0]},
+        {"probabilities": [2.0, -1.0]},
+    ]
     for row in rows:
         path = server.answers_path(section)
         path.parent.mkdir(exist_ok=True)
@@ -204,12 +208,10 @@ def link_as_template() -> None:
 
 
 def names_as_paths() -> None:
-    folder = stranger({"data": {"name": "../../x", "eval_split": "..", "train_split": "/x"}, "detector": {"label": ".."}})
-    try:
-        runs.recipe_of(folder)
-    except LLMWrapperError as error:
-        assert "(4 problems)" in str(error)
-        raise
+    folder = stranger(
+        {"data": {"name": "../../x", "eval_split": "..", "train_split": "/x"}, "detector": {"label": ".."}}
+    )
+    runs.recipe_of(folder)
 
 
 def recipe(text: str) -> Callable[[], None]:
@@ -242,7 +244,9 @@ def empty_expression() -> None:
 
 
 def shell_in_make() -> None:
-    words = [f"{name}=x; touch pwned $(shell touch pwned) `touch pwned`" for name in ("VLM", "DATA_ROOT", "RUN", "ARGS")]
+    words = [
+        f"{name}=x; touch pwned $(shell touch pwned) `touch pwned`" for name in ("VLM", "DATA_ROOT", "RUN", "ARGS")
+    ]
     program = Path(".venv/bin/llm-wrapper")
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n", encoding="utf-8")
@@ -271,7 +275,7 @@ ATTACKS: dict[str, tuple[Callable[[], None], str | None]] = {
     "code-of-a-run": (code_of_a_run, "is not the name of a package"),
     "file-as-template": (file_as_template, "nor a readable template file"),
     "link-as-template": (link_as_template, "lies outside"),
-    "names-as-paths": (names_as_paths, "becomes a folder's name"),
+    "names-as-paths": (names_as_paths, r"\(4 problems\)"),
     "recipe-aliases": (recipe("a: &a [1, 1]\nb: &b [*a, *a]\n"), "alias"),
     "recipe-depth": (recipe("a: " + "[" * 1000), "nested|YAML"),
     "recipe-digits": (recipe("train: {seed: " + "9" * 5000 + "}"), "100 digits"),

@@ -76,7 +76,9 @@ def test_a_variable_that_is_not_set_needs_nothing(monkeypatch: pytest.MonkeyPatc
     assert key_for("OPENAI_API_KEY", STRANGER) is None
 
 
-@pytest.mark.parametrize("text", ["VLLM_API_KEY: [http://gpu-node:8000]", "VLLM_API_KEY:\n- http://gpu-node:8000/v1/\n"])
+@pytest.mark.parametrize(
+    "text", ["VLLM_API_KEY: [http://gpu-node:8000]", "VLLM_API_KEY:\n- http://gpu-node:8000/v1/\n"]
+)
 def test_the_users_file_allows(home: Path, text: str) -> None:
     write(home, text)
     assert key_for("VLLM_API_KEY", NODE) == SECRET
