@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_wrapper import artifacts, runs
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import RunError, shell_word
 
 __all__ = ["PROGRESS", "Kept", "folder_of", "of_run", "step_of"]
 
@@ -42,7 +42,7 @@ def of_run(run: Path) -> list[Kept]:
         RunError: If the run is not finished, or does not tell how many samples it has seen.
     """
     if not runs.is_complete(run):
-        raise RunError(f"{run} holds no finished training; go on with it: make train RUN={run}")
+        raise RunError(f"{run} holds no finished training; go on with it: make train RUN={shell_word(run)}")
     outcome = runs.facts_of(run).get("training", {})
     if "samples_seen" not in outcome:
         raise RunError(f"{run} was trained by a version that did not count the samples of its steps; train it again")

@@ -16,7 +16,7 @@ from llm_wrapper import adapter_files, artifacts, datasets, results, runs
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
-from llm_wrapper.errors import DataError, ModelError, RunError
+from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
@@ -280,7 +280,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = ()) -> N
         compared.add(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
-        raise RunError(f"{path} holds no predictions; make some with: make eval RUN={path}")
+        raise RunError(f"{path} holds no predictions; make some with: make eval RUN={shell_word(path)}")
     for file in found:
         console.print(file.name, tables.table(summaries_of(files.load(file))))
     if path.is_dir():
@@ -298,7 +298,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
     if runs.is_complete(folder) and runs.recipe_of(folder) == recipe:
-        console.print(f"{folder} is trained already; to train again: rm -r {folder}", highlight=False)
+        console.print(f"{folder} is trained already; to train again: rm -r {shell_word(folder)}", highlight=False)
     else:
         train(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
