@@ -153,3 +153,7 @@ clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 .PHONY: cases
 cases: $(STAMP) ## Small inputs that people really have, each with what is right (LLM_WRAPPER_REAL_DATA=folder/data)
 	$(BIN)/python benchmarks/cases.py $$ARGS
+
+.PHONY: families
+families: $(STAMP) ## Score tiny random models of about 75 families against plain passes (ARGS="gpt-oss mamba": some of them)
+	$(BIN)/python benchmarks/llm_families.py $$ARGS
