@@ -70,10 +70,11 @@ def write(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, 
     """
     parts = load(folder)
     title = _title(parts[0].recipe)
-    shown = [_shown(folder, part, roots) for part in parts]
+    # First what is only read: a damaged file is known before anything is computed.
+    facts = facts_of_run(folder)
     studies.add(folder)
     further = [confidence.learning(folder), *studies.sections(folder)]
-    facts = facts_of_run(folder)
+    shown = [_shown(folder, part, roots) for part in parts]
     style, script = (_text(f"report.{suffix}") for suffix in ("css", "js"))
     content = (
         _environment()

@@ -15,8 +15,9 @@ from llm_wrapper.optimization.confirm import Confirmed
 from llm_wrapper.optimization.history import Evaluated, History, Refused
 from llm_wrapper.optimization.standing import Standing
 from llm_wrapper.report.plots import drawing_settings
-from llm_wrapper.report.tables import NO_DATA, cell
+from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.terminal import as_cell, printable
 
 __all__ = ["confirmed_table", "costs", "plot", "ranking", "refused"]
 
@@ -29,7 +30,7 @@ def ranking(history: History, most: int | None = None) -> Table:
         table.add_column(name, justify="right")
     table.add_column("prompt")
     for rank, row in enumerate(standing.ranked()[:most], start=1):
-        table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), cell(row.prompt))
+        table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), as_cell(row.prompt))
     return table
 
 
@@ -54,7 +55,7 @@ def refused(history: History) -> list[str]:
     total = len(history.refused)
     found = len({(row.iteration, row.number) for row in history.evaluated if row.iteration})
     head = f"{total} of {total + found} proposals were refused"
-    return [head, *(f"  {count} x {kind}" for kind, count in kinds.most_common())]
+    return [head, *(f"  {count} x {printable(kind)}" for kind, count in kinds.most_common())]
 
 
 def _kind(reason: str) -> str:
@@ -83,7 +84,7 @@ def confirmed_table(rows: Sequence[Confirmed]) -> Table:
         first = NO_DATA if each.row is None else f"{100 * each.row.fitness:.1f}"
         drop = NO_DATA if each.drop is None else f"{100 * each.drop:+.1f}"
         p_value = NO_DATA if each.p_value is None else f"{each.p_value:.3f}"
-        table.add_row(cell(each.name), first, _estimate(each.fitness), drop, _estimate(each.gain, sign="+"), p_value)
+        table.add_row(as_cell(each.name), first, _estimate(each.fitness), drop, _estimate(each.gain, sign="+"), p_value)
     return table
 
 

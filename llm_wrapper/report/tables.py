@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper.metrics import Summary
 from llm_wrapper.statistics import Interval
-from llm_wrapper.terminal import printable
+from llm_wrapper.terminal import as_cell, printable
 
-__all__ = ["NO_DATA", "cell", "escape_markdown", "markdown", "rows", "table"]
+__all__ = ["NO_DATA", "escape_markdown", "markdown", "rows", "table"]
 
 NO_DATA = "no data"
 """Stands where a metric has nothing to be computed from."""
@@ -33,13 +32,8 @@ def table(summaries: Sequence[Summary]) -> Table:
         # At 80 columns something has to break, and never an interval.
         result.add_column(head, justify=justify, no_wrap=index == _INTERVAL, overflow="fold")
     for summary in summaries:
-        result.add_row(*map(cell, _cells(summary)))
+        result.add_row(*map(as_cell, _cells(summary)))
     return result
-
-
-def cell(text: str) -> Text:
-    """Return the cell of a table for the terminal: no markup, no escapes."""
-    return Text(printable(text))
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
