@@ -270,10 +270,11 @@ def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
     return [summarize([row for row in rows if row.system == name]) for name in names]
 
 
-def recompute(path: Path, console: Console, *, beside: Sequence[Path] = ()) -> None:
+def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data_root: Path | None = None) -> None:
     """Print the table of a predictions file, or of every one in a run folder, from the records alone.
 
-    A run folder also gets its page, as HTML and as Markdown; the folders `beside` it are kept in it and compared.
+    A run folder also gets its page, as HTML and as Markdown; the folders `beside` it are kept in it and compared. Its
+    pictures come from the folder `data`, or from `data_root`.
     """
     if beside and not path.is_dir():
         raise RunError(f"{path} is a predictions file; other runs are kept in a run's folder: name that")
@@ -286,7 +287,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = ()) -> N
         say(console, file.name)
         console.print(tables.table(summaries_of(files.load(file))))
     if path.is_dir():
-        written = page.write(path)
+        written = page.write(path, [Path("data"), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
 
 
@@ -310,13 +311,21 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
 
 
 def _draw_examples(done: Evaluated, console: Console) -> None:
-    """Draw the first tuned predictions, so that a person sees what the numbers are about."""
+    """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
     rows = files.load(folder / f"predictions-{done.name}.parquet")
-    tuned = [row for row in rows if row.system == "tuned"][:6]
+    tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
         chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = Path("data/toy/images") / f"{row.image_id}.png"
         out = folder / "pictures" / f"{number}.png"
-        pictures.draw(image, row.candidates, out=out, chosen=chosen, probabilities=row.probabilities, target=row.target)
+        pictures.draw(
+            image,
+            row.candidates,
+            out=out,
+            chosen=chosen,
+            probabilities=row.probabilities,
+            target=row.target,
+            expression=row.expression,
+        )
     say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")
