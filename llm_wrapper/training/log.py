@@ -37,7 +37,7 @@ class StepLog(transformers.TrainerCallback):  # type: ignore[misc]
                 stream.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
         except OSError as error:
             raise RunError(
-                f"{self.path} cannot be written: {error.strerror or error}. Free space, then go on from the last "
+                f"{self.path} cannot be written: {error.strerror or error}. Free space, then resume from the last "
                 "checkpoint: the same command again, for this run"
             ) from error
 

@@ -17,7 +17,7 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.training import log, processes, trackers
+from llm_wrapper.training import checkpoints, log, processes, trackers
 from llm_wrapper.training.adapted import adapted
 from llm_wrapper.training.architecture import num_experts
 from llm_wrapper.training.collator import FILLER, IGNORED, Collator, sequence
@@ -184,7 +184,7 @@ def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
             "no training sample is left; see the counts above for the reasons. Without annotations train on generated "
             "expressions: train.generated_steps=200"
         )
-    with trackers.reporting(recipe.train.report_to, folder):
+    with checkpoints.explaining_full_disk(folder), trackers.reporting(recipe.train.report_to, folder):
         training = trainer(llm, groups, recipe, folder)
         trainable, everything = training.model.get_nb_trainable_parameters()
         outcome = training.train(resume_from_checkpoint=training.last_checkpoint())
