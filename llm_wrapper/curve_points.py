@@ -67,7 +67,9 @@ def _samples_seen(folder: Path) -> int:
     seen = progress.get("samples_seen") if isinstance(progress, dict) else None
     digests = progress.get("sha256") if isinstance(progress, dict) else None
     if not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
-        raise RunError(f"{folder / PROGRESS} does not say how many samples were seen: remove the adapter: rm -r {folder}")
+        raise RunError(
+            f"{folder / PROGRESS} does not say how many samples were seen: remove the adapter: rm -r {folder}"
+        )
     runs.require_unchanged(folder, digests, names=(CONFIG, WEIGHTS))
     return int(seen)
 

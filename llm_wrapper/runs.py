@@ -87,7 +87,9 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """
     found = readers.read_json(folder / _MANIFEST, most=_MOST)
     if not isinstance(found, dict):
-        raise RunError(f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: rm -r {folder}")
+        raise RunError(
+            f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: rm -r {folder}"
+        )
     return found
 
 

@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.load import LoadedLLM, takes_blocks
+from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.sharing import takes_blocks
 from llm_wrapper.llms.virtual import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes

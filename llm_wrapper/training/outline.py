@@ -47,8 +47,6 @@ _SAMPLED = 128
 """Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
 
 
-_MOST_LAYERS = 1_000
-
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says what a container may take, which the machine's own figure does not know."""
 
@@ -84,10 +82,7 @@ def outline(section: LLMSection) -> Any:
         "attn_implementation": loading._attention(section, where),
     }
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            _name(section), revision=section.revision, trust_remote_code=False
-        )
-        _require_buildable(config, section)
+        config = loading.load_config(section)
         if _is_4bit(section):
             nf4.require_packable(str(section.model), config)
         with torch.device("meta"):
@@ -99,36 +94,13 @@ def outline(section: LLMSection) -> Any:
         raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
 
 
-def _require_buildable(config: Any, section: LLMSection) -> None:
-    """Refuse settings of more layers than any model has: each is a Python object, without weights too."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:
-        raise ModelError(
-            f"llm.model={section.model} cannot be planned: its settings give {layers:,} layers, {_MOST_LAYERS:,} are "
-            "the most"
-        )
-
-
 def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
     """Add the tokenizer to a model without weights, so that prompts can be measured.
 
     Raises:
         ModelError: If it cannot be read.
     """
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            _name(section), revision=section.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"the tokenizer of llm.model={section.model} cannot be read: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return LoadedLLM(model, tokenizer, section)
-
-
-def _name(section: LLMSection) -> str:
-    name = section.model or ""
-    return str(loading.plain_copy(name.removeprefix("gguf:"))) if name.startswith("gguf:") else name
+    return LoadedLLM(model, loading.load_tokenizer(section), section)
 
 
 def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
