@@ -239,11 +239,7 @@ def test_variables_reach_the_command_line(house: Path, command: list[str], expec
 @pytest.mark.parametrize(
     ("target", "variable"),
     [
-        *(
-            (target, name)
-            for target in ("train", "eval")
-            for name in ("VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS")
-        ),
+        *((target, name) for target in ("train", "eval") for name in ("VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS")),
         *(("train", name) for name in ("TRAIN", "PAPER", "PROCESSES", "ACCELERATE")),
         *(("eval", name) for name in ("ADAPTER", "PROMPT")),
         *(("predict", name) for name in ("IMAGE", "EXPRESSION", "VLM", "RUN")),

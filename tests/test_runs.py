@@ -117,7 +117,7 @@ def test_a_folder_without_recipe_is_no_run(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: cannot be read as YAML"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is UTF-16: save it as UTF-8"):
         runs.recipe_of(tmp_path)
 
 

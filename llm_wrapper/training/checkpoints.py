@@ -7,12 +7,11 @@ checkpoints/checkpoint-<step>/   adapter_model.safetensors  optimizer.pt  schedu
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import safetensors
@@ -38,9 +37,7 @@ _STATE = "trainer_state.json"
 """Written last by the trainer, so a checkpoint that was cut off has none, or one that is no JSON."""
 _DIGESTS = "sha256.json"
 _NAME = re.compile(r"checkpoint-[0-9]{1,12}")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = ("inline_container", "No space left", "os error 28", "os error 122", "os error 27")
-"""In what torch, safetensors and tokenizers say of a file that cannot be written, whose errors have no number."""
+_REMEDY = "Free space, then resume from the checkpoint before it: the same command again, for this run"
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -132,29 +129,10 @@ def saving(folder: Path) -> Iterator[None]:
         with explaining_full_disk(folder):
             yield
     except (OSError, safetensors.SafetensorError) as error:
-        raise _unwritable(folder, error) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {_REMEDY}") from error
 
 
-@contextmanager
-def explaining_full_disk(folder: Path) -> Iterator[None]:
-    """Explain that the disk of `folder` is full, whatever library meets it.
-
-    Raises:
-        RunError: In place of its error.
-    """
-    try:
-        yield
-    except LLMWrapperError:
-        raise
-    except Exception as error:  # tokenizers raises a plain Exception
-        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
-            raise _unwritable(folder, error) from error
-        raise
-
-
-def _unwritable(folder: Path, error: Exception) -> RunError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return RunError(
-        f"{folder} cannot be written ({reason}). Is its disk full? Free space, then resume from the checkpoint "
-        "before it: the same command again, for this run"
-    )
+def explaining_full_disk(folder: Path) -> AbstractContextManager[None]:
+    """Explain that the disk of a run's folder is full, whatever library meets it."""
+    return artifacts.explaining_full_disk(folder, _REMEDY)
