@@ -46,7 +46,7 @@ def of_run(run: Path) -> list[Kept]:
         RunError: If the run is not finished, or does not tell how many samples it has seen.
     """
     if not runs.is_complete(run):
-        raise RunError(f"{run} holds no finished training; resume it: make train RUN={run}")
+        raise RunError(f"{run} holds no finished training; resume it with: {runs.resume_command(run)}")
     outcome = runs.facts_of(run).get("training")
     if not isinstance(outcome, dict) or not _are_counts(outcome.get("samples_seen"), outcome.get("steps")):
         raise RunError(f"{run} was trained by a version that did not count the samples of its steps; train it again")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,7 +38,6 @@ _STATE = "trainer_state.json"
 """Written last by the trainer, so a checkpoint that was cut off has none, or one that is no JSON."""
 _DIGESTS = "sha256.json"
 _NAME = re.compile(r"checkpoint-[0-9]{1,12}")
-_REMEDY = "Free space, then resume from the checkpoint before it: the same command again, for this run"
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -110,8 +110,8 @@ def resuming(checkpoint: Path) -> Iterator[None]:
 def _unreadable(checkpoint: Path, error: Exception) -> RunError:
     reason = (str(error).splitlines() or [""])[0]
     return RunError(
-        f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and the same command for "
-        f"this run resumes from the checkpoint before it: rm -r {checkpoint}"
+        f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
+        f"checkpoint before it: rm -r {shlex.quote(str(checkpoint))} && {runs.resume_command(_run_of(checkpoint))}"
     )
 
 
@@ -124,15 +124,28 @@ def saving(folder: Path) -> Iterator[None]:
             folder is a link, which would be written through.
     """
     if folder.is_symlink():
-        raise RunError(f"{folder} is a link and would be written through: remove it, and resume the run")
+        raise RunError(
+            f"{folder} is a link and would be written through: remove it, then: {runs.resume_command(_run_of(folder))}"
+        )
     try:
         with explaining_full_disk(folder):
             yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {_REMEDY}") from error
+        raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {_remedy(folder)}") from error
 
 
 def explaining_full_disk(folder: Path) -> AbstractContextManager[None]:
     """Explain that the disk of a run's folder is full, whatever library meets it."""
-    return artifacts.explaining_full_disk(folder, _REMEDY)
+    return artifacts.explaining_full_disk(folder, _remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"Free space, then resume from the last checkpoint: {runs.resume_command(_run_of(folder))}"
+
+
+def _run_of(folder: Path) -> Path:
+    """Return the run that a folder is, or lies in."""
+    if folder.parent.name in ("checkpoints", "adapters"):
+        return folder.parents[1]
+    return folder.parent if folder.name == runs.ADAPTER else folder

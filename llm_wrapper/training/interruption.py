@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from llm_wrapper import runs
 from llm_wrapper.training import checkpoints
 
 __all__ = ["stoppable"]
@@ -60,4 +61,4 @@ def _parting(run: Path, reason: str) -> str:
     """Say where a training stopped for good, and how to go on."""
     checkpoint = checkpoints.last_complete(run / "checkpoints")
     place = f"after step {checkpoints.step_of(checkpoint)}" if checkpoint else "from the start (no checkpoint yet)"
-    return f"stopped by {reason}. To go on {place}: the same command with RUN={run} (llm-wrapper: --run {run})"
+    return f"stopped by {reason}. To resume {place}: {runs.resume_command(run)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from llm_wrapper import artifacts
+from llm_wrapper import artifacts, runs
 from llm_wrapper.errors import RunError
 
 __all__ = ["NAME", "Progress", "StepLog", "broken", "cut_back"]
@@ -38,7 +38,7 @@ class StepLog(transformers.TrainerCallback):  # type: ignore[misc]
         except OSError as error:
             raise RunError(
                 f"{self.path} cannot be written: {error.strerror or error}. Free space, then resume from the last "
-                "checkpoint: the same command again, for this run"
+                f"checkpoint: {runs.resume_command(self.path.parent)}"
             ) from error
 
 

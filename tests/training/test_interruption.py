@@ -107,7 +107,7 @@ def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, number: int, cod
     checkpoint = checkpoints.last_complete(run / "checkpoints")
     assert checkpoint is not None
     step = checkpoints.step_of(checkpoint)
-    assert f"stopped by {name}. To go on after step {step}: the same command with RUN={run} (llm-wrapper: " in printed
+    assert f"stopped by {name}. To resume after step {step}: llm-wrapper train --run {run}" in printed
     assert "Traceback" not in printed
 
 
