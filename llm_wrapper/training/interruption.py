@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -37,8 +38,11 @@ def stoppable(run: Path, console: Console) -> Iterator[None]:
         yield
         return
     caught: list[int] = []
+    process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a worker that was forked ends without a word
+            os._exit(128 + number)
         if not caught:
             caught.append(number)
             raise _Stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,12 +140,20 @@ def arguments(
         dataloader_pin_memory=llm.model.device.type != "cpu",
         # A step may leave out experts, and nothing else.
         ddp_find_unused_parameters=num_experts(llm.model.config) > 0,
-        # A worker renders the next prompts while a GPU computes; on a CPU it would take the computation's core.
-        dataloader_num_workers=0 if llm.model.device.type == "cpu" else 1,
+        dataloader_num_workers=_num_workers(llm.model.device.type),
         **more,
     )
     made._n_gpu = min(made.n_gpu, 1)  # or one process would copy the model to every GPU, and tear packs apart
     return made
+
+
+def _num_workers(device: str) -> int:
+    """Return how many processes render prompts beside the training.
+
+    One does so while a GPU computes; on a CPU it would take the computation's core. It is forked: a copy of a model on
+    a GPU cannot be sent to it.
+    """
+    return int(device != "cpu" and multiprocessing.get_context().get_start_method() == "fork")
 
 
 def _fillers(num_rows: int, recipe: Recipe) -> list[tuple[int, int]]:
