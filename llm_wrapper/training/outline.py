@@ -15,7 +15,6 @@ import peft
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 import transformers
-from torch import nn
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as loading

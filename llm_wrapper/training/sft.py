@@ -67,7 +67,8 @@ class PackedTrainer(WatchedTrainer):
     Not TRL's SFTTrainer (1.16): it projects every position to the vocabulary off CUDA, which more than doubles a step
     here, where one or two of about fifty positions carry a label; it refuses adapters on the output layer, turns those
     of 4-bit models to bfloat16, in which small updates are lost, and asks Mixtral for a router loss that cannot be
-    computed with a mask of four dimensions. Routers are frozen here, so that loss is never asked for. What it does for us otherwise is get_peft_model.
+    computed with a mask of four dimensions. Routers are frozen here, and that loss is never asked for. What it does for
+    us otherwise is get_peft_model.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -130,7 +130,8 @@ def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:
     unfinished = [str(folder) for folder in folders if not runs.is_complete(folder)]
     if unfinished:
         raise RunError(
-            f"no finished training in {', '.join(unfinished)}; resume it with: {runs.resume_command(Path(unfinished[0]))}"
+            f"no finished training in {', '.join(unfinished)}; resume it with: "
+            f"{runs.resume_command(Path(unfinished[0]))}"
         )
     return {folder: runs.recipe_of(folder) for folder in folders}
 
