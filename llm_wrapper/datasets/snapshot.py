@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
 
-__all__ = ["HubRow", "files_of", "name_of", "rows_of"]
+__all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
 
 _FILE = re.compile(
     r"(?:^|[-_/])(train|validation|val|testA|testB|test)(?:-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?)?\.parquet$"
@@ -100,6 +100,11 @@ def rows_of(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped) -> It
                 skipped.add("row of another split than its file", where, detail)
                 continue
             yield where, row
+
+
+def is_fetched(root: Path) -> bool:
+    """Tell whether a folder holds a Parquet file of any split, so that `files_of` fetches nothing."""
+    return bool(_by_split(root))
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:
