@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper.artifacts import read_table, write_parquet
+from llm_wrapper.artifacts import write_parquet
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import require_distinct
+from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Prediction
 
 __all__ = ["SCHEMA", "load", "save"]
@@ -76,7 +77,7 @@ def load(path: Path) -> list[Prediction]:
     Raises:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.
     """
-    table = read_table(path)
+    table = read_parquet_table(path)
     if not any(table.schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
         found, wanted = list(table.schema), list(SCHEMA)
         fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
