@@ -1,19 +1,16 @@
-"""Requests to services that may fail: which failures are worth another try, how long to wait, and the key.
+"""Requests to services that may fail: which failures are worth another try, and how long to wait.
 
 Nothing here knows a network: a request is any function that raises `CallError` where it fails.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-from llm_wrapper.errors import RecipeError
-
-__all__ = ["CallError", "delay_after", "read_key", "seconds_to_wait"]
+__all__ = ["CallError", "delay_after", "seconds_to_wait"]
 
 _FIRST_DELAY = 1.0
 """Seconds before the second try; each further one waits twice as long, with a random part against stampedes."""
@@ -75,15 +72,3 @@ def seconds_to_wait(header: str | None, now: datetime | None = None) -> float | 
     if until.tzinfo is None:
         until = until.replace(tzinfo=timezone.utc)
     return max(0.0, (until - (now or datetime.now(timezone.utc))).total_seconds())
-
-
-def read_key(variable: str) -> str | None:
-    """Read a key from the environment, `None` where there is none; it is kept nowhere else and shown in no message.
-
-    Raises:
-        RecipeError: If it holds what no key has, such as the line break of a copied line.
-    """
-    key = os.environ.get(variable, "").strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise RecipeError(f"{variable} holds spaces or characters that no key has: copy the key again")
-    return key or None

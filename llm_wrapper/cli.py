@@ -16,7 +16,7 @@ from llm_wrapper import runs
 from llm_wrapper.adapter_files import locate
 from llm_wrapper.errors import LLMWrapperError, RecipeError
 from llm_wrapper.evaluation.foreign_boxes import BoxFormat
-from llm_wrapper.recipe import Recipe
+from llm_wrapper.terminal import log_to_stderr, say
 from llm_wrapper.verbs import (
     commands,
     curve_cli,
@@ -30,7 +30,21 @@ from llm_wrapper.verbs import (
 )
 from llm_wrapper.verbs.bench_cli import app as bench_app
 from llm_wrapper.verbs.detections_cli import app as detections_app
-from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, assigned, chosen
+from llm_wrapper.verbs.options import (
+    Data,
+    DataRoot,
+    Limit,
+    Llm,
+    Overrides,
+    Split,
+    Train,
+    Vlm,
+    add_paper,
+    assigned,
+    chosen,
+    extra_words,
+    name_of,
+)
 from llm_wrapper.verbs.prompts_cli import app as prompts_app
 
 __all__ = ["app", "main"]
@@ -45,9 +59,16 @@ transfer_cli.add_to(app)
 curve_cli.add_to(app)
 methods_cli.add_to(app)
 none_cli.add_to(app)
+add_paper(app)
 
 _console = Console()
 _errors = Console(stderr=True)
+
+_NO_DETECTOR = (
+    "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes of any "
+    "detector (--boxes boxes.jsonl), or a run, whose detector is taken (--run runs/..). --vlm toy is for the drawn "
+    "shapes of data/toy only"
+)
 
 Run = Annotated[Path | None, typer.Option(help="Run folder.")]
 Wording = Annotated[
@@ -59,24 +80,16 @@ Foreign = Annotated[
 ]
 
 
-def _recipe(
-    vlm: str,
-    llm: str,
-    data: str,
-    train: str,
-    overrides: list[str] | None,
-    data_root: Path | None,
-    *,
-    prompt: str | None = None,
-) -> Recipe:
-    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
-    return chosen(names, overrides, data_root)
+def _names(
+    vlm: str | None, llm: str | None, data: str | None, train: str | None = None, *, prompt: str | None = None
+) -> dict[str, str | None]:
+    return {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
 
 
 @data_app.command("check")
-def data_check(overrides: Overrides = None, *, data: Data = "toy", data_root: DataRoot = None) -> None:
+def data_check(overrides: Overrides = None, *, data: Data = None, data_root: DataRoot = None) -> None:
     """Count each split; list missing images, boxes outside, duplicates and leaks, and what to do."""
-    recipe = _recipe("toy", "rule", data, "default", overrides, data_root)
+    recipe = chosen(_names("toy", "rule", data), overrides, data_root)
     if not commands.check_data(recipe, _console):
         raise typer.Exit(1)
 
@@ -85,10 +98,10 @@ def data_check(overrides: Overrides = None, *, data: Data = "toy", data_root: Da
 def cache_detections(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
-    vlm: Vlm = "toy",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    data: Data = None,
     data_root: DataRoot = None,
-    train: Train = "default",
+    train: Train = None,
     split: Split = None,
     overwrite: Annotated[bool, typer.Option(help="Throw away what is cached and ask again.")] = False,
     skip_unreadable: Annotated[
@@ -101,7 +114,7 @@ def cache_detections(  # noqa: PLR0913 (each is an option of the verb)
     workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many workers, if not as many as fit.")] = None,
 ) -> None:
     """Ask the detector once for all splits that the recipe trains and evaluates on, and keep its answers."""
-    recipe = _recipe(vlm, "rule", data, train, overrides, data_root)
+    recipe = chosen(_names(vlm, "rule", data, train), overrides, data_root)
     splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
     how = detection_commands.Filling(overwrite, skip_unreadable, images_per_batch, engine, workers)
     detection_commands.cache(recipe, splits, _console, how=how)
@@ -111,48 +124,49 @@ def cache_detections(  # noqa: PLR0913 (each is an option of the verb)
 def headroom(
     overrides: Overrides = None,
     *,
-    vlm: Vlm = "toy",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    data: Data = None,
     data_root: DataRoot = None,
     split: Split = None,
     limit: Limit = None,
 ) -> None:
     """Measure on cached detections what a selector can gain at most, before paying for a training."""
-    recipe = _recipe(vlm, "rule", data, "default", overrides, data_root)
+    recipe = chosen(_names(vlm, "rule", data), overrides, data_root)
     split = split or recipe.data.eval_split
-    detection_commands.headroom(recipe, f"{vlm}-{data}", _console, split=split, limit=limit)
+    detection_commands.headroom(recipe, name_of({"vlm": vlm, "data": data}), _console, split=split, limit=limit)
 
 
 @app.command()
 def train(
     overrides: Overrides = None,
     *,
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
     data_root: DataRoot = None,
-    train: Train = "default",
+    train: Train = None,
     prompt: Wording = None,
     run: Run = None,
 ) -> None:
-    """Fine-tune the LLM to name the best box; with --run an interrupted run goes on."""
-    recipe = _recipe(vlm, llm, data, train, overrides, data_root, prompt=prompt)
-    folder = run or runs.ROOT / runs.new_name(f"{vlm}-{llm}-{data}")
-    commands.train(recipe, folder, _console)
+    """Fine-tune the LLM to name the best box; with --run resume an interrupted run by its own recipe."""
+    names = _names(vlm, llm, data, train, prompt=prompt)
+    begun = run if run and (run / "recipe.yaml").is_file() else None
+    recipe = chosen(names, overrides, data_root, run=begun)
+    commands.train(recipe, run or runs.ROOT / runs.new_name(name_of(names)), _console, is_new=run is None)
 
 
 @app.command()
 def plan(
     overrides: Overrides = None,
     *,
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
     data_root: DataRoot = None,
-    train: Train = "default",
+    train: Train = None,
 ) -> None:
     """Say what a training takes and whether it fits the device at hand, without loading the model."""
-    if not plan_commands.plan(_recipe(vlm, llm, data, train, overrides, data_root), _console):
+    if not plan_commands.plan(chosen(_names(vlm, llm, data, train), overrides, data_root), _console):
         raise typer.Exit(1)
 
 
@@ -160,9 +174,9 @@ def plan(
 def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
     data_root: DataRoot = None,
     split: Split = None,
     run: Run = None,
@@ -171,15 +185,18 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     prompt: Wording = None,
     untrained: Annotated[bool, typer.Option(help="Also score the LLM before training.")] = True,
 ) -> None:
-    """Compare detector, rule, LLM before and after training, and oracle on one split."""
-    recipe = _recipe(vlm, llm, data, "default", overrides, data_root, prompt=prompt)
+    """Compare detector, rule, LLM before and after training, and oracle on one split.
+
+    With --run all that is not named is that of the run.
+    """
+    names = _names(vlm, llm, data, prompt=prompt)
+    if run is None and adapter is None and (run := runs.latest(name_of(names))) is not None:
+        say(_console, f"the newest finished run of these names is evaluated: {run}")
+        names = _names(None, None, None, prompt=prompt)  # they said which run; its own recipe is what they meant then
+    recipe = chosen(names, overrides, data_root, run=run)
+    job = commands.Evaluation(recipe, run, split, limit, untrained=untrained, prompt=prompt)
     if adapter:
-        job = commands.Evaluation(recipe, run, split, limit, untrained=untrained, adapter=locate(adapter))
-    else:
-        folder = run or runs.latest(f"{vlm}-{llm}-{data}")
-        trained = runs.recipe_of(folder) if folder and runs.is_complete(folder) else None
-        job = commands.Evaluation(recipe, folder if trained else run, split, limit, untrained=untrained)
-    job = dataclasses.replace(job, prompt=prompt)
+        job = dataclasses.replace(job, adapter=locate(adapter))
     commands.evaluate(job, _console)
 
 
@@ -189,22 +206,26 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     expression: Annotated[str, typer.Argument(help="What to find.")],
     overrides: Overrides = None,
     *,
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
+    vlm: Vlm = None,
+    llm: Llm = None,
     run: Run = None,
     adapter: Foreign = None,
     prompt: Wording = None,
     data: Annotated[str | None, typer.Option(help="Whose training split examples come from, if not the run's.")] = None,
     data_root: DataRoot = None,
     boxes: Annotated[Path | None, typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
-    out: Annotated[Path, typer.Option(help="Where the drawn picture goes.")] = Path("runs/predict.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the drawn picture goes, if not to a new file in runs/predict.")
+    ] = None,
 ) -> None:
     """Find the box that an expression describes, and draw the ranked candidates."""
+    if boxes and vlm:
+        raise RecipeError(f"--boxes {boxes} takes the place of a detector; leave out --vlm {vlm}")
+    if not (run or boxes or vlm):
+        raise RecipeError(_NO_DETECTOR)
     more = [assigned("detector.settings.path", boxes)] if boxes else []
-    overrides = [*more, *(overrides or [])]
-    recipe = _recipe("import" if boxes else vlm, llm, data or "mine", "default", overrides, data_root, prompt=prompt)
-    if run and not data:
-        recipe = recipe.model_copy(update={"data": runs.recipe_of(run).data})
+    names = _names("import" if boxes else vlm, llm, data or (None if run else "mine"), prompt=prompt)
+    recipe = chosen(names, [*more, *(overrides or [])], data_root, run=run)
     job = commands.Evaluation(recipe, run, adapter=locate(adapter) if adapter else None, prompt=prompt)
     use_commands.predict_and_draw(job, (image, expression), out, _console)
 
@@ -223,7 +244,7 @@ def export(
     if llm is None:
         use_commands.export(Path(run), out, _console)
     else:
-        section = _recipe("toy", llm, "toy", "default", overrides, None).llm
+        section = chosen(_names("toy", llm, "toy"), overrides).llm
         use_commands.export_adapter(section, run, out, _console)
 
 
@@ -244,7 +265,7 @@ def score(
     file: Annotated[Path, typer.Argument(help="Boxes of any system: JSON lines, a JSON list, or our own Parquet.")],
     overrides: Overrides = None,
     *,
-    data: Data = "toy",
+    data: Data = None,
     data_root: DataRoot = None,
     split: Split = None,
     name: Annotated[str | None, typer.Option(help="Of the system, if not by the file.")] = None,
@@ -253,7 +274,7 @@ def score(
     ] = None,
 ) -> None:
     """Score boxes that another system gave for the expressions of a split: the same table as eval."""
-    recipe = _recipe("toy", "rule", data, "default", overrides, data_root)
+    recipe = chosen(_names("toy", "rule", data), overrides, data_root)
     job = score_commands.Job(file, recipe.data, split or recipe.data.eval_split, name, box_format)
     score_commands.score(job, _console)
 
@@ -264,18 +285,18 @@ def demo(
     fast: Annotated[bool, typer.Option(help="A few steps and few samples, to see that the road is whole.")] = False,
 ) -> None:
     """The whole road on the toy split: detect, cache, train, evaluate. Leaves runs/demo."""
-    commands.demo(_recipe("toy", "smollm2", "toy", "demo", None, None), _console, fast=fast)
+    commands.demo(chosen(_names("toy", "smollm2", "toy", "demo"), None), _console, fast=fast)
 
 
 def main() -> None:
-    """Run the command line; exit with 2 on an error that the user can mend."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Run the command line; exit with 2 on an error that the user can correct."""
+    log_to_stderr()
     for noisy in ("httpx", "httpx2", "transformers", "datasets", "torch", "peft", "trl", "accelerate", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # They speak of renamed options inside transformers and TRL, which nobody here can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     try:
-        app()
+        app(args=[*sys.argv[1:], *extra_words()])
     except LLMWrapperError as error:
-        _errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        say(_errors, f"error: {error}", style="red")
         sys.exit(2)

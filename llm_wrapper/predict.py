@@ -1,14 +1,18 @@
 """Find the box that an expression describes in one picture.
 
 from llm_wrapper.predict import Wrapper
-wrapper = Wrapper.from_recipe(recipe, Path("runs/demo/adapter"))
+wrapper = Wrapper.from_run("runs/demo")
 result = wrapper.predict("photo.jpg", "the man on the left")
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from PIL import Image, ImageOps
 
 from llm_wrapper import detectors, images, runs
 from llm_wrapper.adapter_files import locate
@@ -16,6 +20,8 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections import scenes
 from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detectors import Detector
+from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
 from llm_wrapper.prompts.words import Worder, plain
@@ -23,18 +29,20 @@ from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Candidate, Prediction, Sample
 from llm_wrapper.training.wording import wording_of
 
-__all__ = ["Result", "Wrapper"]
+__all__ = ["Preparer", "Result", "Wrapper"]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """The answer for one picture and expression.
 
-    `ranked` holds every candidate with its probability (None where the system gives none), the chosen one first.
+    `ranked` holds every candidate with its probability (None where the system gives none), the chosen one first, and
+    `indices` the index that each of them has in the prompt and in a drawn picture.
     """
 
     prediction: Prediction
     ranked: tuple[tuple[Candidate, float | None], ...]
+    indices: tuple[int, ...]
 
     @property
     def box(self) -> Box | None:
@@ -47,6 +55,44 @@ class Result:
         return self.prediction.probability
 
 
+class Preparer:
+    """Turns a picture and an expression into candidates, by the detectors of a recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._detectors: Sequence[Detector] | None = None
+
+    def prepare(self, image: str | Path | Image.Image, expression: str) -> Scene:
+        """Detect, and build candidates. Models of detectors are loaded at the first picture, and kept.
+
+        Raises:
+            ImageError: If the picture cannot be read.
+            DataError: If the expression is empty, or a file of boxes cannot be used.
+        """
+        if not expression.strip():
+            raise DataError("the expression is empty: say what to find, such as 'the man on the left'")
+        if not isinstance(image, Image.Image):
+            return self._prepared(Path(image), expression)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image.tiff"  # keeps every mode as it is
+            (ImageOps.exif_transpose(image) or image).save(path)
+            scene = self._prepared(path, expression)
+        return replace(scene, sample=replace(scene.sample, image_path=None))
+
+    def _prepared(self, path: Path, expression: str) -> Scene:
+        sample = Sample(path.stem, path.stem, path.stem, str(path), images.read(path).size, expression, None)
+        created = self._created(sample)
+        answers = [detectors.detect_sample(detector, sample) for detector in created]
+        return Scene(sample, scenes.build(self._recipe, sample, answers, [detector.name for detector in created]))
+
+    def _created(self, sample: Sample) -> Sequence[Detector]:
+        """Return the detectors; those that read no image are made for the picture, as they look it up in a file."""
+        if self._detectors is None or not all(detector.reads_images for detector in self._detectors):
+            dataset = Dataset("predict", "predict", [sample], digest="")
+            self._detectors = detectors.create_all(self._recipe, dataset)
+        return self._detectors
+
+
 @dataclass(frozen=True)
 class Wrapper:
     """A detector and the LLM that chooses among its boxes.
@@ -57,10 +103,14 @@ class Wrapper:
     recipe: Recipe
     ask: Ask | None
     word: Worder | None = None
+    _preparer: Preparer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_preparer", Preparer(self.recipe))
 
     @classmethod
     def from_run(cls, folder: str | Path) -> Wrapper:
-        """Load the detector, LLM and adapter of a finished training run.
+        """Load the LLM and adapter of a finished training run; its detector is loaded at the first picture.
 
         Raises:
             RunError: If the folder is no run.
@@ -89,35 +139,30 @@ class Wrapper:
         folder = locate(adapter).folder if isinstance(adapter, str) else adapter
         return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), word)
 
-    def predict(self, image: str | Path, expression: str) -> Result:
+    def predict(self, image: str | Path | Image.Image, expression: str) -> Result:
         """Detect, build candidates, ask, decide.
 
         Args:
-            image: Path of a picture in any mode that PIL reads.
+            image: Path of a picture in any mode that PIL reads, or the picture.
             expression: What to find.
 
         Raises:
             ImageError: If the picture cannot be read.
+            DataError: If the expression is empty.
         """
-        sample = _sample(Path(image), expression)
-        dataset = Dataset("predict", "predict", [sample], digest="")
-        created = detectors.create_all(self.recipe, dataset)
-        answers = [detectors.detect_sample(detector, sample) for detector in created]
-        built = scenes.build(self.recipe, sample, answers, [detector.name for detector in created])
-        return _result(self._decide(Scene(sample, built)), built)
+        return self.choose(self._preparer.prepare(image, expression))
 
-    def _decide(self, scene: Scene) -> Prediction:
+    def choose(self, scene: Scene) -> Result:
+        """Ask which of the candidates of a picture is meant, and decide."""
         if self.ask is None:
-            return systems.by_rule([scene])[0]
-        word = self.word or plain(self.recipe.prompt)
-        return systems.by_llm([scene], "llm", word, self.ask, prompt=self.recipe.prompt)[0]
-
-
-def _sample(path: Path, expression: str) -> Sample:
-    return Sample(path.stem, path.stem, path.stem, str(path), images.read(path).size, expression, None)
+            return _result(systems.by_rule([scene])[0], scene.built)
+        word, llm = self.word or plain(self.recipe.prompt), self.recipe.llm
+        found = systems.by_llm([scene], "llm", word, self.ask, orders=llm.orders, prompt=self.recipe.prompt)
+        return _result(found[0], scene.built)
 
 
 def _result(prediction: Prediction, built: BuiltCandidates) -> Result:
     shares: tuple[float | None, ...] = prediction.probabilities or (None,) * len(built.candidates)
-    pairs = zip(built.candidates, shares, strict=True)
-    return Result(prediction, tuple(sorted(pairs, key=lambda pair: (pair[0].box != prediction.box, -(pair[1] or 0.0)))))
+    candidates = built.candidates
+    order = sorted(range(len(candidates)), key=lambda i: (candidates[i].box != prediction.box, -(shares[i] or 0.0)))
+    return Result(prediction, tuple((candidates[index], shares[index]) for index in order), tuple(order))

@@ -9,7 +9,7 @@ inherits from another. `a+b` names two files of `recipes/vlm`: the second detect
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,18 @@ def _validated(
     return recipe
 
 
-def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ()) -> Recipe:
+def _sections_but(base: Recipe | None, kinds: Iterable[str]) -> dict[str, Any]:
+    """Return the sections of a recipe as plain values, without those that files of these kinds give anew."""
+    replaced = {section for kind in kinds if kind != "prompt" for section in KINDS[kind]}
+    if "vlm" in kinds:
+        replaced.add("ensemble")
+    values = base.model_dump(mode="json") if base else {}
+    return {name: value for name, value in values.items() if name not in replaced and value is not None}
+
+
+def compose(
+    root: Path, names: Mapping[str, str], overrides: Sequence[str] = (), *, base: Recipe | None = None
+) -> Recipe:
     """Compose a recipe from one file per kind, then overrides, and validate it.
 
     Args:
@@ -252,11 +263,12 @@ def compose(root: Path, names: Mapping[str, str], overrides: Sequence[str] = ())
         names: Kind (vlm, llm, data, train, prompt, ..) -> name of the file without `.yaml`. What a file of
             `recipes/prompt` says comes before what that of `recipes/train` says of the prompt.
         overrides: `section.key=value`, the value in YAML; later ones win.
+        base: Gives the sections that no file is named for, such as the recipe of a run.
 
     Raises:
         RecipeError: With every problem of every file at once, each with its file and line.
     """
-    sections: dict[str, Any] = {}
+    sections = _sections_but(base, names)
     places: Places = {}
     problems: list[str] = []
     unread: set[str] = set()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llm_wrapper.errors import RecipeError, nearest
+from llm_wrapper.errors import DataError, RecipeError, listed, nearest
+from llm_wrapper.readers import MIB, compose_yaml, read_text
 
-__all__ = ["Places", "available", "folder", "named_file", "read"]
+__all__ = ["PaperRow", "Places", "available", "folder", "named_file", "read", "read_paper_row"]
 
 Places = dict[tuple[str | int, ...], str]
 """Path of a value in a file's tree -> `file:line`."""
@@ -46,11 +48,10 @@ def read(path: Path) -> tuple[dict[str, Any], Places]:
         RecipeError: If it cannot be read, or is no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        node, value = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-        places = {} if node is None else {place: f"{path}:{line}" for place, line in _places(node)}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {error}") from error
+        node, value = compose_yaml(read_text(path, most=MIB), str(path))
+    except DataError as error:
+        raise RecipeError(str(error)) from error
+    places = {} if node is None else {place: f"{path}:{line}" for place, line in _places(node)}
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(value).__name__}")
     return value, places
@@ -72,3 +73,46 @@ def named_file(root: Path, kind: str, name: str) -> Path:
         f"no {kind} recipe is named {name!r}{nearest(name, names)} (there are: {', '.join(names) or 'none'}; "
         f"files in {root / kind})"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """A row of the paper's tables: the names of its recipes by kind (vlm, llm, data, train), and its overrides."""
+
+    names: dict[str, str]
+    overrides: tuple[str, ...]
+
+
+_CHOICES = ("vlm", "llm", "data", "train")
+
+
+def read_paper_row(root: Path, name: str) -> PaperRow:
+    """Read a file of `recipes/paper`.
+
+    Raises:
+        RecipeError: If there is none, a choice is no word, or an override is one that only a user may type.
+    """
+    path = named_file(root, "paper", name)
+    values, places = read(path)
+    names = {kind: values[kind] for kind in _CHOICES if kind in values}
+    overrides = values.get("overrides", "")
+    problems = [
+        f"{places[kind,]}: {kind} is the name of a recipe (value: {value!r})"
+        for kind, value in names.items()
+        if not isinstance(value, str)
+    ]
+    if not isinstance(overrides, str):
+        problems.append(f"{places['overrides',]}: overrides are words, section.key=value (value: {overrides!r})")
+    problems += [
+        f"{places[key,]}: unknown key {key!r}{nearest(str(key), (*_CHOICES, 'overrides', 'published'))}"
+        for key in values
+        if key not in (*_CHOICES, "overrides", "published")
+    ]
+    problems += [
+        f"{places['overrides',]}: {word}: a template outside the package is named by the one who types the command"
+        for word in str(overrides).split()
+        if word.startswith("prompt.format=") and word.endswith(".j2")
+    ]
+    if problems:
+        raise RecipeError(listed(f"the row {name!r} cannot be used", problems))
+    return PaperRow(names, tuple(overrides.split()))

@@ -198,7 +198,7 @@ class Prediction:
     `candidates` stands in the order shown to the system, and `origins` says which place each had among the detector's
     outputs; `failure` names why a fallback was needed. `probability` is that of what was answered, `probabilities` is
     one per candidate, and `none_probability` is the rest, where "none of these" was an answer. `further_targets` and
-    `image_wh` are those of the sample, `reasoning` and `num_tokens` those of the answer.
+    `image_wh` are those of the sample, `reasoning`, `num_tokens` and `mass` those of the answer.
 
     Raises:
         ValueError: If there are further targets, but no target, or another number of origins than of candidates.
@@ -222,6 +222,7 @@ class Prediction:
     reasoning: str | None = None
     num_tokens: int | None = None
     none_probability: float | None = None
+    mass: float | None = None
 
     @property
     def says_none(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from llm_wrapper.candidates import CandidatePolicy
 
 __all__ = [
+    "TEMPLATE_DATE",
     "DataSection",
     "DetectorSection",
     "EnsembleSection",
@@ -24,6 +26,10 @@ __all__ = [
     "ServerSection",
     "TrainSection",
 ]
+
+
+TEMPLATE_DATE = date(2024, 7, 26)
+"""The day that chat templates are told; Llama 3.1's has it as its own. Today's would give other prompts tomorrow."""
 
 
 class Section(BaseModel):
@@ -143,6 +149,9 @@ class LLMSection(Section):
     server the name that it serves the model under. `decode` is what the answer is read from; a local model knows only
     `score` and `generate` (`llms/server_ways.py` says what the others are). With `orders` over one, probabilities are
     averaged over so many orders of the candidates, at as many times the cost.
+
+    Chat templates write a date (Llama 3.2, SmolLM3, Granite, gpt-oss) and an empty or open thought (Qwen3, GLM-4,
+    Nemotron): `template_date` is the date that they get, and `enable_thinking` what they are given by that name.
     """
 
     backend: Literal["transformers", "rule", "openai"] = "transformers"
@@ -152,6 +161,8 @@ class LLMSection(Section):
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     quantization: Literal["auto", "none", "nf4"] = "auto"
     chat_template: str | None = None
+    template_date: date = TEMPLATE_DATE
+    enable_thinking: bool = False
     decode: Literal["score", "first_token", "choice", "generate"] = "score"
     max_new_tokens: int = Field(8, ge=1)
     orders: int = Field(1, ge=1)

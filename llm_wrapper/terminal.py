@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import unicodedata
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.segment import Segment
+from rich.text import Text
 
-__all__ = ["PrintableFormatter", "log_to_stderr", "printable", "say"]
+__all__ = ["PrintableFormatter", "as_cell", "as_title", "log_to_stderr", "open_console", "printable", "say"]
 
 _KEPT = {"\n", "\t"}
 
@@ -41,6 +45,30 @@ def say(console: Console, *texts: object, style: str | None = None) -> None:
     console.print(words, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+def as_cell(text: object) -> Text:
+    """Return the cell of a table, or a caption, without markup and escapes."""
+    return Text(printable(str(text)))
+
+
+def as_title(text: object) -> str:
+    """Return the title of a table or of a progress bar, which take markup alone."""
+    return escape(" ".join(printable(str(text)).split()))
+
+
+class _PrintableConsole(Console):
+    """A console on which nothing but its own styles and cursor movements has any power."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as always, with control characters written out in whatever is text."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
+def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Open the console of the process: tables, bars and Markdown on it are printable too, without markup by default."""
+    return _PrintableConsole(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
+
+
 class PrintableFormatter(logging.Formatter):
     """Formats log records by `printable`: a message may quote a server or a file."""
 
@@ -50,7 +78,8 @@ class PrintableFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Send the package's log to standard error, one printable line a record."""
+    """Send the log and Python's warnings to standard error, one printable line a record."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(capture=True)

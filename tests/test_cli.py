@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, runs
+from llm_wrapper import cli, predict, runs
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
@@ -121,7 +121,7 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
         ["eval", "--llm", "rule", "--data-root", str(toy)],
         ["report", "runs/toy-rule-toy-untrained"],
         ["data", "check", "--data-root", str(toy)],
-        ["predict", str(image), "left star", "--llm", "rule"],
+        ["predict", str(image), "left star", "--llm", "rule", "--vlm", "toy", "--out", "runs/predict.png"],
     ]
     code = (
         "import sys\nfrom llm_wrapper.cli import main\n"
@@ -142,7 +142,7 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
 
 def test_predict_ranks_prints_and_draws(toy: Path, tmp_path: Path) -> None:
     image = toy / "images" / "toy-val-0000.png"
-    printed = run("predict", image, "the one that is blue", "--llm", "rule", "--out", "deep/answer.png")
+    printed = run("predict", image, "the one that is blue", "--llm", "rule", "--vlm", "toy", "--out", "deep/answer.png")
     lines = printed.splitlines()
     assert lines[0].startswith("* ")
     assert not [line for line in lines[1:] if line.startswith("*")]
@@ -159,14 +159,71 @@ def test_predict_takes_boxes_of_any_detector(toy: Path, tmp_path: Path) -> None:
     boxes.write_text(json.dumps({"file_name": image.name, "detections": rows}))
     printed = run("predict", image, "the mug on the left", "--llm", "rule", "--boxes", boxes)
     assert printed.splitlines()[:2] == [
-        "*   [red]mug  (20.0, 20.0, 50.0, 60.0)",
-        "    [red]mug  (150.0, 20.0, 180.0, 60.0)",
+        "*  0   [red]mug  (20.0, 20.0, 50.0, 60.0)",
+        "   1   [red]mug  (150.0, 20.0, 180.0, 60.0)",
     ]
-    assert Path("runs/predict.png").is_file()
+    printed += run("predict", image, "the mug on the right", "--llm", "rule", "--boxes", boxes)
+    drawn = [line.partition("picture: ")[2] for line in printed.splitlines() if "picture: " in line]
+    assert len(set(drawn)) == len(drawn) == 2
+    assert all(Path(path).is_file() and path.startswith("runs/predict/toy-val-0000-") for path in drawn)
 
 
 def test_predict_says_which_picture_cannot_be_read() -> None:
-    assert "absent.png cannot be read as an image" in fail(DataError, "predict", "absent.png", "x", "--llm", "rule")
+    told = fail(DataError, "predict", "absent.png", "x", "--llm", "rule", "--vlm", "toy")
+    assert "absent.png cannot be read as an image" in told
+
+
+@pytest.mark.parametrize("more", [[], ["--llm", "rule"], ["--llm", "smollm2"]], ids=["bare", "rule", "llm"])
+def test_predict_never_takes_a_detector_that_cannot_see_photographs(toy: Path, more: list[str]) -> None:
+    told = fail(RecipeError, "predict", toy / "images" / "toy-val-0000.png", "the left giraffe", *more)
+    assert "--vlm flo2" in told
+    assert "--boxes boxes.jsonl" in told
+    assert "--run runs/.." in told
+
+
+@pytest.mark.parametrize("expression", ["", "  \t", "\n"], ids=["empty", "blank", "line"])
+def test_predict_needs_an_expression(toy: Path, expression: str) -> None:
+    image = toy / "images" / "toy-val-0000.png"
+    assert "the expression is empty" in fail(DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule")
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        pytest.param("answer", "no suffix is no kind of picture", id="no-suffix"),
+        pytest.param("answer.[bold]txt", ".[bold]txt is no kind of picture", id="markup"),
+        pytest.param("toy-val-0000.png", "is the picture itself", id="itself"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_draw_to(toy: Path, tmp_path: Path, out: str, told: str) -> None:
+    image = tmp_path / "toy-val-0000.png"
+    image.write_bytes((toy / "images" / image.name).read_bytes())
+    before = image.read_bytes()
+    args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule")
+    assert told in fail(RecipeError, *args, "--out", tmp_path / out)
+    assert image.read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_written_is_an_error_line(toy: Path, tmp_path: Path) -> None:
+    image = toy / "images" / "toy-val-0000.png"
+    (tmp_path / "file").touch()
+    args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule", "--out", "file/answer.png")
+    assert "file/answer.png cannot be written" in fail(LLMWrapperError, *args)
+
+
+def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict.Wrapper, "from_recipe", lambda *_: pytest.fail("an LLM was loaded"))
+    boxes = tmp_path / "boxes.jsonl"
+    boxes.write_text('{"file_name": "other.png", "detections": []}')
+    image = toy / "images" / "toy-val-0000.png"
+    assert "other.png names no image" in fail(DataError, "predict", image, "left star", "--boxes", boxes)
+
+
+def test_boxes_and_a_detector_are_one_too_many(toy: Path) -> None:
+    image = toy / "images" / "toy-val-0000.png"
+    assert "leave out --vlm toy" in fail(RecipeError, "predict", image, "x", "--boxes", "b.jsonl", "--vlm", "toy")
 
 
 # data check
@@ -255,10 +312,11 @@ RECIPE = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
 
 def test_an_unfinished_run_cannot_be_evaluated(toy: Path) -> None:
     folder = runs.open_run(Path("runs/mine"), compose(commands.recipes_folder(), RECIPE))
-    assert "runs/mine holds no finished training; go on with it: make train RUN=runs/mine" in fail(
+    assert "runs/mine holds no finished training; resume it with: llm-wrapper train --run runs/mine" in fail(
         RunError, "eval", "--data-root", toy, "--run", folder
     )
-    assert "holds no finished training" in fail(RunError, "eval", "--run", "runs/absent")
+    told = fail(RunError, "eval", "--run", "runs/nine")
+    assert told == "runs/nine is no run folder; did you mean 'runs/mine'? (there are: runs/mine)"
     assert "holds no finished training" in fail(
         RunError, "predict", toy / "images/toy-val-0000.png", "x", "--run", folder
     )
@@ -271,7 +329,7 @@ def test_a_run_folder_in_use_is_refused_before_anything_is_loaded() -> None:
     Path("notes").mkdir()
     Path("notes/a.txt").touch()
     assert "runs/done exists and is complete" in fail(RunError, "train", "--run", "runs/done")
-    assert "runs/begun was begun with another recipe" in fail(RunError, "train", "--run", "runs/begun")
+    assert "runs/begun was begun with another recipe" in fail(RunError, "train", "--run", "runs/begun", "--data", "toy")
     assert "notes exists and is no run folder" in fail(RunError, "train", "--run", "notes")
 
 

@@ -37,10 +37,13 @@ FORBIDDEN = {
 }
 
 
+VARIABLES = set(re.search(r"^export (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split())  # type: ignore[index]
+
+
 def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run make as from a shell of its own: nothing of an outer `make test ARGS=...` may reach it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    env = {key: value for key, value in env.items() if key not in {"VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS"}}
+    env = {key: value for key, value in env.items() if key not in VARIABLES}
     return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
@@ -125,50 +128,141 @@ def test_help_lists_every_target() -> None:
     assert set(re.findall(r"^  make ([a-z-]+) ", done.stdout, re.MULTILINE)) == TARGETS
 
 
+def fake(house: Path, name: str) -> None:
+    """Put a program into .venv that writes down its name, its words, and those that the environment holds for it."""
+    program = house / ".venv" / "bin" / name
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\0" {name} "$@" > asked\nprintf %s "$LLM_WRAPPER_ARGS$PYTEST_ADDOPTS" > more\n'
+    )
+    program.chmod(0o755)
+    (house / ".venv" / ".installed").touch()
+
+
+def called(house: Path, *command: str) -> tuple[list[str], str]:
+    """Run a target and return what the programs of .venv were called with."""
+    for name in ("llm-wrapper", "pytest", "accelerate"):
+        fake(house, name)
+    done = make(*command, cwd=house)
+    assert done.returncode == 0, done.stderr
+    return (house / "asked").read_text().split("\0")[:-1], (house / "more").read_text()
+
+
+CLI = "llm-wrapper"
+
+
 @pytest.mark.parametrize(
-    ("command", "expected"),
+    ("command", "expected", "more"),
     [
-        pytest.param(["demo", "ARGS=--fast"], ".venv/bin/llm-wrapper demo --fast", id="demo"),
-        pytest.param(["test", "ARGS=-k boxes"], "OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -k boxes", id="test"),
-        pytest.param(["data-check"], ".venv/bin/llm-wrapper data check --data toy", id="data-check"),
+        pytest.param(["demo", "ARGS=--fast"], [CLI, "demo"], "--fast", id="demo"),
+        pytest.param(["test", "ARGS=-k 'a b'"], ["pytest"], "-n 2 -k 'a b'", id="test"),
+        pytest.param(["test-slow"], ["pytest"], "-m slow ", id="test-slow"),
+        pytest.param(["data-check"], [CLI, "data", "check"], "", id="data-check"),
         pytest.param(
             ["cache-detections", "VLM=flo2", "DATA=refcocog", "DATA_ROOT=/data/my refer"],
-            '.venv/bin/llm-wrapper cache-detections --vlm flo2 --data refcocog --data-root "/data/my refer"',
+            [CLI, "cache-detections", "--vlm", "flo2", "--data", "refcocog", "--data-root", "/data/my refer"],
+            "",
             id="cache-detections",
         ),
         pytest.param(
-            ["train", "VLM=flo2", "LLM=llama3"],
-            ".venv/bin/llm-wrapper train --vlm flo2 --llm llama3 --data toy",
-            id="train",
+            ["train", "VLM=flo2", "LLM=llama3"], [CLI, "train", "--vlm", "flo2", "--llm", "llama3"], "", id="train"
         ),
         pytest.param(
-            ["train", "TRAIN=lora", "ARGS=train.epochs=2"],
-            ".venv/bin/llm-wrapper train --vlm toy --llm smollm2 --data toy --train lora train.epochs=2",
+            ["train", "TRAIN=lora", "ARGS=train.epochs=2 prompt.instruction='a b'"],
+            [CLI, "train", "--train", "lora"],
+            "train.epochs=2 prompt.instruction='a b'",
             id="train-all",
         ),
-        pytest.param(["eval"], ".venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy", id="eval"),
         pytest.param(
-            ["eval", "RUN=runs/a"],
-            '.venv/bin/llm-wrapper eval --vlm toy --llm smollm2 --data toy --run "runs/a"',
-            id="eval-run",
+            ["train", "PROCESSES=2", "RUN=runs/a b"],
+            ["accelerate", "launch", "--config_file", "recipes/accelerate/ddp.yaml", "--num_processes", "2"]
+            + ["--main_process_port", "0", "-m", "llm_wrapper", "train", "--run", "runs/a b"],
+            "",
+            id="train-on-two",
         ),
+        pytest.param(["eval"], [CLI, "eval"], "", id="eval"),
+        pytest.param(
+            ["eval", "RUN=runs/a", "VLM=flo2"],
+            [CLI, "eval", "--vlm", "flo2", "--run", "runs/a"],
+            "",
+            id="eval-run-passes-what-is-named",
+        ),
+        pytest.param(["eval", "RUN=runs/a"], [CLI, "eval", "--run", "runs/a"], "", id="eval-run"),
+        pytest.param(["eval", "PAPER=gd"], [CLI, "--paper", "gd", "eval"], "", id="eval-paper"),
         pytest.param(
             ["curve", "RUN=runs/a", "SAMPLES=100 300"],
-            '.venv/bin/llm-wrapper curve --run "runs/a" --samples 100 --samples 300',
+            [CLI, "curve", "--run", "runs/a", "--samples", "100", "--samples", "300"],
+            "",
             id="curve-run",
         ),
         pytest.param(
             ["curve", "SAMPLES=100", "TRAIN=demo"],
-            ".venv/bin/llm-wrapper curve --vlm toy --llm smollm2 --data toy --train demo --samples 100",
+            [CLI, "curve", "--train", "demo", "--samples", "100"],
+            "",
             id="curve-samples",
+        ),
+        pytest.param(
+            ["transfer", "RUNS=runs/a runs/*", "VLM=toy toy-gray"],
+            [CLI, "transfer", "--run", "runs/a", "--run", "runs/*", "--vlm", "toy", "--vlm", "toy-gray"],
+            "",
+            id="transfer",
+        ),
+        pytest.param(["ensemble"], [CLI, "ensemble", "--llm", "smollm2"], "", id="ensemble-untrained"),
+        pytest.param(["ensemble", "RUNS=runs/a"], [CLI, "ensemble", "--run", "runs/a"], "", id="ensemble-runs"),
+        pytest.param(["report", "RUN=runs/a"], [CLI, "report", "runs/a"], "", id="report"),
+        pytest.param(
+            ["search-prompts", "SEARCH=glov", "RUN=runs/a"],
+            [CLI, "prompts", "search", "--search", "glov", "--run", "runs/a"],
+            "",
+            id="search-prompts",
         ),
     ],
 )
-def test_variables_reach_the_command_line(house: Path, command: list[str], expected: str) -> None:
-    (house / ".venv").mkdir()
-    (house / ".venv" / ".installed").touch()
-    done = make("--dry-run", *command, cwd=house)
-    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [expected]
+def test_variables_reach_the_command_line(house: Path, command: list[str], expected: list[str], more: str) -> None:
+    assert called(house, *command) == (expected, more)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("x; touch pwned", id="semicolon"),
+        pytest.param('x"; touch pwned; "', id="quotation-mark"),
+        pytest.param("`touch pwned`", id="backticks"),
+        pytest.param("$(touch pwned)", id="shell-substitution"),
+        pytest.param("$(shell touch pwned)", id="make-function"),
+        pytest.param("$$(shell touch pwned)", id="dollars"),
+        pytest.param("${VLM:=$(shell touch pwned)}", id="nested"),
+        pytest.param("the $5 bill of $HOME", id="money"),
+        pytest.param("it's a \\ backslash # and * more", id="quotes"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [
+        *((target, name) for target in ("train", "eval") for name in ("VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS")),
+        *(("train", name) for name in ("TRAIN", "PAPER", "PROCESSES", "ACCELERATE")),
+        *(("eval", name) for name in ("ADAPTER", "PROMPT")),
+        *(("predict", name) for name in ("IMAGE", "EXPRESSION", "VLM", "RUN")),
+        *(("test", "ARGS"), ("search-prompts", "SEARCH"), ("report", "RUN")),
+        *(("demo", name) for name in ("PYTHON", "UNKNOWN")),
+    ],
+)
+def test_no_variable_runs_a_command_or_loses_a_sign(house: Path, target: str, variable: str, value: str) -> None:
+    given = {"IMAGE": "a.jpg", "EXPRESSION": "left", "RUN": "runs/a", "PROCESSES": "2"} | {variable: value}
+    if variable != "ACCELERATE" and variable != "PROCESSES":
+        del given["PROCESSES"]
+    words, more = called(house, target, *(f"{name}={text}" for name, text in given.items()))
+    assert not (house / "pwned").exists()
+    if variable not in ("PYTHON", "UNKNOWN"):
+        assert any(value in word for word in (*words, more))
+
+
+def test_words_of_a_list_are_no_commands(house: Path) -> None:
+    words, _ = called(house, "transfer", "RUNS=a;touch pwned $(touch${IFS}pwned)", "VLM=`touch pwned`")
+    assert [word for word in words[2:] if word not in ("--run", "--vlm")] == [
+        *("a;touch", "pwned", "$(touch${IFS}pwned)", "`touch", "pwned`")
+    ]
+    assert not (house / "pwned").exists()
 
 
 def test_any_target_of_a_fresh_clone_installs_first(house: Path) -> None:
@@ -211,14 +305,8 @@ def test_an_interrupted_install_is_redone(house: Path) -> None:
     "expression", ['the man\'s "left" hat', "$(echo no) `echo no`; echo no"], ids=["quotes", "shell"]
 )
 def test_predict_takes_any_expression(house: Path, expression: str) -> None:
-    program = house / ".venv" / "bin" / "llm-wrapper"
-    program.parent.mkdir(parents=True)
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > asked\n')
-    program.chmod(0o755)
-    (house / ".venv" / ".installed").touch()
-    done = make("predict", "IMAGE=my photo.jpg", "EXPRESSION=" + expression.replace("$", "$$"), cwd=house)
-    assert done.returncode == 0, done.stderr
-    assert (house / "asked").read_text() == f"predict\nmy photo.jpg\n{expression}\n"
+    words, _ = called(house, "predict", "IMAGE=my photo.jpg", f"EXPRESSION={expression}")
+    assert words == [CLI, "predict", "my photo.jpg", expression]
 
 
 @pytest.mark.parametrize("given", [[], ["IMAGE=a.jpg"], ["EXPRESSION=left"]], ids=["nothing", "image", "expression"])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +121,104 @@ def test_what_cannot_be_read_is_named(spoil, tmp_path: Path) -> None:
     spoil(tmp_path / "image.png")
     with pytest.raises(ImageError, match=r"image\.png cannot be read as an image"):
         images.read(tmp_path / "image.png")
+
+
+def photograph_with_exif() -> tuple[bytes, int]:
+    """A JPEG with several EXIF tags, and where they begin."""
+    exif = Image.Exif()
+    exif.update({_ORIENTATION: 6, 0x010F: "maker", 0x829A: 0.5, 0x9003: "2020:01:01 00:00:00"})
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 20), RED).save(stream, "JPEG", exif=exif)
+    content = stream.getvalue()
+    return content, content.index(b"Exif\0\0") + 6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) -> None:
+    content, start = photograph_with_exif()
+    numbers = random.Random(0)
+    path = tmp_path / "photo.jpg"
+    read = refused = 0
+    for _ in range(1000):
+        spoiled = bytearray(content)
+        for _ in range(numbers.randint(1, 6)):
+            spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
+        path.write_bytes(spoiled)
+        try:
+            images.read(path)
+            read += 1
+        except ImageError:
+            refused += 1
+    assert read > 100
+    assert refused > 100
+
+
+@pytest.mark.parametrize("failure", [struct.error, KeyError, TypeError, RecursionError, ZeroDivisionError, MemoryError])
+@pytest.mark.parametrize("use", [images.read, images.read_size, lambda path: images.read_sample(sample(path))])
+def test_whatever_pillow_raises_about_exif_names_the_file(use, failure, monkeypatch, tmp_path: Path) -> None:
+    def damaged(image: Image.Image) -> Image.Exif:
+        raise failure("damaged")
+
+    path = rotated(tmp_path / "photo.jpg", 6)
+    monkeypatch.setattr(Image.Image, "getexif", damaged)
+    with pytest.raises(ImageError, match=r"photo\.jpg cannot be read as an image: .*damaged.*; restore the file"):
+        use(path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright_wh"),
+    [
+        pytest.param(1, (40, 20), id="upright"),
+        pytest.param(3, (40, 20), id="half-turn"),
+        *(pytest.param(number, (20, 40), id=f"quarter-{number}") for number in (5, 6, 7, 8)),
+        pytest.param(9, (40, 20), id="no-orientation"),
+    ],
+)
+def test_one_size_for_header_pixels_and_bytes(orientation: int, upright_wh: tuple[int, int], tmp_path: Path) -> None:
+    path = rotated(tmp_path / "photo.jpg", orientation)
+    assert images.read_size(path) == images.read_size(path.read_bytes()) == images.read(path).size == upright_wh
+    assert images.read_sizes(path) == (upright_wh, (40, 20))
+
+
+def test_an_upright_picture_is_not_turned_again_after_saving(tmp_path: Path) -> None:
+    images.read(rotated(tmp_path / "photo.png", 6)).save(tmp_path / "saved.png")
+    assert images.read(tmp_path / "saved.png").size == (20, 40)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_formats_are_known_by_content(form: str, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "image.dat", form)
+    assert images.read(tmp_path / "image.dat").size == images.read_size(tmp_path / "image.dat") == (40, 20)
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "PCX", "TGA", "ICO", "JPEG2000"])
+@pytest.mark.parametrize("use", [images.read, images.read_size])
+def test_other_formats_are_refused_whatever_their_name(use, form: str, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", form)
+    with pytest.raises(ImageError, match=r"a\.jpg .* none of JPEG, PNG, WEBP, BMP, GIF, TIFF; convert"):
+        use(tmp_path / "a.jpg")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header has a size, with no pixels behind it."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+@pytest.mark.parametrize("size", [(13_300, 13_300), (9_500, 9_400), (40_000, 40_000)], ids=["177MP", "89.3MP", "1.6GP"])
+@pytest.mark.parametrize("use", [images.read, images.read_size])
+def test_the_bound_on_pixels_is_named(use, size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_of(*size))
+    with pytest.raises(
+        ImageError, match=r"a\.png has more than the 89,000,000 pixels that are read .*: make it smaller"
+    ):
+        use(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("use", [images.read, images.read_size, lambda path: images.read_sample(sample(path))])
+def test_a_pipe_is_refused_and_not_waited_for(use, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg cannot be read as an image: .*not a regular file"):
+        use(tmp_path / "a.jpg")

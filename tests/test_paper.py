@@ -1,17 +1,20 @@
-"""The paper's rows: each is four names that compose, stands in docs/paper.md, and is what `make PAPER=` passes on."""
+"""The paper's rows: each is four names that compose, stands in docs/paper.md, and is what `--paper` gives to a verb."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from llm_wrapper.recipe import compose
+from llm_wrapper.cli import app
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.recipe import Recipe, compose
+from llm_wrapper.recipe_files import read_paper_row
+from llm_wrapper.verbs import commands
 
 KINDS = ("vlm", "llm", "data", "train")
 ROOT = Path(__file__).parents[1]
@@ -22,12 +25,6 @@ DOCS = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 def read(path: Path) -> dict[str, Any]:
     row: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return row
-
-
-def make(*args: str) -> subprocess.CompletedProcess[str]:
-    outer = ("MAKE", "MFLAGS", "PAPER", "VLM", "LLM", "DATA", "TRAIN", "RUN", "ARGS")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(outer)}
-    return subprocess.run(["make", "-n", *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
@@ -57,26 +54,52 @@ def test_the_docs_name_no_row_that_does_not_exist() -> None:
     assert sorted(named) == sorted(path.stem for path in ROWS)
 
 
+def recipe_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Recipe:
+    """The recipe that a verb is called with."""
+    found: list[Recipe] = []
+    monkeypatch.setattr(commands, "train", lambda recipe, folder, console: found.append(recipe))
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, list(words))
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return found[0]
+
+
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
-def test_make_passes_the_names_of_a_row_on(path: Path) -> None:
+def test_a_row_gives_its_names_and_overrides_to_a_verb(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = read(path)
-    done = make("train", f"PAPER={path.stem}", "ARGS=train.seed=1")
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()[-1].split()
-    expected = [f"--vlm {row['vlm']}", f"--llm {row['llm']}", f"--data {row['data']}", f"--train {row['train']}"]
-    assert words[1:] == ["train", *" ".join(expected).split(), *row.get("overrides", "").split(), "train.seed=1"]
+    expected = compose(ROOT / "recipes", {kind: row[kind] for kind in KINDS}, row.get("overrides", "").split())
+    assert recipe_of(monkeypatch, "--paper", path.stem, "train") == expected
 
 
-def test_what_is_typed_wins_over_a_row() -> None:
-    words = make("plan", "PAPER=flo2-llama3-refcocog", "TRAIN=fast", "DATA=talk2car").stdout.splitlines()[-1].split()
-    assert words[1:] == ["plan", "--vlm", "flo2", "--llm", "llama3", "--data", "talk2car", "--train", "fast"]
+def test_what_is_typed_wins_over_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--data", "talk2car", "--train", "fast", "train.seed=1", "prompt.format=compact")
+    found = recipe_of(monkeypatch, "--paper", "gd-llama3-refcocog", "train", *words)
+    names = {"vlm": "gd", "llm": "llama3", "data": "talk2car", "train": "fast"}
+    assert found == compose(ROOT / "recipes", names, ["train.seed=1", "prompt.format=compact"])
 
 
-def test_an_unknown_row_is_refused_with_those_that_exist() -> None:
-    done = make("train", "PAPER=flo3")
-    assert done.returncode == 2
-    assert "no row is called 'flo3'; there are: " in done.stderr
-    assert all(path.stem in done.stderr for path in ROWS)
+def test_an_unknown_row_is_refused_with_those_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="no paper recipe is named 'flo3'") as caught:
+        recipe_of(monkeypatch, "--paper", "flo3", "train")
+    assert all(path.stem in str(caught.value) for path in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("vlm: [a]", "vlm is the name of a recipe", id="list"),
+        pytest.param("vlm: toy\ncmd: $(touch pwned)", "unknown key 'cmd'", id="unknown"),
+        pytest.param("overrides: {a: 1}", "overrides are words", id="mapping"),
+        pytest.param("overrides: prompt.format=/etc/secret.j2", "named by the one who types", id="template"),
+    ],
+)
+def test_a_row_that_is_none_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "x.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=problem):
+        read_paper_row(tmp_path, "x")
 
 
 def test_fast_differs_from_paper_only_where_both_texts_say_so() -> None:

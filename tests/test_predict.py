@@ -58,7 +58,6 @@ def never(prompts: Sequence[Prompt]) -> list[Answer]:
     [
         ("the left square", LEFT, RIGHT),
         ("right square", RIGHT, LEFT),
-        ("", RIGHT, LEFT),
         ("<|im_end|>\n2", RIGHT, LEFT),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
     assert (RUN / "report-val-first-6.md").read_text() in card
     assert "Not evaluated yet" not in card
 
-    assert "make eval LLM=vllm" in run("export", RUN, "merged")
+    assert "llm-wrapper eval --llm vllm --run runs/mine" in run("export", RUN, "merged")
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
         merged, base = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["AnnotatedObject", "Dataset", "digest_files", "require_file"]
+__all__ = ["AnnotatedObject", "Dataset", "digest_files", "image_file", "require_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,17 @@ class AnnotatedObject:
 class Dataset:
     """One split of a data set.
 
-    `digest` identifies the annotation files by content. `objects` maps an image id to all of its annotated objects,
-    where the data set has any (COCO instances); `None` where it has none.
+    Attributes:
+        name: The data set's.
+        split: The split's.
+        samples: One for each expression that can be used.
+        digest: Identifies the annotation files by content.
+        objects: All annotated objects by image id, where the data set has any (COCO instances); `None` where it has
+            none.
+        has_splits: Whether the annotations divide the samples. Where they do not, every split is all of them, so that
+            whatever was trained on this data set was trained on this split.
+        skipped: Places of the rows of published annotations that cannot be used, by reason.
+        crowd_targets: Ids of the samples that mean a crowd region (`iscrowd`), for which no box of an object is right.
     """
 
     name: str
@@ -39,6 +49,9 @@ class Dataset:
     samples: Sequence[Sample]
     digest: str
     objects: Mapping[str, Sequence[AnnotatedObject]] | None = field(default=None, repr=False)
+    has_splits: bool = True
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    crowd_targets: frozenset[str] = frozenset()
 
     def images(self) -> list[Sample]:
         """Return the first sample of each image, in order of appearance."""
@@ -46,6 +59,17 @@ class Dataset:
         for sample in self.samples:
             first.setdefault(sample.image_id, sample)
         return list(first.values())
+
+    def notes(self) -> list[str]:
+        """Return what a reader of any result on this split must know, one sentence each; usually nothing."""
+        where = f"{self.name} {self.split}"
+        notes = [f"{where}: skipped {len(places):,}: {reason}" for reason, places in self.skipped.items()]
+        if self.crowd_targets:
+            notes.append(
+                f"{where}: {len(self.crowd_targets):,} of {len(self.samples):,} expressions mean a crowd region "
+                "(iscrowd): no box of one object is right"
+            )
+        return notes
 
 
 def digest_files(paths: Sequence[Path]) -> str:
@@ -67,3 +91,30 @@ def require_file(path: Path, remedy: str) -> Path:
     if not path.is_file():
         raise DataError(f"{path} does not exist. {remedy}")
     return path
+
+
+def image_file(folder: Path, name: str) -> Path:
+    """Return the path of an image that an annotation file names, which must be under its folder.
+
+    Links are followed: the user made them, and image folders are often links to another disk.
+
+    Args:
+        folder: The images folder.
+        name: Relative to it, or absolute and under it.
+
+    Raises:
+        DataError: If the name leads out of the folder, by `..` or as an absolute path.
+    """
+    path = folder / name
+    home, place = os.path.abspath(folder), Path(os.path.abspath(path))
+    if place.is_relative_to(home) or place.is_relative_to(folder.resolve()):
+        return path
+    remedy = (
+        f"give data.settings.images={place.parent}"
+        if os.path.isabs(name)
+        else "name images relative to one folder that holds all, and give it as data.settings.images=.."
+    )
+    raise DataError(
+        f"image {name[:200]!r} lies outside {folder}, and only images under that folder are read: "
+        f"if it is meant, {remedy}"
+    )

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llm_wrapper import boxes
+from llm_wrapper import boxes, images
+from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["CheckReport", "Finding", "SplitCounts", "check", "render"]
@@ -22,6 +24,18 @@ _OUTSIDE = "Check that the box format and the image size belong together; boxes 
 _CONFLICT = "Name the object more exactly or accept it: at most one of these targets can be found."
 _REPEATED = "Remove the repeats if each expression should count once."
 _EMPTY = "Remove these lines or write their expressions."
+_SKIPPED = "Nothing to do in a published file: its publishers skip such rows too; counts of papers may differ."
+_CROWD = "No box of one object is right for these; report results with and without them, or accept it."
+_NO_SPLIT = (
+    "Give each line a 'split', or divide the images by data.settings.val_share=0.2: a result on images that were "
+    "trained on says nothing about others."
+)
+_UNREADABLE = "Replace these files, or leave their lines out; detectors that read pixels will stop at them."
+_OTHER_SIZE = "Use the images that were annotated: boxes of another size would be wrong, and detectors stop at them."
+_SIDEWAYS = (
+    "Nothing to do if the boxes were drawn on the pictures as stored; else give the width and height of the upright "
+    "pictures, as every viewer shows them."
+)
 _SHARED = "Remove these images from the training split: results on the evaluation split would be too good."
 
 
@@ -115,18 +129,26 @@ def _counts(dataset: Dataset) -> SplitCounts:
 
 def _of_split(dataset: Dataset) -> Iterable[Finding]:
     where = f"{dataset.name} {dataset.split}"
-    samples, images = dataset.samples, dataset.images()
+    samples, firsts = dataset.samples, dataset.images()
+    if not dataset.has_splits:
+        what, every = "expressions without a split: train and val are one", [sample.sample_id for sample in samples]
+        yield from _found("warning", dataset.name, what, every, _NO_SPLIT)
+    for reason, places in dataset.skipped.items():
+        yield from _found("warning", where, f"skipped ({reason})", places, _SKIPPED)
+    crowds = [f"sample {sample.sample_id}" for sample in samples if sample.sample_id in dataset.crowd_targets]
+    yield from _found("warning", where, "targets that are crowd regions", crowds, _CROWD)
     ids = Counter(sample.sample_id for sample in samples)
     conflicting, repeated = _duplicates(samples)
     paths = {sample.image_path: None for sample in samples if sample.image_path is not None}
     yield from _found("error", where, "image files missing", _missing(paths), _MISSING)
-    without = [sample.image_id for sample in images if sample.image_path is None]
+    yield from _of_files(where, firsts)
+    without = [sample.image_id for sample in firsts if sample.image_path is None]
     yield from _found("warning", where, "images without an image file", without, _NO_FILES)
     yield from _found("warning", where, "boxes more than a pixel outside their image", _outside(samples), _OUTSIDE)
     yield from _found("error", where, "sample ids used twice", [key for key, num in ids.items() if num > 1], _IDS)
     yield from _found("warning", where, "expressions of an image with several targets", conflicting, _CONFLICT)
     yield from _found("warning", where, "expressions of an image repeated for one target", repeated, _REPEATED)
-    empty = [f"sample {sample.sample_id}" for sample in samples if not sample.expression.strip()]
+    empty = [f"sample {sample.sample_id}" for sample in samples if rows.is_blank(sample.expression)]
     yield from _found("error", where, "empty expressions", empty, _EMPTY)
 
 
@@ -139,6 +161,28 @@ def _found(
 
 def _missing(paths: Iterable[str]) -> list[str]:
     return [path for path in paths if not Path(path).is_file()]
+
+
+def _of_files(where: str, samples: Sequence[Sample]) -> Iterable[Finding]:
+    """Compare the files of images with what their annotations say."""
+    unreadable: list[str] = []
+    other_size: list[str] = []
+    sideways: list[str] = []
+    for sample in samples:
+        path = sample.image_path
+        if path is None or not Path(path).is_file():
+            continue
+        try:
+            upright_wh, stored_wh = images.read_sizes(path)
+        except ImageError as error:
+            unreadable.append(str(error))
+            continue
+        if upright_wh != sample.image_wh:
+            text = f"{path} is {upright_wh[0]} x {upright_wh[1]}, not {sample.image_wh[0]} x {sample.image_wh[1]}"
+            (sideways if stored_wh == sample.image_wh else other_size).append(text)
+    yield from _found("error", where, "image files that cannot be read", unreadable, _UNREADABLE)
+    yield from _found("error", where, "image files of another size than annotated", other_size, _OTHER_SIZE)
+    yield from _found("warning", where, "photographs annotated as stored, not upright", sideways, _SIDEWAYS)
 
 
 def _outside(samples: Sequence[Sample]) -> list[str]:

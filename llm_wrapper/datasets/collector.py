@@ -1,111 +1,104 @@
-"""What readers of foreign annotation files share: samples gathered with everything that is wrong with their rows.
-
-Whether a box is xyxy or xywh cannot be seen from its four numbers alone, and a wrong guess spoils every result in
-silence. So each row votes: a box that lies within its image under one reading only speaks for that reading.
-"""
+"""What readers of published annotation files share: samples gathered, unusable rows counted, boxes checked."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from llm_wrapper import boxes
+import numpy as np
+
+from llm_wrapper import box_formats, boxes
 from llm_wrapper.datasets import rows
-from llm_wrapper.errors import DataError, listed
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.coco_instances import Instances
+from llm_wrapper.datasets.rows import Skipped
+from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["Collector", "Convention", "image_folder"]
 
+_log = logging.getLogger(__name__)
+
 Convention = Literal["xyxy", "xywh"]
 """What the four numbers of a box mean; pixels in both."""
 
-_BOXES: dict[Convention, Callable[[Sequence[float]], Box]] = {
-    "xyxy": lambda numbers: Box(*numbers),
-    "xywh": boxes.from_xywh,
-}
+_NUM_EXAMPLES = 3
 
 
 class Collector:
-    """Gathers the samples of a split, and all problems of its rows.
+    """Gathers the samples of a split, and counts the rows that cannot be used.
 
     Attributes:
-        problems: One sentence each, with the place; readers append their own.
+        skipped: The unusable rows; readers add their own.
     """
 
     def __init__(self, source: str, convention: Convention) -> None:
-        self.problems: list[str] = []
+        self.skipped = Skipped()
         self._source = source
-        self._convention = convention
-        self._votes: Counter[str] = Counter()
+        self._convention: Convention = convention
+        self._boxes: list[Sequence[float]] = []
+        self._sizes: list[tuple[int, int]] = []
         self._samples: list[Sample] = []
         self._places: dict[str, str] = {}
+        self._crowds: set[str] = set()
 
     def box(self, where: str, numbers: Sequence[float], image_wh: tuple[int, int]) -> Box | None:
-        """Return the box that four numbers of a row mean, or `None` after noting why they mean none."""
-        self._votes[_vote(numbers, image_wh)] += 1
+        """Return the box that four numbers of a row mean, or `None` after counting the row."""
+        self._boxes.append(numbers)
+        self._sizes.append(image_wh)
         try:
-            return _BOXES[self._convention](numbers)
+            return Box(*numbers) if self._convention == "xyxy" else boxes.from_xywh(numbers)
         except ValueError as error:
-            self.problems.append(f"{where}: {rows.reason(error)}")
+            self.skipped.add("target that is no box", where, rows.reason(error))
             return None
 
-    def add(self, where: str, sample: Sample) -> None:
-        """Take a sample; an empty expression and an id used before are problems."""
-        if not sample.expression.strip():
-            self.problems.append(f"{where}: the expression of sample {sample.sample_id} is empty")
-        if sample.sample_id in self._places:
-            self.problems.append(
-                f"{where}: the id {sample.sample_id} was used for a sample of {self._places[sample.sample_id]} already"
-            )
-        self._places.setdefault(sample.sample_id, where)
-        self._samples.append(sample)
+    def add(self, where: str, sample: Sample, *, is_crowd: bool = False) -> None:
+        """Take a sample, unless its expression is empty or its id was used before.
 
-    def samples(self) -> list[Sample]:
-        """Return all samples.
+        Args:
+            where: The place of its row.
+            sample: What the row says.
+            is_crowd: Whether one of its targets is a crowd region.
+        """
+        sample_id = sample.sample_id
+        if rows.is_blank(sample.expression):
+            self.skipped.add("expression that is empty", where, f"the expression of sample {sample_id} is empty")
+            return
+        if sample_id in self._places:
+            first = self._places[sample_id]
+            self.skipped.add("id used before", where, f"the id {sample_id} was used for a sample of {first} already")
+            return
+        self._places[sample_id] = where
+        self._samples.append(sample)
+        if is_crowd:
+            self._crowds.add(sample_id)
+
+    def dataset(self, name: str, split: str, digest: str, instances: Instances | None = None) -> Dataset:
+        """Return the split, with the objects of its instances file if it has one, and log what it lacks.
 
         Raises:
-            DataError: If more boxes speak against the declared convention than for it; else with all problems.
+            DataError: If the boxes cannot be what the reader takes them for, or most rows cannot be used.
         """
-        self._refuse_other_convention()
-        if self.problems:
-            raise DataError(listed(f"{self._source} cannot be used", self.problems))
-        return self._samples
-
-    def _refuse_other_convention(self) -> None:
-        other = "xywh" if self._convention == "xyxy" else "xyxy"
-        total = sum(self._votes.values())
-        against, for_it = self._votes[other], self._votes[self._convention]
-        if against > for_it:
-            raise DataError(
-                f"{self._source}: the boxes should be {self._convention} in pixels, but {against} of {total} lie "
-                f"within their image only when read as {other}, and {for_it} only when read as {self._convention}. "
-                "Nothing was read: check that data.reader belongs to these files."
-            )
-        if 2 * self._votes["fractions"] > total:
-            raise DataError(
-                f"{self._source}: {self._votes['fractions']} of {total} boxes have no number above 1, so they are "
-                "fractions of the image and not pixels. Nothing was read: multiply them by the image's size."
-            )
-
-
-def _vote(numbers: Sequence[float], image_wh: tuple[int, int]) -> str:
-    """Return the only convention that fits, or `fractions`, `both` or `neither`."""
-    if not all(math.isfinite(value) for value in numbers):
-        return "neither"
-    if max(numbers) <= 1 and any(value % 1 for value in numbers):
-        return "fractions"
-    fitting: list[Convention] = [name for name in _BOXES if _fits(numbers, image_wh, name)]
-    return fitting[0] if len(fitting) == 1 else ("both" if fitting else "neither")
-
-
-def _fits(numbers: Sequence[float], image_wh: tuple[int, int], convention: Convention) -> bool:
-    try:
-        return boxes.is_inside(_BOXES[convention](numbers), image_wh)
-    except ValueError:
-        return False
+        if self._boxes:
+            values, sizes = np.array(self._boxes, dtype=np.float64), np.array(self._sizes, dtype=np.float64)
+            wrong = box_formats.check(values, sizes, self._convention, how="a data.reader whose boxes are {}")
+            if wrong:
+                remedy = "Nothing was read: check that data.reader belongs to these files."
+                raise DataError(f"{self._source}: {wrong.removesuffix('?')}. {remedy}")
+        others = Skipped() if instances is None else instances.skipped
+        self.skipped.require_most(self._source, len(self._samples), others.problems)
+        skipped = {**others.places, **self.skipped.places}
+        for reason, places in skipped.items():
+            more = ", ..." if len(places) > _NUM_EXAMPLES else ""
+            examples = ", ".join(places[:_NUM_EXAMPLES])
+            _log.warning("%s: skipped %d: %s (%s%s)", self._source, len(places), reason, examples, more)
+        return Dataset(
+            *(name, split, self._samples, digest, None if instances is None else instances.objects),
+            skipped={reason: tuple(places) for reason, places in skipped.items()},
+            crowd_targets=frozenset(self._crowds),
+        )
 
 
 def image_folder(root: Path, images: str | Path | None) -> Path | None:

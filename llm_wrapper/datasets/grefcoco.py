@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from llm_wrapper.datasets import coco_instances, rows
-from llm_wrapper.datasets.base import Dataset, digest_files, require_file
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require_file
 from llm_wrapper.datasets.coco_instances import CocoImage, Instances
 from llm_wrapper.datasets.collector import Collector
-from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["load"]
@@ -28,12 +28,6 @@ _NO_TARGET = ["-1"]
 _REMEDY = "Fetch gRefCOCO and unpack it so that this file exists, or correct data.root or data.settings.split_by."
 
 
-class _Sentence(BaseModel):
-    sent_id: rows.Id
-    sent: str | None = None
-    raw: str | None = None
-
-
 class _Ref(BaseModel):
     ref_id: rows.Id
     image_id: rows.Id
@@ -41,10 +35,10 @@ class _Ref(BaseModel):
     ann_id: Annotated[
         list[rows.Id], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
     ]
-    sentences: list[_Sentence] = Field(min_length=1)
+    sentences: list[rows.Sentence]
 
 
-def load(root: Path, split: str, *, split_by: str = "unc", text: Literal["raw", "sent"] = "sent") -> Dataset:
+def load(root: Path, split: str, *, split_by: str = "unc", text: rows.TextKind = "sent") -> Dataset:
     """Read one split of gRefCOCO: one sample per sentence, and all annotated objects of its images.
 
     The first object that an expression means is its `target`, the others its `further_targets`; an expression that
@@ -57,11 +51,10 @@ def load(root: Path, split: str, *, split_by: str = "unc", text: Literal["raw", 
         text: `sent` is the cleaned sentence, `raw` the sentence as typed, where the file has it.
 
     Raises:
-        DataError: If a file is missing or damaged, if the split does not exist; or with all refs that cannot be used.
+        DataError: If a file is missing or damaged, if the split does not exist, or if most refs cannot be used.
         RecipeError: If `text` is neither of the two.
     """
-    if text not in ("raw", "sent"):
-        raise RecipeError(f"data.settings.text is {text!r}: it must be 'sent' (cleaned) or 'raw' (as typed).")
+    rows.require_text_kind(text)
     refs_path = require_file(root / _FOLDER / f"grefs({split_by}).json", _REMEDY)
     instances_path = require_file(root / _FOLDER / "instances.json", _REMEDY)
     chosen = _of_split(refs_path, split)
@@ -70,8 +63,7 @@ def load(root: Path, split: str, *, split_by: str = "unc", text: Literal["raw", 
     reader = _Reader(f"split {split} of {refs_path}", instances, folder if folder.is_dir() else None, text)
     for number, raw in chosen:
         reader.take(f"ref {number}", raw)
-    samples = reader.collector.samples()
-    return Dataset(_FOLDER, split, samples, digest_files([refs_path, instances_path]), instances.objects)
+    return reader.collector.dataset(_FOLDER, split, digest_files([refs_path, instances_path]), instances)
 
 
 def _of_split(path: Path, split: str) -> list[tuple[int, Mapping[str, Any]]]:
@@ -94,55 +86,71 @@ def _of_split(path: Path, split: str) -> list[tuple[int, Mapping[str, Any]]]:
 class _Reader:
     """Turns refs into samples."""
 
-    def __init__(self, source: str, instances: Instances, folder: Path | None, text: str) -> None:
+    def __init__(self, source: str, instances: Instances, folder: Path | None, text: rows.TextKind) -> None:
         self.collector = Collector(source, "xywh")
         self._instances = instances
         self._folder = folder
         self._text = text
 
     def take(self, where: str, raw: Mapping[str, Any]) -> None:
-        """Add the samples of one ref; what keeps it from being used becomes problems."""
-        ref = rows.validated(_Ref, raw, where=where, problems=self.collector.problems)
+        """Add the samples of one ref, or count it."""
+        skipped = self.collector.skipped
+        ref = skipped.validated(_Ref, raw, where)
         if ref is None:
             return
         where = f"{where} (ref_id {ref.ref_id})"
         image = self._instances.images.get(ref.image_id)
+        if not ref.sentences:
+            skipped.add("ref without sentences", where, "it has no sentences")
+            return
         if image is None:
-            self.collector.problems.append(f"{where}: image {ref.image_id} is not in instances.json")
+            skipped.add("image that instances.json lacks", where, f"image {ref.image_id} is not in instances.json")
             return
         targets = self._targets(where, ref, (image.width, image.height))
-        if targets is not None:
-            for sentence in ref.sentences:
-                self.collector.add(where, self._sample(ref, image, sentence, targets))
+        is_crowd = any(self._instances.is_crowd(annotation_id) for annotation_id in ref.ann_id)
+        for sentence in ref.sentences if targets is not None else ():
+            expression = sentence.text(self._text)
+            if expression is None:
+                skipped.add("sentence without text", where, sentence.what_is_missing(self._text))
+                continue
+            sample = self._sample(ref, image, targets, sample_id=sentence.sent_id, expression=expression)
+            self.collector.add(where, sample, is_crowd=is_crowd)
 
     def _targets(self, where: str, ref: _Ref, image_wh: tuple[int, int]) -> tuple[Box, ...] | None:
         """Return the boxes of the objects that are meant, each once; `None` where one of them cannot be found."""
         ids = list(dict.fromkeys(ref.ann_id))
         if ids == _NO_TARGET:
             return ()
-        found = [self._target(where, annotation_id, ref.image_id, image_wh) for annotation_id in ids]
-        known = tuple(box for box in found if box is not None)
-        return known if len(known) == len(found) else None
+        found: list[Box] = []
+        for annotation_id in ids:
+            target = self._target(where, annotation_id, ref.image_id, image_wh)
+            if target is None:
+                return None
+            found.append(target)
+        return tuple(found)
 
     def _target(self, where: str, annotation_id: str, image_id: str, image_wh: tuple[int, int]) -> Box | None:
-        annotation = self._instances.annotations.get(annotation_id)
+        annotation, skipped = self._instances.annotations.get(annotation_id), self.collector.skipped
         if annotation is None:
-            self.collector.problems.append(f"{where}: annotation {annotation_id} is not in instances.json")
+            detail = f"annotation {annotation_id} is not in instances.json"
+            skipped.add("annotation that instances.json lacks", where, detail)
             return None
         if annotation.image_id != image_id:
-            self.collector.problems.append(
-                f"{where}: annotation {annotation_id} is of image {annotation.image_id}, the ref of image {image_id}"
-            )
+            detail = f"annotation {annotation_id} is of image {annotation.image_id}, the ref of image {image_id}"
+            skipped.add("annotation of another image", where, detail)
+            return None
         return self.collector.box(f"{where}: annotation {annotation_id}", annotation.bbox, image_wh)
 
-    def _sample(self, ref: _Ref, image: CocoImage, sentence: _Sentence, targets: tuple[Box, ...]) -> Sample:
+    def _sample(
+        self, ref: _Ref, image: CocoImage, targets: tuple[Box, ...], *, sample_id: str, expression: str
+    ) -> Sample:
         return Sample(
-            sample_id=sentence.sent_id,
+            sample_id=sample_id,
             ref_id=ref.ref_id,
             image_id=ref.image_id,
-            image_path=str(self._folder / image.file_name) if self._folder else None,
+            image_path=str(image_file(self._folder, image.file_name)) if self._folder else None,
             image_wh=(image.width, image.height),
-            expression=(sentence.raw if self._text == "raw" else sentence.sent) or "",
+            expression=expression,
             target=targets[0] if targets else None,
             kind=("no_target", "single_target", "multi_target")[min(len(targets), 2)],
             further_targets=targets[1:],

@@ -18,22 +18,19 @@ are taken once.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from PIL import Image
 from pydantic import BaseModel, Field, Json, PositiveInt
 
-from llm_wrapper import artifacts
+from llm_wrapper import artifacts, images
 from llm_wrapper.datasets import rows, snapshot
-from llm_wrapper.datasets.base import Dataset, digest_files
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file
 from llm_wrapper.datasets.collector import Collector, image_folder
-from llm_wrapper.errors import RecipeError
+from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["load_objects", "load_refs"]
@@ -42,14 +39,6 @@ _log = logging.getLogger(__name__)
 _COCO_NAME = re.compile(r"(COCO_[a-z]+\d{4}_(\d{12}))(?:_\d+)?\.jpg")
 """`COCO_train2014_000000380440_491042.jpg`: image 380440; what follows belongs to the ref."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-class _Sentence(BaseModel):
-    sent_id: rows.Id
-    sent: str | None = None
-    raw: str | None = None
-
 
 class _ImageInfo(BaseModel):
     file_name: str
@@ -57,11 +46,16 @@ class _ImageInfo(BaseModel):
     height: PositiveInt
 
 
+class _Annotation(BaseModel):
+    iscrowd: bool = False
+
+
 class _Ref(snapshot.HubRow):
     ref_id: rows.Id
     image_id: rows.Id
-    sentences: list[_Sentence] = Field(min_length=1)
+    sentences: list[rows.Sentence]
     raw_image_info: Json[_ImageInfo]
+    raw_anns: Json[_Annotation] | None = None
     bbox: rows.FourNumbers
 
 
@@ -75,10 +69,11 @@ class _Object(snapshot.HubRow):
     bbox: rows.FourNumbers
     file_name: str
     image: _Embedded
+    iscrowd: bool = False
 
 
 def load_refs(
-    root: Path, split: str, *, repo: str, images: str | Path | None = None, text: Literal["raw", "sent"] = "sent"
+    root: Path, split: str, *, repo: str, images: str | Path | None = None, text: rows.TextKind = "sent"
 ) -> Dataset:
     """Read one split of the refs form: one sample per sentence, with the ids that REFER gives.
 
@@ -90,32 +85,38 @@ def load_refs(
         text: `sent` is the cleaned sentence, `raw` the sentence as typed; neither is changed here.
 
     Raises:
-        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xyxy; or
-            with all rows that cannot be used.
+        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xyxy, or
+            if most rows cannot be used.
         RecipeError: If `text` is neither of the two.
     """
-    if text not in ("raw", "sent"):
-        raise RecipeError(f"data.settings.text is {text!r}: it must be 'sent' (cleaned) or 'raw' (as typed).")
+    rows.require_text_kind(text)
     files = snapshot.files_of(root, split, repo)
     folder = image_folder(root, images)
     collector = Collector(f"split {split} of {root}", "xyxy")
-    for where, row in snapshot.rows_of(files, _Ref, collector.problems):
+    for where, row in snapshot.rows_of(files, _Ref, collector.skipped):
         image_wh = (row.raw_image_info.width, row.raw_image_info.height)
         target = collector.box(where, row.bbox, image_wh)
         if target is None:
             continue
+        if not row.sentences:
+            collector.skipped.add("ref without sentences", where, "it has no sentences")
         for sentence in row.sentences:
+            expression = sentence.text(text)
+            if expression is None:
+                collector.skipped.add("sentence without text", where, sentence.what_is_missing(text))
+                continue
             sample = Sample(
                 sample_id=sentence.sent_id,
                 ref_id=row.ref_id,
                 image_id=row.image_id,
-                image_path=str(folder / row.raw_image_info.file_name) if folder else None,
+                image_path=str(image_file(folder, row.raw_image_info.file_name)) if folder else None,
                 image_wh=image_wh,
-                expression=(sentence.raw if text == "raw" else sentence.sent) or "",
+                expression=expression,
                 target=target,
             )
-            collector.add(where, sample)
-    return Dataset(snapshot.name_of(repo), split, collector.samples(), digest_files(list(files)))
+            is_crowd = row.raw_anns is not None and row.raw_anns.iscrowd
+            collector.add(where, sample, is_crowd=is_crowd)
+    return collector.dataset(snapshot.name_of(repo), split, digest_files(list(files)))
 
 
 def load_objects(root: Path, split: str, *, repo: str) -> Dataset:
@@ -130,8 +131,8 @@ def load_objects(root: Path, split: str, *, repo: str) -> Dataset:
         repo: `lmms-lab/RefCOCOplus@<revision>`, or a copy of it.
 
     Raises:
-        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh; or
-            with all rows that cannot be used.
+        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh, or
+            if most rows cannot be used.
         LLMWrapperError: If an image cannot be written.
     """
     files = snapshot.files_of(root, split, repo)
@@ -139,7 +140,7 @@ def load_objects(root: Path, split: str, *, repo: str) -> Dataset:
     reader.read(files)
     if reader.num_repeated:
         _log.info("%s, split %s: %d rows repeat another one and are taken once", root, split, reader.num_repeated)
-    return Dataset(snapshot.name_of(repo), split, reader.collector.samples(), digest_files(list(files)))
+    return reader.collector.dataset(snapshot.name_of(repo), split, digest_files(list(files)))
 
 
 class _ObjectReader:
@@ -155,7 +156,7 @@ class _ObjectReader:
 
     def read(self, files: Mapping[Path, str]) -> None:
         """Take every row that says something new."""
-        for where, row in snapshot.rows_of(files, _Object, self.collector.problems):
+        for where, row in snapshot.rows_of(files, _Object, self.collector.skipped):
             content = (row.question_id, row.file_name, *row.bbox, *row.answer)
             if content in self._known:
                 self.num_repeated += 1
@@ -166,13 +167,14 @@ class _ObjectReader:
     def _take(self, where: str, row: _Object) -> None:
         name = _COCO_NAME.fullmatch(row.file_name)
         if name is None:
-            self.collector.problems.append(f"{where}: file_name {row.file_name!r} is not the name of a COCO image")
+            detail = f"file_name {row.file_name!r} is not the name of a COCO image"
+            self.collector.skipped.add("file name that is no COCO image", where, detail)
             return
         path = self._folder / f"{name[1]}.jpg"
         try:
             image_wh = self._write(path, row.image.content)
-        except _UNREADABLE as error:
-            self.collector.problems.append(f"{where}: the image in it cannot be read: {error}")
+        except ImageError as error:
+            self.collector.skipped.add("image that cannot be read", where, str(error))
             return
         target = self.collector.box(where, row.bbox, image_wh)
         if target is not None:
@@ -191,14 +193,13 @@ class _ObjectReader:
                 expression=expression,
                 target=target,
             )
-            self.collector.add(where, sample)
+            self.collector.add(where, sample, is_crowd=row.iscrowd)
 
     def _write(self, path: Path, content: bytes) -> tuple[int, int]:
         """Write an image where it is not there already, whole or not at all; return its (width, height)."""
         if path not in self._sizes:
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
+            size = images.read_size(content)
             if not path.is_file() or path.stat().st_size != len(content):
                 artifacts.write_atomic(path, content)
-            self._sizes[path] = (int(width), int(height))
+            self._sizes[path] = size
         return self._sizes[path]

@@ -1,26 +1,42 @@
-"""A user's own expressions: one JSON object a line, beside a folder of images.
+"""A user's own expressions: one JSON object a line (or a JSON list of them), beside a folder of images.
 
-    {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96]}
+    {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96], "split": "train"}
 
 Needed: `image` (or `file_name`) and `expression`. Optional: `box` (xyxy pixels) or `bbox_xywh`, null or absent where
 nothing fits or nothing is known; `sample_id` (default: the line number), `ref_id` (default: the sample id), `image_id`
 (default: the image's name as written), `split`, `width` and `height`, `kind`, and `source`, a note that is not read.
+
+Boxes in other units or layouts are declared (`data.settings.box_format=xyxy_norm`). Without the key `split` the whole
+file is every split, unless `data.settings.val_share=0.2` divides its images.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from llm_wrapper import boxes
+from llm_wrapper import box_formats, boxes, images, readers
+from llm_wrapper.box_formats import BOX_FORMATS, BoxFormat
 from llm_wrapper.datasets import coco_instances, rows
-from llm_wrapper.datasets.base import AnnotatedObject, Dataset, digest_files, require_file
-from llm_wrapper.errors import DataError, listed
+from llm_wrapper.datasets.base import AnnotatedObject, Dataset, digest_files, image_file, require_file
+from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["load"]
+__all__ = ["EXAMPLE", "load"]
+
+EXAMPLE = '{"image": "a.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96]}'
+"""One right line, as messages show it."""
+
+_RIGHT = f"A right line: {EXAMPLE}, with box null where nothing fits; bbox_xywh instead of box for width and height."
+_LAYOUTS: dict[Literal["box", "bbox_xywh"], BoxFormat] = {"box": "xyxy", "bbox_xywh": "xywh"}
+_Size = tuple[int, int]
 
 
 class _Row(BaseModel):
@@ -40,6 +56,21 @@ class _Row(BaseModel):
     kind: str | None = None
     source: str | None = None
 
+    @field_validator("box", "bbox_xywh", mode="before")
+    @classmethod
+    def _is_one_box(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+            several = isinstance(value, list) and any(isinstance(each, list) for each in value)
+            one = ", of one object a line," if several else ""
+            raise ValueError(
+                f"{info.field_name} must be four numbers{one} or null where nothing fits, got {reprlib.repr(value)}"
+            )
+        if not any(value):
+            raise ValueError(f"{info.field_name} is {value}: write null where nothing fits")
+        return value
+
     @model_validator(mode="after")
     def _agrees(self) -> _Row:
         if not (self.image or self.file_name) or (self.image and self.file_name):
@@ -48,8 +79,8 @@ class _Row(BaseModel):
             raise ValueError("give 'box' (xyxy) or 'bbox_xywh', not both")
         if (self.width is None) != (self.height is None):
             raise ValueError("give 'width' and 'height' together, or neither")
-        if not self.expression.strip():
-            raise ValueError("'expression' is empty")
+        if rows.is_blank(self.expression):
+            raise ValueError(f"'expression' is empty: nothing of {self.expression[:20]!r} can be seen")
         return self
 
     @property
@@ -60,93 +91,226 @@ class _Row(BaseModel):
     def image_key(self) -> str:
         return self.name if self.image_id is None else self.image_id
 
-    def target(self) -> Box | None:
-        if self.bbox_xywh is not None:
-            return boxes.from_xywh(self.bbox_xywh)
-        return None if self.box is None else Box(*self.box)
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_Numbered = list[tuple[int, _Row]]
+_Placed = list[tuple[str, int, _Row]]
+"""Where each row is, as messages say it; its number, which is its id by default; and the row."""
 
 
-def load(path: Path, split: str, *, images: str | Path | None = None) -> Dataset:
-    """Read the expressions of one split from a JSONL file.
+def load(
+    path: Path,
+    split: str,
+    *,
+    images: str | Path | None = None,
+    box_format: BoxFormat | None = None,
+    val_share: float | None = None,
+    split_seed: int = 0,
+) -> Dataset:
+    """Read the expressions of one split from a file of JSON lines, or of a JSON list.
 
     Where the lines name a split, those of `split` are kept; where none does, the whole file is the split. A COCO
     `instances.json` beside the file fills `Dataset.objects` for the images that it names.
 
     Args:
-        path: The JSONL file; it also names the data set.
+        path: The file; it also names the data set.
         split: The split to keep.
-        images: The folder that image names are relative to; the file's own folder by default.
+        images: The folder that image names are relative to, and that holds all of them; the file's own by default.
+        box_format: What the boxes are, one of `BOX_FORMATS`; pixels by default, xyxy in `box` and xywh in `bbox_xywh`.
+        val_share: Share of the images, 0..1, that are the split `val`; the others are `train`. No image is in both.
+        split_seed: Another one draws other images.
 
     Raises:
-        DataError: If the file or the split does not exist, or with every problem of every line: unknown keys, boxes
-            that are no boxes or lie outside their image, images whose size can be found nowhere.
+        DataError: If the file or the split does not exist, if the boxes cannot be of their format, or with every
+            problem of every line: unknown keys, boxes that are none or lie outside their image, images whose size can
+            be found nowhere.
+        RecipeError: If a setting has no such value.
     """
-    require_file(path, "Write one JSON object a line with the keys 'image' and 'expression', or correct the path.")
+    _require_settings(box_format, val_share, split_seed)
+    require_file(path, f"Write one JSON object a line, or correct the path. {_RIGHT}")
     problems: list[str] = []
-    parsed = _of_split(_parsed(path, problems), split, path, problems)
+    parsed = _parsed(path, problems)
+    example = f"\n{_RIGHT}" if problems else ""
+    has_splits = val_share is not None or any(row.split is not None for _, _, row in parsed)
+    if val_share is None:
+        parsed = _of_split(parsed, split, path, problems)
+    else:
+        parsed = _divided(parsed, split, path, val_share=val_share, seed=split_seed)
     reader = _Reader(path.parent if images is None else Path(images), problems)
-    samples = [sample for number, row in parsed if (sample := reader.sample(number, row)) is not None]
+    samples = reader.samples(parsed, box_format, f"{path}, split {split}")
     if problems:
-        raise DataError(listed(f"{path}, split {split}, cannot be used", problems))
+        raise DataError(listed(f"{path}, split {split}, cannot be used", problems) + example)
     instances = path.parent / "instances.json"
     files = [path, instances] if instances.is_file() else [path]
-    objects = _objects(instances, parsed) if instances.is_file() else None
-    return Dataset(path.stem, split, samples, digest_files(files), objects)
+    objects, skipped = _objects(instances, parsed) if instances.is_file() else (None, {})
+    digest = digest_files(files)
+    if val_share is not None:
+        digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
+    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped=skipped)
 
 
-def _parsed(path: Path, problems: list[str]) -> _Numbered:
-    values, damaged = rows.read_json_lines(path)
-    problems.extend(damaged)
+def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:
+    """Check what a recipe gives: its settings are of any type."""
+    if box_format is not None and box_format not in BOX_FORMATS:
+        hint = nearest(str(box_format), BOX_FORMATS)
+        raise RecipeError(f"data.settings.box_format={box_format!r}{hint} ({', '.join(BOX_FORMATS)})")
+    is_share = isinstance(val_share, int | float) and 0 < val_share < 1
+    if val_share is not None and not is_share:
+        raise RecipeError(f"data.settings.val_share={val_share!r}: give a share of the images between 0 and 1, as 0.2.")
+    if not isinstance(split_seed, int):
+        raise RecipeError(f"data.settings.split_seed={split_seed!r}: give a whole number.")
+
+
+def _parsed(path: Path, problems: list[str]) -> _Placed:
+    values = _values(path, problems)
     parsed = [
-        (number, row)
-        for number, value in values
-        if (row := rows.validated(_Row, value, where=f"line {number}", problems=problems)) is not None
+        (where, number, row)
+        for where, number, value in values
+        if (row := rows.validated(_Row, value, where=where, problems=problems)) is not None
     ]
     if not parsed and not problems:
-        raise DataError(f"{path} holds no expression. Write one JSON object a line.")
+        raise DataError(f"{path} holds no expression. Write one JSON object a line. {_RIGHT}")
     return parsed
 
 
-def _of_split(parsed: _Numbered, split: str, path: Path, problems: list[str]) -> _Numbered:
-    existing = {row.split for _, row in parsed if row.split is not None}
+def _values(path: Path, problems: list[str]) -> list[tuple[str, int, Any]]:
+    """Return (place, number, value) of each line of JSON lines, or of each item of a JSON list, counted from 1."""
+    content = readers.read_bytes(path)
+    start = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if start == b"[":
+        found = readers.parse_json(content, str(path), nan=True)
+        if isinstance(found, list):
+            return [(f"item {number}", number, value) for number, value in enumerate(found, start=1)]
+    if b"\r" in content and b"\n" not in content:
+        raise DataError(f"{path} ends its lines with CR alone: save it with LF or CRLF.")
+    lines, damaged = readers.read_json_lines(path, nan=True)
+    if start == b"{" and len(damaged) > 1 and not any(isinstance(value, dict) for _, value in lines):
+        raise DataError(f"{path} is no JSON lines: write each object on one line, or a list of objects. {_RIGHT}")
+    problems.extend(damaged)
+    return [(f"line {number}", number, value) for number, value in lines]
+
+
+def _of_split(parsed: _Placed, split: str, path: Path, problems: list[str]) -> _Placed:
+    existing = {row.split for _, _, row in parsed if row.split is not None}
     if not existing:
         return parsed
     problems.extend(
-        f"line {number}: names no split, although other lines do" for number, row in parsed if row.split is None
+        f"{where}: names no split, although other lines do" for where, _, row in parsed if row.split is None
     )
     if split not in existing and not problems:
         raise DataError(f"{path} has no split '{split}'. Its splits are: {', '.join(sorted(existing))}.")
-    return [(number, row) for number, row in parsed if row.split == split]
+    return [each for each in parsed if each[2].split == split]
+
+
+def _divided(parsed: _Placed, split: str, path: Path, *, val_share: float, seed: int) -> _Placed:
+    """Return the rows of `train` or `val`, of which each has its own images."""
+    named = next((f"{where} names split '{row.split}'" for where, _, row in parsed if row.split is not None), None)
+    if named:
+        raise DataError(f"{path}: {named}, so data.settings.val_share={val_share} has nothing to divide: leave it out.")
+    if split not in ("train", "val"):
+        raise DataError(f"{path} has no split '{split}': data.settings.val_share={val_share} makes train and val.")
+    names = {os.path.normpath(row.name) for _, _, row in parsed}
+    if parsed and len(names) < 2:
+        raise DataError(f"{path} is about one image, which data.settings.val_share={val_share} cannot divide.")
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    held_out = set(order[: min(max(1, round(val_share * len(order))), len(order) - 1)])
+    return [each for each in parsed if (os.path.normpath(each[2].name) in held_out) == (split == "val")]
 
 
 class _Reader:
-    """Turns lines into samples; each image file is opened once, and only where its size is not written."""
+    """Turns rows into samples; each image file is opened once, and only where its size is not written."""
 
     def __init__(self, folder: Path, problems: list[str]) -> None:
         self._folder = folder
         self._problems = problems
-        self._sizes: dict[str, tuple[int, int] | str] = {}
+        self._sizes: dict[str, _Size | str] = {}
         self._names: dict[str, str] = {}
 
-    def sample(self, number: int, row: _Row) -> Sample | None:
-        """Return the line's sample, or `None` after noting its problems."""
+    def samples(self, parsed: _Placed, box_format: BoxFormat | None, source: str) -> list[Sample]:
+        """Return the samples of all rows that are usable; what is wrong with the others becomes problems.
+
+        Raises:
+            DataError: If the boxes cannot be of their format.
+        """
+        usable = [(each, size) for each in parsed if (size := self._size(each)) is not None]
+        targets: dict[int, Box | None] = {}
+        for key in _LAYOUTS:
+            targets |= self._targets(usable, key, box_format, source)
+        return [self._sample(number, row, size, targets.get(number)) for (_, number, row), size in usable]
+
+    def _size(self, placed: tuple[str, int, _Row]) -> _Size | None:
+        """Return the (width, height) of a row's image, or `None` after noting why there is none."""
+        where, _, row = placed
         first = self._names.setdefault(row.image_key, row.name)
         if first != row.name:
-            self._problems.append(f"line {number}: image_id {row.image_key} names {row.name}, but {first} before")
-        image_wh = self._image_wh(row)
-        if isinstance(image_wh, str):
-            self._problems.append(f"line {number}: {image_wh}")
+            self._problems.append(f"{where}: image_id {row.image_key} names {row.name}, but {first} before")
+        if row.name not in self._sizes:
+            self._sizes[row.name] = self._find_size(row)
+        size = self._sizes[row.name]
+        if isinstance(size, str):
+            self._problems.append(f"{where}: {size}")
             return None
+        if row.width is not None and (row.width, row.height) != size:
+            self._problems.append(
+                f"{where}: {row.name} is {row.width} x {row.height}, but {size[0]} x {size[1]} in a line before"
+            )
+        return size
+
+    def _find_size(self, row: _Row) -> _Size | str:
         try:
-            target = row.target()
+            path = image_file(self._folder, row.name)
+            if row.width is not None and row.height is not None:
+                return (row.width, row.height)
+            if not path.is_file():
+                return (
+                    f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
+                )
+            return images.read_size(path)
+        except DataError as error:
+            return str(error)
+
+    def _targets(
+        self,
+        usable: Sequence[tuple[tuple[str, int, _Row], _Size]],
+        key: Literal["box", "bbox_xywh"],
+        box_format: BoxFormat | None,
+        source: str,
+    ) -> dict[int, Box | None]:
+        """Return the boxes that rows have under one key, by the number of the row."""
+        given = [(*each, size) for each, size in usable if getattr(each[2], key) is not None]
+        if not given:
+            return {}
+        declared = box_format or _LAYOUTS[key]
+        if key == "bbox_xywh" and not declared.startswith("xywh"):
+            raise DataError(
+                f"{source}: {given[0][0]} has bbox_xywh, but data.settings.box_format={declared}: use 'box'."
+            )
+        values = np.array([getattr(row, key) for _, _, row, _ in given], dtype=np.float64)
+        sizes = np.array([size for *_, size in given], dtype=np.float64)
+        wrong = box_formats.check(
+            values, sizes, declared, how="data.settings.box_format={}", is_default=box_format is None
+        )
+        if wrong:
+            raise DataError(f"{source}: {key}: {wrong}")
+        pixels = box_formats.to_pixels(values, sizes, declared).tolist()
+        return {
+            number: self._box(where, numbers, size)
+            for (where, number, _, size), numbers in zip(given, pixels, strict=True)
+        }
+
+    def _box(self, where: str, pixels: Sequence[float], image_wh: _Size) -> Box | None:
+        try:
+            target = Box(*pixels)
         except ValueError as error:
-            self._problems.append(f"line {number}: {rows.reason(error)}")
+            self._problems.append(f"{where}: {rows.reason(error)}; write null where nothing fits")
             return None
-        if target is not None and boxes.clip(target, image_wh) is None:
-            self._problems.append(f"line {number}: box {target.xyxy} lies outside its image, which is {image_wh}")
+        if boxes.clip(target, image_wh) is None:
+            self._problems.append(f"{where}: box {target.xyxy} lies outside its image, which is {image_wh}")
+        return target
+
+    def _sample(self, number: int, row: _Row, image_wh: _Size, target: Box | None) -> Sample:
         sample_id = str(number) if row.sample_id is None else row.sample_id
         return Sample(
             sample_id=sample_id,
@@ -159,33 +323,19 @@ class _Reader:
             kind=row.kind,
         )
 
-    def _image_wh(self, row: _Row) -> tuple[int, int] | str:
-        if row.width is not None and row.height is not None:
-            return (row.width, row.height)
-        if row.name not in self._sizes:
-            self._sizes[row.name] = _header_wh(self._folder / row.name)
-        return self._sizes[row.name]
 
+def _objects(
+    instances_path: Path, parsed: _Placed
+) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
+    """Return the objects by our image ids, and the entries that cannot be used.
 
-def _header_wh(path: Path) -> tuple[int, int] | str:
-    """Return (width, height) from an image's header, or why it cannot be read."""
-    if not path.is_file():
-        return f"image {path} does not exist: correct 'image' or the images folder, or give 'width' and 'height'"
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (int(width), int(height))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"image {path} cannot be read: {error}"
-
-
-def _objects(instances_path: Path, parsed: _Numbered) -> dict[str, tuple[AnnotatedObject, ...]]:
-    """Match images by file name (with folders if that fits, else by the last part), objects by our image ids."""
+    Images are matched by file name, with folders if that fits, else by the last part.
+    """
     instances = coco_instances.load(instances_path)
     by_name = {image.file_name: image.id for image in instances.images.values()}
     found: dict[str, tuple[AnnotatedObject, ...]] = {}
-    for _, row in parsed:
+    for _, _, row in parsed:
         coco_id = by_name.get(row.name, by_name.get(Path(row.name).name))
         if coco_id is not None:
             found[row.image_key] = instances.objects[coco_id]
-    return found
+    return found, instances.skipped.places

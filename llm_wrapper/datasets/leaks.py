@@ -20,13 +20,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llm_wrapper import datasets
-from llm_wrapper.datasets import restricted_pickle
+from llm_wrapper.datasets import refer
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Sample
 
-__all__ = ["HELD_OUT", "evaluated_images", "shared_images"]
+__all__ = ["HELD_OUT", "evaluated_images", "own_training_data", "shared_images"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,17 @@ _REASONS = {"coco": "the same COCO number", "file": "the same file", "own": "the
 def evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[frozenset[str]]:
     """Return for each training split the ids of its images that are also in an evaluation split of any of them.
 
-    What was compared, and what was found and why, is logged. A file without splits is the same file under every name
-    and no leak into itself; a split that is trained on is no evaluation split of its data set.
+    What was compared, and what was found and why, is logged. Of a file without splits nothing can be left out, which is
+    a warning, and `own_training_data` says so of its results; a split that is trained on is no evaluation split of its
+    data set.
     """
+    for section, dataset in trained:
+        if not dataset.has_splits:
+            _log.warning(
+                "%s: %s names no split, so what is evaluated on it is trained on as well. Give each line a 'split', or "
+                "divide its images: data.settings.val_share=0.2",
+                *(section.name, section.root),
+            )
     held_out: dict[_Key, str] = {}
     for section, split, images in _evaluation_splits(trained):
         for image in images:
@@ -77,6 +85,36 @@ def shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[DataSec
     return frozenset(s.image_id for s in images if any(key in known for key in _keys(section, _image(s))))
 
 
+def own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[DataSection]) -> str | None:
+    """Return what every result on a split must be reported with if its images were trained on; `None` if none was.
+
+    Args:
+        evaluated: The split that is evaluated, and the section that names it.
+        trained: The data sets that the evaluated model was trained on; none if it was not trained.
+    """
+    section, dataset = evaluated
+    split = dataset.split
+    same = [each for each in trained if _own(each) == _own(section)]
+    if dataset.has_splits and any(split in (each.eval_split, *HELD_OUT) and split != each.train_split for each in same):
+        # Training leaves out the images of these splits, whatever else it is on.
+        return None
+    shared: set[str] = set()
+    for each in trained:
+        is_this = each in same and (split == each.train_split or not dataset.has_splits)
+        try:
+            found = dataset if is_this else datasets.load(each, each.train_split)
+        except DataError as error:
+            return (
+                f"perhaps evaluated on its own training data, as {each.name} {each.train_split} is unreadable: {error}"
+            )
+        shared |= shared_images(evaluated, (each, found))
+    if not shared:
+        return None
+    num_shared, total = len(shared), len(dataset.images())
+    where = f"{section.name} {split}"
+    return f"evaluated on its own training data: {num_shared:,} of {total:,} images of {where} were trained on"
+
+
 def _evaluation_splits(
     trained: Sequence[tuple[DataSection, Dataset]],
 ) -> Iterator[tuple[DataSection, str, Iterable[_Image]]]:
@@ -93,9 +131,9 @@ def _evaluation_splits(
 def _refer_images(section: DataSection) -> dict[str, dict[_Image, None]]:
     """Return the images of each evaluation split of a REFER set; its objects, most of the work, are not read."""
     settings = section.settings
-    refs = restricted_pickle.load(Path(section.root) / settings["name"] / f"refs({settings['split_by']}).p")
+    refs = refer.read_refs(Path(section.root), name=settings["name"], split_by=settings["split_by"])
     found: defaultdict[str, dict[_Image, None]] = defaultdict(dict)
-    for ref in refs:
+    for _, ref in refs:
         split = ref["split"]
         if split in (section.eval_split, "val") or "test" in split:
             found[split][str(ref["image_id"]), None] = None
@@ -161,4 +199,4 @@ def _coco_number(section: DataSection, image: _Image) -> str | None:
 
 def _own(section: DataSection) -> str:
     """Return what tells a data set from others, whichever split of it is meant."""
-    return json.dumps([section.reader, str(section.root), section.settings], sort_keys=True, default=str)
+    return json.dumps([section.reader, str(section.root.resolve()), section.settings], sort_keys=True, default=str)

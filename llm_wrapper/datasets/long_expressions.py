@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, PositiveInt
 
 from llm_wrapper.datasets import rows, snapshot
-from llm_wrapper.datasets.base import Dataset, digest_files
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file
 from llm_wrapper.datasets.collector import Collector, image_folder
 from llm_wrapper.records import Sample
 
@@ -97,8 +97,8 @@ def load_hc_refloco(root: Path, split: str, *, repo: str, images: str | Path | N
         images: The folder of the image files; `<root>/images` by default, if there is one.
 
     Raises:
-        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh; or
-            with all rows that cannot be used.
+        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh, or
+            if most rows cannot be used.
     """
     return _load(root, split, repo=repo, images=images, form=_HCRefLoCoRow)
 
@@ -113,8 +113,8 @@ def load_ref_l4(root: Path, split: str, *, repo: str, images: str | Path | None 
         images: The folder of the image files; `<root>/images` by default, if there is one.
 
     Raises:
-        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh; or
-            with all rows that cannot be used.
+        DataError: If the files cannot be had or are damaged, if the split does not exist, if the boxes are not xywh, or
+            if most rows cannot be used.
     """
     return _load(root, split, repo=repo, images=images, form=_RefL4Row)
 
@@ -123,7 +123,7 @@ def _load(root: Path, split: str, *, repo: str, images: str | Path | None, form:
     files = snapshot.files_of(root, split, repo)
     folder = image_folder(root, images)
     collector = Collector(f"split {split} of {root}", "xywh")
-    for where, row in snapshot.rows_of(files, form, collector.problems):
+    for where, row in snapshot.rows_of(files, form, collector.skipped):
         image_wh = (row.width, row.height)
         target = collector.box(where, row.bbox, image_wh)
         if target is None:
@@ -132,11 +132,11 @@ def _load(root: Path, split: str, *, repo: str, images: str | Path | None, form:
             sample_id=row.id,
             ref_id=row.ref_key,
             image_id=row.image_key,
-            image_path=str(folder / row.file_name) if folder else None,
+            image_path=str(image_file(folder, row.file_name)) if folder else None,
             image_wh=image_wh,
             expression=row.caption,
             target=target,
             kind=row.tag,
         )
         collector.add(where, sample)
-    return Dataset(snapshot.name_of(repo), split, collector.samples(), digest_files(list(files)))
+    return collector.dataset(snapshot.name_of(repo), split, digest_files(list(files)))

@@ -7,20 +7,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from llm_wrapper import boxes
 from llm_wrapper.datasets import coco_instances, restricted_pickle, rows
-from llm_wrapper.datasets.base import Dataset, digest_files, require_file
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require_file
 from llm_wrapper.datasets.coco_instances import CocoImage, Instances
+from llm_wrapper.datasets.collector import Collector
+from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["USUAL_SPLIT_BY", "load"]
+__all__ = ["USUAL_SPLIT_BY", "NumberedRefs", "load", "read_refs"]
 
 USUAL_SPLIT_BY: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The division of each set that papers report; for RefCOCOg the one without images shared between splits."""
@@ -29,23 +30,18 @@ _COCO_IMAGES = Path("images/mscoco/images/train2014")
 _IMAGE_FOLDERS = {"refclef": Path("images/saiapr_tc-12")}
 _REMEDY = "Fetch the REFER annotations and unpack them so that this file exists, or correct the root, name or split_by."
 
-_Numbered = list[tuple[int, Mapping[str, Any]]]
-
-
-class _Sentence(BaseModel):
-    sent_id: rows.Id
-    sent: Any = None
-    raw: Any = None
+NumberedRefs = list[tuple[int, Mapping[str, Any]]]
+"""Refs with their places in the file."""
 
 
 class _Ref(BaseModel):
     ref_id: rows.Id
     ann_id: rows.Id
     image_id: rows.Id
-    sentences: list[_Sentence] = Field(min_length=1)
+    sentences: list[rows.Sentence]
 
 
-def load(root: Path, split: str, *, name: str, split_by: str, text: Literal["raw", "sent"] = "sent") -> Dataset:
+def load(root: Path, split: str, *, name: str, split_by: str, text: rows.TextKind = "sent") -> Dataset:
     """Read one split of a REFER tree: one sample per sentence, and all annotated objects of all of its images.
 
     Args:
@@ -58,18 +54,20 @@ def load(root: Path, split: str, *, name: str, split_by: str, text: Literal["raw
 
     Raises:
         DataError: If a file is missing, damaged or refers to code; if the split does not exist (those that do are
-            named); or with all missing keys, unknown ids, empty sentences and target boxes without area.
+            named); or if most refs cannot be used.
+        RecipeError: If `text` is neither of the two.
     """
+    rows.require_text_kind(text)
     refs_path = _refs_path(root, name, split_by)
     instances_path = require_file(root / name / "instances.json", _REMEDY)
-    chosen = _of_split(_read_refs(refs_path), split, refs_path)
+    collector = Collector(f"split {split} of {refs_path}", "xywh")
+    chosen = _of_split(_read_refs(refs_path, collector.skipped), split, refs_path)
     instances = coco_instances.load(instances_path)
     folder = root / _IMAGE_FOLDERS.get(name, _COCO_IMAGES)
-    reader = _Reader(instances, folder if folder.is_dir() else None, text)
-    samples = [sample for number, raw in chosen for sample in reader.samples(f"ref {number}", raw)]
-    if reader.problems:
-        raise DataError(listed(f"{refs_path}, split {split}, cannot be used", reader.problems))
-    return Dataset(name, split, samples, digest_files([refs_path, instances_path]), instances.objects)
+    reader = _Reader(collector, instances, folder if folder.is_dir() else None, text)
+    for number, raw in chosen:
+        reader.take(f"ref {number}", raw)
+    return collector.dataset(name, split, digest_files([refs_path, instances_path]), instances)
 
 
 def _refs_path(root: Path, name: str, split_by: str) -> Path:
@@ -78,28 +76,43 @@ def _refs_path(root: Path, name: str, split_by: str) -> Path:
     return require_file(root / name / f"refs({split_by}).p", found + _REMEDY)
 
 
-def _read_refs(path: Path) -> _Numbered:
+def read_refs(root: Path, *, name: str, split_by: str) -> NumberedRefs:
+    """Return the refs of a REFER set, in all splits, with their places in the file; damaged ones are left out.
+
+    Raises:
+        DataError: If there is no such file, or it is damaged.
+    """
+    return _read_refs(_refs_path(root, name, split_by), Skipped())
+
+
+def _read_refs(path: Path, skipped: Skipped) -> NumberedRefs:
     """Return the refs with their places in the file; each is sure to have a split and an image id."""
     content = restricted_pickle.load(path)
     if not isinstance(content, list):
         raise DataError(f"{path} holds a {type(content).__name__}, not the list of refs that REFER writes.")
-    problems = [problem for number, ref in enumerate(content) for problem in _ref_problems(number, ref)]
-    if problems:
-        raise DataError(listed(f"{path} holds refs that cannot be read", problems))
-    return list(enumerate(content))
+    refs: NumberedRefs = []
+    for number, ref in enumerate(content):
+        problem = _ref_problem(ref)
+        if problem:
+            skipped.add("row that cannot be read", f"ref {number}", problem)
+        else:
+            refs.append((number, ref))
+    if skipped.problems and not refs:
+        raise DataError(listed(f"{path} holds refs that cannot be read", skipped.problems))
+    return refs
 
 
-def _ref_problems(number: int, ref: Any) -> Iterable[str]:
+def _ref_problem(ref: Any) -> str | None:
     if not isinstance(ref, dict):
-        yield f"ref {number} is a {type(ref).__name__}, not a dict"
-        return
+        return f"it is a {type(ref).__name__}, not a dict"
     if not isinstance(ref.get("split"), str):
-        yield f"ref {number}: 'split' must be a text, got {ref.get('split')!r}"
-    if not isinstance(ref.get("image_id"), (int, str)):
-        yield f"ref {number}: 'image_id' must be a number or a text, got {ref.get('image_id')!r}"
+        return f"'split' must be a text, got {ref.get('split')!r}"
+    if not isinstance(ref.get("image_id"), int | str):
+        return f"'image_id' must be a number or a text, got {ref.get('image_id')!r}"
+    return None
 
 
-def _of_split(refs: _Numbered, split: str, path: Path) -> _Numbered:
+def _of_split(refs: NumberedRefs, split: str, path: Path) -> NumberedRefs:
     chosen = [(number, ref) for number, ref in refs if _is_in(ref["split"], split)]
     if not chosen:
         existing = ", ".join(sorted({ref["split"] for _, ref in refs})) or "none"
@@ -116,58 +129,56 @@ def _is_in(actual: str, wanted: str) -> bool:
 
 
 class _Reader:
-    """Turns refs into samples and gathers what is wrong with them."""
+    """Turns refs into samples."""
 
-    def __init__(self, instances: Instances, folder: Path | None, text: str) -> None:
-        self.problems: list[str] = []
+    def __init__(self, collector: Collector, instances: Instances, folder: Path | None, text: rows.TextKind) -> None:
+        self._collector = collector
         self._instances = instances
         self._folder = folder
-        self._text = text
+        self._text: rows.TextKind = text
 
-    def samples(self, where: str, raw: Mapping[str, Any]) -> Iterable[Sample]:
-        """Yield the samples of one ref that are usable; the rest becomes problems."""
-        ref = rows.validated(_Ref, raw, where=where, problems=self.problems)
+    def take(self, where: str, raw: Mapping[str, Any]) -> None:
+        """Add the samples of one ref, or count it."""
+        skipped = self._collector.skipped
+        ref = skipped.validated(_Ref, raw, where)
         if ref is None:
             return
         where = f"{where} (ref_id {ref.ref_id})"
+        if not ref.sentences:
+            skipped.add("ref without sentences", where, "it has no sentences")
+            return
         image = self._instances.images.get(ref.image_id)
         if image is None:
-            self.problems.append(f"{where}: image {ref.image_id} is not in instances.json")
-        target = self._target(where, ref)
-        for sentence in ref.sentences:
-            expression = self._expression(where, sentence)
-            if image is not None and target is not None and expression is not None:
-                yield self._sample(ref, image, target=target, sample_id=sentence.sent_id, expression=expression)
+            skipped.add("image that instances.json lacks", where, f"image {ref.image_id} is not in instances.json")
+            return
+        target = self._target(where, ref, (image.width, image.height))
+        for sentence in ref.sentences if target is not None else ():
+            expression = sentence.text(self._text)
+            if expression is None:
+                skipped.add("sentence without text", where, sentence.what_is_missing(self._text))
+                continue
+            sample = self._sample(ref, image, target=target, sample_id=sentence.sent_id, expression=expression)
+            self._collector.add(where, sample, is_crowd=self._instances.is_crowd(ref.ann_id))
 
-    def _sample(self, ref: _Ref, image: CocoImage, *, target: Box, sample_id: str, expression: str) -> Sample:
+    def _sample(self, ref: _Ref, image: CocoImage, *, target: Box | None, sample_id: str, expression: str) -> Sample:
         return Sample(
             sample_id=sample_id,
             ref_id=ref.ref_id,
             image_id=ref.image_id,
-            image_path=str(self._folder / image.file_name) if self._folder else None,
+            image_path=str(image_file(self._folder, image.file_name)) if self._folder else None,
             image_wh=(image.width, image.height),
             expression=expression,
             target=target,
         )
 
-    def _target(self, where: str, ref: _Ref) -> Box | None:
-        annotation = self._instances.annotations.get(ref.ann_id)
+    def _target(self, where: str, ref: _Ref, image_wh: tuple[int, int]) -> Box | None:
+        annotation, skipped = self._instances.annotations.get(ref.ann_id), self._collector.skipped
         if annotation is None:
-            self.problems.append(f"{where}: annotation {ref.ann_id} is not in instances.json")
+            detail = f"annotation {ref.ann_id} is not in instances.json"
+            skipped.add("annotation that instances.json lacks", where, detail)
             return None
         if annotation.image_id != ref.image_id:
-            self.problems.append(
-                f"{where}: annotation {ref.ann_id} is of image {annotation.image_id}, the ref of image {ref.image_id}"
-            )
-        try:
-            return boxes.from_xywh(annotation.bbox)
-        except ValueError as error:
-            self.problems.append(f"{where}: target of annotation {ref.ann_id}: {rows.reason(error)}")
+            detail = f"annotation {ref.ann_id} is of image {annotation.image_id}, the ref of image {ref.image_id}"
+            skipped.add("annotation of another image", where, detail)
             return None
-
-    def _expression(self, where: str, sentence: _Sentence) -> str | None:
-        value = getattr(sentence, self._text)
-        if isinstance(value, str) and value.strip():
-            return value
-        self.problems.append(f"{where}: sentence {sentence.sent_id}: '{self._text}' must be a text, got {value!r}")
-        return None
+        return self._collector.box(f"{where}: target of annotation {ref.ann_id}", annotation.bbox, image_wh)

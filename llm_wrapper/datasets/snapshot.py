@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from llm_wrapper.datasets import rows
+from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
 
-__all__ = ["HubRow", "files_of", "name_of", "rows_of"]
+__all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
 
 _FILE = re.compile(
     r"(?:^|[-_/])(train|validation|val|testA|testB|test)(?:-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?)?\.parquet$"
@@ -81,10 +81,10 @@ def files_of(root: Path, split: str, repo: str) -> dict[Path, str]:
     return {path: member for member in members for path in found[member]}
 
 
-def rows_of(files: Mapping[Path, str], kind: type[_Row], problems: list[str]) -> Iterator[tuple[str, _Row]]:
-    """Yield (place, row) for each usable row; what is wrong with the others is appended to `problems`.
+def rows_of(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped) -> Iterator[tuple[str, _Row]]:
+    """Yield (place, row) for each usable row, and count the others.
 
-    Only the columns that `kind` has are read. A row that names another split than its file is a problem.
+    Only the columns that `kind` has are read. A row that names another split than its file is none of them.
 
     Raises:
         DataError: If a file is damaged or lacks a column.
@@ -92,12 +92,19 @@ def rows_of(files: Mapping[Path, str], kind: type[_Row], problems: list[str]) ->
     for path, split in files.items():
         for number, raw in enumerate(_records(path, kind)):
             where = f"{path.name} row {number}"
-            row = rows.validated(kind, raw, where=where, problems=problems)
+            row = skipped.validated(kind, raw, where)
             if row is None:
                 continue
             if not _is_of(row.split, split):
-                problems.append(f"{where}: the row is of split '{row.split}', the file of '{split}'")
+                detail = f"the row is of split '{row.split}', the file of '{split}'"
+                skipped.add("row of another split than its file", where, detail)
+                continue
             yield where, row
+
+
+def is_fetched(root: Path) -> bool:
+    """Tell whether a folder holds a Parquet file of any split, so that `files_of` fetches nothing."""
+    return bool(_by_split(root))
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from llm_wrapper.datasets import rows
-from llm_wrapper.datasets.base import Dataset, digest_files
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file
 from llm_wrapper.datasets.collector import Collector, image_folder
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Sample
@@ -48,7 +48,7 @@ def load(root: Path, split: str, *, images: str | Path | None = None) -> Dataset
 
     Raises:
         DataError: If the split does not exist (those that do are named), if the file is damaged, if the boxes are not
-            xywh; or with all commands that cannot be used.
+            xywh, or if most commands cannot be used.
     """
     path = _path(root, split)
     folder = image_folder(root, images)
@@ -56,23 +56,25 @@ def load(root: Path, split: str, *, images: str | Path | None = None) -> Dataset
     first_files: dict[str, str] = {}
     for number, raw in enumerate(_commands(path)):
         where = f"command {number}"
-        command = rows.validated(_Command, raw, where=where, problems=collector.problems)
+        command = collector.skipped.validated(_Command, raw, where)
         if command is None:
             continue
         file_name = first_files.setdefault(command.sample_token, command.t2c_img)
         target = None if command.box_xywh is None else collector.box(where, command.box_xywh, _IMAGE_WH)
+        if target is None and command.box_xywh is not None:
+            continue
         sample = Sample(
             sample_id=command.command_token,
             ref_id=command.box_token or command.command_token,
             image_id=command.sample_token,
-            image_path=str(folder / file_name) if folder else None,
+            image_path=str(image_file(folder, file_name)) if folder else None,
             image_wh=_IMAGE_WH,
             expression=command.command,
             target=target,
             kind=command.obj_name,
         )
         collector.add(where, sample)
-    return Dataset("talk2car", split, collector.samples(), digest_files([path]))
+    return collector.dataset("talk2car", split, digest_files([path]))
 
 
 def _path(root: Path, split: str) -> Path:

@@ -27,16 +27,20 @@ from typing import Any
 
 from pydantic import Field
 
-from llm_wrapper.calls import CallError, read_key
+from llm_wrapper.calls import CallError
 from llm_wrapper.detectors.dds_replies import KEY_VARIABLE, SITE, FoundObject, Result, TaskLostError, judge
 from llm_wrapper.detectors.paid_calls import PaidCalls, Terms
 from llm_wrapper.errors import RecipeError
+from llm_wrapper.keys import hide_key, read_key
+from llm_wrapper.readers import MIB
 
 __all__ = ["DDSSettings", "Exchange", "api_key", "load_sdk"]
 
 _POLL_SECONDS = 0.5
 _MAX_LOST = 2
 """How often a task that the service lost is submitted anew; each time is charged."""
+_MOST, _CHUNK = 16 * MIB, MIB // 16
+"""Bytes of a reply, unpacked, and of what is unpacked at a time."""
 _NO_CONNECTION = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError", "SSLError")
 """What urllib3 names as the cause where a request did not reach the service."""
 
@@ -94,7 +98,7 @@ class Exchange:
             self._calls.pace()
             _send(self._task.check)
             if self._task.status.value == "success":
-                return Result.model_validate(self._task.result).objects
+                return Result.model_validate(hide_key(self._task.result, api_key())).objects
             if self._calls.clock() >= deadline:
                 waited = f"{self._settings.task_seconds:g} seconds"
                 raise CallError(f"task {self._task.task_uuid} is not finished after {waited}; later runs ask for it")
@@ -145,9 +149,24 @@ def api_key() -> str:
 
 
 def _judge_reply(response: Any, *_: Any, **__: Any) -> None:
-    content = response.content.replace(api_key().encode("ascii"), b"***")
+    response._content = content = _bounded(response)  # the SDK reads what is here
     wait = response.headers.get("Retry-After")
-    judge(response.status_code, content, polled=response.request.method == "GET", retry_after=wait)
+    polled = response.request.method == "GET"
+    # In Latin-1 every byte is a character, so that what is no UTF-8 is judged as it came.
+    shown = hide_key(content.decode("latin-1"), api_key()).encode("latin-1")
+    judge(response.status_code, shown, polled=polled, retry_after=wait)
+
+
+def _bounded(response: Any) -> bytes:
+    """Read a reply piece by piece: a short one may unpack to gigabytes."""
+    content = bytearray()
+    for chunk in response.iter_content(_CHUNK):
+        content += chunk
+        if len(content) > _MOST:
+            raise CallError(
+                f"the service's reply has more than {_MOST // MIB} MiB, which no answer needs", charged=True
+            )
+    return bytes(content)
 
 
 def _send(request: Callable[[], None]) -> None:
@@ -158,4 +177,6 @@ def _send(request: Callable[[], None]) -> None:
         # Those of wrong values, such as an address that is none, are ValueErrors, too.
         wrong = isinstance(error, ValueError)
         unsent = wrong or any(f"Caused by {cause}" in str(error) for cause in _NO_CONNECTION)
-        raise CallError(f"{type(error).__name__}: {error}", again=not wrong, charged=not unsent) from error
+        raise CallError(
+            f"{type(error).__name__}: {hide_key(str(error), api_key())}", again=not wrong, charged=not unsent
+        ) from error

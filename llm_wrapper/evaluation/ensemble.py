@@ -101,7 +101,7 @@ def _decided(same: Sequence[Prediction], name: str, choose: Callable[[Sequence[P
         own = detector_choice(BuiltCandidates(first.candidates, _origins(first), {}))
         box = None if own is None else first.candidates[own].box
         return replace(first, system=name, box=box, decided_by="fallback", probability=None, probabilities=None,
-                       none_probability=None)  # fmt: skip
+                       none_probability=None, mass=None)  # fmt: skip
     says_none, could_say_none = index == len(first.candidates), any(each.none_probability is not None for each in same)
     return replace(
         first,
@@ -112,6 +112,7 @@ def _decided(same: Sequence[Prediction], name: str, choose: Callable[[Sequence[P
         probabilities=None if mean is None else mean[:-1],
         none_probability=mean[-1] if mean and could_say_none else None,
         failure=None,
+        mass=None,
     )
 
 

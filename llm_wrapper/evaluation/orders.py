@@ -27,6 +27,7 @@ def orders_of(candidates: Sequence[Candidate], count: int) -> list[tuple[int, ..
 def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answer:
     """Average probabilities over orders, and give them in the candidates' own; "none of these" stays the last.
 
+    An order whose answer has no usable probability is left out of the average; without any there is no answer.
     Reasons are not kept: those of different orders name different numbers for one object. Their tokens are counted.
 
     Args:
@@ -36,14 +37,18 @@ def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answ
     Raises:
         RecipeError: If an answer has no probabilities.
     """
-    sums, mass = [0.0] * len(answers[0].probabilities or ()), 0.0
-    for answer, order in zip(answers, orders, strict=True):
-        if answer.probabilities is None:
-            raise RecipeError("llm.orders averages probabilities, which llm.decode=generate does not give: use score")
+    if any(answer.probabilities is None and answer.text is not None for answer in answers):
+        raise RecipeError("llm.orders averages probabilities, which llm.decode=generate does not give: use score")
+    usable = [(each, order) for each, order in zip(answers, orders, strict=True) if each.probabilities is not None]
+    if not usable:
+        return Answer()
+    sums = [0.0] * len(usable[0][0].probabilities or ())
+    for answer, order in usable:
         behind = range(len(order), len(sums))
-        for index, probability in zip([*order, *behind], answer.probabilities, strict=True):
-            sums[index] += probability / len(orders)
-        mass += (answer.mass or 0.0) / len(orders)
+        for index, probability in zip([*order, *behind], answer.probabilities or (), strict=True):
+            sums[index] += probability / len(usable)
+    masses = [answer.mass for answer, _ in usable if answer.mass is not None]
+    mass = sum(masses) / len(masses) if len(masses) == len(usable) else None
     counts = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
     return Answer(tuple(sums), mass, num_tokens=sum(counts) if len(counts) == len(answers) else None)
 

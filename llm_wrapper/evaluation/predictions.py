@@ -48,13 +48,14 @@ SCHEMA = pa.schema(
         pa.field("reasoning", pa.string()),
         pa.field("num_tokens", pa.int64()),
         pa.field("none_probability", pa.float64()),
+        pa.field("mass", pa.float64()),
     ]
 )
 """One row per prediction; the columns are the fields of `Prediction`."""
 
-_EARLIER_SCHEMAS = tuple(pa.schema(list(SCHEMA)[:count]) for count in (12, 15, 17))
+_EARLIER_SCHEMAS = tuple(pa.schema(list(SCHEMA)[:count]) for count in (12, 15, 17, 18))
 """Files of the first version end with the candidates, those of the second with the image's size, those of the third
-with the tokens; what they lack has a default."""
+with the tokens, those of the fourth with the probability of none; what they lack has a default."""
 
 # One adapter for the whole list: building one per record costs more than the records.
 _PREDICTIONS = TypeAdapter(list[Prediction])
@@ -84,7 +85,7 @@ def load(path: Path) -> list[Prediction]:
         differing = [field.name for field in fields] or ["their order"]
         raise DataError(
             f"{path} does not hold predictions of this version, columns differ: {', '.join(differing)}. "
-            "Make it again with `llm-wrapper evaluate`."
+            "Make it again with: llm-wrapper eval"
         )
     try:
         predictions = _PREDICTIONS.validate_python(table.to_pylist())

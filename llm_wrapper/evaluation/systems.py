@@ -99,4 +99,10 @@ def _decided(scene: Scene, name: str, answer: Answer | None, prompt: PromptSecti
     if answer is None:
         return decided
     none_probability = shares[count] if shares and prompt.none else None
-    return replace(decided, reasoning=answer.reasoning, num_tokens=answer.num_tokens, none_probability=none_probability)
+    return replace(
+        decided,
+        reasoning=answer.reasoning,
+        num_tokens=answer.num_tokens,
+        none_probability=none_probability,
+        mass=answer.mass,
+    )

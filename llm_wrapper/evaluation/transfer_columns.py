@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import datasets
+from llm_wrapper import artifacts, datasets
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
 from llm_wrapper.errors import DataError
@@ -68,8 +68,11 @@ def load(
             raise DataError(f"{name}: no expression with a box is left to compare with ({left_out} left out)")
         if limit:
             ground.notes.append(f"{name}: the first {limit} expressions only")
+        facts = _facts(recipe, found, limit=limit, left_out=left_out)
+        if any(name == column.name for column in ground.columns):  # such as two files of boxes
+            name = f"{name} ({artifacts.digest_value(facts)[:8]})"
         ground.columns.append(Column(name, scenes))
-        ground.facts.append(_facts(recipe, found, limit=limit, left_out=left_out))
+        ground.facts.append(facts)
     return ground
 
 

@@ -14,7 +14,7 @@ from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import ensemble, systems
 from llm_wrapper.evaluation.transfer import Column, Filled, Predict, System
 from llm_wrapper.prompts.words import Worder, plain
-from llm_wrapper.recipe import LLMSection, PromptSection, Recipe
+from llm_wrapper.recipe import LLMSection, PromptSection, Recipe, ServerSection
 from llm_wrapper.records import Prediction
 
 __all__ = ["DETECTOR", "asked", "combinations", "free", "rows"]
@@ -77,7 +77,8 @@ def _load(name: str, recipe: Recipe, adapter: Path | None, word: Worder) -> Pred
     from llm_wrapper.llms.ask import asker
 
     ask = asker(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
-    return lambda column: systems.by_llm(column.scenes, name, word, ask, prompt=recipe.prompt)
+    orders = recipe.llm.orders
+    return lambda column: systems.by_llm(column.scenes, name, word, ask, orders=orders, prompt=recipe.prompt)
 
 
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
@@ -88,7 +89,14 @@ def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
     default = PromptSection(format=recipe.prompt.format).model_dump(mode="json")
     more = {key: value for key, value in recipe.prompt.model_dump(mode="json").items() if value != default[key]}
     # Only what is not as it always was: predictions that were kept before there was more than a format stay valid.
-    return {"llm": llm, "format": recipe.prompt.format, "adapter": weights, **({"prompt": more} if more else {})}
+    found = {"llm": llm, "format": recipe.prompt.format, "adapter": weights, **({"prompt": more} if more else {})}
+    if recipe.llm.orders > 1:  # predictions of an earlier version say so of what was asked in one order
+        found["averaged_over"] = recipe.llm.orders
+    if recipe.llm.backend == "openai":
+        server = recipe.llm.server.model_dump(mode="json", include={"base_url", "tokenizer"})
+        usual = ServerSection().model_dump(mode="json")
+        found |= {key: value for key, value in server.items() if value != usual[key]}
+    return found
 
 
 def _short(llm: LLMSection) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper.errors import LLMWrapperError
+from llm_wrapper.errors import DataError, LLMWrapperError
+from llm_wrapper.readers import parse_json, read_bytes
 from llm_wrapper.records import Answer, from_dict, to_dict
 
 __all__ = ["ROOT", "AnswerFile"]
@@ -30,20 +31,32 @@ class AnswerFile:
         self.num_damaged = 0
         self._lock = threading.Lock()
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = read_bytes(path) if path.exists() else b""
         except OSError as error:
             raise LLMWrapperError(f"{path} cannot be read: {error.strerror or error}.") from error
         self._answers = dict(self._read(content))
         # A line that was cut off has no end; the next one must not become part of it.
         self._before = b"" if content.endswith(b"\n") or not content else b"\n"
-        if self.num_damaged:
-            _log.warning("%s: %d damaged lines; their questions are asked again", path, self.num_damaged)
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
+
+    def fits(self, key: str, num_answers: int) -> bool:
+        """Tell whether there is an answer, with as many probabilities as there are answers; else it is damaged."""
+        answer = self._answers.get(key)
+        if answer is None:
+            return False
+        fits = answer.probabilities is None or len(answer.probabilities) == num_answers
+        self.num_damaged += not fits
+        return fits
+
+    def warn_of_damage(self) -> None:
+        """Say how many lines cannot be used, where there are any."""
+        if self.num_damaged:
+            _log.warning("%s: %d damaged lines; their questions are asked again", self.path, self.num_damaged)
 
     def __getitem__(self, key: str) -> Answer:
         return self._answers[key]
@@ -77,7 +90,16 @@ class AnswerFile:
             if not line.strip():
                 continue
             try:
-                row: Any = json.loads(line)
-                yield str(row["key"]), from_dict(Answer, row["answer"])
-            except (ValueError, TypeError, KeyError, RecursionError):
+                row: Any = parse_json(line, str(self.path))
+                answer = from_dict(Answer, row["answer"])
+                _require_shares(answer)
+                yield str(row["key"]), answer
+            except (DataError, ValueError, TypeError, KeyError):
                 self.num_damaged += 1
+
+
+def _require_shares(answer: Answer) -> None:
+    """Refuse probabilities that are none: not of 0..1, or with another sum than 1."""
+    shares = answer.probabilities
+    if shares is not None and not (all(0 <= share <= 1 for share in shares) and abs(sum(shares) - 1) < 1e-3):
+        raise ValueError(f"no probabilities: {shares}")

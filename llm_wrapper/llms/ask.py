@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress
 
 from llm_wrapper.llms.generate import generate
@@ -33,7 +34,7 @@ def ask(llm: LoadedLLM, prompts: Sequence[Prompt], *, title: str, progress: bool
     """
     method = score if llm.section.decode == "score" else generate
     answers: dict[int, Answer] = {}
-    with Progress(disable=not progress, transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         task = bar.add_task(title, total=len(prompts))
         for start in range(0, len(prompts), _CHUNK):
             for place, answer in method(llm, prompts[start : start + _CHUNK]):

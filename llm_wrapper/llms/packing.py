@@ -36,6 +36,11 @@ class Pack:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every token follows the one before it: nothing branches."""
+        return self.parents == list(range(-1, len(self) - 1))
+
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """Return how many leading tokens all sequences share."""

@@ -6,6 +6,7 @@ their prefix, and the indices of one expression share theirs, in a single forwar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +15,20 @@ from typing import Any
 import torch
 from peft.helpers import disable_input_dtype_casting
 
-from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, takes_blocks
-from llm_wrapper.llms.packing import Pack, block_mask, by_budget, collate, common_prefix_length, pack_tree
-from llm_wrapper.llms.virtual import num_columns, prepended
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.packing import Pack, by_budget, common_prefix_length, pack_tree
+from llm_wrapper.llms.sharing import base_of, can_share_prefixes, logits_at, model_batch
+from llm_wrapper.llms.virtual import num_columns, num_virtual, prepended
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 
-__all__ = ["additive_mask", "attention_mask", "score"]
+__all__ = ["score"]
 
 _MAX_GROUP = 16
 """Most expressions behind one prefix; attention grows with the square of a pack."""
+_ROWS = 64
+"""Rows of logits that are turned into float32 at a time: all at once would take twice what the logits take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +38,6 @@ class _Question:
     place: int
     prompt: list[int]
     completions: list[tuple[int, ...]]
-
-
-def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a boolean mask (True: may look) into what eager and SDPA attention add to their logits."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
-
-
-def attention_mask(model: Any, packs: Sequence[Pack], visible: torch.Tensor) -> torch.Tensor:
-    """Return the mask that a model takes for collated packs: (b, 1, t, t) and additive, or (b, t) and boolean.
-
-    Where prefixes cannot be shared, packs are plain sequences, padded on the right: then a 2-D mask says all, and the
-    model puts its own window on it, which it would not put on a 4-D mask.
-    """
-    if can_share_prefixes(model):
-        return additive_mask(visible, model.dtype)
-    lengths = torch.tensor([len(pack) for pack in packs], device=visible.device)
-    return torch.arange(visible.shape[-1], device=visible.device)[None, :] < lengths[:, None]
-
-
-def _batch(model: Any, packs: Sequence[Pack], pad_token_id: int) -> dict[str, Any]:
-    """Return what the model takes for packs, on its device."""
-    collated = collate(packs, pad_token_id, dense=not takes_blocks(model))
-    batch: dict[str, Any] = {key: value.to(model.device) for key, value in collated.items()}
-    ends = batch.pop("ends", None)
-    mask = attention_mask(model, packs, batch["attention_mask"]) if ends is None else block_mask(ends)
-    return {**batch, "attention_mask": mask}
 
 
 def _questions(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[_Question]:
@@ -96,15 +75,22 @@ def _rows(group: Sequence[_Question], *, share: bool) -> Iterator[list[tuple[_Qu
     yield from [pairs] if share else ([pair] for pair in pairs)
 
 
+def _packed(questions: Sequence[_Question], *, share: bool) -> tuple[list[list[tuple[_Question, int]]], list[Pack]]:
+    """Return the (question, index) pairs that go together, and the pack of each list of them."""
+    jobs = [pairs for group in _groups(questions, share=share) for pairs in _rows(group, share=share)]
+    return jobs, [pack_tree([[*q.prompt, *q.completions[i]] for q, i in pairs], merge=True) for pairs in jobs]
+
+
 @contextmanager
-def _computing(model: Any, section: LLMSection) -> Iterator[None]:
+def _computing(model: Any, section: LLMSection, longest: int) -> Iterator[None]:
     """Let a model compute an adapter's products, which is kept in float32, in its own type, as training does.
 
     PEFT would copy their inputs to float32, and autocast back. On the CPU long packs are faster with SDPA, and the
     short rows of a training with eager attention, which `auto` therefore is there.
     """
     is_narrow, own = model.dtype != torch.float32, model.config._attn_implementation
-    takes_sdpa = own == "eager" and section.attention == "auto" and model._supports_sdpa and can_share_prefixes(model)
+    is_open = own == "eager" and section.attention == "auto" and model._supports_sdpa
+    takes_sdpa = is_open and can_share_prefixes(model, longest)
     if takes_sdpa:
         model.set_attn_implementation("sdpa")
     try:
@@ -120,8 +106,8 @@ def _computing(model: Any, section: LLMSection) -> Iterator[None]:
 
 def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[int]]) -> list[list[float]]:
     """Return, for each pack and path, the log-probability of the last `span` tokens of its sequence."""
-    model = llm.model.get_base_model() if hasattr(llm.model, "get_base_model") else llm.model
-    batch = prepended(llm.model, _batch(model, packs, llm.tokenizer.pad_token_id))
+    model = base_of(llm.model)
+    batch = prepended(llm.model, model_batch(model, packs, llm.tokenizer.pad_token_id))
     wanted = [
         (row, pack.parents[place], pack.input_ids[place])
         for row, pack in enumerate(packs)
@@ -132,24 +118,19 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
     unique = sorted({(row, place) for row, place, _ in wanted})
     where = {key: number for number, key in enumerate(unique)}
     rows, places = (torch.tensor(column, device=model.device) for column in zip(*unique, strict=True))
-    with _computing(model, llm.section):
-        hidden = model.base_model(**batch, use_cache=False).last_hidden_state[rows, places + num_columns(llm.model)]
-        table = torch.log_softmax(_head(model, hidden).float(), dim=-1)
-    picked = table[
-        torch.tensor([where[row, place] for row, place, _ in wanted], device=table.device),
-        torch.tensor([token for _, _, token in wanted], device=table.device),
-    ].tolist()
+    with _computing(model, llm.section, max(map(len, packs)) + num_virtual(llm.model)):
+        logits = logits_at(model, batch, rows, places + num_columns(llm.model))
+    numbers = torch.tensor([where[row, place] for row, place, _ in wanted], device=logits.device)
+    tokens = torch.tensor([token for _, _, token in wanted], device=logits.device)
+    norms = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(_ROWS)])
+    picked = (logits[numbers, tokens].float() - norms[numbers]).tolist()
+    if any(map(math.isnan, picked)):
+        raise ModelError(
+            f"llm.model={llm.section.model} gives scores that are no numbers: weights or an adapter that are not "
+            "finite, or values beyond the range of its type; try llm.dtype=float32"
+        )
     values = iter(picked)
     return [[sum(next(values) for _ in range(span)) for span in spans[row]] for row in range(len(packs))]
-
-
-def _head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Project to the vocabulary as the model's own forward pass does, with the scale and the cap of its family."""
-    config = model.config.get_text_config()
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def _answer(log_probs: Sequence[float]) -> Answer:
@@ -167,9 +148,11 @@ def score(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> I
         share: Whether anything is shared at all, if the model can; without it every answer goes through the model
             with a copy of its prompt.
     """
-    share = share and can_share_prefixes(llm.model)
-    jobs = [pairs for group in _groups(_questions(llm, prompts), share=share) for pairs in _rows(group, share=share)]
-    packs = [pack_tree([[*q.prompt, *q.completions[i]] for q, i in pairs], merge=True) for pairs in jobs]
+    questions = _questions(llm, prompts)
+    jobs, packs = _packed(questions, share=share and can_share_prefixes(llm.model, 1))
+    longest = max(map(len, packs), default=0) + num_virtual(llm.model)
+    if not all(pack.is_plain for pack in packs) and not can_share_prefixes(llm.model, longest):
+        jobs, packs = _packed(questions, share=False)
     open_answers: dict[int, dict[int, float]] = {}
     for batch in by_budget(packs, llm.section.tokens_per_batch):
         spans = [[len(q.completions[i]) for q, i in jobs[place]] for place in batch]

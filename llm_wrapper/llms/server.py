@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import textwrap
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import httpx2
+from rich.console import Console
 from rich.progress import Progress
 
 from llm_wrapper.artifacts import digest_value
-from llm_wrapper.calls import CallError, delay_after, read_key, seconds_to_wait
-from llm_wrapper.errors import ModelError
+from llm_wrapper.calls import CallError, delay_after, seconds_to_wait
+from llm_wrapper.errors import DataError, ModelError
+from llm_wrapper.keys import hide_key, key_for
 from llm_wrapper.llms import answers
 from llm_wrapper.llms.answers import AnswerFile
+from llm_wrapper.llms.exchange import Poster, Reply
 from llm_wrapper.llms.server_ways import Way, way_of
+from llm_wrapper.names import MAX_NAME
+from llm_wrapper.readers import parse_json
 from llm_wrapper.recipe import LLMSection, ServerSection
 from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.terminal import printable
 
 __all__ = ["Server", "ask_server"]
 
 _log = logging.getLogger(__name__)
 
 _MAX_TRIES = 6
+_MOST_READ, _MOST_SHOWN = 1 << 16, 1 << 12
+"""Bytes of a reply that are looked at for a message, and characters of them that may be shown."""
+
+_REFUSED = {
+    "max_tokens": "it is asked with max_completion_tokens. A model that reasons first needs more of them than "
+    "llm.max_new_tokens=8: try 2000",
+    "temperature": "it is asked without, so that the same question may get another answer another time",
+}
+"""Parameters that OpenAI's models that reason refuse, and what follows."""
 
 
 class Server:
-    """A server and the way it is asked. Use it in a `with` block, from as many threads as it may have requests.
+    """A server and the way it is asked, from as many threads as it may have requests.
 
     Args:
         section: The recipe's section.
         wait: Sleeps for so many seconds, and tells whether to give up; an event's `wait` does.
+
+    Raises:
+        RecipeError: If the recipe names a key that this user has not allowed to go there.
     """
 
     def __init__(self, section: LLMSection, *, wait: Callable[[float], bool] | None = None) -> None:
@@ -45,22 +61,14 @@ class Server:
         self.stop = threading.Event()
         self._decode = section.decode
         self._wait = self.stop.wait if wait is None else wait
-        self._key = read_key(self.settings.key_variable) if self.settings.key_variable else None
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=self.settings.request_seconds,
-            limits=httpx2.Limits(max_connections=self.settings.concurrency),
-        )
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+        name = self.settings.key_variable
+        self._key = key_for(name, self.settings.base_url) if name else None
+        self._poster = Poster(self._key, seconds=self.settings.request_seconds)
+        self._refused: set[str] = set()
 
     def key_of(self, prompt: Prompt) -> str:
         """Return the digest of a question: the whole request, the way, and how many indices are valid."""
-        question = [self._url, self._decode, len(prompt.candidates), self.way.body(prompt)]
+        question = [self.url, self._decode, len(prompt.candidates), self.way.body(prompt)]
         return digest_value(question)
 
     def ask(self, prompt: Prompt) -> Answer:
@@ -75,10 +83,11 @@ class Server:
             try:
                 return self.way.answer(prompt, self._reply(self.way.body(prompt)))
             except CallError as error:
-                self._pause(error, num_tries, about=f"{self._url}, sample {prompt.sample_id}")
+                self._pause(error, num_tries, about=f"{self.url}, sample {prompt.sample_id}")
 
     @property
-    def _url(self) -> str:
+    def url(self) -> str:
+        """The address that questions are sent to."""
         return self.settings.base_url.rstrip("/") + self.way.path
 
     def _pause(self, error: CallError, num_tries: int, *, about: str) -> None:
@@ -92,27 +101,33 @@ class Server:
             raise ModelError(f"{about}: stopped. {kept}")
 
     def _reply(self, body: Mapping[str, Any]) -> Any:
+        sent = _without(body, self._refused)
         try:
-            response = self._client.post(self._url, json=body)
-        except httpx2.TransportError as error:
-            name, text = type(error).__name__, self._shown(str(error))
-            raise CallError(f"no answer ({name}: {text}): is the server running there?", again=True) from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-            raise CallError(f"{type(error).__name__}: {self._shown(str(error))}") from None
-        return self._judged(response)
+            reply = self._poster.post(self.url, sent)
+        except CallError as error:
+            raise CallError(self._shown(str(error)), again=error.again) from None
+        if (name := _refused_parameter(reply)) and name in sent:
+            if name not in self._refused:
+                self._refused.add(name)
+                _log.warning("%s refuses %s: %s", self.url, name, _REFUSED[name])
+            return self._reply(body)
+        return self._judged(reply)
 
-    def _judged(self, response: httpx2.Response) -> Any:
-        status, said = response.status_code, f"HTTP {response.status_code}: {self._shown(response.text)}"
+    def _judged(self, reply: Reply) -> Any:
+        status = reply.status
+        said = f"HTTP {status}: {self._shown(reply.content[:_MOST_READ].decode('utf-8', 'replace'))}"
         if status in (408, 425, 429) or status >= 500:
-            wait = seconds_to_wait(response.headers.get("Retry-After"))
+            wait = seconds_to_wait(reply.headers.get("Retry-After"))
             raise CallError(f"the server is busy or in trouble ({said})", again=True, wait=wait)
         if status in (401, 403):
+            if "logprobs" in said:
+                raise CallError(f"the server gives no logprobs of this model ({said}). Set llm.decode=generate")
             raise CallError(f"the server wants another key ({said}); {self._about_key()}")
         if not 200 <= status < 300:
             raise CallError(f"the server refuses the request ({said}){_hint(status)}")
         try:
-            return json.loads(response.content)
-        except (ValueError, RecursionError):
+            return hide_key(parse_json(reply.content, "the reply", nan=True), self._key)
+        except DataError:
             raise CallError(f"the reply is not valid JSON ({said})", again=True) from None
 
     def _about_key(self) -> str:
@@ -123,8 +138,28 @@ class Server:
 
     def _shown(self, text: str) -> str:
         """Return the beginning of a text in one line; a server may send the key back."""
-        hidden = text.replace(self._key, "***") if self._key else text
-        return textwrap.shorten(hidden, 300) or "nothing"
+        return textwrap.shorten(printable(str(hide_key(text, self._key))[:_MOST_SHOWN]), 300) or "nothing"
+
+
+def _without(body: Mapping[str, Any], refused: Collection[str]) -> dict[str, Any]:
+    """Return a request without the parameters that a server refuses; a limit of tokens goes by its newer name."""
+    sent = {name: value for name, value in body.items() if name not in refused}
+    return sent | {"max_completion_tokens": body["max_tokens"]} if "max_tokens" in refused else sent
+
+
+def _refused_parameter(reply: Reply) -> str | None:
+    """Return the parameter that an error names, where a request can do without it."""
+    if reply.status not in (400, 422):
+        return None
+    try:
+        error = parse_json(reply.content, "the reply")["error"]
+        message, name = str(error["message"]), error.get("param")
+    except (DataError, LookupError, TypeError, AttributeError):
+        return None
+    if name in _REFUSED and "nsupported" in f"{error.get('code')} {message}":
+        return str(name)
+    found = re.search(r"nsupported (?:parameter|value): '(\w+)'", message)
+    return found[1] if found and found[1] in _REFUSED else None
 
 
 def _hint(status: int) -> str:
@@ -151,19 +186,26 @@ def ask_server(
     Raises:
         ModelError: If the server cannot answer one of them; the answers of the others are kept.
     """
-    kept = AnswerFile(answers_path(section))
-    with Server(section) as server:
-        keys = [server.key_of(prompt) for prompt in prompts]
-        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in kept}
-        with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task(title, total=len(missing))
-            _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
-    return [kept[key] for key in keys]
+    server, kept = Server(section), AnswerFile(answers_path(section))
+    keys = [server.key_of(prompt) for prompt in prompts]
+    asked = dict(zip(keys, prompts, strict=True))
+    missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
+    kept.warn_of_damage()
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+        task = bar.add_task(title, total=len(missing))
+        _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
+    found = [kept[key] for key in keys]
+    if unusable := sum(answer.probabilities is None and answer.text is None for answer in found):
+        _log.warning("%s: %d of %d questions have no usable log-probability", server.url, unusable, len(found))
+    return found
 
 
 def answers_path(section: LLMSection) -> Path:
     """Return the file that keeps the answers of a model, asked in one way."""
-    return answers.ROOT / (re.sub(r"[^\w.-]+", "-", f"{section.model}-{section.decode}") + ".jsonl")
+    name = re.sub(r"[^\w.-]+", "-", f"{section.model}-{section.decode}")
+    if len(name.encode()) > MAX_NAME:
+        name = f"{name[:40]}-{digest_value([section.model, section.decode])[:16]}"
+    return answers.ROOT / f"{name}.jsonl"
 
 
 def _ask_all(server: Server, missing: Mapping[str, Prompt], kept: AnswerFile, *, advance: Callable[[], None]) -> None:

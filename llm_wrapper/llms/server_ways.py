@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from llm_wrapper.calls import CallError
 from llm_wrapper.errors import ModelError
@@ -31,7 +31,17 @@ _NUM_ALTERNATIVES = 20
 _DIGITS = 10
 """Up to so many answers every index is one token of every tokenizer."""
 
-_LogProb = Annotated[float, Field(strict=True, allow_inf_nan=False, le=1e-3)]
+_IMPOSSIBLE = -9999.0
+"""What vLLM and OpenAI write for minus infinity."""
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+_LogProb = Annotated[Annotated[float, Field(strict=True, le=1e-3)] | None, BeforeValidator(_number)]
+"""A log-probability; `None` where the server has none: a model in 16 bits may overflow."""
+
 _Form = TypeVar("_Form", bound=BaseModel)
 
 
@@ -50,7 +60,7 @@ class Way(Protocol):
 
 
 class _Echo(BaseModel):
-    token_logprobs: list[_LogProb | None]
+    token_logprobs: list[_LogProb]
 
 
 class _Completion(BaseModel):
@@ -108,11 +118,11 @@ class _Scored:
     path = "/completions"
 
     def __init__(self, section: LLMSection) -> None:
-        from llm_wrapper.llms.chat import ChatEncoder
+        from llm_wrapper.llms.chat import chat_encoder
 
         self._model = section.model
         self._lock = threading.Lock()
-        self._encoder = ChatEncoder(_tokenizer(section), section.chat_template)
+        self._encoder = chat_encoder(_tokenizer(section), section)
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         head, tails = self._tokens(prompt)
@@ -136,7 +146,10 @@ class _Scored:
         if found.usage and found.usage.prompt_tokens != num_sent:
             told = found.usage.prompt_tokens
             raise CallError(f"the server read {told} tokens where {num_sent} were sent: it adds tokens of its own")
-        return _scored([_span(rows[index], len(head), len(tail)) for index, tail in enumerate(tails)])
+        spans = [_span(rows[index], len(head), len(tail)) for index, tail in enumerate(tails)]
+        if all(value is None for span in spans for value in span):
+            raise _no_echo(len(rows[0]), len(head) + len(tails[0]))
+        return _scored(spans)
 
     def _tokens(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, ...]]]:
         with self._lock:  # a fast tokenizer may refuse a second thread
@@ -144,19 +157,29 @@ class _Scored:
             return head, [self._encoder.completion(index) for index in range(prompt.num_answers)]
 
 
-def _span(values: Sequence[float | None], start: int, length: int) -> float:
-    """Sum the log-probabilities of the tokens behind the prompt."""
-    wanted = [value for value in values[start : start + length] if value is not None]
-    if len(wanted) != length or not start + length <= len(values) <= start + length + 1:
-        raise CallError(
-            f"the server gives {len(values)} log-probabilities for a prompt of {start + length} tokens: it does not "
-            "echo the prompt's. Set llm.decode=first_token, choice or generate (vLLM and SGLang can score)"
-        )
-    return sum(wanted)
+def _span(values: Sequence[float | None], start: int, length: int) -> Sequence[float | None]:
+    """Return the log-probabilities of the tokens behind the prompt."""
+    if not start + length <= len(values) <= start + length + 1:
+        raise _no_echo(len(values), start + length)
+    return values[start : start + length]
 
 
-def _scored(log_probs: Sequence[float]) -> Answer:
+def _no_echo(num_values: int, num_tokens: int) -> CallError:
+    return CallError(
+        f"the server gives {num_values} log-probabilities for a prompt of {num_tokens} tokens: it does not "
+        "echo the prompt's. Set llm.decode=first_token, choice or generate (vLLM and SGLang can score)"
+    )
+
+
+def _scored(spans: Sequence[Sequence[float | None]]) -> Answer:
+    """Return the probabilities; an answer without any where a value is missing, or no index is possible at all."""
+    values = [[value for value in span if value is not None] for span in spans]
+    if any(len(one) < len(span) for one, span in zip(values, spans, strict=True)):
+        return Answer()
+    log_probs = [sum(one) for one in values]
     highest = max(log_probs)
+    if highest <= _IMPOSSIBLE:
+        return Answer()
     shares = [math.exp(value - highest) for value in log_probs]
     return Answer(
         probabilities=tuple(share / sum(shares) for share in shares), mass=sum(math.exp(value) for value in log_probs)
@@ -227,9 +250,11 @@ def _first_shares(tokens: Sequence[_Token], num_answers: int) -> dict[int, float
             listed = {each.token: each.logprob for each in (token, *token.top_logprobs)}
             shares: dict[int, float] = {}
             for text, log_prob in listed.items():
-                if (index := _index(text.strip(), num_answers)) is not None:
+                if (index := _index(text.strip(), num_answers)) is not None and log_prob is not None:
                     shares[index] = shares.get(index, 0.0) + before * math.exp(log_prob)
             return shares
+        if token.logprob is None:
+            return {}
         before *= math.exp(token.logprob)
     return {}
 
@@ -255,7 +280,7 @@ def _tokenizer(section: LLMSection) -> Any:
 
     name = section.server.tokenizer or str(section.model)
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision)
+        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(
             f"scoring sends token ids, and the tokenizer {name!r} cannot be loaded: {error}. Name the hub id or the "

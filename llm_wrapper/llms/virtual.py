@@ -18,7 +18,16 @@ import torch
 
 from llm_wrapper.errors import ModelError
 
-__all__ = ["TAKEN", "SoftPromptModel", "is_soft", "num_columns", "prepended", "require_fitting", "to_continue"]
+__all__ = [
+    "TAKEN",
+    "SoftPromptModel",
+    "is_soft",
+    "num_columns",
+    "num_virtual",
+    "prepended",
+    "require_fitting",
+    "to_continue",
+]
 
 TAKEN = (peft.PeftType.PROMPT_TUNING, peft.PeftType.PREFIX_TUNING)
 _SHAPE = ("num_layers", "token_dim", "num_attention_heads")
@@ -30,10 +39,15 @@ def is_soft(model: Any) -> bool:
     return isinstance(model, peft.PeftModel) and bool(model.active_peft_config.is_prompt_learning)
 
 
+def num_virtual(model: Any) -> int:
+    """Return how many learned tokens a model reads first, in the row or as keys and values."""
+    return int(model.active_peft_config.num_virtual_tokens) if is_soft(model) else 0
+
+
 def num_columns(model: Any) -> int:
     """Return how many columns of a model's outputs stand before that of the first token."""
     is_in_row = is_soft(model) and model.active_peft_config.peft_type == peft.PeftType.PROMPT_TUNING
-    return int(model.active_peft_config.num_virtual_tokens) if is_in_row else 0
+    return num_virtual(model) if is_in_row else 0
 
 
 def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +55,7 @@ def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         model: With or without a soft prompt.
-        batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `score.attention_mask` gives it, and
+        batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `sharing.attention_mask` gives it, and
             perhaps columns as `logits_to_keep`.
 
     Raises:
@@ -128,7 +142,8 @@ def require_fitting(skeleton: Any, config: peft.PeftConfig, weights: Mapping[str
     wanted.inference_mode = True  # or a foreign one may have PEFT load a tokenizer that it names
     for name in _SHAPE:  # PEFT takes these from the adapter, whatever the model is
         setattr(wanted, name, None)
-    encoder: Any = peft.PeftModel(skeleton, wanted).prompt_encoder["default"]
+    with torch.device("meta"):  # nothing is allocated for a number of tokens that the file does not hold
+        encoder: Any = peft.PeftModel(skeleton, wanted).prompt_encoder["default"]
     found = {name: (getattr(config, name), getattr(wanted, name)) for name in _SHAPE}
     brought = {key: tuple(value.shape) for key, value in weights.items()}
     found["weights"] = (brought, {_WEIGHT: tuple(encoder.embedding.weight.shape)})

@@ -10,18 +10,21 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from llm_wrapper.errors import LLMWrapperError, RunError
+from llm_wrapper import readers
+from llm_wrapper.errors import DataError, LLMWrapperError, RunError
+from llm_wrapper.names import inside
 from llm_wrapper.records import to_dict
 
 __all__ = ["Begun", "Cost", "Evaluated", "History", "Refused", "Row", "Verdict", "bits", "written"]
 
 _log = logging.getLogger(__name__)
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 Verdict = Literal["open", "stopped", "complete"]
 """Of a prompt that is still being measured, was hopeless on the first expressions, or was asked about all of them."""
@@ -66,9 +69,9 @@ class Evaluated:
     iteration: int
     number: int
     right: Annotated[str, Field(pattern="^[01]+$")]
-    fitness: float
+    fitness: _Share
     n: int
-    interval: tuple[float, float] | None
+    interval: tuple[_Share, _Share] | None
     verdict: Verdict
     alpha: float | None
     cost: Cost
@@ -179,16 +182,16 @@ class History:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
+        # A link would let a search write to a file elsewhere.
+        return readers.read_bytes(inside(path.parent, path.name)) if path.exists() else b""
+    except DataError as error:
+        raise RunError(str(error)) from error
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
-        value: Any = json.loads(line)
-        return _ROW.validate_python(value)
-    except (ValueError, RecursionError) as error:
+        return _ROW.validate_python(readers.parse_json(line, f"{path}, line {number}"))
+    except (ValueError, DataError) as error:
         why = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else error
         raise RunError(
             f"{path}, line {number}, is damaged: {why}. Restore the file, or begin anew without it: rm {path}"

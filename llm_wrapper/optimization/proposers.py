@@ -75,11 +75,12 @@ class ServedProposer:
         """
         kept = AnswerFile(answers_path(self._section))
         prompt = _prompt(request.text)
-        with Server(self._section) as server:
-            server.way = _Drawn(self._section, self._sampling, request.seed)
-            key = server.key_of(prompt)
-            if key not in kept:
-                kept.keep(key, server.ask(prompt), sample_id=prompt.sample_id)
+        kept.warn_of_damage()
+        server = Server(self._section)
+        server.way = _Drawn(self._section, self._sampling, request.seed)
+        key = server.key_of(prompt)
+        if key not in kept:
+            kept.keep(key, server.ask(prompt), sample_id=prompt.sample_id)
         return Proposed(kept[key].text or "", kept[key].num_tokens)
 
 

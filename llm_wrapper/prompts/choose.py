@@ -6,7 +6,10 @@ import re
 
 from llm_wrapper.records import Answer, Choice
 
-__all__ = ["NONE_OF_THESE", "choose"]
+__all__ = ["NONE_OF_THESE", "NO_PROBABILITY", "choose"]
+
+NO_PROBABILITY = "no_probability"
+"""Reason where a server was asked for probabilities and gave none that can be used."""
 
 NONE_OF_THESE = "none_of_these"
 """Reason of a choice that is an answer all the same: none of the candidates is meant."""
@@ -37,7 +40,9 @@ def choose(answer: Answer, num_candidates: int, *, none: bool = False, none_belo
         if index == num_candidates or (none_below is not None and best < none_below):
             return Choice(None, answer.probabilities[-1] if none else None, NONE_OF_THESE)
         return Choice(index, best)
-    found = re.search(r"-?\d+", answer.text or "", flags=re.ASCII)
+    if answer.text is None:
+        return Choice(None, reason=NO_PROBABILITY)
+    found = re.search(r"-?\d+", answer.text, flags=re.ASCII)
     if found is None:
         return Choice(None, reason="no_number")
     index = int(found[0][:1000])  # Python refuses to read numbers of more than 4,300 digits

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.report.tables import escape_markdown
 
 __all__ = ["card"]
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+
 _HEAD = """---
-library_name: peft
-pipeline_tag: text-generation
-{base}tags: [llm-wrapper, {method}, referring-expression-comprehension]
----
+{front}---
 
 # LLM-wrapper adapter: {llm} on the boxes of {detector}
 
@@ -42,45 +47,83 @@ def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -
         results: Split -> table of results in Markdown; empty before the first evaluation.
     """
     model = recipe.llm.model or ""
-    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    base = {"base_model": model} if _HUB_ID.fullmatch(model) else {}
+    tags = ["llm-wrapper", recipe.train.method, "referring-expression-comprehension"]
+    front = {"library_name": "peft", "pipeline_tag": "text-generation", **base, "tags": tags}
     head = _HEAD.format(
-        base=f"base_model: {model}\n" if is_hub_id else "",
-        method=recipe.train.method,
+        front=yaml.safe_dump(front, sort_keys=False),
         words=recipe.train.method_words,
-        llm=_plain(model),
-        detector=_plain(recipe.detector.label or recipe.detector.name),
+        llm=escape_markdown(model),
+        detector=escape_markdown(recipe.detector.label or recipe.detector.name),
     )
     use = _USE.format(export="" if recipe.train.is_soft else _EXPORT)
-    tables = "".join(f"\n### {_plain(split)}\n\n{table}" for split, table in results.items())
+    tables = "".join(
+        f"\n### {escape_markdown(split)}\n\n{_table_alone(split, text)}" for split, text in results.items()
+    )
     return f"{head}\n## Training\n\n{_training(recipe, facts)}\n## Results\n{tables or _NOT_YET}{use}"
+
+
+def _table_alone(split: str, text: str) -> str:
+    """Return a table of results as `tables.markdown` writes it; the file may be anybody's.
+
+    Raises:
+        DataError: If there is anything beside the table.
+    """
+    lines = text.splitlines()
+    if not all(line.startswith("|") and line.endswith("|") for line in lines):
+        raise DataError(f"report-{split}.md does not hold a table of results alone. Make it again: make eval")
+    # What escape_markdown leaves of these stands behind a backslash; earlier versions left brackets as they were.
+    return "".join(re.sub(r"(?<!\\)([\[\]<])", r"\\\1", line) + "\n" for line in lines)
 
 
 _NOT_YET = "\nNot evaluated yet: `make eval` does, and writes its table here.\n"
 
 
+class _Data(BaseModel):
+    name: str
+    split: str
+    annotations: str
+    detections: str
+
+
+class _Outcome(BaseModel):
+    steps: int | None = None
+    loss: float | None = None
+    trainable_parameters: int | None = None
+
+
+class _Manifest(BaseModel):
+    """What the card says of a manifest that holds more."""
+
+    samples: int | None = None
+    left_out: dict[str, int] = {}
+    training: _Outcome = _Outcome()
+    data: list[_Data] = []
+    git: str | None = None
+
+
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> str:
-    section, outcome = recipe.train, facts.get("training", {})
+    try:
+        found = _Manifest.model_validate(facts)
+    except ValidationError as error:
+        raise DataError(f"the manifest of the run cannot be used for a model card: {error}. Train again") from error
+    section = recipe.train
     data = [
-        f"{each['name']} {each['split']} (annotations {each['annotations'][:12]}, detections {each['detections'][:12]})"
-        for each in facts.get("data", [])
+        f"{each.name} {each.split} (annotations {each.annotations[:12]}, detections {each.detections[:12]})"
+        for each in found.data
     ]
     rows = {
         "data": "; ".join(data),
-        "expressions": facts.get("samples"),
-        "left out": ", ".join(f"{name} {number}" for name, number in facts.get("left_out", {}).items() if number),
+        "expressions": found.samples,
+        "left out": ", ".join(f"{name} {number}" for name, number in found.left_out.items() if number),
         "prompt": recipe.prompt.summary,
         "method": section.method_words,
         "learning rate": f"{section.learning_rate:g}, {section.scheduler}",
-        "steps": outcome.get("steps"),
-        "last loss": outcome.get("loss"),
-        "trainable parameters": outcome.get("trainable_parameters"),
+        "steps": found.training.steps,
+        "last loss": found.training.loss,
+        "trainable parameters": found.training.trainable_parameters,
         "seed": section.seed,
-        "code": facts.get("git"),
+        "code": found.git,
     }
-    lines = [f"| {name} | {_plain(str(value))} |\n" for name, value in rows.items() if value not in (None, "")]
+    lines = [f"| {name} | {escape_markdown(str(value))} |\n" for name, value in rows.items() if value not in (None, "")]
     return "".join(["| | |\n|---|---|\n", *lines])
-
-
-def _plain(text: str) -> str:
-    """Return a text that cannot end a table's cell or line."""
-    return " ".join(text.replace("|", "/").split())

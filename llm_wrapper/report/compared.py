@@ -6,18 +6,22 @@ are called `<name>: <system>`, and where their recipe is another one the tables 
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from pydantic import BaseModel, ValidationError
+
+from llm_wrapper import artifacts, readers
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
 
-__all__ = ["FOLDER", "Guest", "add", "facts_beside", "load", "recipe_of"]
+__all__ = ["FOLDER", "Guest", "add", "facts_of_evaluation", "load"]
 
 FOLDER = "compared"
 
@@ -33,6 +37,30 @@ class Guest:
     system: str
     rows: Sequence[Prediction]
     differences: Sequence[str]
+
+
+class _Data(BaseModel):
+    settings: dict[str, Any] | None = None
+
+
+class _Ensemble(BaseModel):
+    also: dict[str, Any] | None = None
+
+
+class _Recipe(BaseModel):
+    data: _Data | None = None
+    ensemble: _Ensemble | None = None
+    detector: dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    llm: dict[str, Any] | None = None
+
+
+class _Facts(BaseModel):
+    """The shape of what the report looks up in the facts of an evaluation; the rest of them is shown as it is."""
+
+    recipe: _Recipe | None = None
+    split: str | None = None
+    limit: int | None = None
 
 
 def add(folder: Path, other: Path) -> None:
@@ -53,9 +81,9 @@ def add(folder: Path, other: Path) -> None:
         )
     kept = folder / FOLDER / (re.sub(r"[^\w.+-]+", "-", other.resolve().name).strip("-.") or "other")
     for path in found:
-        for each in (path, facts_beside(path)):
+        for each in (path, _facts_beside(path)):
             if each.is_file():
-                artifacts.write_atomic(kept / each.name, each.read_bytes())
+                artifacts.write_atomic(inside(folder, kept / each.name), readers.read_bytes(inside(other, each)))
 
 
 def load(
@@ -75,10 +103,10 @@ def load(
         DataError: If a file is damaged.
     """
     guests, left_out = [], []
-    for path in sorted((folder / FOLDER).glob(f"*/predictions-{name}.parquet")):
-        differences = _differences(recipe, recipe_of(path))
+    for path in sorted((folder / FOLDER).glob(f"*/predictions-{glob.escape(name)}.parquet")):
+        differences = _differences(recipe, facts_of_evaluation(folder, path).get("recipe") or {})
         systems: dict[str, list[Prediction]] = {}
-        for row in files.load(path):
+        for row in files.load(inside(folder, path)):
             systems.setdefault(row.system, []).append(row)
         for system, rows in systems.items():
             called = f"{path.parent.name}: {system}"
@@ -91,8 +119,7 @@ def load(
     return guests, left_out
 
 
-def facts_beside(path: Path) -> Path:
-    """Return where the facts of a predictions file are."""
+def _facts_beside(path: Path) -> Path:
     return path.with_name(f"report-{_evaluation(path)}.json")
 
 
@@ -101,14 +128,29 @@ def _evaluation(path: Path) -> str:
     return path.stem.removeprefix("predictions-")
 
 
-def recipe_of(path: Path) -> Mapping[str, Any]:
-    """Return the recipe of a predictions file as plain values; empty where it is not known."""
-    beside = facts_beside(path)
-    facts = artifacts.read_json(beside) if beside.is_file() else {}
-    if not isinstance(facts, dict):
-        raise DataError(f"{beside} does not hold the facts of an evaluation. Make it again: make eval")
-    found: Mapping[str, Any] = facts.get("recipe") or {}
-    return found
+def facts_of_evaluation(folder: Path, path: Path) -> dict[str, Any]:
+    """Return what a run holds about one of its predictions files; empty where it holds nothing.
+
+    Args:
+        folder: The run; a link that leaves it is not followed.
+        path: The predictions.
+
+    Raises:
+        DataError: If the facts are damaged, or of other types than an evaluation writes.
+    """
+    beside = _facts_beside(path)
+    if not beside.exists():
+        return {}
+    facts: Any = readers.read_json(inside(folder, beside), most=64 * readers.MIB)
+    try:
+        _Facts.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(
+            f"{beside} does not hold the facts of an evaluation: {where}: {first['msg']}. Make it again: make eval"
+        ) from error
+    return dict(facts)
 
 
 def _differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

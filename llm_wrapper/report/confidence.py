@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_wrapper.errors import DataError
+from llm_wrapper import readers
+from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation.calibration import NUM_BINS, calibrate, confidences, risk_coverage, threshold_for_risk
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
+from llm_wrapper.names import inside
 from llm_wrapper.report.parts import Figure, Part, Section, Table, number
 from llm_wrapper.report.plots import Series, chart
 from llm_wrapper.report.tables import NO_DATA
@@ -29,6 +29,7 @@ _MOST_POINTS = 200
 """More points of a curve cannot be told apart on the page."""
 
 _MOST_LINES = 12
+_LARGEST = 1e15
 
 
 def confidence(part: Part) -> Section:
@@ -92,7 +93,8 @@ def learning(folder: Path) -> Section:
     Raises:
         DataError: If the log is damaged.
     """
-    log = [row for row in _log(folder / "train_log.jsonl") if _is_number(row.get("loss"))]
+    logged = [row for row in _log(folder) if row.get("loss") is not None]
+    log = [row for row in logged if _is_number(row["loss"])]
     steps = [row["step"] for row in log]
     # The column's name changed once.
     rights = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
@@ -110,18 +112,27 @@ def learning(folder: Path) -> Section:
     ]
     figures = [Figure("Loss in training", loss), Figure("Right tokens of the answers in training", right)]
     text = ["Measured while training, on the batch that is learned from."] if log else [NO_DATA]
+    text += [f"{len(logged) - len(log)} of {len(logged)} losses are no finite number and are not drawn."] * (
+        len(log) < len(logged)
+    )
     return Section("Learning curve", text, [Table("Training", ("step", "loss", "right tokens"), lines)], figures)
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+def _log(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "train_log.jsonl"
+    if not path.exists():
         return []
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return [row for row in rows if _is_number(row["step"])]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is damaged or cut off: {error!r}. Remove it, and the report goes without.") from error
+    lines, problems = readers.read_json_lines(inside(folder, path), nan=True)
+    problems += [
+        f"line {number}: no object with a step"
+        for number, row in lines
+        if not isinstance(row, dict) or not _is_number(row.get("step"))
+    ]
+    if problems:
+        raise DataError(listed(f"{path} is damaged or cut off; remove it, and the report goes without", problems))
+    return [row for _, row in lines]
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Tell whether a value can be drawn; an axis to 1e300 has no ticks, and no loss or step is that large."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST

@@ -11,8 +11,9 @@ from llm_wrapper import artifacts
 from llm_wrapper.evaluation.curve import RULE, UNTRAINED, Curve, Measured
 from llm_wrapper.evaluation.transfer_rows import DETECTOR
 from llm_wrapper.metrics import Summary
-from llm_wrapper.report.matrix import gained, one_line, p_at_1, plain_gain
-from llm_wrapper.report.tables import rows
+from llm_wrapper.report.matrix import gained, p_at_1, plain_gain
+from llm_wrapper.report.plots import drawing_settings, figure_text
+from llm_wrapper.report.tables import escape_markdown, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def markdown(curve: Curve, notes: Sequence[str]) -> str:
     """Return the table: one line a point, behind detector, rule, oracle and the untrained LLM; and the notes."""
     untrained = curve.others[UNTRAINED]
     lines = [
-        f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {one_line(curve.column)}: {untrained.n} "
+        f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {escape_markdown(curve.column)}: {untrained.n} "
         f"expressions with a target, {untrained.num_images} images. Gains are on the same samples (paired bootstrap; "
         "McNemar's p).\n",
         "| system | samples | steps | P@1 | over untrained | over the point before |",
@@ -38,12 +39,12 @@ def markdown(curve: Curve, notes: Sequence[str]) -> str:
     lines += [f"| {name} | | | {p_at_1(each)} | | |" for name, each in curve.others.items() if name != UNTRAINED]
     lines.append(f"| {UNTRAINED} | 0 | 0 | {p_at_1(untrained)} | | |")
     lines += [_line(each) for each in curve.points]
-    return "\n".join([*lines, "", *(f"- {one_line(note)}" for note in notes)]).rstrip("\n") + "\n"
+    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in notes)]).rstrip("\n") + "\n"
 
 
 def _line(each: Measured) -> str:
     point, over = each.point, gained(each.over_previous) if each.over_previous else ""
-    cells = [one_line(point.name), f"{point.num_samples:,}", f"{point.num_steps:,}", p_at_1(each.summary)]
+    cells = [escape_markdown(point.name), f"{point.num_samples:,}", f"{point.num_steps:,}", p_at_1(each.summary)]
     return f"| {' | '.join([*cells, gained(each.over_untrained), over])} |"
 
 
@@ -71,13 +72,10 @@ def plain(curve: Curve) -> dict[str, Any]:
 
 def plot(curve: Curve, out: Path) -> None:
     """Draw P@1 with its bands, from the untrained LLM as sample 0; detector and rule are levels."""
-    import matplotlib  # half a second, and only this needs it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only this needs it
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own style would make another picture of the same run
-        matplotlib.rcParams["text.parse_math"] = False
+    with drawing_settings():
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         _draw_series(axes, curve)
@@ -87,7 +85,7 @@ def plot(curve: Curve, out: Path) -> None:
                 axes.axhline(100 * value, color=color, linestyle=style, label=f"{name} ({100 * value:.1f})")
         _scale(axes, [each.point.num_samples for each in curve.points])
         axes.set_ylabel("P@1 in percent (IoU > 0.5)")
-        axes.set_title(f"{_plain(curve.column)}: {curve.others[UNTRAINED].n} expressions, 95 % bands", fontsize=10)
+        axes.set_title(f"{figure_text(curve.column)}: {curve.others[UNTRAINED].n} expressions, 95 % bands", fontsize=10)
         axes.grid(color="#80808040")
         axes.legend(fontsize=8)
         content = BytesIO()
@@ -104,7 +102,7 @@ def _draw_series(axes: Axes, curve: Curve) -> None:
         low = [100 * ci.low if ci else value for _, value, ci in known]
         high = [100 * ci.high if ci else value for _, value, ci in known]
         axes.fill_between(x, low, high, color=_COLORS[place], alpha=0.2, linewidth=0)
-        axes.plot(x, y, color=_COLORS[place], marker="os"[place], label=_plain(series))
+        axes.plot(x, y, color=_COLORS[place], marker="os"[place], label=figure_text(series))
 
 
 def _scale(axes: Axes, samples: Sequence[int]) -> None:
@@ -119,8 +117,3 @@ def _scale(axes: Axes, samples: Sequence[int]) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlim(left=0)
     axes.set_xlabel("training samples")
-
-
-def _plain(text: str) -> str:
-    """Leave out letters that the font may lack, which would warn."""
-    return text.encode("ascii", "replace").decode()

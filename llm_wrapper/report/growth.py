@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from llm_wrapper.report.plots import drawing_settings, figure_text
+from llm_wrapper.report.tables import escape_markdown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -74,7 +77,7 @@ def candidate_rows(candidates: Steps) -> list[list[str]]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *(map(escape_markdown, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -86,14 +89,11 @@ def picture(seconds: Steps, candidates: Steps, *, kind: str) -> bytes:
         candidates: Each way becomes a line.
         kind: "svg" or "png".
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     content = BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own style would make another picture of the same numbers
-        matplotlib.rcParams.update({"svg.hashsalt": "llm-wrapper", "font.size": 9})
+    with drawing_settings({"svg.hashsalt": "llm-wrapper", "font.size": 9}):
         figure = Figure(figsize=(9.0, 3.6), layout="constrained")
         left, right = FigureCanvasAgg(figure).figure.subplots(1, 2)
         _draw(left, seconds, _slowest(seconds), "expressions")
@@ -122,7 +122,7 @@ def _draw(axes: Axes, found: Steps, names: Sequence[str], x: str) -> None:
             axes.plot(
                 [number for number, _ in points],
                 [value for _, value in points],
-                label=CANDIDATE_COLUMNS.get(name, name),
+                label=figure_text(CANDIDATE_COLUMNS.get(name, name)),
                 color=_COLORS[place],
                 marker="os^Dv"[place],
             )

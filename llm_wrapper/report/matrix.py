@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -12,8 +13,8 @@ from llm_wrapper.evaluation.ensemble import Contribution
 from llm_wrapper.evaluation.paired import Comparison
 from llm_wrapper.evaluation.transfer import Cell, Matrix
 from llm_wrapper.metrics import Summary
-from llm_wrapper.report.plots import Heat, paint
-from llm_wrapper.report.tables import NO_DATA, rows
+from llm_wrapper.report.plots import MAX_CELLS, Heat, drawing_settings, paint
+from llm_wrapper.report.tables import NO_DATA, escape_markdown, rows
 from llm_wrapper.statistics import Interval
 
 __all__ = [
@@ -21,12 +22,13 @@ __all__ = [
     "gained",
     "heat_map",
     "markdown",
-    "one_line",
     "p_at_1",
     "plain",
     "plain_contributions",
     "plain_gain",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 def markdown(matrix: Matrix, notes: Sequence[str]) -> str:
@@ -38,7 +40,7 @@ def markdown(matrix: Matrix, notes: Sequence[str]) -> str:
         if any(text(cell) for cell in matrix.cells.values()):
             parts.append(f"Points of P@1 gained {title}, on the same samples (paired bootstrap; McNemar's p).\n")
             parts.append(_table(matrix, text))
-    parts.append("".join(f"- {one_line(note)}\n" for note in [*_sizes(matrix), *_problems(matrix), *notes]))
+    parts.append("".join(f"- {escape_markdown(note)}\n" for note in [*_sizes(matrix), *_problems(matrix), *notes]))
     return "\n".join(parts)
 
 
@@ -51,7 +53,9 @@ def contributions_markdown(found: Sequence[Contribution]) -> str:
     """Return a table of what each detector adds to each system."""
     lines = ["Points of P@1 that a detector adds: all detectors, minus all but this one, on the same samples.\n"]
     lines.append("| system | detector | adds |\n| --- | --- | ---: |")
-    lines += [f"| {one_line(each.system)} | {one_line(each.detector)} | {gained(each.gain)} |" for each in found]
+    lines += [
+        f"| {escape_markdown(each.system)} | {escape_markdown(each.detector)} | {gained(each.gain)} |" for each in found
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -61,19 +65,28 @@ def plain(matrix: Matrix) -> list[dict[str, Any]]:
 
 
 def heat_map(matrix: Matrix, out: Path) -> None:
-    """Draw P@1 of every cell with its interval; a frame marks the column that a system was trained for."""
+    """Draw P@1 of every cell with its interval; a frame marks the column that a system was trained for.
+
+    A matrix of more than `plots.MAX_CELLS` is not drawn, which the log says; the table has all of it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only this needs it
     from matplotlib.figure import Figure
 
+    if (number := len(matrix.systems) * len(matrix.columns)) > MAX_CELLS:
+        out.unlink(missing_ok=True)  # one of an earlier, smaller matrix would be taken for this one's
+        _log.warning("%s is not drawn: %d cells, and %d is the most; matrix.md has all", out, number, MAX_CELLS)
+        return
     places = [(y, x, matrix.cells[s, c]) for y, s in enumerate(matrix.systems) for x, c in enumerate(matrix.columns)]
-    figure = Figure(figsize=(3.4 + 1.7 * len(matrix.columns), 1.6 + 0.62 * len(matrix.systems)), layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
     cells = {(y, x): (_in_percent(cell), _on_map(_p_at_1(cell))) for y, x, cell in places}
     framed = frozenset((y, x) for y, x, cell in places if cell.at_home)
-    paint(axes, Heat(matrix.systems, matrix.columns, cells, framed))
-    axes.set_title("P@1 in percent (95 % interval); framed: trained for this column", fontsize=9)
+    size = (3.4 + 1.7 * len(matrix.columns), 1.6 + 0.62 * len(matrix.systems))
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    with drawing_settings():
+        figure = Figure(figsize=size, layout="constrained")
+        axes = FigureCanvasAgg(figure).figure.add_subplot()
+        paint(axes, Heat(matrix.systems, matrix.columns, cells, framed))
+        axes.set_title("P@1 in percent (95 % interval); framed: trained for this column", fontsize=9)
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     artifacts.write_atomic(out, content.getvalue())
 
 
@@ -87,9 +100,9 @@ def _on_map(text: str) -> str:
 
 
 def _table(matrix: Matrix, text: Callable[[Cell], str]) -> str:
-    lines = [["system", *map(one_line, matrix.columns)], ["---", *(["---:"] * len(matrix.columns))]]
+    lines = [["system", *map(escape_markdown, matrix.columns)], ["---", *(["---:"] * len(matrix.columns))]]
     lines += [
-        [one_line(system), *(text(matrix.cells[system, column]) for column in matrix.columns)]
+        [escape_markdown(system), *(text(matrix.cells[system, column]) for column in matrix.columns)]
         for system in matrix.systems
         if any(text(matrix.cells[system, column]) for column in matrix.columns)
     ]
@@ -158,9 +171,3 @@ def plain_gain(found: Comparison | None) -> dict[str, Any] | None:
     # A named tuple would become a list, and lose the names.
     named = {name: getattr(found, name)._asdict() for name in ("p_at_1", "p_at_1_ge", "mean_iou", "mcnemar")}
     return {"a": found.a, "b": found.b, **named}
-
-
-def one_line(text: str) -> str:
-    """Keep a text in its cell or line: no line breaks, no bars, no HTML."""
-    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return flat.replace("&", "&amp;").replace("<", "&lt;")

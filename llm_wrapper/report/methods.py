@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from llm_wrapper import artifacts
 from llm_wrapper.evaluation.methods import TRAINING, UNTRAINED, Methods, Row
 from llm_wrapper.metrics import Summary
-from llm_wrapper.report.matrix import gained, one_line, p_at_1, plain_gain
-from llm_wrapper.report.plots import factors
-from llm_wrapper.report.tables import NO_DATA, rows
+from llm_wrapper.report.matrix import gained, p_at_1, plain_gain
+from llm_wrapper.report.plots import drawing_settings, factors, figure_text
+from llm_wrapper.report.tables import NO_DATA, escape_markdown, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +31,9 @@ def markdown(found: Methods, notes: Sequence[str]) -> str:
 
     One table would be too wide for a terminal. Detector, rule and oracle stand above the methods.
     """
-    first = found.others[0]
+    first, column = found.others[0], escape_markdown(found.column)
     lines = [
-        f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {one_line(found.column)}: n = {first.n} expressions "
+        f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {column}: n = {first.n} expressions "
         f"with a target, {first.num_images} images. Gains are on the same samples (paired bootstrap; McNemar's p).\n",
         *_head(_GIVES),
         *(_line(_GIVES, each.system, [p_at_1(each)]) for each in found.others),
@@ -43,7 +43,9 @@ def markdown(found: Methods, notes: Sequence[str]) -> str:
         *_head(_TAKES),
         *(_line(_TAKES, each.name, _taken(each)) for each in found.rows),
     ]
-    return "\n".join([*lines, "", *(f"- {one_line(note)}" for note in [*_said(found), *notes])]).rstrip("\n") + "\n"
+    return (
+        "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in [*_said(found), *notes])]).rstrip("\n") + "\n"
+    )
 
 
 def _head(names: Sequence[str]) -> list[str]:
@@ -52,7 +54,7 @@ def _head(names: Sequence[str]) -> list[str]:
 
 def _line(names: Sequence[str], name: str, cells: Sequence[str]) -> str:
     empty = [""] * (len(names) - 1 - len(cells))
-    return f"| {' | '.join([one_line(name), *cells, *empty])} |"
+    return f"| {' | '.join([escape_markdown(name), *cells, *empty])} |"
 
 
 def _given(row: Row) -> list[str]:
@@ -121,19 +123,16 @@ def plain(found: Methods) -> dict[str, Any]:
 
 def plot(found: Methods, folder: Path) -> None:
     """Draw methods.png and methods.svg: P@1 of each row with its interval, and against tokens through the LLM."""
-    import matplotlib  # half a second, and only this needs it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only this needs it
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own style would make another picture of the same rows
-        matplotlib.rcParams.update({"text.parse_math": False, "svg.hashsalt": "llm-wrapper", "svg.fonttype": "none"})
+    with drawing_settings({"svg.hashsalt": "llm-wrapper", "svg.fonttype": "none"}):
         figure = Figure(figsize=(11.5, 2.0 + 0.3 * (len(found.rows) + len(found.others))), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
         _draw_levels(left, found)
         _draw_compute(right, found)
-        title = f"{_plain(found.column)}: {found.others[0].n} expressions, 95 % intervals over images"
+        title = f"{figure_text(found.column)}: {found.others[0].n} expressions, 95 % intervals over images"
         figure.suptitle(title, fontsize=10)
         for kind, more in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             content = BytesIO()
@@ -148,7 +147,7 @@ def _draw_levels(axes: Axes, found: Methods) -> None:
     for place, (_, summary, color) in enumerate(shown):
         _dot(axes, place, summary, color)
     names = [name for name, _, _ in shown] + [f"{name} (failed)" for name in failed]
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_yticks(range(len(names)), [figure_text(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("P@1 in percent (IoU > 0.5)")
     axes.grid(color="#80808040")
@@ -172,7 +171,7 @@ def _draw_compute(axes: Axes, found: Methods) -> None:
         if not tokens or row.summary is None or row.summary.p_at_1 is None:
             continue
         axes.errorbar(
-            tokens, 100 * row.summary.p_at_1, yerr=_off(row.summary), label=_plain(row.name), capsize=3,
+            tokens, 100 * row.summary.p_at_1, yerr=_off(row.summary), label=figure_text(row.name), capsize=3,
             fmt=_MARKERS[place % len(_MARKERS)], color=_COLORS[place % len(_COLORS)],
         )  # fmt: skip
     factors(axes)
@@ -181,8 +180,3 @@ def _draw_compute(axes: Axes, found: Methods) -> None:
     axes.grid(color="#80808040")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
-
-
-def _plain(text: str) -> str:
-    """Leave out letters that the font may lack, which would warn."""
-    return text.encode("ascii", "replace").decode()

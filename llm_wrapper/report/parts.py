@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper.artifacts import read_json
-from llm_wrapper.errors import DataError, RunError
+from llm_wrapper.errors import DataError, RunError, listed
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import compared
 from llm_wrapper.report.compared import Guest
@@ -17,6 +17,10 @@ from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
 
 __all__ = ["Figure", "Part", "Section", "Table", "counted", "load", "number", "percent", "points"]
+
+_MAX_SYSTEMS = 64
+"""Each is compared with each other, by resampling."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +107,47 @@ def load(folder: Path) -> list[Part]:
     found = sorted(folder.glob("predictions-*.parquet"))
     if not found:
         raise RunError(f"{folder} holds no predictions; make some with: make eval RUN={folder}")
-    return [_part(path) for path in found]
+    return [_part(folder, path) for path in found]
 
 
-def _part(path: Path) -> Part:
+def _part(folder: Path, path: Path) -> Part:
     name = path.stem.removeprefix("predictions-")
     systems: dict[str, list[Prediction]] = {}
-    for row in files.load(path):
+    for row in files.load(inside(folder, path)):
         systems.setdefault(row.system, []).append(row)
-    beside = compared.facts_beside(path)
-    facts = read_json(beside) if beside.is_file() else {}
-    if not isinstance(facts, dict):
-        raise DataError(f"{beside} does not hold the facts of an evaluation. Make it again: make eval")
+    facts = compared.facts_of_evaluation(folder, path)
     if not Part(name, systems, facts).judged:
         raise DataError(f"{path} holds no predictions but the oracle's. Make it again: make eval")
-    found, left_out = compared.load(path.parent, name, systems, facts.get("recipe") or {})
+    found, left_out = compared.load(folder, name, systems, facts.get("recipe") or {})
     guests = {each.system: each for each in found}
-    return Part(name, {**systems, **{each.system: each.rows for each in found}}, facts, guests, left_out)
+    together = {**systems, **{each.system: each.rows for each in found}}
+    _require_sound(path, together)
+    return Part(name, together, facts, guests, left_out)
+
+
+def _require_sound(path: Path, systems: Mapping[str, Sequence[Prediction]]) -> None:
+    """Refuse predictions that no evaluation writes, and of which no number would mean anything."""
+    if len(systems) > _MAX_SYSTEMS:
+        raise DataError(f"{path} holds predictions of {len(systems)} systems; a report compares at most {_MAX_SYSTEMS}")
+    wrong = [
+        f"sample {row.sample_id!r} of {name!r}: {problem}"
+        for name, rows in systems.items()
+        for row in rows
+        if (problem := _problem(row))
+    ]
+    if wrong:
+        raise DataError(listed(f"{path} holds what no evaluation writes; make it again: make eval", wrong))
+
+
+def _problem(row: Prediction) -> str:
+    shares = [*(row.probabilities or ()), *(x for x in (row.probability, row.none_probability) if x is not None)]
+    if not all(0 <= share <= 1 + _ROUNDING for share in shares):
+        return "a probability that is not within 0 and 1"
+    if row.probabilities is not None and len(row.probabilities) != len(row.candidates):
+        return f"{len(row.probabilities)} probabilities of {len(row.candidates)} candidates"
+    if row.image_wh is not None and min(row.image_wh) < 1:
+        return f"an image of {row.image_wh[0]} x {row.image_wh[1]} pixels"
+    return ""
 
 
 def percent(found: Estimate) -> str:

@@ -1,20 +1,23 @@
-"""Draw what a system could choose from, and what it chose."""
+"""Draw the candidates that a system could choose from, and its choice, with the expression above."""
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from llm_wrapper.errors import ImageError
+from llm_wrapper import artifacts, images
+from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Candidate
 
-__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw", "label_text", "load_rgb"]
+__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw", "label_text"]
 
 Color = tuple[int, int, int]
+_Rectangle = tuple[float, float, float, float]
 
 CANDIDATE_COLOR: Color = (128, 128, 128)
 # Vermilion and blue can be told apart with every kind of color blindness.
@@ -22,6 +25,11 @@ CHOSEN_COLOR: Color = (213, 94, 0)
 TARGET_COLOR: Color = (0, 114, 178)
 
 _MOST_CHARACTERS = 24
+_LEAST_SIDE = 640
+"""Pixels of the longer side; smaller images are enlarged, or no label would be legible."""
+_FAR = 1e6
+_MOST_LINES = 3
+"""Of the expression above the image."""
 
 
 def draw(
@@ -32,94 +40,129 @@ def draw(
     chosen: int | None,
     probabilities: Sequence[float] | None = None,
     target: Box | None = None,
+    expression: str | None = None,
 ) -> None:
     """Write the image with its candidates to `out`; the suffix of `out` decides the format.
 
     Candidates are thin grey with index and label, the target is blue, and the chosen one is thick, on top of all, with
-    its probability where there is one.
+    its probability where there is one. Labels stand where they hide least of the target and of the choice.
 
     Args:
-        image_path: The image, in any mode that PIL reads.
+        image_path: The image, in any mode that PIL reads; a small one is enlarged.
         candidates: In the order shown; boxes in pixels of the upright image.
         out: Where to write; its folder is made if need be.
         chosen: Index of the chosen candidate; `None` where none was.
         probabilities: One per candidate.
         target: The annotated box.
+        expression: Written above the image, on white.
 
     Raises:
         ImageError: If the image cannot be read.
-        ValueError: If `chosen` or `probabilities` do not fit the candidates, or the suffix of `out` is unknown.
+        DataError: If it cannot be written in the format of the suffix.
+        LLMWrapperError: If `out` cannot be written.
+        ValueError: If `chosen` or `probabilities` do not fit the candidates.
     """
     if chosen is not None and not 0 <= chosen < len(candidates):
         raise ValueError(f"chosen index {chosen} is not among {len(candidates)} candidates")
     if probabilities is not None and len(probabilities) != len(candidates):
         raise ValueError(f"{len(probabilities)} probabilities for {len(candidates)} candidates")
-    image = load_rgb(image_path)
-    pen = _Pen(image)
+    pen = _Pen(images.read(image_path))
     for index, candidate in enumerate(candidates):
         if index != chosen:
             pen.box(candidate.box, f"{index} {label_text(candidate.label)}", color=CANDIDATE_COLOR, thickness=1)
     if target is not None:
-        pen.box(target, "target", color=TARGET_COLOR, thickness=2, below=True)
+        pen.box(target, "target", color=TARGET_COLOR, thickness=2, clear=True)
     if chosen is not None:
         share = "" if probabilities is None else f" {100 * probabilities[chosen]:.0f} %"
         text = f"{chosen} {label_text(candidates[chosen].label)}{share}"
-        pen.box(candidates[chosen].box, text, color=CHOSEN_COLOR, thickness=3)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+        pen.box(candidates[chosen].box, text, color=CHOSEN_COLOR, thickness=3, clear=True)
+    _save(pen.finished(expression), out)
+
+
+def _save(image: Image.Image, out: Path) -> None:
+    kind = Image.registered_extensions().get(out.suffix.lower(), "")
+    content = BytesIO()
+    try:
+        image.save(content, format=kind)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{out}: no picture can be written as {out.suffix or 'a file without suffix'}; name it .png"
+        ) from error
+    artifacts.write_atomic(out, content.getvalue())
 
 
 def label_text(label: str) -> str:
     """Return a label that can be drawn on one line: no control characters, single spaces, at most 24 characters."""
-    # Category C holds line breaks and the marks that turn the direction of text around.
-    visible = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in label)
-    text = " ".join(visible.split())
+    text = _visible(label)
     return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1].rstrip()}…"
 
 
-def load_rgb(path: Path) -> Image.Image:
-    """Read an image upright (EXIF orientation applied) as RGB; what is transparent becomes white.
-
-    Raises:
-        ImageError: If the file is missing, no image, cut off, or too large to be one.
-    """
-    try:
-        with Image.open(path) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be read as an image: {error}. Replace the file or leave it out.") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":
-        # PIL cuts values beyond 8 bits off instead of scaling them.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-        span = np.ptp(values) or 1.0
-        return Image.fromarray(np.uint8(255 * (values - values.min()) / span)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        upright = image.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        return Image.alpha_composite(white, upright).convert("RGB")
-    return image.convert("RGB")
+def _visible(text: str) -> str:
+    # Category C holds line breaks and the marks that turn the direction of text around.
+    return " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
 
 
 class _Pen:
-    """Draws labelled boxes with lines and letters in proportion to the image."""
+    """Draws boxes at once, and their labels at the end, when it is known what they must not hide."""
 
     def __init__(self, image: Image.Image) -> None:
-        self._size = image.size
-        self._draw = ImageDraw.Draw(image)
-        self._line = max(1, round(max(image.size) / 500))
-        self._font = ImageFont.load_default(size=max(10, round(max(image.size) / 45)))
+        scale = max(1.0, _LEAST_SIDE / max(image.size))
+        width, height = (max(1, round(scale * side)) for side in image.size)
+        self._scale = (width / image.size[0], height / image.size[1])
+        self._image = image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image
+        self._draw = ImageDraw.Draw(self._image)
+        self._line = max(1, round(max(width, height) / 500))
+        self._font = ImageFont.load_default(size=max(10, round(max(width, height) / 45)))
+        self._labels: list[tuple[_Rectangle, str, Color]] = []
+        self._clear: list[_Rectangle] = []
 
-    def box(self, box: Box, text: str, *, color: Color, thickness: int, below: bool = False) -> None:
-        """Outline a box, `thickness` times the thin line, its label above or below, at the edge within it."""
-        self._draw.rectangle(box.xyxy, outline=color, width=self._line * thickness)
-        left, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
-        width, height = right - left + 4, bottom - top + 4
-        x = max(0.0, min(box.x0, self._size[0] - width))
-        # The target's label goes below, or a right choice would hide it.
-        y = box.y1 if below else box.y0 - height
-        y = max(0.0, min(y, self._size[1] - height))
-        self._draw.rectangle((x, y, x + width, y + height), fill=color)
-        self._draw.text((x + 2 - left, y + 2 - top), text, fill="white", font=self._font)
+    def box(self, box: Box, text: str, *, color: Color, thickness: int, clear: bool = False) -> None:
+        """Outline a box, `thickness` times the thin line; labels keep `clear` of it where they can."""
+        # Far outside, the library's integers overflow.
+        x0, y0, x1, y1 = (min(max(each, -_FAR), _FAR) for each in box.xyxy)
+        x, y = self._scale
+        scaled = (x * x0, y * y0, x * x1, y * y1)
+        self._draw.rectangle(scaled, outline=color, width=self._line * thickness)
+        self._labels.append((scaled, text, color))
+        if clear:
+            self._clear.append(scaled)
+
+    def finished(self, expression: str | None) -> Image.Image:
+        """Write all labels, the last box's first, and the expression above the image."""
+        placed: list[_Rectangle] = []
+        for box, text, color in reversed(self._labels):
+            left, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
+            size = (right - left + 4, bottom - top + 4)
+            # A place that hides nothing, else the one that hides least.
+            spot = min(self._places(box, size), key=lambda each: sum(_shared(each, x) for x in [*self._clear, *placed]))
+            placed.append(spot)
+            self._draw.rectangle(spot, fill=color)
+            self._draw.text((spot[0] + 2 - left, spot[1] + 2 - top), text, fill="white", font=self._font)
+        return self._image if expression is None else self._under(_visible(expression))
+
+    def _places(self, box: _Rectangle, size: tuple[float, float]) -> list[_Rectangle]:
+        """Return where a label of a box may stand, the usual place first: above, below, beside, within."""
+        (x0, y0, x1, y1), (width, height) = box, size
+        corners = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x1, y0), (x0 - width, y0)]
+        corners += [(x1, y1 - height), (x0 - width, y1 - height), (x0, y0), (x0, y1 - height)]
+        most = (self._image.size[0] - width, self._image.size[1] - height)
+        within = [(max(0.0, min(x, most[0])), max(0.0, min(y, most[1]))) for x, y in corners]
+        return [(x, y, x + width, y + height) for x, y in within]
+
+    def _under(self, text: str) -> Image.Image:
+        """Return the image under its expression."""
+        width, height = self._image.size
+        size = self._font.size if isinstance(self._font, ImageFont.FreeTypeFont) else 10
+        lines = textwrap.wrap(text, max(8, int(1.9 * width / size)), max_lines=_MOST_LINES, placeholder=" …")
+        step = round(1.4 * size)
+        sheet = Image.new("RGB", (width, height + step * len(lines) + step // 2), "white")
+        pen = ImageDraw.Draw(sheet)
+        for number, line in enumerate(lines):
+            pen.text((step // 4, step // 4 + number * step), line, fill="black", font=self._font)
+        sheet.paste(self._image, (0, sheet.size[1] - height))
+        return sheet
+
+
+def _shared(a: _Rectangle, b: _Rectangle) -> float:
+    """Return the area that two rectangles share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

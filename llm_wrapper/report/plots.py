@@ -10,11 +10,23 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Heat", "Series", "chart", "factors", "heat_map", "of_estimates", "paint"]
+__all__ = [
+    "MAX_CELLS",
+    "Heat",
+    "Series",
+    "chart",
+    "drawing_settings",
+    "factors",
+    "figure_text",
+    "heat_map",
+    "of_estimates",
+    "paint",
+]
 
 _INK = "#010203"
 """Stands for the color of the page's text until the SVG is done; matplotlib does not know `currentColor`."""
@@ -33,13 +45,15 @@ _FEW = 6
 _LONGEST = 32
 """Letters of a name in a chart."""
 
+MAX_CELLS = 400
+"""Cells of a matrix that is drawn; each needs about 4 square centimetres, and 2,000 in a row were 24 GB of pixels."""
+
 _MANY = 60
 """From so many points on, a line is drawn without markers."""
 
 _RC: Any = {  # matplotlib's own stubs want literal names
     "svg.fonttype": "none",
     "svg.hashsalt": "llm-wrapper",
-    "text.parse_math": False,
     "font.size": 10,
     "legend.framealpha": 0.0,
     **dict.fromkeys(
@@ -140,8 +154,8 @@ def factors(axes: Axes) -> None:
 
 
 def heat_map(heat: Heat) -> str:
-    """Draw a matrix and return it as an `<svg>` element, empty where there is no cell."""
-    if not heat.cells:
+    """Draw a matrix and return it as an `<svg>` element, empty where there is no cell, or more than `MAX_CELLS`."""
+    if not heat.cells or len(heat.rows) * len(heat.columns) > MAX_CELLS:
         return ""
     with _drawing((2.6 + 1.3 * len(heat.columns), 1.0 + 0.5 * len(heat.rows))) as (axes, done):
         paint(axes, heat)
@@ -165,23 +179,44 @@ def paint(axes: Axes, heat: Heat) -> None:
         axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
     for y, x in heat.framed:
         axes.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, edgecolor="#d55e00", linewidth=2.5))
-    axes.set_xticks(range(len(heat.columns)), [_plain(name).replace(" / ", "\n") for name in heat.columns])
-    axes.set_yticks(range(len(heat.rows)), [_plain(name) for name in heat.rows])
+    axes.set_xticks(range(len(heat.columns)), [figure_text(name).replace(" / ", "\n") for name in heat.columns])
+    axes.set_yticks(range(len(heat.rows)), [figure_text(name) for name in heat.rows])
     if len(known):
         axes.figure.colorbar(shown, ax=axes)
 
 
 @contextmanager
+def drawing_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    r"""Draw by matplotlib's defaults and these settings, and take every name as text.
+
+    A user's own style would make another picture of the same numbers, and `$\frac$` in a name is no formula.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**(settings or {}), "text.parse_math": False})
+        yield
+
+
+def figure_text(name: str) -> str:
+    """Return a name that can be drawn: a letter that the font lacks would warn, and a long name leave no room.
+
+    The end of a name stays, since it tells the systems of another run apart.
+    """
+    flat, half = " ".join(printable(name).split()), (_LONGEST - 3) // 2
+    text = flat.encode("ascii", "replace").decode()
+    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
+
+
+@contextmanager
 def _drawing(size: tuple[float, float]) -> Iterator[tuple[Axes, list[str]]]:
     """Give axes to draw on, and a list that holds the `<svg>` element afterwards."""
-    import matplotlib  # half a second, and only the page needs it
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # half a second, and only the page needs it
     from matplotlib.figure import Figure
 
     done: list[str] = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own style would make another page of the same run
-        matplotlib.rcParams.update(_RC)
+    with drawing_settings(_RC):
         figure = Figure(figsize=size, layout="constrained")
         yield FigureCanvasSVG(figure).figure.add_subplot(), done
         content = StringIO()
@@ -191,7 +226,7 @@ def _drawing(size: tuple[float, float]) -> Iterator[tuple[Axes, list[str]]]:
 
 def _draw(axes: Axes, each: Series, *, joined: bool) -> None:
     # A first letter "_" would hide a name from the legend.
-    label = " " + _plain(each.name)
+    label = " " + figure_text(each.name)
     if each.place is None:
         axes.plot(each.x, each.y, label=label, color=_INK, linewidth=0.8, linestyle=":")
         return
@@ -211,7 +246,7 @@ def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
     axes.set_ylabel(y)
     axes.grid(color="#80808040")
     if ticks is not None:
-        axes.set_xticks(range(len(ticks)), [_plain(name) for name in ticks])
+        axes.set_xticks(range(len(ticks)), [figure_text(name) for name in ticks])
         if sum(map(len, ticks)) > _LONG:
             for label in axes.get_xticklabels():
                 label.set(rotation=25 if len(ticks) <= _FEW else 50, ha="right", rotation_mode="anchor")
@@ -222,15 +257,6 @@ def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
         return
     # Beside the lines, because on them it hides some.
     axes.figure.legend(loc="outside lower center", ncols=2)
-
-
-def _plain(name: str) -> str:
-    """A letter that the font lacks would warn, and a name without end would leave no room for the plot.
-
-    The end of a name stays, since it tells the systems of another run apart.
-    """
-    text, half = name.encode("ascii", "replace").decode(), (_LONGEST - 3) // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 def _inline(svg: str) -> str:

@@ -9,14 +9,15 @@ from io import BytesIO
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper import artifacts
 from llm_wrapper.optimization.confirm import Confirmed
 from llm_wrapper.optimization.history import Evaluated, History, Refused
 from llm_wrapper.optimization.standing import Standing
+from llm_wrapper.report.plots import drawing_settings
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.terminal import as_cell, printable
 
 __all__ = ["confirmed_table", "costs", "plot", "ranking", "refused"]
 
@@ -29,7 +30,7 @@ def ranking(history: History, most: int | None = None) -> Table:
         table.add_column(name, justify="right")
     table.add_column("prompt")
     for rank, row in enumerate(standing.ranked()[:most], start=1):
-        table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), Text(row.prompt))
+        table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), as_cell(row.prompt))
     return table
 
 
@@ -54,7 +55,7 @@ def refused(history: History) -> list[str]:
     total = len(history.refused)
     found = len({(row.iteration, row.number) for row in history.evaluated if row.iteration})
     head = f"{total} of {total + found} proposals were refused"
-    return [head, *(f"  {count} x {kind}" for kind, count in kinds.most_common())]
+    return [head, *(f"  {count} x {printable(kind)}" for kind, count in kinds.most_common())]
 
 
 def _kind(reason: str) -> str:
@@ -83,7 +84,7 @@ def confirmed_table(rows: Sequence[Confirmed]) -> Table:
         first = NO_DATA if each.row is None else f"{100 * each.row.fitness:.1f}"
         drop = NO_DATA if each.drop is None else f"{100 * each.drop:+.1f}"
         p_value = NO_DATA if each.p_value is None else f"{each.p_value:.3f}"
-        table.add_row(each.name, first, _estimate(each.fitness), drop, _estimate(each.gain, sign="+"), p_value)
+        table.add_row(as_cell(each.name), first, _estimate(each.fitness), drop, _estimate(each.gain, sign="+"), p_value)
     return table
 
 
@@ -96,13 +97,11 @@ def _estimate(found: Estimate, sign: str = "") -> str:
 
 def plot(history: History, out: Path) -> None:
     """Draw each prompt's fitness, and the best so far with its interval, over evaluations."""
-    import matplotlib  # half a second, and only this needs it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only this needs it
     from matplotlib.figure import Figure
 
     ended = [row for row in history.evaluated if row.verdict != "open"]
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own style would make another picture of the same search
+    with drawing_settings():
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         for verdict, marker, color in (("complete", "o", "#0072b2"), ("stopped", "x", "#999999")):

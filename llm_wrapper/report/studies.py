@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llm_wrapper.artifacts import read_json, write_json
+from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError
+from llm_wrapper.names import inside
+from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.report.parts import Figure, Section, Table, percent, points
-from llm_wrapper.report.plots import Heat, Series, chart, heat_map, of_estimates
+from llm_wrapper.report.plots import MAX_CELLS, Heat, Series, chart, heat_map, of_estimates
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate, Interval
 
@@ -26,6 +28,14 @@ FOLDER = "studies"
 
 _FILES = {"transfer": "matrix.json", "ensemble": "matrix.json", "curve": "curve.json"}
 _METHODS = "methods.json"
+_MAX_BYTES = 64 * MIB
+_MAX_ROWS = 10_000
+_MAX_DRAWN = 500
+
+
+_Share = Annotated[float, Field(ge=-1, le=1)]
+_Count = Annotated[int, Field(ge=0, le=10**15)]
+_Seconds = Annotated[float, Field(ge=0, le=1e15)]
 
 
 class _Loose(BaseModel):
@@ -34,31 +44,38 @@ class _Loose(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+class _Estimate(_Loose):
+    value: _Share | None
+    ci: tuple[_Share, _Share] | None
+    n: _Count
+
+
 class _Result(_Loose):
     name: str
-    n: int
-    p_at_1: float | None
-    ci: Interval | None
+    n: _Count
+    p_at_1: _Share | None
+    ci: tuple[_Share, _Share] | None
 
     @property
     def estimate(self) -> Estimate:
-        return Estimate(self.p_at_1, self.ci, self.n)
+        return Estimate(self.p_at_1, self.ci and Interval(*self.ci), self.n)
 
 
 class _Test(_Loose):
-    p_value: float | None
+    p_value: _Share | None
 
 
 class _Gain(_Loose):
-    p_at_1: Estimate
+    p_at_1: _Estimate
     mcnemar: _Test
 
     @property
     def text(self) -> str:
-        p_value = self.mcnemar.p_value
+        p_value, gain = self.mcnemar.p_value, self.p_at_1
         if p_value is None:
             return NO_DATA
-        return f"{points(self.p_at_1)}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
+        text = points(Estimate(gain.value, gain.ci and Interval(*gain.ci), gain.n))
+        return f"{text}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
 
 
 class _Cell(_Loose):
@@ -78,51 +95,51 @@ class _Contribution(_Loose):
 
 
 class _Matrix(_Loose):
-    cells: list[_Cell]
-    contributions: list[_Contribution] = []
+    cells: Annotated[list[_Cell], Field(max_length=_MAX_ROWS)]
+    contributions: Annotated[list[_Contribution], Field(max_length=_MAX_ROWS)] = []
     notes: list[str] = []
 
 
 class _Point(_Loose):
     name: str
     series: str
-    samples: int
+    samples: _Count
     result: _Result
     over_untrained: _Gain
 
 
 class _Curve(_Loose):
     column: str
-    others: list[_Result]
-    points: list[_Point]
+    others: Annotated[list[_Result], Field(max_length=_MAX_DRAWN)]
+    points: Annotated[list[_Point], Field(max_length=_MAX_DRAWN)]
     notes: list[str] = []
 
 
 class _Spent(_Loose):
-    tokens: int | None
-    seconds: float
+    tokens: _Count | None
+    seconds: _Seconds
 
 
 class _Took(_Loose):
-    labelled: int
+    labelled: _Count
     prepared: _Spent
     answered: _Spent
-    num_asked: int
-    tokens_per_answer: float | None
+    num_asked: _Count
+    tokens_per_answer: _Seconds | None
 
 
 class _Method(_Loose):
     name: str
     result: _Result | None
     over_untrained: _Gain | None
-    tokens: int | None
+    tokens: _Count | None
     took: _Took | None
 
 
 class _Methods(_Loose):
     column: str
-    others: list[_Result]
-    rows: list[_Method]
+    others: Annotated[list[_Result], Field(max_length=_MAX_DRAWN)]
+    rows: Annotated[list[_Method], Field(max_length=_MAX_DRAWN)]
     said: list[str]
     notes: list[str] = []
 
@@ -133,10 +150,11 @@ def add(folder: Path) -> None:
     Raises:
         DataError: If a file is damaged.
     """
-    for kind, path in _at_hand(folder.resolve().parent):
-        found = read_json(path)
+    runs = folder.resolve().parent
+    for kind, path in _at_hand(runs):
+        found = read_json(inside(runs, path), most=_MAX_BYTES)
         if folder.resolve().name in _runs_of(found):
-            write_json(folder / FOLDER / f"{kind}-{path.parent.name}.json", found)
+            write_json(inside(folder, Path(FOLDER) / f"{kind}-{path.parent.name}.json"), found)
 
 
 def _at_hand(runs: Path) -> Iterator[tuple[str, Path]]:
@@ -151,9 +169,10 @@ def _runs_of(found: Any) -> set[str]:
     """Return the names of the runs that a study asked."""
     if not isinstance(found, dict):
         return set()
-    rows = found.get("rows") or []  # of a comparison of methods
-    named = [*(found.get("runs") or {}), found.get("run") or "", *(each.get("run") or "" for each in rows)]
-    return {PurePath(str(each)).name for each in named}
+    rows, runs = found.get("rows"), found.get("runs")  # rows: of a comparison of methods
+    named = [*(runs if isinstance(runs, dict) else ()), found.get("run")]
+    named += [each.get("run") for each in rows if isinstance(each, dict)] if isinstance(rows, list) else []
+    return {PurePath(each).name for each in named if isinstance(each, str)}
 
 
 def sections(folder: Path) -> list[Section]:
@@ -165,7 +184,7 @@ def sections(folder: Path) -> list[Section]:
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         kind, _, name = path.stem.partition("-")
-        values = read_json(path)
+        values = read_json(inside(folder, path), most=_MAX_BYTES)
         try:
             if kind == "methods":
                 found.append(_methods(name, _Methods.model_validate(values)))
@@ -181,6 +200,8 @@ def sections(folder: Path) -> list[Section]:
 def _matrix(title: str, found: _Matrix) -> Section:
     rows, columns = (list(dict.fromkeys(getattr(each, name) for each in found.cells)) for name in ("system", "column"))
     cells = {(each.system, each.column): each for each in found.cells}
+    if len(rows) * len(columns) > _MAX_ROWS:
+        raise DataError(f"{title} has {len(rows)} rows and {len(columns)} columns: too many for a page")
     tables = [_grid("P@1 (* trained for this column)", cells, {place: _value(each) for place, each in cells.items()})]
     gains = {"over the detector's own choice": "over_detector", "over the same LLM untrained": "over_untrained"}
     for caption, name in gains.items():
@@ -197,7 +218,10 @@ def _matrix(title: str, found: _Matrix) -> Section:
     )
     problems = [f"{each.system} on {each.column}: {each.problem}" for each in found.cells if each.problem]
     text = ["A row is a system, a column a detector on data; all rows of a column are about the same samples."]
-    figure = Figure("P@1 in percent; framed: trained for this column", heat_map(heat))
+    caption = "P@1 in percent; framed: trained for this column"
+    if (number := len(rows) * len(columns)) > MAX_CELLS:
+        caption = f"Not drawn: {number} cells, and {MAX_CELLS} is the most; the tables have all"
+    figure = Figure(caption, heat_map(heat))
     return Section(title, text, tables, [figure], [*problems, *found.notes])
 
 

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper.metrics import Summary
 from llm_wrapper.statistics import Interval
+from llm_wrapper.terminal import as_cell, printable
 
-__all__ = ["NO_DATA", "markdown", "rows", "table"]
+__all__ = ["NO_DATA", "escape_markdown", "markdown", "rows", "table"]
 
 NO_DATA = "no data"
 """Stands where a metric has nothing to be computed from."""
 
 _COLUMNS = ("system", "P@1 > 0.5 (95 % CI)", "P@1 >= 0.5", "mean IoU", "n", "decisions", "failures")
 _NUMBERS = range(1, 5)
+_INTERVAL = 1
 
 
 def table(summaries: Sequence[Summary]) -> Table:
     """Lay out one row per system for the terminal; P@1 in percent."""
-    result = Table()
+    result = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, name in enumerate(_COLUMNS):
-        result.add_column(name, justify="right" if index in _NUMBERS else "left")
+        justify: Literal["left", "right"] = "right" if index in _NUMBERS else "left"
+        head = name.replace(" (", "\n(").replace("mean ", "mean\n")
+        # At 80 columns something has to break, and never an interval.
+        result.add_column(head, justify=justify, no_wrap=index == _INTERVAL, overflow="fold")
     for summary in summaries:
-        # Text, because a name like "[bold]" would be read as markup.
-        result.add_row(*(Text(cell) for cell in _cells(summary)))
+        result.add_row(*map(as_cell, _cells(summary)))
     return result
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
     """Return the same table as GitHub Markdown, ending in a newline."""
     ruler = ["---:" if index in _NUMBERS else "---" for index in range(len(_COLUMNS))]
-    lines = [_COLUMNS, ruler, *([_escaped(cell) for cell in _cells(summary)] for summary in summaries)]
+    lines = [_COLUMNS, ruler, *(map(escape_markdown, _cells(summary)) for summary in summaries)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -94,7 +99,12 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _escaped(cell: str) -> str:
-    """Keep a cell in its cell: no line breaks, no bars, no HTML."""
-    text = " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+def escape_markdown(text: str) -> str:
+    """Return a text that stays in its line and its cell, and becomes neither markup nor HTML nor a link.
+
+    Addresses are links in GitHub's Markdown even without brackets: a backslash goes into `https://` and `www.`.
+    """
+    flat = " ".join(printable(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    flat = re.sub(r"([`*\[\]|~$!#]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|[.@](?=[^\W\d_]))", r"\\\1", flat)
+    # What would begin a list, a quotation or a line across the page.
+    return re.sub(r"^(?=[-+>=](?:\s|$)|[-=]{2})|^(\d+)(?=[.)](?:\s|$))", r"\1\\", flat)

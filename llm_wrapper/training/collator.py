@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, takes_blocks
+from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import Pack, by_budget, collate, pack_tree
-from llm_wrapper.llms.score import attention_mask
+from llm_wrapper.llms.sharing import attention_mask, can_share_prefixes, takes_blocks
+from llm_wrapper.llms.virtual import num_virtual
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import processes
 from llm_wrapper.training.examples import Example, Group, examples_of
@@ -54,7 +55,9 @@ class Collator:
         attention `ends` (b, t) instead: the trainer moves tensors alone to the device, and no mask of blocks. Its
         `rows` (n, 2) say what it was made of, see `told`. One expression that is longer than allowed is a part alone.
         """
-        packed = [one for place, row in enumerate(rows) for one in self._packed(place, row["epoch"], row["group"])]
+        model, packed = self.llm.model, self._step(rows, share=can_share_prefixes(self.llm.model, 1))
+        if not can_share_prefixes(model, max(len(one.pack) for one in packed) + num_virtual(model)):
+            packed = self._step(rows, share=False)  # one mask for all of a step: with it no layer has its window
         parts = [self._part([packed[place] for place in places], rows) for places in self._parts(packed)]
         labels = [part["labels"][:, 1:].flatten() for part in parts]
         return {"parts": parts, "labels": torch.cat([torch.tensor([IGNORED]), *labels])}
@@ -69,12 +72,16 @@ class Collator:
         else:
             yield from by_budget([one.pack for one in packed], self.recipe.train.tokens_per_batch)
 
-    def _packed(self, place: int, epoch: int, group: int) -> Iterator[_Packed]:
+    def _step(self, rows: Sequence[dict[str, int]], *, share: bool) -> list[_Packed]:
+        numbered = enumerate(rows)
+        return [one for n, row in numbered for one in self._packed(n, row["epoch"], row["group"], share=share)]
+
+    def _packed(self, place: int, epoch: int, group: int, *, share: bool) -> Iterator[_Packed]:
         """Yield the packs of a row: one, if it is no longer than allowed and its expressions may share a prefix."""
         sequences, spans = zip(*(sequence(self.llm, example) for example in self._examples(epoch, group)), strict=True)
         if group == FILLER:
             spans = tuple(0 for _ in spans)
-        if can_share_prefixes(self.llm.model):
+        if share:
             yield from self._halved(place, sequences, spans)
         else:
             for one, span in zip(sequences, spans, strict=True):
@@ -92,7 +99,7 @@ class Collator:
 
     def _part(self, packed: Sequence[_Packed], rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
         packs, dense = [one.pack for one in packed], not takes_blocks(self.llm.model)
-        part = collate(packs, self.llm.tokenizer.pad_token_id, multiple=_MULTIPLE, dense=dense)
+        part = collate(packs, _filling(self.llm), multiple=_MULTIPLE, dense=dense)
         part["labels"] = _labels(packed, part["input_ids"])
         places = dict.fromkeys(one.place for one in packed)
         part["rows"] = torch.tensor([[rows[place]["epoch"], rows[place]["group"]] for place in places])
@@ -114,6 +121,13 @@ class Collator:
             }
             for example in self._examples(epoch, group)
         ]
+
+
+def _filling(llm: LoadedLLM) -> int:
+    """Return a token to fill rows with; no token sees it, but the embeddings must have it."""
+    most = llm.model.get_input_embeddings().num_embeddings
+    known = (llm.tokenizer.pad_token_id, llm.tokenizer.eos_token_id)
+    return next((token for token in known if token is not None and token < most), 0)
 
 
 def _labels(packed: Sequence[_Packed], input_ids: torch.Tensor) -> torch.Tensor:

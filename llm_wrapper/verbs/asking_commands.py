@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import logging
-import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import Adapter
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import systems
+from llm_wrapper.names import folder_name
 from llm_wrapper.prompts.render import FORMATS
 from llm_wrapper.prompts.words import Worder
-from llm_wrapper.recipe import PromptSection, Recipe, prompt_of
-from llm_wrapper.recipe_files import folder as recipes_folder
+from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
+from llm_wrapper.results import plain_name
+from llm_wrapper.verbs.options import overridden
 
-__all__ = ["Evaluation", "by_llm", "with_training"]
+__all__ = ["Evaluation", "by_llm", "mass_notes", "notes", "resume_command", "with_training"]
 
 _log = logging.getLogger(__name__)
+_LEAST_MASS = 0.01
+"""Below it the renormalized probabilities are of answers that the LLM would not give."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What to evaluate: a recipe on a split, with the adapter of a run, or a foreign one, where there is one.
 
-    `prompt` names the prompt recipes that were asked for by name: a trained LLM is then asked with them too.
+    The recipe is complete: what a run gives is in it already, see `options.chosen`. `prompt` names the prompt recipes
+    that were named on the command line: their results stand beside the others.
     """
 
     recipe: Recipe
@@ -41,14 +47,14 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """Where predictions and report go; those of another wording do not replace a run's own."""
+        """The readable place of predictions and report; those of another wording do not replace a run's own."""
         folder = self._folder
-        return folder.with_name(f"{folder.name}-{_plain(self.prompt)}") if self.prompt else folder
+        return folder.with_name(f"{folder.name}-{plain_name(self.prompt)}") if self.prompt else folder
 
     @property
     def _folder(self) -> Path:
-        llm = _plain(self.recipe.llm.model or self.recipe.llm.backend)
-        name = f"{self.recipe.vlm}-{llm}-{self.recipe.data.name}"
+        llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend)
+        name = f"{self.recipe.vlm}-{llm}-{folder_name(self.recipe.data.name, 'data.name')}"
         if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
             return runs.ROOT / f"{name}-served"
         if self.adapter:
@@ -56,10 +62,37 @@ class Evaluation:
         return self.run or runs.ROOT / f"{name}-untrained"
 
 
-def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
-    """Return the recipe to evaluate by, and the adapter: a trained LLM is asked as it was trained.
+def notes(job: Evaluation, rows: Sequence[Prediction]) -> list[str]:
+    """Say what a reader has to know beside the results: what the command line changes of a run, what the LLM was."""
+    changed = overridden(job.run, job.recipe) if job.run else []
+    return [*changed, *mass_notes(rows)]
 
-    Where prompt recipes are named, what they set is put on top of that, and a warning says so.
+
+def mass_notes(rows: Sequence[Prediction]) -> list[str]:
+    """Say for each system how probable any valid answer was to its LLM, and warn where it would never give one."""
+    masses: dict[str, list[float]] = {}
+    for row in rows:
+        if row.mass is not None:
+            masses.setdefault(row.system, []).append(row.mass)
+    return [_mass_note(system, median(each)) for system, each in masses.items()]
+
+
+def _mass_note(system: str, mass: float) -> str:
+    text = f"{system}: median probability of all valid answers together {mass:.2g}"
+    if mass >= _LEAST_MASS:
+        return text
+    return (
+        f"warning: {text}: the LLM would hardly ever answer with an index, so that its choices say little. Look at "
+        "llm.chat_template; a model that thinks first needs llm.decode=generate, or choice on a server"
+    )
+
+
+def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
+    """Return the recipe to evaluate by, and the adapter.
+
+    Raises:
+        RunError: If the run is not finished.
+        RecipeError: If an adapter is named that does not go with the rest.
     """
     if job.adapter:
         _require_use(job, job.adapter)
@@ -67,34 +100,14 @@ def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
     if job.run is None:
         return job.recipe, None
     if not runs.is_complete(job.run):
-        raise RunError(f"{job.run} holds no finished training; go on with it: make train RUN={job.run}")
-    trained = runs.recipe_of(job.run)
-    if job.recipe.candidates != trained.candidates:
-        _log.warning("candidates are built by %s; training had %s", job.recipe.candidates, trained.candidates)
-    prompt = _reworded(job, trained.prompt)
-    if (below := job.recipe.prompt.none_below) is not None:  # it changes no question
-        prompt = prompt.model_copy(update={"none_below": below})
-    if job.recipe.llm.backend == "openai":  # the server has the weights; how it was asked in training is all it lacks
-        return job.recipe.model_copy(update={"prompt": prompt}), None
-    asked = {"decode": job.recipe.llm.decode, "orders": job.recipe.llm.orders}
-    update = {"prompt": prompt, "llm": trained.llm.model_copy(update=asked)}
-    return job.recipe.model_copy(update=update), job.run / "adapter"
+        raise RunError(f"{job.run} holds no finished training; resume it with: {resume_command(job.run)}")
+    # A server has the weights; how it was asked in training is all it lacks.
+    return job.recipe, job.run / "adapter" if job.recipe.llm.backend == "transformers" else None
 
 
-def _reworded(job: Evaluation, trained: PromptSection) -> PromptSection:
-    """Return how a run is asked: as it was trained, and on top of that by the prompt recipes that were named.
-
-    The format of a training recipe is none that was asked for; that of a prompt recipe is.
-    """
-    if job.prompt is None:
-        return trained
-    asked = job.recipe.prompt
-    named = {key: getattr(asked, key) for key in prompt_of(recipes_folder(), job.prompt)}
-    chosen = asked.model_dump(exclude_defaults=True, exclude={"format"}) | named
-    prompt = PromptSection.model_validate({**trained.model_dump(), **chosen})
-    if prompt != trained:
-        _log.warning("%s was trained with %s; it is asked with %s", job.run, trained.summary, prompt.summary)
-    return prompt
+def resume_command(run: Path) -> str:
+    """Return the command that goes on with an interrupted training."""
+    return f"llm-wrapper train --run {shlex.quote(str(run))}"
 
 
 def _require_use(job: Evaluation, adapter: Adapter) -> None:
@@ -149,8 +162,3 @@ def by_llm(
     if with_untrained or adapter is None:
         rows += loaded("untrained", llm)
     return rows if adapter is None else [*rows, *loaded("tuned", with_adapter(llm, adapter))]
-
-
-def _plain(name: str) -> str:
-    """Return a name as a part of a folder's name."""
-    return re.sub(r"[^\w.-]+", "-", name)

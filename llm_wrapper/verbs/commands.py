@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import os
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, runs
+from llm_wrapper import adapter_files, artifacts, datasets, results, runs
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
@@ -19,17 +20,19 @@ from llm_wrapper.errors import DataError, ModelError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
+from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.recipe_files import folder as recipes_folder
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, compared, page, pictures, tables
+from llm_wrapper.terminal import say
 from llm_wrapper.training import processes, trackers
 from llm_wrapper.training.examples import answered_none
 from llm_wrapper.training.interruption import stoppable
 from llm_wrapper.training.pool import gather
 from llm_wrapper.training.wording import Wording, require_trainable, wording_of
 from llm_wrapper.verbs import plan_commands
-from llm_wrapper.verbs.asking_commands import Evaluation, by_llm, with_training
+from llm_wrapper.verbs.asking_commands import Evaluation, by_llm, notes, with_training
 from llm_wrapper.verbs.detection_commands import cache
 
 __all__ = [
@@ -74,8 +77,15 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     return report.ok and not unread.keys() & {recipe.data.train_split, recipe.data.eval_split}
 
 
-def train(recipe: Recipe, folder: Path, console: Console) -> Path:
-    """Train an adapter and leave it in the run folder, which is complete once its manifest is there."""
+def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
+    """Train an adapter and leave it in the run folder, which is complete once its manifest is there.
+
+    Args:
+        recipe: Of the run.
+        folder: Of the run.
+        console: Where the course is printed.
+        is_new: Make a folder that nobody has yet, see `runs.claim_run`.
+    """
     if recipe.llm.backend == "rule":
         raise ModelError("LLM=rule has nothing to train; evaluate it with: make eval LLM=rule")
     if recipe.llm.backend == "openai":
@@ -83,11 +93,13 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
             "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
         )
     require_trainable(recipe.prompt)
-    with processes.main_speaks(console):
+    with processes.main_speaks(console), contextlib.ExitStack() as held:
         processes.require_devices()
         processes.share(recipe.train.groups_per_step)
         trackers.require(recipe.train.report_to)
-        folder = processes.open_together(folder, partial(runs.open_run, recipe=recipe))
+        folder = processes.open_together(
+            folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
+        )
         with stoppable(folder, console):
             _adapt(recipe, folder, console)
     return folder
@@ -140,10 +152,20 @@ def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
     ]
 
 
-def evaluate(job: Evaluation, console: Console) -> list[Summary]:
+@dataclass(frozen=True)
+class Evaluated:
+    """The results of an evaluation: a summary a system, and `predictions-<name>.parquet` in a folder."""
+
+    summaries: Sequence[Summary]
+    folder: Path
+    name: str
+    question: Mapping[str, Any]
+
+
+def evaluate(job: Evaluation, console: Console) -> Evaluated:
     """Predict with every system, print the table, keep predictions and report."""
     recipe, adapter = with_training(job)
-    split = job.split or recipe.data.eval_split
+    split = folder_name(job.split or recipe.data.eval_split, "the split")
     scene_set = load_scenes(recipe, recipe.data, split, limit=job.limit)
     if not any(scene.sample.target for scene in scene_set.scenes):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
@@ -152,10 +174,6 @@ def evaluate(job: Evaluation, console: Console) -> list[Summary]:
     rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
     rows += by_llm(recipe, wording.word, adapter, scene_set.scenes, with_untrained=job.untrained)
     rows += systems.by_oracle(scene_set.scenes)
-    name = f"{split}-first-{job.limit}" if job.limit else split
-    folder = _kept_in(job, recipe)
-    files.save(folder / f"predictions-{name}.parquet", rows)
-    summaries = summaries_of(rows)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
@@ -163,34 +181,86 @@ def evaluate(job: Evaluation, console: Console) -> list[Summary]:
         "data": _digests([scene_set]),
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
+        "weights": adapter_files.identity(adapter) if adapter else None,
         "prompt": wording.facts,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
+    facts["question"] = json.loads(artifacts.canonical(results.evaluation_question(facts)))
+    folder, name = _place(job, recipe, facts["question"])
+    if not job.untrained:
+        rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
+    summaries = summaries_of(rows)
+    files.save(folder / f"predictions-{name}.parquet", rows)
     artifacts.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
     artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries))
     if adapter is not None and folder == job.run:
         _write_card(job.run)
     console.print(tables.table(summaries))
-    asked = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
-    console.print(f"kept in {folder}{asked}", highlight=False)
-    return summaries
+    how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
+    first = f", the first {job.limit} expressions" if job.limit else ""
+    what = f"{recipe.vlm} on {recipe.data.name} {split}{first}{how}"
+    say(console, f"kept in {folder / f'report-{name}.json'}: {what}")
+    for line in notes(job, rows):
+        say(console, line)
+    return Evaluated(summaries, folder, name, facts["question"])
 
 
-def _kept_in(job: Evaluation, recipe: Recipe) -> Path:
-    """Return where an evaluation goes: a run that is asked otherwise than trained stands beside itself.
+def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[Path, str]:
+    """Return the folder of an evaluation and its name there; see `results`.
 
-    There the report finds it, and counts by the order of the candidates what flips, and by the threshold what is
-    answered by none.
+    A run that is asked otherwise than trained stands beside itself, where its report finds it: by `compared` where
+    detector, candidates, prompt or LLM are others, by the evaluation's name where the data are.
     """
-    if job.run is None:
-        return job.folder
-    trained, others = runs.recipe_of(job.run), []
+    first = f"-first-{job.limit}" if job.limit else ""
+    name = f"{question['split']}{first}"
+    folder = job.folder
+    if job.run is None or recipe.llm.backend == "openai":
+        return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
+    trained = runs.recipe_of(job.run)
+    if _data(recipe) != _data(trained):
+        name = f"{results.plain_name(recipe.data.name)}-{name}"
+    if others := _otherwise(job, recipe, trained):
+        place = "-".join(others)
+        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / compared.FOLDER / place
+        return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
+    return folder, results.free_name(folder, name, question)
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    """Return what data is evaluated; where it lies and what of it is trained on does not matter."""
+    return recipe.data.model_dump(mode="json", include={"name", "reader", "settings"})
+
+
+def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
+    """Name in what a run is asked otherwise than it was trained, as parts of a folder's name."""
+    others = []
+    if (recipe.detector, recipe.ensemble) != (trained.detector, trained.ensemble):
+        others.append(f"vlm-{results.plain_name(recipe.vlm)}")
     if recipe.candidates.order != trained.candidates.order:
         others.append(f"order-{recipe.candidates.order}")
-    if recipe.prompt.none_below not in (None, trained.prompt.none_below):
-        others.append(f"none-below-{recipe.prompt.none_below:g}")
-    return job.folder / compared.FOLDER / "-".join(others) if others else job.folder
+    same_order = {"order": trained.candidates.order}
+    if recipe.candidates.model_copy(update=same_order) != trained.candidates and not others:
+        others.append("candidates")
+    below = recipe.prompt.none_below
+    if below not in (None, trained.prompt.none_below):
+        others.append(f"none-below-{below:g}")
+    same_threshold = {"none_below": trained.prompt.none_below}
+    if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
+        others.append(f"prompt-{results.plain_name(Path(recipe.prompt.format).stem)}")
+    a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
+    if a != b:
+        others.append(f"llm-{results.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
+    return others
+
+
+def _with_known_untrained(rows: list[Prediction], path: Path) -> list[Prediction]:
+    """Keep the untrained LLM's answers to the same question, which this time was not asked."""
+    if any(row.system == "untrained" for row in rows) or not path.is_file():
+        return rows
+    known = [row for row in files.load(path) if row.system == "untrained"]
+    last = next((i for i, row in enumerate(rows) if row.system == "tuned"), len(rows))
+    return [*rows[:last], *known, *rows[last:]]
 
 
 def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
@@ -231,15 +301,17 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         console.print(f"{folder} is trained already; to train again: rm -r {folder}", highlight=False)
     else:
         train(recipe, folder, console)
-    summaries = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
-    artifacts.write_json(folder / "summary.json", {"rows": tables.rows(summaries)})
-    _draw_examples(folder, console)
+    done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
+    summary = results.free_file(folder / "summary.json", done.question)
+    artifacts.write_json(summary, {"rows": tables.rows(done.summaries), "question": done.question})
+    _draw_examples(done, console)
 
 
-def _draw_examples(folder: Path, console: Console) -> None:
+def _draw_examples(done: Evaluated, console: Console) -> None:
     """Draw the first tuned predictions, so that a person sees what the numbers are about."""
-    newest = max(folder.glob("predictions-*.parquet"), key=os.path.getmtime)
-    tuned = [row for row in files.load(newest) if row.system == "tuned"][:6]
+    folder = done.folder
+    rows = files.load(folder / f"predictions-{done.name}.parquet")
+    tuned = [row for row in rows if row.system == "tuned"][:6]
     for number, row in enumerate(tuned):
         chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = Path("data/toy/images") / f"{row.image_id}.png"

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError
+from llm_wrapper.names import folder_name
 from llm_wrapper.verbs import curve_commands
-from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen
+from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen, name_of
 
 __all__ = ["add_to"]
 
@@ -32,19 +33,21 @@ def curve(  # noqa: PLR0913 (each is an option of the verb)
     samples: Annotated[
         list[int] | None, typer.Option(min=1, help="Train on so many samples; repeat it for several sizes.")
     ] = None,
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
     data_root: DataRoot = None,
-    train: Train = "default",
+    train: Train = None,
     split: Split = None,
     limit: Limit = None,
     name: Annotated[str | None, typer.Option(help="Of the folder in runs/curve, if not by what is compared.")] = None,
 ) -> None:
     """Draw P@1 against training samples: from a run's checkpoints, from trainings on nested subsets, or from both."""
-    if run is not None and (overrides or data_root):
-        raise RecipeError(f"the recipe of {run} is used as it is; leave out --data-root and {overrides or 'overrides'}")
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train}
-    recipe = runs.recipe_of(run) if run else chosen(names, overrides, data_root)
-    folder = runs.ROOT / "curve" / (name or (run.name if run else f"{vlm}-{llm}-{data}"))
-    curve_commands.curve(curve_commands.Job(folder, recipe, run, samples or [], split, limit), _console)
+    given = [f"--{kind} {value}" for kind, value in names.items() if value is not None]
+    if run is not None and (more := [*given, *(["--data-root"] if data_root else []), *(overrides or [])]):
+        raise RecipeError(f"the recipe of {run} is used as it is; leave out {', '.join(more)}")
+    recipe = chosen(names, overrides, data_root, run=run)
+    label = folder_name(name or (run.resolve().name if run else name_of(names)), "--name")
+    job = curve_commands.Job(runs.ROOT / "curve" / label, recipe, run, samples or [], split, limit)
+    curve_commands.curve(job, _console)

@@ -2,7 +2,7 @@
 
 runs/curve/<name>/   samples-<n>/   a run of its own on the first n samples of one order; never trained twice
                      predictions/<column>/<system>-<digest>.parquet   never asked twice; see `evaluation.transfer`
-                     curve.json  curve.md  curve.png
+                     curve.json  curve.md  curve.png    of other points: in <name>-<digest>/
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, curve_points, runs
+from llm_wrapper import artifacts, curve_points, results, runs
 from llm_wrapper.errors import RecipeError, RunError, listed
 from llm_wrapper.evaluation import transfer_columns
 from llm_wrapper.evaluation.curve import Curve, Point, measure, systems_of
 from llm_wrapper.evaluation.transfer import fill
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import curve as drawn
+from llm_wrapper.terminal import say
 from llm_wrapper.verbs import commands
+from llm_wrapper.verbs.asking_commands import mass_notes
 
 __all__ = ["Job", "curve"]
 
@@ -66,9 +69,15 @@ def curve(job: Job, console: Console) -> Curve:
     points += list(_of_sizes(job, console))
     ground = transfer_columns.load([job.recipe], {job.folder: job.recipe}, split=job.split, limit=job.limit)
     (column,) = ground.columns
-    filled = fill(systems_of(points, job.recipe), ground.columns, job.folder / "predictions")
+    rows = systems_of(points, job.recipe)
+    filled = fill(rows, ground.columns, job.folder / "predictions")
     found = measure(filled, points, column)
-    _keep(job, found, ground, console)
+    question = {
+        "column": results.column_question(ground.facts[0]),
+        "systems": {row.name: dict(row.identity) for row in rows},
+    }
+    masses = mass_notes([row for cell in filled.values() if not isinstance(cell, str) for row in cell[1]])
+    _keep(job, found, [*ground.notes, *masses], {"data": ground.facts[0], "question": question}, console)
     return found
 
 
@@ -87,7 +96,7 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
         recipe = job.recipe.model_copy(update={"train": job.recipe.train.model_copy(update={"limit": size})})
         if runs.is_complete(folder):
             _require_same(folder, recipe)
-            console.print(f"{folder} is trained already", markup=False, highlight=False)
+            say(console, f"{folder} is trained already")
         else:
             commands.train(recipe, folder, console)
         facts = runs.facts_of(folder)
@@ -125,21 +134,22 @@ def _notes(job: Job, found: Curve) -> list[str]:
     return notes
 
 
-def _keep(job: Job, found: Curve, ground: transfer_columns.Ground, console: Console) -> None:
-    """Write the curve in three forms, and print it."""
-    notes = [*ground.notes, *_notes(job, found)]
+def _keep(job: Job, found: Curve, notes: Sequence[str], known: dict[str, Any], console: Console) -> None:
+    """Write the curve in three forms, and print it; one of other points beside it."""
+    folder = results.free_folder(job.folder, ("curve.json", "curve.md", "curve.png"), known["question"])
+    notes = [*notes, *_notes(job, found)]
     text = drawn.markdown(found, notes)
     facts = {
         **drawn.plain(found),
-        "data": ground.facts[0],
+        **known,
         "recipe": job.recipe.model_dump(mode="json"),
         "run": str(job.run) if job.run else None,
         "notes": notes,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    artifacts.write_json(job.folder / "curve.json", facts)
-    artifacts.write_atomic(job.folder / "curve.md", text)
-    drawn.plot(found, job.folder / "curve.png")
+    artifacts.write_json(folder / "curve.json", facts)
+    artifacts.write_atomic(folder / "curve.md", text)
+    drawn.plot(found, folder / "curve.png")
     console.print(Markdown(text))
-    console.print(f"kept in {job.folder}", markup=False, highlight=False)
+    say(console, f"kept in {folder}")

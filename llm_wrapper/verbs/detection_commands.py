@@ -16,7 +16,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
-from llm_wrapper import artifacts, datasets, detectors, runs
+from llm_wrapper import artifacts, datasets, detectors, results, runs
 from llm_wrapper.detections import export as exporting
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.contents import MANIFEST, dataset_options
@@ -28,8 +28,10 @@ from llm_wrapper.detections.scenes import Scene, SceneSet, build, cache_folder, 
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
+from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.terminal import say
 
 __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "verify"]
 
@@ -54,7 +56,7 @@ def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filli
     jobs = [(recipe.data, split) for split in splits] + others
     for data, split in jobs:
         for each in recipe.detectors():
-            _say(console, _cache_split(each.detector, data, split, how))
+            say(console, _cache_split(each.detector, data, split, how))
 
 
 def _cache_split(section: DetectorSection, data: DataSection, split: str, how: Filling) -> str:
@@ -88,7 +90,7 @@ def info(folders: Sequence[Path], console: Console, *, identity: bool = False, a
     """Print what cache folders hold, a column for each; with `identity` all that decided the answers, too."""
     found = [maintain.info(folder) for folder in folders]
     if as_json:
-        _say(console, json.dumps([asdict(each) for each in found], indent=2))
+        say(console, json.dumps([asdict(each) for each in found], indent=2))
         return
     table = Table("")
     for each in found:
@@ -97,7 +99,7 @@ def info(folders: Sequence[Path], console: Console, *, identity: bool = False, a
         table.add_row(cells[0][0], *(Text(value) for _, value in cells))
     console.print(table)
     for each in found if identity else ():
-        _say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
+        say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
 
 
 def _facts(found: Info) -> list[tuple[str, str]]:
@@ -126,18 +128,18 @@ def verify(folders: Sequence[Path], console: Console) -> bool:
     found = {folder: maintain.verify(folder) for folder in folders}
     for folder, problems in found.items():
         for problem in problems:
-            _say(console, f"{problem.text}\n  {problem.remedy}")
+            say(console, f"{problem.text}\n  {problem.remedy}")
         if not problems:
-            _say(console, f"{folder}: complete and undamaged")
+            say(console, f"{folder}: complete and undamaged")
     return not any(found.values())
 
 
 def merge(out: Path, folders: Sequence[Path], console: Console) -> None:
     """Join caches in a folder, and print what came of it."""
     merged = maintain.merge(out, folders)
-    _say(console, f"{out}: {merged.num_added} answers added, {merged.num_repeated} given more than once")
+    say(console, f"{out}: {merged.num_added} answers added, {merged.num_repeated} given more than once")
     if not merged.is_complete:
-        _say(console, f"To ask what may still be missing, and to finish it: {merged.command}")
+        say(console, f"To ask what may still be missing, and to finish it: {merged.command}")
 
 
 def export(folder: Path, out: Path, console: Console) -> None:
@@ -148,11 +150,13 @@ def export(folder: Path, out: Path, console: Console) -> None:
     overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
     identity = artifacts.read_json(folder / MANIFEST)["identity"]
     words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
-    _say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
+    say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
 
 
 def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:
     """Print what a selector can gain on a split's cached detections, and keep it in runs/headroom/<name>-<split>.json.
+
+    Results of another question, such as another file of boxes, are not touched, see `results`.
 
     Raises:
         CacheError: If the detections are not cached completely; the message names the command.
@@ -161,10 +165,22 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     result = compare(_uncapped(found, recipe), found.scenes)
     console.print(_headroom_table(result, recipe.candidates.cap))
     for line in _headroom_lines(result, recipe.candidates.cap):
-        _say(console, line)
-    out = runs.ROOT / "headroom" / f"{name}-{split}{f'-first-{limit}' if limit else ''}.json"
+        say(console, line)
+    split = folder_name(split, "the split")
+    out = runs.ROOT / "headroom" / f"{results.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
+    asked = {"candidates": recipe.candidates, "ensemble": recipe.ensemble}
+    question = {
+        **{key: section.model_dump(mode="json") for key, section in asked.items()},
+        "data": recipe.data.name,
+        "detections": found.identity,
+        "split": split,
+        "limit": limit,
+        "seed": recipe.train.seed,
+    }
+    out = results.free_file(out, question)
     facts = {
         "headroom": asdict(result),
+        "question": question,
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
         "limit": limit,
@@ -173,7 +189,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
         "versions": artifacts.versions(),
     }
     artifacts.write_json(out, facts)
-    _say(console, f"kept in {out}")
+    say(console, f"kept in {out}")
 
 
 def _uncapped(found: SceneSet, recipe: Recipe) -> list[Scene]:
@@ -233,8 +249,3 @@ def _percent(share: Share) -> str:
     if share.ci is None:
         return f"{100 * share.value:.1f} (no CI)"
     return f"{100 * share.value:.1f} ({100 * share.ci.low:.1f} to {100 * share.ci.high:.1f})"
-
-
-def _say(console: Console, text: str) -> None:
-    """Print plain text: paths and labels may look like markup, and must not be broken into lines."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -13,10 +13,11 @@ from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.evaluation import methods
 from llm_wrapper.evaluation.methods import Method
+from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.recipe_files import folder as recipes_folder
 from llm_wrapper.verbs import methods_commands
-from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, root
+from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, name_of, named, root
 
 __all__ = ["add_to"]
 
@@ -47,11 +48,11 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
     compute: Annotated[
         int | None, typer.Option(min=1, help="Tokens through the LLM that a row shall take, for all it does.")
     ] = None,
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
-    data: Data = "toy",
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
     data_root: DataRoot = None,
-    train: Annotated[str, typer.Option(help="How LoRA is trained: a file of recipes/train.")] = "default",
+    train: Annotated[str | None, typer.Option(help="How LoRA is trained: a file of recipes/train.")] = None,
     proposer: Annotated[
         str | None, typer.Option(help="LLM that proposes prompts, if not the one that is asked: a file of recipes/llm.")
     ] = None,
@@ -61,7 +62,7 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
 ) -> None:
     """Compare prompting, prompt search and training of one LLM at the same budget, in one table with a plot."""
     where = [*root(data_root), *([f"data.eval_split={json.dumps(split)}"] if split else [])]
-    choices = {"vlm": vlm, "llm": llm, "data": data, "train": train}
+    choices = named({"vlm": vlm, "llm": llm, "data": data, "train": train})
     rows, more = methods.chosen(method or []), overrides or []
     _require_of_use(rows, more)
     chosen({**choices, "search": "glov"}, [*where, *more])  # a wrong key is told before a row drops it
@@ -72,7 +73,7 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
     if proposer:
         section = chosen({**choices, "llm": proposer}, where).llm
         recipes = {each: _proposed(recipe, section) for each, recipe in recipes.items()}
-    folder = runs.ROOT / "methods" / (name or f"{vlm}-{llm}-{data}-{labelled}")
+    folder = runs.ROOT / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
     found = methods_commands.compare(methods_commands.Job(folder, recipes, limit, compute), _console)
     if any(row.problem for row in found.rows):
         raise typer.Exit(1)

@@ -3,14 +3,14 @@
 runs/methods/<name>/   <method>/      a run like any other: recipe.yaml, what was trained or searched for, predictions
                                       cost.json: what preparing took, of interrupted attempts too
                                       report-<split>.json is written last: the row is then not done again
-                       methods.json  methods.md  methods.png  methods.svg
+                       methods.json  methods.md  methods.png  methods.svg    of other rows: in <name>-<digest>/
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import artifacts, results, runs
 from llm_wrapper.datasets import leaks
 from llm_wrapper.errors import RecipeError, RunError, listed
 from llm_wrapper.evaluation import methods, systems, transfer_columns
@@ -27,8 +27,10 @@ from llm_wrapper.evaluation.methods import Done, Method, Methods
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import methods as shown
 from llm_wrapper.report import tables
+from llm_wrapper.terminal import say
 from llm_wrapper.training.wording import Wording
 from llm_wrapper.verbs import commands
+from llm_wrapper.verbs.asking_commands import mass_notes
 from llm_wrapper.verbs.methods_row_commands import Line, made_of, step_tokens
 
 __all__ = ["Job", "compare"]
@@ -138,10 +140,10 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
     if report.is_file():
         facts = artifacts.read_json(report)
         _require_same(row.folder, facts["column"], json.loads(artifacts.canonical(ground.facts[0])))
-        console.print(f"{row.folder} is there already", markup=False, highlight=False)
+        say(console, f"{row.folder} is there already")
         found = [each for each in files.load(predictions) if each.system == row.method.name]
         return Done.of_facts(row.folder, found, facts["method"])
-    console.print(f"[bold]{row.method.name}[/bold]: {row.folder}", highlight=False)
+    say(console, f"{row.method.name}: {row.folder}")
     done, wording = made_of(row, ground.columns[0].scenes, console)
     _write(job, done, wording, (row, ground))
     return done
@@ -177,8 +179,19 @@ def _write(job: Job, done: Done, wording: Wording, of: tuple[Line, transfer_colu
 
 def _keep(job: Job, found: Methods, ground: transfer_columns.Ground, console: Console) -> None:
     """Write the comparison in four forms, and print it."""
-    notes: Sequence[str] = ground.notes
+    answered = [row for each in found.rows if each.done for row in each.done.rows]
+    notes = [*ground.notes, *mass_notes(answered)]
     text = shown.markdown(found, notes)
+    question = {
+        "column": results.column_question(ground.facts[0]),
+        "compute": job.compute,
+        "rows": {
+            name: results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
+            | {"train": recipe.train.model_dump(mode="json"), "search": recipe.search and recipe.search.model_dump()}
+            for name, recipe in job.recipes.items()
+        },
+    }
+    folder = results.free_folder(job.folder, ("methods.json", "methods.md"), question)
     facts = {
         **shown.plain(found),
         "data": ground.facts[0],
@@ -186,11 +199,12 @@ def _keep(job: Job, found: Methods, ground: transfer_columns.Ground, console: Co
         "compute": job.compute,
         "recipe": job.base.model_dump(mode="json"),
         "notes": notes,
+        "question": question,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    artifacts.write_json(job.folder / "methods.json", facts)
-    artifacts.write_atomic(job.folder / "methods.md", text)
-    shown.plot(found, job.folder)
+    artifacts.write_json(folder / "methods.json", facts)
+    artifacts.write_atomic(folder / "methods.md", text)
+    shown.plot(found, folder)
     console.print(Markdown(text))
-    console.print(f"kept in {job.folder}", markup=False, highlight=False)
+    say(console, f"kept in {folder}")

@@ -10,25 +10,28 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.verbs import search_commands
-from llm_wrapper.verbs.options import Data, DataRoot, Llm, Overrides, Vlm, chosen
+from llm_wrapper.verbs.options import Data, DataRoot, Llm, Overrides, Vlm, chosen, name_of
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Let an LLM search for a better prompt, without any training.")
 
 _console = Console()
+_SEARCH = "glov"
 
 
 @app.command()
 def search(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
-    search: Annotated[str, typer.Option(help="How to search: a file of recipes/search.")] = "glov",
-    vlm: Vlm = "toy",
-    llm: Llm = "smollm2",
-    data: Data = "toy",
+    search: Annotated[
+        str | None, typer.Option(help=f"How to search: a file of recipes/search; {_SEARCH} unless --run says it.")
+    ] = None,
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
     data_root: DataRoot = None,
-    train: Annotated[str, typer.Option(help="Format of the prompt: a file of recipes/train.")] = "default",
+    train: Annotated[str | None, typer.Option(help="Format of the prompt: a file of recipes/train.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Where to begin: a file of recipes/prompt, or the path of one.")
     ] = None,
@@ -38,9 +41,11 @@ def search(  # noqa: PLR0913 (each is an option of the verb)
     ] = None,
 ) -> None:
     """Search for a prompt on one slice of the training data, confirm it on another; the same command goes on."""
-    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "search": search, "prompt": prompt}
-    recipe = chosen(names, overrides, data_root)
-    folder = run or runs.ROOT / "prompts" / f"{vlm}-{llm}-{data}-{search}"
+    begun = run if run and (run / "recipe.yaml").is_file() else None
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
+    names["search"] = search or (None if begun else _SEARCH)
+    recipe = chosen(names, overrides, data_root, run=begun)
+    folder = run or runs.ROOT / "prompts" / f"{name_of(names)}-{names['search']}"
     search_commands.run_search(recipe, folder, _console)
 
 

@@ -32,6 +32,7 @@ from llm_wrapper.optimization.tasks import task_of
 from llm_wrapper.recipe import LLMSection, Recipe, SearchSection
 from llm_wrapper.records import Sample
 from llm_wrapper.report import search as shown
+from llm_wrapper.terminal import say
 
 __all__ = ["history", "run_search"]
 
@@ -62,9 +63,9 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
         ground = _ground(recipe, section, fitness, (slices.search, known, propose))
         past = History(folder / _HISTORY)
         try:
-            standing = search(section, ground, past, lambda line: _say(console, line))
+            standing = search(section, ground, past, lambda line: say(console, line))
         except KeyboardInterrupt:
-            _say(console, f"interrupted; {past.path} holds what was measured, and the same command goes on from it")
+            say(console, f"interrupted; {past.path} holds what was measured, and the same command goes on from it")
             raise
         rows = confirm(section, fitness, slices.confirm, standing, folder)
         _keep(recipe, folder, rows)
@@ -87,9 +88,9 @@ def history(folder: Path, console: Console, *, most: int | None = None) -> None:
         raise RunError(f"{path} holds no measured prompt yet; go on with the command that began it")
     console.print(shown.ranking(found, most))
     for line in [*shown.refused(found), shown.costs(found)]:
-        _say(console, line)
+        say(console, line)
     shown.plot(found, folder / "history.png")
-    _say(console, f"drawn in {folder / 'history.png'}")
+    say(console, f"drawn in {folder / 'history.png'}")
 
 
 def _section(recipe: Recipe) -> SearchSection:
@@ -225,15 +226,10 @@ def _tell(folder: Path, past: History, rows: Sequence[Confirmed], console: Conso
     """Print what a reader should know of the winner, and where it is."""
     first = next(row for row in rows if row.name == "best 1")
     assert first.row is not None
-    _say(console, f"the best prompt, of round {first.row.iteration}:\n{first.row.prompt}")
+    say(console, f"the best prompt, of round {first.row.iteration}:\n{first.row.prompt}")
     if first.row.iteration == 0:
-        _say(console, "no proposal was better than the seed prompt")
+        say(console, "no proposal was better than the seed prompt")
     elif first.gain.ci is None or first.gain.ci.low <= 0:
-        _say(console, "on the second slice it is not surely better than the seed prompt: its interval holds 0")
+        say(console, "on the second slice it is not surely better than the seed prompt: its interval holds 0")
     for line in [*shown.refused(past), shown.costs(past), f"kept in {folder}; the prompt as a recipe: best.yaml"]:
-        _say(console, line)
-
-
-def _say(console: Console, text: str) -> None:
-    """Print plain text: prompts may look like markup, and must not be broken into lines."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llm_wrapper import runs
+from llm_wrapper import artifacts, runs
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.verbs import transfer_commands
-from llm_wrapper.verbs.options import Data, Limit, Overrides, Split, chosen, root
+from llm_wrapper.verbs.options import Data, Limit, Overrides, Split, chosen, require_run, root
 
 __all__ = ["add_to"]
 
@@ -21,7 +23,10 @@ _console = Console()
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data sets lie, if not where their recipes say.")]
 Llm = Annotated[str | None, typer.Option(help="A further LLM, asked untrained: a file of recipes/llm.")]
-Train = Annotated[str, typer.Option(help="How that LLM is prompted: a file of recipes/train.")]
+Train = Annotated[str | None, typer.Option(help="How that LLM is prompted: a file of recipes/train.")]
+Name = Annotated[str | None, typer.Option(help="Of the folder of results, if not by what is compared.")]
+
+_ENSEMBLE = "toy+toy-gray"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,48 +39,83 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
     run: Adapters = None,
-    vlm: Annotated[list[str] | None, typer.Option(help="Detector, or a+b; repeat it for several.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Data set; repeat it for several.")] = None,
+    vlm: Annotated[
+        list[str] | None, typer.Option(help="Detector, or a+b; repeat it for several. By default those of the runs.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Data set; repeat it for several. By default those of the runs.")
+    ] = None,
     data_root: DataRoot = None,
     llm: Llm = None,
-    train: Train = "default",
+    train: Train = None,
     split: Split = None,
     limit: Limit = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of the folder in runs/transfer, if not by what is compared.")
-    ] = None,
+    name: Name = None,
 ) -> None:
     """Evaluate adapters on detectors and data sets that they were not trained on, in one matrix with a heat map."""
-    vlms, sets = list(dict.fromkeys(vlm or ["toy"])), list(dict.fromkeys(data or ["toy"]))
     more = [*root(data_root), *(overrides or [])]
-    recipes = [_recipe(each, "rule", one, train, more) for one in sets for each in vlms]
-    folder = runs.ROOT / "transfer" / (name or f"{'_'.join(vlms)}-{'_'.join(sets)}")
-    untrained = _recipe(vlms[0], llm, sets[0], train, more) if llm else None
+    recipes = _columns(vlm or [], data or [], run or [], more)
+    label = "_".join(dict.fromkeys(each.vlm for each in recipes))
+    sets = "_".join(dict.fromkeys(each.data.name for each in recipes))
+    folder = runs.ROOT / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
+    untrained = _untrained(recipes[0], llm, train, overrides)
     transfer_commands.transfer(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
 
 
 def ensemble(  # noqa: PLR0913 (each is an option of the verb)
     overrides: Overrides = None,
     *,
-    vlm: Annotated[str, typer.Option(help="Detectors, joined by +: files of recipes/vlm.")] = "toy+toy-gray",
+    vlm: Annotated[
+        str | None,
+        typer.Option(help=f"Detectors, joined by +: files of recipes/vlm. By default the run's, else {_ENSEMBLE}."),
+    ] = None,
     run: Adapters = None,
-    data: Data = "toy",
+    data: Data = None,
     data_root: DataRoot = None,
     llm: Llm = None,
-    train: Train = "default",
+    train: Train = None,
     split: Split = None,
     limit: Limit = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of the folder in runs/ensemble, if not by what is compared.")
-    ] = None,
+    name: Name = None,
 ) -> None:
     """Compare an ensemble of detectors with its parts, and several adapters with their mean and vote."""
     more = [*root(data_root), *(overrides or [])]
-    folder = runs.ROOT / "ensemble" / (name or f"{vlm}-{data}")
-    untrained = _recipe(vlm, llm, data, train, more) if llm else None
-    recipes = [_recipe(vlm, "rule", data, train, more)]
+    vlms = [vlm] if vlm else [] if run else [_ENSEMBLE]
+    recipes = _columns(vlms, [data] if data else [], run or [], more)
+    if len(recipes) > 1:
+        names = ", ".join(f"{each.vlm} / {each.data.name}" for each in recipes)
+        raise RecipeError(f"the runs are of several detectors and data sets ({names}): name one by --vlm and --data")
+    folder = runs.ROOT / "ensemble" / folder_name(name or f"{recipes[0].vlm}-{recipes[0].data.name}", "--name")
+    untrained = _untrained(recipes[0], llm, train, overrides)
     transfer_commands.ensemble(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
 
 
-def _recipe(vlm: str, llm: str, data: str, train: str, overrides: Sequence[str]) -> Recipe:
-    return chosen({"vlm": vlm, "llm": llm, "data": data, "train": train}, overrides)
+def _columns(
+    vlms: Sequence[str], sets: Sequence[str], folders: Sequence[Path], overrides: Sequence[str]
+) -> list[Recipe]:
+    """Return a recipe for each detector and data set: those that are named, else those of the runs.
+
+    Overrides win, and each pair is there once.
+    """
+    for folder in folders:
+        require_run(folder)
+    found: dict[str, Recipe] = {}
+    for one in sets or [None]:
+        for run in folders or [None]:
+            for each in vlms or [None]:
+                recipe = chosen({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
+                found.setdefault(_column_key(recipe), recipe)
+    return list(found.values())
+
+
+def _column_key(recipe: Recipe) -> str:
+    values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
+    return artifacts.digest_value({**values, "seed": recipe.train.seed})
+
+
+def _untrained(recipe: Recipe, llm: str | None, train: str | None, overrides: Sequence[str] | None) -> Recipe | None:
+    """Return the recipe of an LLM that is asked as it is, about the first column."""
+    if llm is None:
+        return None
+    own = chosen({"vlm": None, "llm": llm, "data": None, "train": train}, overrides)
+    return recipe.model_copy(update={"llm": own.llm, "prompt": own.prompt, "train": own.train})

@@ -1,7 +1,7 @@
 """What `transfer` and `ensemble` do: rows and columns from run folders and recipes, and what is left of it on disk.
 
 runs/transfer/<name>/   predictions/<column>/<row>-<digest>.parquet    never asked twice; see `evaluation.transfer`
-runs/ensemble/<name>/   matrix.json  matrix.md  matrix.png
+runs/ensemble/<name>/   matrix.json  matrix.md  matrix.png             of other rows or columns: in <name>-<digest>/
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import artifacts, results, runs
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import transfer_columns, transfer_rows
@@ -23,7 +23,9 @@ from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import matrix as tables
+from llm_wrapper.terminal import say
 from llm_wrapper.training.wording import wording_of
+from llm_wrapper.verbs.asking_commands import mass_notes, resume_command
 
 __all__ = ["Job", "ensemble", "transfer"]
 
@@ -128,7 +130,7 @@ def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:
     unfinished = [str(folder) for folder in folders if not runs.is_complete(folder)]
     if unfinished:
         raise RunError(
-            f"no finished training in {', '.join(unfinished)}; go on with it: make train RUN={unfinished[0]}"
+            f"no finished training in {', '.join(unfinished)}; resume it with: {resume_command(Path(unfinished[0]))}"
         )
     return {folder: runs.recipe_of(folder) for folder in folders}
 
@@ -144,26 +146,43 @@ def _notes(compared: _Compared) -> list[str]:
     ]
 
 
+def _mass_notes(compared: _Compared) -> list[str]:
+    """Say of each LLM in each column how probable any valid answer was to it."""
+    return [
+        f"{column.name}: {note}"
+        for place, column in enumerate(compared.ground.columns)
+        for note in mass_notes([row for rows in compared.of_column(place).values() for row in rows])
+    ]
+
+
 def _keep(job: Job, compared: _Compared, console: Console, added: Sequence[combining.Contribution]) -> Matrix:
     """Compute the matrix, write it in three forms, and print it."""
     ground = compared.ground
     matrix = measure(compared.filled, compared.rows, ground.columns, detector=transfer_rows.DETECTOR)
-    notes = [*ground.notes, *_notes(compared)]
+    notes = [*ground.notes, *_notes(compared), *_mass_notes(compared)]
     text = tables.markdown(matrix, notes)
     if added:
         text += "\n" + tables.contributions_markdown(added)
+    question = {
+        "columns": {
+            name: results.column_question(each) for name, each in zip(matrix.columns, ground.facts, strict=True)
+        },
+        "systems": {row.name: dict(row.identity) for row in compared.rows},
+    }
+    folder = results.free_folder(job.folder, ("matrix.json", "matrix.md", "matrix.png"), question)
     facts = {
         "cells": tables.plain(matrix),
         "contributions": tables.plain_contributions(added),
         "columns": dict(zip(matrix.columns, ground.facts, strict=True)),
         "runs": {str(folder): recipe.model_dump(mode="json") for folder, recipe in compared.trained.items()},
         "notes": notes,
+        "question": question,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    artifacts.write_json(job.folder / "matrix.json", facts)
-    artifacts.write_atomic(job.folder / "matrix.md", text)
-    tables.heat_map(matrix, job.folder / "matrix.png")
+    artifacts.write_json(folder / "matrix.json", facts)
+    artifacts.write_atomic(folder / "matrix.md", text)
+    tables.heat_map(matrix, folder / "matrix.png")
     console.print(Markdown(text))
-    console.print(f"kept in {job.folder}", highlight=False)
+    say(console, f"kept in {folder}")
     return matrix

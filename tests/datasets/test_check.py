@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from llm_wrapper.datasets import check, refer
 from llm_wrapper.datasets.base import Dataset
@@ -14,7 +15,7 @@ _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 @pytest.fixture
 def image(tmp_path: Path) -> str:
     path = tmp_path / "a.jpg"
-    path.touch()
+    Image.new("RGB", (100, 50)).save(path)
     return str(path)
 
 
@@ -56,6 +57,7 @@ def test_counts(image: str) -> None:
         ({"expression": " MUG 1", "target": None}, "warning", "several targets"),
         ({"expression": " MUG 1"}, "warning", "repeated for one target"),
         ({"expression": " "}, "error", "empty expressions"),
+        ({"expression": "\u200b\u3164\u0301"}, "error", "empty expressions"),
     ],
 )
 def test_findings(image: str, changes: dict[str, Any], level: str, what: str) -> None:
@@ -99,6 +101,54 @@ def test_images_shared_by_train_and_evaluation(image: str, changes: dict[str, An
     assert all(finding.where == "mine train and other testA" and finding.level == "error" for finding in shared)
     evaluations = check.check([_dataset("val", _sample(1, image)), held_out]).findings
     assert [finding for finding in evaluations if finding.what == "images shared"] == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "where", "what", "count"),
+    [
+        pytest.param(
+            {"has_splits": False}, "mine", "expressions without a split: train and val are one", 2, id="split"
+        ),
+        pytest.param({"crowd_targets": frozenset("2")}, "mine val", "targets that are crowd regions", 1, id="crowd"),
+        pytest.param(
+            {"skipped": {"ref without sentences": ("ref 1", "ref 7")}}, "mine val", "skipped", 2, id="skipped"
+        ),
+    ],
+)
+def test_what_readers_know_is_named(image: str, facts: dict[str, Any], where: str, what: str, count: int) -> None:
+    samples = [_sample(1, image), _sample(2, image)]
+    report = check.check([Dataset("mine", "val", samples, "digest", **facts)])
+    (finding,) = report.findings
+    assert (finding.level, finding.where, finding.count) == ("warning", where, count)
+    assert what in finding.what
+
+
+@pytest.mark.parametrize(
+    ("orientation", "image_wh", "level", "what"),
+    [
+        pytest.param(1, (100, 50), None, "", id="upright"),
+        pytest.param(6, (50, 100), None, "", id="turned-annotated-upright"),
+        pytest.param(6, (100, 50), "warning", "annotated as stored", id="turned-annotated-as-stored"),
+        pytest.param(1, (50, 100), "error", "of another size than annotated", id="sides-swapped"),
+        pytest.param(1, (200, 100), "error", "of another size than annotated", id="other-size"),
+    ],
+)
+def test_sizes_of_files_are_compared_upright(
+    tmp_path: Path, orientation: int, image_wh: tuple[int, int], level: str | None, what: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (100, 50)).save(tmp_path / "b.jpg", exif=exif)
+    sample = _sample(1, str(tmp_path / "b.jpg"), image_wh=image_wh, target=Box(1, 2, 30, 40))
+    found = check.check([_dataset("val", sample)]).findings
+    assert [finding.level for finding in found] == ([] if level is None else [level])
+    assert all(what in finding.what for finding in found)
+
+
+def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_text("no image")
+    (finding,) = check.check([_dataset("val", _sample(1, str(tmp_path / "b.jpg")))]).findings
+    assert (finding.level, finding.what) == ("error", "image files that cannot be read")
 
 
 def test_render_names_examples_and_remedy(image: str) -> None:

@@ -82,9 +82,9 @@ def test_images_lie_where_those_of_a_refer_tree_do(tmp_path: Path) -> None:
         ({"ann_id": [10, -1]}, "annotation -1 is not in instances.json"),
         ({"ann_id": [10, 20]}, "annotation 20 is of image 22, the ref of image 380440"),
         ({"image_id": 7}, "image 7 is not in instances.json"),
-        ({"sentences": []}, "sentences: List should have at least 1 item"),
+        ({"sentences": []}, "it has no sentences"),
         ({"sentences": [{"sent": "a"}]}, r"key 'sentences\[0\]\.sent_id' is missing"),
-        ({"sentences": [{"sent": " ", "sent_id": 5}]}, "the expression of sample 5 is empty"),
+        ({"sentences": [{"sent": " ", "sent_id": 5}]}, "sentence 5: 'sent' must be a text, got ' '"),
         ({"sentences": [{"sent": "a", "sent_id": 101}]}, r"id 101 was used for a sample of ref 0 \(ref_id 1\) already"),
     ],
     ids=lambda value: str(value)[:40],
@@ -105,7 +105,7 @@ def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
 
 def test_all_bad_refs_are_listed_at_once(tmp_path: Path) -> None:
     refs = [ref(0, [99, 98]), ref(1, [10]), ref(2, [], sentences=[]), ref(3, [77], "train")]
-    with pytest.raises(DataError, match=r"cannot be used \(4 problems\)") as caught:
+    with pytest.raises(DataError, match=r"cannot be used: 2 of 3 rows are unusable \(2 problems\)") as caught:
         grefcoco.load(write(tmp_path, refs), "val")
     assert "ref 3" not in str(caught.value)
 
@@ -122,7 +122,7 @@ def test_what_does_not_exist_is_told(tmp_path: Path) -> None:
     write(tmp_path, [ref(1, [10]), ref(2, [10], "train")])
     with pytest.raises(DataError, match=r"no split 'testA'\. Its splits are: train, val"):
         grefcoco.load(tmp_path, "testA")
-    with pytest.raises(RecipeError, match=r"data\.settings\.text is 'tokens'"):
+    with pytest.raises(RecipeError, match=r"data\.settings\.text='tokens': it must be 'sent'"):
         grefcoco.load(tmp_path, "val", text="tokens")  # type: ignore[arg-type]
 
 

@@ -179,3 +179,57 @@ def test_images_that_two_splits_share_are_those_of_the_same_photographs(tmp_path
     trained = (plain, datasets.load(plain, "train"))
     assert leaks.shared_images((plus, datasets.load(plus, "val")), trained) == {str(second)}
     assert leaks.shared_images((other, datasets.load(other, "val")), trained) == frozenset()
+
+
+def sentence(section: DataSection, split: str, *trained: DataSection) -> str | None:
+    return leaks.own_training_data((section, datasets.load(section, split)), trained)
+
+
+def test_a_file_without_splits_is_its_own_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    section = jsonl(tmp_path / "x.jsonl", ("1.jpg", ""), ("2.jpg", ""), ("2.jpg", ""))
+    assert sentence(section, "val") is None
+    expected = "evaluated on its own training data: 2 of 2 images of mine val were trained on"
+    assert sentence(section, "val", section) == expected
+    with caplog.at_level(logging.WARNING):
+        assert left_out(section) == [set()]
+    assert "mine: " in caplog.text
+    assert "names no split" in caplog.text
+    assert "data.settings.val_share=0.2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "split", "expected"),
+    [
+        pytest.param({"val_share": 0.4}, {"val_share": 0.4}, "val", None, id="divided"),
+        pytest.param(
+            {"val_share": 0.4}, {"val_share": 0.4}, "train", "3 of 3 images of mine train", id="training-split"
+        ),
+        pytest.param({}, {"val_share": 0.4}, "val", "2 of 2 images of mine val", id="divided-after-training"),
+        pytest.param({"val_share": 0.4}, {}, "val", "3 of 5 images of mine val", id="whole-file-after-training"),
+        pytest.param({"val_share": 0.4}, {"val_share": 0.4, "split_seed": 7}, "val", " of 2 images", id="another-seed"),
+    ],
+)
+def test_results_on_divided_files(
+    tmp_path: Path, trained: dict[str, Any], evaluated: dict[str, Any], split: str, expected: str | None
+) -> None:
+    section = jsonl(tmp_path / "x.jsonl", *((f"{number}.jpg", "") for number in range(5)), **trained)
+    other = section.model_copy(update={"settings": evaluated})
+    found = sentence(other, split, section)
+    assert found is None if expected is None else expected in str(found)
+
+
+def test_held_out_splits_of_published_sets_are_not_named(tmp_path: Path) -> None:
+    first, second = map(int, IMAGES[:2])
+    plain = refer(tmp_path, (1, "train", first), (2, "val", second), (3, "testA", first))
+    plus = refer(tmp_path, (1, "train", second), (2, "val", first), name="refcoco+")
+    own = "evaluated on its own training data: 1 of 1 images of"
+    assert sentence(plain, "val", plain) is None
+    assert sentence(plain, "testA", plain) is None
+    assert sentence(plain, "train", plain) == f"{own} refcoco train were trained on"
+    assert sentence(plus, "val", plain) == f"{own} refcoco+ val were trained on"
+
+
+def test_training_data_that_is_gone_leaves_a_doubt(tmp_path: Path) -> None:
+    section = jsonl(tmp_path / "x.jsonl", ("1.jpg", "train"), ("2.jpg", "val"))
+    gone = section.model_copy(update={"root": tmp_path / "gone.jsonl"})
+    assert "perhaps evaluated on its own training data" in str(sentence(section, "val", gone))

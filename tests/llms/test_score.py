@@ -14,9 +14,10 @@ import torch
 
 from llm_wrapper.llms import score as score_module
 from llm_wrapper.llms.ask import ask, asker
-from llm_wrapper.llms.load import LoadedLLM, can_share_prefixes, load
+from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.meter import metered
 from llm_wrapper.llms.score import score
+from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
 

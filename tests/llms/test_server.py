@@ -18,7 +18,7 @@ from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.server import ask_server
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import LLMSection
-from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.records import Answer, Choice, Prompt
 from tests.llms import tiny
 from tests.llms.model_server import ModelServer
 
@@ -182,7 +182,6 @@ def echoed(*rows: list[Any], indices: tuple[int, ...] | None = None, read: int |
         pytest.param(lambda n: echoed(*[[-1.0] * (k + 2) for k in n]), "does not echo", id="more-tokens"),
         pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], read=sum(n) + 2), "adds tokens of its own", id="bos"),
         pytest.param(lambda n: echoed(*[[None] * k for k in n]), "does not echo", id="all-null"),
-        pytest.param(lambda n: echoed(*[[float("nan")] * k for k in n]), "finite number", id="nan"),
         pytest.param(lambda n: echoed(*[[0.9] * k for k in n]), "less than or equal", id="probabilities"),
         pytest.param(
             lambda n: {"choices": [{"index": 0, "logprobs": None}]}, r"choices\.0\.logprobs", id="no-logprobs"
@@ -199,6 +198,33 @@ def test_echoes_that_are_not_what_was_asked_for(served: ModelServer, make: Any, 
     with pytest.raises(CallError, match=text) as caught:
         way.answer(prompt, make(lengths))
     assert not caught.value.again
+
+
+@pytest.mark.parametrize("style", ["chatml"])
+@pytest.mark.parametrize(
+    ("last", "probabilities"),
+    [
+        pytest.param([None, -1.0], None, id="null"),
+        pytest.param([math.nan, -1.0], None, id="nan"),
+        pytest.param([-math.inf, -math.inf], None, id="minus-infinity-in-all"),
+        pytest.param([-9999.0, -9999.0], None, id="clamped-in-all"),
+        pytest.param([-math.inf, -1.0], (0.0, 1.0), id="minus-infinity-in-one"),
+        pytest.param([-9999.0, -1.0], (0.0, 1.0), id="clamped-in-one"),
+        pytest.param([-800.0, -800.0], (0.5, 0.5), id="small-is-information"),
+    ],
+)
+def test_an_echo_without_a_number_costs_one_question(
+    served: ModelServer, last: list[Any], probabilities: tuple[float, ...] | None
+) -> None:
+    prompt = tiny.prompt("left dog", 2)
+    way = server_ways.way_of(section(served))
+    rows = [[-1.0] * len(row) for row in way.body(prompt)["prompt"]]
+    for row, value in zip(rows, last, strict=True):
+        row[-1] = value
+    answer = way.answer(prompt, echoed(*rows))
+    assert answer.probabilities == (None if probabilities is None else pytest.approx(probabilities))
+    if probabilities is None:
+        assert choose(answer, 2) == Choice(None, reason="no_probability")
 
 
 @pytest.mark.parametrize("decode", ["first_token", "choice", "generate"])
@@ -230,6 +256,14 @@ def test_missing_alternatives_are_named(more: dict[str, Any]) -> None:
     reply = {"choices": [{"message": {"content": "1"}, "finish_reason": "stop", **more}]}
     with pytest.raises(CallError, match=r"no top_logprobs.*llm\.decode=generate"):
         server_ways.way_of(FIRST).answer(tiny.prompt("left", 2), reply)
+
+
+@pytest.mark.parametrize("number", [None, math.nan, -math.inf, -9999.0], ids=["null", "nan", "-inf", "clamped"])
+def test_an_alternative_without_a_number_does_not_count(number: float | None) -> None:
+    reply = told(("1", 0.5), ("0", 0.25))
+    reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"].append({"token": "2", "logprob": number})
+    answer = server_ways.way_of(FIRST).answer(tiny.prompt("left", 3), reply)
+    assert answer.probabilities == pytest.approx((1 / 3, 2 / 3, 0.0))
 
 
 def test_an_empty_answer_is_an_empty_text() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm_wrapper import keys
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.llms import answers
 from llm_wrapper.llms.server import Server, ask_server
@@ -37,6 +38,7 @@ class Waits(list[float]):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(keys, "_is_below", lambda address, allowed: True)  # each test has a port of its own
     return tmp_path / "answers"
 
 
@@ -63,8 +65,7 @@ def questions(count: int = 4) -> list[Prompt]:
 
 
 def ask_one(served: ModelServer, waits: Waits, **more: Any) -> Answer:
-    with Server(section(served, **more), wait=waits) as found:
-        return found.ask(questions(1)[0])
+    return Server(section(served, **more), wait=waits).ask(questions(1)[0])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,12 @@ def test_trouble_that_passes_is_waited_for(served: ModelServer, step: Step, leas
             Step(401, {"error": {"message": "no"}}), "wants another key.*OPENAI_API_KEY holds another", id="401"
         ),
         pytest.param(Step(403, HTML), "wants another key", id="403"),
+        pytest.param(
+            Step(403, {"error": {"message": "You are not allowed to request logprobs from this model"}}),
+            r"gives no logprobs of this model.*llm\.decode=generate",
+            id="403-logprobs",
+        ),
+        pytest.param(Step(200, b"x", {"Content-Encoding": "gzip"}), "the reply is packed", id="packed"),
         pytest.param(Step(404, {"detail": "Not Found"}), r"HTTP 404.*base_url ends in /v1", id="404"),
         pytest.param(Step(400, {"error": "too long: 9000 tokens"}), "too long: 9000 tokens", id="400"),
         pytest.param(Step(422, {"detail": "Unexpected fields"}), "Unexpected fields", id="422"),
@@ -118,6 +125,35 @@ def test_what_will_not_pass_is_told_at_once(served: ModelServer, step: Step, tex
     assert not waits
     assert "sample image-0/0" in str(caught.value)
     assert "asks only for those that are missing" in str(caught.value)
+
+
+UNSUPPORTED = [
+    {"message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+     "instead.", "type": "invalid_request_error", "param": "max_tokens", "code": "unsupported_parameter"},
+    {"message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
+     "supported.", "param": "temperature", "code": "unsupported_value"},
+]  # fmt: skip
+
+
+def test_what_a_model_that_reasons_refuses_is_left_out(served: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
+    served.submits.extend(Step(400, {"error": error}) for error in UNSUPPORTED)
+    served.submits.append(Step(200, {"choices": [{"message": {"content": "1"}, "finish_reason": "stop"}]}))
+    assert ask_one(served, Waits()).text == "1"
+    assert [sorted(seen.body) for seen in served.seen] == [
+        ["max_tokens", "messages", "model", "temperature"],
+        ["max_completion_tokens", "messages", "model", "temperature"],
+        ["max_completion_tokens", "messages", "model"],
+    ]
+    assert served.seen[1].body["max_completion_tokens"] == 2
+    assert "refuses max_tokens" in caplog.text
+    assert "refuses temperature" in caplog.text
+
+
+def test_a_server_that_refuses_one_parameter_for_ever_is_asked_twice(served: ModelServer) -> None:
+    served.submits.extend([Step(400, {"error": UNSUPPORTED[0]})] * 9)
+    with pytest.raises(ModelError, match="refuses the request"):
+        ask_one(served, Waits())
+    assert served.count("POST") == 2
 
 
 def test_patience_ends(served: ModelServer) -> None:

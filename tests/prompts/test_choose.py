@@ -40,7 +40,7 @@ def test_probabilities_come_before_text() -> None:
         pytest.param("box2", Choice(2), id="glued"),
         pytest.param("01", Choice(1), id="leading-zero"),
         pytest.param("", NO_NUMBER, id="empty"),
-        pytest.param(None, NO_NUMBER, id="nothing"),
+        pytest.param(None, Choice(None, reason="no_probability"), id="nothing"),
         pytest.param("the left one", NO_NUMBER, id="words"),
         pytest.param("two", NO_NUMBER, id="spelled"),
         pytest.param("²", NO_NUMBER, id="superscript"),

@@ -202,8 +202,12 @@ def test_one_detector_is_no_ensemble(toy: Path) -> None:
 
 
 def test_unfinished_runs_are_all_named() -> None:
+    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    for name in ("runs/a", "runs/b"):
+        runs.open_run(Path(name), recipe)
     told = fail(RunError, "transfer", "--run", "runs/a", "--run", "runs/b", "--vlm", "toy")
-    assert "no finished training in runs/a, runs/b; go on with it: make train RUN=runs/a" in told
+    assert "no finished training in runs/a, runs/b; resume it with: llm-wrapper train --run runs/a" in told
+    assert "runs/c is no run folder; did you mean" in fail(RunError, "transfer", "--run", "runs/c")
 
 
 def test_without_a_run_the_matrix_has_detectors_and_whatever_llm_is_named(toy: Path) -> None:

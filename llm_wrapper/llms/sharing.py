@@ -1,0 +1,333 @@
+"""What goes through a model, and whether packed sequences see in it what they would see alone: tried out, not believed.
+
+packs -> batch (ids, positions, who sees whom) -> the model's own forward pass -> logits at the wanted places
+
+self-test:  [prefix long], [prefix short]   alone, as transformers' own example would ask   = the truth
+the same padded to a batch      differs: the model is refused
+[prefix long short] in a pack   differs: packs are not shared
+the two padded on the left padded on the left     differs: prompts are continued one by one
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms.packing import Pack, block_mask, collate, pack_tree
+
+__all__ = [
+    "additive_mask",
+    "attention_mask",
+    "base_of",
+    "can_pad_left",
+    "can_share_prefixes",
+    "logits_at",
+    "model_batch",
+    "require_exact",
+    "takes_blocks",
+]
+
+_log = logging.getLogger(__name__)
+
+_FLEX = "flex_attention"
+_TAKE_MASKS = {"eager", "sdpa", _FLEX}
+_GLOBAL = {"full_attention", "global"}
+_LOCAL = {"sliding_attention", "chunked_attention", "local"}
+_WINDOW = re.compile(r"(?:^|_)(?:window|window_size|attention_chunk_size|local_attention)$")
+
+_PREFIX, _LONG, _SHORT = 6, 9, 5
+"""Tokens of the self-test's prefix and of its two branches; the second stands far from where it would stand alone."""
+_ROUNDING = {torch.float32: 1e-4}
+_COARSE = 0.05
+"""Largest relative difference of logits that rounding explains, of float32 and of shorter types. One row of numbers
+rounded to bfloat16 is 0.002 off, 32 layers of them 0.01 to 0.03; a branch that sees another is off by half and more."""
+_REFUSED = 10
+"""A model that is so many times as far off even without sharing is refused."""
+
+
+def base_of(model: Any) -> Any:
+    """Return the model itself without PEFT's wrapping; adapters of its layers stay in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+# --- what goes in and comes out --------------------------------------------------------------------------------------
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a boolean mask (True: may look) into what eager and SDPA attention add to their logits."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def attention_mask(model: Any, packs: Sequence[Pack], visible: torch.Tensor) -> torch.Tensor:
+    """Return the mask that a model takes for collated packs: (b, 1, t, t) and additive, or (b, t) of zeros and ones.
+
+    Plain sequences, padded on the right, need two dimensions alone: then the model puts its own window on them, which
+    it would not put on four, and SDPA may take its fast kernels.
+
+    Args:
+        model: It gives the type of an additive mask.
+        packs: Those of the batch.
+        visible: Of `collate`, (b, 1, t, t).
+    """
+    if any(not pack.is_plain for pack in packs):
+        return additive_mask(visible, model.dtype)
+    return _lengths_mask(packs, visible.shape[-1], visible.device)
+
+
+def _lengths_mask(packs: Sequence[Pack], width: int, device: torch.device) -> torch.Tensor:
+    lengths = torch.tensor([len(pack) for pack in packs], device=device)
+    return (torch.arange(width, device=device) < lengths[:, None]).long()
+
+
+def model_batch(model: Any, packs: Sequence[Pack], pad_token_id: int) -> dict[str, Any]:
+    """Return what a model takes for packs, on its device."""
+    takes, is_plain = takes_blocks(model), all(pack.is_plain for pack in packs)
+    collated = collate(packs, pad_token_id, dense=not takes and not is_plain)
+    batch: dict[str, Any] = {key: value.to(model.device) for key, value in collated.items()}
+    ends = batch.pop("ends", None)
+    if takes:
+        return {**batch, "attention_mask": block_mask(ends)}
+    if is_plain:
+        return {**batch, "attention_mask": _lengths_mask(packs, batch["input_ids"].shape[1], model.device)}
+    return {**batch, "attention_mask": additive_mask(batch["attention_mask"], model.dtype)}
+
+
+def logits_at(model: Any, batch: dict[str, Any], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return the logits (n, vocabulary) of n places (row, column), by the model's own forward pass.
+
+    Only these go through the output layer: `logits_to_keep` takes the same columns of all rows, which would be several
+    times as many, and some models lack it. What the model does before and behind that layer (scales, caps, a head of
+    its own) stays as it is.
+
+    Args:
+        model: Without PEFT's wrapping.
+        batch: Its arguments.
+        rows: Of shape (n,), on the model's device.
+        columns: Of shape (n,), counted in the outputs: learned tokens in the row come first.
+    """
+    picked = []
+
+    def pick(_: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not given or given[0].ndim != 3:
+            return None
+        picked.append(True)
+        return (given[0][rows, columns][None], *given[1:])
+
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        logits: torch.Tensor = model(**batch, use_cache=False).logits
+    finally:
+        if handle:
+            handle.remove()
+    return logits[0] if picked else logits[rows, columns]
+
+
+# --- what may be shared ----------------------------------------------------------------------------------------------
+
+
+def can_share_prefixes(model: Any, longest: int) -> bool:
+    """Tell whether packed sequences see what they would see alone.
+
+    They do not with flash attention, which takes no mask; where attention is local and a pack is longer than the window
+    (which counts places in the row, or is not put on a mask of packs at all); and where the self-test found another
+    reason: positions that are not read from `position_ids`, or a state that runs along the row.
+
+    Args:
+        model: With or without an adapter. One without weights (on the meta device) is believed.
+        longest: Tokens of the longest pack, 1 if it is not known yet: then windows are thought wide enough.
+    """
+    base = base_of(model)
+    config = base.config.get_text_config()
+    window = _window(config)
+    if config._attn_implementation not in _TAKE_MASKS:
+        return False
+    if window is not None and (longest >= window or config._attn_implementation == _FLEX):
+        return False
+    return base.device.type == "meta" or _verdict(base).shares
+
+
+def can_pad_left(model: Any) -> bool:
+    """Tell whether rows that are padded on the left, as generation needs them, see what they would see alone."""
+    return _verdict(base_of(model)).pads_left
+
+
+def takes_blocks(model: Any) -> bool:
+    """Tell whether packs go into the model with the mask of `packing.block_mask`, and none of (b, 1, t, t)."""
+    return base_of(model).config.get_text_config()._attn_implementation == _FLEX and can_share_prefixes(model, 1)
+
+
+def _window(config: Any) -> int | None:
+    """Return how far back the most local layer of a text model looks; None if all layers see all, 0 if unknown."""
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    if kinds and kinds <= _GLOBAL:
+        return None
+    sizes = [
+        value
+        for name, value in vars(config).items()
+        if _WINDOW.search(name) and isinstance(value, int) and not isinstance(value, bool) and value > 0
+    ]
+    if kinds - _GLOBAL - _LOCAL or (kinds and not sizes):
+        return 0
+    return min(sizes, default=None)
+
+
+# --- the self-test ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Whether packs are exact, and rows that are padded on the left; and why packs are not."""
+
+    shares: bool
+    pads_left: bool
+    reason: str = ""
+
+
+_VERDICTS: weakref.WeakKeyDictionary[torch.nn.Module, _Verdict] = weakref.WeakKeyDictionary()
+
+
+def require_exact(model: Any, name: str) -> None:
+    """Try a loaded model out with about 20 tokens, once: does it continue text, and may packs be shared?
+
+    Nothing of the model is changed, and no random number is drawn.
+
+    Raises:
+        ModelError: If its own forward pass fails, sees later tokens, or gives other scores for a padded batch.
+    """
+    verdict = _verdict(base_of(model))
+    if not verdict.shares:
+        _log.info(
+            "llm.model=%s: packed questions do not get the scores that they get alone (%s), so every answer goes with "
+            "a copy of its prompt: slower, and exact",
+            *(name, verdict.reason),
+        )
+
+
+def _verdict(base: Any) -> _Verdict:
+    if base not in _VERDICTS:
+        with _at_rest(base), torch.no_grad():
+            _VERDICTS[base] = _tried(base)
+    return _VERDICTS[base]
+
+
+@contextmanager
+def _at_rest(base: Any) -> Iterator[None]:
+    """Put a model into evaluation mode, and with an attention that needs no compiler; leave it as it was."""
+    training = [module for module in base.modules() if module.training]
+    own = base.config.get_text_config()._attn_implementation
+    base.eval()
+    if own == _FLEX:
+        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        if own == _FLEX:
+            base.set_attn_implementation(own)
+        for module in training:
+            module.training = True
+
+
+def _probe(config: Any) -> list[list[int]]:
+    """Return two sequences of ordinary tokens that share their beginning."""
+    text = config.get_text_config()
+    named = [value for each in (config, text) for key, value in vars(each).items() if key.endswith("token_id")]
+    special = {token for value in named for token in (value if isinstance(value, list) else [value])}
+    count, size = _PREFIX + _LONG + _SHORT, int(text.vocab_size)
+    usable = (token for token in (5 + 11 * number for number in range(size)) if token not in special)
+    ids = [next(usable) % size for _ in range(count)]
+    prefix, long, short = ids[:_PREFIX], ids[_PREFIX:-_SHORT], ids[-_SHORT:]
+    return [[*prefix, *long], [*prefix, *short]]
+
+
+def _tried(base: Any) -> _Verdict:
+    rows = _probe(base.config)
+    tolerance = _ROUNDING.get(base.dtype, _COARSE)
+
+    def alone(row: list[int]) -> torch.Tensor:
+        ids = torch.tensor([row], device=base.device)
+        return base(input_ids=ids, use_cache=False).logits[0].float()  # type: ignore[no-any-return]
+
+    truth = _attempt(lambda: [alone(row) for row in rows], "its own forward pass")
+    if not all(torch.isfinite(logits).all() for logits in truth):
+        raise ModelError("the model gives numbers that are not finite for ordinary text; try llm.dtype=float32")
+    if (error := _difference(truth[0][:_PREFIX], truth[1][:_PREFIX])) > _REFUSED * tolerance:
+        raise ModelError(
+            f"the model's tokens see those behind them (its logits differ by {error:.2g} where the text before is the "
+            "same): it fills gaps and does not continue text, so it has no probability of an answer"
+        )
+    chains = [pack_tree([row], merge=False) for row in rows]
+    padded = _attempt(lambda: _outputs(base, chains), "a padded batch")
+    if (error := _largest(padded, truth)) > _REFUSED * tolerance:
+        raise ModelError(
+            f"the model gives other logits to a padded batch than to its rows alone (relative difference {error:.2g}): "
+            "scores would hang on the other questions"
+        )
+    left = _fault(lambda: _padded_left(base, rows), truth, tolerance)
+    packed = _fault(lambda: _outputs(base, [pack_tree(rows, merge=False)]), truth, tolerance)
+    return _Verdict(shares=not packed, pads_left=not left, reason=packed)
+
+
+def _fault(forward: Callable[[], list[torch.Tensor]], truth: Sequence[torch.Tensor], tolerance: float) -> str:
+    """Return why a way of asking does not give the logits that a model gives alone; nothing if it does."""
+    try:
+        error = _largest(forward(), truth)
+    except Exception as failure:  # what a model says to a mask or to positions that it does not take is open
+        return f"{type(failure).__name__} from the model"
+    return f"relative difference {error:.2g}" if error > tolerance else ""
+
+
+def _padded_left(base: Any, rows: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Return the logits of rows of a batch with padding before the shorter ones, asked as `generate` asks."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=base.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=base.device)
+    batch = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if "position_ids" in inspect.signature(base.forward).parameters:
+        batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = base(**batch).logits.float()
+    return [one[width - len(row) :] for one, row in zip(logits, rows, strict=True)]
+
+
+def _attempt(forward: Callable[[], list[torch.Tensor]], what: str) -> list[torch.Tensor]:
+    try:
+        return forward()
+    except Exception as error:  # the model's own code: what it may raise is open
+        said = (str(error).splitlines() or [""])[0][:300]
+        raise ModelError(f"the model fails at {what}: {type(error).__name__}: {said}") from error
+
+
+def _outputs(base: Any, packs: Sequence[Pack]) -> list[torch.Tensor]:
+    """Return the logits of each packed sequence, through the road of scoring."""
+    collated = collate(packs, 0)
+    batch: dict[str, Any] = {key: value.to(base.device) for key, value in collated.items()}
+    batch["attention_mask"] = attention_mask(base, packs, batch["attention_mask"])
+    where = [[(row, column) for column in path] for row, pack in enumerate(packs) for path in pack.paths]
+    rows, columns = (torch.tensor(each, device=base.device) for each in zip(*chain.from_iterable(where), strict=True))
+    logits = logits_at(base, batch, rows, columns).float()
+    return list(logits.split([len(path) for path in where]))
+
+
+def _largest(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
+    """Return the difference of the sequence that differs most, over its own branch."""
+    return max(_difference(one[_PREFIX:], other[_PREFIX:]) for one, other in zip(found, truth, strict=True))
+
+
+def _difference(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return the relative difference of logits (n, v) at the middle one of n places.
+
+    Not at the worst: in a mixture of experts rounding sends single tokens to other experts.
+    """
+    size = (truth - truth.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-12)
+    error = found - truth
+    return float(((error - error.mean(-1, keepdim=True)).norm(dim=-1) / size).nan_to_num(torch.inf).median())
