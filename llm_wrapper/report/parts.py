@@ -141,6 +141,7 @@ def _require_sound(path: Path, systems: Mapping[str, Sequence[Prediction]]) -> N
 
 def _problem(row: Prediction) -> str:
     shares = [*(row.probabilities or ()), *(x for x in (row.probability, row.none_probability) if x is not None)]
+    shares += [] if row.mass is None else [row.mass]
     if not all(0 <= share <= 1 + _ROUNDING for share in shares):
         return "a probability that is not within 0 and 1"
     if row.probabilities is not None and len(row.probabilities) != len(row.candidates):
