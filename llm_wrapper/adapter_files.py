@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import artifacts, readers
 from llm_wrapper.errors import ModelError
 
 __all__ = ["CONFIG", "WEIGHTS", "Adapter", "identity", "locate"]
@@ -31,7 +31,7 @@ class Adapter:
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says about it: its name, its digests, and the model it says it was trained on."""
-        settings = artifacts.read_json(self.folder / CONFIG)
+        settings = readers.read_json(self.folder / CONFIG, most=readers.MIB)
         base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
         return {"name": self.name, "trained_on": base, "sha256": identity(self.folder)}
 

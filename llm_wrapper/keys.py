@@ -147,7 +147,9 @@ def _filed() -> dict[str, list[str]]:
         rows = parse_yaml(read_text(path, most=MIB), str(path)) or {}
         return TypeAdapter(dict[str, list[str]]).validate_python(rows)
     except (DataError, ValidationError) as error:
-        raise RecipeError(f"{path} cannot be read: write one variable a line, VARIABLE: [ADDRESS, ..] ({error})") from error
+        raise RecipeError(
+            f"{path} cannot be read: write one variable a line, VARIABLE: [ADDRESS, ..] ({error})"
+        ) from error
 
 
 def _is_below(address: str, allowed: str) -> bool:

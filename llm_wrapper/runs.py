@@ -1,6 +1,7 @@
 """Run folders: their names, what makes one complete, and how a later command finds the right one.
 
 runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before anything starts
+                                       .lock          held while a process trains
                                        train_log.jsonl  checkpoints/  adapter/
                                        manifest.json  written last: its presence means that training is complete
                                        predictions-<split>.parquet  report-<split>.json
@@ -8,20 +9,47 @@ runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before a
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
+import logging
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from filelock import FileLock, Timeout
+
+from llm_wrapper import artifacts, readers
+from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import RunError
 from llm_wrapper.recipe import Recipe, load_resolved
 
-__all__ = ["ROOT", "facts_of", "finish", "is_complete", "latest", "new_name", "open_run", "recipe_of"]
+__all__ = [
+    "ADAPTER",
+    "ROOT",
+    "claim_run",
+    "digests_of",
+    "facts_of",
+    "finish",
+    "is_complete",
+    "latest",
+    "new_name",
+    "open_run",
+    "recipe_of",
+    "require_unchanged",
+    "verify_adapter",
+]
+
+_log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
+ADAPTER = "adapter"
 _MANIFEST = "manifest.json"
 _RECIPE = "recipe.yaml"
+_LOCK = ".lock"
+_DIGESTS = "sha256"
+_MOST = 16 * readers.MIB
 _STAMP = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z"
 
 
@@ -41,42 +69,160 @@ def recipe_of(folder: Path) -> Recipe:
     """Return the resolved recipe of a run.
 
     Raises:
-        RunError: If the folder is no run.
+        RunError: If the folder is no run, or its recipe is not the one that its training was finished with.
     """
     if not (folder / _RECIPE).is_file():
         raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {ROOT}")
+    if is_complete(folder):
+        require_unchanged(folder, _digests(folder), names=[_RECIPE])
     return load_resolved(folder / _RECIPE)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a complete run."""
-    found: dict[str, Any] = artifacts.read_json(folder / _MANIFEST)
+    """Return the manifest of a complete run.
+
+    Raises:
+        DataError: If it cannot be read.
+        RunError: If it is no manifest.
+    """
+    found = readers.read_json(folder / _MANIFEST, most=_MOST)
+    if not isinstance(found, dict):
+        raise RunError(
+            f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: rm -r {folder}"
+        )
     return found
 
 
-def open_run(folder: Path, recipe: Recipe) -> Path:
-    """Make a run folder, or open an interrupted one of the same recipe to go on with it.
+def _digests(folder: Path) -> dict[str, str] | None:
+    """Return the digests in the manifest of a complete run by file; None in one of an earlier version."""
+    found = facts_of(folder).get(_DIGESTS)
+    if found is not None and not (isinstance(found, dict) and all(isinstance(each, str) for each in found.values())):
+        raise RunError(f"{folder / _MANIFEST}: {_DIGESTS} is no table of digests. Train again: rm -r {folder}")
+    return found
+
+
+def digests_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of those of some files that a folder has."""
+    return {name: artifacts.digest(folder / name) for name in names if (folder / name).is_file()}
+
+
+def require_unchanged(folder: Path, digests: dict[str, str] | None, *, names: Sequence[str]) -> None:
+    """Refuse files that are not those whose digests were written down; say where none were.
 
     Raises:
-        RunError: If the run is complete, or of another recipe; nothing in it is touched.
+        RunError: If one was changed, damaged or removed.
+    """
+    if digests is None:
+        _say_unchecked(folder)
+        return
+    now = digests_of(folder, names)
+    wrong = [name for name in names if name in digests and now.get(name) != digests[name]]
+    if wrong:
+        raise RunError(
+            f"{folder / wrong[0]} is not as it was written (its digest differs): it was changed or damaged. Bring it "
+            f"back from a copy, or train again: rm -r {folder}. To use changed weights, copy their folder and name it "
+            "with --adapter"
+        )
+
+
+@functools.cache  # one line a command
+def _say_unchecked(folder: Path) -> None:
+    _log.info("%s is of a version that kept no digests: whether its files are as written is not checked", folder)
+
+
+def verify_adapter(folder: Path) -> None:
+    """Refuse a run's adapter that is not the one that its training wrote; others are not looked at.
+
+    Args:
+        folder: `<run>/adapter`, or any folder of an adapter.
+
+    Raises:
+        RunError: If a file was changed, or the folder is a link out of the run.
+    """
+    run = folder.parent
+    if folder.name != ADAPTER or not is_complete(run) or not (run / _RECIPE).is_file():
+        return
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link: a run's adapter lies in the run. Name where it leads with --adapter")
+    require_unchanged(run, _digests(run), names=[f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS)])
+
+
+def open_run(folder: Path, recipe: Recipe) -> Path:
+    """Make a run folder, or open an interrupted one of the same recipe to resume it.
+
+    Raises:
+        RunError: If the run is complete, or of another recipe, or holds links; nothing in it is touched.
     """
     if is_complete(folder):
         raise RunError(f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {folder}")
     if (folder / _RECIPE).is_file():
         if recipe_of(folder) != recipe:
             raise RunError(
-                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Go on with that one, or name "
-                "another folder with --run"
+                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Resume that one: make train "
+                f"RUN={folder}; or name another folder with --run"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder. Name another with --run")
+    links = sorted(path for path in folder.glob("*") if path.is_symlink())
+    if links:
+        raise RunError(f"{links[0]} is a link and would be written through: remove it, or name another run with --run")
     artifacts.write_atomic(folder / _RECIPE, recipe.to_yaml())
     return folder
 
 
+@contextlib.contextmanager
+def claim_run(folder: Path, recipe: Recipe, *, is_new: bool = False) -> Iterator[Path]:
+    """Open a run and hold it, so that no other process writes into it.
+
+    The operating system frees the lock when the process ends, however it ends; the file `.lock` may stay.
+
+    Args:
+        folder: Of the run.
+        recipe: Of the run.
+        is_new: Make a folder that nobody has yet: where the name is taken, a number is added to it.
+
+    Yields:
+        The run's folder.
+
+    Raises:
+        RunError: As `open_run`, or if another process holds the run, or its folder cannot be written.
+    """
+    if is_new:
+        folder = _created(folder)
+    open_run(folder, recipe)
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"{folder} is in use: another process trains it. Wait until it has ended, or name another with --run"
+        ) from error
+    except OSError as error:
+        raise RunError(f"{folder} cannot be locked: {error.strerror or error}. Name another with --run") from error
+    try:
+        yield open_run(folder, recipe)  # again: another process may have finished it before the lock was free
+    finally:
+        lock.release()
+
+
+def _created(folder: Path) -> Path:
+    """Make a folder that did not exist, of this name or with a number behind it."""
+    made, number = folder, 1
+    while True:
+        try:
+            made.mkdir(parents=True)
+            return made
+        except FileExistsError:
+            number += 1
+            made = folder.with_name(f"{folder.name}-{number}")
+        except OSError as error:
+            raise RunError(f"{made} cannot be made: {error.strerror or error}. Name another with --run") from error
+
+
 def finish(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest: the facts of the run, the code's revision and the packages' versions."""
-    common = {"git": artifacts.git_revision(), "versions": artifacts.versions()}
+    """Write the manifest: the facts of the run, digests, the code's revision and the packages' versions."""
+    digests = digests_of(folder, [_RECIPE, *(f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS))])
+    common = {_DIGESTS: digests, "git": artifacts.git_revision(), "versions": artifacts.versions()}
     artifacts.write_json(folder / _MANIFEST, {**facts, **common})
 
 

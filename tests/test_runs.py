@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llm_wrapper import artifacts, runs
-from llm_wrapper.errors import RecipeError, RunError
+from llm_wrapper.adapter_files import CONFIG, WEIGHTS
+from llm_wrapper.errors import DataError, RecipeError, RunError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
 
+ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(
     detector=DetectorSection(name="toy"),
     data=DataSection(name="toy", reader="toy", root=Path("data/toy")),
@@ -137,3 +142,130 @@ def test_the_latest_is_the_newest_complete_one() -> None:
 def test_a_run_of_another_name_is_not_taken(name: str) -> None:
     complete(name)
     assert runs.latest("toy-rule-toy") is None
+
+
+# --- one process at a time -------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from llm_wrapper import runs
+from tests.test_runs import RECIPE
+with runs.claim_run(Path(sys.argv[1]), RECIPE):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_another_process_trains_is_refused() -> None:
+    command = [sys.executable, "-c", HOLDER, "run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        before = snapshot(Path("run"))
+        with pytest.raises(RunError, match=r"run is in use: another process trains it"), runs.claim_run(Path("run"), RECIPE):
+            pass
+        assert snapshot(Path("run")) == before
+        other.kill()
+    with runs.claim_run(Path("run"), RECIPE) as folder:  # a killed process holds nothing
+        assert folder == Path("run")
+
+
+def test_new_runs_of_one_second_have_folders_of_their_own() -> None:
+    name = runs.ROOT / runs.new_name("toy-rule-toy")
+    with runs.claim_run(name, RECIPE, is_new=True) as first, runs.claim_run(name, RECIPE, is_new=True) as second:
+        assert (first, second) == (name, name.with_name(f"{name.name}-2"))
+    runs.finish(second, {})
+    assert runs.latest("toy-rule-toy") == second
+
+
+@pytest.mark.parametrize("name", [".lock", "adapter", "checkpoints", "train_log.jsonl"])
+def test_links_in_a_run_are_not_written_through(tmp_path: Path, name: str) -> None:
+    folder = runs.open_run(Path("run"), RECIPE)
+    (tmp_path / "elsewhere").write_text("mine")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=rf"run/{re.escape(name)} is a link"), runs.claim_run(folder, RECIPE):
+        pass
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunError, match="runs/new cannot be made"), runs.claim_run(Path("runs/new"), RECIPE, is_new=True):
+        pass
+
+
+# --- as it was written -----------------------------------------------------------------------------------------------
+
+
+def with_adapter(name: str) -> Path:
+    """A finished run with the files of an adapter."""
+    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / CONFIG).write_text("{}")
+    (folder / "adapter" / WEIGHTS).write_bytes(b"weights")
+    runs.finish(folder, {})
+    return folder
+
+
+def test_a_finished_run_is_as_it_was_written() -> None:
+    folder = with_adapter("whole")
+    runs.verify_adapter(folder / "adapter")
+    assert runs.recipe_of(folder) == RECIPE
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("what", ["changed", "gone"])
+def test_a_changed_adapter_is_refused(name: str, what: str) -> None:
+    path = with_adapter("other") / "adapter" / name
+    path.write_bytes(b"weightz") if what == "changed" else path.unlink()
+    with pytest.raises(RunError, match=rf"runs/other/adapter/{name} is not as it was written .*rm -r runs/other"):
+        runs.verify_adapter(path.parent)
+
+
+def test_a_changed_recipe_is_refused() -> None:
+    folder = with_adapter("other")
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("format: relations", "format: compact"))
+    with pytest.raises(RunError, match=r"recipe\.yaml is not as it was written"):
+        runs.recipe_of(folder)
+
+
+def test_an_adapter_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    folder = with_adapter("linked")
+    (folder / "adapter").rename(tmp_path / "elsewhere")
+    (folder / "adapter").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="runs/linked/adapter is a link"):
+        runs.verify_adapter(folder / "adapter")
+
+
+def test_a_run_of_an_earlier_version_is_taken_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    folder = with_adapter("early")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with caplog.at_level("INFO", logger="llm_wrapper"):
+        assert runs.recipe_of(folder) == RECIPE
+        runs.verify_adapter(folder / "adapter")
+    assert [row.message for row in caplog.records if "kept no digests" in row.message] == [
+        "runs/early is of a version that kept no digests: whether its files are as written is not checked"
+    ]
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"sha256": [1]}', '{"sha256": {"recipe.yaml": 1}}'])
+def test_a_manifest_that_is_none_is_refused(content: str) -> None:
+    folder = with_adapter("odd")
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(RunError, match=r"runs/odd/manifest\.json.*rm -r runs/odd"):
+        runs.recipe_of(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [pytest.param('{"a": ' * 100_000, id="deep"), pytest.param("{", id="cut-off"), pytest.param("", id="empty")]
+)
+def test_a_damaged_manifest_is_named(content: str) -> None:
+    folder = with_adapter("odd")
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"runs/odd/manifest\.json"):
+        runs.facts_of(folder)

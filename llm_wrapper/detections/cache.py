@@ -23,30 +23,19 @@ from typing import Any
 import pyarrow as pa
 
 from llm_wrapper import artifacts
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import canonical
 from llm_wrapper.detections.contents import MANIFEST, Contents, Manifest, fill_command, read, totals
+from llm_wrapper.detections.identity import Recorded, commits_of, distinct
 from llm_wrapper.detections.lock import locked
 from llm_wrapper.detections.parts import ROWS_PER_PART, Key, Part, read_part, row_detections, write_part
-from llm_wrapper.detectors.base import Detector, Level, joined, questions_about
+from llm_wrapper.detectors.base import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
 from llm_wrapper.records import Detections, Sample, to_dict
 
-__all__ = ["DetectionCache", "Manifest", "identity_of"]
+__all__ = ["DetectionCache", "Manifest"]
 
 _log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"part-(\d+)\.")
-
-
-def identity_of(detector: Detector, dataset: Dataset) -> dict[str, Any]:
-    """Return all that decides the detections of a split; answers may be mixed only where this is the same."""
-    return {
-        "detector": detector.name,
-        "settings": detector.identity(),
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "annotations": dataset.digest,
-    }
 
 
 class DetectionCache:
@@ -54,7 +43,7 @@ class DetectionCache:
 
     Attributes:
         folder: Where the parts are.
-        identity: Plain JSON values, see `identity_of`.
+        identity: Plain JSON values, see `identity.identity_of`.
         manifest: `None` as long as the cache is not complete.
         damaged: Parts that `resume` could not use: set aside as `<name>.damaged`, or missing.
     """
@@ -96,7 +85,7 @@ class DetectionCache:
 
         Args:
             folder: Made where it does not exist.
-            identity: See `identity_of`.
+            identity: See `identity.identity_of`.
             overwrite: Remove all parts first, whatever they hold.
 
         Raises:
@@ -117,20 +106,31 @@ class DetectionCache:
         """Tell whether the cache holds the answer to a question."""
         return key in self._rows
 
-    def append(self, answers: Sequence[tuple[Key, Detections]]) -> Path:
+    @property
+    def recorded(self) -> Recorded:
+        """How the answers were computed: number formats, devices and commits, one entry for each way."""
+        return distinct(each for part in self._parts for each in part.recorded)
+
+    def append(self, answers: Sequence[tuple[Key, Detections]], recorded: Recorded = ()) -> Path:
         """Write answers as the next part and return its path; the cache is incomplete until `finish`.
 
+        Args:
+            answers: What was asked and answered.
+            recorded: How the answers were computed.
+
         Raises:
-            CacheError: If the cache is not open to add, or an answer is there already.
+            CacheError: If the cache is not open to add, an answer is there already, or the answers so far are those of
+                another commit of the weights.
             LLMWrapperError: If the part cannot be written, for instance because the disk is full.
         """
         self._require_writable()
         found = dict(answers)
         if len(found) < len(answers) or not found.keys().isdisjoint(self._rows):
             raise CacheError(f"{self.folder} was given two answers to one question; ask only what it does not hold.")
+        self._require_commit(recorded)
         self._drop_manifest()
         path = self.folder / f"part-{self._next_number:05d}.parquet"
-        write_part(path, list(found.items()), self.identity)
+        write_part(path, list(found.items()), self.identity, distinct(recorded))
         self._index([read_part(path)])
         # Last: an append that is interrupted here and done again replaces its own part.
         self._next_number += 1
@@ -166,6 +166,7 @@ class DetectionCache:
             unanswered=dict(unanswered),
             parts=tuple(part.entry for part in parts),
             **totals(parts),
+            recorded=self.recorded,
             versions=artifacts.versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
@@ -204,6 +205,16 @@ class DetectionCache:
     def _require_writable(self) -> None:
         if not self._writable:
             raise CacheError(f"{self.folder} is not open to add answers; use `with DetectionCache.resume(...)`.")
+
+    def _require_commit(self, recorded: Recorded) -> None:
+        """Refuse answers of other weights: a branch that is not pinned may move while a cache is filled."""
+        earlier, now = commits_of(self.recorded), commits_of(recorded)
+        if earlier and now and earlier != now:
+            old, new = (", ".join(sorted(map(str, each))) for each in (earlier, now))
+            raise CacheError(
+                f"{self.folder} holds answers of commit {old}, and the weights are of commit {new} now. Pin the first "
+                f"(detector.settings.revision={old}), or run `{self._command} --overwrite`."
+            )
 
     def _drop_manifest(self) -> None:
         (self.folder / MANIFEST).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from llm_wrapper import artifacts
 from llm_wrapper.detections.contents import MANIFEST
+from llm_wrapper.detections.identity import distinct
 from llm_wrapper.detections.parts import Key, Part, read_part, write_rows
 
 __all__ = ["FINAL", "layout", "settle", "stage"]
@@ -53,9 +54,10 @@ def stage(
     place = folder / FINAL
     table = pa.concat_tables([part.table for part in parts]).combine_chunks()
     row_of = {key: row for row, key in enumerate(key for part in parts for key in part.keys)}
+    recorded = distinct(each for part in parts for each in part.recorded)
     staged = []
     for name, keys in wanted.items():
-        write_rows(place / name, table.take([row_of[key] for key in keys]).to_pylist(), identity)
+        write_rows(place / name, table.take([row_of[key] for key in keys]).to_pylist(), identity, recorded)
         staged.append(read_part(place / name))
     artifacts.write_json(place / _REPLACED, sorted({part.entry.name for part in parts} - wanted.keys()))
     return staged

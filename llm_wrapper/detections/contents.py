@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
+from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, split_recorded
 from llm_wrapper.detections.parts import DamagedPartError, Key, Part, PartEntry, read_part
 from llm_wrapper.detectors.base import Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed
+from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.records import from_dict
 
 __all__ = [
@@ -33,12 +35,16 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+_MAX_MANIFEST = 32 * MIB
+"""A manifest names each part and each image that could not be read; JSON takes up to 24 times its size in memory."""
 _PART_NAME = re.compile(r"part-\d+\.parquet")
 
 
 @validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Manifest:
     """What a complete cache says of itself; `created` is UTC, ISO 8601.
+
+    `recorded` tells how the answers were computed, one entry for each way, such as a GPU first and a CPU later.
 
     `unanswered` gives the reason for each image that could not be asked about, by image id: those of its samples that
     have no answer have no detections.
@@ -54,6 +60,7 @@ class Manifest:
     num_dropped: int
     versions: dict[str, str]
     created: str
+    recorded: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +153,19 @@ def read(folder: Path, *, identity: Mapping[str, Any] | None = None, may_be_empt
     manifest, damage = _manifest(folder / MANIFEST)
     outcomes = dict(_read_parts(folder, manifest))
     readable = [outcome for outcome in outcomes.values() if isinstance(outcome, Part)]
+    wanted = identity or (manifest.identity if manifest else readable[0].identity if readable else {})
+    if manifest is not None:
+        manifest = replace(manifest, identity=adopt_revision(manifest.identity, manifest.recorded, wanted))
+    readable = [replace(part, identity=adopt_revision(part.identity, part.recorded, wanted)) for part in readable]
+    outcomes.update((folder / part.entry.name, part) for part in readable)
     found = manifest.identity if manifest else readable[0].identity if readable else None
-    wanted = identity or found
     foreign = tuple(part for part in readable if part.identity != wanted)
     outcomes.update(_repeats(folder, [part for part in readable if part.identity == wanted]))
     parts = tuple(each for each in outcomes.values() if isinstance(each, Part) and each.identity == wanted)
     again = f"Run `{fill_command(wanted, folder)}`: it asks again only what is lost."
     problems = [Problem(text, again) for text in damage]
     problems += [_unusable(path, each, again) for path, each in outcomes.items() if not isinstance(each, Part)]
-    problems += [_foreign(folder, part, wanted or {}) for part in foreign]
+    problems += [_foreign(folder, part, wanted) for part in foreign]
     if manifest is not None and not problems:
         problems += [Problem(text, again) for text in _miscounted(folder / MANIFEST, manifest, parts)]
     return Contents(folder, manifest, found, parts, foreign, tuple(problems))
@@ -195,7 +206,9 @@ def _manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     if not path.exists():
         return None, []
     try:
-        return from_dict(Manifest, artifacts.read_json(path)), []
+        manifest = from_dict(Manifest, read_json(path, most=_MAX_MANIFEST))
+        identity, earlier = split_recorded(manifest.identity)
+        return replace(manifest, identity=identity, recorded=distinct([*manifest.recorded, *earlier])), []
     except (DataError, ValueError, TypeError) as error:
         return None, [f"{path} is damaged: {error}".removesuffix(".")]
 

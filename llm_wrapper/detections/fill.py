@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.cache import DetectionCache, identity_of
+from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.identity import Recorded, describe_recorded, identity_of
 from llm_wrapper.detections.local_engine import Answered, Engine, answer_locally
 from llm_wrapper.detections.parts import ROWS_PER_PART, Key
 from llm_wrapper.detections.progress import Money, progress_bar
@@ -92,6 +94,8 @@ def fill(  # noqa: PLR0913 (each is an option of the verb)
             raise ImageError(listed(text, unreadable.values()))
         order = [question.key for image in images for question in image]
         cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
+        if len(cache.recorded) > 1:
+            _log.warning("%s: its answers were computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
 
 
@@ -106,7 +110,7 @@ def _keep(answers: Iterable[Answered], writer: _Writer, advance: Callable[[int],
     """Write down what an engine gives; return why images could not be read, by image id."""
     unreadable: dict[str, str] = {}
     for answered in answers:
-        writer.add(answered.answers)
+        writer.add(answered.answers, answered.recorded)
         unreadable.update(answered.unreadable)
         advance(len(answered.answers))
     return dict(sorted(unreadable.items()))
@@ -173,6 +177,7 @@ class _Writer:
         self._cache = cache
         self._rows_per_part = rows_per_part
         self._answers: list[tuple[Key, Detections]] = []
+        self._recorded: list[Mapping[str, Any]] = []
         self._written = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[Path] | None = None
@@ -187,9 +192,10 @@ class _Writer:
         finally:
             self._thread.shutdown()
 
-    def add(self, answers: Sequence[tuple[Key, Detections]]) -> None:
+    def add(self, answers: Sequence[tuple[Key, Detections]], recorded: Recorded) -> None:
         """Keep answers, and write a part where enough of them or enough time has come together."""
         self._answers += answers
+        self._recorded += [each for each in recorded if each not in self._recorded]
         if len(self._answers) >= self._rows_per_part or time.monotonic() - self._written >= _FLUSH_SECONDS:
             self._flush()
             if self._rows_per_part == 1:
@@ -199,8 +205,8 @@ class _Writer:
         """Start to write what is there, after what is being written."""
         self._wait()
         if self._answers:
-            self._pending = self._thread.submit(self._cache.append, self._answers)
-            self._answers = []
+            self._pending = self._thread.submit(self._cache.append, self._answers, tuple(self._recorded))
+            self._answers, self._recorded = [], []
         self._written = time.monotonic()
 
     def _wait(self) -> None:

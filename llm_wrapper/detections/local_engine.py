@@ -8,12 +8,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from llm_wrapper.detections.identity import Recorded, split_recorded
 from llm_wrapper.detections.parts import Key
-from llm_wrapper.detectors.base import Detector, PaidDetector, Question
+from llm_wrapper.detectors.base import Detector, PaidDetector, Question, RecordingDetector
 from llm_wrapper.errors import CacheError, ImageError
 from llm_wrapper.records import Detections
 
-__all__ = ["AHEAD", "READERS", "Answered", "Engine", "Reading", "answer_locally", "ask"]
+__all__ = ["AHEAD", "READERS", "Answered", "Engine", "Reading", "answer_locally", "ask", "recorded_of"]
 
 READERS = 4
 """Threads that read images, in each process."""
@@ -23,10 +24,11 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Some answers, and by image id why images could not be read."""
+    """Some answers, by image id why images could not be read, and how the answers were computed."""
 
     answers: list[tuple[Key, Detections]]
     unreadable: dict[str, str]
+    recorded: Recorded = ()
 
 
 Engine = Callable[[Detector, Sequence[Sequence[Question]]], Generator[Answered, None, None]]
@@ -42,7 +44,7 @@ def answer_locally(detector: Detector, batches: Sequence[Sequence[Question]]) ->
         if unreadable:
             yield Answered([], unreadable)
         for asked in [[each] for each in questions] if isinstance(detector, PaidDetector) else [questions]:
-            yield Answered(ask(detector, asked, prepared), {})
+            yield Answered(ask(detector, asked, prepared), {}, recorded_of(detector))
 
 
 class Reading:
@@ -79,6 +81,13 @@ def _read_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def recorded_of(detector: Detector) -> Recorded:
+    """Return how a detector computes, as far as it says so."""
+    if isinstance(detector, RecordingDetector):
+        return (detector.recorded(),)
+    return split_recorded({"settings": detector.identity()})[1]
 
 
 def ask(detector: Detector, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[tuple[Key, Detections]]:

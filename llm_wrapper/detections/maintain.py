@@ -12,6 +12,7 @@ import pyarrow as pa
 from llm_wrapper import artifacts
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import Contents, Problem, fill_command, read, read_sound, told, totals
+from llm_wrapper.detections.identity import Recorded, commits_of, distinct
 from llm_wrapper.detections.parts import ROWS_PER_PART, Key, row_detections
 from llm_wrapper.detectors.base import LEVELS, Level
 from llm_wrapper.errors import CacheError, listed
@@ -27,7 +28,8 @@ class Info:
     """What a cache folder holds, over the parts that can be used.
 
     `levels` are those of the answers that are there. `num_unanswered` (images) and `created` are known of a finished
-    cache only. A `damaged` cache has problems, see `verify`; an `incomplete` one has no manifest yet.
+    cache only. A `damaged` cache has problems, see `verify`; an `incomplete` one has no manifest yet. `recorded` tells
+    how the answers were computed.
     """
 
     folder: str
@@ -42,6 +44,7 @@ class Info:
     num_parts: int
     num_bytes: int
     created: str | None
+    recorded: Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ def info(folder: Path) -> Info:
         num_parts=len(found.parts),
         num_bytes=sum((folder / part.entry.name).stat().st_size for part in found.parts),
         created=None if manifest is None else manifest.created,
+        recorded=_recorded_in(found),
     )
 
 
@@ -113,10 +117,11 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
     _gather(sources)
     with DetectionCache.resume(out, identity) as cache:
         answers, num_repeated = _gather([read(out, may_be_empty=True), *sources])
+        recorded = _recorded_in(*sources)
         missing = [key for key in answers if key not in cache]
         for start in range(0, len(missing), ROWS_PER_PART):
             keys = missing[start : start + ROWS_PER_PART]
-            cache.append([(key, row_detections(*answers[key][1:])) for key in keys])
+            cache.append([(key, row_detections(*answers[key][1:])) for key in keys], recorded)
         for source in sources:
             if cache.manifest is None and source.manifest is not None and source.keys == answers.keys():
                 order = [key for part in source.parts for key in part.keys]
@@ -134,9 +139,16 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
             other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
         )
     ]
+    commits = {each.folder: commits_of(_recorded_in(each)) for each in sources}
+    if len(set().union(*commits.values())) > 1:
+        problems += [f"{folder} is of commit {', '.join(sorted(found))}" for folder, found in commits.items() if found]
     if problems:
         raise CacheError(listed("only detections that were made in the same way can be merged", problems))
     return first.identity or {}
+
+
+def _recorded_in(*caches: Contents) -> Recorded:
+    return distinct(each for found in caches for part in found.parts for each in part.recorded)
 
 
 def _gather(caches: Iterable[Contents]) -> tuple[dict[Key, _Row], int]:

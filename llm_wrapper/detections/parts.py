@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
+from llm_wrapper.detections.identity import Recorded, distinct, split_recorded
 from llm_wrapper.errors import CacheError, DataError
+from llm_wrapper.readers import parse_json
 from llm_wrapper.records import Box, Detection, Detections, to_dict
 
 __all__ = [
@@ -52,6 +54,8 @@ SCHEMA = pa.schema(
 """Columns of a part; `sample_id` is null where the answer holds for the whole image. Boxes are xyxy pixels."""
 
 _IDENTITY, _DIGEST = b"llm_wrapper.identity", b"llm_wrapper.identity_sha256"
+_RECORDED = b"llm_wrapper.recorded"
+_RECORDS = TypeAdapter(tuple[dict[str, Any], ...])
 
 Key = tuple[str, str | None]
 """What a row answers: (image_id, sample_id), or (image_id, None) for the whole image."""
@@ -73,15 +77,18 @@ class PartEntry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One part in memory: its rows as an Arrow table, and what they answer, row by row."""
+    """One part in memory: its rows as an Arrow table, what they answer, row by row, and how that was computed."""
 
     entry: PartEntry
     table: pa.Table
     keys: tuple[Key, ...]
     identity: Mapping[str, Any]
+    recorded: Recorded = ()
 
 
-def write_part(path: Path, answers: Sequence[tuple[Key, Detections]], identity: Mapping[str, Any]) -> None:
+def write_part(
+    path: Path, answers: Sequence[tuple[Key, Detections]], identity: Mapping[str, Any], recorded: Recorded = ()
+) -> None:
     """Write answers as one part, atomically.
 
     Raises:
@@ -90,10 +97,12 @@ def write_part(path: Path, answers: Sequence[tuple[Key, Detections]], identity: 
     rows = [
         {"image_id": image_id, "sample_id": sample_id, **to_dict(found)} for (image_id, sample_id), found in answers
     ]
-    write_rows(path, rows, identity)
+    write_rows(path, rows, identity, recorded)
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> None:
+def write_rows(
+    path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any], recorded: Recorded = ()
+) -> None:
     """Write plain rows of `SCHEMA` as one part, atomically; equal rows give equal bytes.
 
     Raises:
@@ -102,6 +111,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[
     text = artifacts.canonical(identity)
     # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
     metadata = {_IDENTITY: text.encode(), _DIGEST: artifacts.digest_value(identity).encode()}
+    if recorded:
+        metadata[_RECORDED] = artifacts.canonical(recorded).encode()
     artifacts.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
 
 
@@ -126,7 +137,10 @@ def read_part(path: Path, sha256: str | None = None) -> Part:
     if not table.schema.equals(SCHEMA):
         raise DamagedPartError(f"{path} is damaged: its columns are not those of detections")
     keys = tuple(zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
-    return Part(PartEntry(path.name, found, len(keys)), table, keys, _identity(path, table.schema.metadata or {}))
+    metadata = table.schema.metadata or {}
+    identity, earlier = split_recorded(_identity(path, metadata))
+    recorded = distinct([*_recorded(path, metadata), *earlier])
+    return Part(PartEntry(path.name, found, len(keys)), table, keys, identity, recorded)
 
 
 def _identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -138,6 +152,14 @@ def _identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     if artifacts.digest_value(identity).encode() != metadata.get(_DIGEST):
         raise DamagedPartError(f"{path} is damaged: the identity that it carries was changed")
     return identity
+
+
+def _recorded(path: Path, metadata: Mapping[bytes, bytes]) -> Recorded:
+    """Return what a part says of how its answers were computed."""
+    try:
+        return _RECORDS.validate_python(parse_json(metadata.get(_RECORDED, b"[]").decode(), str(path)))
+    except (DataError, ValueError) as error:
+        raise DamagedPartError(f"{path} is damaged: it does not say how its answers were computed") from error
 
 
 def row_detections(table: pa.Table, row: int) -> Detections:

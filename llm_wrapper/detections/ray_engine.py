@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llm_wrapper.detections.local_engine import AHEAD, READERS, Answered, Reading, ask
+from llm_wrapper.detections.local_engine import AHEAD, READERS, Answered, Reading, ask, recorded_of
 from llm_wrapper.detectors.base import Detector, PaidDetector, Question
 from llm_wrapper.errors import DataError, ModelError, RecipeError
 
@@ -122,7 +122,7 @@ class _Worker:
         detector = self._built()
         questions, prepared, unreadable = Reading(self._pool, detector, batch).result()
         with self._asking:
-            return Answered(ask(detector, questions, prepared), unreadable)
+            return Answered(ask(detector, questions, prepared), unreadable, recorded_of(detector))
 
     def _built(self) -> Detector:
         """Build the detector at the first question: an error would reach nobody from a worker that is starting."""

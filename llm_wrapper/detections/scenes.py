@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from typing import Any
 from llm_wrapper import candidates, datasets, detectors
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections.cache import DetectionCache, identity_of
+from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.identity import describe_recorded, identity_of
 from llm_wrapper.recipe import DataSection, Recipe
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["Scene", "SceneSet", "build", "cache_folder", "load_scenes"]
+
+_log = logging.getLogger(__name__)
 
 ROOT = Path("data/detections")
 
@@ -78,6 +82,8 @@ def load_scenes(
 ) -> SceneSet:
     """Read a split and its cached detections, and build the candidates of each sample.
 
+    No detector's weights are loaded, and how the detections were computed is logged.
+
     Args:
         recipe: Gives the detectors and the candidate policies.
         data: The data set, one of `recipe.training_data()`.
@@ -93,6 +99,9 @@ def load_scenes(
         DetectionCache.open_complete(cache_folder(detector.name, data, split), identity_of(detector, dataset))
         for detector in detectors.create_all(recipe, dataset)
     ]
+    for cache in caches:
+        if cache.recorded:
+            _log.info("%s: detections computed with %s", cache.folder, describe_recorded(cache.recorded))
     names = [cache.identity["detector"] for cache in caches]
     dropped: Counter[str] = Counter()
     scenes = []

@@ -16,6 +16,7 @@ __all__ = [
     "Level",
     "PaidDetector",
     "Question",
+    "RecordingDetector",
     "detect_sample",
     "detections_from_raw",
     "joined",
@@ -57,7 +58,11 @@ class Detector(Protocol):
     reads_images: bool
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the answers (JSON values): id, revision, tasks, thresholds."""
+        """Return all that decides the answers (JSON values): id, revision, tasks, thresholds.
+
+        It comes from the settings alone: a cache must be readable without the weights, and on another machine. How the
+        answers are computed belongs to `RecordingDetector.recorded`.
+        """
         ...
 
     def prepare(self, sample: Sample) -> Any:
@@ -75,6 +80,15 @@ class Detector(Protocol):
             questions: Those about one image stand together.
             prepared: Image id -> what `prepare` gave for it.
         """
+        ...
+
+
+@runtime_checkable
+class RecordingDetector(Detector, Protocol):
+    """A detector that says how it computes: its number format, device, attention and the commit of its weights."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Return JSON values that are kept beside the answers, printed and never compared; empty before any answer."""
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from llm_wrapper.errors import ModelError, RecipeError
 
-__all__ = ["Architecture", "PreparedImage", "device", "load"]
+__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "device", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,56 @@ class Architecture:
     remedy: str
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in evaluation mode, its processor, and the commit that both were loaded from; a folder has none."""
+
+    model: Any
+    processor: Any
+    commit: str | None = None
+
+    def recorded(self, *parts: Any) -> dict[str, Any]:
+        """Return how the model computes, which is recorded with its answers and never compared.
+
+        Args:
+            *parts: The configurations of those parts of the model that have an attention.
+        """
+        facts = {
+            "commit": self.commit,
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": "+".join(sorted({str(part._attn_implementation) for part in parts})),
+            "image_processor": type(self.processor.image_processor).__name__,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+class Weights:
+    """A model that is loaded when it is first needed; several threads, and several detectors, may share it.
+
+    A cache can so be opened, and its identity compared, without the weights.
+    """
+
+    def __init__(self, load: Callable[[], Loaded], built: Loaded | None = None) -> None:
+        self._load, self._built, self._lock = load, built, threading.Lock()
+
+    @property
+    def built(self) -> Loaded | None:
+        """The model, if it has been needed."""
+        return self._built
+
+    def loaded(self) -> Loaded:
+        """Return the model; it is loaded where it is not there yet.
+
+        Raises:
+            ModelError: If it cannot be loaded.
+        """
+        with self._lock:
+            if self._built is None:
+                self._built = self._load()
+            return self._built
+
+
 def device(setting: str) -> torch.device:
     """Return the device that a recipe names; `auto` is a GPU where there is one.
 
@@ -46,10 +98,8 @@ def device(setting: str) -> torch.device:
     return found
 
 
-def load(
-    name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any
-) -> tuple[Any, Any, str | None]:
-    """Return a model in evaluation mode, its processor, and the commit that both were loaded from.
+def load(name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any) -> Loaded:
+    """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
     Args:
         name: Hub id or local folder; a folder has no commit.
@@ -65,18 +115,20 @@ def load(
     try:
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
         model = _model(name, commit or asked, architecture, options)
-        processor = architecture.processor.from_pretrained(name, revision=commit or asked)
-        return model.to(where).eval(), processor, commit
+        processor = architecture.processor.from_pretrained(name, revision=commit or asked, trust_remote_code=False)
+        return Loaded(model.to(where).eval(), processor, commit)
     except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
         what = f"detector.settings.model={name} (revision {asked}) cannot be used"
         raise ModelError(f"{what}: {type(error).__name__}: {error}. {architecture.remedy}") from error
 
 
 def _model(name: str, revision: str, architecture: Architecture, options: dict[str, Any]) -> Any:
-    kind = transformers.AutoConfig.from_pretrained(name, revision=revision).model_type
+    kind = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
     if kind != architecture.model_type:
         raise ValueError(f"it is a {kind}, not a {architecture.model_type}")
-    model, report = architecture.model.from_pretrained(name, revision=revision, output_loading_info=True, **options)
+    model, report = architecture.model.from_pretrained(
+        name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
+    )
     # transformers fills what a checkpoint lacks with random numbers, and only logs it.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")

@@ -163,7 +163,9 @@ def _bounded(response: Any) -> bytes:
     for chunk in response.iter_content(_CHUNK):
         content += chunk
         if len(content) > _MOST:
-            raise CallError(f"the service's reply has more than {_MOST // MIB} MiB, which no answer needs", charged=True)
+            raise CallError(
+                f"the service's reply has more than {_MOST // MIB} MiB, which no answer needs", charged=True
+            )
     return bytes(content)
 
 
@@ -175,4 +177,6 @@ def _send(request: Callable[[], None]) -> None:
         # Those of wrong values, such as an address that is none, are ValueErrors, too.
         wrong = isinstance(error, ValueError)
         unsent = wrong or any(f"Caused by {cause}" in str(error) for cause in _NO_CONNECTION)
-        raise CallError(f"{type(error).__name__}: {hide_key(str(error), api_key())}", again=not wrong, charged=not unsent) from error
+        raise CallError(
+            f"{type(error).__name__}: {hide_key(str(error), api_key())}", again=not wrong, charged=not unsent
+        ) from error

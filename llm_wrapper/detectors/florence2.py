@@ -20,7 +20,7 @@ from pydantic import Field
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import checkpoints, florence2_answers
-from llm_wrapper.detectors.checkpoints import Architecture, PreparedImage
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
 from llm_wrapper.detectors.florence2_answers import TASKS
 from llm_wrapper.detectors.prompted import Prompt, PromptedDetector, PromptedSettings
 from llm_wrapper.errors import RecipeError, listed
@@ -63,30 +63,43 @@ class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
-class Florence2Detector(PromptedDetector):
+class Florence2Detector(PromptedDetector[Florence2Settings]):
     """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image.
 
-    Its levels are `expression` for the tasks rec and grounding, `image` for dense_caption and od.
+    Its model is a `Florence2ForConditionalGeneration`, its processor a `Florence2Processor`. Its levels are `expression`
+    for the tasks rec and grounding, `image` for dense_caption and od.
     """
 
     kind = "florence2"
     reading = 1
     level_of = MappingProxyType({name: task.level for name, task in TASKS.items()})
 
-    def __init__(self, model: Any, processor: Any, settings: Florence2Settings, *, revision: str | None = None) -> None:
-        """Take a loaded `Florence2ForConditionalGeneration` in evaluation mode and its `Florence2Processor`.
+    def _load(self) -> Loaded:
+        chosen = self._settings
+        where = checkpoints.device(chosen.device)
+        default = torch.float16 if where.type == "cuda" else torch.float32
+        return checkpoints.load(
+            chosen.model,
+            chosen.revision,
+            _ARCHITECTURE,
+            where=where,
+            dtype=default if chosen.dtype == "auto" else getattr(torch, chosen.dtype),
+            attn_implementation=None if chosen.attention == "auto" else chosen.attention,
+        )
 
-        Raises:
-            RecipeError: If `max_new_tokens` is more than the model has positions.
-        """
-        num_positions = model.config.text_config.max_position_embeddings
-        if settings.max_new_tokens > num_positions:
+    def _checked(self, loaded: Loaded) -> Loaded:
+        num_positions = loaded.model.config.text_config.max_position_embeddings
+        if self._settings.max_new_tokens > num_positions:
             raise RecipeError(
-                f"detector.settings.max_new_tokens={settings.max_new_tokens}: {settings.model} has {num_positions} "
-                f"positions; set it to {num_positions} or less"
+                f"detector.settings.max_new_tokens={self._settings.max_new_tokens}: {self._settings.model} has "
+                f"{num_positions} positions; set it to {num_positions} or less"
             )
-        room = num_positions - processor.num_image_tokens
-        super().__init__(model, processor, settings, room=room, revision=revision)
+        return loaded
+
+    @property
+    def _room(self) -> int:
+        num_positions: int = self._model.config.text_config.max_position_embeddings
+        return num_positions - int(self._processor.num_image_tokens)
 
     def _askable(self, expression: str) -> str:
         return florence2_answers.harmless(expression)
@@ -153,24 +166,13 @@ class Florence2Detector(PromptedDetector):
 
 
 def create(settings: Mapping[str, Any], dataset: Dataset) -> Florence2Detector:
-    """Load the model that the settings name (`Florence2Settings`); it needs nothing of the data set.
+    """Build the detector of `Florence2Settings`; the weights are loaded when the first image is read.
 
     Raises:
-        RecipeError: With every setting that is unknown, missing or out of range, or if the device is not there.
-        ModelError: If the model cannot be loaded, or is not a Florence-2 in transformers' own format.
+        RecipeError: With every setting that is unknown, missing or out of range.
     """
     problems: list[str] = []
     chosen = validated(Florence2Settings, dict(settings), where="settings", problems=problems)
     if chosen is None:
         raise RecipeError(listed("the detector 'florence2' cannot be built", problems))
-    where = checkpoints.device(chosen.device)
-    default = torch.float16 if where.type == "cuda" else torch.float32
-    model, processor, commit = checkpoints.load(
-        chosen.model,
-        chosen.revision,
-        _ARCHITECTURE,
-        where=where,
-        dtype=default if chosen.dtype == "auto" else getattr(torch, chosen.dtype),
-        attn_implementation=None if chosen.attention == "auto" else chosen.attention,
-    )
-    return Florence2Detector(model, processor, chosen, revision=commit)
+    return Florence2Detector(None, None, chosen)

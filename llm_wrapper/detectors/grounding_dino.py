@@ -12,8 +12,8 @@ changes nothing, as long as every text ends with a period (see `fitted`).
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import safetensors
@@ -26,6 +26,7 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import checkpoints, noun_groups
 from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors.checkpoints import Loaded, Weights
 from llm_wrapper.detectors.grounding_dino_pixels import Prepared, widened, with_enough_cells
 from llm_wrapper.detectors.grounding_dino_scores import ReadText, Scoring, detections, fitted, raw_answer, read_text
 from llm_wrapper.detectors.grounding_dino_sharing import one_image
@@ -99,7 +100,8 @@ class GroundingDinoDetector:
         """
         self.name = f"{settings.model.rstrip('/').rsplit('/', 1)[-1].lower()}-{settings.mode}"
         self._settings = settings
-        self._weights = _Weights(settings, None if model is None else _checked(model.eval(), processor))
+        built = None if model is None else _checked(Loaded(model.eval(), processor))
+        self._weights = Weights(partial(_load, settings), built)
         self._has_warned = False
 
     def identity(self) -> dict[str, Any]:
@@ -110,6 +112,11 @@ class GroundingDinoDetector:
         # Only where it is set, so that older caches stay valid.
         facts |= {} if chosen.caption == _PLAIN_CAPTION else {"caption": chosen.caption}
         return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
+
+    def recorded(self) -> dict[str, Any]:
+        """Return how the answers are computed, once the model is loaded."""
+        built = self._weights.built
+        return {} if built is None else built.recorded(built.model.config.text_config)
 
     def worded(self, caption: str) -> GroundingDinoDetector:
         """Return a detector that asks with another caption, and shares the weights of this one.
@@ -207,20 +214,8 @@ class GroundingDinoDetector:
         return detections(answer, text, groups, self._settings)
 
     def _loaded(self) -> tuple[Any, Any]:
-        return self._weights.loaded()
-
-
-class _Weights:
-    """Model and processor, loaded when they are first needed; several detectors may share them."""
-
-    def __init__(self, settings: Settings, built: tuple[Any, Any] | None) -> None:
-        self._settings, self._built, self._lock = settings, built, threading.Lock()
-
-    def loaded(self) -> tuple[Any, Any]:
-        with self._lock:
-            if self._built is None:
-                self._built = _load(self._settings)
-            return self._built
+        loaded = self._weights.loaded()
+        return loaded.model, loaded.processor
 
 
 def create(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoDetector:
@@ -244,26 +239,30 @@ def _settings(settings: Mapping[str, Any]) -> Settings:
     return chosen
 
 
-def _load(settings: Settings) -> tuple[Any, Any]:
+def _load(settings: Settings) -> Loaded:
     name, revision = settings.model, settings.revision
     parts = {"text_config": _ATTENTION, "backbone_config": _ATTENTION}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         if config.model_type not in _MODEL_TYPES:
             raise ValueError(f"it is a {config.model_type!r}, and this detector reads {' and '.join(_MODEL_TYPES)}")
         processor = transformers.GroundingDinoProcessor(
             # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
-            transformers.AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil"),
-            transformers.AutoTokenizer.from_pretrained(name, revision=revision),
+            transformers.AutoImageProcessor.from_pretrained(
+                name, revision=revision, backend="pil", trust_remote_code=False
+            ),
+            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
         )
         options: dict[str, Any] = {"dtype": _DTYPES[settings.dtype], "attn_implementation": parts}
+        options |= {"trust_remote_code": False}
         model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
             name, revision=revision, output_loading_info=True, **options
         )
         # transformers fills what a checkpoint lacks with random numbers, and only logs it.
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
-        return _checked(model.to(checkpoints.device(settings.device)).eval(), processor)
+        model = model.to(checkpoints.device(settings.device)).eval()
+        return _checked(Loaded(model, processor, getattr(model.config, "_commit_hash", None)))
     except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"detector.settings.model={name} (revision {revision}, device {settings.device}) cannot be loaded: "
@@ -272,14 +271,14 @@ def _load(settings: Settings) -> tuple[Any, Any]:
         ) from error
 
 
-def _checked(model: Any, processor: Any) -> tuple[Any, Any]:
+def _checked(loaded: Loaded) -> Loaded:
     """Refuse what would run and answer wrongly, without a word."""
-    found = processor.tokenizer(".")["input_ids"]
+    found = loaded.processor.tokenizer(".")["input_ids"]
     if found != _PERIOD:
         raise ModelError(
             f"the detector's tokenizer reads '.' as {found}, but the model knows the border of a phrase as {_PERIOD}: "
             "the checkpoint's tokenizer files (tokenizer.json or vocab.txt) are missing or not BERT's"
         )
-    if (used := model.config.text_config._attn_implementation) != _ATTENTION:
+    if (used := loaded.model.config.text_config._attn_implementation) != _ATTENTION:
         raise ModelError(f"the detector's text encoder uses {used} attention: load it with {_ATTENTION!r}")
-    return model, processor
+    return loaded

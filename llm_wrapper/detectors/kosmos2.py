@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from torch import nn
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import checkpoints, kosmos2_answers
-from llm_wrapper.detectors.checkpoints import Architecture, PreparedImage
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
 from llm_wrapper.detectors.florence2_answers import harmless
 from llm_wrapper.detectors.kosmos2_answers import TASKS
 from llm_wrapper.detectors.prompted import Prompt, PromptedDetector, PromptedSettings
@@ -64,32 +65,44 @@ class Kosmos2Settings(PromptedSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class Kosmos2Detector(PromptedDetector):
+class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
     """Answers with Kosmos-2's own boxes for an expression, and with those of a caption that it makes of an image.
 
-    Its levels are `expression` for the task rec, `image` for caption.
+    Its model is a `Kosmos2ForConditionalGeneration`, its processor a `Kosmos2Processor`. Its levels are `expression` for
+    the task rec, `image` for caption.
     """
 
     kind = "kosmos2"
     reading = 1
     level_of = MappingProxyType({name: task.level for name, task in TASKS.items()})
 
-    def __init__(self, model: Any, processor: Any, settings: Kosmos2Settings, *, revision: str | None = None) -> None:
-        """Take a loaded `Kosmos2ForConditionalGeneration` in evaluation mode and its `Kosmos2Processor`.
+    def _load(self) -> Loaded:
+        return checkpoints.load(
+            self._settings.model,
+            self._settings.revision,
+            _ARCHITECTURE,
+            where=checkpoints.device(self._settings.device),
+            dtype=getattr(torch, self._settings.dtype),
+        )
 
-        Raises:
-            RecipeError: If `max_new_tokens` leaves too few of the model's positions for a question.
-        """
-        num_positions = model.config.text_config.max_position_embeddings
-        room = num_positions - settings.max_new_tokens
-        super().__init__(model, processor, settings, room=room, revision=revision)
-        self._image_ids = self._ids_of_an_image()
-        most = num_positions - len(self._image_ids) - _LEAST_ROOM
-        if settings.max_new_tokens > most:
+    def _checked(self, loaded: Loaded) -> Loaded:
+        num_positions = loaded.model.config.text_config.max_position_embeddings
+        most = num_positions - len(_ids_of_an_image(loaded)) - _LEAST_ROOM
+        if self._settings.max_new_tokens > most:
             raise RecipeError(
-                f"detector.settings.max_new_tokens={settings.max_new_tokens}: {settings.model} has {num_positions} "
-                f"positions, also for the image and the question; set it to {most} or less"
+                f"detector.settings.max_new_tokens={self._settings.max_new_tokens}: {self._settings.model} has "
+                f"{num_positions} positions, also for the image and the question; set it to {most} or less"
             )
+        return loaded
+
+    @property
+    def _room(self) -> int:
+        num_positions: int = self._model.config.text_config.max_position_embeddings
+        return num_positions - self._settings.max_new_tokens
+
+    @cached_property
+    def _image_ids(self) -> list[int]:
+        return _ids_of_an_image(self._weights.loaded())
 
     def _askable(self, expression: str) -> str:
         # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
@@ -105,17 +118,6 @@ class Kosmos2Detector(PromptedDetector):
             *self._image_ids,
             *self._processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
         ]
-
-    def _ids_of_an_image(self) -> list[int]:
-        """Return what the processor puts before a text: the places where the features of the image go, and its marks.
-
-        The features replace what stands in their places, but the ban on repeating three tokens reads it: only with the
-        processor's own ids are the answers those of the plain way.
-        """
-        tokenizer, first = self._processor.tokenizer, self._processor.tokenizer.unk_token_id + 1
-        start, end = tokenizer.convert_tokens_to_ids([self._processor.boi_token, self._processor.eoi_token])
-        places = range(first, first + self._model.config.latent_query_num)
-        return [tokenizer.bos_token_id, start, *places, end]
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
         """Yield prompts that are decoded together: of one task and length."""
@@ -157,24 +159,29 @@ class Kosmos2Detector(PromptedDetector):
 
 
 def create(settings: Mapping[str, Any], dataset: Dataset) -> Kosmos2Detector:
-    """Load the model that the settings name (`Kosmos2Settings`); it needs nothing of the data set.
+    """Build the detector of `Kosmos2Settings`; the weights are loaded when the first image is read.
 
     Raises:
-        RecipeError: With every setting that is unknown, missing or out of range, or if the device is not there.
-        ModelError: If the model cannot be loaded, or is not a Kosmos-2.
+        RecipeError: With every setting that is unknown, missing or out of range.
     """
     problems: list[str] = []
     chosen = validated(Kosmos2Settings, dict(settings), where="settings", problems=problems)
     if chosen is None:
         raise RecipeError(listed("the detector 'kosmos2' cannot be built", problems))
-    model, processor, commit = checkpoints.load(
-        chosen.model,
-        chosen.revision,
-        _ARCHITECTURE,
-        where=checkpoints.device(chosen.device),
-        dtype=getattr(torch, chosen.dtype),
-    )
-    return Kosmos2Detector(model, processor, chosen, revision=commit)
+    return Kosmos2Detector(None, None, chosen)
+
+
+def _ids_of_an_image(loaded: Loaded) -> list[int]:
+    """Return what the processor puts before a text: the places where the features of the image go, and its marks.
+
+    The features replace what stands in their places, but the ban on repeating three tokens reads it: only with the
+    processor's own ids are the answers those of the plain way.
+    """
+    processor, tokenizer = loaded.processor, loaded.processor.tokenizer
+    first = tokenizer.unk_token_id + 1
+    start, end = tokenizer.convert_tokens_to_ids([processor.boi_token, processor.eoi_token])
+    places = range(first, first + loaded.model.config.latent_query_num)
+    return [tokenizer.bos_token_id, start, *places, end]
 
 
 def _text(task: str, expression: str) -> str:

@@ -10,14 +10,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llm_wrapper import images
 from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
-from llm_wrapper.detectors.checkpoints import PreparedImage
+from llm_wrapper.detectors.checkpoints import Loaded, PreparedImage, Weights
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["Prompt", "PromptedDetector", "PromptedSettings"]
@@ -51,6 +51,9 @@ class PromptedSettings(BaseModel):
         return tasks
 
 
+_Settings = TypeVar("_Settings", bound=PromptedSettings)
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One task about one question, whose place it keeps; `ids` are its tokens, the expression as it stands in them."""
@@ -62,7 +65,7 @@ class Prompt:
     ids: list[int]
 
 
-class PromptedDetector(ABC):
+class PromptedDetector(ABC, Generic[_Settings]):
     """Answers questions by prompts.
 
     An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
@@ -81,16 +84,31 @@ class PromptedDetector(ABC):
     reading: ClassVar[int]
     level_of: ClassVar[Mapping[str, Level]]
 
-    def __init__(
-        self, model: Any, processor: Any, settings: PromptedSettings, *, room: int, revision: str | None
-    ) -> None:
-        """Take a loaded model in evaluation mode and its processor; `room` is how many tokens a prompt may have."""
-        self._model, self._processor, self._settings, self._revision = model, processor, settings, revision
-        self._room = room
+    def __init__(self, model: Any, processor: Any, settings: _Settings) -> None:
+        """Take a model in evaluation mode and its processor, or `None` for both: loaded when the first image is read.
+
+        Raises:
+            RecipeError: If the settings ask for more than the given model can do.
+        """
+        self._settings = settings
+        self._weights = Weights(self._load_checked, None if model is None else self._checked(Loaded(model, processor)))
         self._has_warned = False
         self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
         levels = {self.level_of[task] for task in settings.tasks}
         self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
+
+    @abstractmethod
+    def _load(self) -> Loaded:
+        """Load what the settings name."""
+
+    @abstractmethod
+    def _checked(self, loaded: Loaded) -> Loaded:
+        """Return a model that can do what the settings ask for; raise a RecipeError for another one."""
+
+    @property
+    @abstractmethod
+    def _room(self) -> int:
+        """How many tokens a prompt may have."""
 
     @abstractmethod
     def _askable(self, expression: str) -> str:
@@ -117,24 +135,33 @@ class PromptedDetector(ABC):
         """Read an answer."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the answers, with the dtype and the attention that are really used."""
-        config = self._model.config
-        attention = {config.text_config._attn_implementation, config.vision_config._attn_implementation}
-        return {
-            "detector": self.kind,
-            "revision": self._revision,
-            **self._settings.model_dump(mode="json", include={"model", "tasks", "num_beams", "max_new_tokens"}),
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "attention": "+".join(sorted(map(str, attention))),
-            "image_processor": type(self._processor.image_processor).__name__,
-            "reading": self.reading,
-        }
+        """Return what decides the answers, from the settings alone: no weights are loaded for it."""
+        asked = {"model", "revision", "tasks", "num_beams", "max_new_tokens"}
+        return {"detector": self.kind, **self._settings.model_dump(mode="json", include=asked), "reading": self.reading}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return how the answers are computed, once the model is loaded."""
+        built = self._weights.built
+        return {} if built is None else built.recorded(built.model.config.text_config, built.model.config.vision_config)
+
+    @property
+    def _model(self) -> Any:
+        return self._weights.loaded().model
+
+    @property
+    def _processor(self) -> Any:
+        return self._weights.loaded().processor
+
+    def _load_checked(self) -> Loaded:
+        return self._checked(self._load())
 
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read and preprocess the image of a sample.
 
         Raises:
             ImageError: If the image cannot be read.
+            ModelError: If the model cannot be loaded.
+            RecipeError: If the device is not there, or the model cannot do what the settings ask for.
         """
         image = images.read_sample(sample)
         pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from llm_wrapper.clock import Clock
 from llm_wrapper.datasets import Dataset, jsonl, toy_crowds
-from llm_wrapper.detections.cache import DetectionCache, identity_of
+from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.scenes import Scene, build
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.evaluation import predictions as files

@@ -16,10 +16,11 @@ import peft
 import torch
 from safetensors import safe_open
 
+from llm_wrapper import readers, runs
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS, pickled
-from llm_wrapper.artifacts import read_json
 from llm_wrapper.errors import DataError, ModelError, listed
 from llm_wrapper.llms import virtual
+from llm_wrapper.llms.adapter_settings import read_settings, require_quick
 
 __all__ = ["check", "is_soft_prompt", "put_on"]
 
@@ -71,14 +72,19 @@ def check(skeleton: Any, folder: Path, model_name: str) -> list[str]:
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no adapter ({CONFIG} is missing); train one with: make train")
+    runs.verify_adapter(folder)
     try:
-        config, weights = _config(folder), _weights(folder)
+        weights = _weights(folder)
+        config = _config(folder, weights)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the real loading says it again
             if config.is_prompt_learning:
                 virtual.require_fitting(skeleton, config, weights)
-                return []
-            problems, copies = _compare(_adapted(skeleton, config), weights)
+                problems, copies = [], []
+            else:
+                require_quick(config, skeleton)
+                problems, copies = _compare(_adapted(skeleton, config), weights)
+        problems = problems or _non_finite(folder)
     except Exception as error:  # settings of another program: what PEFT may raise over them is open
         problems, copies = [str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"], []
     if problems:
@@ -102,7 +108,7 @@ def _headline(folder: Path, model_name: str) -> str:
 
 def _trained_on(folder: Path) -> str | None:
     try:
-        settings = read_json(folder / CONFIG)
+        settings = readers.read_json(folder / CONFIG, most=readers.MIB)
     except DataError:  # said elsewhere
         return None
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
@@ -119,10 +125,10 @@ def _say_if_named_otherwise(folder: Path, model_name: str) -> None:
         )
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
     """Read an adapter's settings; ValueError where it is of a kind that cannot be used."""
     try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        config = read_settings(folder, {name: tuple(each.shape) for name, each in weights.items()})
     except Exception as error:  # no JSON, no mapping, a kind that this PEFT does not know
         raise ValueError(f"{CONFIG} cannot be read: {type(error).__name__}: {error}") from error
     if config.peft_type is None:
@@ -144,6 +150,17 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{WEIGHTS} is missing{pickled(folder)}")
     with safe_open(str(folder / WEIGHTS), framework="pt") as file:
         return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+
+
+def _non_finite(folder: Path) -> list[str]:
+    """Say which weights in an adapter's file hold numbers that are NaN or infinite."""
+    found = []
+    with safe_open(str(folder / WEIGHTS), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            wrong = int((~file.get_tensor(key).float().isfinite()).sum())
+            if wrong:
+                found.append(f"{key}: {wrong} of its numbers are NaN or infinite")
+    return found
 
 
 def _adapted(skeleton: Any, config: Any) -> Any:

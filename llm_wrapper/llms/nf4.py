@@ -20,12 +20,23 @@ import transformers
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, modeling_utils
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from llm_wrapper.errors import ModelError, listed
 
-__all__ = ["Footprint", "footprint", "load_4bit"]
+__all__ = [
+    "LEAST_SHARE",
+    "Footprint",
+    "footprint",
+    "load_4bit",
+    "packable_share",
+    "packable_weights",
+    "require_packable",
+]
 
-_LEAST_SHARE = 0.95
+LEAST_SHARE = 0.95
+"""What must be in 4 bit of the linear and expert weights."""
+_REMEDY = "set llm.quantization=none if that fits, or choose a dense model or Mixtral"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -51,12 +62,20 @@ class _Experts(nn.ModuleList):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """Return the weighted sum (n, hidden) of each token's experts; the indices and weights are (n, k)."""
+        """Return the weighted sum (n, hidden) of each token's experts; the indices and weights are (n, k).
+
+            top_k_index [[2, 0], [0, 1]]  ->  by expert 0 0 1 2, their tokens 0 1 1 0, and one slice an expert
+
+        A GPU is waited for once, for the sizes of the slices.
+        """
+        chosen = top_k_index.flatten()
+        order = chosen.argsort(stable=True)
+        sizes = torch.bincount(chosen, minlength=len(self)).tolist()
+        rows, weights = order // top_k_index.shape[1], top_k_weights.flatten()[order, None]
         mixed = torch.zeros_like(hidden_states)
-        for number in torch.unique(top_k_index).tolist():
-            rows, ranks = torch.where(top_k_index == number)
-            answer = self[number](hidden_states[rows]) * top_k_weights[rows, ranks, None]
-            mixed.index_add_(0, rows, answer.to(mixed.dtype))
+        for expert, tokens, shares in zip(self, rows.split(sizes), weights.split(sizes), strict=True):
+            if len(tokens):
+                mixed.index_add_(0, tokens, (expert(hidden_states[tokens]) * shares).to(mixed.dtype))
         return mixed
 
 
@@ -130,13 +149,17 @@ def load_4bit(name: str, **options: Any) -> Any:
         options: Those of `from_pretrained`; `quantization_config` says how the weights are packed.
 
     Raises:
-        ModelError: If weights are missing in the checkpoint, or less than 95 % of the weights came out in 4 bit.
+        ModelError: If less than 95 % of the weights can be in 4 bit, which is seen before any is read, or came out so;
+            or if weights are missing in the checkpoint.
     """
     revision = {key: value for key, value in options.items() if key == "revision"}
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **revision)
+    require_packable(name, config)
     kind: Any = transformers.AutoModelForCausalLM
-    if transformers.AutoConfig.from_pretrained(name, **revision).model_type == "mixtral":
+    if config.model_type == "mixtral":
         kind = _ApartMixtral
         options["key_mapping"] = {r"\.block_sparse_moe\.": ".mlp."}
+    options["trust_remote_code"] = False
     with _weights_read(), _freed_blocks_returned():
         model, loading = kind.from_pretrained(name, output_loading_info=True, **options)
     if loading["missing_keys"]:
@@ -146,6 +169,52 @@ def load_4bit(name: str, **options: Any) -> Any:
     _keep_to_one_layout(model)
     _check(name, footprint(model))
     return model
+
+
+def require_packable(name: str, config: Any) -> None:
+    """Refuse a model whose weights bitsandbytes cannot pack, by its settings alone.
+
+    Raises:
+        ModelError: With the way to load it.
+    """
+    packed = getattr(config, "quantization_config", None) or {}
+    method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+    if method not in (None, "bitsandbytes"):
+        raise ModelError(f"llm.model={name} comes packed as {method}: set llm.quantization=none, which loads it so")
+    with torch.device("meta"):
+        skeleton = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    share = packable_share(skeleton)
+    if share < LEAST_SHARE:
+        weights = sorted(_weights(skeleton), key=lambda row: -row[1].numel())
+        packable = {id(each) for each in packable_weights(skeleton)}
+        others = (f"{key}: {tuple(each.shape)}" for key, each in weights if id(each) not in packable)
+        headline = (
+            f"llm.model={name} cannot be held in 4 bit: {share:.0%} of its linear and expert weights can be packed, "
+            f"{LEAST_SHARE:.0%} are needed; {_REMEDY}; not packed"
+        )
+        raise ModelError(listed(headline, others, most=5))
+
+
+def packable_weights(model: Any) -> list[Any]:
+    """Return the weights of a model without adapters that 4 bit packs: of linear layers, and the experts of Mixtral."""
+    output = model.get_output_embeddings()
+    linear = [each.weight for each in model.modules() if isinstance(each, nn.Linear | Conv1D) and each is not output]
+    is_mixtral = model.config.model_type == "mixtral"
+    return linear + [each for each in model.parameters() if is_mixtral and each.ndim == 3]
+
+
+def packable_share(model: Any) -> float:
+    """Return what 4 bit packs of the linear and expert weights of a model without adapters; 1 where there are none."""
+    total = sum(each.numel() for _, each in _weights(model))
+    return sum(each.numel() for each in packable_weights(model)) / total if total else 1.0
+
+
+def _weights(model: Any) -> list[tuple[str, Any]]:
+    """Return what is meant to be packed: matrices outside the embeddings and the output layer."""
+    output = model.get_output_embeddings()
+    modules = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is output]
+    spared = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    return [(name, each) for name, each in model.named_parameters() if each.ndim > 1 and id(each) not in spared]
 
 
 def _keep_to_one_layout(model: Any) -> None:
@@ -217,11 +286,10 @@ def _statistics(state: Any) -> list[torch.Tensor]:
 
 def _check(name: str, found: Footprint) -> None:
     """Refuse a model that is not 4-bit, whatever its loader believes."""
-    if found.quantized_share >= _LEAST_SHARE:
+    if found.quantized_share >= LEAST_SHARE:
         return
     headline = (
         f"llm.model={name} is not in 4 bit: {found.quantized_share:.0%} of its linear and expert weights are, "
-        f"{_LEAST_SHARE:.0%} are needed, and it takes {found.num_bytes / 1e9:.1f} GB; set llm.quantization=none if "
-        "that fits, or choose a dense model or Mixtral; not in 4 bit"
+        f"{LEAST_SHARE:.0%} are needed, and it takes {found.num_bytes / 1e9:.1f} GB; {_REMEDY}; not in 4 bit"
     )
     raise ModelError(listed(headline, (f"{key}: {shape}, {kind}" for key, shape, kind in found.others), most=5))

@@ -142,7 +142,8 @@ def require_fitting(skeleton: Any, config: peft.PeftConfig, weights: Mapping[str
     wanted.inference_mode = True  # or a foreign one may have PEFT load a tokenizer that it names
     for name in _SHAPE:  # PEFT takes these from the adapter, whatever the model is
         setattr(wanted, name, None)
-    encoder: Any = peft.PeftModel(skeleton, wanted).prompt_encoder["default"]
+    with torch.device("meta"):  # nothing is allocated for a number of tokens that the file does not hold
+        encoder: Any = peft.PeftModel(skeleton, wanted).prompt_encoder["default"]
     found = {name: (getattr(config, name), getattr(wanted, name)) for name in _SHAPE}
     brought = {key: tuple(value.shape) for key, value in weights.items()}
     found["weights"] = (brought, {_WEIGHT: tuple(encoder.embedding.weight.shape)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,11 @@ from llm_wrapper.llms.sharing import takes_blocks
 from llm_wrapper.llms.virtual import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes
+from llm_wrapper.training.targets import adapt_layers, choose_ia3_targets, choose_lora_targets, describe_targets
 
 __all__ = ["FIRST_WORDS", "adapted", "adapter_config", "lora"]
+
+_log = logging.getLogger(__name__)
 
 FIRST_WORDS = (
     "Each object has a number, a kind, a place and a size. Find the one object that the words describe, by its kind, "
@@ -34,12 +38,12 @@ def adapter_config(section: TrainSection, model: Any) -> peft.PeftConfig:
     as in its paper (arXiv 2205.05638).
 
     Raises:
-        ModelError: If the output layer is to be adapted, and it is the embeddings too.
+        ModelError: If the recipe names layers that cannot be adapted.
     """
     if section.method in ("lora", "dora"):
         return lora(section.lora, model, use_dora=section.method == "dora")
     if section.method == "ia3":
-        return peft.IA3Config(task_type="CAUSAL_LM")
+        return choose_ia3_targets(peft.IA3Config(task_type="CAUSAL_LM"), model)
     kind = peft.PromptTuningConfig if section.method == "prompt-tuning" else peft.PrefixTuningConfig
     return kind(num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM")
 
@@ -48,22 +52,17 @@ def lora(section: LoraSection, model: Any, *, use_dora: bool = False) -> peft.Lo
     """Return what the section of LoRA means to PEFT.
 
     Raises:
-        ModelError: If the output layer is to be adapted, and it is the embeddings too.
+        ModelError: If it names layers that cannot be adapted.
     """
-    modules = section.target_modules
-    if not isinstance(modules, str) and "lm_head" in modules and model.config.get_text_config().tie_word_embeddings:
-        raise ModelError(
-            "train.lora.target_modules names lm_head, but in this model it is the same weight as the embeddings: a "
-            "merged adapter would change what the model reads; leave it out"
-        )
-    return peft.LoraConfig(
+    config = peft.LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
-        target_modules=modules,
+        target_modules=section.target_modules,
         use_dora=use_dora,
         task_type="CAUSAL_LM",
     )
+    return choose_lora_targets(config, model, section.target_modules)
 
 
 def adapted(llm: LoadedLLM, recipe: Recipe) -> Any:
@@ -77,10 +76,9 @@ def adapted(llm: LoadedLLM, recipe: Recipe) -> Any:
     if config.is_prompt_learning:
         model = _with_soft_prompt(llm, config)
     else:
-        try:
-            model = peft.get_peft_model(llm.model, config)
-        except ValueError as error:
-            raise ModelError(f"train.method={recipe.train.method} cannot be put on this model: {error}") from error
+        model = adapt_layers(llm.model, config)
+        if processes.is_main():
+            _log.info("adapters: %s", describe_targets(model))
     # In adapters of the way too: where a copy of the model lies on this machine helps nobody else.
     model.peft_config["default"].base_model_name_or_path = recipe.llm.model
     if recipe.train.gradient_checkpointing:

@@ -15,18 +15,18 @@ import peft
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 import transformers
-from torch import nn
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as loading
 from llm_wrapper.llms import nf4
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import LLMSection, Recipe
-from llm_wrapper.training import sft
+from llm_wrapper.training import architecture, sft
 from llm_wrapper.training.adapted import adapter_config
 from llm_wrapper.training.collator import IGNORED, Collator
 from llm_wrapper.training.examples import Group, schedule
 from llm_wrapper.training.plan import Batch, Memory, Setup, Sizes, fits, memory
+from llm_wrapper.training.targets import adapt_layers, describe_targets
 
 __all__ = [
     "Device",
@@ -45,6 +45,8 @@ __all__ = [
 _SAMPLED = 128
 """Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
 
+
+_MOST_LAYERS = 1_000
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says what a container may take, which the machine's own figure does not know."""
@@ -82,13 +84,26 @@ def outline(section: LLMSection) -> Any:
     }
     try:
         config = loading.load_config(section)
+        _require_buildable(config, section)
+        if _is_4bit(section):
+            nf4.require_packable(str(section.model), config)
         with torch.device("meta"):
             if _is_4bit(section) and config.model_type == "mixtral":  # its experts are layers of their own in 4 bit
                 values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
                 return nf4._ApartMixtral._from_config(nf4._ApartConfig(**values), **options)
-            return transformers.AutoModelForCausalLM.from_config(config, **options)
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
+
+
+def _require_buildable(config: Any, section: LLMSection) -> None:
+    """Refuse settings of more layers than any model has: each is a Python object, without weights too."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise ModelError(
+            f"llm.model={section.model} cannot be planned: its settings give {layers:,} layers, {_MOST_LAYERS:,} are "
+            "the most"
+        )
 
 
 def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
@@ -106,47 +121,40 @@ def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
     Raises:
         ModelError: If the model has none of the modules that adapters are asked for.
     """
-    config = model.config.get_text_config()
-    output = model.get_output_embeddings()
-    heads = config.num_attention_heads
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    packable = [parameter.numel() for parameter in _packable(model, output)]
-    try:
-        adapted = peft.get_peft_model(model, adapter, low_cpu_mem_usage=True)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"adapters cannot be put on {type(model).__name__}: {error}") from error
+    return _counted(model, adapter)[0]
+
+
+def _counted(model: Any, adapter: peft.PeftConfig) -> tuple[Sizes, str]:
+    """Return the sizes of a model with adapters, and which layers carry them."""
+    config, output = model.config.get_text_config(), model.get_output_embeddings()
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    packable = [parameter.numel() for parameter in nf4.packable_weights(model)]
+    adapted = adapt_layers(model, adapter, low_cpu_mem_usage=True)
     inputs = _adapter_inputs(adapted, output)
-    return Sizes(
-        num_parameters=num_parameters,
+    rebuilt = getattr(adapted.base_model, "targeted_parameter_names", ())
+    sizes = Sizes(
+        num_parameters=sum(numbers.values()),
         num_packable=sum(packable),
         num_trainable=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
         rank=getattr(adapter, "r", 0),
         num_layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        inner=(getattr(config, "intermediate_size", None) or 4 * config.hidden_size) * _experts_passed(config)[0],
-        attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
-        num_heads=heads,
+        inner=architecture.feedforward_width(config),
+        attended=architecture.attention_width(config),
+        num_heads=architecture.attention_heads(config),
         vocabulary=config.vocab_size,
         adapter_inputs=round(sum(width * share for width, share in inputs)),
         num_adapters=round(sum(share for _, share in inputs)),
         largest_weight=max(packable, default=0),
+        num_rebuilt=sum(numbers[name] for name in rebuilt),
     )
-
-
-def _experts_passed(config: Any) -> tuple[int, int]:
-    """Return how many experts a token is sent to, and how many there are; one of one where there are none."""
-    return getattr(config, "num_experts_per_tok", None) or 1, getattr(config, "num_local_experts", None) or 1
-
-
-def _packable(model: Any, output: Any) -> list[torch.Tensor]:
-    """Return the weights that 4 bit packs: those of linear layers, and experts, which are three-dimensional."""
-    linear = [each.weight for each in model.modules() if isinstance(each, nn.Linear) and each is not output]
-    return linear + [parameter for parameter in model.parameters() if parameter.ndim == 3]
+    return sizes, "no layer: learned tokens" if adapter.is_prompt_learning else describe_targets(adapted)
 
 
 def _adapter_inputs(adapted: Any, output: Any) -> list[tuple[int, float]]:
     """Return, for each adapter in the layers, the width of its input and the share of tokens that pass it."""
-    passed, experts = _experts_passed(adapted.get_base_model().config.get_text_config())
+    config = adapted.get_base_model().config
+    passed, experts = architecture.experts_per_token(config), max(1, architecture.num_experts(config))
     return [
         (module.in_features, passed / experts if ".experts." in name else 1.0)
         for name, module in adapted.named_modules()
@@ -169,6 +177,7 @@ def setup_of(recipe: Recipe, model: Any) -> Setup:
         has_checkpointing=recipe.train.gradient_checkpointing,
         has_mask=attention in {"eager", "sdpa"},
         can_checkpoint=recipe.train.method != "prefix-tuning",
+        can_pack=nf4.packable_share(model) >= nf4.LEAST_SHARE,
     )
 
 
@@ -215,9 +224,13 @@ def _shape(part: Mapping[str, torch.Tensor]) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known."""
+    """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known.
+
+    `targets` says which layers carry adapters, and which do not.
+    """
 
     sizes: Sizes
+    targets: str
     setup: Setup
     batch: Batch
     epoch: Epoch | None
@@ -247,11 +260,11 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
     model = outline(recipe.llm)
     setup = setup_of(recipe, model)
     epoch = epoch_of(with_tokenizer(model, recipe.llm), groups, recipe) if groups else None
-    sizes = sizes_of(model, adapter_config(recipe.train, model))
+    sizes, targets = _counted(model, adapter_config(recipe.train, model))
     batch = epoch.largest if epoch else longest_possible(recipe)
     if recipe.train.is_soft:
         batch = replace(batch, length=batch.length + recipe.train.virtual_tokens)
-    return Planned(sizes, setup, batch, epoch, device_at_hand())
+    return Planned(sizes, targets, setup, batch, epoch, device_at_hand())
 
 
 def device_at_hand() -> Device:

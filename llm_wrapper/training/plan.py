@@ -36,7 +36,7 @@ class Sizes:
     `num_packable` counts the weights that 4 bit packs: of linear layers and experts, not the output layer. `inner` is
     the width of the feed-forward layer, times the experts that a token is sent to; `attended` that of all heads
     together. `adapter_inputs` are the numbers that a token brings into all adapters of the layers, `num_adapters` how
-    many of them it passes.
+    many of them it passes. `num_rebuilt` counts the fused expert weights that PEFT adds their adapters to in every pass.
     """
 
     num_parameters: int
@@ -52,6 +52,7 @@ class Sizes:
     adapter_inputs: int
     num_adapters: int
     largest_weight: int
+    num_rebuilt: int = 0
 
 
 ADAPTER_BYTES = 4
@@ -63,7 +64,8 @@ class Setup:
     """How the model is held and trained; `number_bytes` is the size of a number of the model's own type.
 
     `has_mask` says whether a batch brings a mask of all its pairs of tokens; flex attention has one of blocks.
-    `can_checkpoint` says whether gradient checkpointing goes with the method.
+    `can_checkpoint` says whether gradient checkpointing goes with the method, `can_pack` whether loading takes the model
+    in 4 bit.
     """
 
     number_bytes: int
@@ -73,6 +75,7 @@ class Setup:
     has_checkpointing: bool
     has_mask: bool = True
     can_checkpoint: bool = True
+    can_pack: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ def memory(sizes: Sizes, setup: Setup, batch: Batch) -> Memory:
         activations=activation_bytes(sizes, setup, batch),
         working=_layer_bytes(sizes, setup, batch)
         + casts
+        + sizes.num_rebuilt // sizes.num_layers * ADAPTER_BYTES
         + (sizes.largest_weight * setup.number_bytes if packed else 0),
     )
 
@@ -154,19 +158,20 @@ def activation_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
 
 
 def _layer_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
-    """Estimate what one layer keeps, per token.
+    """Estimate what one layer keeps.
 
     Two norms in float32; queries, keys, values, and either their mix or, with eager attention, the probabilities, in
     float32 and, for a 16-bit model, once more in 16 bit; three inner states of the gated feed-forward layer; and for
     each adapter a copy of its input (with the mask of a dropout, a byte a number) and its `rank` numbers. In a 32-bit
-    model adapters with the same input share it, which is not allowed for.
+    model adapters with the same input share it, which is not allowed for. Adapted fused experts are kept whole,
+    whichever of them the tokens are sent to.
     """
     size = setup.number_bytes
     probabilities = sizes.num_heads * batch.length * (4 if size == 4 else 4 + size)
     attention = 3 * size * sizes.attended + (probabilities if setup.is_eager else size * sizes.attended)
     inputs = sizes.adapter_inputs * (size + setup.has_dropout) + sizes.num_adapters * sizes.rank * size
     each = 8 * sizes.hidden + attention + 3 * size * sizes.inner
-    return batch.num_tokens * (each + inputs // sizes.num_layers)
+    return batch.num_tokens * (each + inputs // sizes.num_layers) + sizes.num_rebuilt // sizes.num_layers * size
 
 
 def fits(peak: int, free: int) -> bool:
@@ -188,7 +193,7 @@ def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float) -> Iterat
     A smaller rank keeps alpha / rank; the expressions of a step stay the same, however few go through at a time.
     """
     found: list[tuple[str, Sizes, Setup, Batch]] = []
-    if not setup.is_4bit:
+    if not setup.is_4bit and setup.can_pack:
         found.append(("llm.quantization=nf4", sizes, replace(setup, is_4bit=True), batch))
     if not setup.has_checkpointing and setup.can_checkpoint:
         found.append(("train.gradient_checkpointing=true", sizes, replace(setup, has_checkpointing=True), batch))
@@ -205,4 +210,5 @@ def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float) -> Iterat
 
 def _together(sizes: Sizes, setup: Setup, batch: Batch) -> tuple[Sizes, Setup, Batch]:
     small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
-    return small, replace(setup, is_4bit=True, has_checkpointing=setup.can_checkpoint), batch.of_one_row()
+    together = replace(setup, is_4bit=setup.is_4bit or setup.can_pack, has_checkpointing=setup.can_checkpoint)
+    return small, together, batch.of_one_row()

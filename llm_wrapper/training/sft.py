@@ -19,6 +19,7 @@ from llm_wrapper.llms.packing import block_mask
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import log, processes, trackers
 from llm_wrapper.training.adapted import adapted
+from llm_wrapper.training.architecture import num_experts
 from llm_wrapper.training.collator import FILLER, IGNORED, Collator, sequence
 from llm_wrapper.training.examples import Group, examples_of, schedule
 from llm_wrapper.training.kept_adapters import KeptAdapters, seen
@@ -65,7 +66,7 @@ class PackedTrainer(WatchedTrainer):
     Not TRL's SFTTrainer (1.16): it projects every position to the vocabulary off CUDA, which more than doubles a step
     here, where one or two of about fifty positions carry a label; it refuses adapters on the output layer, turns those
     of 4-bit models to bfloat16, in which small updates are lost, and asks Mixtral for a router loss that cannot be
-    computed with a mask of four dimensions. What it does for us otherwise is get_peft_model.
+    computed with a mask of four dimensions. Routers are frozen here, so that loss is never asked for. What it does for us otherwise is get_peft_model.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -94,6 +95,8 @@ class PackedTrainer(WatchedTrainer):
             inputs["attention_mask"] = block_mask(inputs.pop("ends"))
         rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         columns, column_of = places.unique(return_inverse=True)
+        if getattr(self.model.config.get_text_config(), "output_router_logits", False):
+            inputs["output_router_logits"] = False
         outputs = model(**inputs, logits_to_keep=columns, use_cache=False)
         logits, targets = outputs.logits[rows, column_of].float(), labels[rows, places + 1]
         total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
@@ -135,7 +138,9 @@ def arguments(
         use_cpu=llm.model.device.type == "cpu",
         dataloader_pin_memory=llm.model.device.type != "cpu",
         # A step may leave out experts, and nothing else.
-        ddp_find_unused_parameters=hasattr(llm.model.config, "num_local_experts"),
+        ddp_find_unused_parameters=num_experts(llm.model.config) > 0,
+        # A worker renders the next prompts while a GPU computes; on a CPU it would take the computation's core.
+        dataloader_num_workers=0 if llm.model.device.type == "cpu" else 1,
         **more,
     )
     made._n_gpu = min(made.n_gpu, 1)  # or one process would copy the model to every GPU, and tear packs apart

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,15 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     return report.ok and not unread.keys() & {recipe.data.train_split, recipe.data.eval_split}
 
 
-def train(recipe: Recipe, folder: Path, console: Console) -> Path:
-    """Train an adapter and leave it in the run folder, which is complete once its manifest is there."""
+def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
+    """Train an adapter and leave it in the run folder, which is complete once its manifest is there.
+
+    Args:
+        recipe: Of the run.
+        folder: Of the run.
+        console: Where the course is printed.
+        is_new: Make a folder that nobody has yet, see `runs.claim_run`.
+    """
     if recipe.llm.backend == "rule":
         raise ModelError("LLM=rule has nothing to train; evaluate it with: make eval LLM=rule")
     if recipe.llm.backend == "openai":
@@ -86,11 +93,13 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
             "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
         )
     require_trainable(recipe.prompt)
-    with processes.main_speaks(console):
+    with processes.main_speaks(console), contextlib.ExitStack() as held:
         processes.require_devices()
         processes.share(recipe.train.groups_per_step)
         trackers.require(recipe.train.report_to)
-        folder = processes.open_together(folder, partial(runs.open_run, recipe=recipe))
+        folder = processes.open_together(
+            folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
+        )
         with stoppable(folder, console):
             _adapt(recipe, folder, console)
     return folder

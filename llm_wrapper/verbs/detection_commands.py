@@ -21,6 +21,7 @@ from llm_wrapper.detections import export as exporting
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.contents import MANIFEST, dataset_options
 from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.identity import describe_recorded
 from llm_wrapper.detections.local_engine import Engine, answer_locally
 from llm_wrapper.detections.maintain import Info
 from llm_wrapper.detections.scenes import Scene, SceneSet, build, cache_folder, load_scenes
@@ -117,6 +118,7 @@ def _facts(found: Info) -> list[tuple[str, str]]:
         ("levels", ", ".join(found.levels) or NO_DATA),
         *((name, NO_DATA if number is None else f"{number:,}") for name, number in numbers.items()),
         ("created", found.created or NO_DATA),
+        ("computed with", describe_recorded(found.recorded) or NO_DATA),
         ("state", found.state),
     ]
 

@@ -83,6 +83,7 @@ def _rows(found: Planned, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{_count(sizes.num_parameters)} in {_DTYPES[setup.number_bytes]}{packed}"),
         ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {_DTYPES[ADAPTER_BYTES]}"),
+        ("adapters on", found.targets),
         ("weights", _bytes(memory.weights)),
         ("adapter", _bytes(memory.adapter)),
         ("gradients", _bytes(memory.gradients)),

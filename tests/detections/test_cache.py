@@ -10,7 +10,8 @@ import pytest
 
 from llm_wrapper import artifacts
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.cache import DetectionCache, identity_of
+from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.parts import SCHEMA, write_part
 from llm_wrapper.errors import CacheError
 from llm_wrapper.records import Box, Detection, Detections, Sample

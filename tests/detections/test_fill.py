@@ -13,7 +13,8 @@ import pytest
 from llm_wrapper import artifacts
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import fill as module
-from llm_wrapper.detections.cache import DetectionCache, identity_of
+from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detectors.base import Level, PaidDetector, Question
 from llm_wrapper.detectors.paid_calls import Estimate, Terms

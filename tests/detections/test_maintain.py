@@ -196,10 +196,10 @@ def test_a_killed_merge_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(maintain, "ROWS_PER_PART", 2)
     append = DetectionCache.append
 
-    def append_once(cache: DetectionCache, answers: Any) -> Path:
+    def append_once(cache: DetectionCache, answers: Any, recorded: Any) -> Path:
         if any(cache.folder.glob("part-*")):
             raise KeyboardInterrupt
-        return append(cache, answers)
+        return append(cache, answers, recorded)
 
     with monkeypatch.context() as patch:
         patch.setattr(DetectionCache, "append", append_once)
@@ -257,3 +257,14 @@ def test_many_small_parts_become_few(tmp_path: Path) -> None:
     make(tmp_path / "a", parts=7, rows=1)
     assert maintain.merge(tmp_path / "out", [tmp_path / "a"]).is_complete
     assert names(tmp_path / "out") == [".lock", "manifest.json", "part-00000.parquet"]
+
+
+def test_answers_of_two_commits_are_not_merged(tmp_path: Path) -> None:
+    identity = {"detector": "d", "settings": {"revision": None}, "dataset": "x", "split": "val", "annotations": "a"}
+    folders = [tmp_path / commit for commit in "ab"]
+    for folder in folders:
+        with DetectionCache.resume(folder, identity) as cache:
+            cache.append([((folder.name, None), Detections(()))], ({"commit": folder.name * 40},))
+    with pytest.raises(CacheError, match=f"is of commit {'a' * 40}(.|\n)*is of commit {'b' * 40}"):
+        maintain.merge(tmp_path / "out", folders)
+    assert not (tmp_path / "out").exists()

@@ -293,9 +293,6 @@ def test_identity_holds_what_decides_the_answers() -> None:
         "tasks": ["rec", "grounding", "dense_caption", "od"],
         "num_beams": 3,
         "max_new_tokens": 40,
-        "dtype": "float32",
-        "attention": "sdpa",
-        "image_processor": "CLIPImageProcessorPil",
         "reading": 1,
     }
     assert tiny.build(max_prompts=1, device="cpu").identity() == tiny.build(max_prompts=99).identity()
@@ -313,7 +310,8 @@ def test_identity_changes_with_the_settings(changed: dict[str, Any], key: str) -
 
 def test_half_precision_is_used_and_told(samples: list[Sample]) -> None:
     detector = tiny.build(dtype=torch.bfloat16, attention="sdpa", num_beams=1)
-    assert detector.identity()["dtype"] == "bfloat16"
+    assert detector.recorded()["dtype"] == "bfloat16"
+    assert detector.identity() == tiny.build(num_beams=1).identity()
     assert any(answer.items for answer in tiny.detect(detector, tiny.asked(detector, samples)))
 
 

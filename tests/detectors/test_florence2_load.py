@@ -44,9 +44,16 @@ def test_tasks_must_be_known(tasks: Any) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_device_that_is_not_there_is_refused_before_the_first_answer(tmp_path: Path) -> None:
+    detector = create({"model": "x", "device": "cuda:1"}, _DATASET)
     with pytest.raises(RecipeError, match=r"device=cuda:1: PyTorch sees 0 CUDA devices; use device=auto"):
-        create({"model": "x", "device": "cuda:1"}, _DATASET)
+        detector.prepare(tiny.sample(tmp_path, "a", "dog"))
+
+
+def test_identity_needs_no_weights() -> None:
+    detector = create({"model": "no/such-model", "revision": "a" * 40, "device": "cuda:7"}, _DATASET)
+    assert (detector.identity()["model"], detector.identity()["revision"]) == ("no/such-model", "a" * 40)
+    assert detector.recorded() == {}
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +74,18 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dtype: str, attention: str) -> None:
     settings = {**tiny.SETTINGS, "model": str(saved), "dtype": dtype, "attention": attention, "device": "cpu"}
     detector = create(settings, _DATASET)
-    identity = detector.identity()
     assert detector.name == "florence-2-tiny"
-    assert (identity["model"], identity["revision"]) == (str(saved), None)
-    assert identity["attention"] == ("sdpa" if attention == "auto" else attention)
-    assert identity["dtype"] == ("float32" if dtype == "auto" else dtype)
+    assert (detector.identity()["model"], detector.identity()["revision"]) == (str(saved), None)
+    questions = tiny.asked(detector, [tiny.sample(tmp_path, "a", "dog")])
+    detector.prepare(questions[0].sample)
+    assert detector.recorded() == {
+        "attention": "sdpa" if attention == "auto" else attention,
+        "device": "cpu",
+        "dtype": "float32" if dtype == "auto" else dtype,
+        "image_processor": "CLIPImageProcessorPil",
+    }
     if dtype == "auto":
-        questions = tiny.asked(detector, [tiny.sample(tmp_path, "a", "dog")])
-        expected = tiny.detect(tiny.build(attention=identity["attention"]), questions)
+        expected = tiny.detect(tiny.build(attention=detector.recorded()["attention"]), questions)
         assert any(answer.items for answer in expected)
         assert tiny.detect(detector, questions) == expected
 
@@ -86,19 +97,21 @@ def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("by_commit", [False, True], ids=["main", "commit"])
-def test_identity_holds_the_commit_that_was_loaded(hub: str, by_commit: bool) -> None:
+def test_the_commit_that_was_loaded_is_recorded(hub: str, by_commit: bool, tmp_path: Path) -> None:
     revision = {"revision": hub} if by_commit else {}
     detector = create({**tiny.SETTINGS, **revision, "device": "cpu"}, _DATASET)
-    assert detector.identity()["revision"] == hub
+    detector.prepare(tiny.sample(tmp_path, "a", "dog"))
+    assert detector.recorded()["commit"] == hub
+    assert detector.identity()["revision"] == revision.get("revision")
 
 
 @pytest.mark.parametrize("settings", [{}, {"revision": "v9"}], ids=["unknown-id", "unknown-revision"])
-def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str]) -> None:
+def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str], tmp_path: Path) -> None:
     model = "tiny/Florence-2-Tiny" if settings else "tiny/Florence-3"
     revision = settings.get("revision", "main")
     what = rf"detector\.settings\.model={model} \(revision {revision}\) cannot be used: .*hf download"
     with pytest.raises(ModelError, match=f"(?s){what}"):
-        create({"model": model, **settings}, _DATASET)
+        create({"model": model, **settings}, _DATASET).prepare(tiny.sample(tmp_path, "a", "dog"))
 
 
 def _not_json(folder: Path) -> None:
@@ -116,12 +129,13 @@ def _not_json(folder: Path) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_spoiled_folder_is_named(copied: Path, spoil: Callable[[Path], None], said: str) -> None:
+def test_a_spoiled_folder_is_named(copied: Path, spoil: Callable[[Path], None], said: str, tmp_path: Path) -> None:
     spoil(copied)
+    detector = create({**tiny.SETTINGS, "model": str(copied), "device": "cpu"}, _DATASET)
     with pytest.raises(
         ModelError, match=f"(?s){re.escape(str(copied))} .*cannot be used: .*{said}.*florence-community"
     ):
-        create({**tiny.SETTINGS, "model": str(copied), "device": "cpu"}, _DATASET)
+        detector.prepare(tiny.sample(tmp_path, "a", "dog"))
 
 
 @pytest.mark.parametrize("name", ["flo2", "flo2-ft", "flo2-base"])

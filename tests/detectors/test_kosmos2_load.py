@@ -31,11 +31,9 @@ def test_identity_holds_what_decides_the_answers() -> None:
         "tasks": ["rec", "caption"],
         "num_beams": 1,
         "max_new_tokens": 40,
-        "dtype": "float32",
-        "attention": "sdpa",
-        "image_processor": "CLIPImageProcessorPil",
         "reading": 1,
     }
+    assert tiny.build(dtype=torch.bfloat16).identity() == detector.identity()
     assert tiny.build(max_prompts=1, device="cpu").identity() == detector.identity()
 
 
@@ -81,9 +79,16 @@ def test_tasks_must_be_known(tasks: Any) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_device_that_is_not_there_is_refused_before_the_first_answer(tmp_path: Path) -> None:
+    detector = create({"model": "x", "device": "cuda:1"}, _DATASET)
     with pytest.raises(RecipeError, match=r"device=cuda:1: PyTorch sees 0 CUDA devices; use device=auto"):
-        create({"model": "x", "device": "cuda:1"}, _DATASET)
+        detector.prepare(tiny.sample(tmp_path, "a", "dog"))
+
+
+def test_identity_needs_no_weights() -> None:
+    detector = create({"model": "no/such-model", "revision": "a" * 40, "device": "cuda:7"}, _DATASET)
+    assert (detector.identity()["model"], detector.identity()["revision"]) == ("no/such-model", "a" * 40)
+    assert detector.recorded() == {}
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +112,10 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dtype: str) -> None:
     detector = create({**tiny.SETTINGS, "model": str(saved), "dtype": dtype, "device": "cpu"}, _DATASET)
-    identity = detector.identity()
     assert detector.name == "kosmos-2-tiny"
-    assert (identity["model"], identity["revision"], identity["dtype"]) == (str(saved), None, dtype)
+    assert (detector.identity()["model"], detector.identity()["revision"]) == (str(saved), None)
+    detector.prepare(tiny.sample(tmp_path, "a", "dog"))
+    assert (detector.recorded()["dtype"], detector.recorded()["device"]) == (dtype, "cpu")
     tiny.speaking_in_format(detector._model, detector._processor.tokenizer)
     questions = tiny.asked(detector, [tiny.sample(tmp_path, "a", "dog")])
     found = tiny.detect(detector, questions)
@@ -125,19 +131,21 @@ def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("by_commit", [False, True], ids=["main", "commit"])
-def test_identity_holds_the_commit_that_was_loaded(hub: str, by_commit: bool) -> None:
+def test_the_commit_that_was_loaded_is_recorded(hub: str, by_commit: bool, tmp_path: Path) -> None:
     revision = {"revision": hub} if by_commit else {}
     detector = create({**tiny.SETTINGS, **revision, "device": "cpu"}, _DATASET)
-    assert detector.identity()["revision"] == hub
+    detector.prepare(tiny.sample(tmp_path, "a", "dog"))
+    assert detector.recorded()["commit"] == hub
+    assert detector.identity()["revision"] == revision.get("revision")
 
 
 @pytest.mark.parametrize("settings", [{}, {"revision": "v9"}], ids=["unknown-id", "unknown-revision"])
-def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str]) -> None:
+def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str], tmp_path: Path) -> None:
     model = "tiny/Kosmos-2-Tiny" if settings else "tiny/Kosmos-3"
     revision = settings.get("revision", "main")
     what = rf"detector\.settings\.model={model} \(revision {revision}\) cannot be used: .*hf download"
     with pytest.raises(ModelError, match=f"(?s){what}"):
-        create({"model": model, **settings}, _DATASET)
+        create({"model": model, **settings}, _DATASET).prepare(tiny.sample(tmp_path, "a", "dog"))
 
 
 @pytest.mark.parametrize(
@@ -150,11 +158,12 @@ def test_a_model_that_is_not_there_is_named(hub: str, settings: dict[str, str]) 
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_spoiled_folder_is_named(copied: Path, spoil: Callable[[Path], None], said: str) -> None:
+def test_a_spoiled_folder_is_named(copied: Path, spoil: Callable[[Path], None], said: str, tmp_path: Path) -> None:
     spoil(copied)
+    detector = create({**tiny.SETTINGS, "model": str(copied), "device": "cpu"}, _DATASET)
     told = f"(?s){re.escape(str(copied))} .*cannot be used: .*{said}.*microsoft/kosmos-2-patch14-224"
     with pytest.raises(ModelError, match=told):
-        create({**tiny.SETTINGS, "model": str(copied), "device": "cpu"}, _DATASET)
+        detector.prepare(tiny.sample(tmp_path, "a", "dog"))
 
 
 def test_the_recipe_names_the_model_its_commit_and_its_licence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from llm_wrapper.adapter_files import locate
-from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import nf4
+from llm_wrapper.errors import DataError, ModelError
+from llm_wrapper.llms import adapter_settings, nf4
 from llm_wrapper.llms.load import require_fit, with_adapter
 from tests.llms import tiny
 
@@ -48,6 +49,11 @@ def foreign(folder: Path, config: Any = None, model: Any = None, *, base: str | 
     model.peft_config["default"].base_model_name_or_path = None  # or PEFT looks for it on the hub
     model.save_pretrained(folder)
     return changed(folder, base_model_name_or_path=base)
+
+
+def spoil(weights: dict[str, torch.Tensor], value: float) -> None:
+    """Set one number of a weight."""
+    weights[sorted(weights)[0]].view(-1)[3] = value
 
 
 def changed(folder: Path, **values: Any) -> Path:
@@ -214,6 +220,26 @@ def test_another_name_of_the_base_is_said(
         pytest.param(lambda at: changed(foreign(at), peft_type=None), "adapter_config", id="no-kind"),
         pytest.param(lambda at: changed(foreign(at), target_modules=5), "TypeError", id="absurd-targets"),
         pytest.param(lambda at: changed(foreign(at), r="four"), "TypeError", id="absurd-rank"),
+        pytest.param(lambda at: changed(foreign(at), r=10**15), "rank 1,000,000,000,000,000, and no", id="huge-rank"),
+        pytest.param(
+            lambda at: changed(foreign(at), rank_pattern={"q_proj": 10**9}), "gives q_proj the rank", id="huge-rank-of-one"
+        ),
+        pytest.param(
+            lambda at: changed(foreign(at), layers_to_transform=[0, 10**7]),
+            r"layers_to_transform\.1 is 10,000,000, and 1,000,000 is the most",
+            id="huge-number",
+        ),
+        pytest.param(
+            lambda at: changed(foreign(at), megatron_config={}, megatron_core="runs.x"), "not done", id="import"
+        ),
+        pytest.param(
+            lambda at: edited(foreign(at), lambda weights: spoil(weights, math.nan)),
+            r"weight: 1 of its numbers are NaN or infinite",
+            id="nan",
+        ),
+        pytest.param(
+            lambda at: edited(foreign(at), lambda weights: spoil(weights, -math.inf)), "are NaN or infinite", id="infinite"
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_and_both_models_are_named(
@@ -222,6 +248,34 @@ def test_what_does_not_fit_is_refused_and_both_models_are_named(
     folder = make(tmp_path)
     with pytest.raises(ModelError, match=f"does not fit tiny-llama; it says that it was trained on (.|\n)*{reason}"):
         with_adapter(tiny.llm(), folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"target_modules": "(.*.*.*)*x"}, id="targets"),
+        pytest.param({"target_modules": ["q_proj"], "exclude_modules": "(.*.*.*)*x"}, id="excluded"),
+        pytest.param({"layers_to_transform": [0], "layers_pattern": ["(.*.*.*)*x"]}, id="layers"),
+        pytest.param({"rank_pattern": {"(.*.*.*)*x": 4}}, id="ranks"),
+        pytest.param({"modules_to_save": ["(.*.*.*)*x"]}, id="trained-whole"),
+    ],
+)
+def test_patterns_that_never_end_are_refused(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_settings, "_SECONDS", 0.5)
+    folder = changed(foreign(tmp_path), **settings)
+    with pytest.raises(ModelError, match=r"patterns take longer than 0\.5 s to be matched: \(\.\*"):
+        with_adapter(tiny.llm(), folder)
+
+
+def test_settings_of_endless_depth_are_refused(tmp_path: Path) -> None:
+    folder = foreign(tmp_path)
+    (folder / "adapter_config.json").write_text('{"a": ' * 100_000)
+    with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):
+        with_adapter(tiny.llm(), folder)
+    with pytest.raises(DataError, match=r"adapter_config\.json"):
+        locate(str(folder)).facts()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '"LORA"', "{}", "\ud800"], ids=repr)

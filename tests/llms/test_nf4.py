@@ -21,6 +21,7 @@ from llm_wrapper.llms.load import load, with_adapter
 from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
+from tests.training import families
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -195,10 +196,36 @@ def test_fused_experts_of_another_architecture_are_refused(tmp_path: Path) -> No
     with pytest.raises(ModelError) as caught:
         load(section(tmp_path))
     message = str(caught.value)
-    assert f"llm.model={tmp_path} is not in 4 bit: 14% of its linear and expert weights are" in message
+    assert f"llm.model={tmp_path} cannot be held in 4 bit: 14% of its linear and expert weights" in message
     assert "95% are needed" in message
     assert "llm.quantization=none" in message
-    assert "\n  - model.layers.0.mlp.experts.gate_up_proj: (4, 96, 32), float32\n" in message
+    assert "\n  - model.layers.0.mlp.experts.gate_up_proj: (4, 96, 32)\n" in message
+
+
+def test_fused_experts_are_refused_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    families.settings("qwen3-moe").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot be held in 4 bit: \d+% .*set llm\.quantization=none"):
+        nf4.load_4bit(str(tmp_path))
+
+
+def test_a_checkpoint_that_is_packed_otherwise_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    config = families.settings("gpt-oss")
+    config.quantization_config = {"quant_method": "mxfp4"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"comes packed as mxfp4: set llm\.quantization=none"):
+        nf4.load_4bit(str(tmp_path))
+
+
+def test_experts_apart_mix_as_fused_ones_do() -> None:
+    config = tiny.CONFIGS["mixtral"]()
+    torch.manual_seed(5)
+    experts = nf4._Experts(nf4._Expert(config) for _ in range(4))
+    states, index = torch.randn(7, 32), torch.tensor([[2, 0], [0, 2], [2, 0], [3, 2], [0, 3], [2, 3], [3, 0]])
+    weights = torch.rand(7, 2)
+    wanted = torch.stack(
+        [sum(weights[i, j] * experts[int(index[i, j])](states[i]) for j in range(2)) for i in range(7)]
+    )
+    torch.testing.assert_close(experts(states, index, weights), wanted)
 
 
 @pytest.mark.parametrize(

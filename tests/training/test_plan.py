@@ -27,11 +27,13 @@ from llm_wrapper.recipe import (
     Recipe,
     TrainSection,
 )
-from llm_wrapper.training import outline, plan, sft
+from llm_wrapper.training import architecture, outline, plan, sft
+from llm_wrapper.training.adapted import adapter_config
 from llm_wrapper.training.examples import Group
 from llm_wrapper.training.plan import Batch, Setup, Sizes
 from llm_wrapper.verbs import plan_commands
 from tests.llms import tiny
+from tests.training import families
 
 pytestmark = pytest.mark.slow  # seconds each; CI runs them
 
@@ -415,3 +417,91 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     for text, is_less in (("max\n", False), ("1000\n", True)):
         limit.write_text(text)
         assert (outline.device_at_hand().free == 0) == is_less
+
+
+# families
+
+
+@pytest.mark.parametrize(
+    ("family", "inner", "attended"),
+    [
+        pytest.param("llama", 48, 32, id="llama"),
+        pytest.param("gemma4-text", 48, 64, id="gemma4-layers-that-differ"),
+        pytest.param("mixtral", 2 * 48, 32, id="mixtral"),
+        pytest.param("qwen3-moe", 48, 32, id="qwen3-moe-narrow-experts"),  # 2 x 16, and 48 of layers without experts
+        pytest.param("deepseek-v2", 3 * 16, 16, id="deepseek-shared-expert"),
+        pytest.param("llama4-text", 64, 32, id="llama4-dense-layers"),
+        pytest.param("mamba", 128, 0, id="mamba-without-attention"),
+    ],
+)
+def test_widths_are_those_of_the_architecture(family: str, inner: int, attended: int) -> None:
+    config = families.settings(family)
+    assert architecture.feedforward_width(config) == inner
+    assert architecture.attention_width(config) == attended
+
+
+@pytest.mark.parametrize(
+    ("settings", "inner"),
+    [
+        pytest.param(
+            transformers.Qwen3MoeConfig(
+                hidden_size=2048,
+                intermediate_size=6144,
+                moe_intermediate_size=768,
+                num_experts=128,
+                num_experts_per_tok=8,
+            ),
+            8 * 768,
+            id="qwen3-30b-a3b",
+        ),
+        pytest.param(
+            transformers.DeepseekV2Config(
+                hidden_size=2048,
+                intermediate_size=10944,
+                moe_intermediate_size=1408,
+                n_routed_experts=64,
+                n_shared_experts=2,
+                num_experts_per_tok=6,
+            ),
+            8 * 1408,
+            id="deepseek-v2-lite",
+        ),
+    ],
+)
+def test_published_experts_are_as_wide_as_they_are(settings: Any, inner: int) -> None:
+    assert architecture.feedforward_width(settings) == inner
+
+
+def test_heads_without_a_width_are_refused() -> None:
+    config = transformers.LlamaConfig(hidden_size=2, num_attention_heads=2)
+    config.hidden_size = config.head_dim = 0
+    with pytest.raises(ModelError, match="2 heads and no width"):
+        architecture.attention_width(config)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
+def test_adapted_experts_are_kept_whole(family: str) -> None:
+    model = families.model(family)
+    fused = sum(each.numel() for each in model.parameters() if each.ndim == 3)
+    config = adapter_config(TrainSection(lora=LoraSection(rank=4)), model)
+    assert outline.sizes_of(model, config).num_rebuilt == fused
+
+
+@pytest.mark.parametrize(("family", "is_offered"), [("mixtral", True), ("qwen3-moe", False), ("llama", True)])
+def test_4_bit_is_proposed_where_loading_takes_it(family: str, is_offered: bool, tmp_path: Path) -> None:
+    families.settings(family).save_pretrained(tmp_path)
+    llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
+    found = outline.planned(recipe(llm), None)
+    offered = [each.overrides for each in plan.changes(found.sizes, found.setup, found.batch, alpha=8)]
+    assert any("llm.quantization=nf4" in each for each in offered) == is_offered
+    if not is_offered:
+        with pytest.raises(ModelError, match=r"cannot be held in 4 bit(.|\n)*llm\.quantization=none"):
+            outline.outline(llm.model_copy(update={"quantization": "nf4"}))
+
+
+def test_more_layers_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    config = families.settings("llama")
+    config.num_hidden_layers = 1_000_000
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"1,000,000 layers, 1,000 are the most"):
+        outline.outline(LLMSection(model=str(tmp_path), quantization="none"))

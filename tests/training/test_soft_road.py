@@ -153,7 +153,7 @@ def test_no_change_is_proposed_that_the_method_does_not_know(method: str, tmp_pa
 
 
 def test_dora_of_fused_experts_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"train\.method=dora cannot be put on this model: .*ParamWrapper"):
+    with pytest.raises(ModelError, match=r"fused experts take no DoRA: set train\.method=lora"):
         adapted(tiny.llm("mixtral"), recipe(method="dora"))
 
 
@@ -223,6 +223,16 @@ def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_pat
             lambda at: edited(saved(at, prompt()), lambda weights: weights.update(x=weights.pop("prompt_embeddings"))),
             r"{'x': \(4, 32\)}",
             id="under another name",
+        ),
+        pytest.param(
+            lambda at: changed(saved(at, prompt()), num_virtual_tokens=900_000),
+            r"'prompt_embeddings': \(900000, 32\)} for this model",
+            id="many tokens that it does not hold",
+        ),
+        pytest.param(
+            lambda at: edited(saved(at, prompt()), lambda weights: weights["prompt_embeddings"].fill_(torch.nan)),
+            "prompt_embeddings: 128 of its numbers are NaN or infinite",
+            id="nan",
         ),
         pytest.param(
             lambda at: changed(saved(at, prompt()), num_virtual_tokens="four"), "TypeError", id="absurd number"
