@@ -21,6 +21,8 @@ __all__ = ["Figure", "Part", "Section", "Table", "counted", "load", "number", "p
 _MAX_SYSTEMS = 64
 """Each is compared with each other, by resampling."""
 _ROUNDING = 1e-6
+_FARTHEST = 1e9
+"""Areas of boxes far beyond any image overflow, and their IoU is no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,9 @@ def _problem(row: Prediction) -> str:
         return "a probability that is not within 0 and 1"
     if row.probabilities is not None and len(row.probabilities) != len(row.candidates):
         return f"{len(row.probabilities)} probabilities of {len(row.candidates)} candidates"
+    boxes = [row.box, row.target, *row.further_targets, *(each.box for each in row.candidates)]
+    if any(max(map(abs, box.xyxy)) > _FARTHEST for box in boxes if box):
+        return f"a box over {_FARTHEST:g} pixels away"
     if row.image_wh is not None and min(row.image_wh) < 1:
         return f"an image of {row.image_wh[0]} x {row.image_wh[1]} pixels"
     return ""
