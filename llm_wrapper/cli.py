@@ -255,9 +255,12 @@ def report(
     compare: Annotated[
         list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to stand beside it; kept.")
     ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where pictures may be shown from, if not from the folder data.")
+    ] = None,
 ) -> None:
     """Compute the table again from the predictions alone; needs neither torch nor data."""
-    commands.recompute(run, _console, beside=compare or [])
+    commands.recompute(run, _console, beside=compare or [], data_root=data_root)
 
 
 @app.command()

@@ -33,7 +33,7 @@ from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.terminal import say
 
-__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "verify"]
+__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "scene_notes", "verify"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,28 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0
     more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
-    return f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}"
+    if absent := getattr(detector, "num_unanswered", 0):
+        total = len(dataset.images() if detector.levels == ("image",) else dataset.samples)
+        what = "images" if detector.levels == ("image",) else "expressions"
+        more += f"; its file names {total - absent:,} of {total:,} {what}, and the others count as without detections"
+    return "\n".join([f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}", *dataset.notes()])
+
+
+def scene_notes(found: SceneSet) -> list[str]:
+    """Return what a reader of any result on a split must know of its annotations and detections."""
+    detected: dict[str, bool] = {}
+    for scene in found.scenes:
+        image = scene.sample.image_id
+        detected[image] = detected.get(image, False) or bool(scene.built.candidates)
+    num_empty = sum(not each for each in detected.values())
+    where = f"{found.dataset.name} {found.dataset.split}"
+    notes = found.dataset.notes()
+    if num_empty:
+        notes.append(f"{where}: {num_empty:,} of {len(detected):,} images have no candidate at all")
+    for cache in found.caches:
+        if cache.manifest and (skipped := len(cache.manifest.unanswered)):
+            notes.append(f"{where}: {skipped:,} images could not be read when {cache.identity['detector']} was asked")
+    return notes
 
 
 def _engine(name: Literal["local", "ray"], workers: int | None, build: Callable[[], Detector]) -> Engine:
@@ -164,7 +185,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     found = load_scenes(recipe, recipe.data, split, limit=limit)
     result = compare(_uncapped(found, recipe), found.scenes)
     console.print(_headroom_table(result, recipe.candidates.cap))
-    for line in _headroom_lines(result, recipe.candidates.cap):
+    for line in [*_headroom_lines(result, recipe.candidates.cap), *scene_notes(found)]:
         say(console, line)
     split = folder_name(split, "the split")
     out = runs.ROOT / "headroom" / f"{results.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"

@@ -14,6 +14,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.none_below import thresholds
 from llm_wrapper.report import compared
 from llm_wrapper.report.parts import percent
+from llm_wrapper.terminal import say
 
 __all__ = ["add_to", "none_below"]
 
@@ -55,9 +56,8 @@ def none_below(file: Path, system: str, console: Console) -> None:
         table.add_row(f"{each.below:g}", *map(percent, shares))
     console.print(table)
     split = file.stem.removeprefix("predictions-")
-    console.print(
+    say(
+        console,
         f"{len(rows)} samples of {split}. Numbers of {split} are too good for a threshold that is chosen here: report "
-        "another split, such as: make eval RUN=.. ARGS='--split test prompt.none_below=0.5'",
-        markup=False,
-        highlight=False,
+        "another split, such as: llm-wrapper eval --run runs/.. --split test prompt.none_below=0.5",
     )
