@@ -14,11 +14,11 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.none_below import thresholds
 from llm_wrapper.report import compared
 from llm_wrapper.report.parts import percent
-from llm_wrapper.terminal import say
+from llm_wrapper.terminal import open_console, say
 
 __all__ = ["add_to", "none_below"]
 
-_console = Console()
+_console = open_console()
 _HEAD = ("prompt.none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these")
 
 

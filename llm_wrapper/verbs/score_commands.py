@@ -19,6 +19,7 @@ from llm_wrapper.evaluation.foreign_boxes import BoxFormat
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.report import tables
+from llm_wrapper.terminal import say
 
 __all__ = ["Job", "score"]
 
@@ -72,5 +73,5 @@ def score(job: Job, console: Console) -> Summary:
     artifacts.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
     console.print(tables.table([summary]))
     for line in [*found.notes, f"kept in {folder}"]:
-        console.print(line, markup=False, highlight=False)
+        say(console, line)
     return summary
