@@ -229,7 +229,7 @@ def _headroom_table(result: Headroom, cap: int) -> Table:
     """Lay out one row a measure: before the cap, after it, and over how many; shares in percent (95 % CI)."""
     table = Table("in percent (95 % CI)")
     for name in ("all candidates", f"cap of {cap}", "n"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name != "n")  # no interval breaks over two lines
     columns = [_shares(offer) for offer in (result.before, result.after)]
     for (name, before), (_, after) in zip(*columns, strict=True):
         numbers = [f"{share.n:,}" for share in (before, after)]
