@@ -12,6 +12,7 @@ import yaml
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
 from llm_wrapper.report.card import card
+from llm_wrapper.verbs import commands
 
 _FACTS = {
     "samples": 1234,
@@ -113,3 +114,18 @@ def test_a_table_of_a_stranger_becomes_no_markup_and_one_of_ours_stays() -> None
     assert ours in card(recipe("a/b"), {}, {"val": ours})
     text = card(recipe("a/b"), {}, {"val": "| <img> [x](http://evil) |\n"})
     assert r"| \<img> \[x\](http\://evil) |" in text
+
+
+@pytest.mark.parametrize("name", ["report-val.md", "adapter"])
+def test_a_link_that_leaves_the_run_is_neither_read_nor_written(tmp_path: Path, name: str) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run.mkdir()
+    (run / "recipe.yaml").write_text(recipe("a/b").to_yaml())
+    (run / "manifest.json").write_text("{}")
+    (elsewhere / "secret").write_text("| secret |\n")
+    (run / name).symlink_to(elsewhere if name == "adapter" else elsewhere / "secret")
+    with pytest.raises(DataError, match="lies outside"):
+        commands.write_card(run)
+    assert [path.name for path in elsewhere.iterdir()] == ["secret"]
+    assert not (run / "adapter" / "README.md").exists()
