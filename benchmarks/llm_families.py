@@ -119,7 +119,9 @@ FAMILIES: dict[str, Family] = {
     "llama-3.1": Family("LlamaConfig", "llama3_1"),
     "llama-3.2 (date)": Family("LlamaConfig", "llama3_2", {"tie_word_embeddings": True}),
     "qwen2.5": Family("Qwen2Config", "qwen2_5"),
-    "qwen2 sliding": Family("Qwen2Config", "qwen2_5", {"use_sliding_window": True, "sliding_window": 16}),
+    "qwen2 sliding": Family(
+        "Qwen2Config", "qwen2_5", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    ),
     "qwen2-moe": Family(
         "Qwen2MoeConfig", "chatml", _moe(shared_expert_intermediate_size=24, decoder_sparse_step=1, sliding_window=0)
     ),
