@@ -51,8 +51,8 @@ class _Row(BaseModel):
     ref_id: rows.Id | None = None
     image_id: rows.Id | None = None
     split: str | None = None
-    width: int | None = Field(None, gt=0, strict=True)
-    height: int | None = Field(None, gt=0, strict=True)
+    width: rows.Side | None = Field(None, strict=True)
+    height: rows.Side | None = Field(None, strict=True)
     kind: str | None = None
     source: str | None = None
 
@@ -261,7 +261,7 @@ class _Reader:
             path = image_file(self._folder, row.name)
             if row.width is not None and row.height is not None:
                 return (row.width, row.height)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 return (
                     f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
                 )

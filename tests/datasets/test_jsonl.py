@@ -335,6 +335,23 @@ def test_images_outside_their_folder_are_not_read(tmp_path: Path, name: str, siz
         jsonl.load(_write(tmp_path / "data", row), "val")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        pytest.param({"image": "a" * 5000}, "does not exist: correct its name", id="5,000 letters"),
+        pytest.param({"image": "a\0b", **WH}, "is no name of a file", id="null"),
+        pytest.param(
+            {"image": "a.png", "width": 10**30, "height": 5}, "width: must be less than or equal to", id="width"
+        ),
+        pytest.param({"image": "folder"}, "does not exist", id="folder"),
+    ],
+)
+def test_names_and_sizes_that_nothing_has(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=f"line 1: .*{message}"):
+        jsonl.load(_write(tmp_path, {"expression": "x", **row}), "val")
+
+
 def test_an_absolute_name_under_the_named_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = _write(tmp_path / "data", {"image": str(tmp_path / "data" / "a.png"), "expression": "x"})
