@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from llm_wrapper import readers
 from llm_wrapper.datasets.rows import Skipped
-from llm_wrapper.errors import DataError, RecipeError, listed
+from llm_wrapper.errors import DataError, RecipeError, listed, shell_word
 
 __all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
 
@@ -187,7 +187,8 @@ def _require_columns(path: Path, existing: Sequence[str], kind: type[HubRow]) ->
 
 def _command(root: Path, repo: str) -> str:
     repo_id, _, revision = repo.partition("@")
-    return f"hf download {repo_id} --repo-type dataset --revision {revision or 'main'} --local-dir {root}"
+    words = ("--repo-type", "dataset", "--revision", revision or "main", "--local-dir", root)
+    return f"hf download {' '.join(map(shell_word, (repo_id, *words)))}"
 
 
 def _fetch(root: Path, repo: str) -> None:

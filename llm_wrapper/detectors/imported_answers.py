@@ -25,6 +25,7 @@ __all__ = ["Answers", "answers_of", "place_of"]
 
 _SOURCE = "imported"
 _MOST_NAMED = 5
+_MOST_LETTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,4 +266,5 @@ def _boxes(number: int) -> str:
 
 def _few(names: Iterable[str]) -> str:
     found = list(names)
-    return ", ".join(found[:_MOST_NAMED]) + (", ..." if len(found) > _MOST_NAMED else "")
+    shown = [name if len(name) <= _MOST_LETTERS else f"{name[:_MOST_LETTERS]}..." for name in found[:_MOST_NAMED]]
+    return ", ".join(shown) + (", ..." if len(found) > _MOST_NAMED else "")
