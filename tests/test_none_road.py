@@ -44,7 +44,7 @@ def mine() -> list[str]:
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
-    return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl"]
+    return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", f"data.settings.images={TOY}"]
 
 
 def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() -> None:
