@@ -174,6 +174,22 @@ def test_objects_from_instances_beside_the_file(tmp_path: Path) -> None:
     assert dataset.digest != before
 
 
+def test_objects_of_an_ambiguous_name_are_counted_and_not_given_to_both(tmp_path: Path) -> None:
+    rows = [{**_ROW, "image": name, **WH} for name in ("job1/0.jpg", "job2/0.jpg", "job2/1.jpg")]
+    path = _write(tmp_path, *rows)
+    instances = {
+        "images": [{"id": place, "file_name": f"{place}.jpg", "width": 640, "height": 480} for place in (0, 1, 2)],
+        "annotations": [
+            {"id": place, "image_id": place, "category_id": 3, "bbox": [1, 2, 3, 4]} for place in (0, 1, 2)
+        ],
+        "categories": [{"id": 3, "name": "cup"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    dataset = jsonl.load(path, "val")
+    assert list(dataset.objects or {}) == ["job2/1.jpg"]
+    assert dataset.skipped == {"image of an ambiguous name": ["instances.json 0.jpg"]}
+
+
 @needs_real_data
 def test_real_photographs() -> None:
     folder = Path(_REAL) / "coco_images"
