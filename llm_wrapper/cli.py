@@ -13,8 +13,8 @@ import typer
 
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import locate
+from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import LLMWrapperError, RecipeError
-from llm_wrapper.evaluation.foreign_boxes import BoxFormat
 from llm_wrapper.terminal import log_to_stderr, open_console, say
 from llm_wrapper.verbs import (
     commands,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper.errors import DataError, RunError, listed
+from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
@@ -108,7 +108,7 @@ def load(folder: Path) -> list[Part]:
     """
     found = sorted(folder.glob("predictions-*.parquet"))
     if not found:
-        raise RunError(f"{folder} holds no predictions; make some with: make eval RUN={folder}")
+        raise RunError(f"{folder} holds no predictions; make some with: make eval RUN={shell_word(folder)}")
     return [_part(folder, path) for path in found]
 
 

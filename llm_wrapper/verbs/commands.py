@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from llm_wrapper import adapter_files, artifacts, datasets, results, runs
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
-from llm_wrapper.errors import DataError, ModelError, RunError
+from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
@@ -294,7 +293,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         compared.add(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
-        raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shlex.quote(str(path))}")
+        raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
         say(console, file.name)
         console.print(tables.table(summaries_of(files.load(file))))
@@ -313,7 +312,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
     if runs.is_complete(folder) and runs.recipe_of(folder) == recipe:
-        say(console, f"{folder} is trained already; to train again: rm -r {shlex.quote(str(folder))}")
+        say(console, f"{folder} is trained already; to train again: rm -r {shell_word(folder)}")
     else:
         train(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)

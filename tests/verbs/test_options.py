@@ -202,7 +202,7 @@ def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.
     recipe = compose(recipes_folder(), {"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
-    monkeypatch.setattr(cli.commands, "train", lambda recipe, folder, console: opened.append(recipe))
+    monkeypatch.setattr(cli.commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
     run("train", "--run", RUN)
     run("train", "--run", "runs/new", "--train", "fast")
     assert opened[0] == recipe
