@@ -175,8 +175,10 @@ CLI = "llm-wrapper"
         ),
         pytest.param(
             ["train", "PROCESSES=2", "RUN=runs/a_b"],
-            "accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 2 --main_process_port 0 "
-            "-m llm_wrapper train --run runs/a_b".split(),
+            [
+                *("accelerate", "launch", "--config_file", "recipes/accelerate/ddp.yaml", "--num_processes", "2"),
+                *("--main_process_port", "0", "-m", "llm_wrapper", "train", "--run", "runs/a_b"),
+            ],
             "",
             id="train-on-two",
         ),
