@@ -395,3 +395,15 @@ def test_git_keeps_no_result_and_nothing_heavy() -> None:
     files = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in project_files()}
     assert not [name for name in files if name.startswith(("runs/", ".venv/", "data/detections/"))]
     assert not [name for name, size in files.items() if size > 2_000_000]
+
+
+def test_commands_that_messages_suggest_are_quoted() -> None:
+    unquoted = re.compile(
+        r"(?:\b(?:RUN|PROMPT|DATA|VLM|ADAPTER)=|\brm (?:-r )?|--(?:run|data-root|local-dir)[ =])\{(?!shell_word|word\b|shlex)"
+    )
+    found = [
+        (path.relative_to(ROOT).as_posix(), match[0])
+        for path in sorted((ROOT / "llm_wrapper").rglob("*.py"))
+        for match in unquoted.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
