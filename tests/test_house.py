@@ -190,6 +190,18 @@ CLI = "llm-wrapper"
             id="eval-run-passes-what-is-named",
         ),
         pytest.param(["eval", "RUN=runs/a"], [CLI, "eval", "--run", "runs/a"], "", id="eval-run"),
+        pytest.param(
+            ["eval", "LLM=llama3", "ADAPTER=a/b", "ARGS=c=d"],
+            [CLI, "eval", "--llm", "llama3", "--adapter", "a/b"],
+            "c=d",
+            id="eval-adapter",
+        ),
+        pytest.param(
+            ["predict", "VLM=gd", "RUN=runs/a", "ADAPTER=a/b", "IMAGE=a.jpg", "EXPRESSION=b"],
+            [CLI, "predict", "--vlm", "gd", "--run", "runs/a", "--adapter", "a/b", "a.jpg", "b"],
+            "",
+            id="predict-adapter",
+        ),
         pytest.param(["eval", "PAPER=gd"], [CLI, "--paper", "gd", "eval"], "", id="eval-paper"),
         pytest.param(
             ["curve", "RUN=runs/a", "SAMPLES=100 300"],
@@ -398,9 +410,8 @@ def test_git_keeps_no_result_and_nothing_heavy() -> None:
 
 
 def test_commands_that_messages_suggest_are_quoted() -> None:
-    unquoted = re.compile(
-        r"(?:\b(?:RUN|PROMPT|DATA|VLM|ADAPTER)=|\brm (?:-r )?|--(?:run|data-root|local-dir)[ =])\{(?!shell_word|word\b|shlex)"
-    )
+    before = r"(?:\b(?:RUN|PROMPT|DATA|VLM|ADAPTER)=|\brm (?:-r )?|--(?:run|data-root|local-dir)[ =])"
+    unquoted = re.compile(before + r"\{(?!shell_word|word\b|shlex)")
     found = [
         (path.relative_to(ROOT).as_posix(), match[0])
         for path in sorted((ROOT / "llm_wrapper").rglob("*.py"))
