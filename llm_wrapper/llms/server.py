@@ -118,9 +118,9 @@ class Server:
         if status in (408, 425, 429) or status >= 500:
             wait = seconds_to_wait(reply.headers.get("Retry-After"))
             raise CallError(f"the server is busy or in trouble ({said})", again=True, wait=wait)
+        if status in (400, 403, 422) and "logprobs" in said:
+            raise CallError(f"the server gives no logprobs of this model ({said}). Set llm.decode=generate")
         if status in (401, 403):
-            if "logprobs" in said:
-                raise CallError(f"the server gives no logprobs of this model ({said}). Set llm.decode=generate")
             raise CallError(f"the server wants another key ({said}); {self._about_key()}")
         if not 200 <= status < 300:
             raise CallError(f"the server refuses the request ({said}){_hint(status)}")
