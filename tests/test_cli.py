@@ -184,7 +184,7 @@ def test_predict_never_takes_a_detector_that_cannot_see_photographs(toy: Path, m
 @pytest.mark.parametrize("expression", ["", "  \t", "\n"], ids=["empty", "blank", "line"])
 def test_predict_needs_an_expression(toy: Path, expression: str) -> None:
     image = toy / "images" / "toy-val-0000.png"
-    assert "the expression is empty" in fail(DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule")
+    assert "is empty: say what to find" in fail(DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule")
 
 
 @pytest.mark.parametrize(

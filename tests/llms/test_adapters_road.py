@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -164,20 +162,3 @@ def test_evaluation_refuses_before_the_untrained_llm_is_asked(toy: Path) -> None
 def test_a_merge_says_what_it_needs(kind: type[LLMWrapperError], args: list[str], reason: str) -> None:
     assert reason in fail(kind, "export", *args)
     assert not Path("merged").exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        pytest.param(["eval", "LLM=llama3"], "eval --vlm toy --llm llama3 --data toy --adapter a/b c=d", id="eval"),
-        pytest.param(["predict", "LLM=llama3"], "--llm llama3 --adapter a/b c=d", id="predict"),
-        pytest.param(["predict", "VLM=gd", "RUN=runs/a"], "--vlm gd --run runs/a --adapter a/b c=d", id="predict-run"),
-    ],
-)
-def test_make_passes_it_on(args: list[str], words: str) -> None:
-    own = {"VLM", "LLM", "RUN", "ADAPTER", "DATA", "DATA_ROOT", "ARGS", "PAPER", "MFLAGS"}
-    env = {key: value for key, value in os.environ.items() if key not in own and not key.startswith("MAKE")}
-    command = ["make", "-n", *args, "ADAPTER=a/b", "ARGS=c=d", "IMAGE=a.jpg", "EXPRESSION=b"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    line = done.stdout.replace("\\\n", "").splitlines()[-1].replace('"', "").split()
-    assert " ".join(line).endswith(words)
