@@ -220,6 +220,12 @@ def test_one_file_serves_several_splits(tmp_path: Path, key: str) -> None:
         assert "2 of its 3 images are not of mine val and are ignored: " in detector.remarks[0]
 
 
+def test_names_of_instances_without_photographs(tmp_path: Path) -> None:
+    dataset = Dataset("mine", "val", [sample("5", image_path=None)], "digest", file_names={"5": "rooms/kitchen.jpg"})
+    for name in ("rooms/kitchen.jpg", "kitchen.jpg", "/x/rooms/kitchen.JPG", "kitchen"):
+        assert [len(items) for items in shown(read(tmp_path / "x.jsonl", lines_of(name), dataset), dataset)] == [2]
+
+
 def test_rows_about_other_samples_and_images_are_ignored(tmp_path: Path) -> None:
     rows = [{"sample_id": name, "detections": dogs(list(LEFT))} for name in ("sa.jpg", "s9")]
     assert "1 of its 2 samples are not of mine val" in read(tmp_path / "x.jsonl", rows).remarks[0]
