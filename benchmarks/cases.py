@@ -358,16 +358,21 @@ def main(chosen: Sequence[str]) -> int:
     log.propagate = False
     table = Table("case", "what is right", "what happened", "")
     wrong = total = 0
+    checked: set[str] = set()
     for each in (each for group in GROUPS for each in group()):
         if chosen and not each.case.startswith(tuple(chosen)):
             continue
         with empty_folder():
             what, is_right = outcome(each, folder / each.case)
         total, wrong = total + 1, wrong + (not is_right)
+        checked.add(each.case)
         cells = (each.case, each.right, what, "right" if is_right else "WRONG")
         table.add_row(*map(Text, cells), style=None if is_right else "red")
     console.print(table)
     console.print(f"{total - wrong} of {total} right")
+    unchecked = sorted({path.name for path in folder.iterdir() if path.is_dir()} - checked)
+    if unchecked and not chosen:
+        console.print(f"without a check: {', '.join(unchecked)}")
     return int(wrong > 0)
 
 

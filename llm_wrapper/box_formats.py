@@ -131,11 +131,11 @@ def fits(values: FloatArray, image_wh: FloatArray, box_format: BoxFormat) -> Boo
     pixels, sides = to_pixels(values, image_wh, box_format), np.tile(image_wh, 2)
     slack = _SLACK * sides + 1
     with np.errstate(invalid="ignore"):
-        result: BoolArray = ((pixels >= -slack) & (pixels <= sides + slack)).all(axis=1)
-        result &= (pixels[:, 2:] > pixels[:, :2]).all(axis=1)
+        inside = np.asarray(((pixels >= -slack) & (pixels <= sides + slack)).all(axis=1))
+        result: BoolArray = inside & np.asarray((pixels[:, 2:] > pixels[:, :2]).all(axis=1))
         if not box_format.endswith("norm"):
             # Fractions of one pixel are shares of the image; (0, 0, 1, 1) may be one pixel.
-            result &= ~((np.abs(values) <= 1).all(axis=1) & (values % 1 != 0).any(axis=1))
+            result = result & ~((np.abs(values) <= 1).all(axis=1) & (values % 1 != 0).any(axis=1))
     return result
 
 

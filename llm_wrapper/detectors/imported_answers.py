@@ -251,7 +251,7 @@ def _targets(samples: Sequence[Sample], level: Level) -> list[tuple[str, Sequenc
 
 def _counted(items: Iterable[RawBox], counts: Counter[str]) -> list[tuple[Sequence[float], str, float | None]]:
     """Return boxes as rows for `detections_from_raw`, counting what they lack."""
-    found = []
+    found: list[tuple[Sequence[float], str, float | None]] = []
     for item in items:
         is_number = item.score is None or math.isfinite(item.score)
         counts["scores"] += not is_number

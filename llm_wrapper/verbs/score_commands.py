@@ -61,7 +61,7 @@ def score(job: Job, console: Console) -> Summary:
     summary = summarize(found.predictions)
     if not any(prediction.candidates for prediction in found.predictions):
         summary = replace(summary, oracle_p_at_1=None)  # of no candidate that is known, not 0.0
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": {"data": job.data.model_dump(mode="json")},
         "split": split,
         "data": [{"name": dataset.name, "split": split, "annotations": dataset.digest}],
