@@ -190,7 +190,7 @@ def predictions() -> Iterator[Check]:
         yield Check(case, f"{file}.jsonl: counted as wrong", score(f"{file}.jsonl"), says=(r"50\.0", "wrong: 2"))
     yield Check(case, "several: the rule is said", score("nested.jsonl"), says=("the first one is taken: line 2",))
     for file in ("n1", "n1000"):
-        yield Check(case, f"{file}.jsonl: format asked", score(f"{file}.jsonl"), False, ("--box-format xyxy_",))
+        yield Check(case, f"{file}.jsonl: format wanted", score(f"{file}.jsonl"), False, ("--box-format xyxy_",))
     yield Check(case, "n1000box.jsonl: refused", score("n1000box.jsonl"), False, ("--box-format xyxy_1000",))
     case = "11_own_data_shapes"
     yield Check(case, "a JSON list works", check("list.json"), None, ("1 image files missing",))

@@ -219,9 +219,9 @@ class _Votes:
         if self._num_targets < _FEWEST:
             return []
         least = max(self._good_overlap, self.overlaps[declared] + _GAP)
-        found = [each for each in BOX_FORMATS if self.overlaps[each] >= least]
-        best = max((self.overlaps[each] for each in found), default=0.0)
-        return [each for each in found if self.overlaps[each] > best - _GAP / 2]
+        closer = [each for each in BOX_FORMATS if self.overlaps[each] >= least]
+        best = max((self.overlaps[each] for each in closer), default=0.0)
+        return [each for each in closer if self.overlaps[each] > best - _GAP / 2]
 
     def is_confirmed(self, declared: BoxFormat) -> bool:
         """Tell whether the boxes overlap with the targets, so that sizes of images no longer matter."""
@@ -255,7 +255,7 @@ class _Votes:
         if len(values) < _FEWEST:
             return []
         spans = _spans(image_wh, declared)
-        found: list[BoxFormat] = []
+        finer: list[BoxFormat] = []
         for each in BOX_FORMATS:
             if each.partition("_")[0] != layout or self.misfits[each]:
                 continue
@@ -264,8 +264,8 @@ class _Votes:
             # One whole-image box may be a pixel: see `fits`.
             is_clear = not each.endswith("norm") or bool((values % 1 != 0).any())
             if odds >= _ODDS and (reach >= _REACH).all() and is_clear:
-                found.append(each)
-        return found
+                finer.append(each)
+        return finer
 
     def advice(self, formats: Sequence[BoxFormat], how: str) -> str:
         """Name the formats that fit, the likeliest first, and what declares them."""
@@ -305,8 +305,8 @@ def _overlap(pixels: FloatArray, pairs: TargetPairs) -> float:
     """Return the mean over the targets of the best IoU."""
     best = np.zeros(int(pairs.numbers.max()) + 1)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        found = np.nan_to_num(rowwise_iou(pixels[pairs.rows], pairs.targets), nan=0.0)
-    np.maximum.at(best, pairs.numbers, found)
+        overlaps = np.nan_to_num(rowwise_iou(pixels[pairs.rows], pairs.targets), nan=0.0)
+    np.maximum.at(best, pairs.numbers, overlaps)
     return float(best[np.unique(pairs.numbers)].mean())
 
 

@@ -149,10 +149,10 @@ def _entries(chosen: _Settings, notes: Notes) -> list[Entry]:
     return imported_files.entries_of_json(content, path, notes)
 
 
-def _entries_of_sink(found: supervision_files.PlacedRows, chosen: _Settings, notes: Notes) -> list[Entry]:
+def _entries_of_sink(rows: supervision_files.PlacedRows, chosen: _Settings, notes: Notes) -> list[Entry]:
     if chosen.box_format not in (None, "xyxy"):
         raise _unusable([f"box_format: {chosen.path} is of supervision, whose boxes are xyxy: leave the setting out"])
-    return supervision_files.entries(found, notes, has_names=chosen.categories is not None)
+    return supervision_files.entries(rows, notes, has_names=chosen.categories is not None)
 
 
 def _settings(settings: Mapping[str, Any]) -> _Settings:
