@@ -66,6 +66,8 @@ _REACH = 2 / 3
 """Boxes in a finer unit come at least this far into their images, in both directions."""
 
 _MOST_VOTERS = 50_000
+_MOST_PAIRS = 500_000
+"""A file may hold a million boxes of one image, and an image many targets."""
 _MOST_NAMED = 5
 
 
@@ -104,10 +106,15 @@ class TargetPairs:
         for row, image in enumerate(images):
             by_image.setdefault(image, []).append(row)
         shared = [(image, box) for image, box in targets if image in by_image]
+        rows: list[int] = []
+        owners: list[int] = []
         taken = [shared[place] for place in _drawn(np.arange(len(shared)), most)]
-        pairs = [(row, box, number) for number, (image, box) in enumerate(taken) for row in by_image[image]]
-        rows, numbers = (np.array([pair[place] for pair in pairs], dtype=np.intp) for place in (0, 2))
-        return cls(rows, _stacked([box for _, box, _ in pairs]), numbers)
+        for number, (image, _) in enumerate(taken):
+            of_image = by_image[image][: _MOST_PAIRS - len(rows)]
+            rows += of_image
+            owners += [number] * len(of_image)
+        numbers = np.array(owners, dtype=np.intp)
+        return cls(np.array(rows, dtype=np.intp), _stacked([box for _, box in taken])[numbers], numbers)
 
 
 def to_pixels(values: FloatArray, image_wh: FloatArray, box_format: BoxFormat) -> FloatArray:

@@ -84,7 +84,7 @@ class Matcher:
             for key in _keys_of_image(image):
                 self._images[key].append(image)
         self._spellings: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
-        for name in spellings:
+        for name in set(spellings):
             parts = _parts(name)
             self._spellings[parts[-1]].add(parts)
 
