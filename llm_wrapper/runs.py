@@ -13,6 +13,7 @@ import contextlib
 import functools
 import glob
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
     "open_run",
     "recipe_of",
     "require_unchanged",
+    "resume_command",
     "verify_adapter",
     "write_recipe",
 ]
@@ -152,6 +154,11 @@ def verify_adapter(folder: Path) -> None:
     require_unchanged(run, _digests(run), names=[f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS)])
 
 
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes an interrupted training."""
+    return f"llm-wrapper train --run {shlex.quote(str(folder))}"
+
+
 def open_run(folder: Path, recipe: Recipe) -> Path:
     """Make a run folder, or open an interrupted one of the same recipe to resume it.
 
@@ -165,8 +172,8 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
     if (folder / _RECIPE).is_file():
         if recipe_of(folder) != recipe.in_folder(folder):
             raise RunError(
-                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Resume that one: make train "
-                f"RUN={shell_word(folder)}; or name another folder with --run"
+                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Resume that one with: "
+                f"{resume_command(folder)}; or name another folder with --run"
             )
     elif folder.exists() and (not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder. Name another with --run")

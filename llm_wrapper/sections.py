@@ -30,8 +30,14 @@ __all__ = [
 ]
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy takes."""
+
 TEMPLATE_DATE = date(2024, 7, 26)
 """The day that chat templates are told; Llama 3.1's has it as its own. Today's would give other prompts tomorrow."""
+
+_MANY = 1_000_000
+"""More of anything that a recipe has made (steps, groups, epochs) than a training takes; each is an object."""
 
 
 def _safe(name: str, info: ValidationInfo) -> str:
@@ -49,9 +55,9 @@ _Line = Annotated[str, Field(max_length=1000)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: it refuses unknown keys, and is not changed once it is made."""
+    """A part of a recipe: it refuses unknown keys and infinite numbers, and is not changed once it is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_max_length=200_000)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=200_000)
 
 
 class DetectorSection(Section):
@@ -158,7 +164,7 @@ class ServerSection(Section):
     key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$", max_length=100)
     tokenizer: _Line | None = None
     concurrency: int = Field(16, ge=1, le=256)
-    request_seconds: float = Field(120.0, gt=0, le=86400, allow_inf_nan=False)
+    request_seconds: float = Field(120.0, gt=0, le=86400)
 
 
 class LLMSection(Section):
@@ -200,7 +206,7 @@ class LLMSection(Section):
 class LoraSection(Section):
     """Low-rank adapters; `alpha` is the scale before division by `rank`."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
@@ -229,24 +235,24 @@ class TrainSection(Section):
     lora: LoraSection = LoraSection()
     learning_rate: float = Field(5e-4, gt=0)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(20, ge=0, le=_MANY)
     weight_decay: float = Field(0.0, ge=0)
-    epochs: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    groups_per_step: int = Field(4, ge=1)
-    tokens_per_batch: int = Field(4096, ge=64)
-    expressions_per_group: int = Field(8, ge=1)
-    generated_steps: int = Field(0, ge=0)
-    generated_per_group: int = Field(0, ge=0)
+    epochs: int = Field(1, ge=1, le=1000)
+    max_steps: int | None = Field(None, ge=1, le=100 * _MANY)
+    groups_per_step: int = Field(4, ge=1, le=_MANY)
+    tokens_per_batch: int = Field(4096, ge=64, le=_MANY)
+    expressions_per_group: int = Field(8, ge=1, le=_MANY)
+    generated_steps: int = Field(0, ge=0, le=_MANY)
+    generated_per_group: int = Field(0, ge=0, le=_MANY)
     shuffle_candidates: bool = False
-    max_tokens: int = Field(1024, ge=32)
+    max_tokens: int = Field(1024, ge=32, le=_MANY)
     min_candidates: int = Field(2, ge=2)
     limit: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
-    save_steps: int = Field(100, ge=1)
+    save_steps: int = Field(100, ge=1, le=_MANY)
     keep_adapters: Literal["last", "doubling", "all"] = "doubling"
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    seed: int = 0
+    seed: Seed = 0
     also: list[OtherData] = []
 
     @model_validator(mode="after")
@@ -280,7 +286,7 @@ class SamplingSection(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.9, gt=0, le=1)
     top_k: int | None = Field(50, ge=1)
-    max_new_tokens: int = Field(160, ge=1)
+    max_new_tokens: int = Field(160, ge=1, le=4096)
 
 
 class SearchSection(Section):
@@ -307,19 +313,19 @@ class SearchSection(Section):
     target: Literal["instruction", "caption"] = "instruction"
     seed_prompt: str | None = None
     description: str | None = None
-    iterations: int = Field(10, ge=1)
-    samples: int = Field(5, ge=1)
-    shown: int = Field(5, ge=1)
+    iterations: int = Field(10, ge=1, le=10_000)
+    samples: int = Field(5, ge=1, le=1000)
+    shown: int = Field(5, ge=1, le=1000)
     slice: int = Field(300, ge=2)
     first: int = Field(50, ge=1)
     confirm: int = Field(300, ge=2)
     fitness: Literal["p_at_1", "oracle"] = "p_at_1"
     ensemble: Literal["mean", "vote"] = "mean"
     sampling: SamplingSection = SamplingSection()
-    alphas: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = []
+    alphas: list[Annotated[float, Field(ge=0)]] = []
     layer: int | None = Field(None, ge=1)
     proposer: LLMSection | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSection:

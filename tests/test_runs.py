@@ -117,7 +117,7 @@ def test_a_folder_without_recipe_is_no_run(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml is UTF-16"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is UTF-16: save it as UTF-8"):
         runs.recipe_of(tmp_path)
 
 
@@ -186,7 +186,10 @@ def test_a_run_that_another_process_trains_is_refused() -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         before = snapshot(Path("run"))
-        with pytest.raises(RunError, match=r"run is in use: another process trains it"), runs.claim_run(Path("run"), RECIPE):
+        with (
+            pytest.raises(RunError, match=r"run is in use: another process trains it"),
+            runs.claim_run(Path("run"), RECIPE),
+        ):
             pass
         assert snapshot(Path("run")) == before
         other.kill()
@@ -214,7 +217,10 @@ def test_links_in_a_run_are_not_written_through(tmp_path: Path, name: str) -> No
 
 def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(RunError, match="runs/new cannot be made"), runs.claim_run(Path("runs/new"), RECIPE, is_new=True):
+    with (
+        pytest.raises(RunError, match="runs/new cannot be made"),
+        runs.claim_run(Path("runs/new"), RECIPE, is_new=True),
+    ):
         pass
 
 
@@ -284,7 +290,8 @@ def test_a_manifest_that_is_none_is_refused(content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [pytest.param('{"a": ' * 100_000, id="deep"), pytest.param("{", id="cut-off"), pytest.param("", id="empty")]
+    "content",
+    [pytest.param('{"a": ' * 100_000, id="deep"), pytest.param("{", id="cut-off"), pytest.param("", id="empty")],
 )
 def test_a_damaged_manifest_is_named(content: str) -> None:
     folder = with_adapter("odd")

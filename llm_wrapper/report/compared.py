@@ -61,6 +61,7 @@ class _Facts(BaseModel):
     recipe: _Recipe | None = None
     split: str | None = None
     limit: int | None = None
+    notes: list[str] | None = None
 
 
 def add(folder: Path, other: Path) -> None:

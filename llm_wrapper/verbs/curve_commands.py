@@ -104,7 +104,7 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
         yield Point(folder.name, _OWN, facts["samples"], steps, folder / "adapter")
         counted = {reason: count for reason, count in facts["left_out"].items() if reason != _NOT_DRAWN}
         if facts["samples"] + sum(counted.values()) < size:
-            console.print(f"there are fewer than {size} samples: larger sizes are left out", highlight=False)
+            say(console, f"there are fewer than {size} samples: larger sizes are left out")
             return
 
 

@@ -25,7 +25,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.report import matrix as tables
 from llm_wrapper.terminal import say
 from llm_wrapper.training.wording import wording_of
-from llm_wrapper.verbs.asking_commands import mass_notes, resume_command
+from llm_wrapper.verbs.asking_commands import mass_notes
 
 __all__ = ["Job", "ensemble", "transfer"]
 
@@ -132,7 +132,8 @@ def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:
     unfinished = [str(folder) for folder in folders if not runs.is_complete(folder)]
     if unfinished:
         raise RunError(
-            f"no finished training in {', '.join(unfinished)}; resume it with: {resume_command(Path(unfinished[0]))}"
+            f"no finished training in {', '.join(unfinished)}; resume it with: "
+            f"{runs.resume_command(Path(unfinished[0]))}"
         )
     return {folder: runs.recipe_of(folder) for folder in folders}
 
