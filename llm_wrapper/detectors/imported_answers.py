@@ -156,9 +156,11 @@ def _ignored(placed: _Placed, entries: Sequence[Entry], dataset: Dataset, notes:
     shown = _few(f"{name!r} ({where})" for name, where in placed.ignored.items())
     remarks = []
     if is_other_data(num_named, len(placed.boxes), len(known)):
+        verb = "is" if place == "the picture" else "has"
+        remedy = "" if place == "the picture" else "; if it covers other splits alone, name one of them by --split"
         notes.problems.append(
             f"{len(placed.boxes)} of the {num_named} {what} that the file names are of {place}, so it was made for "
-            f"other data: it names {shown}, and {place} is {_few(map(repr, known))}"
+            f"other data: it names {shown}, and {place} {verb} {_few(map(repr, known))}{remedy}"
         )
     elif placed.ignored:
         remarks.append(f"{len(placed.ignored)} of its {num_named} {what} are not of {place} and are ignored: {shown}")
