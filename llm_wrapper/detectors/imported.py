@@ -2,7 +2,7 @@
 
 Told apart by the file's ending and content, these are read:
 
-- `.jsonl`: one image or one expression a line, named by exactly one of image_id, file_name or sample_id, with
+- `.jsonl`: one image or one expression a line, named by image_id, file_name or sample_id, with
   `detections`: a list of {box (xyxy) or bbox_xywh, label, score (a number in 0..1, or null)}; `box` may be an object
   {xmin, ymin, xmax, ymax} as the pipelines of transformers write it. Or one box a line, with the image's name.
 - `.json`, COCO results: a list of {image_id, category_id, bbox (xywh), score}, such as ultralytics' predictions.json.

@@ -221,10 +221,17 @@ def _in_pixels(
         rows = np.flatnonzero([each == declared for each in formats])
         pairs = TargetPairs.of_images([flat[row][0] for row in rows], targets)
         is_keyed = all(flat[row][1].box_format is not None for row in rows)
-        how = f"detector.settings.box_format={{}}{', with the key box' if is_keyed else ''}"
         is_default = setting is None and not is_keyed
-        problem = box_formats.check(values[rows], sizes[rows], declared, how=how, targets=pairs, is_default=is_default)
-        notes.problems.extend([problem] if problem else [])
+        problem = box_formats.check(
+            values[rows],
+            sizes[rows],
+            declared,
+            how="detector.settings.box_format={}",
+            targets=pairs,
+            is_default=is_default,
+        )
+        hint = "; where that is another layout than the key says, name the key 'box'" if is_keyed else ""
+        notes.problems.extend([f"{problem}{hint}"] if problem else [])
         pixels[rows] = box_formats.to_pixels(values[rows], sizes[rows], declared)
     result: dict[str, list[RawBox]] = {key: [] for key in boxes}
     for (key, box), row in zip(flat, pixels.tolist(), strict=True):

@@ -82,7 +82,7 @@ class Notes:
 
 
 class Named(BaseModel):
-    """A row that says in one way which image or expression it is about."""
+    """A row that says which image or which expression it is about; an image may be named by id and by file name."""
 
     image_id: rows.Id | None = None
     file_name: str | None = Field(None, validation_alias=AliasChoices("file_name", "image"))
@@ -90,7 +90,7 @@ class Named(BaseModel):
 
     @model_validator(mode="after")
     def _has_one_id(self) -> Named:
-        if [self.image_id, self.file_name, self.sample_id].count(None) != 2:
+        if (self.sample_id is None) == (not self.names):
             raise ValueError("give exactly one of 'image_id', 'file_name' and 'sample_id'")
         return self
 

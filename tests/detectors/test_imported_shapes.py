@@ -210,6 +210,13 @@ def lines_of(*names: str) -> list[dict[str, Any]]:
     return [{"file_name": name, "detections": dogs(list(LEFT), list(RIGHT))} for name in names]
 
 
+def test_a_line_may_name_its_image_twice(tmp_path: Path) -> None:
+    rows = [{**row, "image_id": "a"} for row in lines_of("a.jpg")]
+    assert [len(items) for items in shown(read(tmp_path / "x.jsonl", rows), TWO)] == [2, 0]
+    with pytest.raises(DataError, match=r"line 1: 'b' and 'a\.jpg' are different images"):
+        read(tmp_path / "x.jsonl", [{**row, "image_id": "b"} for row in rows])
+
+
 @pytest.mark.parametrize("key", ["file_name", "image_id", "image"])
 def test_one_file_serves_several_splits(tmp_path: Path, key: str) -> None:
     rows = [{key: row["file_name"], "detections": row["detections"]} for row in lines_of("a.jpg", "b.jpg", "c.jpg")]
