@@ -221,7 +221,7 @@ def _in_pixels(
         rows = np.flatnonzero([each == declared for each in formats])
         pairs = TargetPairs.of_images([flat[row][0] for row in rows], targets)
         is_keyed = all(flat[row][1].box_format is not None for row in rows)
-        is_default = setting is None and not is_keyed
+        is_default = setting is None
         problem = box_formats.check(
             values[rows],
             sizes[rows],
