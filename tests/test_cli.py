@@ -218,7 +218,7 @@ def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text('{"file_name": "other.png", "detections": []}')
     image = toy / "images" / "toy-val-0000.png"
-    assert "other.png names no image" in fail(DataError, "predict", image, "left star", "--boxes", boxes)
+    assert "made for other data: it names 'other.png'" in fail(DataError, "predict", image, "left star", "--boxes", boxes)
 
 
 def test_boxes_and_a_detector_are_one_too_many(toy: Path) -> None:
