@@ -66,12 +66,12 @@ def _samples_seen(folder: Path) -> int:
     progress = readers.read_json(folder / PROGRESS, most=readers.MIB)
     seen = progress.get("samples_seen") if isinstance(progress, dict) else None
     digests = progress.get("sha256") if isinstance(progress, dict) else None
-    if not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
+    if not isinstance(seen, int) or not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
         raise RunError(
             f"{folder / PROGRESS} does not say how many samples were seen: remove the adapter: rm -r {folder}"
         )
     runs.require_unchanged(folder, digests, names=(CONFIG, WEIGHTS))
-    return int(seen)
+    return seen
 
 
 def _are_counts(*values: Any) -> bool:
