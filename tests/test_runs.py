@@ -144,6 +144,28 @@ def test_a_run_of_another_name_is_not_taken(name: str) -> None:
     assert runs.latest("toy-rule-toy") is None
 
 
+def test_a_run_keeps_its_template(tmp_path: Path) -> None:
+    source = tmp_path / "mine" / "own.j2"
+    source.parent.mkdir()
+    source.write_text("{{ expression }}", encoding="utf-8")
+    recipe = RECIPE.model_copy(update={"prompt": RECIPE.prompt.model_copy(update={"format": str(source)})})
+    folder = runs.open_run(tmp_path / "run", recipe)
+    assert (folder / "own.j2").read_text(encoding="utf-8") == "{{ expression }}"
+    moved = folder.rename(tmp_path / "moved")
+    assert runs.recipe_of(moved).prompt.format == str(moved / "own.j2")
+    assert runs.open_run(moved, recipe) == moved
+    source.write_text("another", encoding="utf-8")
+    with pytest.raises(RunError, match="another template"):
+        runs.open_run(moved, recipe)
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd.j2", "../../secret.j2"])
+def test_a_run_of_somebody_else_names_no_file_of_the_user(tmp_path: Path, place: str) -> None:
+    text = RECIPE.model_copy(update={"prompt": RECIPE.prompt.model_copy(update={"format": place})}).to_yaml()
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert Path(runs.recipe_of(tmp_path).prompt.format).parent == tmp_path
+
+
 # --- one process at a time -------------------------------------------------------------------------------------------
 
 HOLDER = """

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from llm_wrapper import artifacts
-from llm_wrapper.errors import ModelError, RunError
+from llm_wrapper.errors import ModelError, RunError, shell_word
 from llm_wrapper.llms import adapters
 from llm_wrapper.llms import load as loading
 from llm_wrapper.llms.load import load_tokenizer, require_fit
@@ -33,7 +33,7 @@ def export(section: LLMSection, adapter: Path, out: Path) -> None:
         ModelError: If the model or the adapter cannot be loaded, or the adapter is a soft prompt.
     """
     if out.exists():
-        raise RunError(f"{out} exists. Name another folder, or remove it: rm -r {out}")
+        raise RunError(f"{out} exists. Name another folder, or remove it: rm -r {shell_word(out)}")
     if adapters.is_soft_prompt(adapter):
         raise ModelError(
             f"{adapter} is a soft prompt: tokens that are read before every prompt. No weight is changed, so nothing "

@@ -13,6 +13,7 @@ from types import FrameType
 from rich.console import Console
 
 from llm_wrapper import runs
+from llm_wrapper.terminal import say
 from llm_wrapper.training import checkpoints
 
 __all__ = ["stoppable"]
@@ -54,7 +55,7 @@ def stoppable(run: Path, console: Console) -> Iterator[None]:
         # Libraries may turn what a signal raised inside them into an error of their own.
         if not caught:
             raise
-        console.print(_parting(run, _NAMES[signal.Signals(caught[0])]), markup=False, highlight=False, soft_wrap=True)
+        say(console, _parting(run, _NAMES[signal.Signals(caught[0])]))
         raise SystemExit(128 + caught[0]) from error
     finally:
         for number, handler in before.items():

@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from rich.console import Console
 from rich.progress import track
 
 from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.terminal import open_console
 from llm_wrapper.training import checkpoints, log, processes, trackers
 from llm_wrapper.training.adapted import adapted
 from llm_wrapper.training.architecture import num_experts
@@ -39,7 +39,7 @@ def fit_to_length(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> tu
     """Leave out samples whose prompt and answer exceed `train.max_tokens`; return the rest, measured, and how many."""
     kept, num_too_long = [], 0
     section = recipe.train.model_copy(update={"generated_per_group": 0, "shuffle_candidates": False})
-    console = Console(stderr=True, quiet=not processes.is_main())
+    console = open_console(stderr=True, quiet=not processes.is_main())
     for group in track(groups, "measuring prompts", console=console, transient=True):
         examples = examples_of(group, recipe.prompt.format, section, epoch=0, instruction=recipe.prompt.instruction)
         lengths = [len(sequence(llm, example)[0]) for example in examples]

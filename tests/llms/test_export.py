@@ -47,10 +47,11 @@ def test_a_merged_model_answers_as_the_adapter_does(section: LLMSection, tmp_pat
 
 
 def test_the_template_of_the_recipe_goes_with_it(section: LLMSection, tmp_path: Path) -> None:
-    chosen = section.model_copy(update={"chat_template": "{{ messages[0]['content'] }}"})
+    template = "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'user' else eos_token }}{% endfor %}"
+    chosen = section.model_copy(update={"chat_template": template})
     export(chosen, tmp_path / "adapter", tmp_path / "merged")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello\n"
 
 
 def test_what_exists_is_kept(section: LLMSection, tmp_path: Path) -> None:
