@@ -13,7 +13,6 @@ import contextlib
 import functools
 import glob
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -155,7 +154,7 @@ def verify_adapter(folder: Path) -> None:
 
 def resume_command(folder: Path) -> str:
     """Return the command that resumes an interrupted training."""
-    return f"llm-wrapper train --run {shlex.quote(str(folder))}"
+    return f"llm-wrapper train --run {shell_word(folder)}"
 
 
 def open_run(folder: Path, recipe: Recipe) -> Path:
