@@ -91,11 +91,11 @@ def read_bytes(path: str | Path, *, most: int = 4 * GIB) -> bytes:
         if size > most:
             raise DataError(f"{path} has {size} bytes, more than the {most} that such a file may have.")
         try:
-            content = stream.read(most + 1)
+            content = stream.read(size + 1)  # room for `most` would be taken, however small the file is
         except (OSError, MemoryError) as error:
             raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
-    if len(content) > most:
-        raise DataError(f"{path} grew over the {most} bytes that such a file may have while it was read.")
+    if len(content) > size:
+        raise DataError(f"{path} grew while it was read: wait until it is written.")
     return content
 
 
