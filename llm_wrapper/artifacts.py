@@ -14,7 +14,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm_wrapper.errors import DataError, LLMWrapperError
+from llm_wrapper.errors import DataError, LLMWrapperError, RunError
 from llm_wrapper.readers import MIB, open_regular, read_json
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "differences",
     "digest",
     "digest_value",
+    "explaining_full_disk",
     "git_revision",
     "read_json",
     "versions",
@@ -95,6 +96,29 @@ def _write_problem(path: Path, error: OSError, num_bytes: int) -> str:
     else:
         remedy = f"Make {path.parent} a folder that you may write to, or choose another one."
     return f"{path} was not written ({num_bytes} bytes): {error.strerror or error}. {remedy}"
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("inline_container", "No space left", "os error 28", "os error 122", "os error 27")
+"""In what torch, safetensors and tokenizers say of a full disk; their errors have no number."""
+
+
+@contextlib.contextmanager
+def explaining_full_disk(folder: Path, remedy: str) -> Iterator[None]:
+    """Explain that the disk of a folder is full, whatever library meets it.
+
+    Raises:
+        RunError: In place of the library's error, with the remedy.
+    """
+    try:
+        yield
+    except LLMWrapperError:
+        raise
+    except Exception as error:  # tokenizers raises a plain Exception
+        if getattr(error, "errno", None) not in _FULL and not any(words in str(error) for words in _FULL_WORDS):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {remedy}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -46,14 +46,15 @@ def inside(root: Path, path: str | Path) -> Path:
 
     Args:
         root: A folder that the user named.
-        path: Relative to it, or absolute and under it.
+        path: Relative to it, or under it: absolute, or beginning with a relative root.
 
     Raises:
         DataError: If it lies elsewhere.
     """
     try:
         home = root.resolve()
-        found = (home / path).resolve()
+        place = Path(path)
+        found = (Path.cwd() / place if place.is_relative_to(root) else home / place).resolve()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{str(path)[:200]!r} is no path under {root}: {error}") from error
     if not found.is_relative_to(home):

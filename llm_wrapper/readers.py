@@ -175,13 +175,15 @@ def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Yield (number, line) of the lines that are not blank; a mark of another encoding is refused at the first."""
     number = 0
     while line := stream.readline(_MAX_LINE + 1):
-        number += 1
-        if number == 1:
+        if number == 0:
             line = _without_mark(line, path)
         if len(line) > _MAX_LINE:
-            raise DataError(f"{path}, line {number} has more than {_MAX_LINE} bytes: write one value a line.")
-        if line.strip():
-            yield number, line
+            raise DataError(f"{path}, line {number + 1} has more than {_MAX_LINE} bytes: write one value a line.")
+        # Some programs end lines by CR alone; inside a JSON value it cannot stand.
+        for piece in line.rstrip(b"\r\n").split(b"\r"):
+            number += 1
+            if piece.strip():
+                yield number, piece
 
 
 def _without_mark(line: bytes, path: str | Path) -> bytes:

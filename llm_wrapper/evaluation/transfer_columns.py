@@ -66,6 +66,7 @@ def load(
             ground.notes.append(f"{name}: {left_out} expressions left out, an adapter was trained on their images")
         if not any(scene.sample.target for scene in scenes):
             raise DataError(f"{name}: no expression with a box is left to compare with ({left_out} left out)")
+        ground.notes += [note for note in found.dataset.notes() if note not in ground.notes]
         if limit:
             ground.notes.append(f"{name}: the first {limit} expressions only")
         facts = _facts(recipe, found, limit=limit, left_out=left_out)
@@ -95,7 +96,8 @@ def _trained_on(
     """Return the images of a column that a run was trained on; `None` where its data cannot be read any more."""
     sections = trained.training_data()
     # Training leaves out the images of every evaluation split of the data sets that it is made of.
-    if dataset.split in (data.eval_split, *leaks.HELD_OUT) and any(_same_data(each, data) for each in sections):
+    held_out = dataset.has_splits and dataset.split in (data.eval_split, *leaks.HELD_OUT)
+    if held_out and any(_same_data(each, data) for each in sections):
         return set()
     shared: set[str] = set()
     for section in sections:

@@ -19,6 +19,7 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Sample
+from llm_wrapper.terminal import say
 from llm_wrapper.verbs import detection_commands
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
 
     found: dict[str, Comparison] = {}
     for name, compare in (("florence2", compare_florence2), ("grounding_dino", compare_grounding_dino)):
-        console.print(f"{name}: {len(samples)} expressions about {num_images} images, both ways ...", highlight=False)
+        say(console, f"{name}: {len(samples)} expressions about {num_images} images, both ways ...")
         found[name] = compare(samples)
     table = Table(
         "detector", "rival", "expressions/s", "rival's", "ratio", "same answers", title="detection, random weights"

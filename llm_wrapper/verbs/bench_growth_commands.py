@@ -23,6 +23,7 @@ from llm_wrapper.evaluation import bench_growth as evaluating
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.report import growth as shown
+from llm_wrapper.terminal import say
 
 if TYPE_CHECKING:
     from llm_wrapper.llms.load import LoadedLLM
@@ -104,7 +105,7 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
     found, sizes = _Found(), sorted(set(extent.sizes))
     crowds = evaluating.crowds(-(-sizes[-1] // evaluating.EXPRESSIONS), evaluating.THINGS, evaluating.EXPRESSIONS)
     for size in sizes:
-        console.print(f"{size:,} expressions ...", highlight=False)
+        say(console, f"{size:,} expressions ...")
         clock, is_asked = Clock(), size <= extent.most_asked
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -145,7 +146,7 @@ def _sameness(found: _Found) -> list[dict[str, Any]]:
 def _candidates(recipe: Recipe, number: int, num_images: int, console: Console) -> dict[str, float]:
     from llm_wrapper.training.bench_growth import measure_candidates
 
-    console.print(f"{number} candidates ...", highlight=False)
+    say(console, f"{number} candidates ...")
     whole = recipe.model_copy(update={"candidates": recipe.candidates.model_copy(update={"cap": max(number, 2)})})
     count = recipe.train.expressions_per_group
     crowds = evaluating.crowds(num_images, number, count)
@@ -189,7 +190,7 @@ def _print(console: Console, found: _Found, candidates: shown.Steps, notes: Sequ
             table.add_row(*row)
         console.print(table)
     for line in notes:
-        console.print(line, markup=False, highlight=False)
+        say(console, line)
 
 
 def _keep(found: _Found, candidates: shown.Steps, notes: Sequence[str], more: dict[str, Any]) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 from rich.console import Console
 
 from llm_wrapper import adapter_files, artifacts, datasets, results, runs
-from llm_wrapper.datasets import Dataset
+from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
-from llm_wrapper.errors import DataError, ModelError, RunError
+from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.names import folder_name
+from llm_wrapper.names import folder_name, inside
+from llm_wrapper.readers import read_text
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.recipe_files import folder as recipes_folder
 from llm_wrapper.records import Prediction
@@ -33,7 +34,7 @@ from llm_wrapper.training.pool import gather
 from llm_wrapper.training.wording import Wording, require_trainable, wording_of
 from llm_wrapper.verbs import plan_commands
 from llm_wrapper.verbs.asking_commands import Evaluation, by_llm, notes, with_training
-from llm_wrapper.verbs.detection_commands import cache
+from llm_wrapper.verbs.detection_commands import cache, scene_notes
 
 __all__ = [
     "Evaluation",
@@ -45,6 +46,7 @@ __all__ = [
     "summaries_of",
     "train",
     "with_training",
+    "write_card",
 ]
 
 _log = logging.getLogger(__name__)
@@ -68,12 +70,10 @@ def check_data(recipe: Recipe, console: Console) -> bool:
         nothing = DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
         raise next(iter(unread.values()), nothing)
     report = checks.check(found)
-    console.print(checks.render(report), markup=False, highlight=False, soft_wrap=True)
+    say(console, checks.render(report))
     for split, problem in unread.items():
         if split in (recipe.data.train_split, recipe.data.eval_split):
-            console.print(
-                f"error: split {split} cannot be read: {problem}", markup=False, highlight=False, soft_wrap=True
-            )
+            say(console, f"error: split {split} cannot be read: {problem}")
     return report.ok and not unread.keys() & {recipe.data.train_split, recipe.data.eval_split}
 
 
@@ -87,7 +87,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = Fals
         is_new: Make a folder that nobody has yet, see `runs.claim_run`.
     """
     if recipe.llm.backend == "rule":
-        raise ModelError("LLM=rule has nothing to train; evaluate it with: make eval LLM=rule")
+        raise ModelError("LLM=rule has nothing to train; evaluate it with: llm-wrapper eval --llm rule")
     if recipe.llm.backend == "openai":
         raise ModelError(
             "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
@@ -121,22 +121,23 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
     none = f"; answered by none of these: {answered_none(groups)}" if recipe.prompt.none else ""
     found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
-    console.print(found, highlight=False, soft_wrap=True)
+    say(console, found)
     outcome = sft.train(llm, groups, recipe, folder)
     if not processes.part():
         return
     facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(pool.sets)}
     facts |= {"answered_none": answered_none(groups)} if recipe.prompt.none else {}
     runs.finish(folder, facts)
-    _write_card(folder)
-    console.print(f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s", highlight=False)
+    write_card(folder)
+    say(console, f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s")
 
 
-def _write_card(run: Path) -> None:
+def write_card(run: Path) -> None:
     """Write the adapter's model card from what the run's folder holds."""
-    results = {path.stem.removeprefix("report-"): path.read_text("utf-8") for path in sorted(run.glob("report-*.md"))}
-    text = card.card(runs.recipe_of(run), runs.facts_of(run), results)
-    artifacts.write_atomic(run / "adapter" / "README.md", text)
+    paths = sorted(run.glob("report-*.md"))
+    found = {path.stem.removeprefix("report-"): read_text(inside(run, path)) for path in paths}
+    text = card.card(runs.recipe_of(run), runs.facts_of(run), found)
+    artifacts.write_atomic(inside(run, Path("adapter") / "README.md"), text)
 
 
 def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
@@ -186,6 +187,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
+    facts["notes"] = [*scene_notes(scene_set), *_own_training_data(job, recipe, scene_set.dataset)]
     facts["question"] = json.loads(artifacts.canonical(results.evaluation_question(facts)))
     folder, name = _place(job, recipe, facts["question"])
     if not job.untrained:
@@ -193,17 +195,27 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     summaries = summaries_of(rows)
     files.save(folder / f"predictions-{name}.parquet", rows)
     artifacts.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
-    artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries))
+    bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
+    artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
     if adapter is not None and folder == job.run:
-        _write_card(job.run)
+        write_card(job.run)
     console.print(tables.table(summaries))
     how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
     first = f", the first {job.limit} expressions" if job.limit else ""
     what = f"{recipe.vlm} on {recipe.data.name} {split}{first}{how}"
     say(console, f"kept in {folder / f'report-{name}.json'}: {what}")
-    for line in notes(job, rows):
+    for line in [*facts["notes"], *notes(job, rows)]:
         say(console, line)
     return Evaluated(summaries, folder, name, facts["question"])
+
+
+def _own_training_data(job: Evaluation, recipe: Recipe, dataset: Dataset) -> list[str]:
+    """Say whether a run is evaluated on images that it was trained on."""
+    trained = runs.recipe_of(job.run).training_data() if job.run else []
+    if not dataset.has_splits and not trained:
+        return []
+    note = leaks.own_training_data((recipe.data, dataset), trained)
+    return [note] if note else []
 
 
 def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[Path, str]:
@@ -269,10 +281,11 @@ def summaries_of(rows: Sequence[Prediction]) -> list[Summary]:
     return [summarize([row for row in rows if row.system == name]) for name in names]
 
 
-def recompute(path: Path, console: Console, *, beside: Sequence[Path] = ()) -> None:
+def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data_root: Path | None = None) -> None:
     """Print the table of a predictions file, or of every one in a run folder, from the records alone.
 
-    A run folder also gets its page, as HTML and as Markdown; the folders `beside` it are kept in it and compared.
+    A run folder also gets its page, as HTML and as Markdown; the folders `beside` it are kept in it and compared. Its
+    pictures come from the folder `data`, or from `data_root`.
     """
     if beside and not path.is_dir():
         raise RunError(f"{path} is a predictions file; other runs are kept in a run's folder: name that")
@@ -280,12 +293,13 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = ()) -> N
         compared.add(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
-        raise RunError(f"{path} holds no predictions; make some with: make eval RUN={path}")
+        raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
-        console.print(file.name, tables.table(summaries_of(files.load(file))))
+        say(console, file.name)
+        console.print(tables.table(summaries_of(files.load(file))))
     if path.is_dir():
-        written = page.write(path)
-        console.print(f"the report: {' and '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
+        written = page.write(path, [Path("data"), *([data_root] if data_root else [])])
+        say(console, f"the report: {' and '.join(map(str, written))}")
 
 
 def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
@@ -298,7 +312,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
     if runs.is_complete(folder) and runs.recipe_of(folder) == recipe:
-        console.print(f"{folder} is trained already; to train again: rm -r {folder}", highlight=False)
+        say(console, f"{folder} is trained already; to train again: rm -r {shell_word(folder)}")
     else:
         train(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
@@ -308,13 +322,21 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
 
 
 def _draw_examples(done: Evaluated, console: Console) -> None:
-    """Draw the first tuned predictions, so that a person sees what the numbers are about."""
+    """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
     rows = files.load(folder / f"predictions-{done.name}.parquet")
-    tuned = [row for row in rows if row.system == "tuned"][:6]
+    tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
         chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = Path("data/toy/images") / f"{row.image_id}.png"
         out = folder / "pictures" / f"{number}.png"
-        pictures.draw(image, row.candidates, out=out, chosen=chosen, probabilities=row.probabilities, target=row.target)
-    console.print(f"{len(tuned)} pictures in {folder / 'pictures'}", highlight=False)
+        pictures.draw(
+            image,
+            row.candidates,
+            out=out,
+            chosen=chosen,
+            probabilities=row.probabilities,
+            target=row.target,
+            expression=row.expression,
+        )
+    say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from llm_wrapper import artifacts, curve_points, results, runs
-from llm_wrapper.errors import RecipeError, RunError, listed
+from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import transfer_columns
 from llm_wrapper.evaluation.curve import Curve, Point, measure, systems_of
 from llm_wrapper.evaluation.transfer import fill
@@ -104,16 +104,20 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
         yield Point(folder.name, _OWN, facts["samples"], steps, folder / "adapter")
         counted = {reason: count for reason, count in facts["left_out"].items() if reason != _NOT_DRAWN}
         if facts["samples"] + sum(counted.values()) < size:
-            console.print(f"there are fewer than {size} samples: larger sizes are left out", highlight=False)
+            say(console, f"there are fewer than {size} samples: larger sizes are left out")
             return
 
 
 def _require_same(folder: Path, recipe: Recipe) -> None:
-    parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe)]
+    parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
     found = artifacts.differences(parts[0], parts[1], places=("there", "now"))
     if found:
         raise RunError(
-            listed(f"{folder} was trained by another recipe; name another curve with --name, or rm -r {folder}", found)
+            listed(
+                f"{folder} was trained by another recipe; name another curve with --name, or "
+                f"rm -r {shell_word(folder)}",
+                found,
+            )
         )
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper import artifacts, datasets, detectors, results, runs
 from llm_wrapper.detections import export as exporting
@@ -31,9 +30,9 @@ from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
-from llm_wrapper.terminal import say
+from llm_wrapper.terminal import as_cell, say
 
-__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "verify"]
+__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "scene_notes", "verify"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,28 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0
     more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
-    return f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}"
+    if absent := getattr(detector, "num_unanswered", 0):
+        total = len(dataset.images() if detector.levels == ("image",) else dataset.samples)
+        what = "images" if detector.levels == ("image",) else "expressions"
+        more += f"; its file names {total - absent:,} of {total:,} {what}, and the others count as without detections"
+    return "\n".join([f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}", *dataset.notes()])
+
+
+def scene_notes(found: SceneSet) -> list[str]:
+    """Return what a reader of any result on a split must know of its annotations and detections."""
+    detected: dict[str, bool] = {}
+    for scene in found.scenes:
+        image = scene.sample.image_id
+        detected[image] = detected.get(image, False) or bool(scene.built.candidates)
+    num_empty = sum(not each for each in detected.values())
+    where = f"{found.dataset.name} {found.dataset.split}"
+    notes = found.dataset.notes()
+    if num_empty:
+        notes.append(f"{where}: {num_empty:,} of {len(detected):,} images have no candidate at all")
+    for cache in found.caches:
+        if cache.manifest and (skipped := len(cache.manifest.unanswered)):
+            notes.append(f"{where}: {skipped:,} images could not be read when {cache.identity['detector']} was asked")
+    return notes
 
 
 def _engine(name: Literal["local", "ray"], workers: int | None, build: Callable[[], Detector]) -> Engine:
@@ -94,9 +114,9 @@ def info(folders: Sequence[Path], console: Console, *, identity: bool = False, a
         return
     table = Table("")
     for each in found:
-        table.add_column(Text(each.folder), justify="right")
+        table.add_column(as_cell(each.folder), justify="right")
     for cells in zip(*map(_facts, found), strict=True):
-        table.add_row(cells[0][0], *(Text(value) for _, value in cells))
+        table.add_row(cells[0][0], *(as_cell(value) for _, value in cells))
     console.print(table)
     for each in found if identity else ():
         say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
@@ -164,7 +184,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     found = load_scenes(recipe, recipe.data, split, limit=limit)
     result = compare(_uncapped(found, recipe), found.scenes)
     console.print(_headroom_table(result, recipe.candidates.cap))
-    for line in _headroom_lines(result, recipe.candidates.cap):
+    for line in [*_headroom_lines(result, recipe.candidates.cap), *scene_notes(found)]:
         say(console, line)
     split = folder_name(split, "the split")
     out = runs.ROOT / "headroom" / f"{results.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
@@ -209,7 +229,7 @@ def _headroom_table(result: Headroom, cap: int) -> Table:
     """Lay out one row a measure: before the cap, after it, and over how many; shares in percent (95 % CI)."""
     table = Table("in percent (95 % CI)")
     for name in ("all candidates", f"cap of {cap}", "n"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name != "n")  # no interval breaks over two lines
     columns = [_shares(offer) for offer in (result.before, result.after)]
     for (name, before), (_, after) in zip(*columns, strict=True):
         numbers = [f"{share.n:,}" for share in (before, after)]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper.errors import CacheError, DataError, ModelError
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.terminal import as_cell, say
 
 if TYPE_CHECKING:
     from llm_wrapper.training.examples import Group
@@ -30,7 +30,7 @@ def plan(recipe: Recipe, console: Console) -> bool:
     """
     if recipe.llm.backend != "transformers":
         raise ModelError(
-            f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: make plan LLM=llama3"
+            f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: llm-wrapper plan --llm llama3"
         )
     from llm_wrapper.training.outline import planned
     from llm_wrapper.training.pool import gather
@@ -42,12 +42,12 @@ def plan(recipe: Recipe, console: Console) -> bool:
     except (CacheError, DataError) as error:
         reason = str(error).splitlines()[0]
     found = planned(recipe, groups)
-    table = Table(title=f"training {recipe.llm.model}", show_header=False)
+    table = Table(title=as_cell(f"training {recipe.llm.model}"), show_header=False)
     for name, text in _rows(found, recipe, reason):
-        table.add_row(name, Text(text))
+        table.add_row(name, as_cell(text))
     console.print(table)
     for line in _verdict(found, recipe):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     return found.fits
 
 
@@ -68,7 +68,7 @@ def brief(recipe: Recipe, groups: Sequence[Group], console: Console) -> None:
         )
         lines = [f"plan: {trainable}{length}", *_verdict(found, recipe)]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _rows(found: Planned, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
@@ -121,7 +121,7 @@ def _verdict(found: Planned, recipe: Recipe) -> list[str]:
         f"no: {peak} are expected, with a quarter of that and 0.25 GB to spare; {found.device.name} has {free} free"
     ]
     if found.epoch is None:
-        lines.append("  prompts may be shorter than was assumed: cache detections first (make cache-detections)")
+        lines.append("  prompts may be shorter than was assumed: cache detections first (llm-wrapper cache-detections)")
     options = list(changes(found.sizes, found.setup, found.batch, alpha=recipe.train.lora.alpha))
     lines += [
         f"  {change.overrides}: {_bytes(change.peak)}{', fits' if fits(change.peak, found.device.free) else ''}"

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from llm_wrapper import adapter_files, artifacts, results, runs
 from llm_wrapper.adapter_files import locate
-from llm_wrapper.errors import LLMWrapperError, RecipeError, RunError
+from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.predict import Preparer, Result, Wrapper
 from llm_wrapper.recipe import LLMSection, Recipe
 from llm_wrapper.report import pictures
 from llm_wrapper.terminal import say
-from llm_wrapper.verbs.asking_commands import Evaluation, notes, resume_command, with_training
+from llm_wrapper.verbs.asking_commands import Evaluation, notes, with_training
 
 __all__ = ["export", "export_adapter", "predict_and_draw"]
 
@@ -43,10 +43,8 @@ def predict_and_draw(job: Evaluation, question: tuple[Path, str], out: Path | No
     chosen = next((i for i, candidate in enumerate(prediction.candidates) if candidate.box == result.box), None)
     _say_ranking(result, chosen, console)
     out = out or _default_out(recipe, adapter, question)
-    try:
-        pictures.draw(image, prediction.candidates, out=out, chosen=chosen, probabilities=prediction.probabilities)
-    except OSError as error:
-        raise LLMWrapperError(f"{out} cannot be written: {error.strerror or error}; name another with --out") from error
+    shares = prediction.probabilities
+    pictures.draw(image, prediction.candidates, out=out, chosen=chosen, probabilities=shares, expression=expression)
     none = "none of these is meant; " if prediction.says_none else ""
     say(console, f"{none}decided by: {prediction.decided_by}; picture: {out}")
     if recipe.llm.backend == "transformers" and adapter is None:
@@ -88,8 +86,8 @@ def export(run: Path, out: Path, console: Console) -> None:
     """Merge a run's adapter into its base model, for a server."""
     if not runs.is_complete(run):
         raise RunError(
-            f"{run} holds no finished training; resume it with: {resume_command(run)}. An adapter of another program "
-            f"is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} --llm llama3"
+            f"{run} holds no finished training; resume it with: {runs.resume_command(run)}. An adapter of another "
+            f"program is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} --llm llama3"
         )
     from llm_wrapper.llms.export import export as merge
 

@@ -123,13 +123,14 @@ def test_eval_of_a_run_on_another_detector_says_so_and_stands_beside_it(toy: Pat
 def test_eval_of_a_run_on_other_data_is_another_evaluation(toy: Path) -> None:
     finished(toy)
     rows = [json.loads(line) for line in (toy / "val.jsonl").read_text(encoding="utf-8").splitlines()]
-    mine = [json.dumps({**row, "image": str(toy / row["image"]), "split": "val"}) for row in rows]
+    mine = [json.dumps({**row, "image": Path(row["image"]).name, "split": "val"}) for row in rows]
     Path("mine.jsonl").write_text("\n".join(mine), encoding="utf-8")
     run("cache-detections", "--vlm", "toy-gray", "--data-root", toy, "--split", "val")
-    run("cache-detections", "--vlm", "toy-gray", "--data", "mine", "--data-root", "mine.jsonl", "--split", "val")
+    other = ["--data", "mine", "--data-root", "mine.jsonl", f"data.settings.images={json.dumps(str(toy / 'images'))}"]
+    run("cache-detections", "--vlm", "toy-gray", *other, "--split", "val")
     run("eval", "--run", RUN)
     before = (RUN / "predictions-val.parquet").read_bytes()
-    printed = run("eval", "--run", RUN, "--data", "mine", "--data-root", "mine.jsonl")
+    printed = run("eval", "--run", RUN, *other)
     assert "toy-gray on mine val" in printed
     assert (RUN / "predictions-val.parquet").read_bytes() == before
     assert report(RUN / "report-mine-val.json")["recipe"]["data"]["name"] == "mine"
@@ -201,7 +202,7 @@ def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.
     recipe = compose(recipes_folder(), {"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
-    monkeypatch.setattr(cli.commands, "train", lambda recipe, folder, console: opened.append(recipe))
+    monkeypatch.setattr(cli.commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
     run("train", "--run", RUN)
     run("train", "--run", "runs/new", "--train", "fast")
     assert opened[0] == recipe
