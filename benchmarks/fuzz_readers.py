@@ -166,7 +166,7 @@ def work(reader: Reader, seconds: float, seed: int, folder: Path) -> Outcome:
     work_folder = folder / "work"
     work_folder.mkdir()
     use = reader.prepare(work_folder)
-    use_safely(use, seeds[0])  # what is imported at the first use counts for no example
+    use_safely(use, seeds[0], seconds=600)  # what is imported at the first use counts for no example
     addresses = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (addresses + _ROOM,) * 2)
     outcome = Outcome(reader.name, 0, 0, 0, [], 0, 0.0)
@@ -191,10 +191,12 @@ def work(reader: Reader, seconds: float, seed: int, folder: Path) -> Outcome:
     return outcome
 
 
-def use_safely(use: Callable[[bytes], object], example: bytes) -> tuple[str | None, bool]:
+def use_safely(
+    use: Callable[[bytes], object], example: bytes, *, seconds: float = MAX_SECONDS
+) -> tuple[str | None, bool]:
     """Read one example; return what went wrong, and whether it was read."""
     try:
-        with within(MAX_SECONDS):
+        with within(seconds):
             use(example)
     except LLMWrapperError as error:
         text = str(error)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from llm_wrapper.artifacts import write_parquet
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import require_distinct
-from llm_wrapper.readers import GIB, read_parquet_table
+from llm_wrapper.readers import GIB, parse_parquet_schema, parse_parquet_table, read_bytes
 from llm_wrapper.records import Prediction
 
 __all__ = ["SCHEMA", "load", "save"]
@@ -81,15 +81,17 @@ def load(path: Path) -> list[Prediction]:
     Raises:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.
     """
-    table = read_parquet_table(path, most=2 * GIB)
-    if not any(table.schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
-        found, wanted = list(table.schema), list(SCHEMA)
+    content = read_bytes(path, most=GIB)
+    schema = parse_parquet_schema(content, str(path))
+    if not any(schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
+        found, wanted = list(schema), list(SCHEMA)
         fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
         differing = [field.name for field in fields] or ["their order"]
         raise DataError(
             f"{path} does not hold predictions of this version, columns differ: {', '.join(differing)}. "
             "Make it again with: llm-wrapper eval"
         )
+    table = parse_parquet_table(content, str(path), most=GIB)
     predictions: list[Prediction] = []
     for batch in table.to_batches(max_chunksize=_BATCH):  # plain values take several times the memory of records
         try:
