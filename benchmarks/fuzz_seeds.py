@@ -254,11 +254,13 @@ def use_template(folder: Path) -> Use:
 
 def use_adapter(path: Path) -> None:
     """Read the settings of an adapter as loading does: what it calls a ValueError becomes an error of the package."""
-    from llm_wrapper.llms.adapter_settings import read_settings
+    import torch
+
+    from llm_wrapper.llms import adapters
 
     try:
-        read_settings(path.parent, {"base_model.model.lm_head.lora_A.weight": (8, 64)})
-    except (ValueError, TypeError) as error:  # `adapters.load` says them as a ModelError
+        adapters._config(path.parent, {"base_model.model.lm_head.lora_A.weight": torch.empty(8, 64, device="meta")})
+    except ValueError as error:  # `adapters.put_on` says it as a ModelError
         raise LLMWrapperError(str(error)) from error
 
 
