@@ -157,3 +157,7 @@ cases: $(STAMP) ## Small inputs that people really have, each with what is right
 .PHONY: families
 families: $(STAMP) ## Score tiny random models of about 75 families against plain passes (ARGS="gpt-oss mamba": some of them)
 	$(BIN)/python benchmarks/llm_families.py $$ARGS
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Damaged and hostile files for every reader of other people's files (ARGS="--seconds 600 pickle image")
+	$(BIN)/python benchmarks/fuzz_readers.py $$ARGS
