@@ -44,7 +44,8 @@ def none_below(file: Path, system: str, console: Console) -> None:
         RunError: If the system is not in it, gives no probabilities, or was asked with a threshold.
     """
     rows = [row for row in files.load(file) if row.system == system]
-    used = (compared.recipe_of(file).get("prompt") or {}).get("none_below")
+    recipe = compared.facts_of_evaluation(file.parent, file).get("recipe") or {}
+    used = (recipe.get("prompt") or {}).get("none_below")
     if used:
         raise RunError(f"{file} was made with prompt.none_below={used}; choose from predictions made without")
     if not any(row.probability is not None for row in rows):
