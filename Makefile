@@ -149,3 +149,11 @@ clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)
 	find llm_wrapper tests -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Left: .venv (packages), runs/ (results), data/ (data sets, detections that cost hours). Remove those by hand."
+
+.PHONY: cases
+cases: $(STAMP) ## Small inputs that people really have, each with what is right (LLM_WRAPPER_REAL_DATA=folder/data)
+	$(BIN)/python benchmarks/cases.py $$ARGS
+
+.PHONY: families
+families: $(STAMP) ## Score tiny random models of about 75 families against plain passes (ARGS="gpt-oss mamba": some of them)
+	$(BIN)/python benchmarks/llm_families.py $$ARGS

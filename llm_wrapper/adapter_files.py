@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper import artifacts, readers
-from llm_wrapper.errors import ModelError
+from llm_wrapper.errors import ModelError, shell_word
 
 __all__ = ["CONFIG", "WEIGHTS", "Adapter", "identity", "locate"]
 
@@ -83,5 +83,6 @@ def _fetched(name: str) -> Path:
     except Exception as error:
         raise ModelError(
             f"the adapter {name!r} is no folder, and cannot be fetched from the hub: {error}. Fetch it where there is "
-            f"a network: hf download {found['repo']} --revision {found['revision'] or 'main'} --local-dir FOLDER"
+            f"a network: hf download {shell_word(found['repo'])} "
+            f"--revision {shell_word(found['revision'] or 'main')} --local-dir FOLDER"
         ) from error

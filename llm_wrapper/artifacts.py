@@ -14,7 +14,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm_wrapper.errors import DataError, LLMWrapperError
+from llm_wrapper.errors import DataError, LLMWrapperError, RunError
+from llm_wrapper.readers import MIB, open_regular, read_json
 
 __all__ = [
     "TEMPORARY",
@@ -30,10 +31,9 @@ __all__ = [
     "differences",
     "digest",
     "digest_value",
+    "explaining_full_disk",
     "git_revision",
     "read_json",
-    "read_parquet",
-    "read_table",
     "versions",
     "write_atomic",
     "write_json",
@@ -98,6 +98,29 @@ def _write_problem(path: Path, error: OSError, num_bytes: int) -> str:
     return f"{path} was not written ({num_bytes} bytes): {error.strerror or error}. {remedy}"
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("inline_container", "No space left", "os error 28", "os error 122", "os error 27")
+"""In what torch, safetensors and tokenizers say of a full disk; their errors have no number."""
+
+
+@contextlib.contextmanager
+def explaining_full_disk(folder: Path, remedy: str) -> Iterator[None]:
+    """Explain that the disk of a folder is full, whatever library meets it.
+
+    Raises:
+        RunError: In place of the library's error, with the remedy.
+    """
+    try:
+        yield
+    except LLMWrapperError:
+        raise
+    except Exception as error:  # tokenizers raises a plain Exception
+        if getattr(error, "errno", None) not in _FULL and not any(words in str(error) for words in _FULL_WORDS):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {remedy}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented UTF-8 JSON, atomically.
 
@@ -109,34 +132,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: If the file is missing, cut off, not UTF-8 or not JSON.
-    """
-    try:
-        return json.loads(_read_bytes(path).decode())
-    except ValueError as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Remove it and make it again.") from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    """Read a whole file; a DataError names it where that fails."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
 def canonical(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, ASCII; NaN raises ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's content as hex; raises DataError where it cannot be read."""
-    return hashlib.sha256(_read_bytes(path)).hexdigest()
+    """SHA-256 of a regular file's content as hex; raises DataError where it cannot be read."""
+    with open_regular(path) as stream:
+        try:
+            found = hashlib.sha256()
+            while block := stream.read(MIB):
+                found.update(block)
+            return found.hexdigest()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def digest_value(value: Any) -> str:
@@ -197,25 +207,6 @@ def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Sche
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} was not written, a row does not fit its columns: {error}.") from error
     write_atomic(path, sink.getvalue().to_pybytes())
-
-
-def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file as an Arrow table, verifying the checksums of its pages.
-
-    Raises:
-        DataError: If the file cannot be read, is cut off or damaged.
-    """
-    content = _read_bytes(path)
-    try:
-        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Remove it and make it again.") from error
-
-
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a Parquet file as plain data; raises DataError like `read_table`."""
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
-    return rows
 
 
 def differences(

@@ -50,6 +50,9 @@ _MOST_MISFITS = 0.1
 _FEWEST = 2
 """Distinct boxes that must speak against a format: one alone may be a slip."""
 
+_SEVERAL = 5
+"""Distinct boxes that must speak against a format where no other one fits."""
+
 _GAP = 0.25
 """How much larger the mean IoU with the targets must be in another format."""
 
@@ -229,7 +232,7 @@ class _Votes:
         misfits = self.misfits[declared]
         better = [each for each in BOX_FORMATS if misfits > 2 * self.misfits[each] and self._is_enough(declared, each)]
         distinct = len(np.unique(self._values[~self._fits[declared]], axis=0))
-        if not better and not (misfits > self.total / 2 and distinct >= _FEWEST):
+        if not better and not (misfits > self.total / 2 and distinct >= _SEVERAL):
             return None
         return (
             f"{misfits} of {self.total} boxes read as {declared} are reversed or outside their images; "

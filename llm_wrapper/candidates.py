@@ -27,6 +27,11 @@ __all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build", "
 OWN_ANSWER_SOURCE = "rec"
 """The source of detections that answer the expression itself (Florence-2's referring-expression task)."""
 
+_MOST_COMPARED = 3000
+"""Detections of an image of which each is compared with each: 200,000 would take hundreds of gigabytes."""
+_BLOCK = 256
+"""Detections whose overlaps with all before them are computed at a time."""
+
 Order = Literal["detector", "score", "left_to_right", "shuffled"]
 
 
@@ -79,6 +84,7 @@ def build(
     The steps: sources, clip to the image, score, duplicates (same box and label), NMS, cap, order. Where two compete
     (duplicates, NMS, cap), the higher score stays; then comes the detector's own answer to the expression, then the
     rest in the detector's order. So the detector's own choice is lost only where `sources` or `min_score` exclude it.
+    Of more than 3,000 that are left before NMS, the others are counted as over the cap, however large it is.
 
     Args:
         detections: What the detector said, in its own order.
@@ -95,7 +101,8 @@ def build(
     inside = _clipped(wanted, sample_wh, detector)
     scored = _scored_enough(inside, policy.min_score)
     distinct = _distinct(sorted(scored, key=_rank))
-    apart = _suppressed(distinct, policy.nms_iou)
+    compared = distinct[:_MOST_COMPARED]
+    apart = _suppressed(compared, policy.nms_iou)
     kept = apart[: policy.cap]
     counts = {
         "not_a_box": detections.num_dropped,
@@ -103,8 +110,8 @@ def build(
         "outside_image": len(wanted) - len(inside),
         "low_score": len(inside) - len(scored),
         "duplicate": len(scored) - len(distinct),
-        "nms": len(distinct) - len(apart),
-        "over_cap": len(apart) - len(kept),
+        "nms": len(compared) - len(apart),
+        "over_cap": len(apart) - len(kept) + len(distinct) - len(compared),
     }
     shown = _ordered(kept, policy.order, rng)
     return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), counts)
@@ -226,12 +233,18 @@ def _suppressed(ranked: list[_Kept], nms_iou: float | None) -> list[_Kept]:
     with warnings.catch_warnings():
         # supervision says once, at import, that it works without OpenCV; that is how it is meant to work here.
         warnings.filterwarnings("ignore", message="OpenCV", category=UserWarning)
-        from supervision import box_non_max_suppression
+        from supervision import box_iou_batch, box_non_max_suppression
     # The rank stands in for the score, so that candidates without one keep the detector's order.
     ranks = np.arange(len(ranked), 0, -1, dtype=np.float64)
     rows = np.column_stack([boxes.array([entry.candidate.box for entry in ranked]), ranks])
-    keep = box_non_max_suppression(rows, iou_threshold=nms_iou)
-    return [entry for entry, stays in zip(ranked, keep, strict=True) if stays]
+    kept = np.empty(0, dtype=np.intp)
+    for start in range(0, len(rows), _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, len(rows)))
+        if len(kept):
+            block = block[(box_iou_batch(rows[block, :4], rows[kept, :4]) <= nms_iou).all(axis=1)]
+        if len(block):
+            kept = np.concatenate([kept, block[box_non_max_suppression(rows[block], iou_threshold=nms_iou)]])
+    return [ranked[index] for index in kept]
 
 
 def _apart_from_others(entries: list[_Kept], nms_iou: float | None) -> list[_Kept]:
@@ -240,11 +253,14 @@ def _apart_from_others(entries: list[_Kept], nms_iou: float | None) -> list[_Kep
         return entries
     corners = boxes.array([entry.candidate.box for entry in entries])
     names = np.array([entry.candidate.detector for entry in entries], dtype=object)
-    rivals = (boxes.pairwise_iou(corners, corners) > nms_iou) & (names[:, None] != names[None, :]).astype(np.bool_)
     kept: list[int] = []
-    for index in range(len(entries)):
-        if not rivals[index, kept].any():
-            kept.append(index)
+    for start in range(0, len(entries), _BLOCK):
+        rows, before = slice(start, start + _BLOCK), slice(0, start + _BLOCK)
+        others = (names[rows, None] != names[None, before]).astype(np.bool_)
+        rivals = (boxes.pairwise_iou(corners[rows], corners[before]) > nms_iou) & others
+        for index in range(start, min(start + _BLOCK, len(entries))):
+            if not rivals[index - start, kept].any():
+                kept.append(index)
     return [entries[index] for index in kept]
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import locate
+from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import LLMWrapperError, RecipeError
-from llm_wrapper.evaluation.foreign_boxes import BoxFormat
-from llm_wrapper.terminal import log_to_stderr, say
+from llm_wrapper.terminal import log_to_stderr, open_console, say
 from llm_wrapper.verbs import (
     commands,
     curve_cli,
@@ -62,8 +61,8 @@ methods_cli.add_to(app)
 none_cli.add_to(app)
 add_paper(app)
 
-_console = Console()
-_errors = Console(stderr=True)
+_console = open_console()
+_errors = open_console(stderr=True)
 
 _NO_DETECTOR = (
     "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes of any "

@@ -15,6 +15,7 @@ A message says what was wrong, the value, where, and the command or edit that me
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RunError",
     "listed",
     "nearest",
+    "shell_word",
 ]
 
 
@@ -82,3 +84,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean X?` where a known word is close, else nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shell_word(value: object) -> str:
+    """Return a value as one word of a command that a message suggests: pasted into a shell, it runs nothing else."""
+    return shlex.quote(str(value))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from llm_wrapper import readers
 from llm_wrapper.errors import DataError, ImageError
@@ -118,7 +118,7 @@ def _opened(source: str | Path | bytes, use: Callable[[Image.Image], _Result]) -
             f"{name} has more than the {MAX_PIXELS:,} pixels that are read ({error}): make it smaller, and its boxes "
             "with it"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} cannot be read as an image: its content is none of {', '.join(FORMATS)}; convert or restore it"
         ) from error

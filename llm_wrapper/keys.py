@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from urllib.parse import quote, unquote
 
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.readers import MIB, parse_yaml, read_text
 
 __all__ = ["PERMISSIONS", "allow_key", "allow_typed_keys", "hide_key", "key_for", "keys_file", "read_key"]
@@ -87,10 +86,10 @@ def key_for(variable: str, address: str) -> str | None:
     key = read_key(variable)
     if key is None or any(_is_below(address, each) for each in _allowed(variable)):
         return key
-    entry = shlex.quote(f"{variable}={address}")
+    entry = shell_word(f"{variable}={address}")
     raise RecipeError(
-        f"the recipe sends the value of {variable} to {address}, and you have not allowed that. If that server may have "
-        f"this key: export {PERMISSIONS}={entry}, or write the line '{variable}: [{address}]' to {keys_file()}. "
+        f"the recipe sends the value of {variable} to {address}, and you have not allowed that. If it may have this "
+        f"key: export {PERMISSIONS}={entry}, or write the line '{variable}: [{address}]' to {keys_file()}. "
         "To send no key: llm.server.key_variable=null"
     )
 
@@ -114,7 +113,7 @@ def hide_key(value: Any, key: str | None) -> Any:
     """
     if not key or len(key) < _SHORTEST_SECRET:
         return value
-    return _hidden(value, re.compile("|".join(map(re.escape, _spellings(key))), re.IGNORECASE))
+    return _hidden(value, re.compile(f"(?:{'|'.join(map(re.escape, _spellings(key)))})=*", re.IGNORECASE))
 
 
 def _spellings(key: str) -> list[str]:

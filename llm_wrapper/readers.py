@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from llm_wrapper import parquet_pages
 from llm_wrapper.errors import DataError
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "decode_text",
     "open_regular",
     "parse_json",
+    "parse_parquet_table",
     "parse_yaml",
     "read_bytes",
     "read_json",
@@ -47,7 +50,9 @@ _MAX_DEPTH = 64
 _MAX_DIGITS = 100
 """Digits of an integer: ids have up to twenty, and no float holds more than 309."""
 _MAX_LINE = 64 * MIB
-_MAX_ROWS = 50_000_000
+_MAX_UNPACKED = 4 * GIB
+_MAX_TEXT = 64 * MIB
+"""Bytes of a column's texts that are not counted before they are read."""
 _DAMAGED = "The file may be cut short: fetch or write it again."
 
 _OTHER_ENCODINGS = (
@@ -170,13 +175,15 @@ def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Yield (number, line) of the lines that are not blank; a mark of another encoding is refused at the first."""
     number = 0
     while line := stream.readline(_MAX_LINE + 1):
-        number += 1
-        if number == 1:
+        if number == 0:
             line = _without_mark(line, path)
         if len(line) > _MAX_LINE:
-            raise DataError(f"{path}, line {number} has more than {_MAX_LINE} bytes: write one value a line.")
-        if line.strip():
-            yield number, line
+            raise DataError(f"{path}, line {number + 1} has more than {_MAX_LINE} bytes: write one value a line.")
+        # Some programs end lines by CR alone; inside a JSON value it cannot stand.
+        for piece in line.rstrip(b"\r\n").split(b"\r"):
+            number += 1
+            if piece.strip():
+                yield number, piece
 
 
 def _without_mark(line: bytes, path: str | Path) -> bytes:
@@ -272,27 +279,67 @@ def parse_yaml(text: str, where: str) -> Any:
     return compose_yaml(text, where)[1]
 
 
-def read_parquet_table(path: str | Path, *, most: int = 4 * GIB) -> pa.Table:
-    """Read a Parquet file as an Arrow table, verifying the checksums of its pages.
+def parse_parquet_table(
+    content: bytes, where: str, *, most: int = _MAX_UNPACKED, schema: pa.Schema | None = None
+) -> pa.Table:
+    """Parse a Parquet file as an Arrow table, verifying the checksums of its pages.
 
     Args:
-        path: The file.
-        most: Bytes that it may have, on disk and unpacked.
+        content: The file's bytes.
+        where: The file, as messages name it.
+        most: Bytes that it may take in memory.
+        schema: Columns that it must have; others are not unpacked at all.
 
     Raises:
-        DataError: If it cannot be read, is damaged, or would unpack to more.
+        DataError: If it is damaged, has other columns, or would take more memory.
     """
-    content = read_bytes(path, most=most)
     try:
-        facts = pq.read_metadata(pa.BufferReader(content))
-        unpacked = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
-        if unpacked > most or facts.num_rows > _MAX_ROWS:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        if schema is not None and not file.schema_arrow.equals(schema):
+            raise DataError(f"{where} is damaged: its columns are not {', '.join(schema.names)}.")
+        unpacked = parquet_pages.unpacked_bytes(content, file.metadata)
+        unpacked += 0 if unpacked > most else sum(_repeated_text(content, file.metadata))
+        if unpacked > most:
             raise DataError(
-                f"{path} would unpack to {unpacked} bytes in {facts.num_rows} rows, more than such a file may have."
+                f"{where} takes {unpacked} bytes in memory, more than the {most} that such a file may take."
             )
-        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = file.read()
+        table.validate(full=True)
+        return table
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Remove it and make it again.") from error
+        raise DataError(f"{where} is damaged or cut off: {error}. Remove it and make it again.") from error
+
+
+def _repeated_text(content: bytes, facts: pq.FileMetaData) -> Iterator[int]:
+    """Yield the bytes of each column of texts, where a text that stands once in the file could stand often in memory.
+
+    Such a column is read with its texts once (as a dictionary), so that counting costs no more memory than the file.
+    """
+    for number in range(facts.num_columns):
+        if facts.schema.column(number).physical_type != "BYTE_ARRAY":
+            continue
+        num_values, packed = parquet_pages.values_of(content, facts, number)
+        if num_values * packed <= _MAX_TEXT:
+            continue
+        path = facts.schema.column(number).path
+        column = pq.ParquetFile(pa.BufferReader(content), read_dictionary=[path]).read(columns=[path]).column(0)
+        yield sum(map(_text_bytes, column.chunks))
+
+
+def _text_bytes(values: pa.Array) -> int:
+    """Return the bytes of all texts in an array, each as often as it stands there."""
+    if pa.types.is_struct(values.type):
+        return sum(_text_bytes(values.field(number)) for number in range(values.type.num_fields))
+    if isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return _text_bytes(values.flatten())
+    if pa.types.is_dictionary(values.type):
+        return pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+    return int(values.nbytes)
+
+
+def read_parquet_table(path: str | Path, *, most: int = _MAX_UNPACKED, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file, see `read_bytes` and `parse_parquet_table`."""
+    return parse_parquet_table(read_bytes(path, most=most), str(path), most=most, schema=schema)
 
 
 def _reason(error: BaseException) -> str:

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.errors import RecipeError, listed, nearest
-from llm_wrapper.recipe_files import Places, available, named_file, read
+from llm_wrapper.errors import DataError, RecipeError, listed, nearest
+from llm_wrapper.readers import parse_yaml
+from llm_wrapper.recipe_files import Places, available, named_file, own_template, read
 from llm_wrapper.sections import (
     DataSection,
     DetectorSection,
@@ -63,6 +64,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "search": ("search",),
 }
 """Folder under `recipes/` -> the sections its files may hold."""
+
+_MOST_SHOWN = 300
 
 _JOINED = {"vlm": "detector", "prompt": "prompt"}
 """Kinds of which several files may be named, and what one of them is called."""
@@ -111,6 +114,13 @@ class Recipe(Section):
         """Return the data set and those that are trained on beside it."""
         others = [self.data.model_copy(update=other.model_dump()) for other in self.train.also]
         return [self.data, *others]
+
+    def in_folder(self, folder: Path) -> Recipe:
+        """Return the recipe as it reads back from a folder that keeps it: a template of its own lies there, too."""
+        template = own_template(folder / "recipe.yaml", self.prompt.format)
+        if template is None:
+            return self
+        return self.model_copy(update={"prompt": self.prompt.model_copy(update={"format": str(template)})})
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML that `load_resolved` reads back."""
@@ -189,21 +199,21 @@ def _apply(sections: dict[str, Any], places: Places, override: str) -> str | Non
     name, sign, text = override.partition("=")
     path = name.split(".")
     if not sign or len(path) < 2 or not all(path):
-        return f"override {override!r} is not of the form section.key=value"
+        return f"override {_short(override)} is not of the form section.key=value"
     try:
-        value = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError):
-        return f"override {override!r}: the value is not valid YAML"
+        value = parse_yaml(text, "the value")
+    except DataError:
+        return f"override {_short(override)}: the value is not valid YAML"
     target = sections
     for key in path[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            return f"override {override!r}: {key} is not a section"
+            return f"override {_short(override)}: {key} is not a section"
     target[path[-1]] = value
     for place in [place for place in places if place[: len(path)] == tuple(path)]:
         del places[place]
     for length in range(1, len(path) + 1):
-        places.setdefault(tuple(path[:length]), f"override {override!r}")
+        places.setdefault(tuple(path[:length]), f"override {_short(override)}")
     return None
 
 
@@ -214,11 +224,17 @@ def _explain(rows: Sequence[ErrorDetails], places: Mapping[tuple[str | int, ...]
         known = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), None)
         name = ".".join(map(str, location))
         if row["type"] == "extra_forbidden":
-            text = f"unknown key {name!r}{nearest(str(location[-1]), _keys(location[:-1]))}"
+            text = f"unknown key {_short(name)}{nearest(str(location[-1])[:100], _keys(location[:-1]))}"
         else:
-            text = f"{name}: {row['msg']} (value: {row.get('input')!r})"
+            text = f"{name[:200]}: {row['msg']} (value: {_short(row.get('input'))})"
         problems.append(f"{known or 'recipe'}: {text}")
     return problems
+
+
+def _short(value: Any) -> str:
+    """Return a value as messages show it; a file may hold any."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}.. ({len(text)} characters)"
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str]:

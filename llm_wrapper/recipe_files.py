@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
+from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, compose_yaml, read_text
 
-__all__ = ["PaperRow", "Places", "available", "folder", "named_file", "read", "read_paper_row"]
+__all__ = ["PaperRow", "Places", "available", "folder", "named_file", "own_template", "read", "read_paper_row"]
 
 Places = dict[tuple[str | int, ...], str]
 """Path of a value in a file's tree -> `file:line`."""
@@ -54,7 +55,31 @@ def read(path: Path) -> tuple[dict[str, Any], Places]:
     places = {} if node is None else {place: f"{path}:{line}" for place, line in _places(node)}
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(value).__name__}")
+    _place_template(value, path)
     return value, places
+
+
+def _place_template(sections: dict[str, Any], path: Path) -> None:
+    section = sections.get("prompt")
+    if isinstance(section, dict) and isinstance(name := section.get("format"), str):
+        try:
+            section["format"] = str(own_template(path, name) or name)
+        except DataError as error:
+            raise RecipeError(f"{path}: prompt.format: {error}") from error
+
+
+def own_template(recipe: Path, name: str) -> Path | None:
+    """Return the template beside a recipe that its `prompt.format` names, `None` where that is no template's name.
+
+    Of a path only the last part counts: a recipe may be somebody else's, and what a template holds is sent to a server.
+
+    Raises:
+        DataError: If it is a link to a file elsewhere.
+    """
+    if not name.endswith(".j2"):
+        return None
+    inside(recipe.parent, Path(name).name)
+    return recipe.parent / Path(name).name
 
 
 def named_file(root: Path, kind: str, name: str) -> Path:

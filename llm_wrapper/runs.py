@@ -13,6 +13,7 @@ import contextlib
 import functools
 import glob
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from llm_wrapper import artifacts, readers
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import RunError, shell_word
 from llm_wrapper.recipe import Recipe, load_resolved
 
 __all__ = [
@@ -38,7 +39,9 @@ __all__ = [
     "open_run",
     "recipe_of",
     "require_unchanged",
+    "resume_command",
     "verify_adapter",
+    "write_recipe",
 ]
 
 _log = logging.getLogger(__name__)
@@ -74,7 +77,8 @@ def recipe_of(folder: Path) -> Recipe:
     if not (folder / _RECIPE).is_file():
         raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {ROOT}")
     if is_complete(folder):
-        require_unchanged(folder, _digests(folder), names=[_RECIPE])
+        digests = _digests(folder)
+        require_unchanged(folder, digests, names=[name for name in digests or () if name.endswith((_RECIPE, ".j2"))])
     return load_resolved(folder / _RECIPE)
 
 
@@ -88,7 +92,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
     found = readers.read_json(folder / _MANIFEST, most=_MOST)
     if not isinstance(found, dict):
         raise RunError(
-            f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: rm -r {folder}"
+            f"{folder / _MANIFEST} is no manifest: it holds no names with values. Train again: "
+            f"rm -r {shell_word(folder)}"
         )
     return found
 
@@ -97,7 +102,9 @@ def _digests(folder: Path) -> dict[str, str] | None:
     """Return the digests in the manifest of a complete run by file; None in one of an earlier version."""
     found = facts_of(folder).get(_DIGESTS)
     if found is not None and not (isinstance(found, dict) and all(isinstance(each, str) for each in found.values())):
-        raise RunError(f"{folder / _MANIFEST}: {_DIGESTS} is no table of digests. Train again: rm -r {folder}")
+        raise RunError(
+            f"{folder / _MANIFEST}: {_DIGESTS} is no table of digests. Train again: rm -r {shell_word(folder)}"
+        )
     return found
 
 
@@ -120,8 +127,8 @@ def require_unchanged(folder: Path, digests: dict[str, str] | None, *, names: Se
     if wrong:
         raise RunError(
             f"{folder / wrong[0]} is not as it was written (its digest differs): it was changed or damaged. Bring it "
-            f"back from a copy, or train again: rm -r {folder}. To use changed weights, copy their folder and name it "
-            "with --adapter"
+            f"back from a copy, or train again: rm -r {shell_word(folder)}. To use changed weights, copy their folder "
+            "and name it with --adapter"
         )
 
 
@@ -147,6 +154,11 @@ def verify_adapter(folder: Path) -> None:
     require_unchanged(run, _digests(run), names=[f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS)])
 
 
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes an interrupted training."""
+    return f"llm-wrapper train --run {shlex.quote(str(folder))}"
+
+
 def open_run(folder: Path, recipe: Recipe) -> Path:
     """Make a run folder, or open an interrupted one of the same recipe to resume it.
 
@@ -154,20 +166,38 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
         RunError: If the run is complete, or of another recipe, or holds links; nothing in it is touched.
     """
     if is_complete(folder):
-        raise RunError(f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {folder}")
+        raise RunError(
+            f"{folder} exists and is complete. Name another with --run, or remove it: rm -r {shell_word(folder)}"
+        )
     if (folder / _RECIPE).is_file():
-        if recipe_of(folder) != recipe:
+        if recipe_of(folder) != recipe.in_folder(folder):
             raise RunError(
-                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Resume that one: make train "
-                f"RUN={folder}; or name another folder with --run"
+                f"{folder} was begun with another recipe (see {folder / _RECIPE}). Resume that one with: "
+                f"{resume_command(folder)}; or name another folder with --run"
             )
     elif folder.exists() and (not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder. Name another with --run")
     links = sorted(path for path in folder.glob("*") if path.is_symlink())
     if links:
         raise RunError(f"{links[0]} is a link and would be written through: remove it, or name another run with --run")
-    artifacts.write_atomic(folder / _RECIPE, recipe.to_yaml())
+    write_recipe(folder, recipe)
     return folder
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write a recipe into a folder, with the template of its own that it may have: that may change elsewhere.
+
+    Raises:
+        RunError: If another template lies there.
+    """
+    there = recipe.in_folder(folder)
+    source, target = Path(recipe.prompt.format), Path(there.prompt.format)
+    if source != target:
+        text = readers.read_text(source)
+        if target.exists() and readers.read_text(target) != text:
+            raise RunError(f"{target} is another template than {source}: name another folder with --run")
+        artifacts.write_atomic(target, text)
+    artifacts.write_atomic(folder / _RECIPE, there.to_yaml())
 
 
 @contextlib.contextmanager
@@ -221,7 +251,14 @@ def _created(folder: Path) -> Path:
 
 def finish(folder: Path, facts: dict[str, Any]) -> None:
     """Write the manifest: the facts of the run, digests, the code's revision and the packages' versions."""
-    digests = digests_of(folder, [_RECIPE, *(f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS))])
+    digests = digests_of(
+        folder,
+        [
+            _RECIPE,
+            *sorted(path.name for path in folder.glob("*.j2")),
+            *(f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS)),
+        ],
+    )
     common = {_DIGESTS: digests, "git": artifacts.git_revision(), "versions": artifacts.versions()}
     artifacts.write_json(folder / _MANIFEST, {**facts, **common})
 

@@ -6,9 +6,11 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from llm_wrapper.candidates import CandidatePolicy
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.names import folder_name
 
 __all__ = [
     "TEMPLATE_DATE",
@@ -28,14 +30,34 @@ __all__ = [
 ]
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy takes."""
+
 TEMPLATE_DATE = date(2024, 7, 26)
 """The day that chat templates are told; Llama 3.1's has it as its own. Today's would give other prompts tomorrow."""
 
+_MANY = 1_000_000
+"""More of anything that a recipe has made (steps, groups, epochs) than a training takes; each is an object."""
+
+
+def _safe(name: str, info: ValidationInfo) -> str:
+    try:
+        return folder_name(name, info.field_name or "label")
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+FolderName = Annotated[str, AfterValidator(_safe)]
+"""A word that becomes a part of a path: detections, answers and results lie under it."""
+
+_Line = Annotated[str, Field(max_length=1000)]
+"""A name or a path; nothing that is used has more characters."""
+
 
 class Section(BaseModel):
-    """A part of a recipe: it refuses unknown keys, and is not changed once it is made."""
+    """A part of a recipe: it refuses unknown keys and infinite numbers, and is not changed once it is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=200_000)
 
 
 class DetectorSection(Section):
@@ -45,8 +67,8 @@ class DetectorSection(Section):
     recipe's file unless it is set, so that two sets of settings can be kept beside each other.
     """
 
-    name: str = Field(description="name in the registry of detectors")
-    label: str | None = Field(None, pattern=r"^[\w.+-]+$")
+    name: FolderName = Field(description="name in the registry of detectors")
+    label: FolderName | None = None
     settings: dict[str, Any] = {}
 
 
@@ -64,31 +86,33 @@ class EnsembleSection(Section):
     cut one object differently, so it is lower than that within most detectors.
     """
 
-    also: dict[str, OtherDetector] = {}
+    also: dict[FolderName, OtherDetector] = {}
     nms_iou: float | None = Field(0.7, gt=0, le=1)
 
 
 class DataSection(Section):
     """Which data set, where it lies, and which splits are trained on and evaluated."""
 
-    name: str = Field(description="name of the data set, also the folder name of its cached detections")
-    reader: str = Field(description="name in the registry of data sets")
+    name: FolderName = Field(description="name of the data set, also the folder name of its cached detections")
+    reader: _Line = Field(description="name in the registry of data sets")
     root: Path
     settings: dict[str, Any] = {}
-    train_split: str = "train"
-    eval_split: str = "val"
+    train_split: FolderName = "train"
+    eval_split: FolderName = "val"
 
 
 class OtherData(Section):
     """A further data set to train on, read as `data` is, from the same root."""
 
-    name: str
+    name: FolderName
     settings: dict[str, Any] = {}
-    train_split: str = "train"
+    train_split: FolderName = "train"
 
 
 class PromptSection(Section):
-    """How candidates are worded: a shipped format or the path of a `.j2` template, and what stands around the lines.
+    """How candidates are worded: a shipped format or a `.j2` template, and what stands around the lines.
+
+    A template is named by its path on the command line; a recipe's file names one that lies beside it.
 
     `instruction` takes the place of the format's own words; it has `{objects}` and `{expression}` in it once each
     (`prompts/instruction.py`). `examples` many training expressions are shown with their answers before the question:
@@ -102,11 +126,11 @@ class PromptSection(Section):
     answer, without training; choose it on samples that are neither trained on nor reported (`llm-wrapper none-below`).
     """
 
-    format: str = "relations"
+    format: _Line = "relations"
     instruction: str | None = None
     examples: int = Field(0, ge=0, le=64)
     retrieve: bool = False
-    embedder: str = "lexical"
+    embedder: _Line = "lexical"
     reasoning_tokens: int = Field(0, ge=0, le=4096)
     none: bool = False
     none_below: float | None = Field(None, ge=0, le=1)
@@ -130,16 +154,17 @@ class PromptSection(Section):
 class ServerSection(Section):
     """Where an OpenAI-compatible server is, and how hard it may be asked.
 
-    `key_variable` names the environment variable whose value is sent as the key. Without it none is sent, so that no
-    key reaches a server that it is not meant for. `tokenizer` is a hub id or a folder, where the server knows the model
-    by another name than `llm.model`; only scoring needs it. `request_seconds` is the time-out of one request.
+    `key_variable` names the environment variable whose value is sent as the key, to an address that this user has
+    allowed for it (`keys.py`); without it none is sent. `tokenizer` is a hub id or a folder, where the server knows the
+    model by another name than `llm.model`; only scoring needs it. `request_seconds` is the most that one request may
+    take as a whole.
     """
 
-    base_url: str = Field("http://localhost:8000/v1", pattern=r"^https?://[^\s@?#]+$")
-    key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
-    tokenizer: str | None = None
+    base_url: str = Field("http://localhost:8000/v1", pattern=r"^https?://[^\s@?#]+$", max_length=1000)
+    key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$", max_length=100)
+    tokenizer: _Line | None = None
     concurrency: int = Field(16, ge=1, le=256)
-    request_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
+    request_seconds: float = Field(120.0, gt=0, le=86400)
 
 
 class LLMSection(Section):
@@ -181,7 +206,7 @@ class LLMSection(Section):
 class LoraSection(Section):
     """Low-rank adapters; `alpha` is the scale before division by `rank`."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
@@ -210,24 +235,24 @@ class TrainSection(Section):
     lora: LoraSection = LoraSection()
     learning_rate: float = Field(5e-4, gt=0)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(20, ge=0, le=_MANY)
     weight_decay: float = Field(0.0, ge=0)
-    epochs: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    groups_per_step: int = Field(4, ge=1)
-    tokens_per_batch: int = Field(4096, ge=64)
-    expressions_per_group: int = Field(8, ge=1)
-    generated_steps: int = Field(0, ge=0)
-    generated_per_group: int = Field(0, ge=0)
+    epochs: int = Field(1, ge=1, le=1000)
+    max_steps: int | None = Field(None, ge=1, le=100 * _MANY)
+    groups_per_step: int = Field(4, ge=1, le=_MANY)
+    tokens_per_batch: int = Field(4096, ge=64, le=_MANY)
+    expressions_per_group: int = Field(8, ge=1, le=_MANY)
+    generated_steps: int = Field(0, ge=0, le=_MANY)
+    generated_per_group: int = Field(0, ge=0, le=_MANY)
     shuffle_candidates: bool = False
-    max_tokens: int = Field(1024, ge=32)
+    max_tokens: int = Field(1024, ge=32, le=_MANY)
     min_candidates: int = Field(2, ge=2)
     limit: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
-    save_steps: int = Field(100, ge=1)
+    save_steps: int = Field(100, ge=1, le=_MANY)
     keep_adapters: Literal["last", "doubling", "all"] = "doubling"
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    seed: int = 0
+    seed: Seed = 0
     also: list[OtherData] = []
 
     @model_validator(mode="after")
@@ -261,7 +286,7 @@ class SamplingSection(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.9, gt=0, le=1)
     top_k: int | None = Field(50, ge=1)
-    max_new_tokens: int = Field(160, ge=1)
+    max_new_tokens: int = Field(160, ge=1, le=4096)
 
 
 class SearchSection(Section):
@@ -288,19 +313,19 @@ class SearchSection(Section):
     target: Literal["instruction", "caption"] = "instruction"
     seed_prompt: str | None = None
     description: str | None = None
-    iterations: int = Field(10, ge=1)
-    samples: int = Field(5, ge=1)
-    shown: int = Field(5, ge=1)
+    iterations: int = Field(10, ge=1, le=10_000)
+    samples: int = Field(5, ge=1, le=1000)
+    shown: int = Field(5, ge=1, le=1000)
     slice: int = Field(300, ge=2)
     first: int = Field(50, ge=1)
     confirm: int = Field(300, ge=2)
     fitness: Literal["p_at_1", "oracle"] = "p_at_1"
     ensemble: Literal["mean", "vote"] = "mean"
     sampling: SamplingSection = SamplingSection()
-    alphas: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = []
+    alphas: list[Annotated[float, Field(ge=0)]] = []
     layer: int | None = Field(None, ge=1)
     proposer: LLMSection | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSection:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
-__all__ = ["PrintableFormatter", "as_cell", "as_title", "log_to_stderr", "open_console", "printable", "say"]
+__all__ = ["PrintableFormatter", "as_cell", "as_description", "log_to_stderr", "open_console", "printable", "say"]
 
 _KEPT = {"\n", "\t"}
 
@@ -46,12 +46,12 @@ def say(console: Console, *texts: object, style: str | None = None) -> None:
 
 
 def as_cell(text: object) -> Text:
-    """Return the cell of a table, or a caption, without markup and escapes."""
+    """Return the cell or the title of a table, without markup and escapes."""
     return Text(printable(str(text)))
 
 
-def as_title(text: object) -> str:
-    """Return the title of a table or of a progress bar, which take markup alone."""
+def as_description(text: object) -> str:
+    """Return the description of a progress bar, which is always read as markup."""
     return escape(" ".join(printable(str(text)).split()))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from llm_wrapper import artifacts
 from llm_wrapper.errors import DataError, LLMWrapperError
+from llm_wrapper.readers import read_parquet_table
 
 SCHEMA = pa.schema([("name", pa.string()), ("score", pa.float64())], metadata={"who": "test"})
 ROWS = [
@@ -106,11 +107,11 @@ def test_json_refuses_what_it_cannot_say(value: object, error: type[Exception], 
 def test_bad_json_names_the_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.json is damaged or cut off"):
+    with pytest.raises(DataError, match=r"bad\.json(, line 1)?(:| is) .*(not valid JSON|not UTF-8)"):
         artifacts.read_json(path)
 
 
-@pytest.mark.parametrize("read", [artifacts.read_json, artifacts.read_parquet, artifacts.digest])
+@pytest.mark.parametrize("read", [artifacts.read_json, artifacts.digest])
 def test_a_missing_file_is_named(read, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent cannot be read: No such file"):
         read(tmp_path / "absent")
@@ -179,13 +180,13 @@ def test_git_revision_never_raises(case: str, tmp_path: Path, monkeypatch) -> No
 
 def test_parquet_round_trip(tmp_path: Path) -> None:
     artifacts.write_parquet(tmp_path / "x.parquet", iter(ROWS), SCHEMA)
-    assert artifacts.read_parquet(tmp_path / "x.parquet") == ROWS
+    assert read_parquet_table(tmp_path / "x.parquet").to_pylist() == ROWS
     assert pq.read_schema(tmp_path / "x.parquet").metadata[b"who"] == b"test"
 
 
 def test_parquet_without_rows_keeps_its_columns(tmp_path: Path) -> None:
     artifacts.write_parquet(tmp_path / "x.parquet", [], SCHEMA)
-    assert artifacts.read_table(tmp_path / "x.parquet").schema.names == ["name", "score"]
+    assert read_parquet_table(tmp_path / "x.parquet").schema.names == ["name", "score"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_a_cut_off_parquet_file_is_named(keep: int, tmp_path: Path) -> None:
     artifacts.write_parquet(path, ROWS, SCHEMA)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"x\.parquet is damaged or cut off"):
-        artifacts.read_parquet(path)
+        read_parquet_table(path)
 
 
 def test_a_flipped_byte_in_the_data_is_found_by_the_checksum(tmp_path: Path) -> None:
@@ -227,4 +228,4 @@ def test_a_flipped_byte_in_the_data_is_found_by_the_checksum(tmp_path: Path) -> 
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x\.parquet is damaged"):
-        artifacts.read_parquet(path)
+        read_parquet_table(path)

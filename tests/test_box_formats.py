@@ -159,8 +159,10 @@ def test_formats_that_cannot_be_told_apart_are_all_named() -> None:
 
 
 def test_boxes_of_no_format_are_of_another_size() -> None:
-    problem = check([[10 * value for value in box] for box in THREE], "xyxy")
-    assert "3 of 3 boxes read as xyxy" in problem
+    far = [[10 * value + shift for value in box] for box in THREE for shift in (0, 9)]
+    problem = check(far, "xyxy")
+    assert "6 of 6 boxes read as xyxy" in problem
+    assert check(far[:3], "xyxy") is None
     assert "images of another size?" in problem
 
 

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +234,44 @@ def test_nms_works_in_a_fresh_process_with_warnings_as_errors() -> None:
         "import sys; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def crowd(number: int, *, seed: int = 0, wh: tuple[int, int] = (1000, 1000)) -> list[Detection]:
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.uniform(0, wh[0] - 70, (number, 2)), rng.uniform(20, 60, (number, 2))
+    rows = np.column_stack([corners, corners + sides]).tolist()
+    return [
+        Detection(Box(*row), "cat", float(score), "od") for row, score in zip(rows, rng.random(number), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("nms_iou", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("number", [255, 256, 257, 900])
+def test_suppression_in_blocks_is_that_of_all_pairs_at_once(number: int, nms_iou: float) -> None:
+    items = sorted(crowd(number), key=lambda item: -item.score)  # type: ignore[operator]
+    rows = np.array([[*item.box.xyxy, item.score] for item in items])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says at import that it works without OpenCV
+        import supervision
+    expected = [index for index, stays in enumerate(supervision.box_non_max_suppression(rows, nms_iou)) if stays]
+    policy = CandidatePolicy(nms_iou=nms_iou, cap=number, order="detector")
+    result = build(Detections(tuple(items)), (1000, 1000), policy, detector="flo2")
+    assert list(result.origins) == expected
+    assert dropped(result) == ({"nms": number - len(expected)} if len(expected) < number else {})
+
+
+@pytest.mark.parametrize("number", [3001, 20_000])
+@pytest.mark.parametrize("nms_iou", [None, 0.99])
+def test_a_crowd_is_cut_by_score_before_pairs_are_compared(number: int, nms_iou: float | None) -> None:
+    items = crowd(number)
+    tracemalloc.start()
+    policy = CandidatePolicy(nms_iou=nms_iou, cap=10**9, order="score")
+    result = build(Detections(tuple(items)), (1000, 1000), policy, detector="flo2")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200_000_000
+    assert len(result.candidates) + result.counts["nms"] == 3000
+    assert result.counts["over_cap"] == number - 3000
+    scores = sorted((item.score or 0.0 for item in items), reverse=True)
+    assert result.candidates[0].score == scores[0]
+    assert min(candidate.score or 0.0 for candidate in result.candidates) >= scores[2999]

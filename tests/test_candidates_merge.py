@@ -103,3 +103,12 @@ def test_order_by_score_is_refused_and_shuffling_needs_a_generator() -> None:
         merge(parts, shuffled, nms_iou=0.7)
     orders = {tuple(labels(merge(parts, shuffled, nms_iou=0.7, rng=order_rng(seed, "s")))) for seed in range(8)}
     assert orders == {("a0", "b100"), ("b100", "a0")}
+
+
+def test_detectors_are_compared_in_blocks() -> None:
+    boxes = [Detection(Box(4.0 * n, 0, 4.0 * n + 3, 9), f"x{n}", 0.5, "od") for n in range(600)]
+    policy = CandidatePolicy(cap=5000, order="detector")
+    one, other = (build(Detections(tuple(boxes)), (4000, 9), policy, detector=name) for name in ("a", "b"))
+    both = merge([one, other], policy, nms_iou=0.9)
+    assert [candidate.detector for candidate in both.candidates] == ["a"] * 600
+    assert both.counts["nms"] == 600

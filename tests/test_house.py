@@ -174,9 +174,9 @@ CLI = "llm-wrapper"
             id="train-all",
         ),
         pytest.param(
-            ["train", "PROCESSES=2", "RUN=runs/a b"],
-            ["accelerate", "launch", "--config_file", "recipes/accelerate/ddp.yaml", "--num_processes", "2"]
-            + ["--main_process_port", "0", "-m", "llm_wrapper", "train", "--run", "runs/a b"],
+            ["train", "PROCESSES=2", "RUN=runs/a_b"],
+            "accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 2 --main_process_port 0 "
+            "-m llm_wrapper train --run runs/a_b".split(),
             "",
             id="train-on-two",
         ),
@@ -239,7 +239,11 @@ def test_variables_reach_the_command_line(house: Path, command: list[str], expec
 @pytest.mark.parametrize(
     ("target", "variable"),
     [
-        *((target, name) for target in ("train", "eval") for name in ("VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS")),
+        *(
+            (target, name)
+            for target in ("train", "eval")
+            for name in ("VLM", "LLM", "DATA", "DATA_ROOT", "RUN", "ARGS")
+        ),
         *(("train", name) for name in ("TRAIN", "PAPER", "PROCESSES", "ACCELERATE")),
         *(("eval", name) for name in ("ADAPTER", "PROMPT")),
         *(("predict", name) for name in ("IMAGE", "EXPRESSION", "VLM", "RUN")),
@@ -249,7 +253,7 @@ def test_variables_reach_the_command_line(house: Path, command: list[str], expec
 )
 def test_no_variable_runs_a_command_or_loses_a_sign(house: Path, target: str, variable: str, value: str) -> None:
     given = {"IMAGE": "a.jpg", "EXPRESSION": "left", "RUN": "runs/a", "PROCESSES": "2"} | {variable: value}
-    if variable != "ACCELERATE" and variable != "PROCESSES":
+    if variable not in {"ACCELERATE", "PROCESSES"}:
         del given["PROCESSES"]
     words, more = called(house, target, *(f"{name}={text}" for name, text in given.items()))
     assert not (house / "pwned").exists()

@@ -57,7 +57,7 @@ def test_the_docs_name_no_row_that_does_not_exist() -> None:
 def recipe_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Recipe:
     """The recipe that a verb is called with."""
     found: list[Recipe] = []
-    monkeypatch.setattr(commands, "train", lambda recipe, folder, console: found.append(recipe))
+    monkeypatch.setattr(commands, "train", lambda recipe, *_, **__: found.append(recipe))
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(app, list(words))
     if done.exception and not isinstance(done.exception, SystemExit):

@@ -110,7 +110,7 @@ def test_boxes_of_any_detector_can_be_brought(picture: Path) -> None:
 
 def test_boxes_of_another_picture_are_refused(picture: Path) -> None:
     wrapper = Wrapper.from_recipe(imported(picture.parent, {"file_name": "other.png", "detections": []}))
-    with pytest.raises(DataError, match=r"file_name other\.png names no image"):
+    with pytest.raises(DataError, match=r"0 of the 1 images that the file names are of the picture"):
         wrapper.predict(picture, "left square")
 
 

@@ -134,7 +134,7 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": ["x" * 1000] * 100_000}), path, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < 1 << 20
-    with pytest.raises(DataError, match="would unpack to"):
+    with pytest.raises(DataError, match="bytes in memory, more than"):
         readers.read_parquet_table(path, most=1 << 20)
     assert readers.read_parquet_table(path).num_rows == 100_000
 
@@ -144,3 +144,97 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
     with pytest.raises(DataError, match=r"a\.parquet is damaged"):
         readers.read_parquet_table(path)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+def test_lines_end_in_any_way(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(end.join([b'{"a": 1}', b"", b'{"a": 2}', b"{"]) + end)
+    values, problems = readers.read_json_lines(path)
+    assert values == [(1, {"a": 1}), (3, {"a": 2})]
+    assert [problem[:6] for problem in problems] == ["line 4"]
+
+
+def packed(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **options)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def endless_list(count: int) -> bytes:
+    """One row of millions of nulls, which takes a few hundred bytes on disk."""
+    lists = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.nulls(count, pa.float64()))
+    return packed(pa.table({"a": lists}))
+
+
+def varint(number: int, length: int = 0) -> bytes:
+    """Thrift's integer, padded to a length: readers take the longer form, too."""
+    rest, out = number << 1, bytearray()
+    while rest or len(out) < max(length, 1):
+        out.append(rest & 127 | 128)
+        rest >>= 7
+    out[-1] &= 127
+    return bytes(out)
+
+
+def with_a_lying_footer(content: bytes, count: int) -> bytes:
+    """Let the footer, which no checksum covers, claim ten values."""
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    true = varint(count)
+    assert true in content[start:]
+    return content[:start] + content[start:].replace(true, varint(10, len(true)))
+
+
+BOMBS = {
+    "endless-list": endless_list(8_000_000),
+    "lying-footer": with_a_lying_footer(endless_list(8_000_000), 8_000_000),
+    "one-text-often": packed(pa.table({"a": ["x" * 1_000_000] * 300}), dictionary_pagesize_limit=1 << 24),
+    "one-text-often-in-lists": packed(
+        pa.table({"a": [[{"b": "x" * 1_000_000, "c": 1}] * 3] * 100}), dictionary_pagesize_limit=1 << 24
+    ),
+    "one-beginning-often": packed(
+        pa.table({"a": ["x" * 1_000_000 + str(number) for number in range(200)]}),
+        use_dictionary=False,
+        column_encoding={"a": "DELTA_BYTE_ARRAY"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_parquet_bomb_is_refused_before_it_is_unpacked(name: str) -> None:
+    assert len(BOMBS[name]) < 20_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="bytes in memory"):
+        readers.parse_parquet_table(BOMBS[name], "here", most=64 * readers.MIB)
+    assert pa.total_allocated_bytes() - before < readers.MIB
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param({"a": pa.array([], pa.string())}, id="no-row"),
+        pytest.param({"a": [None, "x", ""]}, id="texts"),
+        pytest.param({"a": [["x" * 100_000] * 3] * 400}, id="repeated-texts-in-bounds"),
+        pytest.param({"a": [[], None, [1.5]], "b": [True, None, False]}, id="lists"),
+        pytest.param({"a": [{"b": [{"c": "x"}]}]}, id="nested"),
+        pytest.param({"a": pa.array([1, 2], pa.decimal128(20, 3)), "b": [b"x", b""]}, id="decimals-and-bytes"),
+        pytest.param({"a": pa.array(["x", "x"]).dictionary_encode()}, id="dictionary"),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_what_pyarrow_writes_is_read(table: dict[str, Any], version: str) -> None:
+    written = pa.table(table)
+    assert readers.parse_parquet_table(packed(written, data_page_version=version), "here").equals(written)
+
+
+def test_other_columns_are_not_even_unpacked() -> None:
+    with pytest.raises(DataError, match="its columns are not b"):
+        readers.parse_parquet_table(BOMBS["endless-list"], "here", schema=pa.schema([("b", pa.int64())]))
+
+
+def test_text_that_is_not_utf8_is_damage() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": ["ab"]}), sink, compression="none", use_dictionary=False, write_statistics=False)
+    content = sink.getvalue().to_pybytes().replace(b"\x02\0\0\0ab", b"\x02\0\0\0\xff\xfe")
+    with pytest.raises(DataError, match="UTF"):
+        readers.parse_parquet_table(content, "here")

@@ -117,7 +117,7 @@ def test_a_folder_without_recipe_is_no_run(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: cannot be read as YAML"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is UTF-16: save it as UTF-8"):
         runs.recipe_of(tmp_path)
 
 
@@ -144,6 +144,28 @@ def test_a_run_of_another_name_is_not_taken(name: str) -> None:
     assert runs.latest("toy-rule-toy") is None
 
 
+def test_a_run_keeps_its_template(tmp_path: Path) -> None:
+    source = tmp_path / "mine" / "own.j2"
+    source.parent.mkdir()
+    source.write_text("{{ expression }}", encoding="utf-8")
+    recipe = RECIPE.model_copy(update={"prompt": RECIPE.prompt.model_copy(update={"format": str(source)})})
+    folder = runs.open_run(tmp_path / "run", recipe)
+    assert (folder / "own.j2").read_text(encoding="utf-8") == "{{ expression }}"
+    moved = folder.rename(tmp_path / "moved")
+    assert runs.recipe_of(moved).prompt.format == str(moved / "own.j2")
+    assert runs.open_run(moved, recipe) == moved
+    source.write_text("another", encoding="utf-8")
+    with pytest.raises(RunError, match="another template"):
+        runs.open_run(moved, recipe)
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd.j2", "../../secret.j2"])
+def test_a_run_of_somebody_else_names_no_file_of_the_user(tmp_path: Path, place: str) -> None:
+    text = RECIPE.model_copy(update={"prompt": RECIPE.prompt.model_copy(update={"format": place})}).to_yaml()
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert Path(runs.recipe_of(tmp_path).prompt.format).parent == tmp_path
+
+
 # --- one process at a time -------------------------------------------------------------------------------------------
 
 HOLDER = """
@@ -164,7 +186,10 @@ def test_a_run_that_another_process_trains_is_refused() -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         before = snapshot(Path("run"))
-        with pytest.raises(RunError, match=r"run is in use: another process trains it"), runs.claim_run(Path("run"), RECIPE):
+        with (
+            pytest.raises(RunError, match=r"run is in use: another process trains it"),
+            runs.claim_run(Path("run"), RECIPE),
+        ):
             pass
         assert snapshot(Path("run")) == before
         other.kill()
@@ -192,7 +217,10 @@ def test_links_in_a_run_are_not_written_through(tmp_path: Path, name: str) -> No
 
 def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(RunError, match="runs/new cannot be made"), runs.claim_run(Path("runs/new"), RECIPE, is_new=True):
+    with (
+        pytest.raises(RunError, match="runs/new cannot be made"),
+        runs.claim_run(Path("runs/new"), RECIPE, is_new=True),
+    ):
         pass
 
 
@@ -262,7 +290,8 @@ def test_a_manifest_that_is_none_is_refused(content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [pytest.param('{"a": ' * 100_000, id="deep"), pytest.param("{", id="cut-off"), pytest.param("", id="empty")]
+    "content",
+    [pytest.param('{"a": ' * 100_000, id="deep"), pytest.param("{", id="cut-off"), pytest.param("", id="empty")],
 )
 def test_a_damaged_manifest_is_named(content: str) -> None:
     folder = with_adapter("odd")

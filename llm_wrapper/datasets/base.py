@@ -38,6 +38,7 @@ class Dataset:
         digest: Identifies the annotation files by content.
         objects: All annotated objects by image id, where the data set has any (COCO instances); `None` where it has
             none.
+        file_names: The annotations' own names of the image files by image id, also where there are no files.
         has_splits: Whether the annotations divide the samples. Where they do not, every split is all of them, so that
             whatever was trained on this data set was trained on this split.
         skipped: Places of the rows of published annotations that cannot be used, by reason.
@@ -49,6 +50,7 @@ class Dataset:
     samples: Sequence[Sample]
     digest: str
     objects: Mapping[str, Sequence[AnnotatedObject]] | None = field(default=None, repr=False)
+    file_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     has_splits: bool = True
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     crowd_targets: frozenset[str] = frozenset()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from llm_wrapper import boxes
+from llm_wrapper import boxes, readers
 from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import AnnotatedObject
 from llm_wrapper.datasets.rows import Skipped
@@ -83,7 +83,7 @@ def load(path: Path) -> Instances:
         DataError: If it is something else, repeats an id, or if most of its entries cannot be used.
     """
     problems: list[str] = []
-    content = rows.validated(_File, rows.read_json(path), where=path.name, problems=problems)
+    content = rows.validated(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
     if content is None:
         raise DataError(listed(f"{path} is no COCO instances file", problems))
     skipped = Skipped()

@@ -32,10 +32,12 @@ class Collector:
 
     Attributes:
         skipped: The unusable rows; readers add their own.
+        file_names: Names of image files by image id; readers without an instances file add theirs.
     """
 
     def __init__(self, source: str, convention: Convention) -> None:
         self.skipped = Skipped()
+        self.file_names: dict[str, str] = {}
         self._source = source
         self._convention: Convention = convention
         self._boxes: list[Sequence[float]] = []
@@ -96,9 +98,14 @@ class Collector:
             _log.warning("%s: skipped %d: %s (%s%s)", self._source, len(places), reason, examples, more)
         return Dataset(
             *(name, split, self._samples, digest, None if instances is None else instances.objects),
+            file_names=self.file_names if instances is None else self._names_of(instances),
             skipped={reason: tuple(places) for reason, places in skipped.items()},
             crowd_targets=frozenset(self._crowds),
         )
+
+    def _names_of(self, instances: Instances) -> dict[str, str]:
+        ids = dict.fromkeys(sample.image_id for sample in self._samples)
+        return {image_id: instances.images[image_id].file_name for image_id in ids if image_id in instances.images}
 
 
 def image_folder(root: Path, images: str | Path | None) -> Path | None:

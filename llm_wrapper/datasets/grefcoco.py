@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from llm_wrapper import readers
 from llm_wrapper.datasets import coco_instances, rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require_file
 from llm_wrapper.datasets.coco_instances import CocoImage, Instances
@@ -68,7 +69,7 @@ def load(root: Path, split: str, *, split_by: str = "unc", text: rows.TextKind =
 
 def _of_split(path: Path, split: str) -> list[tuple[int, Mapping[str, Any]]]:
     """Return the refs of a split with their places in the file."""
-    content = rows.read_json(path)
+    content = readers.read_json(path, nan=True)
     if not isinstance(content, list) or not all(isinstance(ref, dict) for ref in content):
         raise DataError(f"{path} holds something else than the list of refs that gRefCOCO is. Fetch it again.")
     names = [str(ref.get("split")) for ref in content]
@@ -107,8 +108,10 @@ class _Reader:
             skipped.add("image that instances.json lacks", where, f"image {ref.image_id} is not in instances.json")
             return
         targets = self._targets(where, ref, (image.width, image.height))
+        if targets is None:
+            return
         is_crowd = any(self._instances.is_crowd(annotation_id) for annotation_id in ref.ann_id)
-        for sentence in ref.sentences if targets is not None else ():
+        for sentence in ref.sentences:
             expression = sentence.text(self._text)
             if expression is None:
                 skipped.add("sentence without text", where, sentence.what_is_missing(self._text))

@@ -98,6 +98,7 @@ def load_refs(
         target = collector.box(where, row.bbox, image_wh)
         if target is None:
             continue
+        collector.file_names[row.image_id] = row.raw_image_info.file_name
         if not row.sentences:
             collector.skipped.add("ref without sentences", where, "it has no sentences")
         for sentence in row.sentences:
@@ -178,6 +179,7 @@ class _ObjectReader:
             return
         target = self.collector.box(where, row.bbox, image_wh)
         if target is not None:
+            self.collector.file_names[str(int(name[2]))] = path.name
             self._add(where, row, target=target, image_id=str(int(name[2])), path=path)
 
     def _add(self, where: str, row: _Object, *, target: Box, image_id: str, path: Path) -> None:

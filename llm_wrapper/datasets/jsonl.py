@@ -183,8 +183,6 @@ def _values(path: Path, problems: list[str]) -> list[tuple[str, int, Any]]:
         found = readers.parse_json(content, str(path), nan=True)
         if isinstance(found, list):
             return [(f"item {number}", number, value) for number, value in enumerate(found, start=1)]
-    if b"\r" in content and b"\n" not in content:
-        raise DataError(f"{path} ends its lines with CR alone: save it with LF or CRLF.")
     lines, damaged = readers.read_json_lines(path, nan=True)
     if start == b"{" and len(damaged) > 1 and not any(isinstance(value, dict) for _, value in lines):
         raise DataError(f"{path} is no JSON lines: write each object on one line, or a list of objects. {_RIGHT}")

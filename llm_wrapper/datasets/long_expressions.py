@@ -138,5 +138,6 @@ def _load(root: Path, split: str, *, repo: str, images: str | Path | None, form:
             target=target,
             kind=row.tag,
         )
+        collector.file_names.setdefault(sample.image_id, row.file_name)
         collector.add(where, sample)
     return collector.dataset(snapshot.name_of(repo), split, digest_files(list(files)))

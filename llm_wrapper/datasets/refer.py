@@ -152,7 +152,9 @@ class _Reader:
             skipped.add("image that instances.json lacks", where, f"image {ref.image_id} is not in instances.json")
             return
         target = self._target(where, ref, (image.width, image.height))
-        for sentence in ref.sentences if target is not None else ():
+        if target is None:
+            return
+        for sentence in ref.sentences:
             expression = sentence.text(self._text)
             if expression is None:
                 skipped.add("sentence without text", where, sentence.what_is_missing(self._text))
@@ -160,7 +162,7 @@ class _Reader:
             sample = self._sample(ref, image, target=target, sample_id=sentence.sent_id, expression=expression)
             self._collector.add(where, sample, is_crowd=self._instances.is_crowd(ref.ann_id))
 
-    def _sample(self, ref: _Ref, image: CocoImage, *, target: Box | None, sample_id: str, expression: str) -> Sample:
+    def _sample(self, ref: _Ref, image: CocoImage, *, target: Box, sample_id: str, expression: str) -> Sample:
         return Sample(
             sample_id=sample_id,
             ref_id=ref.ref_id,

@@ -7,13 +7,11 @@ import reprlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from llm_wrapper import readers
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 
 __all__ = [
@@ -24,8 +22,6 @@ __all__ = [
     "Skipped",
     "TextKind",
     "is_blank",
-    "read_json",
-    "read_json_lines",
     "reason",
     "require_text_kind",
     "validated",
@@ -132,16 +128,6 @@ def require_text_kind(text: str) -> None:
     if text not in get_args(TextKind):
         hint = nearest(text, get_args(TextKind))
         raise RecipeError(f"data.settings.text={text!r}{hint}: it must be 'sent' (cleaned) or 'raw' (as typed).")
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, see `readers.read_json`; NaN and infinity pass."""
-    return readers.read_json(path, nan=True)
-
-
-def read_json_lines(path: Path) -> tuple[list[tuple[int, Any]], list[str]]:
-    """Return the values of JSON lines and what is wrong with the others, see `readers`; NaN and infinity pass."""
-    return readers.read_json_lines(path, nan=True)
 
 
 def is_blank(text: str) -> bool:

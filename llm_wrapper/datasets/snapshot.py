@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from llm_wrapper import readers
 from llm_wrapper.datasets.rows import Skipped
-from llm_wrapper.errors import DataError, listed
+from llm_wrapper.errors import DataError, listed, shell_word
 
 __all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
 
@@ -34,6 +35,10 @@ _TOGETHER = {"test": ("testA", "testB"), "all": ("val", "test")}
 
 _ROWS_AT_ONCE = 128
 """Rows with embedded images hold some 200 kB each."""
+
+
+_MAX_GROUP = 4 * readers.GIB
+"""Bytes of a row group once it is unpacked; the largest published repository has 2.3 GB in all."""
 
 
 class HubRow(BaseModel):
@@ -113,7 +118,7 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
     for path in sorted(root.rglob("*.parquet")):
         name = path.relative_to(root).as_posix()
         match = _FILE.search(name)
-        if match is not None and not name.startswith("."):
+        if match is not None and not name.startswith(".") and path.is_file():
             found.setdefault(_USUAL_NAMES.get(match[1], match[1]), []).append(path)
     if {"test", "testB"} <= found.keys() and "testA" not in found:
         found["testA"] = found.pop("test")
@@ -151,7 +156,11 @@ def _is_of(named: str | None, split: str) -> bool:
 def _records(path: Path, kind: type[HubRow]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file as plain data."""
     try:
-        with pq.ParquetFile(path) as parquet:
+        with readers.open_regular(path) as stream, pq.ParquetFile(stream) as parquet:
+            groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))
+            largest = max((group.total_byte_size for group in groups), default=0)
+            if largest > _MAX_GROUP:
+                raise DataError(f"{path} has a row group of {largest} bytes, more than the {_MAX_GROUP} that are read.")
             existing = parquet.schema_arrow.names
             _require_columns(path, existing, kind)
             columns = [name for name in kind.model_fields if name in existing]
@@ -175,7 +184,8 @@ def _require_columns(path: Path, existing: Sequence[str], kind: type[HubRow]) ->
 
 def _command(root: Path, repo: str) -> str:
     repo_id, _, revision = repo.partition("@")
-    return f"hf download {repo_id} --repo-type dataset --revision {revision or 'main'} --local-dir {root}"
+    words = ("--repo-type", "dataset", "--revision", revision or "main", "--local-dir", root)
+    return f"hf download {' '.join(map(shell_word, (repo_id, *words)))}"
 
 
 def _fetch(root: Path, repo: str) -> None:

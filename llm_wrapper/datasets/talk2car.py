@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from llm_wrapper import readers
 from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file
 from llm_wrapper.datasets.collector import Collector, image_folder
@@ -73,6 +74,7 @@ def load(root: Path, split: str, *, images: str | Path | None = None) -> Dataset
             target=target,
             kind=command.obj_name,
         )
+        collector.file_names[sample.image_id] = file_name
         collector.add(where, sample)
     return collector.dataset("talk2car", split, digest_files([path]))
 
@@ -89,7 +91,7 @@ def _path(root: Path, split: str) -> Path:
 
 
 def _commands(path: Path) -> list[object]:
-    content = rows.read_json(path)
+    content = readers.read_json(path, nan=True)
     commands = content.get("commands") if isinstance(content, dict) else None
     if not isinstance(commands, list) or not commands:
         problem = "it must be an object whose 'commands' is a list of at least one command"

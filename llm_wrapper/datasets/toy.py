@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from llm_wrapper import readers
 from llm_wrapper.boxes import is_inside
-from llm_wrapper.datasets.base import Dataset, digest_files, require_file
+from llm_wrapper.datasets import rows
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require_file
 from llm_wrapper.datasets.toy_grammar import KINDS
 from llm_wrapper.datasets.toy_scenes import SPLIT_SIZES
 from llm_wrapper.errors import DataError, listed
@@ -43,15 +45,21 @@ def load(root: Path, split: str) -> Dataset:
     if split not in SPLIT_SIZES:
         raise DataError(f"The toy data has no split {split!r}. It has {', '.join(SPLIT_SIZES)}.")
     path = require_file(root / f"{split}.jsonl", remedy)
-    problems: list[str] = []
     samples: dict[str, Sample] = {}
-    for number, line in enumerate(_lines(path, remedy), start=1):
-        sample, found = _parse(line, root)
-        if sample is not None and sample.sample_id in samples:
-            found.append(f"sample_id {sample.sample_id!r} stands on an earlier line too")
-        problems += [f"{path}:{number}: {problem}" for problem in found]
-        if sample is not None:
-            samples[sample.sample_id] = sample
+    try:
+        lines, found = readers.read_json_lines(path)
+    except DataError as error:
+        raise DataError(f"{error} {remedy}") from error
+    for number, value in lines:
+        where = f"line {number}"
+        row = rows.validated(_Row, value, where=where, problems=found)
+        sample = None if row is None else _sample(row, root, where, found)
+        if sample is None:
+            continue
+        if sample.sample_id in samples:
+            found.append(f"{where}: sample_id {sample.sample_id!r} stands on an earlier line too")
+        samples[sample.sample_id] = sample
+    problems = [f"{path}: {problem}" for problem in found]
     if not samples and not problems:
         problems.append(f"{path} has no line")
     if problems:
@@ -59,38 +67,25 @@ def load(root: Path, split: str) -> Dataset:
     return Dataset("toy", split, tuple(samples.values()), digest_files([path]))
 
 
-def _lines(path: Path, remedy: str) -> list[str]:
+def _sample(row: _Row, root: Path, where: str, problems: list[str]) -> Sample | None:
+    """Return the sample of one line, or `None`; what is wrong with it becomes problems."""
     try:
-        # Not splitlines(): a line separator inside a JSON string is no end of line.
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}. {remedy}") from error
-
-
-def _parse(line: str, root: Path) -> tuple[Sample | None, list[str]]:
-    """Return the sample of one line, or `None`, with all that is wrong."""
-    try:
-        row = _Row.model_validate_json(line)
-    except ValidationError as error:
-        return None, [
-            f"{'.'.join(map(str, detail['loc'])) or 'line'}: {detail['msg']}, got {str(detail['input'])[:80]!r}"
-            for detail in error.errors()
-        ]
-    try:
-        box = Box(*row.box)
-    except ValueError as error:
-        return None, [f"{row.sample_id}: {error}"]
+        box, path = Box(*row.box), image_file(root, row.image)
+    except (ValueError, DataError) as error:
+        problems.append(f"{where}: {row.sample_id}: {error}")
+        return None
     sample = Sample(
         sample_id=row.sample_id,
         ref_id=row.ref_id,
         image_id=row.image_id,
-        image_path=str(root / row.image),
+        image_path=str(path),
         image_wh=(row.width, row.height),
         expression=row.expression,
         target=box,
         kind=row.kind,
     )
-    return sample, list(_problems(sample, root / row.image))
+    problems.extend(f"{where}: {problem}" for problem in _problems(sample, path))
+    return sample
 
 
 def _problems(sample: Sample, image: Path) -> Iterator[str]:

@@ -35,7 +35,7 @@ from llm_wrapper.records import Detections, Sample, to_dict
 __all__ = ["DetectionCache", "Manifest"]
 
 _log = logging.getLogger(__name__)
-_NUMBER = re.compile(r"part-(\d+)\.")
+_NUMBER = re.compile(r"part-([0-9]{5,9})\.")
 
 
 class DetectionCache:
@@ -170,7 +170,10 @@ class DetectionCache:
             versions=artifacts.versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        artifacts.write_json(place / MANIFEST, to_dict(manifest))
+        facts = to_dict(manifest)
+        if not manifest.recorded:  # the version before refuses fields that it does not know
+            del facts["recorded"]
+        artifacts.write_json(place / MANIFEST, facts)
         canonical.settle(self.folder)
         self._parts, self._rows = [], {}
         self._index(parts)
@@ -246,7 +249,10 @@ class DetectionCache:
             self._drop_manifest()
         for pattern in (artifacts.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
             for path in self.folder.glob(pattern):
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise CacheError(f"{path} cannot be removed: {error.strerror}. Remove it yourself.") from error
 
     def _recover(self) -> None:
         """Index the usable parts and set the others aside."""

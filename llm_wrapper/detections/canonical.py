@@ -12,6 +12,7 @@ a kill from wherever it stood. The manifest is moved last: until then the cache 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +23,15 @@ import pyarrow as pa
 from llm_wrapper import artifacts
 from llm_wrapper.detections.contents import MANIFEST
 from llm_wrapper.detections.identity import distinct
-from llm_wrapper.detections.parts import Key, Part, read_part, write_rows
+from llm_wrapper.detections.parts import PART_NAME, Key, Part, read_part, write_rows
+from llm_wrapper.errors import CacheError, DataError
+from llm_wrapper.readers import MIB, read_json
 
 __all__ = ["FINAL", "layout", "settle", "stage"]
 
 FINAL = ".final"
 """Folder of the rewritten parts until they are in their place."""
+_MAX_NAMES = 4 * MIB
 _REPLACED = "replaced.json"
 """Names of the old parts that no new one overwrites. Nothing else is ever removed: a file that somebody put into the
 cache meanwhile stays."""
@@ -64,14 +68,25 @@ def stage(
 
 
 def settle(folder: Path) -> None:
-    """Put rewritten parts into their place, if they are complete; else throw them away."""
+    """Put rewritten parts into their place, if they are complete; else throw them away.
+
+    Raises:
+        CacheError: If `.final/` is not what `stage` made: a link, or with names of other files. A cache is passed on,
+            and nothing outside its folder may be moved or removed by what it holds.
+    """
     place = folder / FINAL
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise _foreign(place, "it is no folder")
     if (place / MANIFEST).exists():
+        replaced = _replaced(place)
+        parts = sorted(path for path in place.iterdir() if PART_NAME.fullmatch(path.name))
+        if links := [path.name for path in parts if path.is_symlink() or not path.is_file()]:
+            raise _foreign(place, f"{links[0]} is no file")
         _sync(place)
         (folder / MANIFEST).unlink(missing_ok=True)
-        for path in sorted(place.glob("part-*.parquet")):
+        for path in parts:
             os.replace(path, folder / path.name)
-        for name in artifacts.read_json(place / _REPLACED):
+        for name in replaced:
             (folder / name).unlink(missing_ok=True)
         _sync(folder)
         os.replace(place / MANIFEST, folder / MANIFEST)
@@ -79,8 +94,28 @@ def settle(folder: Path) -> None:
         shutil.rmtree(place)
 
 
+def _replaced(place: Path) -> list[str]:
+    """Return the names of the old parts that are to be removed."""
+    try:
+        names = read_json(place / _REPLACED, most=_MAX_NAMES)
+    except DataError as error:
+        raise _foreign(place, str(error)) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) and PART_NAME.fullmatch(name) for name in names):
+        raise _foreign(place, f"{_REPLACED} does not list parts of this cache")
+    return names
+
+
+def _foreign(place: Path, reason: str) -> CacheError:
+    return CacheError(
+        f"{place} was not made by a filling of this cache: {reason}. Nothing was changed; "
+        f"remove it: rm -r {shlex.quote(str(place))}"
+    )
+
+
 def _sync(folder: Path) -> None:
     """Wait until the names in a folder are on disk: a power cut must not undo half of them."""
+    if os.name == "nt":  # Windows has no way to wait for a folder
+        return
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

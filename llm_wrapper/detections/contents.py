@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.compute as pc
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, split_recorded
-from llm_wrapper.detections.parts import DamagedPartError, Key, Part, PartEntry, read_part
-from llm_wrapper.detectors.base import Level
+from llm_wrapper.detections.identity import adopt_revision, distinct, split_recorded
+from llm_wrapper.detections.parts import PART_NAME, DamagedPartError, Key, Part, PartEntry, read_part
+from llm_wrapper.detectors.base import LEVELS, Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.records import from_dict
@@ -37,7 +37,6 @@ __all__ = [
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 32 * MIB
 """A manifest names each part and each image that could not be read; JSON takes up to 24 times its size in memory."""
-_PART_NAME = re.compile(r"part-\d+\.parquet")
 
 
 @validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -51,7 +50,7 @@ class Manifest:
     """
 
     identity: dict[str, Any]
-    levels: tuple[Level, ...]
+    levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=len(LEVELS))]
     unanswered: dict[str, str]
     parts: tuple[PartEntry, ...]
     num_rows: int
@@ -110,7 +109,7 @@ class Contents:
 def fill_command(identity: Mapping[str, Any] | None, folder: Path) -> str:
     """Return the command that fills a cache folder, with blanks for what is not known."""
     known = identity or {}
-    vlm = known.get("detector") or "<detector>"
+    vlm = _quoted(known.get("detector")) or "<detector>"
     words = ["--vlm", vlm, *dataset_options(identity, folder)]
     if isinstance(settings := known.get("settings"), dict) and settings.get("detector") == "imported":
         words = ["--vlm", "import", *words[2:], "detector.settings.path=<its file of boxes>"]
@@ -128,9 +127,14 @@ def dataset_options(identity: Mapping[str, Any] | None, folder: Path) -> list[st
     place = folder.absolute()
     is_usual = place.parts[-3::2] == (detector, split)
     return [
-        *("--data", place.parent.name if is_usual else f"<recipe of {dataset or 'dataset'}>"),
-        *("--split", split or "<split>"),
+        *("--data", _quoted(place.parent.name) if is_usual else f"<recipe of {_quoted(dataset) or 'dataset'}>"),
+        *("--split", _quoted(split) or "<split>"),
     ]
+
+
+def _quoted(name: Any) -> str:
+    """Return a name that somebody else may have written as one word of a shell; nothing for what is no name."""
+    return shlex.quote(name) if isinstance(name, str) and name else ""
 
 
 def read(folder: Path, *, identity: Mapping[str, Any] | None = None, may_be_empty: bool = False) -> Contents:
@@ -209,6 +213,10 @@ def _manifest(path: Path) -> tuple[Manifest | None, list[str]]:
         manifest = from_dict(Manifest, read_json(path, most=_MAX_MANIFEST))
         identity, earlier = split_recorded(manifest.identity)
         return replace(manifest, identity=identity, recorded=distinct([*manifest.recorded, *earlier])), []
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        return None, [f"{path} is damaged: {field}: {first['msg']} ({error.error_count()} problems)"]
     except (DataError, ValueError, TypeError) as error:
         return None, [f"{path} is damaged: {error}".removesuffix(".")]
 
@@ -221,7 +229,7 @@ def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path,
         yield folder / name, DamagedPartError(f"{folder / name} is missing")
     for path in paths:
         try:
-            if not _PART_NAME.fullmatch(path.name):
+            if not PART_NAME.fullmatch(path.name):
                 raise DamagedPartError(f"{path} is not named like a part (part-00000.parquet)")
             if known is not None and path.name not in known:
                 raise DamagedPartError(f"{path} is not in the manifest")
@@ -263,6 +271,14 @@ def _foreign(folder: Path, part: Part, wanted: Mapping[str, Any]) -> Problem:
 
 
 def _miscounted(path: Path, manifest: Manifest, parts: Sequence[Part]) -> Iterator[str]:
+    """Yield what a manifest says of its parts that is not so: a lookup would believe it."""
+    answered = {"image" if sample_id is None else "expression" for part in parts for _, sample_id in part.keys}
+    if unsaid := sorted(answered - set(manifest.levels)):
+        yield f"{path} says levels={list(manifest.levels)}, but its parts hold answers of level {', '.join(unsaid)}"
+    counts = {part.entry.name: part.entry.num_rows for part in parts}
+    for entry in manifest.parts:
+        if counts.get(entry.name) != entry.num_rows:
+            yield f"{path} says that {entry.name} has {entry.num_rows} rows, but it has {counts.get(entry.name)}"
     for name, number in totals(parts).items():
         if getattr(manifest, name) != number:
             yield f"{path} says {name}={getattr(manifest, name)}, but its parts hold {number}"

@@ -53,7 +53,7 @@ def export(folder: Path, out: Path) -> list[Path]:
     if found.manifest is None:
         raise CacheError(f"{folder} is incomplete: it has no manifest.json. Run `{found.command}`.")
     answers = _answers(found, found.manifest)
-    _refuse_unreadable(answers, needs_labels=out.suffix == ".jsonl")
+    _refuse_unreadable(answers)
     files = writers[out.suffix](answers, out)
     for path in files:
         if path.exists():
@@ -76,13 +76,11 @@ def _answers(found: Contents, manifest: Manifest) -> dict[Key, Detections]:
     }
 
 
-def _refuse_unreadable(answers: Mapping[Key, Detections], *, needs_labels: bool) -> None:
+def _refuse_unreadable(answers: Mapping[Key, Detections]) -> None:
     """Refuse what the detector `import` would refuse, before somebody relies on the file."""
     problems = []
     for key, answer in answers.items():
         for item in answer.items:
-            if needs_labels and not item.label:
-                problems.append(f"{told(key)}: the box {item.box.xyxy} has an empty label")
             if item.score is not None and not 0.0 <= item.score <= 1.0:
                 problems.append(f"{told(key)}: score {item.score} of {item.label!r} is not in 0..1")
     if problems:

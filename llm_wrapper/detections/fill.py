@@ -23,6 +23,7 @@ from llm_wrapper.detections.progress import Money, progress_bar
 from llm_wrapper.detectors.base import Detector, PaidDetector, Question, questions_about
 from llm_wrapper.errors import DataError, ImageError, RecipeError, listed
 from llm_wrapper.records import Detections
+from llm_wrapper.terminal import as_description
 
 __all__ = ["fill"]
 
@@ -87,7 +88,7 @@ def fill(  # noqa: PLR0913 (each is an option of the verb)
             total = sum(map(len, batches))
             money = _agreed(detector, total)
             with progress_bar(money, shown=progress) as bar, _Writer(cache, 1 if money else rows_per_part) as writer:
-                task = bar.add_task(f"{detector.name} on {dataset.name} {dataset.split}", total=total)
+                task = bar.add_task(as_description(f"{detector.name} on {dataset.name} {dataset.split}"), total=total)
                 unreadable = _keep(answers, writer, lambda number: bar.advance(task, number))
         if unreadable and not skip_unreadable:
             text = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, left_out)}"

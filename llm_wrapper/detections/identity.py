@@ -8,7 +8,7 @@ compared: whoever has a cache can read it, without the detector's weights and on
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llm_wrapper import artifacts
@@ -39,8 +39,8 @@ def identity_of(detector: Detector, dataset: Dataset) -> dict[str, Any]:
 def split_recorded(identity: Mapping[str, Any]) -> tuple[dict[str, Any], Recorded]:
     """Divide an identity into what decides the answers and what is only recorded.
 
-    Some detectors, and all caches of earlier versions, have both in one; earlier versions also wrote the commit that was
-    loaded in the place of the revision.
+    Some detectors, and all caches of earlier versions, have both in one; earlier versions also wrote the commit that
+    was loaded in the place of the revision.
     """
     settings = identity.get("settings")
     if not isinstance(settings, dict) or not settings.keys() & set(_RECORDED):

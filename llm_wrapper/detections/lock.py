@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-from llm_wrapper.errors import CacheError
+from filelock import FileLock, Timeout
+
+from llm_wrapper.errors import CacheError, DataError
+from llm_wrapper.readers import read_bytes
 
 __all__ = ["locked"]
+
+_PID = re.compile(rb"[0-9]{1,10}")
 
 
 @contextmanager
@@ -22,27 +27,38 @@ def locked(folder: Path) -> Iterator[None]:
     `.lock` may stay.
 
     Raises:
-        CacheError: If another process holds the folder, or it cannot be written to.
+        CacheError: If another process holds the folder, it cannot be written to, or its `.lock` is a link.
     """
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a+b", buffering=0)
     except OSError as error:
         raise CacheError(f"{folder} cannot be used: {error.strerror}. Choose another folder.") from error
-    with stream:
-        _acquire(stream, folder)
-        yield
-
-
-def _acquire(stream: BinaryIO, folder: Path) -> None:
-    """Take the lock and write down who has it."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise CacheError(f"{path} is a link or a folder, not a lock. Remove it, if no other program needs it.")
+    lock = FileLock(path)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stream.truncate(0)
-        stream.write(str(os.getpid()).encode())
-    except BlockingIOError as error:
-        stream.seek(0)
-        holder = stream.read().decode() or "unknown"
-        raise CacheError(f"{folder} is in use by process {holder}. Wait until it has ended, or end it.") from error
-    except OSError as error:
-        raise CacheError(f"{folder} cannot be locked: {error.strerror}. Choose another folder.") from error
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise CacheError(
+            f"{folder} is in use by process {_holder(path)}. Wait until it has ended, or end it."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CacheError(f"{folder} cannot be locked: {reason}. Choose another folder.") from error
+    try:
+        # Who holds it is only for the message above, and Windows lets nobody write to a locked file.
+        with contextlib.suppress(OSError):
+            path.write_bytes(str(os.getpid()).encode())
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Return the process id that the holder wrote down; another program may have written anything."""
+    try:
+        content = read_bytes(path, most=100)
+    except DataError:
+        return "unknown"
+    return content.decode() if _PID.fullmatch(content) else "unknown"

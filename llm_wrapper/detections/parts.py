@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
 from llm_wrapper.detections.identity import Recorded, distinct, split_recorded
 from llm_wrapper.errors import CacheError, DataError
-from llm_wrapper.readers import parse_json
+from llm_wrapper.readers import MIB, parse_json, parse_parquet_table, read_bytes
 from llm_wrapper.records import Box, Detection, Detections, to_dict
 
 __all__ = [
+    "PART_NAME",
     "ROWS_PER_PART",
     "SCHEMA",
     "DamagedPartError",
@@ -33,6 +37,10 @@ __all__ = [
 
 ROWS_PER_PART = 2000
 """Answers in each part of a complete cache; the last has what is left."""
+
+_MAX_PART, _MAX_UNPACKED = 256 * MIB, 512 * MIB
+"""Bytes of a part on disk and in memory; 900 boxes for each of 2,000 expressions are about 80 MiB."""
+_MAX_DROPPED = 1 << 31
 
 _BOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("x0", "y0", "x1", "y1")])
 _ITEM = pa.struct(
@@ -57,6 +65,8 @@ _IDENTITY, _DIGEST = b"llm_wrapper.identity", b"llm_wrapper.identity_sha256"
 _RECORDED = b"llm_wrapper.recorded"
 _RECORDS = TypeAdapter(tuple[dict[str, Any], ...])
 
+PART_NAME = re.compile(r"part-[0-9]{5,9}\.parquet")
+
 Key = tuple[str, str | None]
 """What a row answers: (image_id, sample_id), or (image_id, None) for the whole image."""
 
@@ -70,7 +80,7 @@ class PartEntry:
     """One part as the manifest knows it; `sha256` is over the file's bytes, as hex."""
 
     # A manifest is a file that users pass on: its names must never lead out of its folder.
-    name: Annotated[str, Field(pattern=r"^part-\d+\.parquet$")]
+    name: Annotated[str, Field(pattern=f"^{PART_NAME.pattern}$")]
     sha256: str
     num_rows: int
 
@@ -124,18 +134,18 @@ def read_part(path: Path, sha256: str | None = None) -> Part:
         sha256: What the manifest says of the file's bytes; `None` where there is no manifest yet.
 
     Raises:
-        DamagedPartError: If the content is not what was written.
-        DataError: If the file cannot be read at all, for instance for lack of permission.
+        DamagedPartError: If the content is not what was written, or holds what is no detection.
+        DataError: If the file cannot be read at all: it is no file, is too large, or may not be read.
     """
-    found = artifacts.digest(path)
+    content = read_bytes(path, most=_MAX_PART)
+    found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):
         raise DamagedPartError(f"{path} is damaged: its sha256 is {found}, the manifest says {sha256}")
     try:
-        table = artifacts.read_table(path)
+        table = parse_parquet_table(content, str(path), most=_MAX_UNPACKED, schema=SCHEMA)
     except DataError as error:
         raise DamagedPartError(str(error)) from error
-    if not table.schema.equals(SCHEMA):
-        raise DamagedPartError(f"{path} is damaged: its columns are not those of detections")
+    _require_detections(path, table)
     keys = tuple(zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
     metadata = table.schema.metadata or {}
     identity, earlier = split_recorded(_identity(path, metadata))
@@ -143,12 +153,42 @@ def read_part(path: Path, sha256: str | None = None) -> Part:
     return Part(PartEntry(path.name, found, len(keys)), table, keys, identity, recorded)
 
 
+def _require_detections(path: Path, table: pa.Table) -> None:
+    """Refuse rows that hold what no detector gives, by columns: a loop over detections would take minutes."""
+    items = pc.list_flatten(table["items"])
+    corners = {name: pc.struct_field(items, ["box", name]).to_numpy() for name in ("x0", "y0", "x1", "y1")}
+    is_wrong = ~((corners["x0"] < corners["x1"]) & (corners["y0"] < corners["y1"]))
+    for values in corners.values():
+        is_wrong |= ~np.isfinite(values)
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        box = tuple(float(values[place]) for values in corners.values())
+        raise _no_detection(path, table, place, f"box {box} is reversed, has no area or is not finite")
+    scores = pc.struct_field(items, ["score"])
+    is_wrong = pc.invert(pc.is_finite(scores)).fill_null(False).to_numpy()
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        raise _no_detection(path, table, place, f"score {scores[place].as_py()} is not finite")
+    dropped = table["num_dropped"].to_numpy()
+    if (wrong := np.flatnonzero((dropped < 0) | (dropped > _MAX_DROPPED))).size:
+        row = int(wrong[0])
+        raise DamagedPartError(f"{path} is damaged: row {row} says that {dropped[row]} outputs were dropped")
+
+
+def _no_detection(path: Path, table: pa.Table, place: int, problem: str) -> DamagedPartError:
+    """Name the row of the detection at a place among all of a part."""
+    row = int(np.searchsorted(np.cumsum(pc.list_value_length(table["items"]).to_numpy()), place, side="right"))
+    return DamagedPartError(f"{path} is damaged: row {row}: {problem}")
+
+
 def _identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     """Return the identity that a part carries."""
     try:
-        identity: dict[str, Any] = json.loads(metadata[_IDENTITY])
-    except (KeyError, ValueError) as error:
+        identity = parse_json(metadata[_IDENTITY], str(path))
+    except (KeyError, DataError) as error:
         raise DamagedPartError(f"{path} is damaged: it carries no identity of its cache") from error
+    if not isinstance(identity, dict):
+        raise DamagedPartError(f"{path} is damaged: the identity of its cache is no object")
     if artifacts.digest_value(identity).encode() != metadata.get(_DIGEST):
         raise DamagedPartError(f"{path} is damaged: the identity that it carries was changed")
     return identity
@@ -157,7 +197,7 @@ def _identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
 def _recorded(path: Path, metadata: Mapping[bytes, bytes]) -> Recorded:
     """Return what a part says of how its answers were computed."""
     try:
-        return _RECORDS.validate_python(parse_json(metadata.get(_RECORDED, b"[]").decode(), str(path)))
+        return _RECORDS.validate_python(parse_json(metadata.get(_RECORDED, b"[]"), str(path)))
     except (DataError, ValueError) as error:
         raise DamagedPartError(f"{path} is damaged: it does not say how its answers were computed") from error
 

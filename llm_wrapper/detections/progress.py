@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,8 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from llm_wrapper.terminal import open_console
 
 __all__ = ["Money", "progress_bar"]
 
@@ -43,4 +44,4 @@ class _Rate(ProgressColumn):
 def progress_bar(money: Money | None, *, shown: bool) -> Progress:
     """Return a bar on standard error; with `money` for what costs some."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
-    return Progress(*columns, *([money] if money else []), console=Console(stderr=True), disable=not shown)
+    return Progress(*columns, *([money] if money else []), console=open_console(stderr=True), disable=not shown)

@@ -14,6 +14,7 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.identity import describe_recorded, identity_of
+from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, Recipe
 from llm_wrapper.records import Detections, Sample
 
@@ -53,8 +54,13 @@ class SceneSet:
 
 
 def cache_folder(detector: str, data: DataSection, split: str) -> Path:
-    """Return the folder of the cached detections of a detector on a split."""
-    return ROOT / detector / data.name / split
+    """Return the folder of the cached detections of a detector on a split.
+
+    Raises:
+        RecipeError: If a name is no plain part of a path.
+    """
+    detector = folder_name(detector, "detector.label")
+    return ROOT / detector / folder_name(data.name, "data.name") / folder_name(split, "the split")
 
 
 def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: Sequence[str]) -> BuiltCandidates:

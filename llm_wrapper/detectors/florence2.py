@@ -66,8 +66,8 @@ class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
 class Florence2Detector(PromptedDetector[Florence2Settings]):
     """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image.
 
-    Its model is a `Florence2ForConditionalGeneration`, its processor a `Florence2Processor`. Its levels are `expression`
-    for the tasks rec and grounding, `image` for dense_caption and od.
+    Its model is a `Florence2ForConditionalGeneration`, its processor a `Florence2Processor`. Its levels are
+    `expression` for the tasks rec and grounding, `image` for dense_caption and od.
     """
 
     kind = "florence2"

@@ -1,33 +1,45 @@
 """Boxes that another program has written: a closed model, a paid service, or a published file of detections.
 
-Three formats are read, told apart by the file's ending and content:
+Told apart by the file's ending and content, these are read:
 
-- `.json`, COCO results: a list of {image_id, category_id, bbox (xywh), score}. The setting `categories` names a file
-  with the categories' names: a COCO instances file, or an object {"1": "person"}.
 - `.jsonl`: one image or one expression a line, named by exactly one of image_id, file_name or sample_id, with
-  `detections`: a list of {box (xyxy) or bbox_xywh, label, score (a number in 0..1, or null)}.
+  `detections`: a list of {box (xyxy) or bbox_xywh, label, score (a number in 0..1, or null)}; `box` may be an object
+  {xmin, ymin, xmax, ymax} as the pipelines of transformers write it. Or one box a line, with the image's name.
+- `.json`, COCO results: a list of {image_id, category_id, bbox (xywh), score}, such as ultralytics' predictions.json.
+  The setting `categories` names a file with the categories' names, see `category_names`.
+- `.json` of the field: MAttNet's list, ReCLIP's {image id: [[x, y, w, h], ..]}, REFER's {"dets": ..}, a response of
+  Roboflow ({"predictions": ..}).
 - `.json` and `.csv` of supervision's `JSONSink` and `CSVSink`, see `supervision_files`.
+
+A file may cover more images than the data set has: they are counted and ignored. Boxes that are of another format than
+declared, by their images and targets, are refused with the setting that declares the right one, `box_format`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llm_wrapper import readers
+from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file
-from llm_wrapper.datasets.rows import read_json, validated
+from llm_wrapper.datasets.rows import validated
 from llm_wrapper.detectors import imported_files, supervision_files
 from llm_wrapper.detectors.base import Level, Question
-from llm_wrapper.detectors.imported_files import Answers, KnownIds
+from llm_wrapper.detectors.category_names import read_category_names
+from llm_wrapper.detectors.imported_answers import Answers, answers_of, place_of
+from llm_wrapper.detectors.imported_files import Entry, Notes
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["ImportedDetector", "create"]
 
+_log = logging.getLogger(__name__)
 
 _NO_NAME = r"[^\w.+-]+"
 """What the name of a cache's folder must not hold."""
@@ -41,7 +53,7 @@ class _Settings(BaseModel):
     path: Path
     categories: Path | None = None
     name: str | None = Field(None, pattern=r"^[\w.+-]*\w[\w.+-]*$")
-    box_format: Literal["xyxy", "xywh"] | None = None
+    box_format: BoxFormat | None = None
 
 
 class ImportedDetector:
@@ -52,6 +64,7 @@ class ImportedDetector:
             and none of them that of a detector by the same name.
         levels: `expression` if the rows name samples, else `image`.
         num_unanswered: How many images (or expressions) of the data set the file does not name.
+        remarks: What was ignored, absent or read otherwise than written, one sentence each.
     """
 
     reads_images = False
@@ -59,21 +72,31 @@ class ImportedDetector:
     def __init__(self, name: str, answers: Answers, *, identity: Mapping[str, Any], dataset: Dataset) -> None:
         self.name = name
         self.levels: tuple[Level, ...] = (answers.level,)
-        self._found = answers.found
-        self._identity = dict(identity)
-        asked = {self._key(Question(sample, answers.level)) for sample in dataset.samples}
-        self.num_unanswered = len(asked - self._found.keys())
+        self.remarks = answers.remarks
+        self._detections = answers.detections
+        self._identity = {**identity, **answers.deciding}
+        self._has_logged = False
+        known = {self._key(Question(sample, answers.level)) for sample in dataset.samples}
+        self.num_unanswered = len(known - self._detections.keys())
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the answers: the settings, and a digest of the files' content."""
         return dict(self._identity)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what is worth knowing of the file beside its answers; see `RecordingDetector`."""
+        return {"remarks": "; ".join(self.remarks)} if self.remarks else {}
 
     def prepare(self, sample: Sample) -> None:
         """Do nothing: no pixel is read."""
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
         """Return the file's detections for each question, in the file's order; none where it has no row."""
-        return [self._found.get(self._key(question), Detections(())) for question in questions]
+        if not self._has_logged:
+            self._has_logged = True
+            for remark in self.remarks:
+                _log.warning("%s: %s", self.name, remark)
+        return [self._detections.get(self._key(question), Detections(())) for question in questions]
 
     @staticmethod
     def _key(question: Question) -> str:
@@ -85,17 +108,15 @@ def create(settings: Mapping[str, Any], dataset: Dataset) -> ImportedDetector:
     """Read a file of detections for a data set.
 
     Args:
-        settings: `path`; `categories`, for COCO results and for sinks' rows without a class name; `name`, by default
-            the file's; and `box_format`, how `bbox` (COCO results, by default xywh) or `box` (JSONL, by default xyxy)
-            is to be read.
-        dataset: The data set whose image or sample ids the rows name; an image of another split is known too if the
-            data set has its annotated objects.
+        settings: `path`; `categories`, for labels that are numbers; `name`, by default the file's; and `box_format`,
+            how `bbox` (COCO results, by default xywh) or `box` (JSONL, by default xyxy) is to be read.
+        dataset: The data set whose images or samples the rows name.
 
     Raises:
         RecipeError: If a setting is unknown, missing, of the wrong type or not for this file, or the file is of none of
             the formats.
-        DataError: If a file is missing, or with every row that cannot be used. A box that is reversed, not finite or
-            without area is counted in the detections instead.
+        DataError: If a file is missing or for other data, or with every row that cannot be used. A box that is
+            reversed, not finite or without area is counted in the detections instead.
     """
     chosen = _settings(settings)
     files = [require_file(chosen.path, _REMEDY)]
@@ -107,35 +128,31 @@ def create(settings: Mapping[str, Any], dataset: Dataset) -> ImportedDetector:
 
 
 def _answers(chosen: _Settings, dataset: Dataset) -> Answers:
-    problems: list[str] = []
-    answers = _read(chosen, KnownIds.of(dataset), problems)
-    if problems:
-        raise DataError(listed(f"{chosen.path} cannot be used with {dataset.name} {dataset.split}", problems))
+    notes = Notes()
+    names = None if chosen.categories is None else read_category_names(chosen.categories)
+    entries = _entries(chosen, notes)
+    answers = answers_of(entries, dataset, notes, stem=chosen.path.stem, names=names, box_format=chosen.box_format)
+    if notes.problems:
+        raise DataError(listed(f"{chosen.path} cannot be used with {place_of(dataset)}", notes.problems))
     return answers
 
 
-def _read(chosen: _Settings, ids: KnownIds, problems: list[str]) -> Answers:
-    path, categories = chosen.path, chosen.categories
+def _entries(chosen: _Settings, notes: Notes) -> list[Entry]:
+    path = chosen.path
     if path.suffix == ".jsonl":
-        return imported_files.json_lines(path, box_format=chosen.box_format or "xyxy", ids=ids, problems=problems)
+        return imported_files.entries_of_lines(path, notes)
     if path.suffix == ".csv":
-        return _read_sink(supervision_files.csv_rows(path, problems), chosen, ids, problems)
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataError(f"{path} holds a {type(content).__name__}, not the list that COCO tools or a JSONSink write.")
-    if supervision_files.is_json_sink(content):
-        return _read_sink(supervision_files.json_rows(content), chosen, ids, problems)
-    if categories is None:
-        raise _unusable([f"categories: {path} holds COCO results: give a file with the names, such as instances.json"])
-    box_format = chosen.box_format or "xywh"
-    return imported_files.coco_results(content, categories, box_format=box_format, ids=ids, problems=problems)
+        return _entries_of_sink(supervision_files.csv_rows(path, notes.problems), chosen, notes)
+    content = readers.read_json(path, nan=True)
+    if isinstance(content, list) and supervision_files.is_json_sink(content):
+        return _entries_of_sink(supervision_files.json_rows(content), chosen, notes)
+    return imported_files.entries_of_json(content, path, notes)
 
 
-def _read_sink(found: supervision_files.PlacedRows, chosen: _Settings, ids: KnownIds, problems: list[str]) -> Answers:
-    if chosen.box_format == "xywh":
+def _entries_of_sink(found: supervision_files.PlacedRows, chosen: _Settings, notes: Notes) -> list[Entry]:
+    if chosen.box_format not in (None, "xyxy"):
         raise _unusable([f"box_format: {chosen.path} is of supervision, whose boxes are xyxy: leave the setting out"])
-    names = {} if chosen.categories is None else imported_files.category_names(chosen.categories)
-    return supervision_files.answers(found, names, ids=ids, problems=problems)
+    return supervision_files.entries(found, notes, has_names=chosen.categories is not None)
 
 
 def _settings(settings: Mapping[str, Any]) -> _Settings:
@@ -146,8 +163,6 @@ def _settings(settings: Mapping[str, Any]) -> _Settings:
             f"path: {chosen.path} ends neither in .json (COCO results, JSONSink) nor in .jsonl nor in .csv (CSVSink): "
             "rename or convert it"
         )
-    elif chosen is not None and chosen.path.suffix == ".jsonl" and chosen.categories is not None:
-        problems.append("categories: a .jsonl holds the names itself: leave the setting out")
     if chosen is None or problems:
         raise _unusable(problems)
     return chosen

@@ -1,99 +1,91 @@
-"""COCO results and our own JSONL, read row by row; see `imported` for what they look like."""
+"""Rows of boxes that other programs wrote, read one by one; see `imported` for what they look like.
+
+file -> rows (JSON, JSON lines) -> entries: a name, and boxes as written -> `imported`, which matches and checks
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from llm_wrapper import readers
+from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets import rows
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors.base import Level, detections_from_raw
-from llm_wrapper.errors import DataError, listed
-from llm_wrapper.records import Detections
+from llm_wrapper.errors import DataError
 
-__all__ = [
-    "Answers",
-    "BoxFormat",
-    "Item",
-    "KnownIds",
-    "Named",
-    "Raw",
-    "Scored",
-    "answers_of",
-    "category_names",
-    "coco_results",
-    "json_lines",
-]
+__all__ = ["Entry", "Item", "Named", "Notes", "RawBox", "Scored", "entries_of_json", "entries_of_lines"]
 
-BoxFormat = Literal["xyxy", "xywh"]
-Raw = tuple[list[float], str, float | None]
-"""A box (xyxy pixels), its label and score."""
+_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
+_SIZES = (("x", "y", "w", "h"), ("x", "y", "width", "height"))
 
-_SOURCE = "imported"
+_LINE_KEYS = ("image_id", "file_name", "image", "sample_id", "detections")
+_LABEL_KEYS = ("label", "category_name", "class_name", "name", "class")
+_ITEM_KEYS = ("box", "bbox_xywh", "score", "confidence", *_LABEL_KEYS)
+
+_ROUNDING = 1e-4
+"""How far above 1 or below 0 a score may lie: sums of float16 do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """The detections of a file, by image id or by sample id."""
+class RawBox:
+    """One box as a file writes it.
 
-    level: Level
-    found: Mapping[str, Detections]
+    Attributes:
+        values: Four numbers.
+        box_format: What its key says; `None` where only the setting or the file's own kind does.
+        label: A text, empty where there is none, or the id of a category.
+        score: In 0..1, NaN where the file says that.
+    """
+
+    values: list[float]
+    box_format: BoxFormat | None
+    label: str | int
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class KnownIds:
-    """What a row can be about: image ids, sample ids, and image ids by file name (several where a name is shared)."""
+class Entry:
+    """Boxes of one image or sample; `names` are spellings of one image, the likeliest first, or none is known.
 
-    images: frozenset[str]
-    samples: frozenset[str]
-    files: Mapping[str, frozenset[str]]
+    `is_whole` tells whether these are all of its boxes, so that a second entry contradicts the first.
+    """
 
-    @staticmethod
-    def of(dataset: Dataset) -> KnownIds:
-        """Gather the ids of a data set; its annotated objects may name images of other splits, too."""
-        files: dict[str, set[str]] = {}
-        images = dataset.images()
-        for sample in images:
-            if sample.image_path is not None:
-                for name in (sample.image_path, Path(sample.image_path).name):
-                    files.setdefault(name, set()).add(sample.image_id)
-        return KnownIds(
-            frozenset(sample.image_id for sample in images) | frozenset(dataset.objects or ()),
-            frozenset(sample.sample_id for sample in dataset.samples),
-            {name: frozenset(found) for name, found in files.items()},
-        )
+    where: str
+    names: tuple[str, ...]
+    sample_id: str | None
+    boxes: list[RawBox]
+    is_whole: bool = False
 
-    def find(self, row: Named, where: str, problems: list[str]) -> str | None:
-        """Return the image id or sample id that a row is about, or `None` after noting that it is unknown."""
-        if row.file_name is not None:
-            images = self.files.get(row.file_name, frozenset())
-            if len(images) == 1:
-                return next(iter(images))
-            what = (
-                "names no image of the data set" if not images else f"is shared by images {', '.join(sorted(images))}"
-            )
-            problems.append(f"{where}: file_name {row.file_name} {what}: use image_id")
-        elif row.sample_id is not None:
-            if row.sample_id in self.samples:
-                return row.sample_id
-            problems.append(f"{where}: sample id {row.sample_id} is not in the data set")
-        elif row.image_id in self.images:
-            return row.image_id
-        else:
-            problems.append(f"{where}: image id {row.image_id} is not in the data set")
-        return None
+
+@dataclass(slots=True)
+class Notes:
+    """What is wrong with a file, and what is only worth a sentence.
+
+    Attributes:
+        problems: One sentence each, with the place.
+        unread: How many rows have each key that is not read.
+        default: The format of boxes that neither a key nor the setting declares.
+        is_from_one: Whether category ids of such a file count from 1.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    default: BoxFormat = "xyxy"
+    is_from_one: bool = False
 
 
 class Named(BaseModel):
     """A row that says in one way which image or expression it is about."""
 
     image_id: rows.Id | None = None
-    file_name: str | None = None
+    file_name: str | None = Field(None, validation_alias=AliasChoices("file_name", "image"))
     sample_id: rows.Id | None = None
 
     @model_validator(mode="after")
@@ -103,9 +95,9 @@ class Named(BaseModel):
         return self
 
     @property
-    def level(self) -> Level:
-        """What the row's answer depends on."""
-        return "image" if self.sample_id is None else "expression"
+    def names(self) -> tuple[str, ...]:
+        """The spellings of the image."""
+        return tuple(name for name in (self.image_id, self.file_name) if name is not None)
 
 
 class Scored(BaseModel):
@@ -116,27 +108,25 @@ class Scored(BaseModel):
     @field_validator("score", check_fields=False)
     @classmethod
     def _is_probability(cls, score: float | None) -> float | None:
-        if score is not None and math.isfinite(score) and not 0.0 <= score <= 1.0:
+        if score is None or not math.isfinite(score):
+            return score
+        if not -_ROUNDING <= score <= 1.0 + _ROUNDING:
             raise ValueError(f"score {score} is not in 0..1")
-        return score
+        return min(max(score, 0.0), 1.0)
 
 
-class _Result(Scored):
-    model_config = ConfigDict(extra="ignore")  # segmentations and areas of other tools
-
-    image_id: rows.Id
-    category_id: rows.Id
-    bbox: rows.FourNumbers
-    score: rows.Number
+_Label = Annotated[int, Field(strict=True)] | str | None
 
 
 class Item(Scored):
-    """One detection of our own JSONL."""
+    """One detection: a box by one of its keys, with a label and a score where there are any."""
+
+    model_config = ConfigDict(extra="allow")
 
     box: rows.FourNumbers | None = None
     bbox_xywh: rows.FourNumbers | None = None
-    label: str = Field(min_length=1)
-    score: rows.Number | None
+    label: _Label = Field(None, validation_alias=AliasChoices(*_LABEL_KEYS))
+    score: rows.Number | None = Field(None, validation_alias=AliasChoices("score", "confidence"))
 
     @model_validator(mode="after")
     def _has_one_box(self) -> Item:
@@ -144,107 +134,221 @@ class Item(Scored):
             raise ValueError("give exactly one of 'box' and 'bbox_xywh'")
         return self
 
-    def raw(self, box_format: BoxFormat) -> Raw:
-        """Return what it says, with `box` read as `box_format`."""
+    def raw(self, box_format: BoxFormat | None = None) -> RawBox:
+        """Return the box as written, with the format that its key says, if one does."""
+        label = self.label if isinstance(self.label, int) else (self.label or "").strip()
         if self.bbox_xywh is not None:
-            return _xyxy(self.bbox_xywh, "xywh"), self.label, self.score
-        return _xyxy(self.box or [], box_format), self.label, self.score
+            return RawBox(self.bbox_xywh, "xywh", label, self.score)
+        return RawBox(self.box or [], box_format, label, self.score)
 
 
 class _Line(Named):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     detections: list[Any]
 
 
-def coco_results(
-    content: list[Any], categories: Path, *, box_format: BoxFormat, ids: KnownIds, problems: list[str]
-) -> Answers:
-    """Read COCO results; what is wrong with its rows is appended to `problems`, counted from row 0."""
-    names = category_names(categories)
-    raw: dict[str, list[Raw]] = {}
-    for number, value in enumerate(content):
-        row = rows.validated(_Result, value, where=f"row {number}", problems=problems)
-        if row is None:
-            continue
-        if row.image_id not in ids.images:
-            problems.append(f"row {number}: image id {row.image_id} is not in the data set")
-        if row.category_id not in names:
-            problems.append(f"row {number}: category {row.category_id} has no name in {categories.name}")
-        label = names.get(row.category_id, "")
-        raw.setdefault(row.image_id, []).append((_xyxy(row.bbox, box_format), label, row.score))
-    return answers_of(raw, {"image": ""}, problems)
+class _Result(Scored):
+    """A COCO result. ultralytics names its image twice, by id (the stem) and by file name."""
+
+    model_config = ConfigDict(extra="ignore")  # segmentations and areas of other tools
+
+    image_id: rows.Id | None = None
+    file_name: str | None = None
+    category_id: int | str
+    bbox: rows.FourNumbers
+    score: rows.Number | None
 
 
-def json_lines(path: Path, *, box_format: BoxFormat, ids: KnownIds, problems: list[str]) -> Answers:
-    """Read our own JSONL; what is wrong with its lines is appended to `problems`, counted from line 1."""
-    values, damaged = rows.read_json_lines(path)
-    problems.extend(damaged)
-    raw: dict[str, list[Raw]] = {}
-    first: dict[str, str] = {}
-    levels: dict[Level, str] = {}
-    for number, value in values:
-        where = f"line {number}"
-        line = rows.validated(_Line, value, where=where, problems=problems)
-        if line is None:
-            continue
-        levels.setdefault(line.level, where)
-        items = list(_items(line, where, box_format, problems))
-        key = ids.find(line, where, problems)
-        if key is not None and first.setdefault(key, where) != where:
-            problems.append(f"{where}: {key} was answered in {first[key]} already")
-        elif key is not None:
-            raw[key] = items
-    return answers_of(raw, levels, problems)
+class _ReferDetection(Scored):
+    model_config = ConfigDict(extra="ignore")
+
+    image_id: rows.Id
+    box: dict[str, rows.Number]
+    label: str = Field("", validation_alias=AliasChoices("label", "category_name"))
+    score: rows.Number | None = None
 
 
-def _items(line: _Line, where: str, box_format: BoxFormat, problems: list[str]) -> Iterable[Raw]:
-    for place, value in enumerate(line.detections):
-        item = rows.validated(Item, value, where=f"{where}: detections[{place}]", problems=problems)
-        if item is not None:
-            yield item.raw(box_format)
+class _Roboflow(Scored):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    x: rows.Number
+    y: rows.Number
+    width: rows.Number
+    height: rows.Number
+    label: str = Field("", alias="class")
+    score: rows.Number | None = Field(None, alias="confidence")
+    image_path: str | None = None
 
 
-def answers_of(raw: Mapping[str, Iterable[Raw]], levels: Mapping[Level, str], problems: list[str]) -> Answers:
-    """Make the answers of what was read by image id or sample id.
-
-    Args:
-        raw: The boxes of each image or sample.
-        levels: Where a row of each level stood first, in the file's order; two levels are a problem.
-        problems: What is wrong is appended.
-    """
-    if len(levels) > 1:
-        where = list(levels.values())[-1]
-        problems.append(f"{where}: some lines name a sample, others an image: choose one")
-    level: Level = "expression" if "expression" in levels else "image"
-    return Answers(level, {key: detections_from_raw(found, _SOURCE) for key, found in raw.items()})
+def entries_of_lines(path: Path, notes: Notes) -> list[Entry]:
+    """Read JSON lines: one image or sample a line, or one box a line; places count from line 1."""
+    values, damaged = readers.read_json_lines(path, nan=True)
+    notes.problems.extend(damaged)
+    return [entry for number, value in values for entry in _of_value(value, f"line {number}", notes)]
 
 
-def _xyxy(values: list[float], box_format: BoxFormat) -> list[float]:
-    if box_format == "xyxy":
-        return values
-    left, top, width, height = values
-    return [left, top, left + width, top + height]
-
-
-def category_names(path: Path) -> dict[str, str]:
-    """Read the names of categories by id, from {"categories": [{id, name}]} or from {id: name}.
+def entries_of_json(content: Any, path: Path, notes: Notes) -> list[Entry]:
+    """Read one JSON value that is no sink of supervision; rows of a list count from row 0.
 
     Raises:
-        DataError: If the file holds neither.
+        DataError: If it is of no kind that is known.
     """
-    content = rows.read_json(path)
-    is_coco = isinstance(content, dict) and isinstance(content.get("categories"), list)
-    try:
-        if is_coco:
-            entries = TypeAdapter(list[_Category]).validate_python(content["categories"])
-            return {entry.id: entry.name for entry in entries}
-        return TypeAdapter(dict[rows.Id, str]).validate_python(content)
-    except ValidationError as error:
-        found = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        raise DataError(listed(f"{path} names no categories: write {{id: name}}", found)) from error
+    if isinstance(content, list):
+        is_results = any(isinstance(value, dict) and "bbox" in value for value in content)
+        read = _of_result if is_results else _of_value
+        return [entry for number, value in enumerate(content) for entry in read(value, f"row {number}", notes)]
+    if isinstance(content, dict) and isinstance(content.get("dets"), list):
+        return list(_of_refer(content["dets"], notes))
+    if isinstance(content, dict) and isinstance(content.get("predictions"), list):
+        return list(_of_roboflow(content["predictions"], notes))
+    if isinstance(content, dict) and content and all(isinstance(value, list) for value in content.values()):
+        entries = [_of_image(name, value, notes) for name, value in content.items()]
+        if all(entry is not None for entry in entries):
+            return [entry for entry in entries if entry is not None]
+    kind = f"an object with the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else "no list"
+    raise DataError(
+        f"{path} holds {kind}, none of the forms of detections that are read: COCO results (a list), "
+        '{"dets": [..]}, {"predictions": [..]} or {image id: [[x, y, width, height], ..]}.'
+    )
 
 
-class _Category(BaseModel):
-    id: rows.Id
-    name: str
+def _of_value(value: Any, where: str, notes: Notes) -> Iterator[Entry]:
+    """Yield the entry of one line or row, by the keys that it has."""
+    keys = value.keys() if isinstance(value, dict) else set()
+    if "detections" not in keys and "bbox" in keys:
+        yield from _of_result(value, where, notes)
+    elif "detections" not in keys and keys & {"box", "bbox_xywh"}:
+        yield from _of_flat(value, where, notes)
+    elif not _has_typos(value, _LINE_KEYS, where, notes):
+        line = rows.validated(_Line, value, where=where, problems=notes.problems)
+        if line is not None:
+            notes.unread.update(list(line.model_extra or ()))
+            found = _items(line.detections, f"{where}: detections", notes)
+            yield Entry(where, line.names, line.sample_id, found, is_whole=True)
+
+
+def _items(values: Sequence[Any], where: str, notes: Notes) -> list[RawBox]:
+    found = (_item(value, f"{where}[{place}]", notes) for place, value in enumerate(values))
+    return [box for box in found if box is not None]
+
+
+def _item(value: Any, where: str, notes: Notes) -> RawBox | None:
+    """Return one detection; what is wrong with it is noted."""
+    box_format: BoxFormat | None = None
+    if _has_typos(value, _ITEM_KEYS, where, notes):
+        return None
+    if isinstance(value, dict) and isinstance(value.get("box"), dict):
+        try:
+            numbers, box_format = _of_keys(value["box"])
+        except ValueError as error:
+            notes.problems.append(f"{where}: {error}")
+            return None
+        value = {**value, "box": numbers}
+    item = rows.validated(Item, value, where=where, problems=notes.problems)
+    if item is None:
+        return None
+    notes.unread.update(list(item.model_extra or ()))
+    return item.raw(box_format)
+
+
+def _of_result(value: Mapping[str, Any], where: str, notes: Notes) -> Iterator[Entry]:
+    """Yield a COCO result, whose `bbox` is xywh and whose category ids count from 1."""
+    notes.default, notes.is_from_one = "xywh", True
+    row = rows.validated(_Result, value, where=where, problems=notes.problems)
+    if row is None:
+        return
+    names = tuple(name for name in (row.image_id, row.file_name) if name is not None)
+    if not names:
+        notes.problems.append(f"{where}: names no image: give 'image_id' or 'file_name'")
+        return
+    category = row.category_id
+    if isinstance(category, str) and category.isdecimal():
+        category = int(category)
+    if isinstance(category, str):
+        notes.problems.append(f"{where}: category_id {category!r} is no number")
+        return
+    yield Entry(where, names, None, [RawBox(row.bbox, None, category, row.score)])
+
+
+def _of_flat(value: Mapping[str, Any], where: str, notes: Notes) -> Iterator[Entry]:
+    """Yield one box with its image, as MAttNet (`box` is xywh there) and others write them."""
+    about = {name: value[name] for name in ("image_id", "file_name", "image", "sample_id") if name in value}
+    item = {key: each for key, each in value.items() if key not in about}
+    if value.keys() & {"det_id", "h5_id"} and isinstance(item.get("box"), list):
+        item["bbox_xywh"] = item.pop("box")
+    named = rows.validated(Named, about, where=where, problems=notes.problems)
+    box = _item(item, where, notes)
+    if named is not None and box is not None:
+        yield Entry(where, named.names, named.sample_id, [box])
+
+
+def _of_refer(values: Sequence[Any], notes: Notes) -> Iterator[Entry]:
+    """Yield the entries of REFER's {"dets": [{box: {x, y, w, h}, image_id, object_id, score}]}."""
+    for number, value in enumerate(values):
+        where = f"dets[{number}]"
+        row = rows.validated(_ReferDetection, value, where=where, problems=notes.problems)
+        if row is None:
+            continue
+        try:
+            box = RawBox(*_of_keys(row.box), row.label, row.score)
+        except ValueError as error:
+            notes.problems.append(f"{where}: {error}")
+            continue
+        yield Entry(where, (row.image_id,), None, [box])
+
+
+def _of_roboflow(values: Sequence[Any], notes: Notes) -> Iterator[Entry]:
+    """Yield the entries of a Roboflow response, which is about one picture and rarely names it; x, y are a center."""
+    if not values:
+        yield Entry("predictions", (), None, [])
+    for number, value in enumerate(values):
+        where = f"predictions[{number}]"
+        row = rows.validated(_Roboflow, value, where=where, problems=notes.problems)
+        if row is not None:
+            box = RawBox([row.x, row.y, row.width, row.height], "cxcywh", row.label.strip(), row.score)
+            yield Entry(where, (row.image_path,) if row.image_path else (), None, [box])
+
+
+def _of_image(name: str, values: Sequence[Any], notes: Notes) -> Entry | None:
+    """Return the entry of one image of ReCLIP's {image id: [[x, y, w, h], ..]}; `None` where it is something else."""
+    if all(isinstance(value, dict) and value.keys() & {"box", "bbox_xywh"} for value in values) and values:
+        return Entry(f"key {name!r}", (name,), None, _items(values, f"key {name!r}", notes), is_whole=True)
+    found = []
+    for place, value in enumerate(values):
+        try:
+            box = _Four.model_validate({"box": value}).box
+        except ValidationError:
+            if not isinstance(value, list):
+                return None
+            notes.problems.append(f"key {name!r}[{place}]: a box has four numbers, this has {len(value)}")
+            continue
+        found.append(RawBox(box, None, "", None))
+    notes.default = "xywh"
+    return Entry(f"key {name!r}", (name,), None, found, is_whole=True)
+
+
+class _Four(BaseModel):
+    box: rows.FourNumbers
+
+
+def _of_keys(box: Mapping[str, Any]) -> tuple[list[Any], BoxFormat]:
+    """Return the numbers of a box that is an object, in the order of their format."""
+    for keys in _CORNERS:
+        if box.keys() == set(keys):
+            return [box[key] for key in keys], "xyxy"
+    for keys in _SIZES:
+        if box.keys() == set(keys):
+            return [box[key] for key in keys], "xywh"
+    raise ValueError(f"a box with the keys {', '.join(box) or 'none'}: give xmin, ymin, xmax, ymax or x, y, w, h")
+
+
+def _has_typos(value: Any, known: Collection[str], where: str, notes: Notes) -> bool:
+    """Note keys that are nearly one that is read and is absent; any other key is only counted as not read."""
+    if not isinstance(value, dict):
+        return False
+    absent = [name for name in known if name not in value]
+    close = {name: difflib.get_close_matches(name, absent, n=1, cutoff=0.8) for name in value if name not in known}
+    typos = [f"{where}: unknown key {name!r}; did you mean {found[0]!r}?" for name, found in close.items() if found]
+    notes.problems.extend(typos)
+    return bool(typos)

@@ -18,6 +18,7 @@ A sink leaves no row for an image without detections, and a `CSVSink` drops colu
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,17 +26,16 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, model_validator
 
-from llm_wrapper import artifacts
+from llm_wrapper import artifacts, readers
 from llm_wrapper.datasets import rows
-from llm_wrapper.detectors.base import Level
-from llm_wrapper.detectors.imported_files import Answers, Item, KnownIds, Named, Raw, Scored, answers_of
+from llm_wrapper.detectors.imported_files import Entry, Item, Named, Notes, RawBox, Scored
 from llm_wrapper.errors import DataError, RecipeError, listed
 
 __all__ = [
     "PlacedRows",
     "SupervisionDetections",
-    "answers",
     "csv_rows",
+    "entries",
     "is_json_sink",
     "json_rows",
     "write_supervision",
@@ -80,9 +80,10 @@ class _Row(Named, Scored):
             {name: None if cell == "" else cell for name, cell in value.items()} if isinstance(value, dict) else value
         )
 
-    def raw(self, names: Mapping[str, str]) -> Raw:
-        label = self.class_name or names.get(self.class_id or "") or ""
-        return [self.x_min, self.y_min, self.x_max, self.y_max], label, self.score
+    def raw(self) -> RawBox:
+        """Return the box, with the class id as its label where it has no name."""
+        number = int(self.class_id) if (self.class_id or "").isdecimal() else ""
+        return RawBox([self.x_min, self.y_min, self.x_max, self.y_max], "xyxy", self.class_name or number, self.score)
 
 
 def is_json_sink(content: list[Any]) -> bool:
@@ -101,23 +102,22 @@ def csv_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: If the file is no CSV text, or its header is of another program.
     """
-    # utf-8-sig: a table that was opened and saved elsewhere may begin with a byte order mark.
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        try:
-            header = next(reader, [])
-            missing = [name for name in _COLUMNS if name not in header]
-            if missing:
-                found = ", ".join(header) or "none"
-                raise DataError(f"{path} is not of supervision's CSVSink: no column {', '.join(missing)} (has {found})")
-            for cells in reader:
-                where = f"line {reader.line_num}"
-                if len(cells) == len(header):
-                    yield where, dict(zip(header, map(_cell, header, cells), strict=True))
-                elif cells:
-                    problems.append(f"{where}: {len(cells)} cells, but the header has {len(header)}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}. Write it again.") from error
+    stream = io.StringIO(readers.read_text(path, most=readers.GIB), newline="")
+    reader = csv.reader(stream, strict=True)
+    try:
+        header = next(reader, [])
+        missing = [name for name in _COLUMNS if name not in header]
+        if missing:
+            found = ", ".join(header) or "none"
+            raise DataError(f"{path} is not of supervision's CSVSink: no column {', '.join(missing)} (has {found})")
+        for cells in reader:
+            where = f"line {reader.line_num}"
+            if len(cells) == len(header):
+                yield where, dict(zip(header, map(_cell, header, cells), strict=True))
+            elif cells:
+                problems.append(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}. Write it again.") from error
 
 
 def _cell(name: str, text: str) -> float | str:
@@ -128,28 +128,25 @@ def _cell(name: str, text: str) -> float | str:
         return text
 
 
-def answers(found: PlacedRows, names: Mapping[str, str], *, ids: KnownIds, problems: list[str]) -> Answers:
-    """Read the rows of a sink; what is wrong with them is appended to `problems`.
+def entries(found: PlacedRows, notes: Notes, *, has_names: bool) -> list[Entry]:
+    """Read the rows of a sink; what is wrong with them is appended to `notes.problems`.
 
     Args:
         found: From `json_rows` or `csv_rows`.
-        names: Label by class id, for rows without a class name.
-        ids: What the rows can be about.
-        problems: One sentence each, with the place.
+        notes: Of the file.
+        has_names: Whether class ids have names.
     """
-    raw: dict[str, list[Raw]] = {}
-    levels: dict[Level, str] = {}
+    result = []
     for where, value in found:
-        row = rows.validated(_Row, value, where=where, problems=problems)
+        row = rows.validated(_Row, value, where=where, problems=notes.problems)
         if row is None:
             continue
-        levels.setdefault(row.level, where)
-        key, item = ids.find(row, where, problems), row.raw(names)
-        if not item[1]:
-            problems.append(f"{where}: no class_name, and 'categories' names no class_id {row.class_id}")
-        if key is not None:
-            raw.setdefault(key, []).append(item)
-    return answers_of(raw, levels, problems)
+        box = row.raw()
+        if box.label == "" or (isinstance(box.label, int) and not has_names):
+            notes.problems.append(f"{where}: no class_name, and 'categories' names no class_id {row.class_id}")
+            box = RawBox(box.values, box.box_format, "", box.score)
+        result.append(Entry(where, row.names, row.sample_id, [box]))
+    return result
 
 
 def write_supervision(
@@ -182,6 +179,8 @@ def write_supervision(
         items = list(_items(each, names or {}, where, problems))
         for place, item in enumerate(items):
             rows.validated(Item, item, where=f"{where}: detections[{place}]", problems=problems)
+            if not item["label"]:
+                problems.append(f"{where}: detections[{place}]: no label: give 'names' for the class ids")
         lines.append({key: str(name), "detections": items})
     if problems:
         raise DataError(listed(f"{path} is not written, `import` could not read it back", problems))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "abstain",
     "calibrate",
     "confidences",
+    "mass_notes",
     "risk_coverage",
     "threshold_for_risk",
 ]
@@ -33,6 +35,9 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 NUM_BINS = 15
+
+_LEAST_MASS = 0.01
+"""Below it the renormalized probabilities are of answers that the LLM would not give."""
 
 
 class Bin(NamedTuple):
@@ -198,3 +203,22 @@ def _require_fit(confidence: FloatArray, right: BoolArray) -> None:
     outside = confidence[(confidence < 0) | (confidence > 1)]
     if len(outside):
         raise ValueError(f"{len(outside)} confidences are outside 0..1, the first is {outside[0]}")
+
+
+def mass_notes(rows: Sequence[Prediction]) -> list[str]:
+    """Say for each system how probable any valid answer was to its LLM, and warn where it would never give one."""
+    masses: dict[str, list[float]] = {}
+    for row in rows:
+        if row.mass is not None:
+            masses.setdefault(row.system, []).append(row.mass)
+    return [_mass_note(system, median(each)) for system, each in masses.items()]
+
+
+def _mass_note(system: str, mass: float) -> str:
+    text = f"{system}: median probability of all valid answers together {mass:.2g}"
+    if mass >= _LEAST_MASS:
+        return text
+    return (
+        f"warning: {text}: the LLM would hardly ever answer with an index, so that its choices say little. Look at "
+        "llm.chat_template; a model that thinks first needs llm.decode=generate, or choice on a server"
+    )

@@ -133,7 +133,7 @@ def kinds_of(expression: str) -> frozenset[str]:
     found = {kind for kind, pattern in _PATTERNS.items() if pattern.search(text)}
     if any(word in _ACTIONS or (word.endswith("ing") and word not in _NO_ACTION) for word in words):
         found.add("action")
-    if any(_is_tie(words, place) and _names_thing(words[place + 1 :]) for place in range(len(words))):
+    if any(_is_tie(words, place) and _names_thing(words, place + 1) for place in range(len(words))):
         found.add("relation")
     if not found and _is_name(words):
         found.add("plain_class")
@@ -147,10 +147,11 @@ def _is_tie(words: Sequence[str], place: int) -> bool:
     return before in _TIES_AFTER.get(word, ()) or tuple(words[max(place - 2, 0) : place + 1]) == ("in", "front", "of")
 
 
-def _names_thing(words: Sequence[str]) -> bool:
-    """Tell whether the noun group at the start is a thing, not something worn, a part, or a place in the picture."""
+def _names_thing(words: Sequence[str], start: int) -> bool:
+    """Tell whether the noun group from a word on is a thing, not something worn, a part, or a place in the picture."""
     group: list[str] = []
-    for word in words:
+    for place in range(start, len(words)):  # the rest is not copied: an expression may have 100,000 prepositions
+        word = words[place]
         if word in _STOPS or (word.endswith("ing") and word not in _NO_ACTION):
             break
         if word not in _ARTICLES:

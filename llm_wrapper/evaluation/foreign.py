@@ -1,8 +1,9 @@
-"""Somebody else's boxes as predictions, so that white-box models stand in the same tables as ours.
+r"""Another system's boxes as predictions, so that white-box models stand in the same tables as ours.
 
     {"sample_id": "12", "box": [12, 30, 80, 96]}                                        xyxy pixels
-    {"image": "a.jpg", "expression": "left zebra", "bbox_xywh": [12, 30, 68, 66]}       matched by image and exact words
+    {"image": "a.jpg", "expression": "left zebra", "bbox_xywh": [12, 30, 68, 66]}       matched by image and expression
     {"id": "0000012", "pred_bbox": [12, 30, 80, 96], "format": "xyxy"}                  HC-RefLoCo and Ref-L4
+    {"sample_id": "12", "response": "```json [{\"bbox_2d\": [12, 30, 80, 96]}]```"}         a model's text
     {"12": [12, 30, 68, 66]}                                                            sample id -> box, as Talk2Car
 
 as JSON lines or one JSON list; see `foreign_rows` for all spellings. COCO results name an image and no expression, so
@@ -18,24 +19,29 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_wrapper import box_formats
+from llm_wrapper.box_formats import BoxFormat, TargetPairs
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.evaluation import foreign_boxes, predictions
-from llm_wrapper.evaluation.foreign_boxes import BoxFormat
-from llm_wrapper.evaluation.foreign_match import Matcher
+from llm_wrapper.evaluation import predictions
+from llm_wrapper.evaluation.foreign_answers import BoxAnswer
 from llm_wrapper.evaluation.foreign_rows import Row, read_rows
 from llm_wrapper.evaluation.paired import completed
+from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Box, Prediction, Sample
 
 __all__ = ["UNUSABLE_BOX", "Foreign", "read"]
 
 UNUSABLE_BOX = "unusable_box"
-"""Failure of a prediction whose box is reversed, without area or not finite; it counts as wrong."""
+"""Failure of a prediction whose box is reversed, without area, not finite or not four numbers; it counts as wrong."""
+
+_NO_AREA = "reversed, without area or not finite"
+_HOW = "--box-format {}"
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """One system's predictions for exactly the samples asked, and what a reader of its numbers should know."""
+    """One system's predictions for exactly the samples of a split, and what a reader of its numbers should know."""
 
     predictions: list[Prediction]
     notes: list[str]
@@ -43,10 +49,17 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    """One row's answer; `declared` is what the file or the user says of its format."""
+
     where: str
     samples: tuple[Sample, ...]
-    values: list[float] | None
-    told: BoxFormat | None
+    given: BoxAnswer
+    declared: BoxFormat | None
+
+    @property
+    def box_format(self) -> BoxFormat | None:
+        """The format of its numbers, `None` where nothing tells it."""
+        return self.declared or self.given.usual
 
 
 def read(path: Path, dataset: Dataset, *, name: str | None = None, box_format: BoxFormat | None = None) -> Foreign:
@@ -54,14 +67,14 @@ def read(path: Path, dataset: Dataset, *, name: str | None = None, box_format: B
 
     Args:
         path: See the head of this module.
-        dataset: What was asked.
+        dataset: The split. Rows about samples of others are counted and ignored.
         name: Of the system; the file's stem by default. In our own Parquet it chooses one of several systems.
         box_format: Of all boxes that do not say it themselves.
 
     Raises:
-        DataError: If the file cannot be read; or with every problem of every line: rows that are none, samples that
-            were not asked for, samples answered twice, words that do not say which sample is meant, and boxes of
-            another format than told, or of none that is told.
+        DataError: If the file cannot be read or is for other data; or with every problem of every line: rows that are
+            none, samples answered twice, expressions that do not say which sample is meant, and boxes of another
+            format than declared, or of none that is.
     """
     made = _own(path, name) if path.suffix == ".parquet" else None
     if made is not None and box_format is not None:
@@ -69,13 +82,13 @@ def read(path: Path, dataset: Dataset, *, name: str | None = None, box_format: B
     notes: list[str] = []
     if made is None:
         problems: list[str] = []
-        answers = _answers(path, dataset, box_format, problems)
-        kept = _without_repeats(answers, problems)
-        boxes = _pixels(kept, problems)
+        answers = _answers(read_rows(path, problems), dataset, box_format, problems, notes)
+        first = _without_repeats(answers, problems)
+        boxes = _pixels(first, problems)
         if problems:
             raise DataError(listed(f"{path} cannot be scored on {dataset.name} {dataset.split}", problems))
-        made = [_prediction(name or path.stem, sample, boxes[answer.where]) for sample, answer in _each(kept)]
-        notes += _shared(kept)
+        made = [_prediction(name or path.stem, sample, boxes[answer.where]) for sample, answer in _each(first)]
+        notes += _remarks(first, boxes)
     whole = completed(made, dataset.samples)
     return Foreign(whole, [*notes, *_lost(whole)])
 
@@ -93,46 +106,66 @@ def _own(path: Path, name: str | None) -> list[Prediction]:
     return [row for row in rows if row.system == name]
 
 
-def _answers(path: Path, dataset: Dataset, box_format: BoxFormat | None, problems: list[str]) -> list[_Answer]:
-    matcher = Matcher(dataset)
+def _answers(
+    rows: Sequence[tuple[str, Row]],
+    dataset: Dataset,
+    box_format: BoxFormat | None,
+    problems: list[str],
+    notes: list[str],
+) -> list[_Answer]:
+    """Return the answers about samples of the data set; the others are counted in `notes`."""
+    place = f"{dataset.name} {dataset.split}"
+    spellings = [name for _, row in rows for name in (row.image, row.image_id) if name is not None]
+    matcher = Matcher(dataset.samples, place, spellings=spellings, file_names=dataset.file_names)
     found: list[_Answer] = []
-    for where, row in read_rows(path, problems):
-        answer = _answer(where, row, matcher, box_format, problems)
-        if answer is not None:
-            found.append(answer)
+    ignored: list[str] = []
+    for where, row in rows:
+        try:
+            samples = _samples(matcher, row)
+            found.append(_Answer(where, samples, row.answer(), row.declared(box_format)))
+        except NotInDataError as error:
+            ignored.append(f"{where}: {error}")
+        except (AmbiguousNameError, ValueError) as error:
+            problems.append(f"{where}: {error}")
+    if ignored and is_other_data(len(found) + len(ignored), len(found), len(dataset.samples)):
+        problems.append(f"{len(ignored)} of {len(rows)} predictions are not for {place}: {_first(ignored)}")
+    elif ignored:
+        notes.append(f"{len(ignored)} of {len(rows)} predictions are not for {place}, ignored: {_first(ignored)}")
     return found
 
 
-def _answer(
-    where: str, row: Row, matcher: Matcher, box_format: BoxFormat | None, problems: list[str]
-) -> _Answer | None:
-    try:
-        return _Answer(where, matcher.find(row), row.values(), row.told(box_format))
-    except ValueError as error:
-        problems.append(f"{where}: {error}")
-        return None
+def _samples(matcher: Matcher, row: Row) -> tuple[Sample, ...]:
+    """Return the samples that a row answers: several only where image and expression are the same."""
+    if row.sample_id is not None:
+        return (matcher.sample_of(row.sample_id, row.expression),)
+    if row.ref_id is not None:
+        return matcher.samples_of_ref(row.ref_id, row.expression)
+    name = row.image_id if row.image is None else row.image
+    if name is None:
+        raise ValueError("names no sample: give 'sample_id', or 'image' and 'expression'")
+    return matcher.samples_of_image(name, row.expression)
 
 
 def _without_repeats(answers: Sequence[_Answer], problems: list[str]) -> list[_Answer]:
     """Return the first answer for each question; as many equal ones as there are samples of the same words are one."""
     first: dict[str, _Answer] = {}
     counts: Counter[str] = Counter()
-    kept: list[_Answer] = []
+    distinct: list[_Answer] = []
     for answer in answers:
         ids = [sample.sample_id for sample in answer.samples]
         earlier = next((first[each] for each in ids if each in first), None)
         if earlier is None:
             first |= dict.fromkeys(ids, answer)
-            kept.append(answer)
+            distinct.append(answer)
             continue
         counts[earlier.where] += 1
         if earlier.samples != answer.samples or counts[earlier.where] >= len(ids):
             problems.append(f"{answer.where}: {_named(answer)} was answered in {earlier.where} already")
-        elif (earlier.values, earlier.told) != (answer.values, answer.told):
+        elif (earlier.given, earlier.declared) != (answer.given, answer.declared):
             problems.append(
                 f"{answer.where}: {_named(answer)} has another box in {earlier.where}: which is meant? use 'sample_id'"
             )
-    return kept
+    return distinct
 
 
 def _named(answer: _Answer) -> str:
@@ -143,29 +176,40 @@ def _named(answer: _Answer) -> str:
 
 
 def _pixels(answers: Sequence[_Answer], problems: list[str]) -> dict[str, Box | str | None]:
-    """Return the box of each answer by its place, `UNUSABLE_BOX` where it is none; a format that is wrong is told."""
-    found: dict[str, Box | str | None] = {answer.where: None for answer in answers}
-    formats = dict.fromkeys(answer.told for answer in answers if answer.values is not None)
-    for told in formats:
-        written = [answer for answer in answers if answer.told == told and answer.values is not None]
-        values = np.array([answer.values for answer in written], dtype=np.float64)
-        image_wh = np.array([answer.samples[0].image_wh for answer in written], dtype=np.float64)
-        problem = foreign_boxes.problem(values, image_wh, told)
-        if problem is not None or told is None:
-            wrong = np.ones(len(written)) if told is None else ~foreign_boxes.fits(values, image_wh, told)
-            places = [answer.where for answer, is_wrong in zip(written, wrong, strict=True) if is_wrong]
-            problems.append(f"{problem} ({_first(places)})")
+    """Return the box of each answer by its place, why it is none, or `None`; a wrong format is a problem."""
+    found: dict[str, Box | str | None] = {answer.where: answer.given.reason for answer in answers}
+    written = [answer for answer in answers if answer.given.values is not None]
+    for box_format, is_default in dict.fromkeys((each.box_format, each.declared is None) for each in written):
+        group = [each for each in written if (each.box_format, each.declared is None) == (box_format, is_default)]
+        values = np.array([answer.given.values for answer in group], dtype=np.float64)
+        image_wh = np.array([answer.samples[0].image_wh for answer in group], dtype=np.float64)
+        targets = TargetPairs.of_rows([_targets(answer.samples) for answer in group])
+        problem = box_formats.check(
+            values, image_wh, box_format, how=_HOW, targets=targets, is_default=is_default and box_format is not None
+        )
+        if problem is not None:
+            fits = np.zeros(len(group)) if box_format is None else box_formats.fits(values, image_wh, box_format)
+            places = [answer.where for answer, is_fit in zip(group, fits, strict=True) if not is_fit]
+            problems.append(f"{problem} ({_first(places or [answer.where for answer in group])})")
             continue
-        pixels = foreign_boxes.in_pixels(values, image_wh, told).tolist()
-        found |= {answer.where: _box(each) for answer, each in zip(written, pixels, strict=True)}
+        if box_format is None:  # zeros and the like are no box in any format
+            found |= {answer.where: _NO_AREA for answer in group}
+            continue
+        pixels = box_formats.to_pixels(values, image_wh, box_format).tolist()
+        found |= {answer.where: _box(each) for answer, each in zip(group, pixels, strict=True)}
     return found
+
+
+def _targets(samples: Sequence[Sample]) -> list[tuple[float, ...]]:
+    first = samples[0]
+    return [] if first.target is None else [each.xyxy for each in (first.target, *first.further_targets)]
 
 
 def _box(xyxy: Sequence[float]) -> Box | str:
     try:
         return Box(*xyxy)
     except ValueError:
-        return UNUSABLE_BOX
+        return _NO_AREA
 
 
 def _each(answers: Sequence[_Answer]) -> list[tuple[Sample, _Answer]]:
@@ -185,31 +229,48 @@ def _prediction(system: str, sample: Sample, box: Box | str | None) -> Predictio
         decided_by="no_candidate" if box is None else "detector",
         probability=None,
         probabilities=None,
-        failure=box if isinstance(box, str) else None,
+        failure=UNUSABLE_BOX if isinstance(box, str) else None,
         candidates=(),
         further_targets=sample.further_targets,
         image_wh=sample.image_wh,
     )
 
 
-def _shared(answers: Sequence[_Answer]) -> list[str]:
-    several = [answer for answer in answers if len(answer.samples) > 1]
-    if not several:
-        return []
-    places = _first([f"{answer.where}: {_named(answer)}" for answer in several])
-    return [f"{len(several)} times one box answers several samples, because image and words are the same: {places}"]
+def _remarks(answers: Sequence[_Answer], boxes: dict[str, Box | str | None]) -> list[str]:
+    """Say which answers were not taken as they are: shared, chosen among several, or unusable."""
+    notes = []
+    shared = [f"{answer.where}: {_named(answer)}" for answer in answers if len(answer.samples) > 1]
+    if shared:
+        notes.append(
+            f"{len(shared)} times one box answers several samples, because image and expression are the same: "
+            f"{_first(shared)}"
+        )
+    several = [answer.where for answer in answers if answer.given.count > 1]
+    if several:
+        notes.append(f"{len(several)} answers hold several boxes, and the first one is taken: {_first(several)}")
+    reasons: dict[str, list[str]] = {}
+    for sample, answer in _each(answers):
+        box = boxes[answer.where]
+        if isinstance(box, str):
+            reasons.setdefault(box, []).append(sample.sample_id)
+    for reason, ids in reasons.items():
+        notes.append(f"{len(ids)} samples have an answer without a usable box ({reason}), wrong: {_first(ids)}")
+    return notes
 
 
 def _lost(predictions: Sequence[Prediction]) -> list[str]:
-    """Say how many of the samples have no box that can be right, and why."""
+    """Say how many of the samples were not answered, or with nothing."""
+    targets = [prediction for prediction in predictions if prediction.target is not None]
     missing = [prediction.sample_id for prediction in predictions if prediction.decided_by == "missing"]
-    unusable = [prediction.sample_id for prediction in predictions if prediction.failure == UNUSABLE_BOX]
-    told = {"have no prediction": missing, "have a box that is reversed, without area or not finite": unusable}
-    return [
-        f"{len(ids)} of {len(predictions)} samples {what} and count as wrong: {_first(ids)}"
-        for what, ids in told.items()
-        if ids
-    ]
+    empty = [prediction.sample_id for prediction in targets if prediction.decided_by == "no_candidate"]
+    notes = []
+    if missing:
+        notes.append(
+            f"{len(missing)} of {len(predictions)} samples have no prediction and count as wrong: {_first(missing)}"
+        )
+    if empty:
+        notes.append(f"{len(empty)} of {len(targets)} samples have no box and count as wrong: {_first(empty)}")
+    return notes
 
 
 def _first(names: Sequence[str]) -> str:

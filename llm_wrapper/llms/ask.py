@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress
 
 from llm_wrapper.llms.generate import generate
@@ -16,6 +15,7 @@ from llm_wrapper.llms.score import score
 from llm_wrapper.llms.server import ask_server
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.terminal import as_description, open_console
 
 __all__ = ["ask", "asked_by", "asker"]
 
@@ -34,8 +34,8 @@ def ask(llm: LoadedLLM, prompts: Sequence[Prompt], *, title: str, progress: bool
     """
     method = score if llm.section.decode == "score" else generate
     answers: dict[int, Answer] = {}
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        task = bar.add_task(title, total=len(prompts))
+    with Progress(console=open_console(stderr=True), disable=not progress, transient=True) as bar:
+        task = bar.add_task(as_description(title), total=len(prompts))
         for start in range(0, len(prompts), _CHUNK):
             for place, answer in method(llm, prompts[start : start + _CHUNK]):
                 answers[start + place] = answer

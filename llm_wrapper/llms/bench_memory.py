@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llm_wrapper import artifacts
 from llm_wrapper.errors import LLMWrapperError
@@ -73,6 +73,15 @@ def _shapes(config: Any) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
     yield "outer.safetensors", {**outer, "model.norm.weight": (hidden,)}
 
 
+def _tokenizer() -> Any:
+    """Return a tokenizer of two special tokens and the numbers that answers are made of, with a template."""
+    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, **{str(i): i + 2 for i in range(100)}}, unk_token="<s>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    made.chat_template = "{% for m in messages %}{{ m.content + (' ' if m.role == 'user' else eos_token) }}{% endfor %}"
+    return made
+
+
 def write_random_mixtral(folder: Path, *, num_layers: int = _NUM_LAYERS, width: int = 2048) -> int:
     """Write a random Mixtral in bfloat16, one layer at a time, with a tokenizer; return its size in bytes.
 
@@ -95,8 +104,7 @@ def write_random_mixtral(folder: Path, *, num_layers: int = _NUM_LAYERS, width: 
     index = {"metadata": {"total_size": num_bytes}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     config.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>"))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     return num_bytes
 
 

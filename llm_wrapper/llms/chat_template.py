@@ -5,21 +5,10 @@ messages -> template_worker (a process that lives as long as this one) -> text, 
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
-import selectors
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
-
+from llm_wrapper.bounded_process import BoundedProcess
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import template_worker
 from llm_wrapper.terminal import printable
@@ -29,75 +18,9 @@ __all__ = ["ChatTemplate", "template_of"]
 _SECONDS = 20.0
 """For one rendering, which takes a fraction of a millisecond; a process starts in a tenth of a second."""
 _MAX_TEMPLATE = 1_000_000
-_READ = 1 << 16
 
 
-class _Worker:
-    """The process that renders, started on first use, and again after it had to be ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        atexit.register(self.end)
-
-    def ask(self, request: Mapping[str, Any]) -> dict[str, str]:
-        """Return the worker's reply; ValueError if none comes."""
-        with self._lock:
-            process = self._running()
-            try:
-                return self._exchange(process, request)
-            except (OSError, ValueError):
-                self.end()
-                raise
-
-    def end(self) -> None:
-        """End the process, if this one started it."""
-        process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream:
-                stream.close()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        # After a fork two processes would read from one pipe.
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
-            folders = {str(Path(str(module.__file__)).parents[1]) for module in (jinja2, markupsafe)}
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", template_worker.__file__, *sorted(folders)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
-            self._owner = os.getpid()
-        return self._process
-
-    @staticmethod
-    def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[str, str]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        unsent = memoryview(json.dumps(request).encode() + b"\n")
-        while unsent:
-            unsent = unsent[process.stdin.write(unsent) or 0 :]
-        end, reply = time.monotonic() + _SECONDS, bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not reply.endswith(b"\n"):
-                if not selector.select(max(0.0, end - time.monotonic())):
-                    raise ValueError(f"it takes longer than {_SECONDS:g} seconds")
-                piece = os.read(process.stdout.fileno(), _READ)
-                if not piece:
-                    raise ValueError("it ends the process that renders it")
-                reply += piece
-        answer: dict[str, str] = json.loads(reply)
-        return answer
-
-
-_WORKER = _Worker()
+_WORKER = BoundedProcess(template_worker.__file__, seconds=_SECONDS)
 
 
 def template_of(tokenizer: Any, chat_template: str | None = None) -> str:

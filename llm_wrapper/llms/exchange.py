@@ -20,7 +20,7 @@ from llm_wrapper.readers import MIB
 __all__ = ["Poster", "Reply"]
 
 _MOST = 64 * MIB
-"""Bytes of a reply. The longest good ones echo the log-probabilities of some thousand tokens for 20 candidates: 4 MB."""
+"""Bytes of a reply. The longest good ones echo log-probabilities of 1,000 tokens for 20 candidates: 4 MB."""
 _MOST_REFUSED = MIB // 16
 """Bytes that are read of an error page."""
 

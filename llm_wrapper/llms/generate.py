@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.sharing import base_of, can_pad_left, can_share_prefixes
+from llm_wrapper.llms.sharing import (
+    base_of,
+    can_share_prefixes,
+    model_failure,
+    probe_sequences,
+    relative_difference,
+    rounding_of,
+)
 from llm_wrapper.llms.virtual import is_soft, num_virtual, to_continue
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["continuations", "generate"]
 
+_log = logging.getLogger(__name__)
+
 
 def continuations(llm: LoadedLLM, inputs: dict[str, Any], **settings: Any) -> torch.Tensor:
-    """Generate as told and in no other way; the model's generation_config.json is left out of account.
-
-    Transformers fills in from there what is not set: a repetition penalty of 1.1 (Qwen2.5) punishes greedy answers
-    whose digits stand in the prompt.
+    """Generate as told and in no other way, up to the end of the turn.
 
     Args:
         llm: The model.
@@ -29,16 +37,74 @@ def continuations(llm: LoadedLLM, inputs: dict[str, Any], **settings: Any) -> to
 
     Returns:
         Shape (b, t): the inputs, where these are token ids, and what follows.
+
+    Raises:
+        ModelError: If the model's own code fails.
     """
-    model = base_of(llm.model)
-    end, pad = llm.encoder.end_of_turn, llm.tokenizer.pad_token_id
+    ends = {"eos_token_id": llm.encoder.end_of_turn, "pad_token_id": llm.tokenizer.pad_token_id}
+    try:
+        output: torch.Tensor = _generated(base_of(llm.model), inputs, **ends, **settings)
+    except Exception as error:  # the model's own code: what it may raise is open
+        raise model_failure(f"llm.model={llm.section.model} fails to generate", error) from error
+    return output
+
+
+def _generated(model: Any, inputs: Mapping[str, Any], **settings: Any) -> Any:
+    """Generate by these settings alone.
+
+    Transformers fills in what is not set from the model's generation_config.json: a repetition penalty of 1.1 (Qwen2.5)
+    punishes greedy answers whose digits stand in the prompt.
+    """
     own, model.generation_config = model.generation_config, transformers.GenerationConfig()
     try:
-        settings = {**settings, "eos_token_id": end, "pad_token_id": pad, "use_cache": True}
-        output: torch.Tensor = model.generate(**inputs, generation_config=transformers.GenerationConfig(**settings))
+        return model.generate(**inputs, generation_config=transformers.GenerationConfig(use_cache=True, **settings))
     finally:
         model.generation_config = own
-    return output
+
+
+_PADS_LEFT: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _can_pad_left(llm: LoadedLLM) -> bool:
+    """Tell whether rows with padding before them generate what they generate alone, tried out once for each model.
+
+    Some do not, where a state runs along the row or positions are counted in it.
+    """
+    model = base_of(llm.model)
+    if model not in _PADS_LEFT:
+        rows = probe_sequences(model.config)
+        try:
+            together = _first_logits(model, rows)
+            alone = [_first_logits(model, [row])[0] for row in rows]
+        except Exception as error:  # the model's own code: what it may raise is open
+            raise model_failure(f"llm.model={llm.section.model} fails to generate", error) from error
+        _PADS_LEFT[model] = all(
+            float(relative_difference(one[step : step + 1], other[step : step + 1])) <= rounding_of(model)
+            for one, other in zip(together, alone, strict=True)
+            for step in range(len(other))
+        )
+        if not _PADS_LEFT[model]:
+            _log.info(
+                "llm.model=%s: prompts are continued one by one, since padding before them changes what it generates",
+                llm.section.model,
+            )
+    return _PADS_LEFT[model]
+
+
+def _first_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return the logits (2, v) of the first two tokens that follow each row: of the prompt, and with a cache."""
+    inputs = dict(zip(("input_ids", "attention_mask"), _padded_left(rows, 0, model.device), strict=True))
+    settings = {"do_sample": False, "max_new_tokens": 2, "pad_token_id": 0}
+    output = _generated(model, inputs, output_logits=True, return_dict_in_generate=True, **settings)
+    return list(torch.stack(output.logits, dim=1).float())
+
+
+def _padded_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids (b, t) with padding before the shorter rows, and 1 where a token is."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
 
 
 @torch.inference_mode()
@@ -48,18 +114,18 @@ def generate(llm: LoadedLLM, prompts: Sequence[Prompt]) -> Iterator[tuple[int, A
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
     step = max(1, llm.section.tokens_per_batch // (max(map(len, encoded), default=1) + llm.section.max_new_tokens))
     longest = max(map(len, encoded), default=1) + llm.section.max_new_tokens + num_virtual(llm.model)
-    if not can_pad_left(llm.model) or (is_soft(llm.model) and not can_share_prefixes(llm.model, longest)):
+    if is_soft(llm.model) and not can_share_prefixes(llm.model, longest):
         step = 1  # padding would stand between learned tokens and prompt, and local attention counts places
+    if min(step, len(order)) > 1 and not _can_pad_left(llm):
+        step = 1
     for start in range(0, len(order), step):
         batch = order[start : start + step]
         yield from zip(batch, _texts(llm, [encoded[place] for place in batch]), strict=True)
 
 
 def _texts(llm: LoadedLLM, rows: Sequence[Sequence[int]]) -> list[Answer]:
-    length, pad = max(map(len, rows)), llm.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=llm.model.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=llm.model.device)
-    end = llm.encoder.end_of_turn
+    end, pad = llm.encoder.end_of_turn, llm.tokenizer.pad_token_id
+    ids, mask = _padded_left(rows, pad, llm.model.device)
     given = to_continue(llm.model, ids, mask, fill=pad)
     num_given = given["input_ids"].shape[1] if "input_ids" in given else 0  # behind embeddings only what is new comes
     output = continuations(llm, given, do_sample=False, max_new_tokens=llm.section.max_new_tokens)

@@ -152,6 +152,8 @@ def _name(section: LLMSection) -> str:
 
 def _failed(section: LLMSection, error: Exception) -> ModelError:
     said = str(error) if len(str(error)) <= _MAX_ERROR else f"{str(error)[:_MAX_ERROR]} .."
+    if "trust_remote_code" in said:
+        said = "it brings code of its own, which is never run here; choose a model that transformers itself has"
     return ModelError(f"llm.model={section.model} cannot be loaded: {said or type(error).__name__}")
 
 

@@ -18,7 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import Pack, by_budget, common_prefix_length, pack_tree
-from llm_wrapper.llms.sharing import base_of, can_share_prefixes, logits_at, model_batch
+from llm_wrapper.llms.sharing import base_of, can_share_prefixes, logits_at, model_batch, model_failure
 from llm_wrapper.llms.virtual import num_columns, num_virtual, prepended
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
@@ -119,7 +119,11 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
     where = {key: number for number, key in enumerate(unique)}
     rows, places = (torch.tensor(column, device=model.device) for column in zip(*unique, strict=True))
     with _computing(model, llm.section, max(map(len, packs)) + num_virtual(llm.model)):
-        logits = logits_at(model, batch, rows, places + num_columns(llm.model))
+        try:
+            logits = logits_at(model, batch, rows, places + num_columns(llm.model))
+        except Exception as error:  # the model's own code: what it may raise is open
+            shape = " x ".join(map(str, batch["position_ids"].shape))
+            raise model_failure(f"llm.model={llm.section.model} fails at {shape} tokens", error) from error
     numbers = torch.tensor([where[row, place] for row, place, _ in wanted], device=logits.device)
     tokens = torch.tensor([token for _, _, token in wanted], device=logits.device)
     norms = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(_ROWS)])

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from llm_wrapper.artifacts import digest_value
@@ -26,7 +25,7 @@ from llm_wrapper.names import MAX_NAME
 from llm_wrapper.readers import parse_json
 from llm_wrapper.recipe import LLMSection, ServerSection
 from llm_wrapper.records import Answer, Prompt
-from llm_wrapper.terminal import printable
+from llm_wrapper.terminal import as_description, open_console, printable
 
 __all__ = ["Server", "ask_server"]
 
@@ -191,8 +190,8 @@ def ask_server(
     asked = dict(zip(keys, prompts, strict=True))
     missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
     kept.warn_of_damage()
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        task = bar.add_task(title, total=len(missing))
+    with Progress(console=open_console(stderr=True), disable=not progress, transient=True) as bar:
+        task = bar.add_task(as_description(title), total=len(missing))
         _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
     found = [kept[key] for key in keys]
     if unusable := sum(answer.probabilities is None and answer.text is None for answer in found):

@@ -2,15 +2,13 @@
 
 packs -> batch (ids, positions, who sees whom) -> the model's own forward pass -> logits at the wanted places
 
-self-test:  [prefix long], [prefix short]   alone, as transformers' own example would ask   = the truth
-the same padded to a batch      differs: the model is refused
-[prefix long short] in a pack   differs: packs are not shared
-the two padded on the left padded on the left     differs: prompts are continued one by one
+self-test   [prefix long] and [prefix short] alone   these are right, unless a token sees those behind it
+            the same, padded to a batch              differs: the model is refused
+            [prefix long short] in a pack            differs: packs are not shared
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import weakref
@@ -29,11 +27,14 @@ __all__ = [
     "additive_mask",
     "attention_mask",
     "base_of",
-    "can_pad_left",
     "can_share_prefixes",
     "logits_at",
     "model_batch",
+    "model_failure",
+    "probe_sequences",
+    "relative_difference",
     "require_exact",
+    "rounding_of",
     "takes_blocks",
 ]
 
@@ -157,11 +158,6 @@ def can_share_prefixes(model: Any, longest: int) -> bool:
     return base.device.type == "meta" or _verdict(base).shares
 
 
-def can_pad_left(model: Any) -> bool:
-    """Tell whether rows that are padded on the left, as generation needs them, see what they would see alone."""
-    return _verdict(base_of(model)).pads_left
-
-
 def takes_blocks(model: Any) -> bool:
     """Tell whether packs go into the model with the mask of `packing.block_mask`, and none of (b, 1, t, t)."""
     return base_of(model).config.get_text_config()._attn_implementation == _FLEX and can_share_prefixes(model, 1)
@@ -187,10 +183,9 @@ def _window(config: Any) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """Whether packs are exact, and rows that are padded on the left; and why packs are not."""
+    """Whether packs are exact, and why not."""
 
     shares: bool
-    pads_left: bool
     reason: str = ""
 
 
@@ -238,7 +233,12 @@ def _at_rest(base: Any) -> Iterator[None]:
             module.training = True
 
 
-def _probe(config: Any) -> list[list[int]]:
+def rounding_of(model: Any) -> float:
+    """Return the relative difference of logits that rounding explains."""
+    return _ROUNDING.get(model.dtype, _COARSE)
+
+
+def probe_sequences(config: Any) -> list[list[int]]:
     """Return two sequences of ordinary tokens that share their beginning."""
     text = config.get_text_config()
     named = [value for each in (config, text) for key, value in vars(each).items() if key.endswith("token_id")]
@@ -251,17 +251,17 @@ def _probe(config: Any) -> list[list[int]]:
 
 
 def _tried(base: Any) -> _Verdict:
-    rows = _probe(base.config)
-    tolerance = _ROUNDING.get(base.dtype, _COARSE)
+    rows = probe_sequences(base.config)
+    tolerance = rounding_of(base)
 
     def alone(row: list[int]) -> torch.Tensor:
         ids = torch.tensor([row], device=base.device)
         return base(input_ids=ids, use_cache=False).logits[0].float()  # type: ignore[no-any-return]
 
-    truth = _attempt(lambda: [alone(row) for row in rows], "its own forward pass")
+    truth = _attempt(lambda: [alone(row) for row in rows], "a plain text")
     if not all(torch.isfinite(logits).all() for logits in truth):
         raise ModelError("the model gives numbers that are not finite for ordinary text; try llm.dtype=float32")
-    if (error := _difference(truth[0][:_PREFIX], truth[1][:_PREFIX])) > _REFUSED * tolerance:
+    if (error := relative_difference(truth[0][:_PREFIX], truth[1][:_PREFIX])) > _REFUSED * tolerance:
         raise ModelError(
             f"the model's tokens see those behind them (its logits differ by {error:.2g} where the text before is the "
             "same): it fills gaps and does not continue text, so it has no probability of an answer"
@@ -273,38 +273,33 @@ def _tried(base: Any) -> _Verdict:
             f"the model gives other logits to a padded batch than to its rows alone (relative difference {error:.2g}): "
             "scores would hang on the other questions"
         )
-    left = _fault(lambda: _padded_left(base, rows), truth, tolerance)
-    packed = _fault(lambda: _outputs(base, [pack_tree(rows, merge=False)]), truth, tolerance)
-    return _Verdict(shares=not packed, pads_left=not left, reason=packed)
+    fault = _pack_fault(base, rows, truth, tolerance)
+    return _Verdict(not fault, fault)
 
 
-def _fault(forward: Callable[[], list[torch.Tensor]], truth: Sequence[torch.Tensor], tolerance: float) -> str:
-    """Return why a way of asking does not give the logits that a model gives alone; nothing if it does."""
+def _pack_fault(base: Any, rows: Sequence[list[int]], truth: Sequence[torch.Tensor], tolerance: float) -> str:
+    """Return why a pack does not give the logits that its sequences get alone; nothing if it does."""
+    if base.config.get_text_config()._attn_implementation not in _TAKE_MASKS:
+        return "flash attention takes no mask of packs"
     try:
-        error = _largest(forward(), truth)
+        error = _largest(_outputs(base, [pack_tree(rows, merge=False)]), truth)
     except Exception as failure:  # what a model says to a mask or to positions that it does not take is open
         return f"{type(failure).__name__} from the model"
     return f"relative difference {error:.2g}" if error > tolerance else ""
-
-
-def _padded_left(base: Any, rows: Sequence[list[int]]) -> list[torch.Tensor]:
-    """Return the logits of rows of a batch with padding before the shorter ones, asked as `generate` asks."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=base.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=base.device)
-    batch = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if "position_ids" in inspect.signature(base.forward).parameters:
-        batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = base(**batch).logits.float()
-    return [one[width - len(row) :] for one, row in zip(logits, rows, strict=True)]
 
 
 def _attempt(forward: Callable[[], list[torch.Tensor]], what: str) -> list[torch.Tensor]:
     try:
         return forward()
     except Exception as error:  # the model's own code: what it may raise is open
-        said = (str(error).splitlines() or [""])[0][:300]
-        raise ModelError(f"the model fails at {what}: {type(error).__name__}: {said}") from error
+        raise model_failure(f"the model fails at {what}", error) from error
+
+
+def model_failure(headline: str, error: Exception) -> ModelError:
+    """Return the error to raise where a model's own code fails, with the remedy if memory is short."""
+    said = (str(error).splitlines() or [""])[0][:300]
+    remedy = "; lower llm.tokens_per_batch" if isinstance(error, torch.OutOfMemoryError) else ""
+    return ModelError(f"{headline}: {type(error).__name__}: {said}{remedy}")
 
 
 def _outputs(base: Any, packs: Sequence[Pack]) -> list[torch.Tensor]:
@@ -320,10 +315,10 @@ def _outputs(base: Any, packs: Sequence[Pack]) -> list[torch.Tensor]:
 
 def _largest(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
     """Return the difference of the sequence that differs most, over its own branch."""
-    return max(_difference(one[_PREFIX:], other[_PREFIX:]) for one, other in zip(found, truth, strict=True))
+    return max(relative_difference(one[_PREFIX:], other[_PREFIX:]) for one, other in zip(found, truth, strict=True))
 
 
-def _difference(found: torch.Tensor, truth: torch.Tensor) -> float:
+def relative_difference(found: torch.Tensor, truth: torch.Tensor) -> float:
     """Return the relative difference of logits (n, v) at the middle one of n places.
 
     Not at the worst: in a mixture of experts rounding sends single tokens to other experts.

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from llm_wrapper import readers
-from llm_wrapper.errors import DataError, LLMWrapperError, RunError
+from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
 from llm_wrapper.names import inside
 from llm_wrapper.records import to_dict
 
@@ -176,7 +176,7 @@ class History:
         elif self.rows[0] != begun:
             raise RunError(
                 f"{self.path} was measured on other expressions or other candidates than there are now (or its first "
-                f"line is missing). Begin anew: rm {self.path}"
+                f"line is missing). Begin anew: rm {shell_word(self.path)}"
             )
 
 
@@ -194,5 +194,6 @@ def _row(path: Path, number: int, line: bytes) -> Row:
     except (ValueError, DataError) as error:
         why = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else error
         raise RunError(
-            f"{path}, line {number}, is damaged: {why}. Restore the file, or begin anew without it: rm {path}"
+            f"{path}, line {number}, is damaged: {why}. Restore the file, or begin anew without it: "
+            f"rm {shell_word(path)}"
         ) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from llm_wrapper.errors import PromptError
+from llm_wrapper.bounded_process import BoundedProcess
+from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.prompts import instruction as instructions
-from llm_wrapper.prompts import rule
+from llm_wrapper.prompts import own_template_worker, rule
 from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
-from llm_wrapper.prompts.text import clean, clean_label
+from llm_wrapper.prompts.text import clean, clean_label, require_expression
+from llm_wrapper.readers import read_text
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
+from llm_wrapper.terminal import printable
 
-__all__ = ["FORMATS", "ShownCandidate", "render"]
+__all__ = ["FORMATS", "MAX_PROMPT", "ShownCandidate", "render"]
 
 FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
@@ -26,6 +30,12 @@ FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 _TEMPLATES = Path(__file__).parent / "templates"
 _OBJECTS = "objects"
 """The block of a template that holds the lines of the candidates, and what explains their columns."""
+MAX_PROMPT = 200_000
+"""Characters of one question; with 20 candidates it has 2,000."""
+_MOST_BYTES = 1 << 16
+_SECONDS = 10.0
+"""For one rendering, which takes a fraction of a millisecond."""
+_WORKER = BoundedProcess(own_template_worker.__file__, seconds=_SECONDS)
 _NONE = "none_index"
 """The variable of a template that is the index of "none of these", or none where that is no answer."""
 
@@ -92,17 +102,23 @@ def _extreme(rank: Rank, first: str, last: str) -> str:
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
-    path = _TEMPLATES / f"{name}.j2" if name in FORMATS else Path(name)
+def _shipped(name: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    return environment.from_string((_TEMPLATES / f"{name}.j2").read_text(encoding="utf-8"))
+
+
+@cache
+def _own(name: str, _folder: str) -> str:
+    """Return the text of a template of one's own; a relative name means another file in another working folder."""
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not name.endswith(".j2"):
+            raise DataError("its name does not end in .j2")
+        return read_text(name, most=_MOST_BYTES)
+    except DataError as error:
         raise PromptError(
-            f"prompt format {name!r} is neither one of {', '.join(FORMATS)} nor a readable template file ({error})"
+            f"prompt format {name!r} is neither one of {', '.join(FORMATS)} nor a readable template file ({error}). A "
+            "recipe's own lies beside it: copy it there"
         ) from error
-    except jinja2.TemplateSyntaxError as error:
-        raise PromptError(f"{path}, line {error.lineno}: {error.message}") from error
 
 
 def _grid(box: Box, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -128,17 +144,57 @@ def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[S
 
 
 def _content(prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> str:
-    template = _template(prompt_format)
     if instruction is None:
-        return template.render(known)
+        return _rendered(prompt_format, None, known)
     instructions.require(instruction)
-    if _OBJECTS not in template.blocks:
+    objects = _rendered(prompt_format, _OBJECTS, known)
+    return instructions.fill(instruction, objects=objects, expression=known["expression"])
+
+
+def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
+    """Return what a template writes, or one of its blocks."""
+    if prompt_format not in FORMATS:
+        return _rendered_apart(prompt_format, block, known)
+    template = _shipped(prompt_format)
+    if block is None:
+        return template.render(known)
+    return "".join(template.blocks[block](template.new_context(dict(known))))
+
+
+def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
+    """Render a template that may be somebody else's: it may run for ever, or fill the memory."""
+    shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
+    request = {"template": _own(prompt_format, os.getcwd()), "block": block, "known": {**known, **shown}}
+    try:
+        reply = _WORKER.ask(request)
+    except (OSError, ValueError) as error:
+        raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
+    if "missing" in reply:
         raise PromptError(
             f"prompt format {prompt_format!r} does not say which of its lines are the objects, and prompt.instruction "
             f"needs them: put {{% block {_OBJECTS} %}} before and {{% endblock %}} behind those lines"
         )
-    objects = "".join(template.blocks[_OBJECTS](template.new_context(dict(known))))
-    return instructions.fill(instruction, objects=objects, expression=known["expression"])
+    if "line" in reply:
+        raise PromptError(f"{prompt_format}, line {reply['line']}: {printable(reply['error'])}")
+    if "error" in reply:
+        for each in known["candidates"] if "required_score" in reply["error"] else ():
+            _ = each.required_score
+        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'])}")
+    return reply["text"]
+
+
+def _plain(shown: ShownCandidate) -> dict[str, Any]:
+    """Return a candidate as plain values, with all that a template may ask for."""
+    values = asdict(shown)
+    box = {name: getattr(shown.box, name) for name in ("xyxy", "center", "area")}
+    relations = {
+        name: {**rank, "is_first": own.is_first, "is_last": own.is_last} if isinstance(own, Rank) else own
+        for name, rank in values["relations"].items()
+        for own in [getattr(shown.relations, name)]
+    }
+    words = {name: getattr(shown, name) for name in ("position", "kind", "left_of_all", "size_of_all", "order_words")}
+    score = {} if shown.score is None else {"required_score": shown.score}
+    return {**values, "box": {**values["box"], **box}, "relations": relations, **words, **score}
 
 
 def _require_none(content: str, prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> None:
@@ -176,8 +232,10 @@ def render(
 
     Raises:
         PromptError: If the template or the instruction is missing something or wrong, a score is to be shown that a
-            candidate does not have, or the template has no line for none.
+            candidate does not have, the template has no line for none, nothing of the expression can be seen, or the
+            prompt is longer than any model's limit.
     """
+    expression = require_expression(sample.expression)
     shown = _shown(candidates, sample.image_wh)
     likely = rule.rank(sample.expression, candidates)
     company = rule.companions(sample.expression, candidates, likely)
@@ -185,7 +243,7 @@ def render(
         "candidates": shown,
         "likely": [shown[index] for index in likely],
         "company": {index: [clean_label(label) for label in labels] for index, labels in company.items()},
-        "expression": clean(sample.expression),
+        "expression": expression,
         "width": sample.image_wh[0],
         "height": sample.image_wh[1],
         _NONE: len(shown) if none else None,
@@ -196,4 +254,9 @@ def render(
             _require_none(content, prompt_format, instruction, known)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
+    if len(content) > MAX_PROMPT:
+        raise PromptError(
+            f"the prompt of sample {sample.sample_id} has {len(content)} characters for {len(candidates)} candidates; "
+            f"{MAX_PROMPT} is the most: lower candidates.cap, or take a shorter prompt.format"
+        )
     return Prompt(sample.sample_id, (Message("user", content.strip()),), tuple(candidates), prompt_format, none)

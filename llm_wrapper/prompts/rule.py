@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from llm_wrapper.boxes import FloatArray, array
+from llm_wrapper.prompts.text import MAX_LABEL_WORDS
 from llm_wrapper.prompts.vocabulary import names_of, singular, words_of
 from llm_wrapper.records import Candidate, Choice
 
@@ -42,7 +43,8 @@ _PROMINENT = 0.15
 _SMALL = re.compile(r"\b(small|little|tiny|baby|far|back|behind)")
 _MIDDLE = re.compile(r"\b(middle|center|centre|between)\b")
 _NUMBER = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4}
-_ORDINAL = re.compile(rf"\b({'|'.join(_NUMBER)})\b.*\b(left|right)\b")
+_ORDINAL = re.compile(rf"\b({'|'.join(_NUMBER)})\b")
+_SIDE = re.compile(r"\b(left|right)\b")
 
 
 def _mentions(label: str, words: Sequence[str]) -> list[tuple[int, int, int]]:
@@ -50,6 +52,7 @@ def _mentions(label: str, words: Sequence[str]) -> list[tuple[int, int, int]]:
     return [
         (start, start + len(name), penalty)
         for name, penalty in names_of(label.lower()).items()
+        if len(name) <= MAX_LABEL_WORDS
         for start in range(len(words) - len(name) + 1)
         if tuple(words[start : start + len(name)]) == name
     ]
@@ -73,9 +76,11 @@ def _named(candidates: Sequence[Candidate], expression: str) -> list[int]:
 def _place_wanted(text: str, count: int) -> int | None:
     """Return the place from the left that "second from the right" and the like ask for; None where nothing does."""
     found = _ORDINAL.search(text)
-    if found is None or _NUMBER[found[1]] > count:
+    # One pattern for both would look through the rest of the text again at each ordinal.
+    sides = _SIDE.findall(text, found.end()) if found else []
+    if found is None or not sides or _NUMBER[found[1]] > count:
         return None
-    return count - _NUMBER[found[1]] if found[2] == "right" else _NUMBER[found[1]] - 1
+    return count - _NUMBER[found[1]] if sides[-1] == "right" else _NUMBER[found[1]] - 1
 
 
 def _keys(text: str, boxes: FloatArray) -> FloatArray:

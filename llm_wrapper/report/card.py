@@ -57,23 +57,21 @@ def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -
         detector=escape_markdown(recipe.detector.label or recipe.detector.name),
     )
     use = _USE.format(export="" if recipe.train.is_soft else _EXPORT)
-    tables = "".join(
-        f"\n### {escape_markdown(split)}\n\n{_table_alone(split, text)}" for split, text in results.items()
-    )
+    tables = "".join(f"\n### {escape_markdown(split)}\n\n{_safe_table(split, text)}" for split, text in results.items())
     return f"{head}\n## Training\n\n{_training(recipe, facts)}\n## Results\n{tables or _NOT_YET}{use}"
 
 
-def _table_alone(split: str, text: str) -> str:
-    """Return a table of results as `tables.markdown` writes it; the file may be anybody's.
+def _safe_table(split: str, text: str) -> str:
+    """Return a table of results as `tables.markdown` writes it, and the notes below it; the file may be anybody's.
 
     Raises:
         DataError: If there is anything beside the table.
     """
     lines = text.splitlines()
-    if not all(line.startswith("|") and line.endswith("|") for line in lines):
-        raise DataError(f"report-{split}.md does not hold a table of results alone. Make it again: make eval")
+    if not all((line.startswith("|") and line.endswith("|")) or line.startswith("- ") or not line for line in lines):
+        raise DataError(f"report-{split}.md holds more than a table of results and its notes. Make it again: make eval")
     # What escape_markdown leaves of these stands behind a backslash; earlier versions left brackets as they were.
-    return "".join(re.sub(r"(?<!\\)([\[\]<])", r"\\\1", line) + "\n" for line in lines)
+    return "".join(re.sub(r"(?<!\\)([\[\]<]|:(?=//))", r"\\\1", line) + "\n" for line in lines)
 
 
 _NOT_YET = "\nNot evaluated yet: `make eval` does, and writes its table here.\n"

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from llm_wrapper import artifacts, readers
-from llm_wrapper.errors import DataError, RunError
+from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
@@ -61,6 +61,7 @@ class _Facts(BaseModel):
     recipe: _Recipe | None = None
     split: str | None = None
     limit: int | None = None
+    notes: list[str] | None = None
 
 
 def add(folder: Path, other: Path) -> None:
@@ -72,12 +73,14 @@ def add(folder: Path, other: Path) -> None:
     found = sorted(other.glob("predictions-*.parquet"))
     if other.resolve() == folder.resolve() or not found:
         what = "is the run itself" if found else "holds no predictions"
-        raise RunError(f"{other} {what}; name a folder that eval or score has left: make report RUN={folder}")
+        raise RunError(
+            f"{other} {what}; name a folder that eval or score has left: make report RUN={shell_word(folder)}"
+        )
     here, there = ({_evaluation(path) for path in paths} for paths in (folder.glob("predictions-*.parquet"), found))
     if not here & there:
         raise RunError(
             f"nothing to compare: {folder} is evaluated on {', '.join(sorted(here)) or 'nothing'}, {other} on "
-            f"{', '.join(sorted(there))}. Evaluate both on the same: make eval RUN={other}"
+            f"{', '.join(sorted(there))}. Evaluate both on the same: make eval RUN={shell_word(other)}"
         )
     kept = folder / FOLDER / (re.sub(r"[^\w.+-]+", "-", other.resolve().name).strip("-.") or "other")
     for path in found:

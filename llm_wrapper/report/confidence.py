@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from llm_wrapper import readers
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.evaluation.calibration import NUM_BINS, calibrate, confidences, risk_coverage, threshold_for_risk
+from llm_wrapper.evaluation.calibration import (
+    NUM_BINS,
+    calibrate,
+    confidences,
+    mass_notes,
+    risk_coverage,
+    threshold_for_risk,
+)
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
 from llm_wrapper.names import inside
 from llm_wrapper.report.parts import Figure, Part, Section, Table, number
@@ -67,7 +74,8 @@ def confidence(part: Part) -> Section:
             chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
         ),
     ]
-    return Section("Confidence", text, [Table("Confidence", head, lines)], figures)
+    notes = mass_notes([row for rows in part.judged.values() for row in rows])
+    return Section("Confidence", text, [Table("Confidence", head, lines)], figures, notes)
 
 
 def _pairs(part: Part) -> dict[str, _Pair]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper.errors import DataError, RunError, listed
+from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
@@ -21,6 +21,8 @@ __all__ = ["Figure", "Part", "Section", "Table", "counted", "load", "number", "p
 _MAX_SYSTEMS = 64
 """Each is compared with each other, by resampling."""
 _ROUNDING = 1e-6
+_FARTHEST = 1e9
+"""Areas of boxes far beyond any image overflow, and their IoU is no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def load(folder: Path) -> list[Part]:
     """
     found = sorted(folder.glob("predictions-*.parquet"))
     if not found:
-        raise RunError(f"{folder} holds no predictions; make some with: make eval RUN={folder}")
+        raise RunError(f"{folder} holds no predictions; make some with: make eval RUN={shell_word(folder)}")
     return [_part(folder, path) for path in found]
 
 
@@ -141,10 +143,14 @@ def _require_sound(path: Path, systems: Mapping[str, Sequence[Prediction]]) -> N
 
 def _problem(row: Prediction) -> str:
     shares = [*(row.probabilities or ()), *(x for x in (row.probability, row.none_probability) if x is not None)]
+    shares += [] if row.mass is None else [row.mass]
     if not all(0 <= share <= 1 + _ROUNDING for share in shares):
         return "a probability that is not within 0 and 1"
     if row.probabilities is not None and len(row.probabilities) != len(row.candidates):
         return f"{len(row.probabilities)} probabilities of {len(row.candidates)} candidates"
+    boxes = [row.box, row.target, *row.further_targets, *(each.box for each in row.candidates)]
+    if any(max(map(abs, box.xyxy)) > _FARTHEST for box in boxes if box):
+        return f"a box over {_FARTHEST:g} pixels away"
     if row.image_wh is not None and min(row.image_wh) < 1:
         return f"an image of {row.image_wh[0]} x {row.image_wh[1]} pixels"
     return ""

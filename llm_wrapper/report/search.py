@@ -27,7 +27,7 @@ def ranking(history: History, most: int | None = None) -> Table:
     standing = Standing(history.rows)
     table = Table()
     for name in ("rank", "fitness", "95 % interval", "n", "round"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name == "95 % interval")
     table.add_column("prompt")
     for rank, row in enumerate(standing.ranked()[:most], start=1):
         table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), as_cell(row.prompt))
@@ -79,7 +79,7 @@ def confirmed_table(rows: Sequence[Confirmed]) -> Table:
     """Lay out the best prompts on both slices, in percent."""
     table = Table("prompt")
     for name in ("first slice", "second slice", "drop", "over the seed prompt", "p"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name in ("second slice", "over the seed prompt"))
     for each in rows:
         first = NO_DATA if each.row is None else f"{100 * each.row.fitness:.1f}"
         drop = NO_DATA if each.drop is None else f"{100 * each.drop:+.1f}"

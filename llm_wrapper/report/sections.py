@@ -82,6 +82,7 @@ def results(part: Part) -> Section:
             "The column `published` shows what is published for the same data, split, detector and LLM, by their "
             "names; training may differ."
         )
+    text += part.facts.get("notes") or []
     limit = part.facts.get("limit")
     text += [f"Of the first {limit} samples only: no number is comparable with one of the whole split."] * bool(limit)
     return Section("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", figure)])

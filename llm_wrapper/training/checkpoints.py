@@ -1,47 +1,118 @@
-"""Checkpoints that a killed training goes on from: which are whole, and what to do where one cannot be written."""
+"""Checkpoints that a killed training resumes from: which are whole, and what to do about one that is not.
+
+checkpoints/checkpoint-<step>/   adapter_model.safetensors  optimizer.pt  scheduler.pt  rng_state.pth
+                                 trainer_state.json  written last by the trainer
+                                 sha256.json         digests of all these, written after that
+"""
 
 from __future__ import annotations
 
-import json
+import logging
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import safetensors
 
+from llm_wrapper import artifacts, readers, runs
 from llm_wrapper.curve_points import step_of
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import DataError, LLMWrapperError, RunError
 
-__all__ = ["clear_behind", "last_complete", "saving", "step_of"]
+__all__ = [
+    "clear_behind",
+    "explaining_full_disk",
+    "find_checkpoints",
+    "last_complete",
+    "resuming",
+    "saving",
+    "step_of",
+    "verify_checkpoint",
+    "write_digests",
+]
 
+_log = logging.getLogger(__name__)
 _STATE = "trainer_state.json"
-"""Written last, so a checkpoint that was cut off has none, or one that is no JSON."""
+"""Written last by the trainer, so a checkpoint that was cut off has none, or one that is no JSON."""
+_DIGESTS = "sha256.json"
+_NAME = re.compile(r"checkpoint-[0-9]{1,12}")
 
 
-def _found(folder: Path) -> list[Path]:
-    """Return the folders that are named as checkpoints."""
-    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders that the trainer named as checkpoints."""
+    return [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
 
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = readers.read_json(checkpoint / _STATE, most=readers.GIB, nan=True)
+    except DataError:
         return False
     return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
 
 
 def last_complete(folder: Path) -> Path | None:
     """Return the complete checkpoint of the highest step, if there is one."""
-    return max(filter(_is_complete, _found(folder)), key=step_of, default=None)
+    return max(filter(_is_complete, find_checkpoints(folder)), key=step_of, default=None)
 
 
 def clear_behind(folder: Path, step: int) -> None:
-    """Remove what was written behind a step: nothing goes on from it, and it may be what filled the disk."""
-    for path in _found(folder):
+    """Remove what was written behind a step: nothing resumes from it, and it may be what filled the disk."""
+    for path in find_checkpoints(folder):
         if step_of(path) > step:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def write_digests(checkpoint: Path) -> None:
+    """Write down the digests of all files of a checkpoint, which are whole now."""
+    names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != _DIGESTS)
+    artifacts.write_json(checkpoint / _DIGESTS, runs.digests_of(checkpoint, names))
+
+
+def verify_checkpoint(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is not as it was written, or cannot be one.
+
+    Raises:
+        RunError: With the command that removes it, so that the one before it is taken.
+    """
+    from transformers import TrainerState
+
+    with resuming(checkpoint):
+        TrainerState.load_from_json(str(checkpoint / _STATE))
+        if not (checkpoint / _DIGESTS).is_file():
+            _log.info("%s has no digests: whether its files are as written is not checked", checkpoint)
+            return
+        digests = readers.read_json(checkpoint / _DIGESTS, most=readers.MIB)
+        now = runs.digests_of(checkpoint, sorted(digests))
+        wrong = [name for name in sorted(digests) if now.get(name) != digests[name]]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: changed, damaged or removed since it was written")
+
+
+@contextmanager
+def resuming(checkpoint: Path) -> Iterator[None]:
+    """Explain a failure to read a checkpoint.
+
+    Raises:
+        RunError: In place of the many ways in which torch, safetensors and pickle say that a file is none of theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if is_memory or (isinstance(error, LLMWrapperError) and not isinstance(error, DataError)):
+            raise
+        raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> RunError:
+    reason = (str(error).splitlines() or [""])[0]
+    return RunError(
+        f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
+        f"checkpoint before it: rm -r {shlex.quote(str(checkpoint))} && {runs.resume_command(_run_of(checkpoint))}"
+    )
 
 
 @contextmanager
@@ -49,15 +120,32 @@ def saving(folder: Path) -> Iterator[None]:
     """Explain a failure to write a checkpoint or an adapter into `folder`.
 
     Raises:
-        RunError: In place of the ways in which torch and safetensors say that a disk is full.
+        RunError: In place of the ways in which torch, safetensors and tokenizers say that a disk is full, and if the
+            folder is a link, which would be written through.
     """
-    try:
-        yield
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # where torch writes its files
-            raise
-        reason = str(error).splitlines()[0]
+    if folder.is_symlink():
         raise RunError(
-            f"{folder} cannot be written ({reason}). Is its disk full? Free space, then go on from the checkpoint "
-            "before it: the same command again, for this run"
-        ) from error
+            f"{folder} is a link and would be written through: remove it, then: {runs.resume_command(_run_of(folder))}"
+        )
+    try:
+        with explaining_full_disk(folder):
+            yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {_remedy(folder)}") from error
+
+
+def explaining_full_disk(folder: Path) -> AbstractContextManager[None]:
+    """Explain that the disk of a run's folder is full, whatever library meets it."""
+    return artifacts.explaining_full_disk(folder, _remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"Free space, then resume from the last checkpoint: {runs.resume_command(_run_of(folder))}"
+
+
+def _run_of(folder: Path) -> Path:
+    """Return the run that a folder is, or lies in."""
+    if folder.parent.name in ("checkpoints", "adapters"):
+        return folder.parents[1]
+    return folder.parent if folder.name == runs.ADAPTER else folder

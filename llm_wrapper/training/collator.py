@@ -99,7 +99,7 @@ class Collator:
 
     def _part(self, packed: Sequence[_Packed], rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
         packs, dense = [one.pack for one in packed], not takes_blocks(self.llm.model)
-        part = collate(packs, _filling(self.llm), multiple=_MULTIPLE, dense=dense)
+        part = collate(packs, self.llm.tokenizer.pad_token_id, multiple=_MULTIPLE, dense=dense)
         part["labels"] = _labels(packed, part["input_ids"])
         places = dict.fromkeys(one.place for one in packed)
         part["rows"] = torch.tensor([[rows[place]["epoch"], rows[place]["group"]] for place in places])
@@ -121,13 +121,6 @@ class Collator:
             }
             for example in self._examples(epoch, group)
         ]
-
-
-def _filling(llm: LoadedLLM) -> int:
-    """Return a token to fill rows with; no token sees it, but the embeddings must have it."""
-    most = llm.model.get_input_embeddings().num_embeddings
-    known = (llm.tokenizer.pad_token_id, llm.tokenizer.eos_token_id)
-    return next((token for token in known if token is not None and token < most), 0)
 
 
 def _labels(packed: Sequence[_Packed], input_ids: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from types import FrameType
 
 from rich.console import Console
 
+from llm_wrapper import runs
+from llm_wrapper.terminal import say
 from llm_wrapper.training import checkpoints
 
 __all__ = ["stoppable"]
@@ -36,8 +39,11 @@ def stoppable(run: Path, console: Console) -> Iterator[None]:
         yield
         return
     caught: list[int] = []
+    process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a worker that was forked ends without a word
+            os._exit(128 + number)
         if not caught:
             caught.append(number)
             raise _Stopped
@@ -49,7 +55,7 @@ def stoppable(run: Path, console: Console) -> Iterator[None]:
         # Libraries may turn what a signal raised inside them into an error of their own.
         if not caught:
             raise
-        console.print(_parting(run, _NAMES[signal.Signals(caught[0])]), markup=False, highlight=False, soft_wrap=True)
+        say(console, _parting(run, _NAMES[signal.Signals(caught[0])]))
         raise SystemExit(128 + caught[0]) from error
     finally:
         for number, handler in before.items():
@@ -60,4 +66,4 @@ def _parting(run: Path, reason: str) -> str:
     """Say where a training stopped for good, and how to go on."""
     checkpoint = checkpoints.last_complete(run / "checkpoints")
     place = f"after step {checkpoints.step_of(checkpoint)}" if checkpoint else "from the start (no checkpoint yet)"
-    return f"stopped by {reason}. To go on {place}: the same command with RUN={run} (llm-wrapper: --run {run})"
+    return f"stopped by {reason}. To resume {place}: {runs.resume_command(run)}"

@@ -10,8 +10,10 @@ from typing import Any
 
 import transformers
 
-from llm_wrapper import artifacts, curve_points
+from llm_wrapper import artifacts, curve_points, runs
+from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.recipe import TrainSection
+from llm_wrapper.training import checkpoints
 from llm_wrapper.training.examples import Group
 
 __all__ = ["KeptAdapters", "seen"]
@@ -34,7 +36,7 @@ class KeptAdapters(transformers.TrainerCallback):  # type: ignore[misc]
         if not args.should_save:
             return
         rows_per_step = args.train_batch_size * args.world_size
-        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+        for checkpoint in checkpoints.find_checkpoints(Path(args.output_dir)):
             step = curve_points.step_of(checkpoint)
             if self._is_kept(step) and step < state.max_steps:  # the last one is the run's adapter
                 row = min(step * rows_per_step, len(self.samples_seen) - 1)
@@ -51,7 +53,9 @@ def _copy(checkpoint: Path, run: Path, samples_seen: int) -> None:
     target = curve_points.folder_of(run, curve_points.step_of(checkpoint))
     if (target / curve_points.PROGRESS).is_file():
         return
-    target.mkdir(parents=True, exist_ok=True)
-    for path in checkpoint.glob("adapter_*"):
-        shutil.copyfile(path, target / path.name)
-    artifacts.write_json(target / curve_points.PROGRESS, {"samples_seen": samples_seen})
+    with checkpoints.saving(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for path in checkpoint.glob("adapter_*"):
+            shutil.copyfile(path, target / path.name)
+    digests = runs.digests_of(target, (CONFIG, WEIGHTS))
+    artifacts.write_json(target / curve_points.PROGRESS, {"samples_seen": samples_seen, "sha256": digests})

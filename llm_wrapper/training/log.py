@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from llm_wrapper import artifacts
+from llm_wrapper import artifacts, readers, runs
 from llm_wrapper.errors import RunError
 
 __all__ = ["NAME", "Progress", "StepLog", "broken", "cut_back"]
@@ -37,8 +37,8 @@ class StepLog(transformers.TrainerCallback):  # type: ignore[misc]
                 stream.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
         except OSError as error:
             raise RunError(
-                f"{self.path} cannot be written: {error.strerror or error}. Free space, then go on from the last "
-                "checkpoint: the same command again, for this run"
+                f"{self.path} cannot be written: {error.strerror or error}. Free space, then resume from the last "
+                f"checkpoint: {runs.resume_command(self.path.parent)}"
             ) from error
 
 
@@ -58,7 +58,7 @@ def cut_back(path: Path, step: int) -> None:
     """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = readers.read_bytes(path).decode(errors="replace").splitlines()
     artifacts.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
@@ -66,7 +66,7 @@ def _step_of(line: str) -> float:
     """Return the step of a row; infinity where it is no whole row."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
 
 

@@ -46,8 +46,6 @@ _SAMPLED = 128
 """Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
 
 
-_MOST_LAYERS = 1_000
-
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says what a container may take, which the machine's own figure does not know."""
 
@@ -84,7 +82,6 @@ def outline(section: LLMSection) -> Any:
     }
     try:
         config = loading.load_config(section)
-        _require_buildable(config, section)
         if _is_4bit(section):
             nf4.require_packable(str(section.model), config)
         with torch.device("meta"):
@@ -94,16 +91,6 @@ def outline(section: LLMSection) -> Any:
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
-
-
-def _require_buildable(config: Any, section: LLMSection) -> None:
-    """Refuse settings of more layers than any model has: each is a Python object, without weights too."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:
-        raise ModelError(
-            f"llm.model={section.model} cannot be planned: its settings give {layers:,} layers, {_MOST_LAYERS:,} are "
-            "the most"
-        )
 
 
 def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:

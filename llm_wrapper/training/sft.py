@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from rich.console import Console
 from rich.progress import track
 
 from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.training import log, processes, trackers
+from llm_wrapper.terminal import open_console
+from llm_wrapper.training import checkpoints, log, processes, trackers
 from llm_wrapper.training.adapted import adapted
 from llm_wrapper.training.architecture import num_experts
 from llm_wrapper.training.collator import FILLER, IGNORED, Collator, sequence
@@ -38,7 +39,7 @@ def fit_to_length(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> tu
     """Leave out samples whose prompt and answer exceed `train.max_tokens`; return the rest, measured, and how many."""
     kept, num_too_long = [], 0
     section = recipe.train.model_copy(update={"generated_per_group": 0, "shuffle_candidates": False})
-    console = Console(stderr=True, quiet=not processes.is_main())
+    console = open_console(stderr=True, quiet=not processes.is_main())
     for group in track(groups, "measuring prompts", console=console, transient=True):
         examples = examples_of(group, recipe.prompt.format, section, epoch=0, instruction=recipe.prompt.instruction)
         lengths = [len(sequence(llm, example)[0]) for example in examples]
@@ -66,7 +67,8 @@ class PackedTrainer(WatchedTrainer):
     Not TRL's SFTTrainer (1.16): it projects every position to the vocabulary off CUDA, which more than doubles a step
     here, where one or two of about fifty positions carry a label; it refuses adapters on the output layer, turns those
     of 4-bit models to bfloat16, in which small updates are lost, and asks Mixtral for a router loss that cannot be
-    computed with a mask of four dimensions. Routers are frozen here, so that loss is never asked for. What it does for us otherwise is get_peft_model.
+    computed with a mask of four dimensions. Routers are frozen here, and that loss is never asked for. What it does for
+    us otherwise is get_peft_model.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -139,12 +141,20 @@ def arguments(
         dataloader_pin_memory=llm.model.device.type != "cpu",
         # A step may leave out experts, and nothing else.
         ddp_find_unused_parameters=num_experts(llm.model.config) > 0,
-        # A worker renders the next prompts while a GPU computes; on a CPU it would take the computation's core.
-        dataloader_num_workers=0 if llm.model.device.type == "cpu" else 1,
+        dataloader_num_workers=_num_workers(llm.model.device.type),
         **more,
     )
     made._n_gpu = min(made.n_gpu, 1)  # or one process would copy the model to every GPU, and tear packs apart
     return made
+
+
+def _num_workers(device: str) -> int:
+    """Return how many processes render prompts beside the training.
+
+    One does so while a GPU computes; on a CPU it would take the computation's core. It is forked: a copy of a model on
+    a GPU cannot be sent to it.
+    """
+    return int(device != "cpu" and multiprocessing.get_context().get_start_method() == "fork")
 
 
 def _fillers(num_rows: int, recipe: Recipe) -> list[tuple[int, int]]:
@@ -184,7 +194,7 @@ def train(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
             "no training sample is left; see the counts above for the reasons. Without annotations train on generated "
             "expressions: train.generated_steps=200"
         )
-    with trackers.reporting(recipe.train.report_to, folder):
+    with checkpoints.explaining_full_disk(folder), trackers.reporting(recipe.train.report_to, folder):
         training = trainer(llm, groups, recipe, folder)
         trainable, everything = training.model.get_nb_trainable_parameters()
         outcome = training.train(resume_from_checkpoint=training.last_checkpoint())

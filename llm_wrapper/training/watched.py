@@ -50,9 +50,15 @@ class WatchedTrainer(transformers.Trainer):  # type: ignore[misc]
         return Path(self.args.output_dir).parent
 
     def last_checkpoint(self) -> str | None:
-        """Return the checkpoint to go on from; what was written behind it is removed, for it is done again."""
+        """Return the checkpoint to resume from; what was written behind it is removed, for it is done again.
+
+        Raises:
+            RunError: If its files are not as they were written.
+        """
         folder = Path(self.args.output_dir)
         checkpoint = checkpoints.last_complete(folder)
+        if checkpoint is not None:
+            checkpoints.verify_checkpoint(checkpoint)
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         if self.is_world_process_zero():
             checkpoints.clear_behind(folder, step)
@@ -139,6 +145,25 @@ class WatchedTrainer(transformers.Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        """Save a checkpoint, or say that there is no room for it."""
-        with checkpoints.saving(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+        """Save a checkpoint and its digests, or say that there is no room for it."""
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with checkpoints.saving(checkpoint):
             super()._save_checkpoint(*args, **options)
+            if self.args.should_save:
+                checkpoints.write_digests(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with checkpoints.resuming(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.resuming(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with checkpoints.resuming(Path(checkpoint or "")):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.resuming(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)

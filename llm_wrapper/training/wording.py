@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_wrapper import artifacts
 from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
-from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.prompts import instruction
 from llm_wrapper.prompts.examples import Chooser, Exemplar, draw, fixed, with_examples
 from llm_wrapper.prompts.lexical import Lexical
@@ -87,7 +87,7 @@ def exemplars(recipe: Recipe, sets: Sequence[SceneSet]) -> list[Exemplar]:
     raise DataError(
         f"none of the {sum(len(each.scenes) for each in sets)} expressions of {data.name} {data.train_split} can be "
         f"shown as an example (prompt.examples={recipe.prompt.examples}): {left_out or 'all are of evaluated images'}. "
-        f"See what is there with: make data-check DATA={data.name}; or set prompt.examples=0"
+        f"See what is there with: make data-check DATA={shell_word(data.name)}; or set prompt.examples=0"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
 from llm_wrapper.verbs.options import overridden
 
-__all__ = ["Evaluation", "by_llm", "mass_notes", "notes", "require_one_adapter", "resume_command", "with_training"]
+__all__ = ["Evaluation", "by_llm", "mass_notes", "notes", "require_one_adapter", "with_training"]
 
 _log = logging.getLogger(__name__)
 _LEAST_MASS = 0.01
@@ -100,14 +99,9 @@ def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
     if job.run is None:
         return job.recipe, None
     if not runs.is_complete(job.run):
-        raise RunError(f"{job.run} holds no finished training; resume it with: {resume_command(job.run)}")
+        raise RunError(f"{job.run} holds no finished training; resume it with: {runs.resume_command(job.run)}")
     # A server has the weights; how it was asked in training is all it lacks.
     return job.recipe, job.run / "adapter" if job.recipe.llm.backend == "transformers" else None
-
-
-def resume_command(run: Path) -> str:
-    """Return the command that goes on with an interrupted training."""
-    return f"llm-wrapper train --run {shlex.quote(str(run))}"
 
 
 def require_one_adapter(run: Path | None, adapter: str | None) -> None:

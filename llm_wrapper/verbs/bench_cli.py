@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.terminal import open_console
 from llm_wrapper.verbs import bench_commands, bench_growth_commands
 from llm_wrapper.verbs.options import DataRoot, Overrides, chosen
 
@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine; keeps runs/bench/<verb>.json.")
 
-_console = Console()
+_console = open_console()
 
 
 def _recipe(vlm: str, llm: str, data: str, train: str, overrides: list[str], root: Path | None = None) -> Recipe:

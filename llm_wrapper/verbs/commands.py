@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from llm_wrapper import adapter_files, artifacts, datasets, results, runs
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections.scenes import SceneSet, load_scenes
-from llm_wrapper.errors import DataError, ModelError, RunError
+from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.names import folder_name
+from llm_wrapper.names import folder_name, inside
+from llm_wrapper.readers import read_text
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.recipe_files import folder as recipes_folder
 from llm_wrapper.records import Prediction
@@ -46,6 +46,7 @@ __all__ = [
     "summaries_of",
     "train",
     "with_training",
+    "write_card",
 ]
 
 _log = logging.getLogger(__name__)
@@ -127,15 +128,16 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(pool.sets)}
     facts |= {"answered_none": answered_none(groups)} if recipe.prompt.none else {}
     runs.finish(folder, facts)
-    _write_card(folder)
+    write_card(folder)
     say(console, f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s")
 
 
-def _write_card(run: Path) -> None:
+def write_card(run: Path) -> None:
     """Write the adapter's model card from what the run's folder holds."""
-    results = {path.stem.removeprefix("report-"): path.read_text("utf-8") for path in sorted(run.glob("report-*.md"))}
-    text = card.card(runs.recipe_of(run), runs.facts_of(run), results)
-    artifacts.write_atomic(run / "adapter" / "README.md", text)
+    paths = sorted(run.glob("report-*.md"))
+    found = {path.stem.removeprefix("report-"): read_text(inside(run, path)) for path in paths}
+    text = card.card(runs.recipe_of(run), runs.facts_of(run), found)
+    artifacts.write_atomic(inside(run, Path("adapter") / "README.md"), text)
 
 
 def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
@@ -196,7 +198,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
     artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
     if adapter is not None and folder == job.run:
-        _write_card(job.run)
+        write_card(job.run)
     console.print(tables.table(summaries))
     how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
     first = f", the first {job.limit} expressions" if job.limit else ""
@@ -291,7 +293,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         compared.add(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
-        raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shlex.quote(str(path))}")
+        raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
         say(console, file.name)
         console.print(tables.table(summaries_of(files.load(file))))
@@ -310,7 +312,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
     if runs.is_complete(folder) and runs.recipe_of(folder) == recipe:
-        say(console, f"{folder} is trained already; to train again: rm -r {shlex.quote(str(folder))}")
+        say(console, f"{folder} is trained already; to train again: rm -r {shell_word(folder)}")
     else:
         train(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.names import folder_name
+from llm_wrapper.terminal import open_console
 from llm_wrapper.verbs import curve_commands
 from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen, name_of
 
 __all__ = ["add_to"]
 
-_console = Console()
+_console = open_console()
 
 
 def add_to(app: typer.Typer) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from llm_wrapper import artifacts, curve_points, results, runs
-from llm_wrapper.errors import RecipeError, RunError, listed
+from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import transfer_columns
 from llm_wrapper.evaluation.curve import Curve, Point, measure, systems_of
 from llm_wrapper.evaluation.transfer import fill
@@ -109,11 +109,15 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
 
 
 def _require_same(folder: Path, recipe: Recipe) -> None:
-    parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe)]
+    parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
     found = artifacts.differences(parts[0], parts[1], places=("there", "now"))
     if found:
         raise RunError(
-            listed(f"{folder} was trained by another recipe; name another curve with --name, or rm -r {folder}", found)
+            listed(
+                f"{folder} was trained by another recipe; name another curve with --name, or "
+                f"rm -r {shell_word(folder)}",
+                found,
+            )
         )
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper import artifacts, datasets, detectors, results, runs
 from llm_wrapper.detections import export as exporting
@@ -31,7 +30,7 @@ from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
-from llm_wrapper.terminal import say
+from llm_wrapper.terminal import as_cell, say
 
 __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "scene_notes", "verify"]
 
@@ -115,9 +114,9 @@ def info(folders: Sequence[Path], console: Console, *, identity: bool = False, a
         return
     table = Table("")
     for each in found:
-        table.add_column(Text(each.folder), justify="right")
+        table.add_column(as_cell(each.folder), justify="right")
     for cells in zip(*map(_facts, found), strict=True):
-        table.add_row(cells[0][0], *(Text(value) for _, value in cells))
+        table.add_row(cells[0][0], *(as_cell(value) for _, value in cells))
     console.print(table)
     for each in found if identity else ():
         say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
@@ -230,7 +229,7 @@ def _headroom_table(result: Headroom, cap: int) -> Table:
     """Lay out one row a measure: before the cap, after it, and over how many; shares in percent (95 % CI)."""
     table = Table("in percent (95 % CI)")
     for name in ("all candidates", f"cap of {cap}", "n"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name != "n")  # no interval breaks over two lines
     columns = [_shares(offer) for offer in (result.before, result.after)]
     for (name, before), (_, after) in zip(*columns, strict=True):
         numbers = [f"{share.n:,}" for share in (before, after)]

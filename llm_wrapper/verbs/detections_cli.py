@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from llm_wrapper.terminal import open_console
 from llm_wrapper.verbs import detection_commands as commands
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Look after cached detections, and see what they are worth.")
 
-_console = Console()
+_console = open_console()
 
 Folder = Annotated[Path, typer.Argument(help="A cache: data/detections/<detector>/<dataset>/<split>.")]
 Folders = Annotated[list[Path], typer.Argument(help="Caches: data/detections/<detector>/<dataset>/<split>.")]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, listed
@@ -16,12 +15,13 @@ from llm_wrapper.evaluation.methods import Method
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.recipe_files import folder as recipes_folder
+from llm_wrapper.terminal import open_console
 from llm_wrapper.verbs import methods_commands
 from llm_wrapper.verbs.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, name_of, named, root
 
 __all__ = ["add_to"]
 
-_console = Console()
+_console = open_console()
 
 _FORMAT = "prompt.format=relations"
 _EPOCHS = "train.epochs=10"

@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 
 from llm_wrapper import artifacts, results, runs
 from llm_wrapper.datasets import leaks
-from llm_wrapper.errors import RecipeError, RunError, listed
+from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import methods, systems, transfer_columns
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.methods import Done, Method, Methods
@@ -133,9 +133,10 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
     """
     kept = row.folder / "recipe.yaml"
     if kept.is_file():
-        _require_same(
-            row.folder, runs.recipe_of(row.folder).model_dump(mode="json"), row.recipe.model_dump(mode="json")
-        )
+        parts = [
+            each.model_dump(mode="json") for each in (runs.recipe_of(row.folder), row.recipe.in_folder(row.folder))
+        ]
+        _require_same(row.folder, *parts)
     predictions, report = row.folder / f"predictions-{job.part}.parquet", row.folder / f"report-{job.part}.json"
     if report.is_file():
         facts = artifacts.read_json(report)
@@ -152,7 +153,9 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
 def _require_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     found = artifacts.differences(there, now, places=("there", "now"))
     if found:
-        raise RunError(listed(f"{folder} is of another recipe; name another with --name, or rm -r {folder}", found))
+        raise RunError(
+            listed(f"{folder} is of another recipe; name another with --name, or rm -r {shell_word(folder)}", found)
+        )
 
 
 def _write(job: Job, done: Done, wording: Wording, of: tuple[Line, transfer_columns.Ground]) -> None:

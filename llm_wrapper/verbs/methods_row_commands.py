@@ -52,7 +52,7 @@ def made_of(row: Line, scenes: Sequence[Scene], console: Console) -> tuple[Done,
     if row.is_prepared:
         _prepare(row, console)
     else:
-        artifacts.write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+        runs.write_recipe(folder, recipe)
     notes = _notes(row)
     if row.method.kind == "search":
         prompt = recipe.prompt.model_copy(update={"instruction": runs.facts_of(folder)["best"]})

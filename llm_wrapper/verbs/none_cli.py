@@ -14,11 +14,11 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.none_below import thresholds
 from llm_wrapper.report import compared
 from llm_wrapper.report.parts import percent
-from llm_wrapper.terminal import say
+from llm_wrapper.terminal import open_console, say
 
 __all__ = ["add_to", "none_below"]
 
-_console = Console()
+_console = open_console()
 _HEAD = ("prompt.none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these")
 
 
@@ -44,8 +44,8 @@ def none_below(file: Path, system: str, console: Console) -> None:
         RunError: If the system is not in it, gives no probabilities, or was asked with a threshold.
     """
     rows = [row for row in files.load(file) if row.system == system]
-    recipe = compared.facts_of_evaluation(file.parent, file).get("recipe") or {}
-    used = (recipe.get("prompt") or {}).get("none_below")
+    facts = compared.facts_of_evaluation(file.parent, file)
+    used = ((facts.get("recipe") or {}).get("prompt") or {}).get("none_below")
     if used:
         raise RunError(f"{file} was made with prompt.none_below={used}; choose from predictions made without")
     if not any(row.probability is not None for row in rows):

@@ -186,7 +186,7 @@ def extra_words() -> list[str]:
 
 
 def add_paper(app: typer.Typer) -> None:
-    """Add the option that stands before the verb: a row of the paper's tables, whose choices are defaults of any verb."""
+    """Add the option before the verb: a row of the paper's tables, whose choices are the defaults of any verb."""
     app.callback()(_common)
 
 

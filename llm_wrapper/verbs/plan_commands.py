@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from llm_wrapper.errors import CacheError, DataError, ModelError
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.terminal import printable, say
+from llm_wrapper.terminal import as_cell, say
 
 if TYPE_CHECKING:
     from llm_wrapper.training.examples import Group
@@ -43,9 +42,9 @@ def plan(recipe: Recipe, console: Console) -> bool:
     except (CacheError, DataError) as error:
         reason = str(error).splitlines()[0]
     found = planned(recipe, groups)
-    table = Table(title=Text(printable(f"training {recipe.llm.model}")), show_header=False)
+    table = Table(title=as_cell(f"training {recipe.llm.model}"), show_header=False)
     for name, text in _rows(found, recipe, reason):
-        table.add_row(name, Text(printable(text)))
+        table.add_row(name, as_cell(text))
     console.print(table)
     for line in _verdict(found, recipe):
         say(console, line)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llm_wrapper import runs
+from llm_wrapper.terminal import open_console
 from llm_wrapper.verbs import search_commands
 from llm_wrapper.verbs.options import Data, DataRoot, Llm, Overrides, Vlm, chosen, name_of
 
@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Let an LLM search for a better prompt, without any training.")
 
-_console = Console()
+_console = open_console()
 _SEARCH = "glov"
 
 

@@ -6,19 +6,24 @@ runs/score/<data>-<name>/   predictions-<split>.parquet  report-<split>.json  re
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from llm_wrapper import artifacts, datasets, runs
+from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import foreign
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.evaluation.foreign_boxes import BoxFormat
 from llm_wrapper.metrics import Summary, summarize
+from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection
+from llm_wrapper.records import Prediction
 from llm_wrapper.report import tables
+from llm_wrapper.terminal import say
 
 __all__ = ["Job", "score"]
 
@@ -56,21 +61,59 @@ def score(job: Job, console: Console) -> Summary:
     summary = summarize(found.predictions)
     if not any(prediction.candidates for prediction in found.predictions):
         summary = replace(summary, oracle_p_at_1=None)  # of no candidate that is known, not 0.0
-    system = re.sub(r"[^\w.-]+", "-", summary.system).strip("-")
-    folder = runs.ROOT / "score" / f"{job.data.name}-{system}"
-    files.save(folder / f"predictions-{split}.parquet", found.predictions)
     facts = {
         "recipe": {"data": job.data.model_dump(mode="json")},
         "split": split,
         "data": [{"name": dataset.name, "split": split, "annotations": dataset.digest}],
         "file": {"name": job.file.name, "digest": artifacts.digest(job.file), "box_format": job.box_format},
-        "notes": found.notes,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
     }
+    folder, other = _folder(job, summary.system, facts)
+    notes = [*dataset.notes(), *found.notes, *_of_answered(found.predictions), *_without_target(found.predictions)]
+    facts |= {"notes": notes, "git": artifacts.git_revision(), "versions": artifacts.versions()}
+    files.save(folder / f"predictions-{split}.parquet", found.predictions)
     artifacts.write_json(folder / f"report-{split}.json", {"rows": tables.rows([summary]), **facts})
     artifacts.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
     console.print(tables.table([summary]))
-    for line in [*found.notes, f"kept in {folder}"]:
-        console.print(line, markup=False, highlight=False)
+    for line in [*notes, *other, f"kept in {folder}"]:
+        say(console, line)
     return summary
+
+
+def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
+    """Return where a score is kept, and a remark where its usual folder holds that of another file or data set."""
+    name = re.sub(r"[^\w.-]+", "-", system).strip("-")
+    folder = runs.ROOT / "score" / folder_name(f"{job.data.name}-{name}", "--name")
+    report = folder / f"report-{job.split}.json"
+    question = {key: facts[key] for key in ("split", "data", "file")}
+    if not report.is_file():
+        return folder, []
+    try:
+        kept = artifacts.read_json(report)
+        is_same = all(kept[key] == value for key, value in question.items())
+    except (DataError, KeyError, TypeError):
+        is_same = False
+    if is_same:
+        return folder, []
+    own = folder.with_name(f"{folder.name}-{artifacts.digest_value(question)[:8]}")
+    return own, [f"{folder} holds the score of another file or data set, and stays as it is; --name names this one"]
+
+
+def _of_answered(predictions: Sequence[Prediction]) -> list[str]:
+    """Say how good the predictions are that there are, where some are missing."""
+    answered = [prediction for prediction in predictions if prediction.decided_by != "missing"]
+    summary = summarize(answered) if 0 < len(answered) < len(predictions) else None
+    if summary is None or summary.p_at_1 is None:
+        return []
+    return [f"over the {summary.n} samples with a prediction alone, P@1 is {100 * summary.p_at_1:.1f}"]
+
+
+def _without_target(predictions: Sequence[Prediction]) -> list[str]:
+    """Say how many of the expressions without a target got the answer that nothing is meant (N-acc)."""
+    empty = [prediction for prediction in predictions if prediction.target is None]
+    if not empty:
+        return []
+    right = [each for each in empty if each.box is None and each.failure is None and each.decided_by != "missing"]
+    return [
+        f"N-acc {100 * len(right) / len(empty):.1f}: {len(right)} of {len(empty)} expressions without a target were "
+        "answered by no box (null or []); a missing or unusable answer is none"
+    ]

@@ -19,7 +19,7 @@ from llm_wrapper import artifacts, datasets, runs
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.lock import locked
 from llm_wrapper.detections.scenes import Scene, load_scenes
-from llm_wrapper.errors import RecipeError, RunError, listed
+from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.optimization.confirm import Confirmed, confirm
 from llm_wrapper.optimization.fitness import CaptionFitness, Fitness, SelectorFitness, right
 from llm_wrapper.optimization.history import Evaluated, History
@@ -212,7 +212,7 @@ def _keep(recipe: Recipe, folder: Path, rows: Sequence[Confirmed]) -> None:
 def _best(recipe: Recipe, best: Evaluated, path: Path) -> str:
     """Return the best prompt as a recipe: of recipes/prompt, or, a caption, of recipes/vlm."""
     if recipe.search is not None and recipe.search.target == "instruction":
-        head = f"# Found by a search in round {best.iteration}: make eval PROMPT={path}\n"
+        head = f"# Found by a search in round {best.iteration}: make eval PROMPT={shell_word(path)}\n"
         values: dict[str, Any] = {"prompt": {"format": recipe.prompt.format, "instruction": best.prompt}}
     else:
         head = f"# Found by a search in round {best.iteration}. Copy it to recipes/vlm and cache its detections.\n"

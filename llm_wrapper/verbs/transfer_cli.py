@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llm_wrapper import artifacts, runs
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.terminal import open_console
 from llm_wrapper.verbs import transfer_commands
 from llm_wrapper.verbs.options import Data, Limit, Overrides, Split, chosen, require_run, root
 
 __all__ = ["add_to"]
 
-_console = Console()
+_console = open_console()
 
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data sets lie, if not where their recipes say.")]

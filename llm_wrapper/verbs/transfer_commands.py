@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from llm_wrapper import artifacts, results, runs
-from llm_wrapper.errors import RecipeError, RunError
+from llm_wrapper.errors import RecipeError, RunError, shell_word
 from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import transfer_columns, transfer_rows
 from llm_wrapper.evaluation.transfer import Filled, Matrix, System, fill, measure
@@ -25,7 +25,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.report import matrix as tables
 from llm_wrapper.terminal import say
 from llm_wrapper.training.wording import wording_of
-from llm_wrapper.verbs.asking_commands import mass_notes, resume_command
+from llm_wrapper.verbs.asking_commands import mass_notes
 
 __all__ = ["Job", "ensemble", "transfer"]
 
@@ -88,7 +88,9 @@ def ensemble(job: Job, console: Console) -> Matrix:
     (recipe,) = job.recipes
     members = recipe.detectors()
     if len(members) < 2:
-        raise RecipeError(f"{recipe.vlm} is one detector; name several: make ensemble VLM={recipe.vlm}+another")
+        raise RecipeError(
+            f"{recipe.vlm} is one detector; name several: make ensemble VLM={shell_word(recipe.vlm + '+another')}"
+        )
     without = [recipe.with_detectors([*members[:place], *members[place + 1 :]]) for place in range(len(members))]
     alone = [recipe.with_detectors([member]) for member in members]
     parts = {each.vlm: each for each in [recipe, *alone, *without]}
@@ -130,7 +132,8 @@ def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:
     unfinished = [str(folder) for folder in folders if not runs.is_complete(folder)]
     if unfinished:
         raise RunError(
-            f"no finished training in {', '.join(unfinished)}; resume it with: {resume_command(Path(unfinished[0]))}"
+            f"no finished training in {', '.join(unfinished)}; resume it with: "
+            f"{runs.resume_command(Path(unfinished[0]))}"
         )
     return {folder: runs.recipe_of(folder) for folder in folders}
 

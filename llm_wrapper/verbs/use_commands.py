@@ -15,7 +15,7 @@ from llm_wrapper.predict import Preparer, Result, Wrapper
 from llm_wrapper.recipe import LLMSection, Recipe
 from llm_wrapper.report import pictures
 from llm_wrapper.terminal import say
-from llm_wrapper.verbs.asking_commands import Evaluation, notes, resume_command, with_training
+from llm_wrapper.verbs.asking_commands import Evaluation, notes, with_training
 
 __all__ = ["export", "export_adapter", "predict_and_draw"]
 
@@ -86,8 +86,8 @@ def export(run: Path, out: Path, console: Console) -> None:
     """Merge a run's adapter into its base model, for a server."""
     if not runs.is_complete(run):
         raise RunError(
-            f"{run} holds no finished training; resume it with: {resume_command(run)}. An adapter of another program "
-            f"is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} --llm llama3"
+            f"{run} holds no finished training; resume it with: {runs.resume_command(run)}. An adapter of another "
+            f"program is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} --llm llama3"
         )
     from llm_wrapper.llms.export import export as merge
 

@@ -103,6 +103,63 @@ def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
         grefcoco.load(tmp_path, "val")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"sentences": []}, "ref without sentences", id="no-sentences"),
+        pytest.param({"sentences": [{"sent": "\u200b", "sent_id": 5}]}, "sentence without text", id="invisible"),
+        pytest.param({"sentences": [{"raw": "a", "sent_id": 5}]}, "sentence without text", id="raw-alone"),
+        pytest.param({"ann_id": []}, "row that cannot be read", id="no-annotation"),
+        pytest.param({"ann_id": [10, 99]}, "annotation that instances.json lacks", id="unknown-annotation"),
+        pytest.param({"ann_id": [20]}, "annotation of another image", id="other-image"),
+        pytest.param({"image_id": 7}, "image that instances.json lacks", id="unknown-image"),
+    ],
+)
+def test_a_ref_that_cannot_be_used_is_skipped_and_counted(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    refs = [ref(1, [10]), ref(2, [10], **changes), ref(3, [-1])]
+    dataset = grefcoco.load(write(tmp_path, refs), "val")
+    assert [sample.ref_id for sample in dataset.samples] == ["1", "3"]
+    assert {key: len(places) for key, places in dataset.skipped.items()} == {reason: 1}
+    assert "ref 1" in dataset.skipped[reason][0]
+    assert dataset.notes() == [f"grefcoco val: skipped 1: {reason}"]
+
+
+def test_targets_that_are_crowds_are_known(tmp_path: Path) -> None:
+    write(tmp_path, [ref(1, [10]), ref(2, [10, 11]), ref(3, [-1]), ref(4, [11])])
+    instances = json.loads(json.dumps(replicas.INSTANCES))
+    instances["annotations"][1]["iscrowd"] = 1
+    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    dataset = grefcoco.load(tmp_path, "val")
+    assert dataset.crowd_targets == {"102", "104"}
+    assert any("2 of 4 expressions mean a crowd region" in note for note in dataset.notes())
+
+
+def test_one_unusable_entry_of_the_instances_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, [ref(1, [10]), ref(2, [11])])
+    instances = json.loads(json.dumps(replicas.INSTANCES))
+    instances["annotations"] += [
+        {"id": 90, "image_id": 22, "category_id": 1, "bbox": [1, 2]},
+        {"id": 91, "image_id": 8, "category_id": 1, "bbox": [1, 2, 3, 4]},
+    ]
+    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    dataset = grefcoco.load(tmp_path, "val")
+    assert len(dataset.samples) == 2
+    assert {reason: len(places) for reason, places in dataset.skipped.items()} == {
+        "row that cannot be read": 1,
+        "annotation of an unknown image or category": 1,
+    }
+
+
+def test_an_image_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images" / "mscoco" / "images" / "train2014").mkdir(parents=True)
+    write(tmp_path, [ref(1, [10])])
+    instances = json.loads(json.dumps(replicas.INSTANCES))
+    instances["images"][0]["file_name"] = "../../../../../elsewhere.jpg"
+    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    with pytest.raises(DataError, match=r"image '\.\./.*elsewhere\.jpg' lies outside .*train2014"):
+        grefcoco.load(tmp_path, "val")
+
+
 def test_all_bad_refs_are_listed_at_once(tmp_path: Path) -> None:
     refs = [ref(0, [99, 98]), ref(1, [10]), ref(2, [], sentences=[]), ref(3, [77], "train")]
     with pytest.raises(DataError, match=r"cannot be used: 2 of 3 rows are unusable \(2 problems\)") as caught:

@@ -133,6 +133,43 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
     assert "row 1:" not in text
 
 
+def test_a_row_that_cannot_be_used_is_skipped_and_counted(tmp_path: Path) -> None:
+    def spoil(rows: list[Row]) -> None:
+        rows.append({**rows[0], "sentences": []})
+        rows.append({**rows[0], "bbox": None})
+
+    replicas.write_refs(tmp_path, replicas.refs(), spoil)
+    dataset = load_refs(tmp_path)
+    assert len(dataset.samples) == 3
+    assert {key: len(places) for key, places in dataset.skipped.items()} == {
+        "ref without sentences": 1,
+        "row that cannot be read": 1,
+    }
+
+
+def test_targets_that_are_crowds_are_known(tmp_path: Path) -> None:
+    def crowd(rows: list[Row]) -> None:
+        rows[0]["raw_anns"] = json.dumps({**json.loads(rows[0]["raw_anns"]), "iscrowd": 1})
+
+    replicas.write_refs(tmp_path / "refs", replicas.refs(), crowd)
+    dataset = load_refs(tmp_path / "refs")
+    assert dataset.crowd_targets == {sample.sample_id for sample in dataset.samples}
+    rows = objects(2, 3)
+    rows[1]["iscrowd"] = 1
+    replicas.write_objects(tmp_path / "objects", rows)
+    assert load_objects(tmp_path / "objects").crowd_targets == {"40-0", "40-1"}
+
+
+def test_an_image_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    def spoil(rows: list[Row]) -> None:
+        rows[0]["raw_image_info"] = json.dumps({"file_name": "/etc/passwd", "width": 640, "height": 480})
+
+    replicas.write_refs(tmp_path, replicas.refs(), spoil)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=r"image '/etc/passwd' lies outside .*data\.settings\.images=/etc"):
+        load_refs(tmp_path)
+
+
 def test_a_newline_in_an_expression_stays(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     assert "Woman\non right" in [sample.expression for sample in load_refs(tmp_path, "train", text="raw").samples]

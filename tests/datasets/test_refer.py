@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.datasets import coco_instances, refer, restricted_pickle
-from llm_wrapper.errors import DataError
+from llm_wrapper.errors import DataError, RecipeError
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 needs_real_data = pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
@@ -136,6 +136,38 @@ def test_missing_refs_name_those_that_exist(tmp_path: Path) -> None:
 def test_damaged_refs_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         _load(_tree(tmp_path, [_ref(1, "val", **changes)]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"sentences": []}, "ref without sentences", id="no-sentences"),
+        pytest.param({"sentences": [{"sent_id": 1, "sent": "\u3164"}]}, "sentence without text", id="invisible"),
+        pytest.param({"ann_id": 99}, "annotation that instances.json lacks", id="unknown-annotation"),
+        pytest.param({"ann_id": 13}, "target that is no box", id="no-area"),
+        pytest.param({"ann_id": 20}, "annotation of another image", id="other-image"),
+        pytest.param({"image_id": 99}, "image that instances.json lacks", id="unknown-image"),
+        pytest.param({"split": None}, "row that cannot be read", id="no-split"),
+        pytest.param({"image_id": None}, "row that cannot be read", id="no-image"),
+        pytest.param({"sentences": [{"sent_id": 101, "sent": "x"}]}, "id used before", id="id"),
+    ],
+)
+def test_a_ref_that_cannot_be_used_is_skipped_and_counted(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    dataset = _load(_tree(tmp_path, [_ref(1, "val"), _ref(2, "val"), {**_ref(3, "val"), **changes}]))
+    assert [sample.ref_id for sample in dataset.samples] == ["1", "2"]
+    assert {key: len(places) for key, places in dataset.skipped.items()} == {reason: 1}
+    assert dataset.skipped[reason][0].startswith("ref 2")
+
+
+def test_targets_that_are_crowds_are_known(tmp_path: Path) -> None:
+    assert _load(_tree(tmp_path, [_ref(1, "val"), _ref(2, "val", ann_id=12)])).crowd_targets == {"102"}
+
+
+def test_the_other_text_is_named_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'sent' must be a text, got None; it has 'raw': data\.settings\.text=raw"):
+        _load(_tree(tmp_path, [_ref(1, "val", sentences=[{"sent_id": 1, "raw": "x"}])]))
+    with pytest.raises(RecipeError, match=r"data\.settings\.text='tokens': it must be 'sent' \(cleaned\) or 'raw'"):
+        _load(tmp_path, text="tokens")
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

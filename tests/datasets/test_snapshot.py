@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,17 @@ def test_the_replicas_have_the_types_of_the_cards() -> None:
     }
     assert Features(refs).arrow_schema.remove_metadata().equals(replicas.REFS)
     assert Features(row).arrow_schema.remove_metadata().equals(replicas.OBJECTS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_file_of_a_split(tmp_path: Path) -> None:
+    replicas.write_refs(tmp_path, replicas.refs())
+    os.mkfifo(tmp_path / "old-val.parquet")
+    assert len(hub.load_refs(tmp_path, "val", repo=REPO).samples) == 3
+
+
+def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas.write_refs(tmp_path, replicas.refs())
+    monkeypatch.setattr(snapshot, "_MAX_GROUP", 100)
+    with pytest.raises(DataError, match=r"validation-\S+ has a row group of \d+ bytes, more than the 100 that"):
+        hub.load_refs(tmp_path, "val", repo=REPO)

@@ -96,13 +96,14 @@ def test_digest_follows_the_annotations(tmp_path: Path) -> None:
     ("text", "word"),
     [
         ("{", "JSON"),
-        ("", "JSON"),
         ("[1]", "object"),
         (line(box=[1, 2, 3]), "box"),
         (line(box=[30, 2, 1, 40]), "reversed"),
         (line(box=[1, 2, 241, 40]), "reaches out"),
-        (line(box=[1, 2, "3", 40]), "box.2"),
-        (line(expression=" "), "expression"),
+        (line(box=[1, 2, "3", 40]), "box[2]: must be a number"),
+        (line(expression=" "), "expression: must not be empty"),
+        (line(image="../a.png"), "lies outside"),
+        ('{"kind": "a", "kind": "b"}', "stands twice"),
         (line(kind="colour"), "colour"),
         (line(image="images/b.png"), "images/b.png"),
         (line(image="images"), "does not exist"),
@@ -116,7 +117,7 @@ def test_load_names_the_line_the_problem_and_the_remedy(text: str, word: str, tm
     with pytest.raises(DataError) as error:
         load(tmp_path, "val")
     message = str(error.value)
-    assert "val.jsonl:2" in message
+    assert "val.jsonl: line 2" in message
     assert word in message
     assert f"python -m llm_wrapper.datasets.toy_scenes {tmp_path}" in message
 

@@ -2,6 +2,7 @@ import json
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.parts import SCHEMA, write_part
 from llm_wrapper.errors import CacheError
+from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 IDENTITY: dict[str, Any] = {
@@ -38,6 +40,17 @@ HOSTILE = Detections(
 def sample(number: int, image: int | None = None) -> Sample:
     image_id = f"image{number if image is None else image}"
     return Sample(f"s{number}", f"r{number}", image_id, None, (640, 480), f"zebra {number}", None)
+
+
+def refuse_parts(opening: Callable[..., int]) -> Callable[..., int]:
+    """Return an `os.open` that may not read parts; tests may run as a user who may read everything."""
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name.startswith("part-"):
+            raise PermissionError(13, "Permission denied")
+        return opening(path, *args, **kwargs)
+
+    return refuse
 
 
 def key(number: int) -> tuple[str, str]:
@@ -377,11 +390,8 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
 def test_a_part_that_may_not_be_read_is_not_set_aside(tmp_path: Path, monkeypatch) -> None:
     make(tmp_path)
 
-    def refuse(_path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
-
     (tmp_path / "manifest.json").unlink()
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse_parts(os.open))
     refused = pytest.raises(CacheError, match=r"\(3 problems\)(.|\n)*part-00000\.parquet cannot be read: Permission")
     with refused, DetectionCache.resume(tmp_path, IDENTITY):
         pass
@@ -468,5 +478,5 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 def test_the_identity_stands_in_every_part(tmp_path: Path) -> None:
     make(tmp_path)
     for path in tmp_path.glob("part-*.parquet"):
-        metadata = artifacts.read_table(path).schema.metadata
+        metadata = read_parquet_table(path).schema.metadata
         assert json.loads(metadata[b"llm_wrapper.identity"]) == IDENTITY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -164,14 +165,14 @@ def test_counts_of_the_manifest_are_checked(name: str, tmp_path: Path) -> None:
 def test_a_part_that_may_not_be_read_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    read_bytes = Path.read_bytes
+    opening = os.open
 
-    def refuse(path: Path) -> bytes:
-        if path.name == "part-00001.parquet":
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == "part-00001.parquet":
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return opening(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     (problem,) = read(tmp_path).problems
     assert problem.text == f"{tmp_path / 'part-00001.parquet'} cannot be read: Permission denied"
     assert problem.remedy == "Make it a file that you may read."

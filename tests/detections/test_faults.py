@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import artifacts
 from llm_wrapper.detections.canonical import FINAL
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.maintain import verify
+from llm_wrapper.readers import read_parquet_table
 from tests.detections.faulty import Faulty, Job, Paying, parts, phase, run, split
 
 FREE = {"kind": Faulty, "num_samples": 60}
@@ -53,7 +53,7 @@ def is_sound(folder: Path) -> bool:
 def test_the_order_of_a_complete_cache_is_that_of_the_questions(whole: dict[str, bytes], tmp_path: Path) -> None:
     for name, content in whole.items():
         (tmp_path / name).write_bytes(content)
-    rows = [row for path in sorted(tmp_path.iterdir()) for row in artifacts.read_parquet(path)]
+    rows = [row for path in sorted(tmp_path.iterdir()) for row in read_parquet_table(path).to_pylist()]
     assert [(row["image_id"], row["sample_id"]) for row in rows[:5]] == [
         ("image0", "s0"),
         ("image0", None),
@@ -175,7 +175,7 @@ def test_a_part_that_is_damaged_on_disk_is_made_again(
     folder = tmp_path / "cache"
     run(Job(folder, kill_at=None if is_finished else 20, diary=diary, **PAID))
     damaged = sorted(folder.glob("part-*.parquet"))[1]
-    num_rows = len(artifacts.read_parquet(damaged))
+    num_rows = read_parquet_table(damaged).num_rows
     damage(damaged)
     num_asked = asked(diary).total()
     assert run(Job(folder, diary=diary, **PAID)) == 0

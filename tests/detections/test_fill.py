@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import artifacts
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import fill as module
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detectors.base import Level, PaidDetector, Question
 from llm_wrapper.detectors.paid_calls import Estimate, Terms
 from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError
+from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 
@@ -71,7 +71,7 @@ def table(folder: Path, samples: Dataset) -> list[Detections]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """All rows of a cache in the order of its parts."""
-    return [row for path in sorted(folder.glob("part-*.parquet")) for row in artifacts.read_parquet(path)]
+    return [row for path in sorted(folder.glob("part-*.parquet")) for row in read_parquet_table(path).to_pylist()]
 
 
 def test_every_expression_is_asked_once_in_batches(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_cache_of_the_version_before_is_read(name: str, revision: str | None, 
 def test_an_unpinned_cache_is_read_when_its_commit_is_pinned_later(data: DataSection) -> None:
     write_cache(recipe_of(data, "florence2", revision=None), [GPU])
     assert load_scenes(recipe_of(data, "florence2"), data, "val").scenes
-    with pytest.raises(CacheError, match="settings.revision"):
+    with pytest.raises(CacheError, match=r"settings\.revision"):
         load_scenes(recipe_of(data, "florence2", revision=OTHER), data, "val")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.datasets import refer
+from llm_wrapper.evaluation import expression_kinds
 from llm_wrapper.evaluation.expression_kinds import KINDS, OTHER, kinds_of
 
 _LABELS = Path(__file__).parent / "expression_kinds.jsonl"
@@ -109,3 +110,18 @@ def test_agreement_with_a_reader_on_expressions_not_used_for_the_rules(kind: str
 def test_share_of_expressions_with_exactly_the_readers_kinds(held_out: bool, least: float) -> None:
     rows = labelled(held_out)
     assert sum(kinds_of(text) == kinds for text, kinds in rows) / len(rows) >= least
+
+
+def test_an_expression_of_nothing_but_prepositions_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+
+    class Words(list[str]):
+        """Words that count how many of them are copied by slices."""
+
+        def __getitem__(self, key: Any) -> Any:
+            copied.append(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 0)
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(expression_kinds, "words_of", lambda text: Words(text.split()))
+    kinds_of("in " * 5_000)
+    assert sum(copied) < 10 * 5_000

@@ -222,7 +222,9 @@ def test_another_name_of_the_base_is_said(
         pytest.param(lambda at: changed(foreign(at), r="four"), "TypeError", id="absurd-rank"),
         pytest.param(lambda at: changed(foreign(at), r=10**15), "rank 1,000,000,000,000,000, and no", id="huge-rank"),
         pytest.param(
-            lambda at: changed(foreign(at), rank_pattern={"q_proj": 10**9}), "gives q_proj the rank", id="huge-rank-of-one"
+            lambda at: changed(foreign(at), rank_pattern={"q_proj": 10**9}),
+            "gives q_proj the rank",
+            id="huge-rank-of-one",
         ),
         pytest.param(
             lambda at: changed(foreign(at), layers_to_transform=[0, 10**7]),
@@ -238,7 +240,9 @@ def test_another_name_of_the_base_is_said(
             id="nan",
         ),
         pytest.param(
-            lambda at: edited(foreign(at), lambda weights: spoil(weights, -math.inf)), "are NaN or infinite", id="infinite"
+            lambda at: edited(foreign(at), lambda weights: spoil(weights, -math.inf)),
+            "are NaN or infinite",
+            id="infinite",
         ),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trl
@@ -12,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper.errors import ModelError, PromptError
-from llm_wrapper.llms.chat import ChatEncoder
+from llm_wrapper.llms import chat_template
+from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
+from llm_wrapper.llms.chat_template import ChatTemplate
 from llm_wrapper.prompts.text import clean
 from llm_wrapper.records import Message, Prompt
+from llm_wrapper.sections import LLMSection
 from tests.llms import tiny
 
 QUESTIONS = {
@@ -109,6 +115,218 @@ def test_a_template_that_rewords_the_question_once_answered_is_refused() -> None
     template = "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}{{ eos_token }}"
     with pytest.raises(ModelError, match="words the question differently"):
         ChatEncoder(tiny.tokenizer("chatml"), template).completion(0)
+
+
+# --- templates of the field ------------------------------------------------------------------------------------------
+
+MARKS = re.compile(r"<[|\uff5c][^<>'\"{}]{1,40}[|\uff5c]>|<(?:start|end)_of_turn>|<\|?turn\|?>|<bos>|<eos>")
+
+
+def real(name: str) -> tuple[Any, str]:
+    """Return a template of TRL's folder of real ones, and a tokenizer that has its special tokens."""
+    text = (Path(str(trl.__file__)).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = tiny.tokenizer("chatml")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(MARKS.findall(text)))})
+    return tokenizer, text
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "answer"),
+    [
+        pytest.param("gptoss", "<|start|>assistant<|channel|>final<|message|>", "7<|return|>", id="harmony"),
+        pytest.param("qwen3", "assistant\n<think>\n\n</think>\n\n", "7<|im_end|>", id="qwen3"),
+        pytest.param("qwen3_instruct_2507", "<|im_start|>assistant\n", "7<|im_end|>", id="qwen3-2507"),
+        pytest.param("qwen3_5_nothink", "</think>\n\n", "7<|im_end|>", id="qwen3.5"),
+        pytest.param("nemotron_3_nano", "</think>", "7<|im_end|>", id="nemotron-3"),
+        pytest.param("glm4moe", "</think>", "\n7<|im_end|>", id="glm-4-moe, which has no end of turn"),
+        pytest.param("gemma3", "<start_of_turn>model\n", "7<end_of_turn>", id="gemma-3"),
+        pytest.param("llama3_2", "assistant<|end_header_id|>\n\n", "7<|eot_id|>", id="llama-3.2"),
+        pytest.param("phi3", "<|assistant|>\n", "7<|end|>", id="phi-3"),
+        pytest.param("cohere2", "<|START_RESPONSE|>", "7<|END_RESPONSE|>", id="cohere2"),
+        pytest.param("lfm2", "<|im_start|>assistant\n", "7<|im_end|>", id="lfm2"),
+    ],
+)
+def test_what_a_template_writes_before_every_number_is_the_prompts(name: str, head: str, answer: str) -> None:
+    tokenizer, text = real(name)
+    encoder = ChatEncoder(tokenizer, text)
+    assert tokenizer.decode(encoder.encode(tiny.said("the left dog"))).endswith(head)
+    assert tokenizer.decode(encoder.completion(7)) == answer
+    completions = [encoder.completion(index) for index in range(30)]
+    assert len(set(completions)) == 30
+    assert not [(a, b) for a in completions for b in completions if a != b and b[: len(a)] == a]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("deepseek_r1_distill", "words the question differently once it is answered", id="r1-distill"),
+        pytest.param("deepseekv3", "words the question differently once it is answered", id="deepseek-v3"),
+        pytest.param("smolvlm", "for the answer 0", id="content as a list"),
+        pytest.param("idefics3", "for the answer 0", id="content as a list too"),
+    ],
+)
+def test_a_template_that_cannot_be_scored_is_refused_with_the_remedy(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=rf"{said}[\s\S]*llm\.chat_template"):
+        ChatEncoder(*real(name)).completion(0)
+
+
+@pytest.mark.parametrize("name", ["gptoss", "llama3_2", "qwen3", "gemma3", "cohere2", "nemotron_3_nano", "lfm2"])
+def test_the_bounded_renderer_writes_what_transformers_writes(name: str) -> None:
+    tokenizer, text = real(name)
+    rows = [
+        {"role": "user", "content": "a dog"},
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": "b"},
+    ]
+    for add in (True, False):
+        theirs = tokenizer.apply_chat_template(
+            rows, chat_template=text, tokenize=False, add_generation_prompt=add, enable_thinking=False
+        )
+        special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        own = ChatTemplate(text, {**special, "enable_thinking": False}, day=datetime.now().date().isoformat(), name="x")
+        assert own.render(rows, add_generation_prompt=add) == theirs
+
+
+DATED = "{{ strftime_now('%d %b %Y') + '|' + (date_string | default('')) + '\n' }}" + tiny.CHATML
+
+
+def test_the_date_is_that_of_the_recipe() -> None:
+    tokenizer = tiny.tokenizer("chatml")
+    texts = [
+        tokenizer.decode(chat_encoder(tokenizer, LLMSection(chat_template=DATED, **section)).encode(tiny.said("x")))
+        for section in ({}, {"template_date": "2031-01-02"})
+    ]
+    assert [text.split("\n")[0] for text in texts] == ["26 Jul 2024|", "02 Jan 2031|"]
+
+
+def test_thinking_is_what_the_recipe_says() -> None:
+    tokenizer, text = real("qwen3")
+    thinking = chat_encoder(tokenizer, LLMSection(chat_template=text, enable_thinking=True))
+    plain = chat_encoder(tokenizer, LLMSection(chat_template=text))
+    assert len(thinking.encode(tiny.said("x"))) == len(plain.encode(tiny.said("x"))), "scored, it does not think either"
+    assert thinking.completion(7) == plain.completion(7)
+
+
+def test_old_recipes_have_the_fixed_date_and_no_thinking() -> None:
+    section = LLMSection.model_validate({"model": "x", "chat_template": None})
+    assert (section.template_date.isoformat(), section.enable_thinking) == ("2024-07-26", False)
+    assert LLMSection.model_validate(section.model_dump(mode="json")) == section
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        pytest.param("{% for m in messages %}{{ m.role }}: 5\n{% endfor %}", "for the answer 0", id="no number"),
+        pytest.param(
+            "{% for m in messages %}{{ m.content if m.role == 'user' else m.content[:1] }}{% endfor %}",
+            "for the answer 10",
+            id="half a number",
+        ),
+        pytest.param(
+            "{% for m in messages %}{{ m.content }}{{ '' if m.role == 'user' else '1' }}{% endfor %}",
+            "for the answer 0",
+            id="another number",
+        ),
+    ],
+)
+def test_completions_hold_their_number(template: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        ChatEncoder(tiny.tokenizer("bare"), template).completion(0)
+
+
+def test_completions_that_begin_one_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ChatEncoder(tiny.tokenizer("chatml"))
+    first, second = encoder._completion(1), encoder._completion(12)
+    encoder._written[12] = (*first, *second)
+    with pytest.raises(ModelError, match="writes the answers 1 and 12 so that one begins the other"):
+        encoder.completion(0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param("{{ bos_token }}{{ '?' if not add_generation_prompt else '?' }}", id="all"),
+        pytest.param("{{ messages[-1].content }}", id="all but the last"),
+        pytest.param("{% for m in messages if m.role == 'user' %}{{ m.content[:10] }}{% endfor %}", id="cut"),
+    ],
+)
+def test_a_template_that_drops_what_is_said_is_refused(template: str) -> None:
+    encoder = ChatEncoder(tiny.tokenizer("chatml"), template)
+    with pytest.raises(ModelError, match=r"leaves out what the \w+ of sample sample-7 says"):
+        encoder.encode(tiny.said("the left dog", "3", "the right dog, of them"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        pytest.param("{{ messages.__class__.__mro__ }}", "SecurityError", id="attributes"),
+        pytest.param("{{ dict.__call__.__globals__ }}", "SecurityError", id="attributes of dict"),
+        pytest.param("{% for m in messages %}{{ m.content", r"line 1: ", id="syntax"),
+        pytest.param("{{ raise_exception('no system role') }}", "no system role", id="raises"),
+        pytest.param("{{ messages | nosuchfilter }}", "nosuchfilter", id="filter"),
+        pytest.param("{{ nothing.of.it }}", "UndefinedError", id="undefined"),
+        pytest.param("{{ 1 // 0 }}", "ZeroDivisionError", id="arithmetic"),
+        pytest.param("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError", id="recursion"),
+        pytest.param("{{ 'a' * 10**10 }}", "MemoryError", id="memory"),
+        pytest.param("{{ 'a' * 200000000 }}", "MemoryError|4,000,000 characters", id="output at once"),
+        pytest.param(
+            "{% for i in range(9999) %}{% for j in range(9999) %}{{ messages[0].content * 99 }}{% endfor %}{% endfor %}",
+            "more than 4,000,000 characters",
+            id="output",
+        ),
+        pytest.param("{% include 'other' %}", "TypeError", id="includes"),
+    ],
+)
+def test_a_template_that_fails_is_one_error_that_says_what_to_set(template: str, said: str) -> None:
+    encoder = ChatEncoder(tiny.tokenizer("chatml"), template)
+    with pytest.raises(ModelError, match=rf"the chat template of 'tiny-chatml' fails: .*({said}).*llm\.chat_template"):
+        encoder.encode(tiny.said("dog"))
+    assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog")), "the next template is rendered"
+
+
+def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(9)) + "{% endfor %}" * 9
+    monkeypatch.setattr(chat_template, "_SECONDS", 1.0)
+    with pytest.raises(ModelError, match=r"fails: it takes longer than 1 seconds"):
+        ChatEncoder(tiny.tokenizer("chatml"), loops).encode(tiny.said("dog"))
+    monkeypatch.undo()
+    assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog"))
+
+
+@pytest.mark.parametrize(
+    ("templates", "said"),
+    [
+        pytest.param({"tool_use": tiny.CHATML, "default": tiny.LLAMA3}, None, id="default"),
+        pytest.param(
+            {"rag": tiny.CHATML, "tool_use": tiny.CHATML}, r"none is called default \(rag, tool_use\)", id="none"
+        ),
+        pytest.param({}, "has no chat template", id="empty"),
+        pytest.param(7, "is not a text", id="number"),
+        pytest.param("x" * 1_000_001, "at most 1,000,000 characters", id="long"),
+    ],
+)
+def test_one_of_several_templates_is_chosen(templates: Any, said: str | None) -> None:
+    tokenizer = tiny.tokenizer("llama3", with_template=False)
+    tokenizer.chat_template = templates
+    if said is None:
+        expected = ChatEncoder(tiny.tokenizer("llama3")).encode(tiny.said("dog"))
+        assert ChatEncoder(tokenizer).encode(tiny.said("dog")) == expected
+    else:
+        with pytest.raises(ModelError, match=said):
+            ChatEncoder(tokenizer)
+
+
+def test_special_tokens_of_a_kind_of_chat_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ChatEncoder(tiny.tokenizer("chatml"))
+    encoder.encode(tiny.said("the left dog"))
+    rendered = []
+    original = encoder._template.render
+    monkeypatch.setattr(
+        encoder._template, "render", lambda rows, **given: (rendered.append(rows), original(rows, **given))[1]
+    )
+    for text in ("a cat", "a chair"):
+        encoder.encode(tiny.said(text))
+    assert len(rendered) == 2
 
 
 @cache

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.records import Answer, Prompt
@@ -69,7 +72,45 @@ def test_a_batch_is_one_call() -> None:
         lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )
     by_place(llm, questions())
-    assert shapes == [5]
+    assert shapes[-1] == 5
+    assert max(shapes[:-1]) == 2, "padding is tried out with two rows"
+    shapes.clear()
+    by_place(llm, questions())
+    assert shapes == [5], "once"
+
+
+THEIRS = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "max_new_tokens": 1, "do_sample": True}
+
+
+@pytest.mark.parametrize(("setting", "value"), THEIRS.items(), ids=THEIRS)
+def test_the_models_own_generation_config_is_left_out_of_account(setting: str, value: float) -> None:
+    llm = tiny.llm(max_new_tokens=6)
+    expected = [answer.text for answer in by_place(llm, questions())]
+    theirs = transformers.GenerationConfig(**{setting: value})
+    llm.model.generation_config = theirs
+    assert [answer.text for answer in by_place(llm, questions())] == expected
+    assert llm.model.generation_config is theirs
+
+
+def test_where_padding_changes_answers_each_prompt_goes_alone() -> None:
+    llm, rows = tiny.llm(max_new_tokens=4), []
+    inner = llm.model.model.forward
+
+    def counting(*args: Any, attention_mask: Any = None, position_ids: Any = None, **given: Any) -> Any:
+        rows.append(len(given["input_ids"]))
+        return inner(*args, attention_mask=None, position_ids=None, **given)  # padding is read as any other token
+
+    alone = [answer.text for prompt in questions() for answer in by_place(llm, [prompt])]
+    llm.model.model.forward = counting
+    assert [answer.text for answer in by_place(llm, questions())] == alone
+    assert rows[-1] == 1
+
+
+def test_a_model_that_cannot_generate_is_named() -> None:
+    llm = tiny.llm()
+    llm.model.model.forward = lambda *args, **given: {}["a cache of another kind"]
+    with pytest.raises(ModelError, match=r"llm\.model=tiny-llama fails to generate: KeyError"):
+        by_place(llm, questions()[:1])
 
 
 def test_an_answer_that_ends_its_turn_stopped() -> None:

@@ -14,12 +14,14 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from llm_wrapper.errors import ModelError
+from llm_wrapper.llms import gguf_files
 from llm_wrapper.llms import load as load_module
+from llm_wrapper.llms.ask import ask
 from llm_wrapper.llms.gguf_files import plain_copy
 from llm_wrapper.llms.load import LoadedLLM, load, with_adapter
-from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
@@ -104,6 +106,110 @@ def test_an_attention_that_the_architecture_lacks_is_an_error(tmp_path: Path) ->
         load(section)
 
 
+def changed(folder: Path, file: str, **values: Any) -> None:
+    """Change entries of a JSON file; None removes one."""
+    content = {**json.loads((folder / file).read_text()), **values}
+    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.T", "evil.T"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        pytest.param("config.json", {"num_hidden_layers": 10**6}, "num_hidden_layers: 1000000", id="layers"),
+        pytest.param(
+            "config.json",
+            {"num_attention_heads": 0},
+            "num_attention_heads: 0|cannot be loaded: integer modulo by zero",
+            id="no heads",
+        ),
+        pytest.param("config.json", {"vocab_size": 10**12}, "vocab_size", id="words"),
+        pytest.param("config.json", {"hidden_size": -32}, "hidden_size", id="negative"),
+        pytest.param("config.json", {"model_type": "t5"}, r"encoder-decoder \(t5\)", id="t5"),
+        pytest.param("config.json", {"model_type": "bart"}, r"encoder-decoder \(bart\)", id="bart"),
+        pytest.param("config.json", {"model_type": "clip"}, "cannot be loaded", id="clip"),
+        pytest.param(
+            "config.json", {"model_type": "own", "auto_map": CODE}, "code of its own, which is never run", id="code"
+        ),
+        pytest.param(
+            "tokenizer_config.json",
+            {"auto_map": CODE, "tokenizer_class": "T"},
+            "code of its own",
+            id="tokenizer's code",
+        ),
+    ],
+)
+def test_settings_of_strangers_are_checked_before_anything_is_built(
+    file: str, values: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = saved(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    changed(tmp_path, file, **values)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nothing is ever asked"))
+    with pytest.raises(ModelError, match=said) as caught:
+        load(section)
+    assert len(str(caught.value)) < 900
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "\0" * 100])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
+    section = saved(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=rf"llm\.model={tmp_path}"):
+        load(section)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    section = saved(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"weights are missing in the checkpoint[\s\S]*layers\.1\.mlp\.down_proj"):
+        load(section)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        pytest.param(lambda tokenizer: setattr(tokenizer, "pad_token", "<added later>"), id="behind the embeddings"),
+        pytest.param(
+            lambda tokenizer: (setattr(tokenizer, "pad_token", None), setattr(tokenizer, "eos_token", None)),
+            id="neither pad nor eos",
+        ),
+    ],
+)
+def test_padding_has_an_embedding(tmp_path: Path, break_it: Any) -> None:
+    section = saved(tmp_path)
+    tokenizer = tiny.tokenizer("chatml")
+    break_it(tokenizer)
+    if tokenizer.pad_token:
+        tokenizer.add_tokens([f"<more {number}>" for number in range(300)])
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        assert tokenizer.pad_token_id >= 512
+    tokenizer.save_pretrained(tmp_path)
+    llm = load(section)
+    assert llm.tokenizer.pad_token_id < 512
+    assert len(ask(llm, [tiny.prompt("dog", 3), tiny.prompt("the left cat", 2)], title="t", progress=False)) == 2
+
+
+def test_a_model_that_fails_its_self_test_is_not_loaded(tmp_path: Path) -> None:
+    section = saved(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=512,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        initializer_range=0.3,
+    )
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="tokens see those behind them"):
+        load(section)
+
+
 # --- how it is loaded ------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +230,29 @@ def test_dtype(
 ) -> None:
     monkeypatch.setattr(load_module, "_has_fast_bfloat16", lambda where: has_bfloat16)
     assert load_module._dtype(LLMSection(dtype=asked), where) is expected
+
+
+@pytest.mark.parametrize(("emulated_only", "expected"), [(True, torch.float16), (False, torch.bfloat16)])
+def test_emulated_bfloat16_is_not_taken(
+    emulated_only: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated_only
+    )
+    assert load_module._dtype(LLMSection(), CUDA) is expected
+
+
+def test_other_gpus_are_not_used_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    load_module._say_what_is_not_used.cache_clear()
+    assert [load_module.device().type for _ in range(2)] == ["cpu", "cpu"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "models run on the CPU: the GPU of this machine (mps) is not used, only CUDA is"
+    ]
+    load_module._say_what_is_not_used.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -180,11 +309,11 @@ def test_nf4_without_bitsandbytes_says_what_to_install(tmp_path: Path, monkeypat
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed package `tiny_gguf` with one GGUF file of nonsense, and an empty cache folder."""
-    folder = tmp_path / "site" / "tiny_gguf"
+    folder = tmp_path / "site-packages" / "tiny_gguf"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('must not be imported')")
     (folder / "Tiny.Q4_1.gguf").write_bytes(b"GGUF")
-    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
 
@@ -204,6 +333,12 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return model
 
     read_tokenizer = transformers.AutoTokenizer.from_pretrained
+    read_config = transformers.AutoConfig.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoConfig,
+        "from_pretrained",
+        lambda folder, **options: tiny.CONFIGS["llama"]() if "gguf_file" in options else read_config(folder, **options),
+    )
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", read)
     monkeypatch.setattr(
         transformers.AutoTokenizer,
@@ -239,6 +374,76 @@ def test_a_plain_copy_is_made_once_and_loads(package: Path, converted: list[str]
     assert llm.encoder.completion(12) == tiny.llm().encoder.completion(12)
 
 
+def test_a_path_of_a_file_is_taken_as_one(package: Path, converted: list[str]) -> None:
+    assert plain_copy(str(package / "Tiny.Q4_1.gguf")) == plain_copy("tiny_gguf")
+    assert converted == ["Tiny.Q4_1.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("nowhere/model.gguf", "no such file", id="no file"),
+        pytest.param("model.gguf", "no such file", id="no file here"),
+        pytest.param("/dev", "no such file", id="a folder"),
+        pytest.param("a.b", "is not the name of a package", id="dotted"),
+        pytest.param("..", "is not the name of a package", id="dots"),
+        pytest.param("", "is not the name of a package", id="nothing"),
+    ],
+)
+def test_what_is_neither_file_nor_package_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=rf"llm\.model=gguf:{name}: .*{said}"):
+        load(LLMSection(model=f"gguf:{name}"))
+
+
+@pytest.mark.parametrize("model", ["gguf:stranger", "gguf:stranger.inner"])
+def test_a_package_in_the_working_folder_is_neither_found_nor_run(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stranger" / "inner"
+    folder.mkdir(parents=True)
+    for place in (folder, folder.parent):
+        (place / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        (place / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(ModelError):
+        load(LLMSection(model=model))
+    assert not (tmp_path / "ran").exists()
+
+
+LIES = {
+    "empty": b"",
+    "magic": b"GGUF",
+    "version": b"GGUF" + (99).to_bytes(4, "little") + bytes(16),
+    "tensors": b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") + bytes(8),
+    "fields": b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (2**60).to_bytes(8, "little"),
+    "key length": b"GGUF"
+    + (3).to_bytes(4, "little")
+    + bytes(8)
+    + (1).to_bytes(8, "little")
+    + (2**62).to_bytes(8, "little"),
+    "text": b"not a model at all" * 10,
+}
+
+
+@pytest.mark.parametrize("content", LIES.values(), ids=LIES)
+def test_a_gguf_file_that_lies_is_named(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"llm\.model=gguf:{tmp_path}/model\.gguf cannot be read: "):
+        load(LLMSection(model=f"gguf:{tmp_path}/model.gguf"))
+    assert list((tmp_path / "cache" / "llm-wrapper" / "models").iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_written_says_what_to_set(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    with pytest.raises(ModelError, match=r"a file/llm-wrapper/models cannot hold.*Set XDG_CACHE_HOME"):
+        load(LLMSection(model="gguf:tiny_gguf"))
+
+
 def test_a_changed_file_gets_a_copy_of_its_own(package: Path, converted: list[str]) -> None:
     first = plain_copy("tiny_gguf")
     (package / "Tiny.Q4_1.gguf").write_bytes(b"GGUF, another one")
@@ -260,7 +465,7 @@ def test_a_failed_conversion_leaves_nothing(package: Path, tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ModelError, match=r"No space left.*XDG_CACHE_HOME"):
         plain_copy("tiny_gguf")
     assert list((tmp_path / "cache" / "llm-wrapper" / "models").iterdir()) == []
 
@@ -278,7 +483,7 @@ def test_two_processes_may_convert_at_once(
             (first / "theirs").touch()
         original(source, target)
 
-    monkeypatch.setattr(load_module.os, "replace", late)
+    monkeypatch.setattr(gguf_files.os, "replace", late)
     assert plain_copy("tiny_gguf") == first
     assert len(converted) == 2
     assert (first / "theirs").exists()
@@ -337,38 +542,6 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, damage: Any) -> None:
     damage(adapter)
     with pytest.raises(ModelError, match="does not fit tiny-llama"):
         with_adapter(tiny.llm(), adapter)
-
-
-# --- what may be shared ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "attention", "expected"),
-    [
-        pytest.param({}, "eager", True, id="plain"),
-        pytest.param({}, "sdpa", True, id="sdpa"),
-        pytest.param({}, "flash_attention_2", False, id="flash takes no mask"),
-        pytest.param({"sliding_window": None, "layer_types": ["full_attention"]}, "eager", True, id="window off"),
-        pytest.param({"sliding_window": 4096}, "eager", False, id="window"),
-        pytest.param({"layer_types": ["full_attention", "sliding_attention"]}, "eager", False, id="some layers"),
-        pytest.param({"layer_types": ["chunked_attention"]}, "eager", False, id="chunks"),
-        pytest.param({"layer_types": ["full_attention", "linear_attention"]}, "eager", False, id="recurrent"),
-        pytest.param({"attention_layers": ["global", "local"]}, "eager", False, id="local"),
-        pytest.param({"attention_layers": ["global", "global"]}, "eager", True, id="global"),
-    ],
-)
-def test_prefixes_are_shared_only_where_masks_say_all(config: dict[str, Any], attention: str, expected: bool) -> None:
-    text = SimpleNamespace(_attn_implementation=attention, **config)
-    model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
-    assert can_share_prefixes(model) is expected
-
-
-@pytest.mark.parametrize(("architecture", "expected"), [("llama", True), ("gemma2", False), ("gpt_neo", False)])
-def test_an_adapter_changes_nothing_about_sharing(architecture: str, expected: bool) -> None:
-    model = tiny.model(architecture)
-    assert can_share_prefixes(model) is expected
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert can_share_prefixes(adapted) is expected
 
 
 def test_a_loaded_llm_has_one_encoder() -> None:

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 
+from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import score as score_module
 from llm_wrapper.llms.ask import ask, asker
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.meter import metered
 from llm_wrapper.llms.score import score
-from llm_wrapper.llms.sharing import can_share_prefixes
+from llm_wrapper.llms.sharing import logits_at
 from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
 
@@ -74,16 +76,33 @@ def test_sdpa_scores_equal_brute_force(architecture: str) -> None:
 @pytest.mark.parametrize(
     ("architecture", "shared"), [("llama", True), ("mixtral", True), ("gemma2", False), ("gpt_neo", False)]
 )
-def test_local_attention_goes_unshared(architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = tiny.llm(architecture, "bare")
-    assert can_share_prefixes(llm.model) is shared
-    packed = []
-    original = score_module.pack_tree
+def test_what_sees_less_than_a_pack_goes_unshared(
+    architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, forms = tiny.llm(architecture, "bare"), []
+    original = score_module.model_batch
     monkeypatch.setattr(
-        score_module, "pack_tree", lambda rows, *, merge: (packed.append(len(rows)), original(rows, merge=merge))[1]
+        score_module,
+        "model_batch",
+        lambda model, packs, pad: (forms.extend(pack.is_plain for pack in packs), original(model, packs, pad))[1],
     )
     by_place(llm, questions()[:3])
-    assert packed == ([9] if shared else [1] * 9)
+    assert forms == ([False] if shared else [True] * 9)
+
+
+@pytest.mark.parametrize(("window", "shared"), [(8, False), (4096, True)])
+def test_a_window_wider_than_a_pack_is_no_reason_not_to_share(window: int, shared: bool) -> None:
+    model = tiny.model("gemma2", sliding_window=window)
+    llm = LoadedLLM(model, tiny.tokenizer("bare"), tiny.llm().section)
+    shapes = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, given: shapes.append(getattr(given["attention_mask"], "ndim", 0)), with_kwargs=True
+    )
+    answers = by_place(llm, questions())
+    assert (4 in shapes[4:]) is shared  # the first passes are the self-test's
+    for prompt, answer in zip(questions(), answers, strict=True):
+        expected = brute_force(llm, prompt)
+        assert answer.probabilities == pytest.approx((expected / expected.sum()).tolist(), abs=1e-5)
 
 
 def test_neighbours_share_their_prefix_and_their_digits() -> None:
@@ -146,10 +165,10 @@ def test_images_share_the_examples_before_them() -> None:
 def test_only_the_wanted_positions_go_through_the_head() -> None:
     llm = tiny.llm()
     seen = []
-    hook = llm.model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    hook = llm.model.lm_head.register_forward_hook(lambda module, args, logits: seen.append(tuple(logits.shape)))
     by_place(llm, [tiny.prompt("left dog", 12)])
     hook.remove()
-    assert seen == [1 + 10 + 2]  # the end of the prompt, behind each first digit, behind 10 and 11
+    assert seen == [(1, 1 + 10 + 2, 512)]  # the end of the prompt, behind each first digit, behind 10 and 11
 
 
 @pytest.mark.parametrize("tokens_per_batch", [64, 300, 100_000])
@@ -177,6 +196,56 @@ def test_a_single_candidate_is_certain(architecture: str, style: str) -> None:
     (answer,) = by_place(llm, [tiny.prompt("x", 1)])
     assert answer.probabilities == (1.0,)
     assert answer.mass == pytest.approx(float(brute_force(llm, tiny.prompt("x", 1))[0]), rel=1e-4)
+
+
+def test_what_a_model_does_behind_its_head_is_in_the_scores() -> None:
+    llm = tiny.llm()
+    plain = by_place(llm, questions()[:1])[0]
+    forward = llm.model.forward
+
+    def scaled(*args: Any, **given: Any) -> Any:
+        output = forward(*args, **given)
+        output.logits = output.logits * 0.5  # as Falcon-H1, HyperCLOVAX and others do under many names
+        return output
+
+    llm.model.forward = scaled
+    assert_exact(llm, questions())
+    assert by_place(llm, questions()[:1])[0].probabilities != pytest.approx(plain.probabilities, abs=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
+def test_logits_of_single_places_are_those_of_the_whole_pass(architecture: str, style: str) -> None:
+    model = tiny.llm(architecture, style).model
+    ids = torch.arange(5, 45).reshape(2, 20)
+    rows, columns = torch.tensor([0, 1, 1, 0]), torch.tensor([3, 0, 19, 4])
+    whole = model(input_ids=ids).logits[rows, columns]
+    torch.testing.assert_close(logits_at(model, {"input_ids": ids}, rows, columns), whole, atol=1e-6, rtol=1e-6)
+    model.get_output_embeddings = lambda: None
+    torch.testing.assert_close(logits_at(model, {"input_ids": ids}, rows, columns), whole, atol=1e-6, rtol=1e-6)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    llm = tiny.llm()
+    with torch.no_grad():
+        llm.model.lm_head.weight[7] = torch.nan
+    with pytest.raises(ModelError, match=r"llm\.model=tiny-llama gives scores that are no numbers.*float32"):
+        by_place(llm, questions())
+
+
+def test_a_model_that_fails_is_named_with_what_it_failed_at() -> None:
+    llm = tiny.llm()
+    llm.model.forward = raising(torch.OutOfMemoryError("CUDA out of memory. Tried .."))
+    said = r"tiny-llama fails at 1 x \d+ tokens: OutOfMemoryError: CUDA out of memory.*lower llm\.tokens_per_batch"
+    with pytest.raises(ModelError, match=said):
+        by_place(llm, questions()[:1])
+
+
+def raising(error: Exception) -> Any:
+    def forward(*args: Any, **given: Any) -> Any:
+        raise error
+
+    return forward
 
 
 def test_nothing_asked_nothing_answered() -> None:

@@ -180,10 +180,12 @@ PAIRS = [("llama", "chatml"), ("llama", "numbers"), ("mixtral", "llama3"), ("gem
 """Architectures with their tokenizers; the last two look back 8 places only, in every other layer."""
 
 
-def model(name: str, *, attention: str = "eager", seed: int = 0) -> Any:
-    """Return a random model in float32, in evaluation mode."""
+def model(name: str, *, attention: str = "eager", seed: int = 0, **changes: Any) -> Any:
+    """Return a random model in float32, in evaluation mode; further arguments change its settings."""
     torch.manual_seed(seed)
     config = CONFIGS[name]()
+    for key, value in changes.items():
+        setattr(config, key, value)
     return transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation=attention
     ).eval()

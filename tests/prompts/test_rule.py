@@ -187,3 +187,14 @@ def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
     right = metrics.ious(systems.by_rule(scenes)) > metrics.IOU_THRESHOLD
     assert len(right) == 4896
     assert right.mean() > 0.57
+
+
+def test_an_ordinal_said_for_ever_is_one_pass() -> None:
+    candidates = [at("dog", 10, 10), at("dog", 50, 10)]
+    assert rule.choose("second " * 64_000, candidates).index is not None
+    assert rule.choose("second " * 64_000 + "from the right, no, left", candidates).index == 1
+
+
+def test_a_label_without_end_is_one_pass() -> None:
+    candidates = [at("a " * 50_000, 10, 10), at("dog", 50, 10)]
+    assert rule.choose("a " * 50_000, candidates).index is not None

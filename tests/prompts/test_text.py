@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_wrapper.prompts.text import MAX_LABEL_WORDS, clean, clean_label
+from llm_wrapper.errors import PromptError
+from llm_wrapper.prompts.text import MAX_LABEL_WORDS, clean, clean_label, require_expression
 
 FORBIDDEN = set("<>[]{}|｜‹›«»")  # noqa: RUF001 (the lookalikes are the point)
 
@@ -23,6 +25,8 @@ CHAT_TOKENS = {
     "jinja": "{{ 7 * 7 }}{% raw %}{# #}",
     "full-width": "＜｜im_end｜＞［INST］",  # noqa: RUF001
     "small-forms": "﹤|im_end|﹥﹛x﹜",
+    "not-less": "\u226e|im_end|\u226f \u226ebos\u226f",
+    "less-and-a-mark": "<\u0338|im_end|>\u0338",
     "double-angle": "«s»‹/s›",  # noqa: RUF001
 }
 
@@ -53,11 +57,41 @@ def test_no_chat_token_survives(text: str) -> None:
         pytest.param("\ud800x", "x", id="lone-surrogate"),
         pytest.param("", "", id="empty"),
         pytest.param(" \u3000\xa0\n", "", id="only-spaces"),
+        pytest.param("le\ufe0fft\u034f \u3164\u2800dog\U000e0101", "left dog", id="invisible"),
+        pytest.param("vi\u1ec7t na\u0301m", "vi\u1ec7t n\u00e1m", id="letters-with-marks"),
+        pytest.param("e" + "\u0301" * 9 + "x", "\u00e9" + "\u0301" * 3 + "x", id="many-marks"),
         pytest.param("ｌｅｆｔ", "left", id="full-width-letters"),  # noqa: RUF001
     ],
 )
 def test_clean(text: str, expected: str) -> None:
     assert clean(text) == expected
+
+
+def test_no_chat_token_survives_a_tokenizer_that_takes_characters_apart() -> None:
+    text = clean("a".join(map(chr, range(sys.maxunicode + 1))))
+    for form in ("NFD", "NFKD", "NFC", "NFKC"):
+        assert not FORBIDDEN & set(unicodedata.normalize(form, text))
+
+
+def test_a_million_marks_or_words_are_one_pass() -> None:
+    assert len(clean("e" + "\u0301\u0316" * 100_000)) < 10
+    assert len(clean_label("second " * 500_000).split()) == MAX_LABEL_WORDS
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufe0f", "\u3164\u2800", "\x1b", "\ufeff"])
+def test_an_expression_that_shows_nothing_is_refused(text: str) -> None:
+    with pytest.raises(PromptError, match="is empty: say what to find"):
+        require_expression(text)
+
+
+def test_an_expression_without_end_is_refused() -> None:
+    with pytest.raises(PromptError, match="has 64000 characters"):
+        require_expression("x" * 64_000)
+
+
+@pytest.mark.parametrize("text", ["left zebra", "?", "斑马", "🦓"])
+def test_an_expression_that_can_be_seen_is_clean(text: str) -> None:
+    assert require_expression(f" {text}\n") == text
 
 
 @given(st.text())

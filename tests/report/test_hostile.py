@@ -283,6 +283,8 @@ ROWS: list[Any] = [
     pytest.param({"probability": -1.0}, "a probability that is not within 0 and 1", id="negative"),
     pytest.param({"none_probability": float("inf")}, "a probability that is not within 0 and 1", id="infinite"),
     pytest.param({"probabilities": (1.0,)}, "1 probabilities of 2 candidates", id="too-few"),
+    pytest.param({"box": Box(0, 0, 1e300, 1)}, "a box over 1e\\+09 pixels away", id="far-away"),
+    pytest.param({"mass": 7.0}, "a probability that is not within 0 and 1", id="mass"),
     pytest.param({"image_wh": (0, 80)}, "an image of 0 x 80 pixels", id="no-width"),
 ]
 
@@ -301,7 +303,7 @@ def test_predictions_that_no_evaluation_writes_are_refused(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_boxes_of_any_size_make_a_page(tmp_path: Path) -> None:
-    far = Box(-1e150, -1e150, 1e150, 1e150)
+    far = Box(-1e9, -1e9, 1e9, 1e9)
     thin = Box(0, 0, 1e-150, 1e-150)
     rows = four_cases(candidates=tuple(Candidate(box, "x", 1e300, "d", "s") for box in (far, thin)), origins=(0, 1))
     text, _ = written(make_run(tmp_path, [replace(row, box=far, target=thin) for row in rows]))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from llm_wrapper.artifacts import write_json, write_parquet
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, DecidedBy, Prediction, to_dict
-from llm_wrapper.report import page
+from llm_wrapper.report import confidence, page, sections
 from llm_wrapper.report.gallery import choose
 from llm_wrapper.report.parts import load
 from llm_wrapper.report.plots import Series, chart
@@ -234,6 +235,16 @@ def test_samples_without_a_target_are_scored_as_grec_does(tmp_path: Path) -> Non
     markdown = written(make_run(tmp_path, rows))[1]
     assert "| system | N-acc | T-acc |" in markdown
     assert "4 (+1 without target)" in markdown
+
+
+def test_what_is_said_of_an_evaluation_stands_beside_its_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [replace(row, mass=2.8e-9) if row.system == "tuned" else row for row in four_cases()])
+    facts = json.loads((run / "report-val.json").read_text())
+    write_json(run / "report-val.json", {**facts, "notes": ["evaluated on images that it was trained on"]})
+    (part,) = load(run)
+    assert "evaluated on images that it was trained on" in sections.results(part).text
+    (note,) = confidence.confidence(part).notes
+    assert note.startswith("warning: tuned: median probability of all valid answers together 2.8e-09")
 
 
 # pictures

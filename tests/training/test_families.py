@@ -14,11 +14,9 @@ from llm_wrapper.recipe import TrainSection
 from llm_wrapper.recipe_files import folder
 from llm_wrapper.training import sft
 from llm_wrapper.training.adapted import adapter_config
-from llm_wrapper.training.collator import Collator
 from llm_wrapper.training.targets import adapt_layers, describe_targets
-from tests.llms import tiny
 from tests.training import families
-from tests.training.test_sft import groups, recipe, train_groups
+from tests.training.test_sft import recipe, train_groups
 
 ATTENTION = "q_proj 2, k_proj 2, v_proj 2, o_proj 2"
 DENSE = f"{ATTENTION}, gate_proj 2, up_proj 2, down_proj 2"
@@ -42,9 +40,7 @@ def step(family: str, train: TrainSection, run: Path) -> dict[str, Any]:
 trained = [
     pytest.param("llama", "default", {}, f"14 layers ({DENSE})", id="llama"),
     pytest.param("llama", "paper", {}, f"15 layers ({DENSE}, lm_head 1)", id="llama-paper"),
-    pytest.param(
-        "phi3", "default", {}, "8 layers (o_proj 2, qkv_proj 2, gate_up_proj 2, down_proj 2)", id="phi3"
-    ),
+    pytest.param("phi3", "default", {}, "8 layers (o_proj 2, qkv_proj 2, gate_up_proj 2, down_proj 2)", id="phi3"),
     pytest.param(
         "phi3",
         "paper",
@@ -198,7 +194,9 @@ def test_every_trained_number_gets_a_gradient(family: str, tmp_path: Path) -> No
 
 
 def test_a_router_that_is_named_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"names gate: routers are never adapted(.|\n)*\[q_proj,k_proj,v_proj,o_proj\]"):
+    with pytest.raises(
+        ModelError, match=r"names gate: routers are never adapted(.|\n)*\[q_proj,k_proj,v_proj,o_proj\]"
+    ):
         adapter_config(section("default", target_modules=["q_proj", "gate"]), families.model("qwen3-moe"))
 
 
@@ -218,11 +216,3 @@ def test_scales_are_in_the_text_model_alone(family: str, targets: str) -> None:
 def test_an_architecture_without_known_scales_is_refused() -> None:
     with pytest.raises(ModelError, match=r"train\.method=ia3: PEFT knows no layers of phi3.*train\.method=lora"):
         adapter_config(TrainSection(method="ia3"), families.model("phi3"))
-
-
-@pytest.mark.parametrize("pad", [None, 511, 512, 32000], ids=["none", "inside", "first-outside", "far-outside"])
-def test_rows_are_filled_with_a_token_that_the_embeddings_have(pad: int | None) -> None:
-    llm = tiny.llm()
-    llm.tokenizer.pad_token_id = pad
-    part = Collator(llm, groups(), recipe())([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
-    assert int(part["input_ids"].max()) < 512

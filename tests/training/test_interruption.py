@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import pathlib
+import pickle
 import random
 import resource
 import signal
@@ -19,6 +22,7 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from safetensors import SafetensorError
 
 from llm_wrapper.errors import ModelError, RunError
 from llm_wrapper.training import checkpoints, log, sft
@@ -103,7 +107,7 @@ def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, number: int, cod
     checkpoint = checkpoints.last_complete(run / "checkpoints")
     assert checkpoint is not None
     step = checkpoints.step_of(checkpoint)
-    assert f"stopped by {name}. To go on after step {step}: the same command with RUN={run} (llm-wrapper: " in printed
+    assert f"stopped by {name}. To resume after step {step}: llm-wrapper train --run {run}" in printed
     assert "Traceback" not in printed
 
 
@@ -171,6 +175,127 @@ def test_the_last_whole_checkpoint_is_found_and_cut_off_ones_behind_it_go(tmp_pa
     assert not any(path.exists() for path in cut)
 
 
+@pytest.mark.parametrize("name", ["checkpoint-²", "checkpoint-٣", "checkpoint--1", "checkpoint-" + "9" * 5000])
+def test_folders_that_are_named_like_checkpoints_are_left_alone(tmp_path: Path, name: str) -> None:
+    kept = state(tmp_path, 2)
+    if len(name) < 200:
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-7").touch()
+    assert checkpoints.last_complete(tmp_path) == kept
+    checkpoints.clear_behind(tmp_path, 1)
+    assert not kept.exists()
+    assert len(name) >= 200 or (tmp_path / name).is_dir()
+
+
+@pytest.mark.parametrize("text", ['{"a": ' * 100_000, '{"global_step": ' + "1" * 5000 + "}"], ids=["deep", "digits"])
+def test_a_state_that_is_a_bomb_is_none(tmp_path: Path, text: str) -> None:
+    state(tmp_path, 5, text)
+    assert checkpoints.last_complete(tmp_path) is None
+
+
+def interrupted(folder: Path) -> Path:
+    """Train to the second checkpoint of three, and return it."""
+    sft.train(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "max_steps": 4}), folder)
+    (last,) = (path for path in (folder / "checkpoints").iterdir() if path.name == "checkpoint-4")
+    return last
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"a": pathlib.PurePosixPath("x")}))
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+damages = pytest.mark.parametrize("damage", [flip, cut, pickled, gone])
+
+
+@pytest.mark.slow
+@damages
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "rng_state.pth", "scheduler.pt"])
+def test_a_damaged_checkpoint_is_refused_with_the_command(tmp_path: Path, name: str, damage: Any) -> None:
+    last = interrupted(tmp_path)
+    damage(last / name)
+    with pytest.raises(RunError, match=rf"checkpoint-4 cannot be resumed from .*{name}: changed.*rm -r {last}"):
+        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [cut, pickled])
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "rng_state.pth", "scheduler.pt"])
+def test_a_damaged_checkpoint_without_digests_is_refused_too(tmp_path: Path, name: str, damage: Any) -> None:
+    last = interrupted(tmp_path)
+    (last / "sha256.json").unlink()
+    damage(last / name)
+    with pytest.raises(RunError, match=rf"checkpoint-4 cannot be resumed from .*rm -r {last}"):
+        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (interrupted(tmp_path) / "sha256.json").unlink()
+    with caplog.at_level("INFO", logger="llm_wrapper"):
+        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+    assert [row for row in caplog.messages if "checkpoint-4 has no digests" in row]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), id="system"),
+        pytest.param(OSError(errno.EDQUOT, "Disk quota exceeded"), id="quota"),
+        pytest.param(Exception("No space left on device (os error 28)"), id="tokenizers"),
+        pytest.param(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), id="torch"),
+        pytest.param(SafetensorError("I/O error: No space left on device (os error 28)"), id="safetensors"),
+    ],
+)
+@pytest.mark.parametrize("place", ["_save_checkpoint", "training_step", "save_model"])
+def test_a_full_disk_anywhere_in_a_training_is_told(
+    tmp_path: Path, error: Exception, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.Trainer, place, full)
+    with pytest.raises(RunError, match=r"cannot be written .*Is its disk full\? Free space, then resume"):
+        sft.train(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "save_steps": 1}), tmp_path)
+
+
+def test_a_full_disk_at_the_copy_of_an_adapter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(RunError, match=r"adapters/step-1 cannot be written .*No space left"):
+        sft.train(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "save_steps": 1}), tmp_path)
+
+
+def test_an_error_that_is_none_of_the_disk_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="another"), checkpoints.saving(tmp_path / "new"):
+        raise RuntimeError("another")
+
+
+def test_an_adapter_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "adapter").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="adapter is a link"):
+        sft.train(tiny.llm(), train_groups(4), recipe(max_steps=1), tmp_path)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
     """Let the system refuse larger files, as a full disk does."""
@@ -196,7 +321,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers.Trainer, "_save_checkpoint", saved)
-        with pytest.raises(RunError, match=r"checkpoints/checkpoint-4 cannot be written .* Free space, then go on"):
+        with pytest.raises(RunError, match=r"checkpoints/checkpoint-4 cannot be written .* Free space, then resume"):
             sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
     last = checkpoints.last_complete(tmp_path / "full" / "checkpoints")
     assert last is not None

@@ -88,7 +88,7 @@ def test_samples_are_counted_as_the_schedule_goes() -> None:
 
 
 def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no finished training; go on with it: make train RUN="):
+    with pytest.raises(RunError, match=r"no finished training; resume it with: llm-wrapper train --run"):
         curve_points.of_run(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -165,8 +166,11 @@ def test_every_label_stands_right_behind_its_parent(place: int) -> None:
     llm, chosen = tiny.llm(), recipe()
     batch = Collator(llm, groups(), chosen)([{"epoch": 0, "group": place}])["parts"][0]
     marked = [place for place, label in enumerate(batch["labels"][0].tolist()) if label != IGNORED]
-    visible = batch["attention_mask"][0, 0] == 0
     assert marked
+    if batch["attention_mask"].ndim == 2:  # a row of one path, whose tokens see all before them
+        assert marked == list(range(marked[0], marked[-1] + 1))
+        return
+    visible = batch["attention_mask"][0, 0] == 0
     for token in marked:
         # A token sees itself and what its parent sees.
         assert visible[token, : token + 1].tolist() == [*visible[token - 1, :token].tolist(), True]
@@ -506,3 +510,23 @@ def test_the_log_of_a_run_is_made_of_whole_rows(tmp_path: Path) -> None:
     state.is_world_process_zero = False
     log.on_log(None, state, None, logs={"loss": 2.5})
     assert log_of(tmp_path) == [{"step": 7, "loss": 1.5}]
+
+
+# --- a worker beside the training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 0), ("cuda", 1)])
+def test_a_gpu_gets_its_prompts_from_a_worker(device: str, expected: int, tmp_path: Path) -> None:
+    model = SimpleNamespace(dtype=torch.float32, device=torch.device(device), config=tiny.CONFIGS["llama"]())
+    llm: Any = SimpleNamespace(model=model)
+    kind: Any = lambda **options: SimpleNamespace(n_gpu=0, **options)  # noqa: E731
+    assert sft.arguments(llm, recipe(), tmp_path, kind=kind).dataloader_num_workers == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "alone")
+    monkeypatch.setattr(sft, "_num_workers", lambda _: 1)
+    sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "beside")
+    assert log_of(tmp_path / "beside") == log_of(tmp_path / "alone")

@@ -70,7 +70,10 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     assert row["decided_by"] == {"detector": num_lines, "missing": 1}
     assert (report["split"], report["file"]["name"], report["file"]["box_format"]) == ("val", "[glip].jsonl", None)
     assert report["recipe"]["data"]["root"] == str(TOY)
-    assert report["notes"] == [line for line in printed.splitlines() if "have no prediction" in line]
+    lines = printed.splitlines()
+    assert report["notes"] == [line for line in lines if "have no prediction" in line or "a prediction alone" in line]
+    share = (num_lines - len(range(0, num_lines, 5))) / num_lines
+    assert f"over the {num_lines} samples with a prediction alone, P@1 is {100 * share:.1f}" in lines
     assert (folder / "report-val.md").read_text() == tables.markdown(commands.summaries_of(rows))
     again = CliRunner().invoke(cli.app, ["report", str(folder)])
     assert printed.partition(report["notes"][0])[0].strip() in again.stdout
@@ -80,8 +83,8 @@ def test_name_split_and_format_are_options() -> None:
     data = section("toy", TOY)
     wrong_every_fifth(data, "test", Path("a.jsonl"))
     assert "of toy val is" not in (told := fail("a.jsonl", "--data-root", TOY))
-    assert "was not asked for: it is not in toy val" in told
-    assert "boxes taken as xyxy_norm are reversed" in fail(
+    assert "predictions are not for toy val: line 1: sample " in told
+    assert "read as xyxy_norm, the boxes overlap with the targets by a mean IoU of 0.00" in fail(
         "a.jsonl", "--data-root", TOY, "--split", "test", "--box-format", "xyxy_norm"
     )
     assert not Path("runs").exists()
@@ -99,6 +102,40 @@ def test_our_own_predictions_keep_their_candidates() -> None:
         json.loads((folder / "report-val.json").read_text())["rows"][0] for folder in (first, Path("runs/score/toy-b"))
     ]
     assert {**rows[0], "name": "b"} == rows[1]
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads((path / "report-val.json").read_text())["rows"]
+    return rows
+
+
+def test_another_file_of_that_name_is_kept_beside_the_first() -> None:
+    data = section("toy", TOY)
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        wrong_every_fifth(data, "val", Path(folder, "boxes.jsonl"))
+    more = Path("two", "boxes.jsonl")
+    more.write_text(more.read_text().replace("[0, 0, 3, 3]", "[0, 0, 3, 4]"))
+    first, again = score("one/boxes.jsonl", "--data-root", TOY), score("one/boxes.jsonl", "--data-root", TOY)
+    assert first == again
+    kept = rows_of(Path("runs/score/toy-boxes"))
+    printed = score(more, "--data-root", TOY)
+    assert "runs/score/toy-boxes holds the score of another file or data set, and stays as it is" in printed
+    assert rows_of(Path("runs/score/toy-boxes")) == kept
+    assert len(list(Path("runs/score").glob("toy-boxes-*/report-val.json"))) == 1
+
+
+def test_expressions_without_a_target_have_an_accuracy_of_their_own() -> None:
+    line = {"image": "a.png", "width": 640, "height": 480}
+    targets = [[64, 96, 256, 384], None, None, None, None]
+    rows = [{**line, "sample_id": f"s{n}", "expression": f"no. {n}", "box": box} for n, box in enumerate(targets)]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = [targets[0], [], None, [1]]
+    given = [{"sample_id": f"s{n}", "box": box} for n, box in enumerate(answers)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    printed = score("a.jsonl", "--data", "mine", "--data-root", "mine.jsonl")
+    assert "N-acc 50.0: 2 of 4 expressions without a target were answered by no box" in printed
+    assert "1 of 5 samples have no prediction and count as wrong: s4" in printed
 
 
 def test_data_without_targets_cannot_be_scored() -> None:
