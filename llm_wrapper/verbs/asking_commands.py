@@ -21,7 +21,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
 from llm_wrapper.verbs.options import overridden
 
-__all__ = ["Evaluation", "by_llm", "notes", "with_training"]
+__all__ = ["Evaluation", "by_llm", "notes", "require_one_adapter", "with_training"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class Evaluation:
     def folder(self) -> Path:
         """The readable place of predictions and report; those of another wording do not replace a run's own."""
         folder = self._folder
-        return folder.with_name(f"{folder.name}-{plain_name(self.prompt)}") if self.prompt else folder
+        return folder.with_name(f"{folder.name}-{plain_name(self.prompt).replace('+', '-')}") if self.prompt else folder
 
     @property
     def _folder(self) -> Path:
-        llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend)
+        llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend).replace("+", "-")
         name = f"{self.recipe.vlm}-{llm}-{folder_name(self.recipe.data.name, 'data.name')}"
         if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
             return runs.ROOT / f"{name}-served"
@@ -83,11 +83,16 @@ def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
     return job.recipe, job.run / "adapter" if job.recipe.llm.backend == "transformers" else None
 
 
+def require_one_adapter(run: Path | None, adapter: str | None) -> None:
+    """Refuse a run and an adapter at once."""
+    if run and adapter:
+        raise RecipeError(f"{run} has an adapter of its own; name it or {adapter}, not both")
+
+
 def _require_use(job: Evaluation, adapter: Adapter) -> None:
     """Refuse what a foreign adapter does not go with; warn where it is asked in words of this project."""
     backend, prompt_format = job.recipe.llm.backend, job.recipe.prompt.format
-    if job.run:
-        raise RecipeError(f"{job.run} has an adapter of its own; name it or {adapter.name}, not both")
+    require_one_adapter(job.run, adapter.name)
     if backend != "transformers":
         raise RecipeError(f"llm.backend={backend} takes no adapter; name a local LLM, such as LLM=llama3")
     if prompt_format in FORMATS:
