@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -491,17 +491,22 @@ def generate_cell(llm: LoadedLLM) -> tuple[str, bool]:
     return f"{same} of {len(prompts)}", same == len(prompts)
 
 
-COLUMNS: dict[str, Callable[[LoadedLLM], tuple[str, bool]]] = {
+Column = Callable[[LoadedLLM], tuple[str, bool]]
+
+ASKING: dict[str, Column] = {
     "answer 7": constant_cell,
     "shared": shared_cell,
     "worst error": error_cell,
     "batch = alone": generate_cell,
+}
+COLUMNS: dict[str, Column] = {
+    **ASKING,
     "TRAIN=default": training_cell("default"),
     "TRAIN=paper": training_cell("paper"),
 }
 
 
-def row_of(family: Family) -> tuple[list[str], bool]:
+def row_of(family: Family, columns: Mapping[str, Column] = COLUMNS) -> tuple[list[str], bool]:
     """Return the cells of a family, and whether all of them are right."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -513,7 +518,7 @@ def row_of(family: Family) -> tuple[list[str], bool]:
         except ModelError as error:
             said = str(error).splitlines()[0].replace(folder, "..")
             return [f"refused: {said[:110]}"], family.refused
-        cells = [column(llm) for column in COLUMNS.values()]
+        cells = [column(llm) for column in columns.values()]
     return ["loads", *(text for text, _ in cells)], all(right for _, right in cells) and not family.refused
 
 
