@@ -126,7 +126,7 @@ def _log_probs(llm: LoadedLLM, packs: Sequence[Pack], spans: Sequence[Sequence[i
             raise model_failure(f"llm.model={llm.section.model} fails at {shape} tokens", error) from error
     numbers = torch.tensor([where[row, place] for row, place, _ in wanted], device=logits.device)
     tokens = torch.tensor([token for _, _, token in wanted], device=logits.device)
-    norms = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(_ROWS)])
+    norms = torch.cat([logits[n : n + _ROWS].float().logsumexp(dim=-1) for n in range(0, len(logits), _ROWS)])
     picked = (logits[numbers, tokens].float() - norms[numbers]).tolist()
     if any(map(math.isnan, picked)):
         raise ModelError(

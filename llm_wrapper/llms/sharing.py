@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -312,7 +312,8 @@ def _outputs(base: Any, packs: Sequence[Pack]) -> list[torch.Tensor]:
     where = [[(row, column) for column in path] for row, pack in enumerate(packs) for path in pack.paths]
     rows, columns = (torch.tensor(each, device=base.device) for each in zip(*chain.from_iterable(where), strict=True))
     logits = logits_at(base, batch, rows, columns).float()
-    return list(logits.split([len(path) for path in where]))
+    ends = list(accumulate(map(len, where)))
+    return [logits[end - len(path) : end] for end, path in zip(ends, where, strict=True)]
 
 
 def _largest(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
