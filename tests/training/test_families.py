@@ -81,6 +81,13 @@ trained = [
         id="gemma4-text-paper",
     ),
     pytest.param(
+        "modernbert",
+        "default",
+        {},
+        "13 layers (q_proj 2, k_proj 2, v_proj 2, Wo 4, Wi 2, dense 1)",
+        id="modernbert-whose-decoder-is-its-output",
+    ),
+    pytest.param(
         "phi3.5-moe", "default", {}, f"8 layers ({ATTENTION}); not adapted: the experts, 2 routers", id="phi3.5-moe"
     ),
     pytest.param(
