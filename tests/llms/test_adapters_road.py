@@ -112,7 +112,7 @@ def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -
 
 def test_it_answers_for_one_picture() -> None:
     image = next((TOY / "images").iterdir())
-    assert "decided by: llm" in run("predict", image, "left star", "--adapter", "theirs", *THEIRS)
+    assert "decided by: llm" in run("predict", image, "left star", "--vlm", "toy", "--adapter", "theirs", *THEIRS)
     names = {"vlm": "toy", "llm": "smollm2", "data": "mine", "train": "default"}
     recipe = compose(commands.recipes_folder(), names, THEIRS)
     found = {name: Wrapper.from_recipe(recipe, name).predict(image, "left star") for name in ("theirs", None)}
@@ -128,13 +128,21 @@ def test_it_is_merged() -> None:
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
+PICTURE = str(TOY / "images" / "toy-val-0000.png")
+
+
 @pytest.mark.parametrize(
     ("kind", "args", "reason"),
     [
         pytest.param(RecipeError, ["eval", "--llm", "rule"], "llm.backend=rule takes no adapter", id="rule"),
         pytest.param(RecipeError, ["eval", "--run", "runs/a", *OURS], "runs/a has an adapter of its own", id="run"),
         pytest.param(ModelError, ["eval", "--adapter", "nowhere", *OURS], "'nowhere' is no folder", id="nowhere"),
-        pytest.param(ModelError, ["predict", "a.png", "x", "--adapter", "wide", *OURS], "does not fit tiny", id="size"),
+        pytest.param(
+            ModelError,
+            ["predict", PICTURE, "x", "--vlm", "toy", "--adapter", "wide", *OURS],
+            "does not fit tiny",
+            id="size",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused(kind: type[LLMWrapperError], args: list[str], reason: str) -> None:

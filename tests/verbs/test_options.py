@@ -175,12 +175,17 @@ def test_transfer_is_about_the_columns_of_its_runs(
     assert jobs[0].folder == Path("runs/transfer") / folder
 
 
-def test_an_ensemble_is_that_of_its_run(toy: Path) -> None:
+def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(toy)
     assert "toy-gray is one detector" in fail(RecipeError, "ensemble", "--run", RUN)
     finished(toy, Path("runs/other"), vlm="toy")
     told = fail(RecipeError, "ensemble", "--run", RUN, "--run", "runs/other")
     assert "several detectors and data sets (toy-gray / toy, toy / toy): name one by --vlm and --data" in told
+    finished(toy, Path("runs/both"), vlm="toy+toy-gray")
+    jobs: list[transfer_commands.Job] = []
+    monkeypatch.setattr(transfer_commands, "ensemble", lambda job, console: jobs.append(job))
+    run("ensemble", "--run", RUN, "--run", "runs/both")
+    assert [each.vlm for each in jobs[0].recipes] == ["toy+toy-gray"]
 
 
 @pytest.mark.parametrize(
