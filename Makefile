@@ -141,9 +141,9 @@ search-prompts: $(STAMP) ## An LLM searches for a better prompt, without trainin
 compare-methods: $(STAMP) ## Prompting, prompt search and training at one budget, in one table: VLM, LLM, DATA, DATA_ROOT (ARGS="--labelled 200")
 	$(CLI) compare-methods $(CHOICES)
 
-report: $(STAMP) ## The table again, and a page with plots and cases (report.html, report.md), from a run's folder alone: RUN
+report: $(STAMP) ## The table again, and a page with plots and cases (report.html, report.md): RUN, and DATA_ROOT for pictures
 	@: "$${RUN:?name the run: make report RUN=runs/.. (ls runs lists them)}"
-	$(CLI) report "$$RUN"
+	$(CLI) report "$$RUN" $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 
 clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)

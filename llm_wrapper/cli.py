@@ -27,6 +27,7 @@ from llm_wrapper.verbs import (
     transfer_cli,
     use_commands,
 )
+from llm_wrapper.verbs.asking_commands import require_one_adapter
 from llm_wrapper.verbs.bench_cli import app as bench_app
 from llm_wrapper.verbs.detections_cli import app as detections_app
 from llm_wrapper.verbs.options import (
@@ -188,6 +189,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
 
     With --run all that is not named is that of the run.
     """
+    require_one_adapter(run, adapter)
     names = _names(vlm, llm, data, prompt=prompt)
     if run is None and adapter is None and (run := runs.latest(name_of(names))) is not None:
         say(_console, f"the newest finished run of these names is evaluated: {run}")
@@ -218,6 +220,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     ] = None,
 ) -> None:
     """Find the box that an expression describes, and draw the ranked candidates."""
+    require_one_adapter(run, adapter)
     if boxes and vlm:
         raise RecipeError(f"--boxes {boxes} takes the place of a detector; leave out --vlm {vlm}")
     if not (run or boxes or vlm):

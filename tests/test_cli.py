@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -184,7 +185,9 @@ def test_predict_never_takes_a_detector_that_cannot_see_photographs(toy: Path, m
 @pytest.mark.parametrize("expression", ["", "  \t", "\n"], ids=["empty", "blank", "line"])
 def test_predict_needs_an_expression(toy: Path, expression: str) -> None:
     image = toy / "images" / "toy-val-0000.png"
-    assert "the expression is empty" in fail(DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule")
+    assert "is empty: say what to find" in fail(
+        DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule"
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,9 @@ def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text('{"file_name": "other.png", "detections": []}')
     image = toy / "images" / "toy-val-0000.png"
-    assert "other.png names no image" in fail(DataError, "predict", image, "left star", "--boxes", boxes)
+    assert "made for other data: it names 'other.png'" in fail(
+        DataError, "predict", image, "left star", "--boxes", boxes
+    )
 
 
 def test_boxes_and_a_detector_are_one_too_many(toy: Path) -> None:
@@ -278,8 +283,11 @@ def test_data_check_of_nothing_names_the_file() -> None:
 
 def test_evaluating_without_detections_names_the_command(toy: Path) -> None:
     told = fail(CacheError, "eval", "--llm", "rule", "--data-root", toy)
-    assert "llm-wrapper cache-detections --vlm toy --data toy --split val" in told
+    command = f"llm-wrapper cache-detections --vlm toy --data toy --split val --data-root {shlex.quote(str(toy))}"
+    assert command in told
     assert not Path("runs").exists()
+    run(*shlex.split(command)[1:])
+    run("eval", "--llm", "rule", "--data-root", toy)
 
 
 def test_data_without_boxes_cannot_be_evaluated(tmp_path: Path) -> None:

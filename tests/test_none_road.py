@@ -35,7 +35,7 @@ def half_without(split: str, num_images: int) -> list[str]:
     """Lines of the toy split, each second one without a target."""
     rows = [json.loads(line) for line in (TOY / f"{split}.jsonl").read_text("utf-8").splitlines()]
     images = list(dict.fromkeys(row["image_id"] for row in rows))[:num_images]
-    kept = [{**row, "split": split, "image": str(TOY / row["image"])} for row in rows if row["image_id"] in images]
+    kept = [{**row, "split": split, "image": Path(row["image"]).name} for row in rows if row["image_id"] in images]
     return [json.dumps({**row, "box": None} if place % 2 else row) for place, row in enumerate(kept)]
 
 
@@ -44,7 +44,7 @@ def mine() -> list[str]:
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
-    return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl"]
+    return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", f"data.settings.images={TOY / 'images'}"]
 
 
 def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from llm_wrapper import detectors, runs
+from llm_wrapper.datasets import Dataset
 from llm_wrapper.errors import DataError, ImageError
 from llm_wrapper.predict import Result, Wrapper
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
@@ -164,3 +166,66 @@ def test_a_damaged_picture_is_named(tmp_path: Path, damage: object) -> None:
 def test_a_picture_that_is_no_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="cannot be read as an image"):
         Wrapper(recipe(), never).predict(tmp_path / name, "left square")
+
+
+def test_a_picture_may_be_given_itself(picture: Path) -> None:
+    wrapper = Wrapper.from_recipe(recipe())
+    with Image.open(picture) as image:
+        result = wrapper.predict(image, "left square")
+    assert boxes_of(result) == boxes_of(wrapper.predict(picture, "left square"))
+    for mode in ("L", "RGBA", "CMYK", "I;16"):
+        assert wrapper.predict(Image.new(mode, (40, 20)), "left square").box is None
+
+
+def test_detectors_are_made_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recipe] = []
+    create_all = detectors.create_all
+
+    def counted(recipe: Recipe, dataset: Dataset) -> Sequence[detectors.Detector]:
+        made.append(recipe)
+        return create_all(recipe, dataset)
+
+    monkeypatch.setattr(detectors, "create_all", counted)
+    wrapper = Wrapper.from_recipe(recipe())
+    for expression in ("left square", "right square", "the square"):
+        wrapper.predict(picture, expression)
+    assert len(made) == 1
+
+
+def test_orders_are_those_of_the_recipe(picture: Path) -> None:
+    asked: list[Prompt] = []
+
+    def ask(prompts: Sequence[Prompt]) -> list[Answer]:
+        asked.extend(prompts)
+        return [Answer(probabilities=(0.3, 0.7), mass=0.9) for _ in prompts]
+
+    averaged = recipe().model_copy(update={"llm": LLMSection(backend="rule", orders=4)})
+    result = Wrapper(averaged, ask).predict(picture, "left square")
+    assert len(asked) == 4
+    assert result.prediction.mass == pytest.approx(0.9)
+
+
+def test_indices_are_those_of_the_prompt_and_the_picture(picture: Path) -> None:
+    result = Wrapper(recipe(), lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)]).predict(picture, "square")
+    assert result.indices == (1, 0)
+    assert [result.prediction.candidates[index] for index in result.indices] == [each for each, _ in result.ranked]
+
+
+@pytest.mark.parametrize("expression", ["", " ", "\n\t"], ids=["empty", "blank", "lines"])
+def test_an_empty_expression_is_refused(picture: Path, expression: str) -> None:
+    with pytest.raises(DataError, match="the expression is empty"):
+        Wrapper(recipe(), never).predict(picture, expression)
+
+
+def test_a_run_answers_with_its_own_detector(picture: Path, tmp_path: Path) -> None:
+    gray = recipe(DetectorSection(name="toy-gray"))
+    runs.finish(runs.open_run(tmp_path / "run", gray), {})
+    for folder in (tmp_path / "run", str(tmp_path / "run")):
+        result = Wrapper.from_run(folder).predict(picture, "left square")
+        assert boxes_of(result) == boxes_of(Wrapper.from_recipe(gray).predict(picture, "left square"))
+        assert {each.detector for each, _ in result.ranked} == {"toy-gray"}
+
+
+def test_nothing_is_printed(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Wrapper.from_recipe(recipe()).predict(picture, "left square")
+    assert capsys.readouterr().out == ""

@@ -26,10 +26,10 @@ from llm_wrapper import artifacts
 from llm_wrapper.detections import canonical
 from llm_wrapper.detections.contents import MANIFEST, Contents, Manifest, fill_command, read, totals
 from llm_wrapper.detections.identity import Recorded, commits_of, distinct
-from llm_wrapper.detections.lock import locked
 from llm_wrapper.detections.parts import ROWS_PER_PART, Key, Part, read_part, row_detections, write_part
 from llm_wrapper.detectors.base import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
+from llm_wrapper.locking import locked
 from llm_wrapper.records import Detections, Sample, to_dict
 
 __all__ = ["DetectionCache", "Manifest"]
@@ -57,15 +57,22 @@ class DetectionCache:
         self._rows: dict[Key, tuple[pa.Table, int]] = {}
         self._next_number = 0
         self._writable = False
+        self._options: tuple[str, ...] = ()
 
     @classmethod
-    def open_complete(cls, folder: Path, identity: Mapping[str, Any]) -> DetectionCache:
+    def open_complete(cls, folder: Path, identity: Mapping[str, Any], *, options: Sequence[str] = ()) -> DetectionCache:
         """Open a finished cache to look detections up.
+
+        Args:
+            folder: Where it is.
+            identity: See `identity.identity_of`.
+            options: What the command that fills it needs further, as a message names it.
 
         Raises:
             CacheError: If the cache is missing, incomplete, damaged or of another identity.
         """
         cache = cls(folder, identity)
+        cache._options = tuple(options)
         found = cache._read()
         if not found.has_manifest:
             raise CacheError(f"{folder} is incomplete: it has no {MANIFEST}. Run `{cache._command}`.")
@@ -203,7 +210,7 @@ class DetectionCache:
 
     @property
     def _command(self) -> str:
-        return fill_command(self.identity, self.folder)
+        return fill_command(self.identity, self.folder, self._options)
 
     def _require_writable(self) -> None:
         if not self._writable:

@@ -106,14 +106,22 @@ class Contents:
         return (self.folder / MANIFEST).exists()
 
 
-def fill_command(identity: Mapping[str, Any] | None, folder: Path) -> str:
-    """Return the command that fills a cache folder, with blanks for what is not known."""
+def fill_command(identity: Mapping[str, Any] | None, folder: Path, options: Sequence[str] = ()) -> str:
+    """Return the command that fills a cache folder, with blanks for what is not known.
+
+    Args:
+        identity: Of the cache.
+        folder: Where it is.
+        options: Further words that the command needs, such as where the data lies.
+    """
     known = identity or {}
     vlm = _quoted(known.get("detector")) or "<detector>"
     words = ["--vlm", vlm, *dataset_options(identity, folder)]
     if isinstance(settings := known.get("settings"), dict) and settings.get("detector") == "imported":
-        words = ["--vlm", "import", *words[2:], "detector.settings.path=<its file of boxes>"]
-    return f"llm-wrapper cache-detections {' '.join(words)}"
+        path = "detector.settings.path="
+        is_known = any(option.startswith(path) for option in options)
+        words = ["--vlm", "import", *words[2:], *([] if is_known else [f"{path}<its file of boxes>"])]
+    return f"llm-wrapper cache-detections {' '.join([*words, *map(shlex.quote, options)])}"
 
 
 def dataset_options(identity: Mapping[str, Any] | None, folder: Path) -> list[str]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import candidates, datasets, detectors
+from llm_wrapper import candidates, datasets, detectors, recipe_files
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.identity import describe_recorded, identity_of
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.names import folder_name
-from llm_wrapper.recipe import DataSection, Recipe
+from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["Scene", "SceneSet", "build", "cache_folder", "load_scenes"]
@@ -83,6 +85,25 @@ def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: 
     return candidates.merge(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
 
 
+def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
+    """Return what a command must say of data and boxes that their recipes do not, so that it means the same."""
+    known = _recipe_values("data", data.name)
+    words = [] if str(known.get("root")) == str(data.root) else ["--data-root", str(data.root)]
+    usual = known.get("settings") or {}
+    changed = {f"data.settings.{key}": value for key, value in data.settings.items() if usual.get(key) != value}
+    if detector.name == "import":
+        changed |= {f"detector.settings.{key}": value for key, value in detector.settings.items()}
+    return [*words, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changed.items())]
+
+
+def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
+    try:
+        found = recipe_files.read(recipe_files.named_file(recipe_files.folder(), section, name))[0].get(section)
+    except RecipeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def load_scenes(
     recipe: Recipe, data: DataSection, split: str, *, limit: int | None = None, dataset: Dataset | None = None
 ) -> SceneSet:
@@ -102,8 +123,12 @@ def load_scenes(
     """
     dataset = dataset or datasets.load(data, split)
     caches = [
-        DetectionCache.open_complete(cache_folder(detector.name, data, split), identity_of(detector, dataset))
-        for detector in detectors.create_all(recipe, dataset)
+        DetectionCache.open_complete(
+            cache_folder(detector.name, data, split),
+            identity_of(detector, dataset),
+            options=_command_options(data, section.detector),
+        )
+        for section, detector in zip(recipe.detectors(), detectors.create_all(recipe, dataset), strict=True)
     ]
     for cache in caches:
         if cache.recorded:

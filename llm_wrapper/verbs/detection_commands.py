@@ -170,7 +170,11 @@ def export(folder: Path, out: Path, console: Console) -> None:
     overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
     identity = artifacts.read_json(folder / MANIFEST)["identity"]
     words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
-    say(console, f"{out} is written. It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
+    say(
+        console,
+        f"{out} is written. Add --data-root to the next command if the data lies elsewhere than its recipe says.",
+    )
+    say(console, f"It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
 
 
 def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:

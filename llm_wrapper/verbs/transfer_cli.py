@@ -82,6 +82,8 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
     more = [*root(data_root), *(overrides or [])]
     vlms = [vlm] if vlm else [] if run else [_ENSEMBLE]
     recipes = _columns(vlms, [data] if data else [], run or [], more)
+    several = [each for each in recipes if len(each.detectors()) > 1]
+    recipes = several or recipes
     if len(recipes) > 1:
         names = ", ".join(f"{each.vlm} / {each.data.name}" for each in recipes)
         raise RecipeError(f"the runs are of several detectors and data sets ({names}): name one by --vlm and --data")

@@ -87,7 +87,8 @@ def export(run: Path, out: Path, console: Console) -> None:
     if not runs.is_complete(run):
         raise RunError(
             f"{run} holds no finished training; resume it with: {runs.resume_command(run)}. An adapter of another "
-            f"program is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} --llm llama3"
+            f"program is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} "
+            "--llm llama3"
         )
     from llm_wrapper.llms.export import export as merge
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -114,7 +112,7 @@ def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -
 
 def test_it_answers_for_one_picture() -> None:
     image = next((TOY / "images").iterdir())
-    assert "decided by: llm" in run("predict", image, "left star", "--adapter", "theirs", *THEIRS)
+    assert "decided by: llm" in run("predict", image, "left star", "--vlm", "toy", "--adapter", "theirs", *THEIRS)
     names = {"vlm": "toy", "llm": "smollm2", "data": "mine", "train": "default"}
     recipe = compose(commands.recipes_folder(), names, THEIRS)
     found = {name: Wrapper.from_recipe(recipe, name).predict(image, "left star") for name in ("theirs", None)}
@@ -130,13 +128,21 @@ def test_it_is_merged() -> None:
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
+PICTURE = str(TOY / "images" / "toy-val-0000.png")
+
+
 @pytest.mark.parametrize(
     ("kind", "args", "reason"),
     [
         pytest.param(RecipeError, ["eval", "--llm", "rule"], "llm.backend=rule takes no adapter", id="rule"),
         pytest.param(RecipeError, ["eval", "--run", "runs/a", *OURS], "runs/a has an adapter of its own", id="run"),
         pytest.param(ModelError, ["eval", "--adapter", "nowhere", *OURS], "'nowhere' is no folder", id="nowhere"),
-        pytest.param(ModelError, ["predict", "a.png", "x", "--adapter", "wide", *OURS], "does not fit tiny", id="size"),
+        pytest.param(
+            ModelError,
+            ["predict", PICTURE, "x", "--vlm", "toy", "--adapter", "wide", *OURS],
+            "does not fit tiny",
+            id="size",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused(kind: type[LLMWrapperError], args: list[str], reason: str) -> None:
@@ -164,20 +170,3 @@ def test_evaluation_refuses_before_the_untrained_llm_is_asked(toy: Path) -> None
 def test_a_merge_says_what_it_needs(kind: type[LLMWrapperError], args: list[str], reason: str) -> None:
     assert reason in fail(kind, "export", *args)
     assert not Path("merged").exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        pytest.param(["eval", "LLM=llama3"], "eval --vlm toy --llm llama3 --data toy --adapter a/b c=d", id="eval"),
-        pytest.param(["predict", "LLM=llama3"], "--llm llama3 --adapter a/b c=d", id="predict"),
-        pytest.param(["predict", "VLM=gd", "RUN=runs/a"], "--vlm gd --run runs/a --adapter a/b c=d", id="predict-run"),
-    ],
-)
-def test_make_passes_it_on(args: list[str], words: str) -> None:
-    own = {"VLM", "LLM", "RUN", "ADAPTER", "DATA", "DATA_ROOT", "ARGS", "PAPER", "MFLAGS"}
-    env = {key: value for key, value in os.environ.items() if key not in own and not key.startswith("MAKE")}
-    command = ["make", "-n", *args, "ADAPTER=a/b", "ARGS=c=d", "IMAGE=a.jpg", "EXPRESSION=b"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    line = done.stdout.replace("\\\n", "").splitlines()[-1].replace('"', "").split()
-    assert " ".join(line).endswith(words)

@@ -137,7 +137,9 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
         context.setattr(commands, "train", None)
         compare(*args, "--limit", "5")
     assert (FOLDER / "lora" / "predictions-val-first-5.parquet").is_file()
-    assert "the first 5 expressions only" in (FOLDER / "methods.md").read_text(encoding="utf-8")
+    (beside,) = FOLDER.parent.glob("mine-*/methods.md")
+    assert "the first 5 expressions only" in beside.read_text(encoding="utf-8")
+    assert (FOLDER / "methods.md").read_text(encoding="utf-8") == table
 
 
 def test_a_row_that_fails_loses_no_other_and_is_tried_again(
@@ -176,7 +178,8 @@ def test_without_the_untrained_llm_there_are_no_gains(options: list[str], monkey
     printed = compare("--method", "in-context", *options, "--limit", "4", code=1)
     assert "untrained failed: DataError" in printed
     assert "nothing can be said of gains" in printed
-    assert facts()["rows"][1]["over_untrained"] is None
+    (beside,) = FOLDER.parent.glob("mine-*/methods.json")
+    assert json.loads(beside.read_text(encoding="utf-8"))["rows"][1]["over_untrained"] is None
 
 
 def test_a_search_without_a_usable_proposal_says_so(options: list[str]) -> None:
