@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,13 +97,15 @@ DEEP = [
 """Hostile to whatever reads JSON."""
 
 
+def cache_file(name: str) -> bytes:
+    """Write a complete cache and return one of its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        return (complete_cache(Path(folder)) / name).read_bytes()
+
+
 def part() -> bytes:
     """Write one part of a cache."""
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-seed-{os.getpid()}"
-    try:
-        return (complete_cache(folder) / "part-00000.parquet").read_bytes()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return cache_file("part-00000.parquet")
 
 
 def complete_cache(folder: Path) -> Path:
@@ -167,15 +169,6 @@ def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use
     return prepare
 
 
-def manifest() -> bytes:
-    """Write the manifest of a complete cache."""
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-seed-{os.getpid()}"
-    try:
-        return (complete_cache(folder) / "manifest.json").read_bytes()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def own_predictions() -> bytes:
     """Write predictions of two systems."""
     candidates = tuple(Candidate(Box(1, 2, 30, 40), "zebra", score, "toy", "od") for score in (0.5, None))
@@ -185,12 +178,10 @@ def own_predictions() -> bytes:
         candidates=candidates, origins=(0, 1), image_wh=(640, 480), mass=0.5,
     )  # fmt: skip
     rows = [replace(first, sample_id=f"s{n}", system=system) for n in range(4) for system in ("llm", "rule")]
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-seed-{os.getpid()}.parquet"
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.parquet"
         predictions.save(path, rows)
         return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def pictures() -> list[bytes]:
@@ -419,7 +410,7 @@ _READERS = [
     ),
     Reader("part", of_path("part-00000.parquet", use_part), lambda: [part()], parquet_bombs),
     Reader("cache-part", prepare_cache("part-00000.parquet"), lambda: [part()], parquet_bombs),
-    Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [manifest()], deep),
+    Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [cache_file("manifest.json")], deep),
     Reader("cache-staged", prepare_cache("replaced.json", is_staged=True), these(b'["part-00003.parquet"]'), deep),
     Reader("predictions", of_path("p.parquet", predictions.load), lambda: [own_predictions()], parquet_bombs),
     Reader("pickle", of_path("refs(unc).p", restricted_pickle.load), pickles, pickle_bombs),
