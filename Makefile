@@ -141,9 +141,9 @@ search-prompts: $(STAMP) ## An LLM searches for a better prompt, without trainin
 compare-methods: $(STAMP) ## Prompting, prompt search and training at one budget, in one table: VLM, LLM, DATA, DATA_ROOT (ARGS="--labelled 200")
 	$(CLI) compare-methods $(CHOICES)
 
-report: $(STAMP) ## The table again, and a page with plots and cases (report.html, report.md), from a run's folder alone: RUN
+report: $(STAMP) ## The table again, and a page with plots and cases (report.html, report.md): RUN, and DATA_ROOT for pictures
 	@: "$${RUN:?name the run: make report RUN=runs/.. (ls runs lists them)}"
-	$(CLI) report "$$RUN"
+	$(CLI) report "$$RUN" $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 
 clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	rm -rf $(CACHES)
@@ -157,3 +157,7 @@ cases: $(STAMP) ## Small inputs that people really have, each with what is right
 .PHONY: families
 families: $(STAMP) ## Score tiny random models of about 75 families against plain passes (ARGS="gpt-oss mamba": some of them)
 	$(BIN)/python benchmarks/llm_families.py $$ARGS
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Damaged and hostile files for every reader of other people's files (ARGS="--seconds 600 pickle image")
+	$(BIN)/python benchmarks/fuzz_readers.py $$ARGS

@@ -190,7 +190,7 @@ def predictions() -> Iterator[Check]:
         yield Check(case, f"{file}.jsonl: counted as wrong", score(f"{file}.jsonl"), says=(r"50\.0", "wrong: 2"))
     yield Check(case, "several: the rule is said", score("nested.jsonl"), says=("the first one is taken: line 2",))
     for file in ("n1", "n1000"):
-        yield Check(case, f"{file}.jsonl: format asked", score(f"{file}.jsonl"), False, ("--box-format xyxy_",))
+        yield Check(case, f"{file}.jsonl: format wanted", score(f"{file}.jsonl"), False, ("--box-format xyxy_",))
     yield Check(case, "n1000box.jsonl: refused", score("n1000box.jsonl"), False, ("--box-format xyxy_1000",))
     case = "11_own_data_shapes"
     yield Check(case, "a JSON list works", check("list.json"), None, ("1 image files missing",))
@@ -358,16 +358,21 @@ def main(chosen: Sequence[str]) -> int:
     log.propagate = False
     table = Table("case", "what is right", "what happened", "")
     wrong = total = 0
+    checked: set[str] = set()
     for each in (each for group in GROUPS for each in group()):
         if chosen and not each.case.startswith(tuple(chosen)):
             continue
         with empty_folder():
             what, is_right = outcome(each, folder / each.case)
         total, wrong = total + 1, wrong + (not is_right)
+        checked.add(each.case)
         cells = (each.case, each.right, what, "right" if is_right else "WRONG")
         table.add_row(*map(Text, cells), style=None if is_right else "red")
     console.print(table)
     console.print(f"{total - wrong} of {total} right")
+    unchecked = sorted({path.name for path in folder.iterdir() if path.is_dir()} - checked)
+    if unchecked and not chosen:
+        console.print(f"without a check: {', '.join(unchecked)}")
     return int(wrong > 0)
 
 

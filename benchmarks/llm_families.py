@@ -1,6 +1,6 @@
 """Ask tiny random models of every family the way a real one is asked, and hold the scores against plain passes.
 
-    make families                 all of them, a table on standard output (about 3 minutes on 2 cores)
+    make families                 all of them, a table on standard output (about 6 minutes on 2 cores)
     make families ARGS="gpt-oss mamba"     some of them
 
 A model that is refused with a ModelError is right, one that answers is right if its scores are those of one plain pass
@@ -26,6 +26,7 @@ import torch
 import transformers
 import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from training_cells import training_cell
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import generate
@@ -493,6 +494,8 @@ COLUMNS: dict[str, Callable[[LoadedLLM], tuple[str, bool]]] = {
     "shared": shared_cell,
     "worst error": error_cell,
     "batch = alone": generate_cell,
+    "TRAIN=default": training_cell("default"),
+    "TRAIN=paper": training_cell("paper"),
 }
 
 

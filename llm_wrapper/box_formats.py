@@ -66,6 +66,8 @@ _REACH = 2 / 3
 """Boxes in a finer unit come at least this far into their images, in both directions."""
 
 _MOST_VOTERS = 50_000
+_MOST_PAIRS = 500_000
+"""A file may hold a million boxes of one image, and an image many targets."""
 _MOST_NAMED = 5
 
 
@@ -104,10 +106,15 @@ class TargetPairs:
         for row, image in enumerate(images):
             by_image.setdefault(image, []).append(row)
         shared = [(image, box) for image, box in targets if image in by_image]
+        rows: list[int] = []
+        owners: list[int] = []
         taken = [shared[place] for place in _drawn(np.arange(len(shared)), most)]
-        pairs = [(row, box, number) for number, (image, box) in enumerate(taken) for row in by_image[image]]
-        rows, numbers = (np.array([pair[place] for pair in pairs], dtype=np.intp) for place in (0, 2))
-        return cls(rows, _stacked([box for _, box, _ in pairs]), numbers)
+        for number, (image, _) in enumerate(taken):
+            of_image = by_image[image][: _MOST_PAIRS - len(rows)]
+            rows += of_image
+            owners += [number] * len(of_image)
+        numbers = np.array(owners, dtype=np.intp)
+        return cls(np.array(rows, dtype=np.intp), _stacked([box for _, box in taken])[numbers], numbers)
 
 
 def to_pixels(values: FloatArray, image_wh: FloatArray, box_format: BoxFormat) -> FloatArray:
@@ -131,11 +138,11 @@ def fits(values: FloatArray, image_wh: FloatArray, box_format: BoxFormat) -> Boo
     pixels, sides = to_pixels(values, image_wh, box_format), np.tile(image_wh, 2)
     slack = _SLACK * sides + 1
     with np.errstate(invalid="ignore"):
-        result: BoolArray = ((pixels >= -slack) & (pixels <= sides + slack)).all(axis=1)
-        result &= (pixels[:, 2:] > pixels[:, :2]).all(axis=1)
+        inside = np.asarray(((pixels >= -slack) & (pixels <= sides + slack)).all(axis=1))
+        result: BoolArray = inside & np.asarray((pixels[:, 2:] > pixels[:, :2]).all(axis=1))
         if not box_format.endswith("norm"):
             # Fractions of one pixel are shares of the image; (0, 0, 1, 1) may be one pixel.
-            result &= ~((np.abs(values) <= 1).all(axis=1) & (values % 1 != 0).any(axis=1))
+            result = result & ~((np.abs(values) <= 1).all(axis=1) & (values % 1 != 0).any(axis=1))
     return result
 
 
@@ -219,9 +226,9 @@ class _Votes:
         if self._num_targets < _FEWEST:
             return []
         least = max(self._good_overlap, self.overlaps[declared] + _GAP)
-        found = [each for each in BOX_FORMATS if self.overlaps[each] >= least]
-        best = max((self.overlaps[each] for each in found), default=0.0)
-        return [each for each in found if self.overlaps[each] > best - _GAP / 2]
+        closer = [each for each in BOX_FORMATS if self.overlaps[each] >= least]
+        best = max((self.overlaps[each] for each in closer), default=0.0)
+        return [each for each in closer if self.overlaps[each] > best - _GAP / 2]
 
     def is_confirmed(self, declared: BoxFormat) -> bool:
         """Tell whether the boxes overlap with the targets, so that sizes of images no longer matter."""
@@ -255,7 +262,7 @@ class _Votes:
         if len(values) < _FEWEST:
             return []
         spans = _spans(image_wh, declared)
-        found: list[BoxFormat] = []
+        finer: list[BoxFormat] = []
         for each in BOX_FORMATS:
             if each.partition("_")[0] != layout or self.misfits[each]:
                 continue
@@ -264,8 +271,8 @@ class _Votes:
             # One whole-image box may be a pixel: see `fits`.
             is_clear = not each.endswith("norm") or bool((values % 1 != 0).any())
             if odds >= _ODDS and (reach >= _REACH).all() and is_clear:
-                found.append(each)
-        return found
+                finer.append(each)
+        return finer
 
     def advice(self, formats: Sequence[BoxFormat], how: str) -> str:
         """Name the formats that fit, the likeliest first, and what declares them."""
@@ -305,8 +312,8 @@ def _overlap(pixels: FloatArray, pairs: TargetPairs) -> float:
     """Return the mean over the targets of the best IoU."""
     best = np.zeros(int(pairs.numbers.max()) + 1)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        found = np.nan_to_num(rowwise_iou(pixels[pairs.rows], pairs.targets), nan=0.0)
-    np.maximum.at(best, pairs.numbers, found)
+        overlaps = np.nan_to_num(rowwise_iou(pixels[pairs.rows], pairs.targets), nan=0.0)
+    np.maximum.at(best, pairs.numbers, overlaps)
     return float(best[np.unique(pairs.numbers)].mean())
 
 

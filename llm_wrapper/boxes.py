@@ -1,4 +1,4 @@
-"""Box geometry. The only place that converts between box formats.
+"""Box geometry. What other programs' numbers mean is decided in `box_formats`.
 
 `Box` is xyxy pixels. `box_xywh` is (left, top, width, height) in pixels as COCO and REFER store it.
 """

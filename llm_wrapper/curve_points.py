@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_wrapper import readers, runs
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import RunError, shell_word
 
 __all__ = ["PROGRESS", "Kept", "folder_of", "of_run", "step_of"]
 
@@ -66,12 +66,12 @@ def _samples_seen(folder: Path) -> int:
     progress = readers.read_json(folder / PROGRESS, most=readers.MIB)
     seen = progress.get("samples_seen") if isinstance(progress, dict) else None
     digests = progress.get("sha256") if isinstance(progress, dict) else None
-    if not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
+    if not isinstance(seen, int) or not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
         raise RunError(
-            f"{folder / PROGRESS} does not say how many samples were seen: remove the adapter: rm -r {folder}"
+            f"{folder / PROGRESS} does not say how many samples were seen: remove it: rm -r {shell_word(folder)}"
         )
     runs.require_unchanged(folder, digests, names=(CONFIG, WEIGHTS))
-    return int(seen)
+    return seen
 
 
 def _are_counts(*values: Any) -> bool:

@@ -79,12 +79,12 @@ class Matcher:
             self._by_ref[sample.ref_id].append(sample)
             self._by_image[sample.image_id].append(sample)
         self._images: defaultdict[tuple[str, str], list[_Image]] = defaultdict(list)
-        self._found: dict[str, str] = {}
+        self._matches: dict[str, str] = {}
         for image in _images([each[0] for each in self._by_image.values()], file_names or {}):
             for key in _keys_of_image(image):
                 self._images[key].append(image)
         self._spellings: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
-        for name in spellings:
+        for name in set(spellings):
             parts = _parts(name)
             self._spellings[parts[-1]].add(parts)
 
@@ -97,9 +97,9 @@ class Matcher:
         """
         if name in self._by_image:
             return name
-        if name not in self._found:
-            self._found[name] = self._search(name)
-        return self._found[name]
+        if name not in self._matches:
+            self._matches[name] = self._search(name)
+        return self._matches[name]
 
     def sample_of(self, sample_id: str, expression: str | None = None) -> Sample:
         """Return the sample of an id; with an expression, only if that is the sample's.
@@ -140,11 +140,11 @@ class Matcher:
             tails = [(_common_tail(image.parts, parts), image) for image in self._images.get(key, ())]
             best = max((tail for tail, image in tails if tail >= min(len(parts), image.own)), default=0)
             fitting = [image for tail, image in tails if tail == best and self._is_meant(image, parts[-1], tail)]
-            found = sorted({image.image_id for image in fitting})
-            if len(found) > 1:
-                raise AmbiguousNameError(f"{name!r} is shared by images {', '.join(found[:5])}: use image_id")
-            if found:
-                return found[0]
+            image_ids = sorted({image.image_id for image in fitting})
+            if len(image_ids) > 1:
+                raise AmbiguousNameError(f"{name!r} is shared by images {', '.join(image_ids[:5])}: use image_id")
+            if image_ids:
+                return image_ids[0]
         raise NotInDataError(f"image {name!r} is not in {self.place}")
 
     def _is_meant(self, image: _Image, last: str, tail: int) -> bool:
@@ -159,15 +159,15 @@ class Matcher:
                 f"{named} alone does not say which of its {len(pool)} expressions is meant; "
                 "add 'sample_id' or 'expression'"
             )
-        found = tuple(sample for sample in pool if sample.expression == expression)
-        if not found:
-            found = tuple(sample for sample in pool if letters(sample.expression) == letters(expression))
-            if len({sample.expression for sample in found}) > 1:
+        samples = tuple(sample for sample in pool if sample.expression == expression)
+        if not samples:
+            samples = tuple(sample for sample in pool if letters(sample.expression) == letters(expression))
+            if len({sample.expression for sample in samples}) > 1:
                 raise AmbiguousNameError(f"{named} has several expressions like {expression!r}: use 'sample_id'")
-        if not found:
+        if not samples:
             close = nearest(expression, list(dict.fromkeys(sample.expression for sample in pool)))
             raise AmbiguousNameError(f"{named} has no expression {expression!r} in {self.place}{close}")
-        return found
+        return samples
 
 
 def is_other_data(num_named: int, num_matched: int, num_known: int) -> bool:
@@ -190,14 +190,14 @@ def _images(samples: Sequence[Sample], file_names: Mapping[str, str]) -> list[_I
     """Return the images of samples, one each, with the data's own names for them."""
     folders = [os.path.dirname(sample.image_path.replace("\\", "/")) for sample in samples if sample.image_path]
     shared = len(_parts(_common_folder(folders))) if folders and _common_folder(folders) else 0
-    found = []
+    images = []
     for sample in samples:
         name = _parts(file_names.get(sample.image_id, sample.image_id))
         path = _parts(sample.image_path) if sample.image_path else name
         # Where the id is the name, the data has it so; else it is what lies under the folder of all images.
         is_name = path[-len(name) :] == name
-        found.append(_Image(sample.image_id, path, len(name) if is_name else max(1, len(path) - shared)))
-    return found
+        images.append(_Image(sample.image_id, path, len(name) if is_name else max(1, len(path) - shared)))
+    return images
 
 
 def _common_folder(folders: Sequence[str]) -> str:
@@ -261,8 +261,8 @@ def _keys_of_name(name: str) -> list[tuple[str, str]]:
 
 def _unique_numbers(samples: Mapping[str, Sample]) -> dict[int, Sample]:
     """Return samples by the number that their id is, where it is of one alone: 7 for "0000007"."""
-    found: defaultdict[int, list[Sample]] = defaultdict(list)
+    by_number: defaultdict[int, list[Sample]] = defaultdict(list)
     for name, sample in samples.items():
         if _INTEGER.fullmatch(name):
-            found[int(float(name)) if "." in name else int(name)].append(sample)
-    return {number: same[0] for number, same in found.items() if len(same) == 1}
+            by_number[int(float(name)) if "." in name else int(name)].append(sample)
+    return {number: same[0] for number, same in by_number.items() if len(same) == 1}

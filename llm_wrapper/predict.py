@@ -21,9 +21,10 @@ from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections import scenes
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.detectors import Detector
-from llm_wrapper.errors import DataError
+from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.prompts.text import require_expression
 from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Candidate, Prediction, Sample
@@ -69,8 +70,10 @@ class Preparer:
             ImageError: If the picture cannot be read.
             DataError: If the expression is empty, or a file of boxes cannot be used.
         """
-        if not expression.strip():
-            raise DataError("the expression is empty: say what to find, such as 'the man on the left'")
+        try:
+            require_expression(expression)
+        except PromptError as error:
+            raise DataError(str(error)) from error
         if not isinstance(image, Image.Image):
             return self._prepared(Path(image), expression)
         with tempfile.TemporaryDirectory() as folder:

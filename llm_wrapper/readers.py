@@ -33,6 +33,7 @@ __all__ = [
     "decode_text",
     "open_regular",
     "parse_json",
+    "parse_parquet_schema",
     "parse_parquet_table",
     "parse_yaml",
     "read_bytes",
@@ -50,7 +51,7 @@ _MAX_DEPTH = 64
 _MAX_DIGITS = 100
 """Digits of an integer: ids have up to twenty, and no float holds more than 309."""
 _MAX_LINE = 64 * MIB
-_MAX_UNPACKED = 4 * GIB
+_MAX_UNPACKED = GIB // 2
 _MAX_TEXT = 64 * MIB
 """Bytes of a column's texts that are not counted before they are read."""
 _DAMAGED = "The file may be cut short: fetch or write it again."
@@ -91,11 +92,11 @@ def read_bytes(path: str | Path, *, most: int = 4 * GIB) -> bytes:
         if size > most:
             raise DataError(f"{path} has {size} bytes, more than the {most} that such a file may have.")
         try:
-            content = stream.read(most + 1)
+            content = stream.read(size + 1)  # room for `most` would be taken, however small the file is
         except (OSError, MemoryError) as error:
             raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
-    if len(content) > most:
-        raise DataError(f"{path} grew over the {most} bytes that such a file may have while it was read.")
+    if len(content) > size:
+        raise DataError(f"{path} grew while it was read: wait until it is written.")
     return content
 
 
@@ -277,6 +278,14 @@ def compose_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """Return the value of one YAML document, see `compose_yaml`."""
     return compose_yaml(text, where)[1]
+
+
+def parse_parquet_schema(content: bytes, where: str) -> pa.Schema:
+    """Return the columns of a Parquet file, of which nothing is unpacked; raises DataError where it is damaged."""
+    try:
+        return pq.ParquetFile(pa.BufferReader(content)).schema_arrow
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        raise DataError(f"{where} is damaged or cut off: {error}. Remove it and make it again.") from error
 
 
 def parse_parquet_table(

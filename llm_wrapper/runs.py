@@ -13,17 +13,15 @@ import contextlib
 import functools
 import glob
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from llm_wrapper import artifacts, readers
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import RunError, shell_word
+from llm_wrapper.locking import locked
 from llm_wrapper.recipe import Recipe, load_resolved
 
 __all__ = [
@@ -156,7 +154,7 @@ def verify_adapter(folder: Path) -> None:
 
 def resume_command(folder: Path) -> str:
     """Return the command that resumes an interrupted training."""
-    return f"llm-wrapper train --run {shlex.quote(str(folder))}"
+    return f"llm-wrapper train --run {shell_word(folder)}"
 
 
 def open_run(folder: Path, recipe: Recipe) -> Path:
@@ -220,19 +218,8 @@ def claim_run(folder: Path, recipe: Recipe, *, is_new: bool = False) -> Iterator
     if is_new:
         folder = _created(folder)
     open_run(folder, recipe)
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"{folder} is in use: another process trains it. Wait until it has ended, or name another with --run"
-        ) from error
-    except OSError as error:
-        raise RunError(f"{folder} cannot be locked: {error.strerror or error}. Name another with --run") from error
-    try:
+    with locked(folder, RunError):
         yield open_run(folder, recipe)  # again: another process may have finished it before the lock was free
-    finally:
-        lock.release()
 
 
 def _created(folder: Path) -> Path:

@@ -170,10 +170,11 @@ class ServerSection(Section):
 class LLMSection(Section):
     """Which LLM, and how it is loaded and asked; or which server to ask (`backend: openai`).
 
-    `model` is a hub id, a local folder, or `gguf:PACKAGE` for a GGUF file inside an installed Python package; for a
-    server the name that it serves the model under. `decode` is what the answer is read from; a local model knows only
-    `score` and `generate` (`llms/server_ways.py` says what the others are). With `orders` over one, probabilities are
-    averaged over so many orders of the candidates, at as many times the cost.
+    `model` is a hub id, a local folder, `gguf:PATH.gguf` for a GGUF file, or `gguf:PACKAGE` for one inside an
+    installed Python package; for a server the name that it serves the model under. `decode` is what the answer is
+    read from; a local model knows only `score` and `generate` (`llms/server_ways.py` says what the others are).
+    With `orders` over one, probabilities are averaged over so many orders of the candidates, at as many times the
+    cost.
 
     Chat templates write a date (Llama 3.2, SmolLM3, Granite, gpt-oss) and an empty or open thought (Qwen3, GLM-4,
     Nemotron): `template_date` is the date that they get, and `enable_thinking` what they are given by that name.

@@ -175,5 +175,11 @@ def test_targets_of_an_image_are_compared_with_all_its_boxes() -> None:
 
 
 def test_a_sample_of_many_boxes_is_not_of_one_kind() -> None:
-    boxes = written([*THREE, [300, 200, 500, 270], [400, 50, 600, 99]], "xywh") * 30_000
+    boxes = written([*THREE, [300, 200, 500, 270], [400, 50, 600, 99]], "xywh") * 12_000
     assert "--box-format xywh" in check(boxes, "xyxy")
+
+
+def test_many_boxes_of_one_image_are_not_all_paired() -> None:
+    pairs = TargetPairs.of_images(["a"] * 2000, [("a", [0, 0, 1, 1 + number]) for number in range(1000)])
+    assert len(pairs.rows) == len(pairs.targets) == 500_000
+    assert pairs.numbers.max() == 249

@@ -185,7 +185,9 @@ def test_predict_never_takes_a_detector_that_cannot_see_photographs(toy: Path, m
 @pytest.mark.parametrize("expression", ["", "  \t", "\n"], ids=["empty", "blank", "line"])
 def test_predict_needs_an_expression(toy: Path, expression: str) -> None:
     image = toy / "images" / "toy-val-0000.png"
-    assert "the expression is empty" in fail(DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule")
+    assert "is empty: say what to find" in fail(
+        DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,9 @@ def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text('{"file_name": "other.png", "detections": []}')
     image = toy / "images" / "toy-val-0000.png"
-    assert "it names 'other.png'" in fail(DataError, "predict", image, "left star", "--boxes", boxes)
+    assert "made for other data: it names 'other.png'" in fail(
+        DataError, "predict", image, "left star", "--boxes", boxes
+    )
 
 
 def test_boxes_and_a_detector_are_one_too_many(toy: Path) -> None:

@@ -259,6 +259,12 @@ def shell_in_make() -> None:
     assert not Path("pwned").exists()
 
 
+def command_of_a_message() -> None:
+    folder = stranger({}).rename("runs/x; touch pwned")
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    runs.open_run(folder, runs.recipe_of(folder))
+
+
 ATTACKS: dict[str, tuple[Callable[[], None], str | None]] = {
     "key-to-a-stranger": (key_to_a_stranger, "you have not allowed that"),
     "key-sent-back": (key_sent_back, None),
@@ -287,6 +293,7 @@ ATTACKS: dict[str, tuple[Callable[[], None], str | None]] = {
     "bracket-in-parts": (bracket_in_parts, None),
     "empty-expression": (empty_expression, "is empty: say what to find"),
     "shell-in-make": (shell_in_make, None),
+    "command-of-a-message": (command_of_a_message, "rm -r 'runs/x; touch pwned'$"),
 }  # fmt: skip
 """Kind of attack -> what a user does, and what the error says; none where nothing happens."""
 

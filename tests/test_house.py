@@ -175,8 +175,10 @@ CLI = "llm-wrapper"
         ),
         pytest.param(
             ["train", "PROCESSES=2", "RUN=runs/a_b"],
-            "accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 2 --main_process_port 0 "
-            "-m llm_wrapper train --run runs/a_b".split(),
+            [
+                *("accelerate", "launch", "--config_file", "recipes/accelerate/ddp.yaml", "--num_processes", "2"),
+                *("--main_process_port", "0", "-m", "llm_wrapper", "train", "--run", "runs/a_b"),
+            ],
             "",
             id="train-on-two",
         ),
@@ -188,6 +190,18 @@ CLI = "llm-wrapper"
             id="eval-run-passes-what-is-named",
         ),
         pytest.param(["eval", "RUN=runs/a"], [CLI, "eval", "--run", "runs/a"], "", id="eval-run"),
+        pytest.param(
+            ["eval", "LLM=llama3", "ADAPTER=a/b", "ARGS=c=d"],
+            [CLI, "eval", "--llm", "llama3", "--adapter", "a/b"],
+            "c=d",
+            id="eval-adapter",
+        ),
+        pytest.param(
+            ["predict", "VLM=gd", "RUN=runs/a", "ADAPTER=a/b", "IMAGE=a.jpg", "EXPRESSION=b"],
+            [CLI, "predict", "--vlm", "gd", "--run", "runs/a", "--adapter", "a/b", "a.jpg", "b"],
+            "",
+            id="predict-adapter",
+        ),
         pytest.param(["eval", "PAPER=gd"], [CLI, "--paper", "gd", "eval"], "", id="eval-paper"),
         pytest.param(
             ["curve", "RUN=runs/a", "SAMPLES=100 300"],
@@ -393,3 +407,14 @@ def test_git_keeps_no_result_and_nothing_heavy() -> None:
     files = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in project_files()}
     assert not [name for name in files if name.startswith(("runs/", ".venv/", "data/detections/"))]
     assert not [name for name, size in files.items() if size > 2_000_000]
+
+
+def test_commands_that_messages_suggest_are_quoted() -> None:
+    before = r"(?:\b(?:RUN|PROMPT|DATA|VLM|ADAPTER)=|\brm (?:-r )?|--(?:run|data-root|local-dir)[ =])"
+    unquoted = re.compile(before + r"\{(?!shell_word|word\b|shlex)")
+    found = [
+        (path.relative_to(ROOT).as_posix(), match[0])
+        for path in sorted((ROOT / "llm_wrapper").rglob("*.py"))
+        for match in unquoted.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found

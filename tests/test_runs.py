@@ -187,7 +187,7 @@ def test_a_run_that_another_process_trains_is_refused() -> None:
         assert other.stdout.readline() == "held\n"
         before = snapshot(Path("run"))
         with (
-            pytest.raises(RunError, match=r"run is in use: another process trains it"),
+            pytest.raises(RunError, match=r"run is in use by process "),
             runs.claim_run(Path("run"), RECIPE),
         ):
             pass

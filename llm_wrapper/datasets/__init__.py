@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,25 @@ def load(section: DataSection, split: str) -> Dataset:
     if section.reader not in READERS:
         names = ", ".join(READERS)
         raise RecipeError(f"no data reader is named {section.reader!r}{nearest(section.reader, [*READERS])} ({names})")
+    _require_settings(section)
     try:
         return READERS[section.reader](Path(section.root), split, **section.settings)
     except TypeError as error:
         raise RecipeError(f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {error}") from error
+
+
+def _require_settings(section: DataSection) -> None:
+    """Check the names of a section's settings, which are the named arguments of its reader."""
+    arguments = inspect.signature(READERS[section.reader]).parameters.values()
+    known = {argument.name: argument for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY}
+    problems = [f"it has no {key!r}{nearest(key, [*known])}" for key in section.settings if key not in known]
+    problems += [
+        f"{name!r} is missing"
+        for name, argument in known.items()
+        if argument.default is inspect.Parameter.empty and name not in section.settings
+    ]
+    if problems:
+        raise RecipeError(
+            f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {'; '.join(problems)} "
+            f"(its settings: {', '.join(known) or 'none'})"
+        )

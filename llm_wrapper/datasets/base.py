@@ -105,8 +105,10 @@ def image_file(folder: Path, name: str) -> Path:
         name: Relative to it, or absolute and under it.
 
     Raises:
-        DataError: If the name leads out of the folder, by `..` or as an absolute path.
+        DataError: If the name leads out of the folder, by `..` or as an absolute path, or is none.
     """
+    if "\0" in name:
+        raise DataError(f"image {name[:200]!r} is no name of a file")
     path = folder / name
     home, place = os.path.abspath(folder), Path(os.path.abspath(path))
     if place.is_relative_to(home) or place.is_relative_to(folder.resolve()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def _found(
 
 
 def _missing(paths: Iterable[str]) -> list[str]:
-    return [path for path in paths if not Path(path).is_file()]
+    return [path for path in paths if not os.path.isfile(path)]
 
 
 def _of_files(where: str, samples: Sequence[Sample]) -> Iterable[Finding]:
@@ -170,7 +171,7 @@ def _of_files(where: str, samples: Sequence[Sample]) -> Iterable[Finding]:
     sideways: list[str] = []
     for sample in samples:
         path = sample.image_path
-        if path is None or not Path(path).is_file():
+        if path is None or not os.path.isfile(path):
             continue
         try:
             upright_wh, stored_wh = images.read_sizes(path)

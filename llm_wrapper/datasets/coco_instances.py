@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llm_wrapper import boxes, readers
 from llm_wrapper.datasets import rows
@@ -19,7 +19,6 @@ from llm_wrapper.errors import DataError, listed
 __all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load"]
 
 _log = logging.getLogger(__name__)
-_Size = Annotated[int, Field(gt=0)]
 
 
 class CocoImage(BaseModel):
@@ -27,8 +26,8 @@ class CocoImage(BaseModel):
 
     id: rows.Id
     file_name: str
-    width: _Size
-    height: _Size
+    width: rows.Side
+    height: rows.Side
 
 
 class CocoAnnotation(BaseModel):

@@ -19,6 +19,7 @@ from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require
 from llm_wrapper.datasets.coco_instances import CocoImage, Instances
 from llm_wrapper.datasets.collector import Collector
 from llm_wrapper.errors import DataError
+from llm_wrapper.names import folder_name
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["load"]
@@ -53,9 +54,10 @@ def load(root: Path, split: str, *, split_by: str = "unc", text: rows.TextKind =
 
     Raises:
         DataError: If a file is missing or damaged, if the split does not exist, or if most refs cannot be used.
-        RecipeError: If `text` is neither of the two.
+        RecipeError: If `text` is neither of the two, or `split_by` is a path.
     """
     rows.require_text_kind(text)
+    folder_name(split_by, "data.settings.split_by")
     refs_path = require_file(root / _FOLDER / f"grefs({split_by}).json", _REMEDY)
     instances_path = require_file(root / _FOLDER / "instances.json", _REMEDY)
     chosen = _of_split(refs_path, split)

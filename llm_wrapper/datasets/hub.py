@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, Field, Json, PositiveInt
+from pydantic import BaseModel, Field, Json
 
 from llm_wrapper import artifacts, images
 from llm_wrapper.datasets import rows, snapshot
@@ -42,8 +42,8 @@ _COCO_NAME = re.compile(r"(COCO_[a-z]+\d{4}_(\d{12}))(?:_\d+)?\.jpg")
 
 class _ImageInfo(BaseModel):
     file_name: str
-    width: PositiveInt
-    height: PositiveInt
+    width: rows.Side
+    height: rows.Side
 
 
 class _Annotation(BaseModel):

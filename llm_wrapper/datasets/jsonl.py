@@ -27,6 +27,7 @@ from llm_wrapper.box_formats import BOX_FORMATS, BoxFormat
 from llm_wrapper.datasets import coco_instances, rows
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset, digest_files, image_file, require_file
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
+from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["EXAMPLE", "load"]
@@ -51,8 +52,8 @@ class _Row(BaseModel):
     ref_id: rows.Id | None = None
     image_id: rows.Id | None = None
     split: str | None = None
-    width: int | None = Field(None, gt=0, strict=True)
-    height: int | None = Field(None, gt=0, strict=True)
+    width: rows.Side | None = Field(None, strict=True)
+    height: rows.Side | None = Field(None, strict=True)
     kind: str | None = None
     source: str | None = None
 
@@ -144,7 +145,7 @@ def load(
         raise DataError(listed(f"{path}, split {split}, cannot be used", problems) + example)
     instances = path.parent / "instances.json"
     files = [path, instances] if instances.is_file() else [path]
-    objects, skipped = _objects(instances, parsed) if instances.is_file() else (None, {})
+    objects, skipped = _objects(instances, samples) if instances.is_file() else (None, {})
     digest = digest_files(files)
     if val_share is not None:
         digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
@@ -261,7 +262,7 @@ class _Reader:
             path = image_file(self._folder, row.name)
             if row.width is not None and row.height is not None:
                 return (row.width, row.height)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 return (
                     f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
                 )
@@ -323,17 +324,24 @@ class _Reader:
 
 
 def _objects(
-    instances_path: Path, parsed: _Placed
+    instances_path: Path, samples: Sequence[Sample]
 ) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
-    """Return the objects by our image ids, and the entries that cannot be used.
-
-    Images are matched by file name, with folders if that fits, else by the last part.
-    """
+    """Return the objects of our images by their ids, and the entries that cannot be used, by reason."""
     instances = coco_instances.load(instances_path)
-    by_name = {image.file_name: image.id for image in instances.images.values()}
+    names = {image_id: image.file_name for image_id, image in instances.images.items()}
+    matcher = Matcher(samples, str(instances_path), spellings=names.values())
     found: dict[str, tuple[AnnotatedObject, ...]] = {}
-    for _, _, row in parsed:
-        coco_id = by_name.get(row.name, by_name.get(Path(row.name).name))
-        if coco_id is not None:
-            found[row.image_key] = instances.objects[coco_id]
-    return found, instances.skipped.places
+    ambiguous: list[str] = []
+    for coco_id, name in names.items():
+        try:
+            image_id = matcher.image_of(name)
+        except NotInDataError:  # the file may cover other splits
+            continue
+        except AmbiguousNameError:
+            ambiguous.append(f"{instances_path.name} {name}")
+            continue
+        if image_id in found:
+            ambiguous.append(f"{instances_path.name} {name}")
+        found.setdefault(image_id, instances.objects[coco_id])
+    skipped = {**instances.skipped.places, **({"image of an ambiguous name": ambiguous} if ambiguous else {})}
+    return found, skipped

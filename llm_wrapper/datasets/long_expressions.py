@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel
 
 from llm_wrapper.datasets import rows, snapshot
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file
@@ -30,8 +30,8 @@ class _Row(snapshot.HubRow):
     id: rows.Id
     caption: str
     bbox: rows.FourNumbers
-    width: PositiveInt
-    height: PositiveInt
+    width: rows.Side
+    height: rows.Side
     file_name: str
 
     @property

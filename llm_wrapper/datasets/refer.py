@@ -19,6 +19,7 @@ from llm_wrapper.datasets.coco_instances import CocoImage, Instances
 from llm_wrapper.datasets.collector import Collector
 from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
+from llm_wrapper.names import folder_name
 from llm_wrapper.records import Box, Sample
 
 __all__ = ["USUAL_SPLIT_BY", "NumberedRefs", "load", "read_refs"]
@@ -55,7 +56,7 @@ def load(root: Path, split: str, *, name: str, split_by: str, text: rows.TextKin
     Raises:
         DataError: If a file is missing, damaged or refers to code; if the split does not exist (those that do are
             named); or if most refs cannot be used.
-        RecipeError: If `text` is neither of the two.
+        RecipeError: If `text` is neither of the two, or `name` or `split_by` is a path.
     """
     rows.require_text_kind(text)
     refs_path = _refs_path(root, name, split_by)
@@ -71,6 +72,8 @@ def load(root: Path, split: str, *, name: str, split_by: str, text: rows.TextKin
 
 
 def _refs_path(root: Path, name: str, split_by: str) -> Path:
+    for value, what in ((name, "data.settings.name"), (split_by, "data.settings.split_by")):
+        folder_name(value, what)
     existing = sorted(path.name for path in (root / name).glob("refs(*).p"))
     found = f"That folder has {', '.join(existing)}. " if existing else ""
     return require_file(root / name / f"refs({split_by}).p", found + _REMEDY)

@@ -19,6 +19,7 @@ __all__ = [
     "Id",
     "Number",
     "Sentence",
+    "Side",
     "Skipped",
     "TextKind",
     "is_blank",
@@ -38,6 +39,9 @@ FourNumbers = Annotated[list[Number], Field(min_length=4, max_length=4)]
 
 TextKind = Literal["raw", "sent"]
 """Which text of a REFER sentence is the expression: as typed, or cleaned."""
+
+Side = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Width or height of an image in pixels."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from llm_wrapper import readers
 from llm_wrapper.datasets.rows import Skipped
-from llm_wrapper.errors import DataError, listed, shell_word
+from llm_wrapper.errors import DataError, RecipeError, listed, shell_word
 
 __all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
 
@@ -68,7 +68,10 @@ def files_of(root: Path, split: str, repo: str) -> dict[Path, str]:
     Raises:
         DataError: If the split does not exist (those that do are named), if one of its files is missing or there
             twice, or if the repository cannot be fetched.
+        RecipeError: If `repo` is no text.
     """
+    if not isinstance(repo, str):
+        raise RecipeError(f"data.settings.repo={repo!r}: give <owner>/<name>@<revision>.")
     found = _by_split(root)
     if not found:
         _fetch(root, repo)

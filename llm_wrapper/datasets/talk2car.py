@@ -19,6 +19,7 @@ from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file
 from llm_wrapper.datasets.collector import Collector, image_folder
 from llm_wrapper.errors import DataError, listed
+from llm_wrapper.names import folder_name
 from llm_wrapper.records import Sample
 
 __all__ = ["load"]
@@ -80,6 +81,7 @@ def load(root: Path, split: str, *, images: str | Path | None = None) -> Dataset
 
 
 def _path(root: Path, split: str) -> Path:
+    folder_name(split, "the split")
     path = root / "commands" / f"{split}{_ENDING}"
     if not path.is_file():
         existing = sorted(found.name.removesuffix(_ENDING) for found in path.parent.glob(f"*{_ENDING}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,5 +94,5 @@ def _problems(sample: Sample, image: Path) -> Iterator[str]:
         yield f"{sample.sample_id}: box {sample.target.xyxy} reaches out of the image of size {sample.image_wh}"
     if sample.kind not in KINDS:
         yield f"{sample.sample_id}: kind {sample.kind!r} is none of {', '.join(KINDS)}"
-    if not image.is_file():
+    if not os.path.isfile(image):
         yield f"{sample.sample_id}: image {image} does not exist"

@@ -26,10 +26,10 @@ from llm_wrapper import artifacts
 from llm_wrapper.detections import canonical
 from llm_wrapper.detections.contents import MANIFEST, Contents, Manifest, fill_command, read, totals
 from llm_wrapper.detections.identity import Recorded, commits_of, distinct
-from llm_wrapper.detections.lock import locked
 from llm_wrapper.detections.parts import ROWS_PER_PART, Key, Part, read_part, row_detections, write_part
 from llm_wrapper.detectors.base import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
+from llm_wrapper.locking import locked
 from llm_wrapper.records import Detections, Sample, to_dict
 
 __all__ = ["DetectionCache", "Manifest"]

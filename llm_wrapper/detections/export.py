@@ -26,6 +26,8 @@ from llm_wrapper.records import Detection, Detections
 
 __all__ = ["export"]
 
+_ROUNDING = 1e-4
+"""How far outside 0..1 a score may lie: sums of float16 do, and `import` reads them as 0 and 1."""
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
 """An id that is the same as a number and as text: "7", but not "007"."""
 
@@ -81,7 +83,7 @@ def _refuse_unreadable(answers: Mapping[Key, Detections]) -> None:
     problems = []
     for key, answer in answers.items():
         for item in answer.items:
-            if item.score is not None and not 0.0 <= item.score <= 1.0:
+            if item.score is not None and not -_ROUNDING <= item.score <= 1.0 + _ROUNDING:
                 problems.append(f"{told(key)}: score {item.score} of {item.label!r} is not in 0..1")
     if problems:
         raise DataError(listed("the detector `import` could not read these detections back", problems))

@@ -72,9 +72,9 @@ def read_category_names(path: Path) -> CategoryNames:
     try:
         names = _names(content)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
         remedy = "write {id: name}, a list of names, or COCO's categories"
-        raise DataError(listed(f"{path} names no categories: {remedy}", found)) from error
+        raise DataError(listed(f"{path} names no categories: {remedy}", problems)) from error
     is_from_zero = not _is_coco(content) and 0 in names
     return CategoryNames(path.name, {number: name.strip() for number, name in names.items()}, is_from_zero)
 

@@ -2,7 +2,7 @@
 
 Told apart by the file's ending and content, these are read:
 
-- `.jsonl`: one image or one expression a line, named by exactly one of image_id, file_name or sample_id, with
+- `.jsonl`: one image or one expression a line, named by image_id, file_name or sample_id, with
   `detections`: a list of {box (xyxy) or bbox_xywh, label, score (a number in 0..1, or null)}; `box` may be an object
   {xmin, ymin, xmax, ymax} as the pipelines of transformers write it. Or one box a line, with the image's name.
 - `.json`, COCO results: a list of {image_id, category_id, bbox (xywh), score}, such as ultralytics' predictions.json.
@@ -149,10 +149,10 @@ def _entries(chosen: _Settings, notes: Notes) -> list[Entry]:
     return imported_files.entries_of_json(content, path, notes)
 
 
-def _entries_of_sink(found: supervision_files.PlacedRows, chosen: _Settings, notes: Notes) -> list[Entry]:
+def _entries_of_sink(rows: supervision_files.PlacedRows, chosen: _Settings, notes: Notes) -> list[Entry]:
     if chosen.box_format not in (None, "xyxy"):
         raise _unusable([f"box_format: {chosen.path} is of supervision, whose boxes are xyxy: leave the setting out"])
-    return supervision_files.entries(found, notes, has_names=chosen.categories is not None)
+    return supervision_files.entries(rows, notes, has_names=chosen.categories is not None)
 
 
 def _settings(settings: Mapping[str, Any]) -> _Settings:

@@ -36,7 +36,7 @@ class Answers:
         level: `expression` if the file names samples.
         detections: By id.
         remarks: What a user must know of them, one sentence each.
-        deciding: What was found in the file, beside its content and the settings, that decides them.
+        deciding: How the file was read otherwise than its content and the settings say.
     """
 
     level: Level
@@ -88,9 +88,9 @@ def answers_of(
         return Answers(level, {}, (), {})
     remarks = _ignored(placed, entries, dataset, notes)
     remarks += [f"keys that are not read: {', '.join(sorted(notes.unread))}"] if notes.unread else []
-    deciding, found = _labelled(placed.boxes, names, notes)
+    deciding, labelled = _labelled(placed.boxes, names, notes)
     remarks += [f"category ids are read as counted {text}" for text in deciding.values()]
-    pixels = _in_pixels(found, dataset, level, notes, box_format)
+    pixels = _in_pixels(labelled, dataset, level, notes, box_format)
     counts = Counter[str]()
     detections = {key: detections_from_raw(_counted(items, counts), _SOURCE) for key, items in pixels.items()}
     if counts["scores"]:
@@ -134,17 +134,17 @@ def _placed(entries: Sequence[Entry], dataset: Dataset, notes: Notes, stem: str)
 
 def _image(matcher: Matcher, names: Sequence[str]) -> str:
     """Return the image that any of the spellings names; two that name different ones contradict each other."""
-    found = {}
+    spelling_of = {}
     for name in names:
         try:
-            found[matcher.image_of(name)] = name
+            spelling_of[matcher.image_of(name)] = name
         except NotInDataError:
             continue
-    if len(found) > 1:
-        raise AmbiguousNameError(f"{' and '.join(map(repr, found.values()))} are different images")
-    if not found:
+    if len(spelling_of) > 1:
+        raise AmbiguousNameError(f"{' and '.join(map(repr, spelling_of.values()))} are different images")
+    if not spelling_of:
         raise NotInDataError(f"image {names[0]!r} is not in {matcher.place}")
-    return next(iter(found))
+    return next(iter(spelling_of))
 
 
 def _ignored(placed: _Placed, entries: Sequence[Entry], dataset: Dataset, notes: Notes) -> list[str]:
@@ -156,9 +156,11 @@ def _ignored(placed: _Placed, entries: Sequence[Entry], dataset: Dataset, notes:
     shown = _few(f"{name!r} ({where})" for name, where in placed.ignored.items())
     remarks = []
     if is_other_data(num_named, len(placed.boxes), len(known)):
+        verb = "is" if place == "the picture" else "has"
+        remedy = "" if place == "the picture" else "; if it covers other splits alone, name one of them by --split"
         notes.problems.append(
             f"{len(placed.boxes)} of the {num_named} {what} that the file names are of {place}, so it was made for "
-            f"other data: it names {shown}, and {place} is {_few(map(repr, known))}"
+            f"other data: it names {shown}, and {place} {verb} {_few(map(repr, known))}{remedy}"
         )
     elif placed.ignored:
         remarks.append(f"{len(placed.ignored)} of its {num_named} {what} are not of {place} and are ignored: {shown}")
@@ -174,22 +176,22 @@ def _ignored(placed: _Placed, entries: Sequence[Entry], dataset: Dataset, notes:
 _Boxes = dict[str, list[tuple[str, RawBox]]]
 
 
-def _labelled(found: _Boxes, names: CategoryNames | None, notes: Notes) -> tuple[dict[str, str], _Boxes]:
-    """Put names in the place of category ids; return what was found out about the ids, too."""
-    ids = {box.label for items in found.values() for _, box in items if isinstance(box.label, int)}
+def _labelled(boxes: _Boxes, names: CategoryNames | None, notes: Notes) -> tuple[dict[str, str], _Boxes]:
+    """Put names in the place of category ids; return what was boxes out about the ids, too."""
+    ids = {box.label for items in boxes.values() for _, box in items if isinstance(box.label, int)}
     if ids and names is None:
         shown = ", ".join(map(str, sorted(ids)[:_MOST_NAMED]))
         notes.problems.append(
             f"labels are numbers ({shown}): name them by detector.settings.categories=FILE, such as instances.json, "
             "data.yaml or a list of names"
         )
-        return {}, found
+        return {}, boxes
     if not ids or names is None:
-        return {}, found
+        return {}, boxes
     offset = names.offset(ids, is_from_one=notes.is_from_one)
     unknown: dict[int, str] = {}
-    result: _Boxes = {key: [] for key in found}
-    for key, items in found.items():
+    result: _Boxes = {key: [] for key in boxes}
+    for key, items in boxes.items():
         for where, box in items:
             label = box.label
             if isinstance(label, int):
@@ -205,11 +207,11 @@ def _labelled(found: _Boxes, names: CategoryNames | None, notes: Notes) -> tuple
 
 
 def _in_pixels(
-    found: _Boxes, dataset: Dataset, level: Level, notes: Notes, setting: BoxFormat | None
+    boxes: _Boxes, dataset: Dataset, level: Level, notes: Notes, setting: BoxFormat | None
 ) -> dict[str, list[RawBox]]:
     """Convert all boxes; a format that they contradict is a problem."""
     samples = {each.image_id if level == "image" else each.sample_id: each for each in reversed(dataset.samples)}
-    flat = [(key, box) for key, items in found.items() for _, box in items]
+    flat = [(key, box) for key, items in boxes.items() for _, box in items]
     formats = [_declared(box, setting, notes.default) for _, box in flat]
     values = np.array([box.values for _, box in flat], dtype=np.float64).reshape(-1, 4)
     sizes = np.array([samples[key].image_wh for key, _ in flat], dtype=np.float64).reshape(-1, 2)
@@ -219,12 +221,19 @@ def _in_pixels(
         rows = np.flatnonzero([each == declared for each in formats])
         pairs = TargetPairs.of_images([flat[row][0] for row in rows], targets)
         is_keyed = all(flat[row][1].box_format is not None for row in rows)
-        how = f"detector.settings.box_format={{}}{', with the key box' if is_keyed else ''}"
-        is_default = setting is None and not is_keyed
-        problem = box_formats.check(values[rows], sizes[rows], declared, how=how, targets=pairs, is_default=is_default)
-        notes.problems.extend([problem] if problem else [])
+        is_default = setting is None
+        problem = box_formats.check(
+            values[rows],
+            sizes[rows],
+            declared,
+            how="detector.settings.box_format={}",
+            targets=pairs,
+            is_default=is_default,
+        )
+        hint = "; where that is another layout than the key says, name the key 'box'" if is_keyed else ""
+        notes.problems.extend([f"{problem}{hint}"] if problem else [])
         pixels[rows] = box_formats.to_pixels(values[rows], sizes[rows], declared)
-    result: dict[str, list[RawBox]] = {key: [] for key in found}
+    result: dict[str, list[RawBox]] = {key: [] for key in boxes}
     for (key, box), row in zip(flat, pixels.tolist(), strict=True):
         result[key].append(replace(box, values=row))
     return result
@@ -251,13 +260,13 @@ def _targets(samples: Sequence[Sample], level: Level) -> list[tuple[str, Sequenc
 
 def _counted(items: Iterable[RawBox], counts: Counter[str]) -> list[tuple[Sequence[float], str, float | None]]:
     """Return boxes as rows for `detections_from_raw`, counting what they lack."""
-    found = []
+    rows: list[tuple[Sequence[float], str, float | None]] = []
     for item in items:
         is_number = item.score is None or math.isfinite(item.score)
         counts["scores"] += not is_number
         counts["labels"] += not item.label
-        found.append((item.values, str(item.label), item.score if is_number else None))
-    return found
+        rows.append((item.values, str(item.label), item.score if is_number else None))
+    return rows
 
 
 def _boxes(number: int) -> str:
@@ -265,6 +274,6 @@ def _boxes(number: int) -> str:
 
 
 def _few(names: Iterable[str]) -> str:
-    found = list(names)
-    shown = [name if len(name) <= _MOST_LETTERS else f"{name[:_MOST_LETTERS]}..." for name in found[:_MOST_NAMED]]
-    return ", ".join(shown) + (", ..." if len(found) > _MOST_NAMED else "")
+    all_names = list(names)
+    shown = [name if len(name) <= _MOST_LETTERS else f"{name[:_MOST_LETTERS]}..." for name in all_names[:_MOST_NAMED]]
+    return ", ".join(shown) + (", ..." if len(all_names) > _MOST_NAMED else "")

@@ -82,7 +82,7 @@ class Notes:
 
 
 class Named(BaseModel):
-    """A row that says in one way which image or expression it is about."""
+    """A row that says which image or which expression it is about; an image may be named by id and by file name."""
 
     image_id: rows.Id | None = None
     file_name: str | None = Field(None, validation_alias=AliasChoices("file_name", "image"))
@@ -90,7 +90,7 @@ class Named(BaseModel):
 
     @model_validator(mode="after")
     def _has_one_id(self) -> Named:
-        if [self.image_id, self.file_name, self.sample_id].count(None) != 2:
+        if (self.sample_id is None) == (not self.names):
             raise ValueError("give exactly one of 'image_id', 'file_name' and 'sample_id'")
         return self
 
@@ -224,13 +224,13 @@ def _of_value(value: Any, where: str, notes: Notes) -> Iterator[Entry]:
         line = rows.validated(_Line, value, where=where, problems=notes.problems)
         if line is not None:
             notes.unread.update(list(line.model_extra or ()))
-            found = _items(line.detections, f"{where}: detections", notes)
-            yield Entry(where, line.names, line.sample_id, found, is_whole=True)
+            items = _items(line.detections, f"{where}: detections", notes)
+            yield Entry(where, line.names, line.sample_id, items, is_whole=True)
 
 
 def _items(values: Sequence[Any], where: str, notes: Notes) -> list[RawBox]:
-    found = (_item(value, f"{where}[{place}]", notes) for place, value in enumerate(values))
-    return [box for box in found if box is not None]
+    items = (_item(value, f"{where}[{place}]", notes) for place, value in enumerate(values))
+    return [box for box in items if box is not None]
 
 
 def _item(value: Any, where: str, notes: Notes) -> RawBox | None:
@@ -314,7 +314,7 @@ def _of_image(name: str, values: Sequence[Any], notes: Notes) -> Entry | None:
     """Return the entry of one image of ReCLIP's {image id: [[x, y, w, h], ..]}; `None` where it is something else."""
     if all(isinstance(value, dict) and value.keys() & {"box", "bbox_xywh"} for value in values) and values:
         return Entry(f"key {name!r}", (name,), None, _items(values, f"key {name!r}", notes), is_whole=True)
-    found = []
+    boxes = []
     for place, value in enumerate(values):
         try:
             box = _Four.model_validate({"box": value}).box
@@ -323,9 +323,9 @@ def _of_image(name: str, values: Sequence[Any], notes: Notes) -> Entry | None:
                 return None
             notes.problems.append(f"key {name!r}[{place}]: a box has four numbers, this has {len(value)}")
             continue
-        found.append(RawBox(box, None, "", None))
+        boxes.append(RawBox(box, None, "", None))
     notes.default = "xywh"
-    return Entry(f"key {name!r}", (name,), None, found, is_whole=True)
+    return Entry(f"key {name!r}", (name,), None, boxes, is_whole=True)
 
 
 class _Four(BaseModel):
@@ -349,6 +349,8 @@ def _has_typos(value: Any, known: Collection[str], where: str, notes: Notes) -> 
         return False
     absent = [name for name in known if name not in value]
     close = {name: difflib.get_close_matches(name, absent, n=1, cutoff=0.8) for name in value if name not in known}
-    typos = [f"{where}: unknown key {name!r}; did you mean {found[0]!r}?" for name, found in close.items() if found]
+    typos = [
+        f"{where}: unknown key {name!r}; did you mean {nearest[0]!r}?" for name, nearest in close.items() if nearest
+    ]
     notes.problems.extend(typos)
     return bool(typos)

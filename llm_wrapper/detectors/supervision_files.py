@@ -82,7 +82,7 @@ class _Row(Named, Scored):
 
     def raw(self) -> RawBox:
         """Return the box, with the class id as its label where it has no name."""
-        number = int(self.class_id) if (self.class_id or "").isdecimal() else ""
+        number = int(self.class_id) if self.class_id and self.class_id.isdecimal() else ""
         return RawBox([self.x_min, self.y_min, self.x_max, self.y_max], "xyxy", self.class_name or number, self.score)
 
 

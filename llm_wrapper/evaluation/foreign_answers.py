@@ -27,7 +27,7 @@ _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x_min"
 _N = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _IN_TEXT = re.compile(
     rf"(?P<y_first>[\"']box_2d[\"']\s*:\s*\[?)?[\[(]{_N},{_N},{_N},{_N}[\])]"
-    rf"|\({_N},{_N}\)\s*,?\s*\({_N},{_N}\)"
+    rf"|\({_N},{_N}\)(?:\s*,)?\s*\({_N},{_N}\)"
     r"|<loc(\d{1,4})>\s*<loc(\d{1,4})>\s*<loc(\d{1,4})>\s*<loc(\d{1,4})>"
 )
 _NUM_OF_FORM = 4
@@ -73,22 +73,22 @@ def box_of(value: Any) -> BoxAnswer:
 
 def box_in_text(text: str) -> BoxAnswer:
     """Return the first box that a model's text holds; `NO_BOX` where there is none."""
-    found = list(_IN_TEXT.finditer(text))
-    if not found:
+    matches = list(_IN_TEXT.finditer(text))
+    if not matches:
         return BoxAnswer(None, NO_BOX)
-    first = found[0]
+    first = matches[0]
     groups = first.groups()[1:]
     place = next(place for place in range(0, len(groups), _NUM_OF_FORM) if groups[place] is not None)
     values = [float(number) for number in groups[place : place + _NUM_OF_FORM]]
     usual: BoxFormat = "yxyx_1024" if place == 2 * _NUM_OF_FORM else "yxyx_1000" if first["y_first"] else "xyxy"
-    return BoxAnswer(values, count=len(found), usual=usual)
+    return BoxAnswer(values, count=len(matches), usual=usual)
 
 
 def _of_object(value: Mapping[str, Any]) -> BoxAnswer:
     for key, usual in _KEYS.items():
         if key in value:
-            found = box_of(value[key])
-            return BoxAnswer(found.values, found.reason, found.count, found.usual or usual)
+            answer = box_of(value[key])
+            return BoxAnswer(answer.values, answer.reason, answer.count, answer.usual or usual)
     for keys in _CORNERS:
         if all(_is_number(value.get(key)) for key in keys):
             return BoxAnswer([float(value[key]) for key in keys], usual="xyxy")

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from llm_wrapper.artifacts import write_parquet
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import require_distinct
-from llm_wrapper.readers import read_parquet_table
+from llm_wrapper.readers import GIB, parse_parquet_schema, parse_parquet_table, read_bytes
 from llm_wrapper.records import Prediction
 
 __all__ = ["SCHEMA", "load", "save"]
@@ -57,6 +57,9 @@ _EARLIER_SCHEMAS = tuple(pa.schema(list(SCHEMA)[:count]) for count in (12, 15, 1
 """Files of the first version end with the candidates, those of the second with the image's size, those of the third
 with the tokens, those of the fourth with the probability of none; what they lack has a default."""
 
+_BATCH = 2000
+"""Rows that are turned to records at a time."""
+
 # One adapter for the whole list: building one per record costs more than the records.
 _PREDICTIONS = TypeAdapter(list[Prediction])
 
@@ -78,18 +81,25 @@ def load(path: Path) -> list[Prediction]:
     Raises:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.
     """
-    table = read_parquet_table(path)
-    if not any(table.schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
-        found, wanted = list(table.schema), list(SCHEMA)
+    content = read_bytes(path, most=GIB)
+    schema = parse_parquet_schema(content, str(path))
+    if not any(schema.equals(known) for known in (SCHEMA, *_EARLIER_SCHEMAS)):
+        found, wanted = list(schema), list(SCHEMA)
         fields = [field for field in wanted if field not in found] + [field for field in found if field not in wanted]
         differing = [field.name for field in fields] or ["their order"]
         raise DataError(
             f"{path} does not hold predictions of this version, columns differ: {', '.join(differing)}. "
             "Make it again with: llm-wrapper eval"
         )
-    try:
-        predictions = _PREDICTIONS.validate_python(table.to_pylist())
-    except ValidationError as error:
-        raise DataError(f"{path} holds rows that are no predictions: {error}") from error
+    table = parse_parquet_table(content, str(path), most=GIB)
+    predictions: list[Prediction] = []
+    for batch in table.to_batches(max_chunksize=_BATCH):  # plain values take several times the memory of records
+        try:
+            predictions += _PREDICTIONS.validate_python(batch.to_pylist())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            row, *field = first["loc"]
+            place = f"row {len(predictions) + int(row)}, {'.'.join(map(str, field)) or 'the whole'}"
+            raise DataError(f"{path} holds rows that are no predictions: {place}: {first['msg']}") from error
     require_distinct(predictions, str(path))
     return predictions

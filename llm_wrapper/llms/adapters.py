@@ -73,6 +73,8 @@ def check(skeleton: Any, folder: Path, model_name: str) -> list[str]:
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no adapter ({CONFIG} is missing); train one with: make train")
     runs.verify_adapter(folder)
+    problems: list[str] = []
+    copies: list[str] = []
     try:
         weights = _weights(folder)
         config = _config(folder, weights)
@@ -80,7 +82,6 @@ def check(skeleton: Any, folder: Path, model_name: str) -> list[str]:
             warnings.simplefilter("ignore")  # the real loading says it again
             if config.is_prompt_learning:
                 virtual.require_fitting(skeleton, config, weights)
-                problems, copies = [], []
             else:
                 require_quick(config, skeleton)
                 problems, copies = _compare(_adapted(skeleton, config), weights)

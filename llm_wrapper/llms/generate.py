@@ -72,16 +72,17 @@ def _can_pad_left(llm: LoadedLLM) -> bool:
     """
     model = base_of(llm.model)
     if model not in _PADS_LEFT:
-        rows = probe_sequences(model.config)
+        one, other = probe_sequences(model.config)
+        rows = [one, other[:-4]]
         try:
             together = _first_logits(model, rows)
             alone = [_first_logits(model, [row])[0] for row in rows]
         except Exception as error:  # the model's own code: what it may raise is open
             raise model_failure(f"llm.model={llm.section.model} fails to generate", error) from error
         _PADS_LEFT[model] = all(
-            float(relative_difference(one[step : step + 1], other[step : step + 1])) <= rounding_of(model)
-            for one, other in zip(together, alone, strict=True)
-            for step in range(len(other))
+            relative_difference(batched[step : step + 1], single[step : step + 1]) <= rounding_of(model)
+            for batched, single in zip(together, alone, strict=True)
+            for step in range(len(single))
         )
         if not _PADS_LEFT[model]:
             _log.info(

@@ -73,7 +73,7 @@ class _Experts(nn.ModuleList):
         sizes = torch.bincount(chosen, minlength=len(self)).tolist()
         rows, weights = order // top_k_index.shape[1], top_k_weights.flatten()[order, None]
         mixed = torch.zeros_like(hidden_states)
-        for expert, tokens, shares in zip(self, rows.split(sizes), weights.split(sizes), strict=True):
+        for expert, tokens, shares in zip(self, torch.split(rows, sizes), torch.split(weights, sizes), strict=True):
             if len(tokens):
                 mixed.index_add_(0, tokens, (expert(hidden_states[tokens]) * shares).to(mixed.dtype))
         return mixed

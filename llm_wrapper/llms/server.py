@@ -118,9 +118,9 @@ class Server:
         if status in (408, 425, 429) or status >= 500:
             wait = seconds_to_wait(reply.headers.get("Retry-After"))
             raise CallError(f"the server is busy or in trouble ({said})", again=True, wait=wait)
+        if status in (400, 403, 422) and "logprobs" in said:
+            raise CallError(f"the server gives no logprobs of this model ({said}). Set llm.decode=generate")
         if status in (401, 403):
-            if "logprobs" in said:
-                raise CallError(f"the server gives no logprobs of this model ({said}). Set llm.decode=generate")
             raise CallError(f"the server wants another key ({said}); {self._about_key()}")
         if not 200 <= status < 300:
             raise CallError(f"the server refuses the request ({said}){_hint(status)}")
@@ -190,6 +190,8 @@ def ask_server(
     asked = dict(zip(keys, prompts, strict=True))
     missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
     kept.warn_of_damage()
+    if missing:
+        _log.info("%d questions go to %s", len(missing), server.url)
     with Progress(console=open_console(stderr=True), disable=not progress, transient=True) as bar:
         task = bar.add_task(as_description(title), total=len(missing))
         _ask_all(server, missing, kept, advance=lambda: bar.advance(task))

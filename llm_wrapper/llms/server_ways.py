@@ -31,6 +31,8 @@ _NUM_ALTERNATIVES = 20
 _DIGITS = 10
 """Up to so many answers every index is one token of every tokenizer."""
 
+_MAX_TEXT = 1_000_000
+"""Characters of an answer; it is kept, and the longest reasons have 4,096 tokens."""
 _IMPOSSIBLE = -9999.0
 """What vLLM and OpenAI write for minus infinity."""
 
@@ -91,12 +93,12 @@ class _LogProbs(BaseModel):
 
 
 class _Message(BaseModel):
-    content: str | None
+    content: Annotated[str, Field(max_length=_MAX_TEXT)] | None
 
 
 class _Chat(BaseModel):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Annotated[str, Field(max_length=100)] | None = None
     logprobs: _LogProbs | None = None
 
 

@@ -1,10 +1,12 @@
 """What goes through a model, and whether packed sequences see in it what they would see alone: tried out, not believed.
 
-packs -> batch (ids, positions, who sees whom) -> the model's own forward pass -> logits at the wanted places
+    packs -> batch (ids, positions, who sees whom) -> the model's own forward pass -> logits at the wanted places
 
-self-test   [prefix long] and [prefix short] alone   these are right, unless a token sees those behind it
-            the same, padded to a batch              differs: the model is refused
-            [prefix long short] in a pack            differs: packs are not shared
+    self-test   [prefix one] and [prefix other] alone    these are right, unless the prefix sees what is behind it
+                the same, padded to a batch              differs: the model is refused
+                [prefix one other] in a pack             differs: packs are not shared
+
+Windows of attention are read from the model's settings, since they are longer than a trial.
 """
 
 from __future__ import annotations
@@ -46,13 +48,14 @@ _GLOBAL = {"full_attention", "global"}
 _LOCAL = {"sliding_attention", "chunked_attention", "local"}
 _WINDOW = re.compile(r"(?:^|_)(?:window|window_size|attention_chunk_size|local_attention)$")
 
-_PREFIX, _LONG, _SHORT = 6, 9, 5
-"""Tokens of the self-test's prefix and of its two branches; the second stands far from where it would stand alone."""
+_PREFIX, _BRANCH = 6, 7
+"""Tokens of the self-test's prefix and of each of its two branches, of which one is out of its place in a pack."""
+_PADDED = 8
 _ROUNDING = {torch.float32: 1e-4}
 _COARSE = 0.05
 """Largest relative difference of logits that rounding explains, of float32 and of shorter types. One row of numbers
 rounded to bfloat16 is 0.002 off, 32 layers of them 0.01 to 0.03; a branch that sees another is off by half and more."""
-_REFUSED = 10
+_REFUSED = 4
 """A model that is so many times as far off even without sharing is refused."""
 
 
@@ -239,15 +242,14 @@ def rounding_of(model: Any) -> float:
 
 
 def probe_sequences(config: Any) -> list[list[int]]:
-    """Return two sequences of ordinary tokens that share their beginning."""
+    """Return two sequences of ordinary tokens, of one length, that share their beginning."""
     text = config.get_text_config()
     named = [value for each in (config, text) for key, value in vars(each).items() if key.endswith("token_id")]
     special = {token for value in named for token in (value if isinstance(value, list) else [value])}
-    count, size = _PREFIX + _LONG + _SHORT, int(text.vocab_size)
+    count, size = _PREFIX + 2 * _BRANCH, int(text.vocab_size)
     usable = (token for token in (5 + 11 * number for number in range(size)) if token not in special)
     ids = [next(usable) % size for _ in range(count)]
-    prefix, long, short = ids[:_PREFIX], ids[_PREFIX:-_SHORT], ids[-_SHORT:]
-    return [[*prefix, *long], [*prefix, *short]]
+    return [ids[:-_BRANCH], [*ids[:_PREFIX], *ids[-_BRANCH:]]]
 
 
 def _tried(base: Any) -> _Verdict:
@@ -261,7 +263,7 @@ def _tried(base: Any) -> _Verdict:
     truth = _attempt(lambda: [alone(row) for row in rows], "a plain text")
     if not all(torch.isfinite(logits).all() for logits in truth):
         raise ModelError("the model gives numbers that are not finite for ordinary text; try llm.dtype=float32")
-    if (error := relative_difference(truth[0][:_PREFIX], truth[1][:_PREFIX])) > _REFUSED * tolerance:
+    if (error := relative_difference(truth[0][:_PREFIX], truth[1][:_PREFIX])) > tolerance:
         raise ModelError(
             f"the model's tokens see those behind them (its logits differ by {error:.2g} where the text before is the "
             "same): it fills gaps and does not continue text, so it has no probability of an answer"
@@ -271,9 +273,9 @@ def _tried(base: Any) -> _Verdict:
     if (error := _largest(padded, truth)) > _REFUSED * tolerance:
         raise ModelError(
             f"the model gives other logits to a padded batch than to its rows alone (relative difference {error:.2g}): "
-            "scores would hang on the other questions"
+            "scores would depend on the other questions"
         )
-    fault = _pack_fault(base, rows, truth, tolerance)
+    fault = _pack_fault(base, rows, truth, max(tolerance, 2 * error))
     return _Verdict(not fault, fault)
 
 
@@ -304,7 +306,7 @@ def model_failure(headline: str, error: Exception) -> ModelError:
 
 def _outputs(base: Any, packs: Sequence[Pack]) -> list[torch.Tensor]:
     """Return the logits of each packed sequence, through the road of scoring."""
-    collated = collate(packs, 0)
+    collated = collate(packs, 0, multiple=_PADDED)
     batch: dict[str, Any] = {key: value.to(base.device) for key, value in collated.items()}
     batch["attention_mask"] = attention_mask(base, packs, batch["attention_mask"])
     where = [[(row, column) for column in path] for row, pack in enumerate(packs) for path in pack.paths]

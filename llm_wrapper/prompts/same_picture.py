@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -64,6 +65,7 @@ def _file(sample: Sample) -> tuple[str | None, int | None]:
         return None, None
     try:
         path = os.path.realpath(sample.image_path)
-        return path, os.stat(path).st_size
+        found = os.stat(path)
+        return (path, found.st_size) if stat.S_ISREG(found.st_mode) else (None, None)  # reading a pipe never ends
     except (OSError, ValueError):
         return None, None

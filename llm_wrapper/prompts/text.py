@@ -92,6 +92,7 @@ def require_expression(expression: str) -> str:
         raise PromptError(
             f"the expression {expression[:40]!r}.. has {len(expression)} characters; {MAX_EXPRESSION} is the most"
         )
-    if not (text := clean(expression)):
+    text = clean(expression)
+    if all(unicodedata.category(char)[0] in "MZ" for char in text):  # an accent alone says nothing
         raise PromptError(f"the expression {expression[:40]!r} is empty: say what to find")
     return text

@@ -102,7 +102,7 @@ def _draw_series(axes: Axes, curve: Curve) -> None:
         low = [100 * ci.low if ci else value for _, value, ci in known]
         high = [100 * ci.high if ci else value for _, value, ci in known]
         axes.fill_between(x, low, high, color=_COLORS[place], alpha=0.2, linewidth=0)
-        axes.plot(x, y, color=_COLORS[place], marker="os"[place], label=figure_text(series))
+        axes.plot(x, y, color=_COLORS[place], marker="os"[place], label=" " + figure_text(series))
 
 
 def _scale(axes: Axes, samples: Sequence[int]) -> None:

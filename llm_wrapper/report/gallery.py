@@ -24,12 +24,12 @@ from llm_wrapper.report.thumbnails import Thumbnail
 __all__ = ["OUTCOMES", "Case", "Drawn", "Gallery", "Line", "choose", "picture_ids"]
 
 OUTCOMES = {
-    (True, True): "right",
-    (False, True): "rescued",
-    (True, False): "broken",
     (False, False): "still wrong",
+    (True, False): "broken",
+    (False, True): "rescued",
+    (True, True): "right",
 }
-"""(base is right, main is right) -> name."""
+"""(base is right, main is right) -> name; failures come first, since they are what a reader looks for."""
 
 _EACH = 12
 """Cases of each outcome."""

@@ -122,7 +122,7 @@ def _draw(axes: Axes, found: Steps, names: Sequence[str], x: str) -> None:
             axes.plot(
                 [number for number, _ in points],
                 [value for _, value in points],
-                label=figure_text(CANDIDATE_COLUMNS.get(name, name)),
+                label=" " + figure_text(CANDIDATE_COLUMNS.get(name, name)),
                 color=_COLORS[place],
                 marker="os^Dv"[place],
             )

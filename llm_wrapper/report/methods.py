@@ -171,7 +171,7 @@ def _draw_compute(axes: Axes, found: Methods) -> None:
         if not tokens or row.summary is None or row.summary.p_at_1 is None:
             continue
         axes.errorbar(
-            tokens, 100 * row.summary.p_at_1, yerr=_off(row.summary), label=figure_text(row.name), capsize=3,
+            tokens, 100 * row.summary.p_at_1, yerr=_off(row.summary), label=" " + figure_text(row.name), capsize=3,
             fmt=_MARKERS[place % len(_MARKERS)], color=_COLORS[place % len(_COLORS)],
         )  # fmt: skip
     factors(axes)

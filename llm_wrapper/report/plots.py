@@ -193,9 +193,10 @@ def drawing_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None
     """
     import matplotlib
 
+    chosen: Any = {**(settings or {}), "text.parse_math": False}  # matplotlib's own stubs want literal names
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**(settings or {}), "text.parse_math": False})
+        matplotlib.rcParams.update(chosen)
         yield
 
 

@@ -40,13 +40,21 @@ _NEXT_STEP = {
 }
 """Outcome -> what to do about it first."""
 
+_WITHOUT_LLM = {
+    "wrong": "the right box was offered, and no LLM chose: train one (llm-wrapper train), or ask one as it is "
+    "(llm-wrapper eval --llm smollm2)",
+}
+"""The same where rules or the detector chose."""
+
 
 def advice(part: Part) -> Section:
     """Say in sentences where the main system loses most and what to do next."""
     rows = part.systems[part.main or part.base]
+    by_llm = any(row.decided_by in ("llm", "fallback") for row in rows)
+    steps = _NEXT_STEP if by_llm else {**_NEXT_STEP, **_WITHOUT_LLM}
     lost = {name: share for name, share in mistakes.split(rows).items() if name != "right" and share.value}
     text = [
-        f"{name}, {percent(share)} % of the expressions: {_NEXT_STEP[name]}."
+        f"{name}, {percent(share)} % of the expressions: {steps[name]}."
         for name, share in sorted(lost.items(), key=lambda item: -(item[1].value or 0.0))[:2]
     ]
     known = [

@@ -107,4 +107,4 @@ def escape_markdown(text: str) -> str:
     flat = " ".join(printable(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     flat = re.sub(r"([`*\[\]|~$!#]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|[.@](?=[^\W\d_]))", r"\\\1", flat)
     # What would begin a list, a quotation or a line across the page.
-    return re.sub(r"^(?=[-+>=](?:\s|$)|[-=]{2})|^(\d+)(?=[.)](?:\s|$))", r"\1\\", flat)
+    return re.sub(r"^(?=[-+>=]\s|[-=]{2})|^(\d+)(?=[.)](?:\s|$))", r"\1\\", flat)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from llm_wrapper import datasets, images
 from llm_wrapper.artifacts import write_json
 from llm_wrapper.datasets import snapshot
-from llm_wrapper.errors import DataError, LLMWrapperError
+from llm_wrapper.errors import DataError, LLMWrapperError, shell_word
 from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.recipe import DataSection
@@ -148,7 +147,7 @@ def _require_inside(path: Path, roots: Sequence[Path]) -> None:
             continue
         return
     named = ", ".join(map(str, roots)) or "any folder that was named"
-    command = f"llm-wrapper report RUN --data-root {shlex.quote(str(path if path.is_dir() else path.parent))}"
+    command = f"llm-wrapper report RUN --data-root {shell_word(path if path.is_dir() else path.parent)}"
     raise DataError(f"{path} does not lie under {named}; if it is yours to show: {command}")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,7 @@ import safetensors
 
 from llm_wrapper import artifacts, readers, runs
 from llm_wrapper.curve_points import step_of
-from llm_wrapper.errors import DataError, LLMWrapperError, RunError
+from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
 
 __all__ = [
     "clear_behind",
@@ -111,7 +110,7 @@ def _unreadable(checkpoint: Path, error: Exception) -> RunError:
     reason = (str(error).splitlines() or [""])[0]
     return RunError(
         f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
-        f"checkpoint before it: rm -r {shlex.quote(str(checkpoint))} && {runs.resume_command(_run_of(checkpoint))}"
+        f"checkpoint before it: rm -r {shell_word(checkpoint)} && {runs.resume_command(_run_of(checkpoint))}"
     )
 
 

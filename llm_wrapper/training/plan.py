@@ -36,7 +36,7 @@ class Sizes:
     `num_packable` counts the weights that 4 bit packs: of linear layers and experts, not the output layer. `inner` is
     the width of the feed-forward layer, times the experts that a token is sent to; `attended` that of all heads
     together. `adapter_inputs` are the numbers that a token brings into all adapters of the layers, `num_adapters` how
-    many of them it passes. `num_rebuilt` counts the fused expert weights that PEFT adds their adapters to in every pass.
+    many of them it passes. `num_rebuilt` counts the fused expert weights that PEFT adds adapters to in every pass.
     """
 
     num_parameters: int
@@ -64,8 +64,8 @@ class Setup:
     """How the model is held and trained; `number_bytes` is the size of a number of the model's own type.
 
     `has_mask` says whether a batch brings a mask of all its pairs of tokens; flex attention has one of blocks.
-    `can_checkpoint` says whether gradient checkpointing goes with the method, `can_pack` whether loading takes the model
-    in 4 bit.
+    `can_checkpoint` says whether gradient checkpointing goes with the method, `can_pack` whether loading takes the
+    model in 4 bit.
     """
 
     number_bytes: int

@@ -33,7 +33,7 @@ _ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
 
 def is_router(name: str) -> bool:
     """Tell by a module's name whether it routes tokens to experts."""
-    return "router" in name.lower().split(".") or name.split(".")[-1] == "gate"
+    return "router" in name.lower().split(".") or name.rpartition(".")[2] == "gate"
 
 
 def choose_lora_targets(config: peft.LoraConfig, model: Any, wanted: Sequence[str] | str) -> peft.LoraConfig:

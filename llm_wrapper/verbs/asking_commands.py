@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import Adapter
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.names import folder_name
 from llm_wrapper.prompts.render import FORMATS
 from llm_wrapper.prompts.words import Worder
@@ -21,11 +21,9 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
 from llm_wrapper.verbs.options import overridden
 
-__all__ = ["Evaluation", "by_llm", "mass_notes", "notes", "require_one_adapter", "with_training"]
+__all__ = ["Evaluation", "by_llm", "notes", "require_one_adapter", "with_training"]
 
 _log = logging.getLogger(__name__)
-_LEAST_MASS = 0.01
-"""Below it the renormalized probabilities are of answers that the LLM would not give."""
 
 
 @dataclass(frozen=True)
@@ -65,25 +63,6 @@ def notes(job: Evaluation, rows: Sequence[Prediction]) -> list[str]:
     """Say what a reader has to know beside the results: what the command line changes of a run, what the LLM was."""
     changed = overridden(job.run, job.recipe) if job.run else []
     return [*changed, *mass_notes(rows)]
-
-
-def mass_notes(rows: Sequence[Prediction]) -> list[str]:
-    """Say for each system how probable any valid answer was to its LLM, and warn where it would never give one."""
-    masses: dict[str, list[float]] = {}
-    for row in rows:
-        if row.mass is not None:
-            masses.setdefault(row.system, []).append(row.mass)
-    return [_mass_note(system, median(each)) for system, each in masses.items()]
-
-
-def _mass_note(system: str, mass: float) -> str:
-    text = f"{system}: median probability of all valid answers together {mass:.2g}"
-    if mass >= _LEAST_MASS:
-        return text
-    return (
-        f"warning: {text}: the LLM would hardly ever answer with an index, so that its choices say little. Look at "
-        "llm.chat_template; a model that thinks first needs llm.decode=generate, or choice on a server"
-    )
 
 
 def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:

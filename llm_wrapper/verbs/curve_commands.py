@@ -18,13 +18,13 @@ from rich.markdown import Markdown
 from llm_wrapper import artifacts, curve_points, results, runs
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import transfer_columns
+from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.curve import Curve, Point, measure, systems_of
 from llm_wrapper.evaluation.transfer import fill
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import curve as drawn
 from llm_wrapper.terminal import say
 from llm_wrapper.verbs import commands
-from llm_wrapper.verbs.asking_commands import mass_notes
 
 __all__ = ["Job", "curve"]
 

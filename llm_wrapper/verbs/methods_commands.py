@@ -23,6 +23,7 @@ from llm_wrapper.datasets import leaks
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import methods, systems, transfer_columns
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.methods import Done, Method, Methods
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import methods as shown
@@ -30,7 +31,6 @@ from llm_wrapper.report import tables
 from llm_wrapper.terminal import say
 from llm_wrapper.training.wording import Wording
 from llm_wrapper.verbs import commands
-from llm_wrapper.verbs.asking_commands import mass_notes
 from llm_wrapper.verbs.methods_row_commands import Line, made_of, step_tokens
 
 __all__ = ["Job", "compare"]

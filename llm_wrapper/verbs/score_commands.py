@@ -1,4 +1,4 @@
-"""What `score` does: somebody else's boxes, in the same table, predictions file and JSON as an evaluation leaves.
+"""What `score` does: another system's boxes, in the same table, predictions file and JSON as an evaluation leaves.
 
 runs/score/<data>-<name>/   predictions-<split>.parquet  report-<split>.json  report-<split>.md
 """
@@ -34,7 +34,7 @@ class Job:
 
     Attributes:
         file: See `evaluation.foreign`.
-        data: The data set that was asked.
+        data: The data set.
         split: Of that data set.
         name: Of the system, if not by the file.
         box_format: Of the boxes that do not say it themselves.
@@ -57,20 +57,20 @@ def score(job: Job, console: Console) -> Summary:
     dataset = datasets.load(job.data, split)
     if not any(sample.target for sample in dataset.samples):
         raise DataError(f"{job.data.name} {split} has no box to compare with")
-    found = foreign.read(job.file, dataset, name=job.name, box_format=job.box_format)
-    summary = summarize(found.predictions)
-    if not any(prediction.candidates for prediction in found.predictions):
+    result = foreign.read(job.file, dataset, name=job.name, box_format=job.box_format)
+    summary = summarize(result.predictions)
+    if not any(prediction.candidates for prediction in result.predictions):
         summary = replace(summary, oracle_p_at_1=None)  # of no candidate that is known, not 0.0
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": {"data": job.data.model_dump(mode="json")},
         "split": split,
         "data": [{"name": dataset.name, "split": split, "annotations": dataset.digest}],
         "file": {"name": job.file.name, "digest": artifacts.digest(job.file), "box_format": job.box_format},
     }
     folder, other = _folder(job, summary.system, facts)
-    notes = [*dataset.notes(), *found.notes, *_of_answered(found.predictions), *_without_target(found.predictions)]
+    notes = [*dataset.notes(), *result.notes, *_of_answered(result.predictions), *_without_target(result.predictions)]
     facts |= {"notes": notes, "git": artifacts.git_revision(), "versions": artifacts.versions()}
-    files.save(folder / f"predictions-{split}.parquet", found.predictions)
+    files.save(folder / f"predictions-{split}.parquet", result.predictions)
     artifacts.write_json(folder / f"report-{split}.json", {"rows": tables.rows([summary]), **facts})
     artifacts.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
     console.print(tables.table([summary]))
@@ -80,7 +80,7 @@ def score(job: Job, console: Console) -> Summary:
 
 
 def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
-    """Return where a score is kept, and a remark where its usual folder holds that of another file or data set."""
+    """Return where a score is stored, and a remark where its usual folder holds that of another file or data set."""
     name = re.sub(r"[^\w.-]+", "-", system).strip("-")
     folder = runs.ROOT / "score" / folder_name(f"{job.data.name}-{name}", "--name")
     report = folder / f"report-{job.split}.json"
@@ -88,8 +88,8 @@ def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list
     if not report.is_file():
         return folder, []
     try:
-        kept = artifacts.read_json(report)
-        is_same = all(kept[key] == value for key, value in question.items())
+        stored = artifacts.read_json(report)
+        is_same = all(stored[key] == value for key, value in question.items())
     except (DataError, KeyError, TypeError):
         is_same = False
     if is_same:

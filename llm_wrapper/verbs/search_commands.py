@@ -17,9 +17,9 @@ from rich.console import Console
 
 from llm_wrapper import artifacts, datasets, runs
 from llm_wrapper.datasets import Dataset, leaks
-from llm_wrapper.detections.lock import locked
 from llm_wrapper.detections.scenes import Scene, load_scenes
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
+from llm_wrapper.locking import locked
 from llm_wrapper.optimization.confirm import Confirmed, confirm
 from llm_wrapper.optimization.fitness import CaptionFitness, Fitness, SelectorFitness, right
 from llm_wrapper.optimization.history import Evaluated, History

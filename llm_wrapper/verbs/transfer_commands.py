@@ -17,6 +17,7 @@ from llm_wrapper import artifacts, results, runs
 from llm_wrapper.errors import RecipeError, RunError, shell_word
 from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import transfer_columns, transfer_rows
+from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.transfer import Filled, Matrix, System, fill, measure
 from llm_wrapper.evaluation.transfer_columns import Ground
 from llm_wrapper.prompts.words import Worder, plain
@@ -25,7 +26,6 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.report import matrix as tables
 from llm_wrapper.terminal import say
 from llm_wrapper.training.wording import wording_of
-from llm_wrapper.verbs.asking_commands import mass_notes
 
 __all__ = ["Job", "ensemble", "transfer"]
 

@@ -174,6 +174,22 @@ def test_objects_from_instances_beside_the_file(tmp_path: Path) -> None:
     assert dataset.digest != before
 
 
+def test_objects_of_an_ambiguous_name_are_counted_and_not_given_to_both(tmp_path: Path) -> None:
+    rows = [{**_ROW, "image": name, **WH} for name in ("job1/0.jpg", "job2/0.jpg", "job2/1.jpg")]
+    path = _write(tmp_path, *rows)
+    instances = {
+        "images": [{"id": place, "file_name": f"{place}.jpg", "width": 640, "height": 480} for place in (0, 1, 2)],
+        "annotations": [
+            {"id": place, "image_id": place, "category_id": 3, "bbox": [1, 2, 3, 4]} for place in (0, 1, 2)
+        ],
+        "categories": [{"id": 3, "name": "cup"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    dataset = jsonl.load(path, "val")
+    assert list(dataset.objects or {}) == ["job2/1.jpg"]
+    assert dataset.skipped == {"image of an ambiguous name": ["instances.json 0.jpg"]}
+
+
 @needs_real_data
 def test_real_photographs() -> None:
     folder = Path(_REAL) / "coco_images"
@@ -333,6 +349,23 @@ def test_images_outside_their_folder_are_not_read(tmp_path: Path, name: str, siz
     row = {"image": name.format(outside=tmp_path), "expression": "x", **size}
     with pytest.raises(DataError, match=r"line 1: image .* lies outside .*data\.settings\.images="):
         jsonl.load(_write(tmp_path / "data", row), "val")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        pytest.param({"image": "a" * 5000}, "does not exist: correct its name", id="5,000 letters"),
+        pytest.param({"image": "a\0b", **WH}, "is no name of a file", id="null"),
+        pytest.param(
+            {"image": "a.png", "width": 10**30, "height": 5}, "width: must be less than or equal to", id="width"
+        ),
+        pytest.param({"image": "folder"}, "does not exist", id="folder"),
+    ],
+)
+def test_names_and_sizes_that_nothing_has(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=f"line 1: .*{message}"):
+        jsonl.load(_write(tmp_path, {"expression": "x", **row}), "val")
 
 
 def test_an_absolute_name_under_the_named_folder_is_read(tmp_path: Path) -> None:

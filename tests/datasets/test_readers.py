@@ -12,7 +12,7 @@ from rich.console import Console
 from llm_wrapper import datasets
 from llm_wrapper.datasets import check, hub, refer
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.recipe import available, compose
+from llm_wrapper.recipe import DataSection, available, compose
 from llm_wrapper.records import Box
 from llm_wrapper.verbs import commands
 from tests.datasets import replicas
@@ -35,6 +35,31 @@ def test_a_recipe_reads_its_folder(tmp_path: Path) -> None:
     wrong = compose(SHIPPED, names, [f"data.root={tmp_path}", "data.settings.name=refcoco"]).data
     with pytest.raises(RecipeError, match="do not fit reader 'hub_refs'"):
         datasets.load(wrong, "val")
+
+
+@pytest.mark.parametrize(
+    ("reader", "settings", "message"),
+    [
+        pytest.param(
+            "jsonl", {"box_formt": "xyxy"}, r"has no 'box_formt'; did you mean 'box_format'\? \(its", id="typo"
+        ),
+        pytest.param(
+            "jsonl", {"x": 1}, r"has no 'x' \(its settings: images, box_format, val_share, split_seed\)", id="jsonl"
+        ),
+        pytest.param(
+            "refer", {"name": "refcoco"}, r"'split_by' is missing \(its settings: name, split_by, text\)", id="refer"
+        ),
+        pytest.param("toy", {"images": "x"}, r"has no 'images' \(its settings: none\)", id="toy"),
+        pytest.param("hub_refs", {"repo": 5}, r"data\.settings\.repo=5: give <owner>/<name>@<revision>", id="repo"),
+    ],
+)
+def test_settings_are_named_with_those_that_exist(
+    tmp_path: Path, reader: str, settings: dict[str, object], message: str
+) -> None:
+    section = DataSection(name="mine", reader=reader, root=tmp_path, settings=settings)
+    with pytest.raises(RecipeError, match=message) as caught:
+        datasets.load(section, "val")
+    assert "argument" not in str(caught.value)
 
 
 def test_the_data_check_reads_every_split_of_a_copy(tmp_path: Path) -> None:

@@ -170,6 +170,14 @@ def test_the_other_text_is_named_where_there_is_none(tmp_path: Path) -> None:
         _load(tmp_path, text="tokens")
 
 
+@pytest.mark.parametrize(
+    "settings", [{"name": "../other"}, {"name": "/etc"}, {"split_by": "../x"}], ids=["up", "absolute", "division"]
+)
+def test_a_name_is_no_path(tmp_path: Path, settings: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match=r"data\.settings\.(name|split_by)='"):
+        refer.load(tmp_path, "val", **{"name": "refcoco", "split_by": "unc", **settings})
+
+
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     without_id = {key: value for key, value in _ref(3, "val").items() if key != "ref_id"}
     refs = [_ref(0, "val", image_id=99), _ref(1, "val", ann_id=13), without_id, _ref(4, "train", ann_id=77)]

@@ -177,6 +177,12 @@ def test_a_box_without_a_label_comes_back(name: str, tmp_path: Path) -> None:
     assert box[1:] == shown(cache.lookup(known[0]))[0][1:]
 
 
+def test_a_score_that_is_one_but_for_rounding_comes_back_as_one(tmp_path: Path) -> None:
+    fill(tmp_path / "cache", {("1", None): Detections((Detection(DOG.box, "dog", 1.0000001, "od"),))}, ["image"])
+    [out] = export(tmp_path / "cache", tmp_path / "boxes.jsonl")
+    assert read_back(out, samples("1")) == [[(DOG.box.xyxy, "dog", 1.0)]]
+
+
 def test_what_could_not_be_read_back_is_all_told(tmp_path: Path) -> None:
     box = Box(1.0, 2.0, 3.0, 4.0)
     bad = Detections((Detection(box, "", 0.5, "od"), Detection(box, "mug", -3.5, "od"), DOG))

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections import canonical, lock, maintain
+from llm_wrapper.detections import canonical, maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.parts import SCHEMA, DamagedPartError, read_part, write_rows
 from llm_wrapper.detections.scenes import cache_folder
 from llm_wrapper.errors import CacheError, RecipeError
+from llm_wrapper.locking import locked
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
@@ -312,7 +313,7 @@ def test_a_lock_that_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
         path.mkdir()
     else:
         os.mkfifo(path)
-    with pytest.raises(CacheError, match=r"\.lock is a link or a folder"), lock.locked(tmp_path):
+    with pytest.raises(CacheError, match=r"\.lock is a link or a folder"), locked(tmp_path):
         pass
     assert not (tmp_path / "made").exists()
 
@@ -321,11 +322,11 @@ def test_a_lock_that_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
     "content", [b"\xff\xfe\x00", b"", b"x" * 5000, b"12 34"], ids=["bytes", "empty", "long", "two"]
 )
 def test_a_held_lock_with_odd_bytes_is_a_sentence(content: bytes, tmp_path: Path) -> None:
-    with lock.locked(tmp_path):
+    with locked(tmp_path):
         (tmp_path / ".lock").write_bytes(content)
-        with pytest.raises(CacheError, match="in use by process unknown"), lock.locked(tmp_path):
+        with pytest.raises(CacheError, match="in use by process unknown"), locked(tmp_path):
             pass
-    with lock.locked(tmp_path):
+    with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 

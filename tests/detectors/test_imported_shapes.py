@@ -210,6 +210,13 @@ def lines_of(*names: str) -> list[dict[str, Any]]:
     return [{"file_name": name, "detections": dogs(list(LEFT), list(RIGHT))} for name in names]
 
 
+def test_a_line_may_name_its_image_twice(tmp_path: Path) -> None:
+    rows = [{**row, "image_id": "a"} for row in lines_of("a.jpg")]
+    assert [len(items) for items in shown(read(tmp_path / "x.jsonl", rows), TWO)] == [2, 0]
+    with pytest.raises(DataError, match=r"line 1: 'b' and 'a\.jpg' are different images"):
+        read(tmp_path / "x.jsonl", [{**row, "image_id": "b"} for row in rows])
+
+
 @pytest.mark.parametrize("key", ["file_name", "image_id", "image"])
 def test_one_file_serves_several_splits(tmp_path: Path, key: str) -> None:
     rows = [{key: row["file_name"], "detections": row["detections"]} for row in lines_of("a.jpg", "b.jpg", "c.jpg")]
@@ -218,6 +225,12 @@ def test_one_file_serves_several_splits(tmp_path: Path, key: str) -> None:
         detector = read(tmp_path / "x.jsonl", rows, split)
         assert [len(items) for items in shown(detector, split)] == [2]
         assert "2 of its 3 images are not of mine val and are ignored: " in detector.remarks[0]
+
+
+def test_names_of_instances_without_photographs(tmp_path: Path) -> None:
+    dataset = Dataset("mine", "val", [sample("5", image_path=None)], "digest", file_names={"5": "rooms/kitchen.jpg"})
+    for name in ("rooms/kitchen.jpg", "kitchen.jpg", "/x/rooms/kitchen.JPG", "kitchen"):
+        assert [len(items) for items in shown(read(tmp_path / "x.jsonl", lines_of(name), dataset), dataset)] == [2]
 
 
 def test_rows_about_other_samples_and_images_are_ignored(tmp_path: Path) -> None:

@@ -308,6 +308,8 @@ def test_families_that_write_y_first(tmp_path: Path, given: Callable[[list[float
         pytest.param({"bbox": [0, 0, 0, 0]}, "(reversed, without area or not finite), wrong: s5", id="zeros-of-any"),
         pytest.param({"response": "There is no cat."}, "(no box in the text), wrong: s5", id="refusal"),
         pytest.param({"response": "[" * 100_000}, "(no box in the text), wrong: s5", id="brackets"),
+        pytest.param({"response": "(1,2)" + " " * 100_000}, "(no box in the text), wrong: s5", id="spaces"),
+        pytest.param({"response": "[" + "1" * 100_000}, "(no box in the text), wrong: s5", id="digits"),
     ],
 )
 def test_answers_without_a_box_are_counted_as_wrong(tmp_path: Path, given: dict[str, Any], note: str) -> None:

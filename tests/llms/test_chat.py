@@ -270,7 +270,7 @@ def test_a_template_that_drops_what_is_said_is_refused(template: str) -> None:
         pytest.param("{{ 'a' * 10**10 }}", "MemoryError", id="memory"),
         pytest.param("{{ 'a' * 200000000 }}", "MemoryError|4,000,000 characters", id="output at once"),
         pytest.param(
-            "{% for i in range(9999) %}{% for j in range(9999) %}{{ messages[0].content * 99 }}{% endfor %}{% endfor %}",
+            "{% for i in range(9999) %}{% for j in range(9999) %}{{ messages[0].content * 9 }}{% endfor %}{% endfor %}",
             "more than 4,000,000 characters",
             id="output",
         ),

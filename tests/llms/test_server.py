@@ -235,6 +235,7 @@ def test_an_echo_without_a_number_costs_one_question(
         pytest.param({"choices": [{"text": "1"}]}, id="no-message"),
         pytest.param({"choices": [{"message": {"content": 1}}]}, id="number"),
         pytest.param("<html>1</html>", id="text"),
+        pytest.param({"choices": [{"message": {"content": "1" * 1_000_001}}]}, id="without-end"),
     ],
 )
 def test_chats_that_are_not_what_was_asked_for(decode: str, reply: Any) -> None:

@@ -108,6 +108,11 @@ def test_trouble_that_passes_is_waited_for(served: ModelServer, step: Step, leas
             r"gives no logprobs of this model.*llm\.decode=generate",
             id="403-logprobs",
         ),
+        pytest.param(
+            Step(400, {"error": {"message": "logprobs are not supported with reasoning models."}}),
+            r"gives no logprobs of this model.*llm\.decode=generate",
+            id="400-logprobs",
+        ),
         pytest.param(Step(200, b"x", {"Content-Encoding": "gzip"}), "the reply is packed", id="packed"),
         pytest.param(Step(404, {"detail": "Not Found"}), r"HTTP 404.*base_url ends in /v1", id="404"),
         pytest.param(Step(400, {"error": "too long: 9000 tokens"}), "too long: 9000 tokens", id="400"),

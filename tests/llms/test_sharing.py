@@ -182,9 +182,10 @@ def test_a_model_is_tried_out_once() -> None:
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_a_model_whose_tokens_see_the_answer_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_whose_tokens_see_the_answer_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ModelError, match=r"tokens see those behind them .*it fills gaps and does not continue text"):
-        require_exact(bert(is_decoder=False), "bert")
+        require_exact(bert(is_decoder=False).to(dtype), "bert")
 
 
 def test_a_model_that_fails_is_refused_with_its_words() -> None:

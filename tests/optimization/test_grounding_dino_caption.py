@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.detectors.base import Question
+from llm_wrapper.detectors.checkpoints import Loaded
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, Settings, create
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections, Sample
@@ -57,7 +58,7 @@ def test_weights_are_loaded_once_for_all_captions(monkeypatch: pytest.MonkeyPatc
     from llm_wrapper.detectors import grounding_dino
 
     loads = []
-    monkeypatch.setattr(grounding_dino, "_load", lambda _: loads.append(1) or tiny.pair())
+    monkeypatch.setattr(grounding_dino, "_load", lambda _: loads.append(1) or Loaded(*tiny.pair()))
     first = grounding_dino.create(SETTINGS, None)  # type: ignore[arg-type]
     second = first.worded("one {expression}")
     for detector in (second, first, first.worded("two {expression}")):

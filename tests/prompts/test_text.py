@@ -78,7 +78,7 @@ def test_a_million_marks_or_words_are_one_pass() -> None:
     assert len(clean_label("second " * 500_000).split()) == MAX_LABEL_WORDS
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufe0f", "\u3164\u2800", "\x1b", "\ufeff"])
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufe0f", "\u3164\u2800", "\x1b", "\ufeff", "\u0301"])
 def test_an_expression_that_shows_nothing_is_refused(text: str) -> None:
     with pytest.raises(PromptError, match="is empty: say what to find"):
         require_expression(text)

@@ -194,7 +194,7 @@ def test_the_gallery_knows_the_four_outcomes(run: Path) -> None:
         "s2": "broken",
         "s3": "still wrong",
     }
-    case = found.cases[1]
+    case = next(case for case in found.cases if case.outcome == "rescued")
     assert case.lines[0].marks == "tuned, IoU 1.00"
     assert case.lines[1].marks == "detector"
     assert "the left man" in (case.prompt or "")
@@ -245,6 +245,20 @@ def test_what_is_said_of_an_evaluation_stands_beside_its_numbers(tmp_path: Path)
     assert "evaluated on images that it was trained on" in sections.results(part).text
     (note,) = confidence.confidence(part).notes
     assert note.startswith("warning: tuned: median probability of all valid answers together 2.8e-09")
+
+
+@pytest.mark.parametrize(("decided_by", "step"), [("llm", "train on more data"), ("rule", "train one (llm-wrapper")])
+def test_advice_fits_who_chose(tmp_path: Path, decided_by: DecidedBy, step: str) -> None:
+    rows = [replace(row, decided_by=decided_by) if row.system == "tuned" else row for row in four_cases()]
+    (part,) = load(make_run(tmp_path, rows))
+    assert step in sections.advice(part).text[0]
+
+
+def test_failures_come_first_in_the_gallery(tmp_path: Path) -> None:
+    (part,) = load(make_run(tmp_path, four_cases()))
+    found = choose(part, {})
+    assert found is not None
+    assert [case.outcome for case in found.cases] == ["still wrong", "broken", "rescued", "right"]
 
 
 # pictures

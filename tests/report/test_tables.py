@@ -1,10 +1,11 @@
 import json
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from llm_wrapper.metrics import KindSummary, Summary
-from llm_wrapper.report.tables import markdown, rows, table
+from llm_wrapper.report.tables import escape_markdown, markdown, rows, table
 from llm_wrapper.statistics import Interval
 
 FULL = Summary(
@@ -80,3 +81,44 @@ def test_tables_of_nothing_have_a_header_only() -> None:
     assert markdown([]).count("\n") == 2
     assert rows([]) == []
     assert "system" in shown()
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        pytest.param("not_a_number 96", "not_a_number 96", id="underscores-in-words"),
+        pytest.param("_x_ *y* `z`", r"\_x\_ \*y\* \`z\`", id="emphasis"),
+        pytest.param("+5.0 (1.2 to 3.4), P@1", "+5.0 (1.2 to 3.4), P@1", id="numbers"),
+        pytest.param("-", "-", id="nothing-to-say"),
+        pytest.param("http://evil.example/x", r"http\://evil\.example/x", id="address"),
+        pytest.param("www.evil.example", r"www\.evil\.example", id="address-without-scheme"),
+        pytest.param("me@evil.example", r"me\@evil\.example", id="mail"),
+        pytest.param("<img src=x> &amp;", "&lt;img src=x> &amp;amp;", id="html"),
+        pytest.param("![a](b)", r"\!\[a\](b)", id="picture"),
+        pytest.param("a|b\nc", r"a\|b c", id="cell"),
+        pytest.param(r"\|", r"\\\|", id="backslash"),
+        pytest.param(r"$\frac{1}{2}$", r"\$\\frac{1}{2}\$", id="math"),
+        pytest.param("- a", r"\- a", id="list"),
+        pytest.param("1. a", r"1\. a", id="numbered-list"),
+        pytest.param("---", r"\---", id="line"),
+        pytest.param("a\x1b]52;c;x\x07\u202e", r"a\\x1b\]52;c;x\\x07\\u202e", id="escapes"),
+    ],
+)
+def test_escape_markdown(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped
+
+
+def test_no_interval_breaks_over_two_lines_at_80_columns() -> None:
+    console = Console(width=80, color_system=None)
+    wide = replace(FULL, system="another-run-with-a-long-name: tuned", num_without_target=3)
+    with console.capture() as capture:
+        console.print(table([FULL, wide]))
+    lines = capture.get().splitlines()
+    assert sum("68.3 (67.1 to 69.4)" in line for line in lines) == 2
+    assert all(len(line) <= 80 for line in lines)
+    assert "fallback" in capture.get(), "what breaks is not cut off"
+
+
+def test_a_name_has_no_power_on_the_terminal() -> None:
+    text = shown(replace(FULL, system="[/x]a\x1b]52;c;x\x07\u202eb"))
+    assert r"[/x]a\x1b]52;c;x\x07\u202eb" in text

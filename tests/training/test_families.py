@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +219,23 @@ def test_scales_are_in_the_text_model_alone(family: str, targets: str) -> None:
 def test_an_architecture_without_known_scales_is_refused() -> None:
     with pytest.raises(ModelError, match=r"train\.method=ia3: PEFT knows no layers of phi3.*train\.method=lora"):
         adapter_config(TrainSection(method="ia3"), families.model("phi3"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
+    """Gradients that never come would end it: `Expected to have finished reduction`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    done = subprocess.run(
+        [*command, "-m", "tests.training.test_families", "gemma3-with-images", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+if __name__ == "__main__":
+    step(sys.argv[1], section("default"), Path(sys.argv[2]))

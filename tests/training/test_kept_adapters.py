@@ -11,7 +11,7 @@ import torch
 from peft.utils import load_peft_weights
 
 from llm_wrapper import curve_points, runs
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import LLMWrapperError, RunError
 from llm_wrapper.llms.load import with_adapter
 from llm_wrapper.training import sft
 from llm_wrapper.training.kept_adapters import KeptAdapters, seen
@@ -95,4 +95,46 @@ def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
 def test_a_run_that_did_not_count_its_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"training": {"steps": 3}}))
     with pytest.raises(RunError, match="did not count the samples of its steps; train it again"):
+        curve_points.of_run(tmp_path)
+
+
+def finished(folder: Path) -> Path:
+    """A finished run with one intermediate adapter, and return that."""
+    sft.train(tiny.llm(), train_groups(6), recipe(save_steps=1, epochs=1), folder)
+    runs.finish(folder, {"training": {"steps": 3, "samples_seen": 6}})
+    return curve_points.folder_of(folder, 1)
+
+
+@pytest.mark.slow
+def test_a_changed_adapter_of_the_way_is_refused(tmp_path: Path) -> None:
+    path = finished(tmp_path) / "adapter_model.safetensors"
+    assert [each.num_steps for each in curve_points.of_run(tmp_path)] == [1, 2, 3]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"step-1/adapter_model\.safetensors is not as it was written"):
+        curve_points.of_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        pytest.param("step-2", "{}", "does not say how many samples", id="empty"),
+        pytest.param("step-2", '{"samples_seen": "6"}', "does not say how many samples", id="text"),
+        pytest.param("step-2", '{"samples_seen": -1}', "does not say how many samples", id="negative"),
+        pytest.param("step-2", "[1]", "does not say how many samples", id="list"),
+        pytest.param("step-2", '{"a": ' * 100_000, r"progress\.json", id="deep"),
+        pytest.param("step-²", '{"samples_seen": 1}', None, id="odd-name"),
+        pytest.param("step-best", '{"samples_seen": 1}', None, id="other-name"),
+    ],
+)
+def test_what_is_no_adapter_of_the_way(tmp_path: Path, name: str, content: str, reason: str | None) -> None:
+    folder = tmp_path / "adapters" / name
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(content)
+    runs.finish(tmp_path, {"training": {"steps": 3, "samples_seen": 6}})
+    if reason is None:
+        assert [each.num_steps for each in curve_points.of_run(tmp_path)] == [3]
+        return
+    with pytest.raises(LLMWrapperError, match=reason):
         curve_points.of_run(tmp_path)

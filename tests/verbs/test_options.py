@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import cli, runs
+from llm_wrapper import cli, keys, runs
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import Recipe, compose
@@ -224,3 +224,53 @@ def test_a_mistyped_run_says_which_there_are(toy: Path, verb: list[str]) -> None
 @pytest.mark.parametrize("split", ["../../val", "/val", "[bold]val", ".."])
 def test_a_split_cannot_leave_its_folder(split: str) -> None:
     assert "becomes a folder's name" in fail(RecipeError, "eval", "--llm", "rule", "--split", split)
+
+
+CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "template", "thinking"),
+    [
+        pytest.param([], CHAT, True, id="of-the-run"),
+        pytest.param(["llm.chat_template=own"], "own", True, id="typed"),
+        pytest.param(["llm.enable_thinking=false"], CHAT, False, id="typed-default"),
+    ],
+)
+def test_a_served_run_is_asked_in_its_chat_template(
+    toy: Path, overrides: list[str], template: str, thinking: bool
+) -> None:
+    recipe = finished(toy)
+    llm = recipe.llm.model_copy(update={"chat_template": CHAT, "enable_thinking": True})
+    runs.finish(runs.open_run(Path("runs/chat"), recipe.model_copy(update={"llm": llm})), {})
+    found = chosen({"llm": "vllm"}, overrides, run=Path("runs/chat")).llm
+    assert (found.backend, found.chat_template, found.enable_thinking) == ("openai", template, thinking)
+
+
+@pytest.mark.parametrize("decode", ["first_token", "choice", "generate"])
+def test_ways_that_use_the_servers_chat_template_say_so(
+    toy: Path, decode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = finished(toy)
+    llm = recipe.llm.model_copy(update={"chat_template": CHAT})
+    runs.finish(runs.open_run(Path("runs/chat"), recipe.model_copy(update={"llm": llm})), {})
+    chosen({"llm": "vllm"}, [f"llm.decode={decode}"], run=Path("runs/chat"))
+    assert "vllm serve --chat-template FILE" in caplog.text
+
+
+@pytest.mark.parametrize("words", ["llm.server.base_url=http://node:8000/v1", ""])
+def test_what_is_typed_allows_a_key_and_what_a_run_says_does_not(
+    toy: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_typed", {})
+    monkeypatch.setenv("VLLM_API_KEY", "0123456789")
+    recipe = finished(toy)
+    server = recipe.llm.server.model_copy(update={"base_url": "http://node:8000/v1", "key_variable": "VLLM_API_KEY"})
+    llm = recipe.llm.model_copy(update={"backend": "openai", "model": "m", "server": server})
+    runs.finish(runs.open_run(Path("runs/served"), recipe.model_copy(update={"llm": llm})), {})
+    found = chosen({}, words.split(), run=Path("runs/served")).llm.server
+    if words:
+        assert keys.key_for("VLLM_API_KEY", found.base_url)
+    else:
+        with pytest.raises(RecipeError, match="you have not allowed that"):
+            keys.key_for("VLLM_API_KEY", found.base_url)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llm_wrapper.errors import CacheError, DataError
+from llm_wrapper.errors import CacheError, DataError, LLMWrapperError
 from llm_wrapper.readers import read_bytes
 
 __all__ = ["locked"]
@@ -20,32 +20,35 @@ _PID = re.compile(rb"[0-9]{1,10}")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, kind: type[LLMWrapperError] = CacheError) -> Iterator[None]:
     """Hold a folder, which is made where it does not exist, for this process alone.
 
     The operating system releases the lock when the process ends, however it ends: no lock is ever stale, and the file
     `.lock` may stay.
 
+    Args:
+        folder: A cache, or a run.
+        kind: The error to raise.
+
     Raises:
-        CacheError: If another process holds the folder, it cannot be written to, or its `.lock` is a link.
+        LLMWrapperError: Of that kind, if another process holds the folder, it cannot be written to, or its `.lock` is
+            a link.
     """
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CacheError(f"{folder} cannot be used: {error.strerror}. Choose another folder.") from error
+        raise kind(f"{folder} cannot be used: {error.strerror}. Choose another folder.") from error
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise CacheError(f"{path} is a link or a folder, not a lock. Remove it, if no other program needs it.")
+        raise kind(f"{path} is a link or a folder, not a lock. Remove it, if no other program needs it.")
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise CacheError(
-            f"{folder} is in use by process {_holder(path)}. Wait until it has ended, or end it."
-        ) from error
+        raise kind(f"{folder} is in use by process {_holder(path)}. Wait until it has ended, or end it.") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CacheError(f"{folder} cannot be locked: {reason}. Choose another folder.") from error
+        raise kind(f"{folder} cannot be locked: {reason}. Choose another folder.") from error
     try:
         # Who holds it is only for the message above, and Windows lets nobody write to a locked file.
         with contextlib.suppress(OSError):

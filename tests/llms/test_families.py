@@ -1,0 +1,61 @@
+"""Families that were scored wrongly or not at all: the rows of `make families` are right, or refused on purpose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from benchmarks.llm_families import FAMILIES, row_of
+
+torch.set_num_threads(1)
+
+SHARED, ALONE = "yes", "no"
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what transformers says of its own code
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("gpt-oss", ALONE),
+        ("falcon-h1", ALONE),
+        ("hyperclovax", SHARED),
+        ("modernbert decoder", ALONE),
+        ("mpt (alibi)", ALONE),
+        ("bloom (alibi)", ALONE),
+        ("falcon (alibi)", ALONE),
+        ("rwkv", ALONE),
+        ("llama-4 text", ALONE),
+        ("minimax", ALONE),
+        ("gemma-4 text", ALONE),
+        ("mistral-v0.1 (wide window)", SHARED),
+    ],
+)
+def test_scores_are_those_of_a_plain_pass(name: str, shared: str) -> None:
+    cells, is_right = row_of(FAMILIES[name])
+    assert is_right, cells
+    assert cells[2] == shared
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("t5", "is an encoder-decoder (t5)"),
+        ("bart", "is an encoder-decoder (bart)"),
+        ("bert", "tokens see those behind them"),
+        ("deepseek-r1-distill", "words the question differently"),
+        ("smolvlm template", "for the answer 0"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(name: str, said: str) -> None:
+    cells, is_right = row_of(FAMILIES[name])
+    assert is_right, cells
+    assert said in cells[0]
