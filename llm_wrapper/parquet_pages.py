@@ -66,17 +66,16 @@ def _pages(content: bytes, chunk: Any) -> Iterator[tuple[int, int, bool]]:
     end = place + chunk.total_compressed_size
     while place < end:
         header, place = _struct(content, place, 0)
-        unpacked, packed = header.get(2), header.get(3)
         inner = {name: header[name] for name in _ENCODINGS if isinstance(header.get(name), dict)}
-        counts = [each.get(1) for each in inner.values()]
-        if not _is_size(unpacked) or not _is_size(packed) or not all(map(_is_size, counts)):
-            raise ValueError("a page header lacks its sizes")
-        yield unpacked, max(counts, default=0), any(inner[name].get(_ENCODINGS[name]) == _PREFIXES for name in inner)
-        place += packed
+        count = max((_size(each.get(1)) for each in inner.values()), default=0)
+        yield _size(header.get(2)), count, any(inner[name].get(_ENCODINGS[name]) == _PREFIXES for name in inner)
+        place += _size(header.get(3))
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError("a page header lacks its sizes")
+    return value
 
 
 def _struct(content: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:

@@ -213,7 +213,7 @@ def test_indices_are_those_of_the_prompt_and_the_picture(picture: Path) -> None:
 
 @pytest.mark.parametrize("expression", ["", " ", "\n\t"], ids=["empty", "blank", "lines"])
 def test_an_empty_expression_is_refused(picture: Path, expression: str) -> None:
-    with pytest.raises(DataError, match="the expression is empty"):
+    with pytest.raises(DataError, match="is empty: say what to find"):
         Wrapper(recipe(), never).predict(picture, expression)
 
 

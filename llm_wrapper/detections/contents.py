@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.identity import adopt_revision, distinct, split_recorded
+from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, split_recorded
 from llm_wrapper.detections.parts import PART_NAME, DamagedPartError, Key, Part, PartEntry, read_part
 from llm_wrapper.detectors.base import LEVELS, Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed
@@ -59,7 +59,7 @@ class Manifest:
     num_dropped: int
     versions: dict[str, str]
     created: str
-    recorded: tuple[dict[str, Any], ...] = ()
+    recorded: Recorded = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,9 @@ def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
     default = PromptSection(format=recipe.prompt.format).model_dump(mode="json")
     more = {key: value for key, value in recipe.prompt.model_dump(mode="json").items() if value != default[key]}
     # Only what is not as it always was: predictions that were kept before there was more than a format stay valid.
-    found = {"llm": llm, "format": recipe.prompt.format, "adapter": weights, **({"prompt": more} if more else {})}
+    found: dict[str, Any] = {"llm": llm, "format": recipe.prompt.format, "adapter": weights}
+    if more:
+        found["prompt"] = more
     if recipe.llm.orders > 1:  # predictions of an earlier version say so of what was asked in one order
         found["averaged_over"] = recipe.llm.orders
     if recipe.llm.backend == "openai":

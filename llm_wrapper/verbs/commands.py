@@ -175,7 +175,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
     rows += by_llm(recipe, wording.word, adapter, scene_set.scenes, with_untrained=job.untrained)
     rows += systems.by_oracle(scene_set.scenes)
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
         "limit": job.limit,

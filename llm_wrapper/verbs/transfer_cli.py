@@ -102,9 +102,10 @@ def _columns(
     for folder in folders:
         require_run(folder)
     found: dict[str, Recipe] = {}
-    for one in sets or [None]:
-        for run in folders or [None]:
-            for each in vlms or [None]:
+    nothing: list[None] = [None]
+    for one in sets or nothing:
+        for run in folders or nothing:
+            for each in vlms or nothing:
                 recipe = chosen({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
                 found.setdefault(_column_key(recipe), recipe)
     return list(found.values())

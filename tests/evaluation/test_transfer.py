@@ -10,10 +10,11 @@ import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation import systems, transfer_rows
 from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
+from llm_wrapper.llms import ask
 from llm_wrapper.prompts.words import Worder, plain
-from llm_wrapper.recipe import PromptSection
+from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 from llm_wrapper.report import matrix as tables
 
@@ -160,3 +161,46 @@ def test_gains_are_over_the_detector_and_the_same_llm_untrained(tmp_path: Path) 
     assert plain["tuned", "a / x"]["result"]["p_at_1"] == 1.0
     assert plain["tuned", "a / x"]["over_untrained"]["p_at_1"]["value"] == 1.0
     assert plain["detector", "a / x"]["over_detector"] is None
+
+
+def served(**changes: object) -> Recipe:
+    values = {"backend": "openai", "model": "m", **changes}
+    return Recipe(
+        detector=DetectorSection(name="toy"),
+        data=DataSection(name="toy", reader="toy", root=Path("data/toy")),
+        llm=LLMSection.model_validate(values),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        pytest.param({}, True, id="equal"),
+        pytest.param({"tokens_per_batch": 64}, True, id="batch"),
+        pytest.param({"server": {"concurrency": 1}}, True, id="concurrency"),
+        pytest.param({"orders": 2}, False, id="orders"),
+        pytest.param({"decode": "choice"}, False, id="decode"),
+        pytest.param({"server": {"base_url": "http://other:8000/v1"}}, False, id="another-server"),
+        pytest.param({"server": {"tokenizer": "t"}}, False, id="tokenizer"),
+    ],
+)
+def test_a_key_holds_what_decides_answers(changes: dict[str, object], is_same: bool) -> None:
+    first, second = transfer_rows.asked("a", served()), transfer_rows.asked("a", served(**changes))
+    assert (dict(first.identity) == dict(second.identity)) == is_same
+
+
+def test_what_was_averaged_is_no_more_taken_for_what_an_earlier_version_asked_once() -> None:
+    assert transfer_rows.asked("a", served(orders=3)).identity["averaged_over"] == 3
+    assert "averaged_over" not in transfer_rows.asked("a", served()).identity
+
+
+def test_answers_are_averaged_over_the_orders_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts_asked: list[Prompt] = []
+
+    def answer(prompts: Sequence[Prompt]) -> list[Answer]:
+        prompts_asked.extend(prompts)
+        return [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts]
+
+    monkeypatch.setattr(ask, "asker", lambda *_, **__: answer)
+    rows = transfer_rows.asked("a", served(orders=3), word=worded("compact")).load()(column("a / x"))
+    assert (len(prompts_asked), len(rows)) == (12, 4)

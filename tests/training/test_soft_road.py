@@ -74,7 +74,7 @@ def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.Mon
     assert tuned.keys() == untrained.keys()
     assert tuned != untrained
     told = (folder / "adapter" / "README.md").read_text()
-    assert f"tags: [llm-wrapper, {method}, " in told
+    assert f"tags:\n- llm-wrapper\n- {method}\n" in told
 
     if method in SOFT:
         assert "llm-wrapper export" not in told

@@ -14,12 +14,12 @@ from llm_wrapper import cli, runs
 from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.recipe_files import folder as recipes_folder
 from llm_wrapper.records import Answer, Prediction, Prompt
 from llm_wrapper.verbs import commands
-from llm_wrapper.verbs.asking_commands import mass_notes
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
 from tests.test_cli import run

@@ -13,7 +13,7 @@ from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.recipe_files import folder as recipes_folder
-from llm_wrapper.verbs import curve_cli, transfer_cli, transfer_commands
+from llm_wrapper.verbs import commands, curve_cli, transfer_cli, transfer_commands
 from llm_wrapper.verbs.options import chosen, name_of, named, overridden
 from tests.first_images import copy_first_images
 from tests.test_cli import fail, run
@@ -207,7 +207,7 @@ def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.
     recipe = compose(recipes_folder(), {"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
-    monkeypatch.setattr(cli.commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
+    monkeypatch.setattr(commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
     run("train", "--run", RUN)
     run("train", "--run", "runs/new", "--train", "fast")
     assert opened[0] == recipe
