@@ -155,7 +155,7 @@ cases: $(STAMP) ## Small inputs that people really have, each with what is right
 	$(BIN)/python benchmarks/cases.py $$ARGS
 
 .PHONY: families
-families: $(STAMP) ## Score tiny random models of about 75 families against plain passes (ARGS="gpt-oss mamba": some of them)
+families: $(STAMP) ## Score tiny random models of 72 families against plain passes (ARGS="gpt-oss mamba": some of them)
 	$(BIN)/python benchmarks/llm_families.py $$ARGS
 
 .PHONY: fuzz

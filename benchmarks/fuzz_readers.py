@@ -31,7 +31,7 @@ from typing import Any
 
 from fuzz_seeds import READERS, Reader
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from llm_wrapper.errors import LLMWrapperError
 
@@ -240,7 +240,7 @@ def watched(reader: Reader, seconds: float, seed: int) -> Outcome:
 
 def table_of(outcomes: list[Outcome]) -> Table:
     """Lay out one row a reader."""
-    table = Table("reader")
+    table = Table(Column("reader", no_wrap=True))
     for name in ("examples", "read", "typed errors", "others", "peak MB", "slowest s"):
         table.add_column(name, justify="right")
     for each in outcomes:

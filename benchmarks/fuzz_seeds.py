@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import pickle
 import shutil
-import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,25 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fuzz_samples import (
+    ADAPTER,
+    CHAT,
+    FACTS,
+    INSTANCES,
+    LINES,
+    OWN,
+    PICKLES,
+    RECIPE,
+    REFS,
+    RESULTS,
+    SCORED,
+    SHARED,
+    SINK,
+    TEMPLATE,
+    TEMPLATES,
+    lines,
+    text,
+)
 from PIL import Image
 
 from llm_wrapper import images, readers, recipe_files
@@ -66,16 +83,6 @@ def of_path(name: str, use: Callable[[Path], object]) -> Callable[[Path], Use]:
     return prepare
 
 
-def text(value: Any) -> bytes:
-    """Write JSON."""
-    return json.dumps(value).encode()
-
-
-def lines(*values: Any) -> bytes:
-    """Write JSON lines."""
-    return b"".join(text(value) + b"\n" for value in values)
-
-
 SAMPLES = [
     Sample(f"s{n}", "r", f"image{n}", f"image{n}.jpg", (640, 480), f"zebra {n}", Box(1, 2, 30, 40)) for n in range(4)
 ]
@@ -97,13 +104,15 @@ DEEP = [
 """Hostile to whatever reads JSON."""
 
 
+def cache_file(name: str) -> bytes:
+    """Write a complete cache and return one of its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        return (complete_cache(Path(folder)) / name).read_bytes()
+
+
 def part() -> bytes:
     """Write one part of a cache."""
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-seed-{os.getpid()}"
-    try:
-        return (complete_cache(folder) / "part-00000.parquet").read_bytes()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return cache_file("part-00000.parquet")
 
 
 def complete_cache(folder: Path) -> Path:
@@ -167,15 +176,6 @@ def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use
     return prepare
 
 
-def manifest() -> bytes:
-    """Write the manifest of a complete cache."""
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-seed-{os.getpid()}"
-    try:
-        return (complete_cache(folder) / "manifest.json").read_bytes()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def own_predictions() -> bytes:
     """Write predictions of two systems."""
     candidates = tuple(Candidate(Box(1, 2, 30, 40), "zebra", score, "toy", "od") for score in (0.5, None))
@@ -185,12 +185,10 @@ def own_predictions() -> bytes:
         candidates=candidates, origins=(0, 1), image_wh=(640, 480), mass=0.5,
     )  # fmt: skip
     rows = [replace(first, sample_id=f"s{n}", system=system) for n in range(4) for system in ("llm", "rule")]
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-seed-{os.getpid()}.parquet"
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.parquet"
         predictions.save(path, rows)
         return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def pictures() -> list[bytes]:
@@ -316,77 +314,6 @@ def use_own_data(path: Path) -> None:
     datasets.load(DataSection(name="mine", reader="jsonl", root=path), "val")
 
 
-REF = {"ref_id": 7, "ann_id": 3, "image_id": 9, "split": "val", "sent_ids": [3], "category_id": 1, "file_name": "a.jpg"}
-REFS = [
-    {**REF, "sentences": [{"sent": "left zebra", "raw": "Left zebra", "tokens": ["left", "zebra"], "sent_id": 3}]}
-] * 3
-INSTANCES = {
-    "images": [{"id": 9, "file_name": "a.jpg", "width": 640, "height": 480}],
-    "annotations": [{"id": 3, "image_id": 9, "category_id": 1, "bbox": [1, 2, 30, 40], "iscrowd": 0, "area": 1200.0}],
-    "categories": [{"id": 1, "name": "zebra", "supercategory": "animal"}],
-}
-RECIPE = b"""# A recipe
-detector:
-  name: florence2
-  settings: {model: florence-community/Florence-2-large, tasks: [rec, od], num_beams: 3}
-candidates:
-  nms_iou: 0.9
-  cap: 20
-  order: left_to_right
-llm: {backend: transformers, model: x/y}
-"""
-ADAPTER = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "bias": "none",
-    "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "x/y", "rank_pattern": {"q_proj": 4},
-    "modules_to_save": None,
-}  # fmt: skip
-CHAT = {
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "1"}, "logprobs": {
-        "content": [{"token": "1", "logprob": -0.1, "top_logprobs": [{"token": "0", "logprob": -2.5}]}]}}],
-    "usage": {"completion_tokens": 1}, "model": "m",
-}  # fmt: skip
-FACTS = {
-    "rows": [{"system": "llm", "n": 4}],
-    "recipe": {"llm": {"model": "x"}, "data": {"name": "mine"}},
-    "split": "val",
-}
-OWN_ROW = {"expression": "zebra", "box": [1, 2, 30, 40], "width": 640, "height": 480, "split": "val"}
-OWN = [{"image": f"{number}.jpg", **OWN_ROW} for number in range(3)]
-LINES = lines(
-    {"image_id": "image0", "detections": [{"box": [1, 2, 30, 40], "label": "zebra", "score": 0.5}]},
-    {"image_id": "image1", "detections": [{"bbox_xywh": [1, 2, 30, 40], "label": "zebra", "score": None}]},
-)
-RESULTS = [{"image_id": f"image{n}", "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5} for n in range(3)]
-SINK = (
-    b"x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,class_name,file_name\n1,2,30,40,0,0.5,,zebra,image0.jpg\n"
-)
-SCORED = lines(
-    {"sample_id": "s0", "box": [1, 2, 30, 40]},
-    {"sample_id": "s1", "response": '```json [{"bbox_2d": [1, 2, 3, 4]}]```'},
-)
-TEMPLATE = (
-    b"{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-    b"{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-TEMPLATES = [
-    b"{% for a in range(10**9) %}{% endfor %}",
-    b"{{ 'x' * 10**10 }}",
-    b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-]
-PICKLES = [
-    *(
-        b"Nr\xff\xff\xff\x0f.",
-        b"X\xff\xff\xff\x7fx.",
-        b"\x96" + struct.pack("<Q", 2**33) + b"x.",
-        b"cos\nsystem\n(S'x'\ntR.",
-    ),
-    *(b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.", b"]" * 100_000 + b"a" * 99_999 + b".", b"I" + b"9" * 4000 + b"\n."),
-]
-SHARED: list[Any] = ["x"]
-for _ in range(60):
-    SHARED = [SHARED, SHARED]
-
-
 def pickles() -> list[bytes]:
     """Write the same references in every protocol."""
     return [pickle.dumps(REFS, protocol) for protocol in range(6)]
@@ -419,7 +346,7 @@ _READERS = [
     ),
     Reader("part", of_path("part-00000.parquet", use_part), lambda: [part()], parquet_bombs),
     Reader("cache-part", prepare_cache("part-00000.parquet"), lambda: [part()], parquet_bombs),
-    Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [manifest()], deep),
+    Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [cache_file("manifest.json")], deep),
     Reader("cache-staged", prepare_cache("replaced.json", is_staged=True), these(b'["part-00003.parquet"]'), deep),
     Reader("predictions", of_path("p.parquet", predictions.load), lambda: [own_predictions()], parquet_bombs),
     Reader("pickle", of_path("refs(unc).p", restricted_pickle.load), pickles, pickle_bombs),

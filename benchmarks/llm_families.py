@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,9 @@ FAMILIES: dict[str, Family] = {
     "llama-3.1": Family("LlamaConfig", "llama3_1"),
     "llama-3.2 (date)": Family("LlamaConfig", "llama3_2", {"tie_word_embeddings": True}),
     "qwen2.5": Family("Qwen2Config", "qwen2_5"),
-    "qwen2 sliding": Family("Qwen2Config", "qwen2_5", {"use_sliding_window": True, "sliding_window": 16}),
+    "qwen2 sliding": Family(
+        "Qwen2Config", "qwen2_5", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    ),
     "qwen2-moe": Family(
         "Qwen2MoeConfig", "chatml", _moe(shared_expert_intermediate_size=24, decoder_sparse_step=1, sliding_window=0)
     ),
@@ -489,17 +491,22 @@ def generate_cell(llm: LoadedLLM) -> tuple[str, bool]:
     return f"{same} of {len(prompts)}", same == len(prompts)
 
 
-COLUMNS: dict[str, Callable[[LoadedLLM], tuple[str, bool]]] = {
+Column = Callable[[LoadedLLM], tuple[str, bool]]
+
+ASKING: dict[str, Column] = {
     "answer 7": constant_cell,
     "shared": shared_cell,
     "worst error": error_cell,
     "batch = alone": generate_cell,
+}
+COLUMNS: dict[str, Column] = {
+    **ASKING,
     "TRAIN=default": training_cell("default"),
     "TRAIN=paper": training_cell("paper"),
 }
 
 
-def row_of(family: Family) -> tuple[list[str], bool]:
+def row_of(family: Family, columns: Mapping[str, Column] = COLUMNS) -> tuple[list[str], bool]:
     """Return the cells of a family, and whether all of them are right."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -511,7 +518,7 @@ def row_of(family: Family) -> tuple[list[str], bool]:
         except ModelError as error:
             said = str(error).splitlines()[0].replace(folder, "..")
             return [f"refused: {said[:110]}"], family.refused
-        cells = [column(llm) for column in COLUMNS.values()]
+        cells = [column(llm) for column in columns.values()]
     return ["loads", *(text for text, _ in cells)], all(right for _, right in cells) and not family.refused
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import sys
 import warnings
@@ -302,6 +303,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     try:
         app(args=[*sys.argv[1:], *extra_words()])
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        say(_errors, f"error: no file can have so long a name: {str(error.filename)[:100]}..", style="red")
+        sys.exit(2)
     except LLMWrapperError as error:
         say(_errors, f"error: {error}", style="red")
         sys.exit(2)

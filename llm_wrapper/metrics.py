@@ -48,6 +48,9 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RANKS = (1, 3, 5, 10, 20)
 """Where recall is measured."""
 
+_MOST_LISTED = 1000
+"""Names in a message: a file of a million repeated rows needs no million lines."""
+
 UNTAGGED = "untagged"
 """Stands for samples without a kind where others have one."""
 
@@ -193,14 +196,14 @@ def only_system(predictions: Sequence[Prediction]) -> str:
     """
     systems = sorted({prediction.system for prediction in predictions})
     if len(systems) != 1:
-        found = ", ".join(map(repr, systems)) or "no predictions"
+        found = ", ".join(map(repr, systems[:_MOST_LISTED])) or "no predictions"
         raise DataError(f"a summary is of one system's predictions, found {found}; summarize each system on its own")
     require_distinct(predictions, "summary")
     return systems[0]
 
 
 def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
-    """Raise a DataError that lists every (system, sample id) that stands more than once in `where`."""
+    """Raise a DataError that lists the (system, sample id) that stand more than once in `where`."""
     counts = Counter((prediction.system, prediction.sample_id) for prediction in predictions)
     repeated = [
         f"system {system!r} has {n} predictions for sample {sample_id!r}"
@@ -209,7 +212,7 @@ def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
     ]
     if repeated:
         headline = f"{where}: one prediction per system and sample is required; drop or rename the repeated ones"
-        raise DataError(listed(headline, repeated, most=len(repeated)))
+        raise DataError(listed(headline, repeated, most=_MOST_LISTED))
 
 
 def _mean(values: npt.NDArray[np.bool_] | FloatArray) -> float | None:

@@ -342,7 +342,7 @@ def _text_bytes(values: pa.Array) -> int:
     if isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return _text_bytes(values.flatten())
     if pa.types.is_dictionary(values.type):
-        return pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+        return int(pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0)
     return int(values.nbytes)
 
 

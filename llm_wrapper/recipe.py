@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import parse_yaml
-from llm_wrapper.recipe_files import Places, available, named_file, own_template, read
+from llm_wrapper.recipe_files import Places, available, is_file, named_file, own_template, read
 from llm_wrapper.sections import (
     DataSection,
     DetectorSection,
@@ -144,11 +144,11 @@ def _sections_of(root: Path, kind: str, name: str, problems: list[str]) -> tuple
 
 def _members(root: Path, kind: str, name: str, problems: list[str]) -> list[str]:
     """Return the files that a name stands for: `a+b` is two detectors or prompts, unless a file is called so."""
-    if kind not in _JOINED or (root / kind / f"{name}.yaml").is_file() or (kind == "prompt" and Path(name).is_file()):
+    if kind not in _JOINED or is_file(root / kind / f"{name}.yaml") or (kind == "prompt" and is_file(Path(name))):
         return [name]
     names = name.split("+")
     twice = [each for each in dict.fromkeys(names) if names.count(each) > 1]
-    problems += [f"{name!r} names the {_JOINED[kind]} {each!r} twice" for each in twice]
+    problems += [f"{_short(name)} names the {_JOINED[kind]} {_short(each)} twice" for each in twice]
     return list(dict.fromkeys(names))
 
 

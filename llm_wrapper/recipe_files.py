@@ -13,7 +13,20 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, compose_yaml, read_text
 
-__all__ = ["PaperRow", "Places", "available", "folder", "named_file", "own_template", "read", "read_paper_row"]
+__all__ = [
+    "PaperRow",
+    "Places",
+    "available",
+    "folder",
+    "is_file",
+    "named_file",
+    "own_template",
+    "read",
+    "read_paper_row",
+]
+
+_MOST_SHOWN = 200
+"""Characters of a name that a message shows."""
 
 Places = dict[tuple[str | int, ...], str]
 """Path of a value in a file's tree -> `file:line`."""
@@ -68,6 +81,14 @@ def _place_template(sections: dict[str, Any], path: Path) -> None:
             raise RecipeError(f"{path}: prompt.format: {error}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file of that name; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def own_template(recipe: Path, name: str) -> Path | None:
     """Return the template beside a recipe that its `prompt.format` names, `None` where that is no template's name.
 
@@ -91,9 +112,9 @@ def named_file(root: Path, kind: str, name: str) -> Path:
     if kind == "prompt" and name.endswith(".yaml"):
         return Path(name)
     path = root / kind / f"{name}.yaml"
-    if path.is_file() and path.parent == root / kind:
+    if is_file(path) and path.parent == root / kind:
         return path
-    names = available(root, kind)
+    names, name = available(root, kind), name[:_MOST_SHOWN]
     raise RecipeError(
         f"no {kind} recipe is named {name!r}{nearest(name, names)} (there are: {', '.join(names) or 'none'}; "
         f"files in {root / kind})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +51,15 @@ def _safe(name: str, info: ValidationInfo) -> str:
 FolderName = Annotated[str, AfterValidator(_safe)]
 """A word that becomes a part of a path: detections, answers and results lie under it."""
 
+
+def _short(path: Path) -> Path:
+    if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ValueError("no file can have so long a name")
+    return path
+
+
+_Root = Annotated[Path, AfterValidator(_short)]
+
 _Line = Annotated[str, Field(max_length=1000)]
 """A name or a path; nothing that is used has more characters."""
 
@@ -95,7 +105,7 @@ class DataSection(Section):
 
     name: FolderName = Field(description="name of the data set, also the folder name of its cached detections")
     reader: _Line = Field(description="name in the registry of data sets")
-    root: Path
+    root: _Root
     settings: dict[str, Any] = {}
     train_split: FolderName = "train"
     eval_split: FolderName = "val"

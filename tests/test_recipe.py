@@ -234,6 +234,19 @@ def test_a_name_that_becomes_a_folder_is_plain(key: str, name: str) -> None:
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + ".yaml", "../" * 2000 + "x", "a+" * 3000, "a\0b"])
+@pytest.mark.parametrize("kind", ["vlm", "llm", "data", "train", "prompt", "search"])
+def test_a_name_that_no_file_can_have_is_refused(kind: str, name: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose(SHIPPED, {**NAMES, kind: name})
+    assert len(str(caught.value)) < 6000
+
+
+@pytest.mark.parametrize("root", ["x" * 5000, "a/" * 3000, "a/" + "x" * 256])
+def test_a_root_that_no_folder_can_have_is_refused(root: str) -> None:
+    assert "so long a name" in problems(SHIPPED, NAMES, f"data.root={root}")[1]
+
+
 def test_every_name_that_leaves_its_folder_is_listed_at_once() -> None:
     keys = ("data.name", "data.train_split", "data.eval_split", "detector.label")
     found = problems(SHIPPED, NAMES, *(f"{key}=../x" for key in keys), "train.also=[{name: ../x}]")

@@ -247,7 +247,14 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
     model = outline(recipe.llm)
     setup = setup_of(recipe, model)
     epoch = epoch_of(with_tokenizer(model, recipe.llm), groups, recipe) if groups else None
-    sizes, targets = _counted(model, adapter_config(recipe.train, model))
+    adapter = adapter_config(recipe.train, model)
+    try:
+        sizes, targets = _counted(model, adapter)
+    except ModelError:
+        raise
+    except Exception as error:  # an architecture that was never tried: what its settings lack is open
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"llm.model={recipe.llm.model} cannot be planned: {reason}") from error
     batch = epoch.largest if epoch else longest_possible(recipe)
     if recipe.train.is_soft:
         batch = replace(batch, length=batch.length + recipe.train.virtual_tokens)

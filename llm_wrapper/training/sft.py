@@ -16,6 +16,7 @@ from rich.progress import track
 from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
+from llm_wrapper.llms.virtual import num_columns
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.terminal import open_console
 from llm_wrapper.training import checkpoints, log, processes, trackers
@@ -100,6 +101,8 @@ class PackedTrainer(WatchedTrainer):
         if getattr(self.model.config.get_text_config(), "output_router_logits", False):
             inputs["output_router_logits"] = False
         outputs = model(**inputs, logits_to_keep=columns, use_cache=False)
+        if outputs.logits.shape[1] != len(columns):  # xLSTM keeps them all
+            column_of = places + num_columns(self.model)
         logits, targets = outputs.logits[rows, column_of].float(), labels[rows, places + 1]
         total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         loss = total / (len(targets) if num_items_in_batch is None else num_items_in_batch)

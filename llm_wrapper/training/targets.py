@@ -138,7 +138,10 @@ def describe_targets(adapted: Any) -> str:
 
 def _text_layers(model: Any) -> dict[str, nn.Module]:
     """Return name -> layer of what could be adapted: in the decoder, or at its ends, and no router."""
-    inside = {id(module) for module in model.get_decoder().modules()}
+    decoder = model.get_decoder()
+    if all(module is not model.get_input_embeddings() for module in decoder.modules()):
+        decoder = model  # what some architectures call so is their output layer
+    inside = {id(module) for module in decoder.modules()}
     return {
         name: module
         for name, module in model.named_modules()

@@ -71,6 +71,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
             sliding_window=8,
         )
     ),
+    "modernbert": lambda: t.ModernBertDecoderConfig(
+        **{
+            key: value
+            for key, value in _sizes(pad_token_id=0, local_attention=16, cls_token_id=0, sep_token_id=0).items()
+            if key not in {"num_key_value_heads", "bos_token_id", "eos_token_id"}
+        }
+    ),
     "mamba": lambda: t.MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4),
     "phi3.5-moe": lambda: t.PhimoeConfig(**_sizes(**_EXPERTS, num_local_experts=4, sliding_window=None)),
     "llama4-text": lambda: t.Llama4TextConfig(

@@ -81,6 +81,13 @@ trained = [
         id="gemma4-text-paper",
     ),
     pytest.param(
+        "modernbert",
+        "default",
+        {},
+        "13 layers (q_proj 2, k_proj 2, v_proj 2, Wo 4, Wi 2, dense 1)",
+        id="modernbert-whose-decoder-is-its-output",
+    ),
+    pytest.param(
         "phi3.5-moe", "default", {}, f"8 layers ({ATTENTION}); not adapted: the experts, 2 routers", id="phi3.5-moe"
     ),
     pytest.param(
@@ -224,7 +231,7 @@ def test_an_architecture_without_known_scales_is_refused() -> None:
 @pytest.mark.slow
 def test_two_processes_train_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
     """Gradients that never come would end it: `Expected to have finished reduction`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*command, "-m", "tests.training.test_families", "gemma3-with-images", str(tmp_path)],
         cwd=Path(__file__).parents[2],
@@ -232,6 +239,7 @@ def test_two_processes_train_the_text_part_of_a_model_for_images(tmp_path: Path)
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -530,3 +531,20 @@ def test_a_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sft, "_num_workers", lambda _: 1)
     sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "beside")
     assert log_of(tmp_path / "beside") == log_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt-tuning"])
+def test_a_model_that_keeps_all_its_logits_has_the_same_loss(method: str, tmp_path: Path) -> None:
+    chosen, found = recipe(method=method, virtual_tokens=3), []
+    for keeps_all in (False, True):
+        llm = tiny.llm()
+        if keeps_all:
+            llm.model.forward = partial(ignoring, llm.model.forward)
+        trainer = sft.trainer(llm, groups(), chosen, tmp_path)
+        batch = trainer.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
+        found.append(trainer.compute_loss(trainer.model.eval(), batch).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def ignoring(forward: Any, *args: Any, logits_to_keep: Any = None, **options: Any) -> Any:
+    return forward(*args, **options)
