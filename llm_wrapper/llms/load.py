@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import constants as hub
+from huggingface_hub import get_session, try_to_load_from_cache
 
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms import adapters
@@ -30,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_ERROR = 600
 """Characters of a library's message: one of transformers lists 180 classes."""
+_REACH_SECONDS = 10
 _FLEX = "flex_attention"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -147,7 +150,26 @@ def _name(section: LLMSection) -> str:
         raise ModelError("llm.model is not set: give a hub id, a folder, gguf:PACKAGE or gguf:FILE.gguf")
     if section.model.startswith(GGUF):
         return str(plain_copy(section.model.removeprefix(GGUF)))
+    _require_within_reach(section.model, section.revision)
     return section.model
+
+
+@cache
+def _require_within_reach(name: str, revision: str | None) -> None:
+    """Refuse a model that is not here and cannot be fetched; the hub's client would retry for a minute and a half."""
+    try:
+        is_here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except ValueError:  # no name that a hub would have; whoever loads it says so
+        return
+    if is_here or hub.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(hub.ENDPOINT, timeout=_REACH_SECONDS)
+    except Exception as error:  # of the network, a proxy or a certificate; the remedy is the same
+        raise ModelError(
+            f"llm.model={name} cannot be loaded: it is not on this machine, and {hub.ENDPOINT} cannot be reached "
+            f"({error}). Fetch it where there is a network: hf download {name}; or name a folder: llm.model=FOLDER"
+        ) from error
 
 
 def _failed(section: LLMSection, error: Exception) -> ModelError:

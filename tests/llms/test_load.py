@@ -557,3 +557,20 @@ def test_a_small_model_in_nf4_answers_on_the_cpu(tmp_path: Path) -> None:
     kinds = {name.rsplit(".", 1)[-1]: type(module).__name__ for name, module in llm.model.named_modules()}
     assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
     assert torch.isfinite(llm.model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+def test_a_model_out_of_reach_is_one_clear_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def head(address: str, **_: object) -> None:
+        tries.append(address)
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr(load_module.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(load_module, "get_session", lambda: SimpleNamespace(head=head))
+    for method in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(getattr(transformers, method), "from_pretrained", lambda *_, **__: pytest.fail("retried"))
+    section = LLMSection(model="nobody/never-fetched")
+    with pytest.raises(ModelError, match=r"cannot be reached \(name or service .* hf download nobody/never-fetched"):
+        load_module.load(section)
+    assert len(tries) == 1
