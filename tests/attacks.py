@@ -27,6 +27,7 @@ from llm_wrapper.recipe import compose
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 
 ROOT = Path(__file__).parents[1]
+PICTURE = str(ROOT / "data" / "toy" / "images" / "toy-test-0000.png")
 SECRET = "sk-very-secret-0123456789"
 CANDIDATES = tuple(Candidate(Box(x, 0.0, x + 9.0, 9.0), "dog", 0.5, "d", "od") for x in (0.0, 20.0))
 SAMPLE = Sample("s", "r", "i", None, (40, 40), "left dog", None)
@@ -70,7 +71,9 @@ def bounded(attack: Attack, *, seconds: float = 20.0, gigabytes: float = 3.0, fi
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_run_bounded, args=(attack, sender, gigabytes, file_bytes), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # threads of libraries: the child does not wait for them
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # threads of libraries: the child does not wait for them
             process.start()
         sender.close()
         try:
