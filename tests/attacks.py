@@ -7,6 +7,7 @@ says what is wrong, or in harmless output. Modules of the package that only some
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -56,7 +57,14 @@ def check(attack: Attack, message: str | None) -> None:
     assert SECRET not in str(caught.value)
 
 
-def bounded(attack: Attack, *, seconds: float = 20.0, gigabytes: float = 3.0, file_bytes: int | None = None) -> Attack:
+def bounded(
+    attack: Attack,
+    *,
+    seconds: float = 20.0,
+    gigabytes: float = 3.0,
+    file_bytes: int | None = None,
+    imports: str | None = None,
+) -> Attack:
     """Let an attack run in a process of its own, which it can hang or fill without harm to the others.
 
     Args:
@@ -64,16 +72,17 @@ def bounded(attack: Attack, *, seconds: float = 20.0, gigabytes: float = 3.0, fi
         seconds: How long it may take.
         gigabytes: How much it may allocate.
         file_bytes: How long a file may become, as if the disk were full.
+        imports: A module that takes long to import, so that each attack would do it again.
     """
 
     def run() -> None:
+        if imports:
+            importlib.import_module(imports)
         context = multiprocessing.get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_run_bounded, args=(attack, sender, gigabytes, file_bytes), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # threads of libraries: the child does not wait for them
+            warnings.simplefilter("ignore", DeprecationWarning)  # the child waits for no thread of a library
             process.start()
         sender.close()
         try:

@@ -65,7 +65,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def serving(reply: Reply) -> Iterator[str]:
     """Run a server that answers each request by a function; its address."""
 
-    class Replying(Handler):
+    class Replying(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             try:
@@ -255,21 +255,29 @@ def changed_recipe() -> None:
     runs.recipe_of(folder)
 
 
-def shell_in_make(target: str, *names: str) -> Attack:
-    def attack() -> None:
-        words = [f"{name}=x; touch pwned $(shell touch pwned) `touch pwned`" for name in names]
-        program = Path(".venv/bin/llm-wrapper")
-        program.parent.mkdir(parents=True)
-        program.write_text("#!/bin/sh\n", encoding="utf-8")
-        program.chmod(0o755)
-        for name in ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject.toml"):
-            Path(name).write_bytes((ROOT / name).read_bytes())
-        Path(".venv/.installed").touch()
-        done = subprocess.run(["make", target, *words], capture_output=True, text=True, check=False)
-        assert not Path("pwned").exists()
-        assert done.returncode == 0, done.stderr
+def make(*words: str) -> None:
+    """Run make where its program does nothing, so that only make and the shell can do what words say."""
+    program = Path(".venv/bin/llm-wrapper")
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject.toml"):
+        Path(name).write_bytes((ROOT / name).read_bytes())
+    Path(".venv/.installed").touch()
+    done = subprocess.run(["make", *words], capture_output=True, text=True, check=False)
+    assert not Path("pwned").exists()
+    assert done.returncode == 0, done.stderr
 
-    return attack
+
+def shell_in_make(target: str, *names: str) -> Attack:
+    return lambda: make(target, *(f"{name}=x; touch pwned $(shell touch pwned) `touch pwned`" for name in names))
+
+
+def shell_in_a_paper_row() -> None:
+    path = Path("recipes/paper/x.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text("vlm: toy; touch pwned\nllm: rule\ndata: toy\ntrain: default\n", encoding="utf-8")
+    make("train", "PAPER=x")
 
 
 def command_of_a_message() -> None:
@@ -308,7 +316,7 @@ def chat_template(source: str) -> Attack:
 
         ChatEncoder(tiny.tokenizer("chatml"), source).encode(Prompt("s", (Message("user", "dog"),), (), "coords"))
 
-    return bounded(attack, seconds=60)
+    return bounded(attack, imports="tests.llms.tiny")
 
 
 def long_words() -> None:
@@ -354,6 +362,7 @@ ATTACKS = [
     row("recipe-changed-afterwards", changed_recipe, "not as it was written"),
     row("shell-in-make", shell_in_make("train", "VLM", "DATA_ROOT", "RUN", "ARGS")),
     row("shell-in-an-expression", shell_in_make("predict", "IMAGE", "EXPRESSION")),
+    row("shell-in-a-paper-row", shell_in_a_paper_row),
     row("command-of-a-message", command_of_a_message, "rm -r 'runs/x; touch pwned'$"),
     row("escapes-of-a-name", escapes_of_a_name),
     row("markup-of-a-name", markup_of_a_name),
