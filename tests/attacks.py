@@ -60,7 +60,7 @@ def check(attack: Attack, message: str | None) -> None:
 def bounded(
     attack: Attack,
     *,
-    seconds: float = 20.0,
+    seconds: float = 40.0,
     gigabytes: float = 3.0,
     file_bytes: int | None = None,
     imports: str | None = None,

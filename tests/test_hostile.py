@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -264,7 +265,8 @@ def make(*words: str) -> None:
     for name in ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject.toml"):
         Path(name).write_bytes((ROOT / name).read_bytes())
     Path(".venv/.installed").touch()
-    done = subprocess.run(["make", *words], capture_output=True, text=True, check=False)
+    clean_environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", *words], env=clean_environment, capture_output=True, text=True, check=False)
     assert not Path("pwned").exists()
     assert done.returncode == 0, done.stderr
 
@@ -276,7 +278,7 @@ def shell_in_make(target: str, *names: str) -> Attack:
 def shell_in_a_paper_row() -> None:
     path = Path("recipes/paper/x.yaml")
     path.parent.mkdir(parents=True)
-    path.write_text("vlm: toy; touch pwned\nllm: rule\ndata: toy\ntrain: default\n", encoding="utf-8")
+    path.write_text("vlm: toy; touch pwned; true\nllm: rule\ndata: toy\ntrain: default\n", encoding="utf-8")
     make("train", "PAPER=x")
 
 
@@ -373,8 +375,8 @@ ATTACKS = [
     row("chat-template-raises", chat_template("{{ raise_exception('no') }}"), "chat template.*fails", slow=True),
     row("chat-template-output", chat_template("{{ 'a' * 200000000 }}"), "MemoryError|characters", slow=True),
     row("chat-template-without-question", chat_template("{{ 'hello' }}"), "leaves out", slow=True),
-    row("words-without-end", bounded(long_words, seconds=5)),
-    row("marks-without-end", bounded(combining_marks, seconds=5)),
+    row("words-without-end", bounded(long_words, seconds=10)),
+    row("marks-without-end", bounded(combining_marks, seconds=10)),
     row("bracket-in-parts", bracket_in_parts),
     row("letters-unseen", invisible_letters),
     row("expression-unseen", empty_expression, "is empty: say what to find"),
