@@ -1,6 +1,6 @@
 """Somebody else's words, recipes and answers cannot hurt who uses them: one row for each kind of attack.
 
-Files are in `test_hostile_files`; details are in the tests of each module.
+Files are in `test_hostile_files`, models in `test_hostile_models`; details are in the tests of each module.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import http.server
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 import unicodedata
@@ -28,7 +27,7 @@ from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import render
 from llm_wrapper.prompts.text import clean
 from llm_wrapper.recipe import LLMSection, load_resolved
-from llm_wrapper.records import Answer, Message, Prompt, Sample
+from llm_wrapper.records import Answer, Sample
 from tests.attacks import (
     CANDIDATES,
     CLIPBOARD,
@@ -189,20 +188,6 @@ def kept_answers() -> None:
 # --- recipes and run folders -----------------------------------------------------------------------------------------
 
 
-def code_of_a_run() -> None:
-    from llm_wrapper.llms.load import load
-
-    for name in ("runs/__init__.py", "runs/stranger/__init__.py", "runs/stranger/weights/__init__.py"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("open('code-ran', 'w').close()\n", encoding="utf-8")
-    sys.path.insert(0, "")
-    try:
-        load(LLMSection(model="gguf:runs.stranger.weights"))
-    finally:
-        sys.path.remove("")
-        assert not Path("code-ran").exists()
-
-
 def file_as_template() -> None:
     Path("secret.j2").write_text("of the user", encoding="utf-8")
     secret = str(Path("secret.j2").resolve())
@@ -311,16 +296,6 @@ def template(source: str) -> Attack:
     return bounded(attack)
 
 
-def chat_template(source: str) -> Attack:
-    def attack() -> None:
-        from llm_wrapper.llms.chat import ChatEncoder
-        from tests.llms import tiny
-
-        ChatEncoder(tiny.tokenizer("chatml"), source).encode(Prompt("s", (Message("user", "dog"),), (), "coords"))
-
-    return bounded(attack, imports="tests.llms.tiny")
-
-
 def long_words() -> None:
     assert rule.choose("second " * 64_000, CANDIDATES).index is not None
 
@@ -353,7 +328,6 @@ ATTACKS = [
     row("headers-drip-by-drip", slow_drip(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "no whole answer in 0.5 seconds"),
     row("escapes-of-a-server", escapes_of_a_server, slow=True),
     row("kept-answers", kept_answers),
-    row("code-of-a-run", code_of_a_run, "is not the name of a package", slow=True),
     row("file-as-template", file_as_template, "nor a readable template file"),
     row("link-as-template", link_as_template, "lies outside"),
     row("names-as-paths", names_as_paths, r"\(4 problems\)"),
@@ -371,10 +345,6 @@ ATTACKS = [
     row("template-memory", template("{{ 'x' * 10 ** 11 }}"), "MemoryError"),
     row("template-recursion", template(MACRO), "recursion|ends the process"),
     row("template-blocks", template(LOOPS * 25 + "{% endfor %}" * 25), "nested blocks"),
-    row("chat-template-attributes", chat_template("{{ dict.__call__.__globals__ }}"), "SecurityError", slow=True),
-    row("chat-template-raises", chat_template("{{ raise_exception('no') }}"), "chat template.*fails", slow=True),
-    row("chat-template-output", chat_template("{{ 'a' * 200000000 }}"), "MemoryError|characters", slow=True),
-    row("chat-template-without-question", chat_template("{{ 'hello' }}"), "leaves out", slow=True),
     row("words-without-end", bounded(long_words, seconds=10)),
     row("marks-without-end", bounded(combining_marks, seconds=10)),
     row("bracket-in-parts", bracket_in_parts),

@@ -1,6 +1,6 @@
 """Files that somebody else made cannot hurt who uses them: one row for each kind of attack.
 
-Words, recipes and answers are in `test_hostile`; details are in the tests of each module.
+Words, recipes and answers are in `test_hostile`, models in `test_hostile_models`; details are in each module's tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import os
 import pickle
 import random
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +36,11 @@ from tests.attacks import PICTURE, ROOT, Attack, bounded, check, command, row
 IDENTITY = {"detector": "toy", "settings": {}, "dataset": "zebras", "split": "val", "annotations": "aa11"}
 PART = "part-00000.parquet"
 CACHE = Path("cache")
-MODELS = "tests.llms.tiny"
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "models"))
 
 
 # --- caches of detections --------------------------------------------------------------------------------------------
@@ -222,7 +219,7 @@ def many_detections() -> None:
     assert len(built.candidates) <= CandidatePolicy().cap
 
 
-# --- runs, reports and models ----------------------------------------------------------------------------------------
+# --- runs and reports ------------------------------------------------------------------------------------------------
 
 
 def two_trainings() -> None:
@@ -302,41 +299,6 @@ def forged_card() -> None:
     assert "<script>" not in text
 
 
-def model_folder(change: dict[str, Any]) -> Attack:
-    """Load a small model with code beside it, whose settings somebody has changed; "y" is what a user may type."""
-
-    def attack() -> None:
-        from llm_wrapper.llms.load import load
-        from tests.llms import tiny
-
-        llm, folder = tiny.llm(), Path("model")
-        llm.model.save_pretrained(folder)
-        llm.tokenizer.save_pretrained(folder)
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        (folder / "config.json").write_text(json.dumps({**settings, **change}), encoding="utf-8")
-        (folder / "evil.py").write_text("open('code-ran', 'w').close()", encoding="utf-8")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("builtins.input", lambda *_: "y")
-            try:
-                load(LLMSection(model=str(folder), dtype="float32"))
-            finally:
-                assert not Path("code-ran").exists()
-
-    return bounded(attack, imports=MODELS)
-
-
-def weights_that_lie() -> None:
-    from llm_wrapper.llms.load import load
-
-    folder = Path("site-packages/lying_llm")
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").touch()
-    (folder / "lying.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend("site-packages")
-        load(LLMSection(model="gguf:lying_llm"))
-
-
 def picture_out(name: str) -> Attack:
     def attack() -> None:
         printed = command("predict", PICTURE, "red", "--vlm", "toy", "--llm", "rule", "--out", name)
@@ -346,7 +308,6 @@ def picture_out(name: str) -> Attack:
     return attack
 
 
-CODE = {"model_type": "own", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
 ABSENT = '{"image": "../private.png", "expression": "a"}'
 TWICE = '{"image": "a.png", "expression": "a", "expression": "b"}'
 
@@ -377,10 +338,6 @@ ATTACKS = [
     row("matrix-of-many-cells", matrix(600, 60, "x"), slow=True),
     row("matrix-with-mathematics", matrix(1, 1, r"$\frac$"), slow=True),
     row("card-forged", forged_card),
-    row("model-with-code", model_folder(CODE), "code of its own", slow=True),
-    row("model-of-many-layers", model_folder({"num_hidden_layers": 10**6}), "num_hidden_layers", slow=True),
-    row("model-without-heads", model_folder({"num_attention_heads": 0}), "num_attention_heads|modulo", slow=True),
-    row("weights-that-lie", bounded(weights_that_lie, imports=MODELS), "cannot be read", slow=True),
     row("picture-of-no-kind", picture_out("out.nothing")),
     row("picture-on-a-full-disk", bounded(picture_out("out.png"), file_bytes=100)),
 ]
