@@ -125,7 +125,7 @@ ATTACKS = [
     row("weights-that-lie", bounded(weights_that_lie, imports=MODELS), "cannot be read"),
     row("adapter-without-numbers", adapter(without_numbers), "finite"),
     row("adapter-of-huge-rank", adapter_settings(r=10**9), "rank|r is|r="),
-    row("adapter-with-endless-pattern", adapter_settings(target_modules="(([a-z_.0-9]+)+)+!"), "target_modules"),
+    row("adapter-with-endless-pattern", adapter_settings(target_modules="(([a-z_.0-9]+)+)+!"), "longer than 5 s"),
     row("chat-template-attributes", chat_template("{{ dict.__call__.__globals__ }}"), "SecurityError"),
     row("chat-template-raises", chat_template("{{ raise_exception('no') }}"), "chat template.*fails"),
     row("chat-template-output", chat_template("{{ 'a' * 200000000 }}"), "MemoryError|characters"),
