@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import stat
 from collections.abc import Hashable, Iterator
@@ -131,7 +132,8 @@ def parse_json(content: bytes | str, where: str, *, nan: bool = False) -> Any:
         nan: Whether NaN and infinite numbers pass, as boxes of other programs may hold them.
 
     Raises:
-        DataError: If it is not JSON, repeats a key, is nested over 64 levels or has an integer over 100 digits.
+        DataError: If it is not JSON, repeats a key, is nested over 64 levels, or has an integer over 100 digits or a
+            number too large for a float.
     """
     text = decode_text(content, where) if isinstance(content, bytes) else content
     try:
@@ -139,6 +141,7 @@ def parse_json(content: bytes | str, where: str, *, nan: bool = False) -> Any:
             text,
             object_pairs_hook=_unique,
             parse_int=_bounded_int,
+            parse_float=float if nan else _finite_float,
             parse_constant=float if nan else _refuse_constant,
         )
     except RecursionError as error:
@@ -206,6 +209,13 @@ def _bounded_int(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:80]} is too large for a number, and would be infinite")
+    return value
 
 
 def _refuse_constant(name: str) -> float:
@@ -277,7 +287,16 @@ def compose_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
     try:
         node = yaml.compose(text, Loader=_PlainLoader)
         return node, yaml.load(text, Loader=_PlainLoader)
-    except (ValueError, OverflowError, RecursionError, TypeError, yaml.YAMLError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:
+        # PyYAML trusts a tag: `!!bool x` is a KeyError, `!!timestamp x` an AttributeError, `!!int ''` an IndexError.
         raise DataError(f"{where} cannot be read as YAML: {error}") from error
 
 

@@ -25,6 +25,7 @@ from llm_wrapper.errors import DataError
         pytest.param("[" * 65 + "]" * 65, "nested", id="depth-65"),
         pytest.param('{"a": 1, "a": 2}', "'a' stands twice", id="repeated-key"),
         pytest.param("9" * 5000, "integer of 5000 digits", id="digits"),
+        pytest.param('{"alpha": 1e999}', "1e999 is too large", id="infinite"),
         pytest.param("NaN", "no JSON number", id="nan"),
         pytest.param('{"a": ', "not valid JSON", id="cut-off"),
         pytest.param("", "not valid JSON", id="empty"),
@@ -122,6 +123,10 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         pytest.param("a: 1" + ":59" * 3000, "digits", id="digits-of-60"),
         pytest.param("9" * 500 + ": a", "digits", id="digits-of-a-key"),
         pytest.param("a: !!python/object/apply:os.getcwd []", "could not determine a constructor", id="python-tag"),
+        pytest.param("a: !!bool x", "cannot be read as YAML", id="no-bool"),
+        pytest.param("a: !!timestamp x", "cannot be read as YAML", id="no-time"),
+        pytest.param("a: !!int ''", "cannot be read as YAML", id="no-integer"),
+        pytest.param("a: !!float ''", "cannot be read as YAML", id="no-float"),
         pytest.param("a: [", "cannot be read as YAML", id="cut-off"),
     ],
 )
