@@ -5,6 +5,7 @@ Words, recipes and answers are in `test_hostile`, models in `test_hostile_models
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -222,17 +223,32 @@ def many_detections() -> None:
 # --- runs and reports ------------------------------------------------------------------------------------------------
 
 
-def two_trainings() -> None:
+def train(prepare: Callable[[Path], object]) -> None:
+    """Train into a run folder that others have prepared, which ends before any data is read."""
     from rich.console import Console
 
     from llm_wrapper.verbs import commands
 
     recipe = compose(ROOT / "recipes", {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     folder = runs.open_run(Path("runs/mine"), recipe)
-    with (folder / ".lock").open("wb") as holder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "gather", lambda *_: pytest.fail("both of them train"))
-        fcntl.flock(holder, fcntl.LOCK_EX)
+    prepare(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "gather", lambda *_: pytest.fail("it trains"))
         commands.train(recipe, folder, Console(quiet=True))
+
+
+def two_trainings() -> None:
+    with contextlib.ExitStack() as held:
+
+        def hold(folder: Path) -> None:
+            fcntl.flock(held.enter_context((folder / ".lock").open("wb")), fcntl.LOCK_EX)
+
+        train(hold)
+
+
+def adapter_as_link() -> None:
+    Path("elsewhere").mkdir()
+    train(lambda folder: (folder / "adapter").symlink_to(Path("elsewhere").resolve()))
 
 
 def name_of_a_checkpoint() -> None:
@@ -330,6 +346,7 @@ ATTACKS = [
     row("exif-damaged", damaged_exif),
     row("detections-without-number", bounded(many_detections)),
     row("two-trainings", two_trainings, "in use by process", slow=True),
+    row("adapter-as-link", adapter_as_link, "adapter is a link", slow=True),
     row("checkpoint-of-no-number", name_of_a_checkpoint, slow=True),
     row("report-with-a-link", report(link_to_a_secret), "lies outside", slow=True),
     row("report-with-a-picture", report(picture_of_a_user), slow=True),
