@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
-import re
 import stat
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -132,7 +132,8 @@ def parse_json(content: bytes | str, where: str, *, nan: bool = False) -> Any:
         nan: Whether NaN and infinite numbers pass, as boxes of other programs may hold them.
 
     Raises:
-        DataError: If it is not JSON, repeats a key, is nested over 64 levels or has an integer over 100 digits.
+        DataError: If it is not JSON, repeats a key, is nested over 64 levels, or has an integer over 100 digits or a
+            number too large for a float.
     """
     text = decode_text(content, where) if isinstance(content, bytes) else content
     try:
@@ -140,6 +141,7 @@ def parse_json(content: bytes | str, where: str, *, nan: bool = False) -> Any:
             text,
             object_pairs_hook=_unique,
             parse_int=_bounded_int,
+            parse_float=float if nan else _finite_float,
             parse_constant=float if nan else _refuse_constant,
         )
     except RecursionError as error:
@@ -209,6 +211,13 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:80]} is too large for a number, and would be infinite")
+    return value
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
@@ -256,8 +265,17 @@ class _PlainLoader(yaml.SafeLoader):
         found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return found
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Bound an integer in each of YAML's spellings: beyond 4,300 digits Python raises wherever it is printed."""
+        if len(node.value) > _MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"it holds a number of more than {_MAX_DIGITS} digits", node.start_mark
+            )
+        value: int = super().construct_yaml_int(node)
+        return value
 
-_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 
 def compose_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
@@ -266,12 +284,19 @@ def compose_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
     Raises:
         DataError: If it is not YAML, has an alias, a repeated key, over 64 levels, or a number over 100 digits.
     """
-    if _LONG_NUMBER.search(text):
-        raise DataError(f"{where} cannot be read as YAML: it holds a number of more than {_MAX_DIGITS} digits.")
     try:
         node = yaml.compose(text, Loader=_PlainLoader)
         return node, yaml.load(text, Loader=_PlainLoader)
-    except (ValueError, OverflowError, RecursionError, TypeError, yaml.YAMLError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:
+        # PyYAML trusts a tag: `!!bool x` is a KeyError, `!!timestamp x` an AttributeError, `!!int ''` an IndexError.
         raise DataError(f"{where} cannot be read as YAML: {error}") from error
 
 

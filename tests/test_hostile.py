@@ -1,19 +1,18 @@
-"""What somebody else wrote or answers cannot hurt who uses it: one row for each kind of attack.
+"""Somebody else's words, recipes and answers cannot hurt who uses them: one row for each kind of attack.
 
-Each attack is a function that does what a user does with something hostile, and ends in an error of the package that
-says what is wrong, or in harmless output. Details are in the tests of each module.
+Files are in `test_hostile_files`, models in `test_hostile_models`; details are in the tests of each module.
 """
 
 from __future__ import annotations
 
-import gzip
 import http.server
 import json
-import re
+import os
 import subprocess
-import sys
 import threading
 import time
+import unicodedata
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,23 +20,32 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import keys, runs
-from llm_wrapper.errors import LLMWrapperError
+from llm_wrapper import runs
 from llm_wrapper.llms import answers, server
-from llm_wrapper.llms.packages import find_in_package
 from llm_wrapper.llms.server import Server, ask_server
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import render
 from llm_wrapper.prompts.text import clean
-from llm_wrapper.recipe import LLMSection, compose, load_resolved
-from llm_wrapper.records import Answer, Box, Candidate, Message, Prompt, Sample
+from llm_wrapper.recipe import LLMSection, load_resolved
+from llm_wrapper.records import Answer, Sample
+from tests.attacks import (
+    CANDIDATES,
+    CLIPBOARD,
+    PICTURE,
+    PROMPT,
+    ROOT,
+    SAMPLE,
+    SECRET,
+    Attack,
+    bounded,
+    check,
+    command,
+    row,
+    stranger,
+)
 
-ROOT = Path(__file__).parents[1]
-NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
-SECRET = "sk-very-secret-0123456789"
-CANDIDATES = tuple(Candidate(Box(x, 0.0, x + 9.0, 9.0), "dog", 0.5, "d", "od") for x in (0.0, 20.0))
-SAMPLE = Sample("s", "r", "i", None, (40, 40), "left dog", None)
-PROMPT = Prompt("s", (Message("user", "Which?"),), CANDIDATES, "coords")
+Handler = http.server.BaseHTTPRequestHandler
+Reply = Callable[[Handler], object]
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +54,18 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setattr(keys, "_typed", {})
+    monkeypatch.setenv("LLM_WRAPPER_KEYS", "")
     monkeypatch.setattr(server, "_MAX_TRIES", 1)
 
 
-@contextmanager
-def serving(reply: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A server that answers each request by a function; its address."""
+# --- servers ---------------------------------------------------------------------------------------------------------
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+
+@contextmanager
+def serving(reply: Reply) -> Iterator[str]:
+    """Run a server that answers each request by a function; its address."""
+
+    class Replying(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             try:
@@ -65,12 +76,14 @@ def serving(reply: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iter
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Replying) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{found.server_port}/v1"
-        found.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}/v1"
+        finally:
+            listening.shutdown()
+            thread.join()
 
 
 def served(url: str, **more: Any) -> LLMSection:
@@ -78,22 +91,16 @@ def served(url: str, **more: Any) -> LLMSection:
     return LLMSection.model_validate(section)
 
 
-def head(handler: http.server.BaseHTTPRequestHandler, **headers: str) -> None:
-    handler.send_response(200)
+def head(handler: Handler, status: int = 200, **headers: str) -> None:
+    handler.send_response(status)
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
 
 
-def stranger(change: dict[str, dict[str, Any]]) -> Path:
-    """A run folder with a recipe that its author has changed."""
-    recipe = compose(ROOT / "recipes", NAMES).model_dump(mode="json")
-    for section, values in change.items():
-        recipe[section] |= values
-    folder = Path("runs/stranger")
-    folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(json.dumps(recipe, default=str), encoding="utf-8")
-    return folder
+def ask(reply: Reply, **more: Any) -> Answer:
+    with serving(reply) as url:
+        return Server(served(url, **more)).ask(PROMPT)
 
 
 def key_to_a_stranger() -> None:
@@ -107,90 +114,78 @@ def key_to_a_stranger() -> None:
 
 
 def key_sent_back() -> None:
-    def echo(handler: http.server.BaseHTTPRequestHandler) -> None:
+    def echo(handler: Handler) -> None:
         head(handler)
         said = {"content": f"1 {handler.headers['Authorization']}"}
         handler.wfile.write(json.dumps({"choices": [{"message": said, "finish_reason": SECRET}]}).encode())
 
-    with serving(echo) as url:
-        keys.allow_key("AWS_SECRET_ACCESS_KEY", url)
+    with serving(echo) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_WRAPPER_KEYS", f"AWS_SECRET_ACCESS_KEY={url}")
         (answer,) = ask_server(served(url, key_variable="AWS_SECRET_ACCESS_KEY"), [PROMPT], progress=False)
     assert (answer.text, answer.finish_reason) == ("1 Bearer ***", "***")
     assert SECRET not in answers.ROOT.joinpath("m-generate.jsonl").read_text(encoding="utf-8")
 
 
-def asked(reply: Callable[[http.server.BaseHTTPRequestHandler], None], **more: Any) -> Answer:
-    with serving(reply) as url:
-        return Server(served(url, **more)).ask(PROMPT)
-
-
 def endless_reply() -> None:
-    def write(handler: http.server.BaseHTTPRequestHandler) -> None:
+    def write(handler: Handler) -> None:
         head(handler)
         for _ in range(3000):
             handler.wfile.write(b" " * (1 << 20))
 
-    asked(write)
+    ask(write)
 
 
 def packed_reply() -> None:
-    def write(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """Send 3 GB as 3 MB: each block of a packed stream is the same where nothing before it is referred to."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    block = packer.compress(b" " * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+
+    def write(handler: Handler) -> None:
         head(handler, Content_Encoding="gzip")
-        handler.wfile.write(gzip.compress(b" " * (1 << 24)))
+        handler.wfile.write(b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + block * 3000)
 
-    asked(write)
+    ask(write)
 
 
-def slow_drip(write: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Callable[[], None]:
-    def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
-        for _ in range(200):
-            write(handler)
+def slow_drip(start: bytes, drop: bytes) -> Attack:
+    def drip(handler: Handler) -> None:
+        handler.wfile.write(start)
+        for _ in range(100):
+            handler.wfile.write(drop)
             handler.wfile.flush()
             time.sleep(0.05)
 
     def attack() -> None:
         began = time.monotonic()
         try:
-            asked(drip, request_seconds=0.5)
+            ask(drip, request_seconds=0.5)
         finally:
-            assert time.monotonic() - began < 9
+            assert time.monotonic() - began < 4
 
     return attack
 
 
-def deep_reply() -> None:
-    def write(handler: http.server.BaseHTTPRequestHandler) -> None:
-        head(handler)
-        handler.wfile.write(b"[" * 100_000)
+def escapes_of_a_server() -> None:
+    def refuse(handler: Handler) -> None:
+        head(handler, 400)
+        handler.wfile.write(f"\x1b[2J\x1b]0;title\x07{CLIPBOARD}".encode())
 
-    asked(write)
+    with serving(refuse) as url:
+        overrides = (f"llm.server.base_url={url}", "llm.model=m", "llm.decode=generate")
+        printed = command("predict", PICTURE, "red", *overrides, "--vlm", "toy", "--llm", "vllm")
+    assert "HTTP 400" in printed
+    assert "\x1b]" not in printed
+    assert "\x1b[2J" not in printed
 
 
 def kept_answers() -> None:
-    key = Server(section := served("http://127.0.0.1:9/v1")).key_of(PROMPT)
-    rows = [
-        {"probabilities": [0.5, 0.25, 0.25]},
-        {"probabilities": [float("nan"), 1.0]},
-        {"probabilities": [2.0, -1.0]},
-    ]
-    for row in rows:
-        path = server.answers_path(section)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"key": key, "sample_id": "s", "answer": row}) + "\n", encoding="utf-8")
-        kept = answers.AnswerFile(path)
-        assert not kept.fits(key, 2)
-        assert kept.num_damaged == 1
+    for shares in ([2.0, -1.0], [float("nan"), 1.0]):
+        line = {"key": "k", "sample_id": "s", "answer": {"probabilities": shares}}
+        Path("answers.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        assert answers.AnswerFile(Path("answers.jsonl")).num_damaged == 1
 
 
-def code_of_a_run() -> None:
-    for name in ("runs/__init__.py", "runs/stranger/__init__.py", "runs/stranger/weights/__init__.py"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("raise SystemExit('code of a stranger has run')\n", encoding="utf-8")
-    sys.path.insert(0, "")
-    try:
-        find_in_package("runs.stranger.weights", "*.gguf", "llm.model=gguf:runs.stranger.weights")
-    finally:
-        sys.path.remove("")
+# --- recipes and run folders -----------------------------------------------------------------------------------------
 
 
 def file_as_template() -> None:
@@ -201,20 +196,22 @@ def file_as_template() -> None:
 
 
 def link_as_template() -> None:
-    folder = stranger({"prompt": {"format": "own.j2"}})
+    folder = stranger({"prompt": {"format": "runs/stranger/own.j2"}})
     Path("secret").write_text("of the user", encoding="utf-8")
     (folder / "own.j2").symlink_to(Path("secret").resolve())
-    runs.recipe_of(folder)
+    render(SAMPLE, CANDIDATES, runs.recipe_of(folder).prompt.format)
 
 
 def names_as_paths() -> None:
-    folder = stranger(
-        {"data": {"name": "../../x", "eval_split": "..", "train_split": "/x"}, "detector": {"label": ".."}}
-    )
-    runs.recipe_of(folder)
+    data = {"name": "../../x", "eval_split": "..", "train_split": "/x"}
+    runs.recipe_of(stranger({"data": data, "detector": {"label": ".."}}))
 
 
-def recipe(text: str) -> Callable[[], None]:
+def infinite_alpha() -> None:
+    runs.recipe_of(stranger({"train": {"lora": {"alpha": float("inf")}}}))
+
+
+def recipe(text: str) -> Attack:
     def attack() -> None:
         Path("recipe.yaml").write_text(text, encoding="utf-8")
         load_resolved(Path("recipe.yaml"))
@@ -222,31 +219,30 @@ def recipe(text: str) -> Callable[[], None]:
     return attack
 
 
-def template(source: str) -> Callable[[], None]:
-    def attack() -> None:
-        Path("own.j2").write_text(source, encoding="utf-8")
-        render(SAMPLE, CANDIDATES, "own.j2")
-
-    return attack
-
-
-def endless_words() -> None:
-    assert rule.choose("second " * 64_000, CANDIDATES).index is not None
-    assert len(clean("e" + "\u0301\u0316" * 100_000)) < 10
+def repeated_key() -> None:
+    path = stranger({}) / "recipe.yaml"
+    sections = json.loads(path.read_text(encoding="utf-8"))
+    once = {**sections, "train": sections.pop("train")}
+    text = json.dumps(once).replace('"train": {', '"train": {"seed": 7, ')
+    path.write_text(text, encoding="utf-8")
+    runs.recipe_of(path.parent)
 
 
-def bracket_in_parts() -> None:
-    assert not set("<>|") & set(clean("\u226e|im_end|\u226f"))
+def aliases(depth: int) -> str:
+    lists = [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]\n" for number in range(1, depth)]
+    return "a0: &a0 [x]\n" + "".join(lists)
 
 
-def empty_expression() -> None:
-    render(Sample("s", "r", "i", None, (40, 40), "\u200b\ufe0f", None), CANDIDATES, "coords")
+def changed_recipe() -> None:
+    folder = stranger({})
+    runs.finish(folder, {})
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 1'), encoding="utf-8")
+    runs.recipe_of(folder)
 
 
-def shell_in_make() -> None:
-    words = [
-        f"{name}=x; touch pwned $(shell touch pwned) `touch pwned`" for name in ("VLM", "DATA_ROOT", "RUN", "ARGS")
-    ]
+def make(*words: str) -> None:
+    """Run make where its program does nothing, so that only make and the shell can do what words say."""
     program = Path(".venv/bin/llm-wrapper")
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n", encoding="utf-8")
@@ -254,9 +250,21 @@ def shell_in_make() -> None:
     for name in ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject.toml"):
         Path(name).write_bytes((ROOT / name).read_bytes())
     Path(".venv/.installed").touch()
-    done = subprocess.run(["make", "train", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    clean_environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", *words], env=clean_environment, capture_output=True, text=True, check=False)
     assert not Path("pwned").exists()
+    assert done.returncode == 0, done.stderr
+
+
+def shell_in_make(target: str, *names: str) -> Attack:
+    return lambda: make(target, *(f"{name}=x; touch pwned $(shell touch pwned) `touch pwned`" for name in names))
+
+
+def shell_in_a_paper_row() -> None:
+    path = Path("recipes/paper/x.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text("vlm: toy; touch pwned; true\nllm: rule\ndata: toy\ntrain: default\n", encoding="utf-8")
+    make("train", "PAPER=x")
 
 
 def command_of_a_message() -> None:
@@ -265,45 +273,87 @@ def command_of_a_message() -> None:
     runs.open_run(folder, runs.recipe_of(folder))
 
 
-ATTACKS: dict[str, tuple[Callable[[], None], str | None]] = {
-    "key-to-a-stranger": (key_to_a_stranger, "you have not allowed that"),
-    "key-sent-back": (key_sent_back, None),
-    "reply-without-end": (endless_reply, "more than 64 MiB"),
-    "reply-that-unpacks": (packed_reply, "the reply is packed"),
-    "reply-drip-by-drip": (
-        slow_drip(lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")), "no whole answer in 0.5 seconds"
-    ),
-    "headers-drip-by-drip": (
-        slow_drip(lambda handler: handler.send_response_only(100)), "no whole answer in 0.5 seconds|no answer"
-    ),
-    "reply-nested": (deep_reply, "not valid JSON"),
-    "kept-answers": (kept_answers, None),
-    "code-of-a-run": (code_of_a_run, "is not the name of a package"),
-    "file-as-template": (file_as_template, "nor a readable template file"),
-    "link-as-template": (link_as_template, "lies outside"),
-    "names-as-paths": (names_as_paths, r"\(4 problems\)"),
-    "recipe-aliases": (recipe("a: &a [1, 1]\nb: &b [*a, *a]\n"), "alias"),
-    "recipe-depth": (recipe("a: " + "[" * 1000), "nested|YAML"),
-    "recipe-digits": (recipe("train: {seed: " + "9" * 5000 + "}"), "100 digits"),
-    "recipe-repeated-key": (recipe("train: {seed: 1}\ntrain: {seed: 2}\n"), "stands twice"),
-    "template-memory": (template("{{ 'x' * 10 ** 11 }}"), "MemoryError"),
-    "template-recursion": (template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"), "recursion|ends the process"),
-    "template-loops": (template("{% for i in range(9999) %}" * 25 + "{% endfor %}" * 25), "nested blocks"),
-    "words-without-end": (endless_words, None),
-    "bracket-in-parts": (bracket_in_parts, None),
-    "empty-expression": (empty_expression, "is empty: say what to find"),
-    "shell-in-make": (shell_in_make, None),
-    "command-of-a-message": (command_of_a_message, "rm -r 'runs/x; touch pwned'$"),
-}  # fmt: skip
-"""Kind of attack -> what a user does, and what the error says; none where nothing happens."""
+def escapes_of_a_name() -> None:
+    printed = command("predict", f"{CLIPBOARD}.png", "red", "--vlm", "toy", "--llm", "rule")
+    assert "cannot be read as an image" in " ".join(printed.split())
+    assert "\x1b]" not in printed
 
 
-@pytest.mark.parametrize(("attack", "message"), ATTACKS.values(), ids=ATTACKS)
-def test_an_attack_does_no_harm(attack: Callable[[], None], message: str | None) -> None:
-    if message is None:
-        attack()
-        return
-    with pytest.raises(LLMWrapperError) as caught:
-        attack()
-    assert re.search(message, str(caught.value)), str(caught.value)
-    assert SECRET not in str(caught.value)
+def markup_of_a_name() -> None:
+    assert "picture: [/x].png" in command(
+        "predict", PICTURE, "red", "--vlm", "toy", "--llm", "rule", "--out", "[/x].png"
+    )
+
+
+# --- templates and texts ---------------------------------------------------------------------------------------------
+
+
+def template(source: str) -> Attack:
+    def attack() -> None:
+        Path("own.j2").write_text(source, encoding="utf-8")
+        render(SAMPLE, CANDIDATES, "own.j2")
+
+    return bounded(attack)
+
+
+def long_words() -> None:
+    assert rule.choose("second " * 64_000, CANDIDATES).index is not None
+
+
+def combining_marks() -> None:
+    assert len(clean("e" + "\u0301\u0316" * 500_000)) < 10
+
+
+def bracket_in_parts() -> None:
+    assert not set("<>|") & set(unicodedata.normalize("NFD", clean("\u226e|im_end|\u226f")))
+
+
+def invisible_letters() -> None:
+    assert clean("a\u3164\ufe0f\u034f\u2800b") in ("ab", "a b")
+
+
+def empty_expression() -> None:
+    render(Sample("s", "r", "i", None, (40, 40), "\u200b\ufe0f", None), CANDIDATES, "coords")
+
+
+LOOPS = "{% for i in range(9999) %}"
+MACRO = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"
+
+ATTACKS = [
+    row("key-to-a-stranger", key_to_a_stranger, "you have not allowed that"),
+    row("key-sent-back", key_sent_back),
+    row("reply-without-end", bounded(endless_reply, gigabytes=1), "more than 64 MiB"),
+    row("reply-that-unpacks", bounded(packed_reply, gigabytes=1), "the reply is packed"),
+    row("reply-drip-by-drip", slow_drip(b"HTTP/1.1 200 OK\r\n\r\n", b" "), "no whole answer in 0.5 seconds"),
+    row("headers-drip-by-drip", slow_drip(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "no whole answer in 0.5 seconds"),
+    row("escapes-of-a-server", escapes_of_a_server, slow=True),
+    row("kept-answers", kept_answers),
+    row("file-as-template", file_as_template, "nor a readable template file"),
+    row("link-as-template", link_as_template, "lies outside"),
+    row("names-as-paths", names_as_paths, r"\(4 problems\)"),
+    row("alpha-without-end", infinite_alpha, "alpha.*finite"),
+    row("recipe-aliases", bounded(recipe(aliases(9)), gigabytes=1), "alias"),
+    row("recipe-digits", recipe("train: {seed: 0x" + "f" * 5000 + "}"), "100 digits"),
+    row("recipe-tag", recipe("train: {seed: !!timestamp x}"), "cannot be read as YAML"),
+    row("recipe-repeated-key", repeated_key, "stands twice"),
+    row("recipe-changed-afterwards", changed_recipe, "not as it was written"),
+    row("shell-in-make", shell_in_make("train", "VLM", "DATA_ROOT", "RUN", "ARGS")),
+    row("shell-in-an-expression", shell_in_make("predict", "IMAGE", "EXPRESSION")),
+    row("shell-in-a-paper-row", shell_in_a_paper_row),
+    row("command-of-a-message", command_of_a_message, "rm -r 'runs/x; touch pwned'$"),
+    row("escapes-of-a-name", escapes_of_a_name),
+    row("markup-of-a-name", markup_of_a_name),
+    row("template-memory", template("{{ 'x' * 10 ** 11 }}"), "MemoryError"),
+    row("template-recursion", template(MACRO), "recursion|ends the process"),
+    row("template-blocks", template(LOOPS * 25 + "{% endfor %}" * 25), "nested blocks"),
+    row("words-without-end", bounded(long_words, seconds=10)),
+    row("marks-without-end", bounded(combining_marks, seconds=10)),
+    row("bracket-in-parts", bracket_in_parts),
+    row("letters-unseen", invisible_letters),
+    row("expression-unseen", empty_expression, "is empty: say what to find"),
+]
+
+
+@pytest.mark.parametrize(("attack", "message"), ATTACKS)
+def test_an_attack_does_no_harm(attack: Attack, message: str | None) -> None:
+    check(attack, message)
