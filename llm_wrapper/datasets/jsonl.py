@@ -2,9 +2,10 @@
 
     {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96], "split": "train"}
 
-Needed: `image` (or `file_name`) and `expression`; a line without an expression is skipped and counted. Optional: `box` (xyxy pixels) or `bbox_xywh`, null or absent where
-nothing fits or nothing is known; `sample_id` (default: the line number), `ref_id` (default: the sample id), `image_id`
-(default: the image's name as written), `split`, `width` and `height`, `kind`, and `source`, a note that is not read.
+Needed: `image` (or `file_name`) and `expression`; a line without an expression is skipped and counted. Optional: `box`
+(xyxy pixels) or `bbox_xywh`, null or absent where nothing fits or nothing is known; `sample_id` (default: the line
+number), `ref_id` (default: the sample id), `image_id` (default: the image's name as written), `split`, `width` and
+`height`, `kind`, and `source`, a note that is not read.
 
 Boxes in other units or layouts are declared (`data.settings.box_format=xyxy_norm`). Without the key `split` the whole
 file is every split, unless `data.settings.val_share=0.2` divides its images.
