@@ -183,6 +183,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
+        "model_files": artifacts.digest_model(recipe.llm.model),
         "prompt": wording.facts,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
