@@ -15,7 +15,7 @@ from rich.console import Console
 from llm_wrapper import artifacts, datasets, results, runs
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import foreign
+from llm_wrapper.evaluation import foreign, grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.names import folder_name
@@ -112,7 +112,7 @@ def _without_target(predictions: Sequence[Prediction]) -> list[str]:
     empty = [prediction for prediction in predictions if prediction.target is None]
     if not empty:
         return []
-    right = [each for each in empty if each.box is None and each.failure is None and each.decided_by != "missing"]
+    right = [each for each in empty if each.box is None and grec.is_answered(each)]
     return [
         f"N-acc {100 * len(right) / len(empty):.1f}: {len(right)} of {len(empty)} expressions without a target were "
         "answered by no box (null or []); a missing or unusable answer is none"
