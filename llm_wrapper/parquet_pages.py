@@ -100,7 +100,7 @@ def _value(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]
     """Return a value, `None` where it is neither an integer nor a struct, and where it ends."""
     if depth > _MAX_DEPTH:
         raise ValueError("a page header is nested too deep")
-    if kind in (1, 2):  # booleans are told by their type
+    if kind in (1, 2):  # the type itself is the value of a boolean
         return None, place
     if kind == _STRUCT:
         return _struct(content, place, depth + 1)

@@ -84,7 +84,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = Fals
         recipe: Of the run.
         folder: Of the run.
         console: Where the course is printed.
-        is_new: Make a folder that nobody has yet, see `runs.claim_run`.
+        is_new: Make a folder that does not exist yet, see `runs.claim_run`.
     """
     if recipe.llm.backend == "rule":
         raise ModelError("LLM=rule has nothing to train; evaluate it with: llm-wrapper eval --llm rule")
