@@ -66,10 +66,12 @@ def serving(reply: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iter
             """Say nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{found.server_port}/v1"
-        found.shutdown()
+        try:
+            yield f"http://127.0.0.1:{found.server_port}/v1"
+        finally:  # also where the test expects an error: the process would never end
+            found.shutdown()
         thread.join()
 
 
