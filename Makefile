@@ -21,7 +21,7 @@ override EACH = set -f; for each in $$$(1); do set -- "$$@" --$(2) "$$each"; don
 override CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics bench-growth headroom transfer ensemble curve search-prompts compare-methods report clean
+.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics bench-growth headroom transfer ensemble curve search-prompts compare-methods report cases families fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -150,14 +150,11 @@ clean: ## Remove caches of build, lint and tests; leaves .venv, runs/ and data/
 	find llm_wrapper tests -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Left: .venv (packages), runs/ (results), data/ (data sets, detections that cost hours). Remove those by hand."
 
-.PHONY: cases
 cases: $(STAMP) ## Small inputs that people really have, each with what is right (LLM_WRAPPER_REAL_DATA=folder/data)
 	$(BIN)/python benchmarks/cases.py $$ARGS
 
-.PHONY: families
 families: $(STAMP) ## Score tiny random models of 72 families against plain passes (ARGS="gpt-oss mamba": some of them)
 	$(BIN)/python benchmarks/llm_families.py $$ARGS
 
-.PHONY: fuzz
 fuzz: $(STAMP) ## Damaged and hostile files for every reader of other people's files (ARGS="--seconds 600 pickle image")
 	$(BIN)/python benchmarks/fuzz_readers.py $$ARGS

@@ -2,145 +2,174 @@
 
     footer -> column chunks -> [page header | packed page] [page header | packed page] ...
 
-The footer's own numbers may lie: 600 bytes that claim ten values unpack to gigabytes. A page header is Thrift's compact
-protocol: fields of (difference of ids, type), integers as zigzag varints, structs that end with a zero byte.
+The footer's own numbers may lie: 600 bytes that claim ten values unpack to gigabytes. Both are in Thrift's compact
+protocol: fields of (difference of ids, type), integers as zigzag varints, structs that end with a zero byte. The footer
+is read here too, because pyarrow ends the whole process where the statistics of a column contradict its type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["unpacked_bytes", "values_of"]
 
 _LEVELS = 8
 """Bytes that a reader takes for each value beside its own: definition and repetition levels, offsets, validity."""
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT96": 12, "INT64": 8, "DOUBLE": 8, "BYTE_ARRAY": 8}
-_STRUCT, _BYTES, _BYTE, _DOUBLE, _LISTS = 12, 8, 3, 7, (9, 10)
+_WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 6: 8}
+"""Physical type -> bytes of a value: boolean, int32, int64, int96, float, double, and the offset of a text."""
+_FIXED = 7
+"""The physical type whose width is its own field."""
+_TRUE, _FALSE, _BYTE, _DOUBLE, _BYTES, _LISTS, _STRUCT = 1, 2, 3, 7, 8, (9, 10), 12
 _ENCODINGS = {5: 2, 7: 2, 8: 4}
 """Fields of a page header that count its values (data page, dictionary page, data page of version 2), and the field of
 each that names the encoding."""
 _PREFIXES = 7
 """The encoding in which a text says how much of the one before it repeats: each may be as long as the page."""
-_MAX_DEPTH = 8
-_MAX_FIELDS = 1000
+_MAX_DEPTH = 12
+_MAX_ITEMS = 2_000_000
+"""Fields and items of one footer or header."""
 
 
-def unpacked_bytes(content: bytes, facts: Any) -> int:
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A column's part of a row group: where its pages are, in bytes of the file, and how wide a value is."""
+
+    column: int
+    width: int
+    start: int
+    end: int
+
+
+def unpacked_bytes(content: bytes) -> int:
     """Return how many bytes the fixed parts of all columns take when read; strings come on top where they repeat.
 
-    Args:
-        content: The whole file.
-        facts: Its metadata, as `pyarrow.parquet.read_metadata` gives it.
-
     Raises:
-        ValueError: If a page header cannot be read.
+        ValueError: If the footer or a page header cannot be read.
     """
     total = 0
-    for column, chunk in _chunks(facts):
-        width = facts.schema.column(column).length or _WIDTHS.get(chunk.physical_type, 8)
+    for chunk in _chunks(content):
         for size, num_values, repeats in _pages(content, chunk):
-            total += size + num_values * (width + _LEVELS) + (num_values * size if repeats else 0)
+            total += size + num_values * (chunk.width + _LEVELS) + (num_values * size if repeats else 0)
     return total
 
 
-def values_of(content: bytes, facts: Any, column: int) -> tuple[int, int]:
-    """Return how many values a column has, and the bytes of its unpacked pages."""
-    pages = [page for number, chunk in _chunks(facts) if number == column for page in _pages(content, chunk)]
+def values_of(content: bytes, column: int) -> tuple[int, int]:
+    """Return how many values a column has, and the bytes of its unpacked pages; raises ValueError as above."""
+    pages = [page for chunk in _chunks(content) if chunk.column == column for page in _pages(content, chunk)]
     return sum(count for _, count, _ in pages), sum(size for size, _, _ in pages)
 
 
-def _chunks(facts: Any) -> Iterator[tuple[int, Any]]:
-    for group in range(facts.num_row_groups):
-        for column in range(facts.num_columns):
-            yield column, facts.row_group(group).column(column)
+def _chunks(content: bytes) -> Iterator[_Chunk]:
+    footer = _Thrift(content, len(content) - 8 - int.from_bytes(content[-8:-4], "little")).struct()
+    leaves = [each for each in _list(footer, 2) if not each.get(5)]
+    for group in _list(footer, 4):
+        for column, chunk in enumerate(_list(group, 1)):
+            facts = chunk.get(3)
+            if not isinstance(facts, dict) or column >= len(leaves):
+                raise ValueError("the footer does not say where the pages of a column are")
+            if _size(facts, 5) == 0:  # nothing of it is read
+                continue
+            kind, start = _size(facts, 1), _size(facts, 9)
+            width = _size(leaves[column], 2) if kind == _FIXED else _WIDTHS.get(kind, 8)
+            dictionary = facts.get(11)
+            if isinstance(dictionary, int) and 0 < dictionary < start:
+                start = dictionary
+            yield _Chunk(column, width, start, start + _size(facts, 7))
 
 
-def _pages(content: bytes, chunk: Any) -> Iterator[tuple[int, int, bool]]:
+def _pages(content: bytes, chunk: _Chunk) -> Iterator[tuple[int, int, bool]]:
     """Yield (unpacked bytes, values, whether values repeat the beginning of others) of each page of a column chunk."""
-    if chunk.num_values <= 0:  # nothing of it is read
-        return
-    place = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < place:
-        place = chunk.dictionary_page_offset
-    end = place + chunk.total_compressed_size
-    while place < end:
-        header, place = _struct(content, place, 0)
+    place = chunk.start
+    while place < chunk.end:
+        reader = _Thrift(content, place)
+        header = reader.struct()
         inner = {name: header[name] for name in _ENCODINGS if isinstance(header.get(name), dict)}
-        count = max((_size(each.get(1)) for each in inner.values()), default=0)
-        yield _size(header.get(2)), count, any(inner[name].get(_ENCODINGS[name]) == _PREFIXES for name in inner)
-        place += _size(header.get(3))
+        counts = [_size(each, 1) for each in inner.values()]
+        repeats = any(inner[name].get(_ENCODINGS[name]) == _PREFIXES for name in inner)
+        yield _size(header, 2), max(counts, default=0), repeats
+        place = reader.place + _size(header, 3)
 
 
-def _size(value: Any) -> int:
+def _size(fields: dict[int, Any], name: int) -> int:
+    value = fields.get(name)
     if not isinstance(value, int) or value < 0:
-        raise ValueError("a page header lacks its sizes")
+        raise ValueError("a header lacks one of its sizes")
     return value
 
 
-def _struct(content: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Return the integers and structs of a Thrift struct by field id, and where it ends."""
-    fields: dict[int, Any] = {}
-    name = 0
-    for _ in range(_MAX_FIELDS):
-        head = _byte(content, place)
-        place += 1
-        if head == 0:
-            return fields, place
-        if head >> 4:
-            name += head >> 4
-        else:
-            number, place = _varint(content, place)
-            name = _zigzag(number)
-        fields[name], place = _value(content, place, head & 15, depth)
-    raise ValueError("a page header has too many fields")
+def _list(fields: dict[int, Any], name: int) -> list[dict[int, Any]]:
+    value = fields.get(name)
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ValueError("the footer lacks its columns")
+    return value
 
 
-def _value(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
-    """Return a value, `None` where it is neither an integer nor a struct, and where it ends."""
-    if depth > _MAX_DEPTH:
-        raise ValueError("a page header is nested too deep")
-    if kind in (1, 2):  # the type itself is the value of a boolean
-        return None, place
-    if kind == _STRUCT:
-        return _struct(content, place, depth + 1)
-    if kind in (_BYTE, _DOUBLE):
-        return None, place + (1 if kind == _BYTE else 8)
-    if kind in _LISTS:
-        return None, _after_list(content, place, depth)
-    number, place = _varint(content, place)
-    return (None, place + number) if kind == _BYTES else (_zigzag(number), place)
+class _Thrift:
+    """Reads integers, structs and lists from a place in a file on; of other values only where they end.
 
+    Attributes:
+        place: Where the next byte is.
+    """
 
-def _after_list(content: bytes, place: int, depth: int) -> int:
-    head = _byte(content, place)
-    place += 1
-    length, kind = head >> 4, head & 15
-    if length == 15:
-        length, place = _varint(content, place)
-    if length > _MAX_FIELDS:
-        raise ValueError("a page header has a list that is too long")
-    for _ in range(length):
-        place = place + 1 if kind in (1, 2) else _value(content, place, kind, depth + 1)[1]
-    return place
+    def __init__(self, content: bytes, place: int) -> None:
+        self.place = place
+        self._content = content
+        self._num_items = 0
 
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Return the values of a struct by field id."""
+        fields: dict[int, Any] = {}
+        name = 0
+        while head := self._byte():
+            name = name + (head >> 4) if head >> 4 else self._integer()
+            kind = head & 15
+            # The type of a field tells a boolean, which has no byte of its own then.
+            fields[name] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
+        return fields
 
-def _byte(content: bytes, place: int) -> int:
-    if not 0 <= place < len(content):
-        raise ValueError("a page lies outside the file")
-    return content[place]
+    def _value(self, kind: int, depth: int) -> Any:
+        self._num_items += 1
+        if depth > _MAX_DEPTH or self._num_items > _MAX_ITEMS:
+            raise ValueError("a header is nested too deep, or too long")
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind in _LISTS:
+            return self._items(depth + 1)
+        if kind in (_TRUE, _FALSE, _BYTE, _DOUBLE):
+            self.place += 8 if kind == _DOUBLE else 1
+            return None
+        if kind == _BYTES:
+            length = self._varint()  # which moves the place, too
+            self.place += length
+            return None
+        return self._integer()
 
+    def _items(self, depth: int) -> list[Any]:
+        head = self._byte()
+        length, kind = head >> 4, head & 15
+        if length == 15:
+            length = self._varint()
+        if length > len(self._content) - self.place:
+            raise ValueError("a header has a list that is longer than the file")
+        return [self._value(kind, depth) for _ in range(length)]
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = _byte(content, place)
-        place += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, place
-    raise ValueError("a page header has an integer that is too long")
+    def _byte(self) -> int:
+        if not 0 <= self.place < len(self._content):
+            raise ValueError("a header lies outside the file")
+        self.place += 1
+        return self._content[self.place - 1]
 
+    def _varint(self) -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+        raise ValueError("a header has an integer that is too long")
 
-def _zigzag(number: int) -> int:
-    return (number >> 1) ^ -(number & 1)
+    def _integer(self) -> int:
+        number = self._varint()
+        return (number >> 1) ^ -(number & 1)

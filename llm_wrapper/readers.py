@@ -333,7 +333,7 @@ def parse_parquet_table(
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         if schema is not None and not file.schema_arrow.equals(schema):
             raise DataError(f"{where} is damaged: its columns are not {', '.join(schema.names)}.")
-        unpacked = parquet_pages.unpacked_bytes(content, file.metadata)
+        unpacked = parquet_pages.unpacked_bytes(content)
         unpacked += 0 if unpacked > most else sum(_repeated_text(content, file.metadata))
         if unpacked > most:
             raise DataError(
@@ -354,7 +354,7 @@ def _repeated_text(content: bytes, facts: pq.FileMetaData) -> Iterator[int]:
     for number in range(facts.num_columns):
         if facts.schema.column(number).physical_type != "BYTE_ARRAY":
             continue
-        num_values, packed = parquet_pages.values_of(content, facts, number)
+        num_values, packed = parquet_pages.values_of(content, number)
         if num_values * packed <= _MAX_TEXT:
             continue
         path = facts.schema.column(number).path

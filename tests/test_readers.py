@@ -241,6 +241,15 @@ def test_other_columns_are_not_even_unpacked() -> None:
         readers.parse_parquet_table(BOMBS["endless-list"], "here", schema=pa.schema([("b", pa.int64())]))
 
 
+def test_statistics_that_contradict_a_type_end_no_process() -> None:
+    content = packed(pa.table({"a": ["x", "y"]}))
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    text, number = b"\x15\x0c", b"\x15\x08"  # the type of a column in the footer
+    assert text in content[start:]
+    with pytest.raises(DataError, match="here is damaged"):
+        readers.parse_parquet_table(content[:start] + content[start:].replace(text, number), "here")
+
+
 def test_text_that_is_not_utf8_is_damage() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": ["ab"]}), sink, compression="none", use_dictionary=False, write_statistics=False)

@@ -43,6 +43,7 @@ def run(*args: str | Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
     run("cache-detections", "--data-root", TOY)
     printed = run("train", "--data-root", TOY, "--train", "demo", "--run", RUN, *options)

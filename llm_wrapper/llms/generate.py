@@ -18,6 +18,7 @@ from llm_wrapper.llms.sharing import (
     probe_sequences,
     relative_difference,
     rounding_of,
+    trial,
 )
 from llm_wrapper.llms.virtual import is_soft, num_virtual, to_continue
 from llm_wrapper.records import Answer, Prompt
@@ -75,8 +76,9 @@ def _can_pad_left(llm: LoadedLLM) -> bool:
         one, other = probe_sequences(model.config)
         rows = [one, other[:-4]]
         try:
-            together = _first_logits(model, rows)
-            alone = [_first_logits(model, [row])[0] for row in rows]
+            with trial():
+                together = _first_logits(model, rows)
+                alone = [_first_logits(model, [row])[0] for row in rows]
         except Exception as error:  # the model's own code: what it may raise is open
             raise model_failure(f"llm.model={llm.section.model} fails to generate", error) from error
         _PADS_LEFT[model] = all(

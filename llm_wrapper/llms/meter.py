@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from llm_wrapper.llms.ask import asked_by
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.reason import Asked, with_reasoning
+from llm_wrapper.llms.sharing import is_trial
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["Meter", "Spoken", "asked_and_counted", "metered"]
@@ -42,7 +43,8 @@ class Spoken:
 def metered(*, training: int) -> Iterator[Meter]:
     """Count every token that goes through any LLM in this block.
 
-    A model that embeds sentences is none: it gives a pooled state, which decoders do not have.
+    A model that embeds sentences is none: it gives a pooled state, which decoders do not have. The tokens that a
+    model is tried out with do not count.
 
     Args:
         training: How often a token counts that goes through with gradients.
@@ -53,6 +55,8 @@ def metered(*, training: int) -> Iterator[Meter]:
         hidden = getattr(output, "last_hidden_state", None)
         # The body and not the whole: scoring asks it without the head.
         if hidden is None or not isinstance(module, transformers.PreTrainedModel) or hasattr(output, "pooler_output"):
+            return
+        if is_trial():
             return
         if module.base_model is module:
             meter.tokens += hidden.shape[0] * hidden.shape[1] * (training if torch.is_grad_enabled() else 1)

@@ -16,6 +16,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "attention_mask",
     "base_of",
     "can_share_prefixes",
+    "is_trial",
     "logits_at",
     "model_batch",
     "model_failure",
@@ -38,6 +40,7 @@ __all__ = [
     "require_exact",
     "rounding_of",
     "takes_blocks",
+    "trial",
 ]
 
 _log = logging.getLogger(__name__)
@@ -192,6 +195,24 @@ class _Verdict:
     reason: str = ""
 
 
+_in_trial: ContextVar[bool] = ContextVar("_in_trial", default=False)
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """Mark what goes through a model in this block as a test of the model, which no method is charged for."""
+    token = _in_trial.set(True)
+    try:
+        yield
+    finally:
+        _in_trial.reset(token)
+
+
+def is_trial() -> bool:
+    """Tell whether a model is being tried out, see `trial`."""
+    return _in_trial.get()
+
+
 _VERDICTS: weakref.WeakKeyDictionary[torch.nn.Module, _Verdict] = weakref.WeakKeyDictionary()
 
 
@@ -214,7 +235,7 @@ def require_exact(model: Any, name: str) -> None:
 
 def _verdict(base: Any) -> _Verdict:
     if base not in _VERDICTS:
-        with _at_rest(base), torch.no_grad():
+        with _at_rest(base), trial(), torch.no_grad():
             _VERDICTS[base] = _tried(base)
     return _VERDICTS[base]
 

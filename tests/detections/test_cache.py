@@ -338,6 +338,7 @@ def test_a_lost_part_is_missing_again(tmp_path: Path) -> None:
         assert [key(number) in cache for number in (1, 4, 5)] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_gives_a_wrong_answer_even_without_manifest(tmp_path: Path) -> None:
     make(tmp_path, parts=1, rows=1)
     (tmp_path / "manifest.json").unlink()

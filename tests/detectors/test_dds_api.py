@@ -512,6 +512,6 @@ def test_all_wrong_settings_are_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         create(wrong, Dataset("mine", "val", [], "digest"))
     text = str(caught.value)
-    assert "5 problems" in text  # both unknown keys are one
+    assert "5 problems" in text
     for part in ("model:", "key 'price_per_call' is missing", "unknown keys 'price', 'api_key'", "bbox_threshold:"):
         assert part in text

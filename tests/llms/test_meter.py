@@ -11,6 +11,7 @@ from llm_wrapper.llms.ask import asked_by
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.meter import Spoken, asked_and_counted, metered
 from llm_wrapper.llms.score import score
+from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
 
@@ -52,6 +53,13 @@ def test_scoring_counts_packs_and_generation_what_is_new() -> None:
         ((_, answer),) = generate(llm, [question])
     assert answer.num_tokens is not None
     assert written.tokens == length + answer.num_tokens - 1, "the last token is not read again"
+
+
+def test_a_trial_of_a_model_is_free() -> None:
+    llm = tiny.llm()
+    with metered(training=THREE) as meter:
+        require_exact(llm.model, "tiny")
+    assert meter.tokens == 0
 
 
 def test_counting_ends_with_an_error() -> None:

@@ -67,6 +67,7 @@ def test_clean(text: str, expected: str) -> None:
     assert clean(text) == expected
 
 
+@pytest.mark.slow
 def test_no_chat_token_survives_a_tokenizer_that_takes_characters_apart() -> None:
     text = clean("a".join(map(chr, range(sys.maxunicode + 1))))
     for form in ("NFD", "NFKD", "NFC", "NFKC"):

@@ -39,6 +39,7 @@ def group(number: int, size: int) -> Group:
     return Group(samples, tuple(i % 3 for i in range(size)), tiny.candidates(3, first=number))
 
 
+@pytest.mark.slow
 def test_steps_are_the_same_on_both_sides(recipe: Recipe, tmp_path: Path) -> None:
     found = bench.compare([group(i, 4) for i in range(8)], recipe, tmp_path, num_steps=3)
     assert found.num_expressions == 24
