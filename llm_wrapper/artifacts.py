@@ -30,6 +30,7 @@ __all__ = [
     "canonical",
     "differences",
     "digest",
+    "digest_model",
     "digest_value",
     "explaining_full_disk",
     "git_revision",
@@ -63,6 +64,9 @@ _PACKAGES = (
     "trl",
 )
 _GIT_SECONDS = 10
+
+_MODEL_TEXTS = ("config.json", "model.safetensors.index.json")
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pth")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -207,6 +211,29 @@ def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Sche
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} was not written, a row does not fit its columns: {error}.") from error
     write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def digest_model(name: str | None) -> str | None:
+    """Return a digest of a local model's settings and of the sizes and times of its weights; None for any other.
+
+    Weights that are replaced in their folder change it. Their content is not read, as it may be gigabytes; so a copy
+    with other times counts as other weights.
+
+    Args:
+        name: As in a recipe: a folder, `gguf:FILE`, or an id of the hub.
+    """
+    path = Path((name or "").removeprefix("gguf:"))
+    if not name or not os.path.exists(path):
+        return None
+    files = (
+        sorted(each for each in path.iterdir() if each.suffix in _WEIGHTS and each.is_file())
+        if path.is_dir()
+        else [path]
+    )
+    texts = [path / each for each in _MODEL_TEXTS if (path / each).is_file()]
+    stats = [(each.name, each.stat()) for each in files]
+    parts = [[(each.name, digest(each)) for each in texts], [(key, one.st_size, one.st_mtime_ns) for key, one in stats]]
+    return digest_value(parts)[:16]
 
 
 def differences(

@@ -50,7 +50,7 @@ def locked(folder: Path, kind: type[LLMWrapperError] = CacheError) -> Iterator[N
         reason = getattr(error, "strerror", None) or error
         raise kind(f"{folder} cannot be locked: {reason}. Choose another folder.") from error
     try:
-        # Who holds it is only for the message above, and Windows lets nobody write to a locked file.
+        # Who holds it is only for the message above, and Windows lets no process write to a locked file.
         with contextlib.suppress(OSError):
             path.write_bytes(str(os.getpid()).encode())
         yield

@@ -71,7 +71,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         DataError: If there is no such file, it may not be read, or it is something else.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
+        # Without O_NONBLOCK, opening a pipe without a writer would wait forever.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {_reason(error)}.") from error

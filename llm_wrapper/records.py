@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "MAX_EXPRESSION",
     "Answer",
     "Box",
     "Candidate",
@@ -32,6 +33,9 @@ __all__ = [
 
 _STRICT = ConfigDict(extra="forbid")
 _Record = TypeVar("_Record")
+
+MAX_EXPRESSION = 10_000
+"""Characters of an expression; the longest of the data sets that are read here have some hundred words."""
 
 DecidedBy = Literal["detector", "rule", "llm", "single_candidate", "no_candidate", "fallback", "oracle", "missing"]
 """Who chose the box; `fallback` is the detector's own choice after an unusable answer, `missing` stands for a

@@ -33,6 +33,9 @@ _ANSWERS = ("detector", "candidates", "ensemble", "data", "prompt", "llm")
 _MACHINE = {"llm": {"tokens_per_batch"}, "data": {"root", "train_split", "eval_split"}}
 """Keys of a recipe's sections that change no answer, or that the rest of a question says better."""
 
+_UNNAMED_BEFORE = ("weights", "model_files")
+"""Keys of a question that results of earlier versions lack."""
+
 _SERVER = ("base_url", "tokenizer")
 """Keys of `llm.server` that decide an answer."""
 
@@ -63,6 +66,8 @@ def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:
     adapter = facts.get("adapter") or {}
     if "weights" in facts or adapter:
         question["weights"] = facts.get("weights", adapter.get("sha256"))
+    if facts.get("model_files"):
+        question["model_files"] = facts["model_files"]
     return question
 
 
@@ -94,13 +99,14 @@ def stored_question(path: Path) -> dict[str, Any] | None:
 
 
 def is_same(stored: Mapping[str, Any] | None, question: Mapping[str, Any]) -> bool:
-    """Tell whether a stored question is this one; weights that one of them does not say are not compared."""
+    """Tell whether a stored question is this one; weights that one of them does not name are not compared."""
     if stored is None:
         return False
     both = [{**stored}, {**question}]
-    if not all("weights" in each for each in both):
-        for each in both:
-            each.pop("weights", None)
+    for key in _UNNAMED_BEFORE:
+        if not all(key in each for each in both):
+            for each in both:
+                each.pop(key, None)
     a, b = map(artifacts.canonical, both)
     return a == b
 

@@ -207,7 +207,7 @@ def claim_run(folder: Path, recipe: Recipe, *, is_new: bool = False) -> Iterator
     Args:
         folder: Of the run.
         recipe: Of the run.
-        is_new: Make a folder that nobody has yet: where the name is taken, a number is added to it.
+        is_new: Make a folder that does not exist yet: where the name is taken, a number is added to it.
 
     Yields:
         The run's folder.

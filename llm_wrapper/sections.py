@@ -35,7 +35,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy takes."""
 
 TEMPLATE_DATE = date(2024, 7, 26)
-"""The day that chat templates are told; Llama 3.1's has it as its own. Today's would give other prompts tomorrow."""
+"""The day that chat templates write; Llama 3.1's has it as its own. Today's would give other prompts tomorrow."""
 
 _MANY = 1_000_000
 """More of anything that a recipe has made (steps, groups, epochs) than a training takes; each is an object."""
@@ -191,8 +191,8 @@ class LLMSection(Section):
     """
 
     backend: Literal["transformers", "rule", "openai"] = "transformers"
-    model: str | None = None
-    revision: str | None = None
+    model: _Line | None = None
+    revision: _Line | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     quantization: Literal["auto", "none", "nf4"] = "auto"
@@ -220,7 +220,7 @@ class LoraSection(Section):
     rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[_Line], Field(max_length=1000)] | Literal["all-linear"] = "all-linear"
 
 
 class TrainSection(Section):
@@ -333,7 +333,7 @@ class SearchSection(Section):
     fitness: Literal["p_at_1", "oracle"] = "p_at_1"
     ensemble: Literal["mean", "vote"] = "mean"
     sampling: SamplingSection = SamplingSection()
-    alphas: list[Annotated[float, Field(ge=0)]] = []
+    alphas: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=1000)] = []
     layer: int | None = Field(None, ge=1)
     proposer: LLMSection | None = None
     seed: Seed = 0

@@ -132,6 +132,39 @@ def test_digest_value_ignores_the_order_of_keys_and_nothing_else() -> None:
         artifacts.digest_value(float("inf"))
 
 
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        pytest.param({}, True, id="nothing"),
+        pytest.param({"model.safetensors": b"longer"}, False, id="weights"),
+        pytest.param({"config.json": b"[]"}, False, id="settings"),
+        pytest.param({"README.md": b"x"}, True, id="a-page"),
+    ],
+)
+def test_a_model_is_known_again_by_its_settings_and_weights(
+    tmp_path: Path, change: dict[str, bytes], is_same: bool
+) -> None:
+    for name, content in {"config.json": b"{}", "model.safetensors": b"abc"}.items():
+        (tmp_path / name).write_bytes(content)
+    before = artifacts.digest_model(str(tmp_path))
+    for name, content in change.items():
+        (tmp_path / name).write_bytes(content)
+    assert (artifacts.digest_model(str(tmp_path)) == before) == is_same
+
+
+def test_weights_of_the_same_size_count_by_their_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"abc")
+    before = artifacts.digest_model(f"gguf:{path}")
+    os.utime(path, (1, 1))
+    assert artifacts.digest_model(f"gguf:{path}") not in (before, None)
+
+
+@pytest.mark.parametrize("name", [None, "", "owner/no-such-model", "a" * 5000, "a\0b"])
+def test_what_is_no_local_model_has_no_digest(name: str | None) -> None:
+    assert artifacts.digest_model(name) is None
+
+
 def test_versions_are_those_installed() -> None:
     found = artifacts.versions()
     assert found["python"] == platform.python_version()

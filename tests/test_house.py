@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -407,6 +408,45 @@ def test_git_keeps_no_result_and_nothing_heavy() -> None:
     files = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in project_files()}
     assert not [name for name in files if name.startswith(("runs/", ".venv/", "data/detections/"))]
     assert not [name for name, size in files.items() if size > 2_000_000]
+
+
+LOADS = {"from_pretrained", "from_config"}
+
+
+def loads_that_may_run_code(source: str) -> list[str]:
+    """Each call that reads a model's files without the literal keyword that forbids to run what comes with them."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call.func)
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in LOADS
+        and not ast.unparse(call.func).startswith("peft.")  # reads settings and tensors alone, and has no such keyword
+        and not any(
+            each.arg == "trust_remote_code" and isinstance(each.value, ast.Constant) and each.value.value is False
+            for each in call.keywords
+        )
+    ]
+
+
+def test_no_code_of_a_model_is_run() -> None:
+    paths = sorted((ROOT / "llm_wrapper").rglob("*.py"))
+    found = {path.name: loads_that_may_run_code(path.read_text(encoding="utf-8")) for path in paths}
+    assert not {name: calls for name, calls in found.items() if calls}
+
+
+@pytest.mark.parametrize(
+    ("source", "num_found"),
+    [
+        pytest.param("AutoModel.from_pretrained(\n    name,\n    trust_remote_code=False,\n)", 0, id="many-lines"),
+        pytest.param("kind.from_pretrained(name, **options)", 1, id="options"),
+        pytest.param("AutoConfig.from_pretrained(name, trust_remote_code=True)", 1, id="true"),
+        pytest.param("AutoModel.from_config(config, trust_remote_code=trusted)", 1, id="a-variable"),
+        pytest.param("peft.PeftConfig.from_pretrained(folder)", 0, id="peft"),
+    ],
+)
+def test_the_search_for_loads_itself(source: str, num_found: int) -> None:
+    assert len(loads_that_may_run_code(source)) == num_found
 
 
 def test_commands_that_messages_suggest_are_quoted() -> None:

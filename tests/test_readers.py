@@ -27,6 +27,9 @@ from llm_wrapper.errors import DataError
         pytest.param("9" * 5000, "integer of 5000 digits", id="digits"),
         pytest.param('{"alpha": 1e999}', "1e999 is too large", id="infinite"),
         pytest.param("NaN", "no JSON number", id="nan"),
+        pytest.param("[0.5, 1e999]", "1e999 is larger than any number that can be held", id="too-large"),
+        pytest.param('{"a": [-1E+400]}', "is larger than any number", id="too-small"),
+        pytest.param("9" * 400 + ".5", "is larger than any number", id="many-digits"),
         pytest.param('{"a": ', "not valid JSON", id="cut-off"),
         pytest.param("", "not valid JSON", id="empty"),
     ],
@@ -55,6 +58,8 @@ def test_json_that_is_read(content: bytes, value: Any) -> None:
 
 def test_nan_passes_where_it_may() -> None:
     assert readers.parse_json('{"score": NaN}', "here", nan=True)["score"] != 0
+    assert readers.parse_json("[1e999]", "here", nan=True) == [float("inf")]
+    assert readers.parse_json("[1e308, -1e308, 0.1]", "here") == [1e308, -1e308, 0.1]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,21 @@ def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() 
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
 
 
+@pytest.mark.parametrize(
+    ("files", "is_same"),
+    [
+        pytest.param(("a", "a"), True, id="the-same"),
+        pytest.param(("a", "b"), False, id="replaced"),
+        pytest.param((None, "b"), True, id="of-an-earlier-version"),
+    ],
+)
+def test_a_local_llm_whose_files_are_replaced_is_another_question(
+    files: tuple[str | None, str | None], is_same: bool
+) -> None:
+    a, b = (results.evaluation_question({**facts(), "model_files": each}) for each in files)
+    assert results.is_same(a, b) == is_same
+
+
 # evaluations
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from llm_wrapper import sections
-from llm_wrapper.sections import LoraSection, SamplingSection, SearchSection, Section, TrainSection
+from llm_wrapper.sections import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
 
 def float_fields() -> list[Any]:
@@ -62,6 +62,21 @@ def test_there_are_such_fields() -> None:
 def test_numbers_that_things_are_made_by_are_bounded(kind: type[Section], name: str, value: int) -> None:
     with pytest.raises(ValidationError):
         kind.model_validate({name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        pytest.param(LLMSection, "model", "x" * 1001, id="model"),
+        pytest.param(LLMSection, "revision", "x" * 1001, id="revision"),
+        pytest.param(LoraSection, "target_modules", ["x" * 1001], id="module"),
+        pytest.param(LoraSection, "target_modules", ["x"] * 1001, id="modules"),
+        pytest.param(SearchSection, "alphas", [0.5] * 1001, id="alphas"),
+    ],
+)
+def test_texts_and_lists_are_bounded(kind: type[Section], name: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match="1000"):
+        kind(**{name: value})
 
 
 def test_a_seed_is_what_numpy_takes() -> None:

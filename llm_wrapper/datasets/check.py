@@ -26,6 +26,7 @@ _CONFLICT = "Name the object more exactly or accept it: at most one of these tar
 _REPEATED = "Remove the repeats if each expression should count once."
 _EMPTY = "Remove these lines or write their expressions."
 _SKIPPED = "Nothing to do in a published file: its publishers skip such rows too; counts of papers may differ."
+_NO_EXPRESSION = "Write their expressions, or accept it: they are no samples, and only images of samples are detected."
 _CROWD = "No box of one object is right for these; report results with and without them, or accept it."
 _NO_SPLIT = (
     "Give each line a 'split', or divide the images by data.settings.val_share=0.2: a result on images that were "
@@ -135,7 +136,8 @@ def _of_split(dataset: Dataset) -> Iterable[Finding]:
         what, every = "expressions without a split: train and val are one", [sample.sample_id for sample in samples]
         yield from _found("warning", dataset.name, what, every, _NO_SPLIT)
     for reason, places in dataset.skipped.items():
-        yield from _found("warning", where, f"skipped ({reason})", places, _SKIPPED)
+        remedy = _NO_EXPRESSION if reason == rows.NO_EXPRESSION else _SKIPPED
+        yield from _found("warning", where, f"skipped ({reason})", places, remedy)
     crowds = [f"sample {sample.sample_id}" for sample in samples if sample.sample_id in dataset.crowd_targets]
     yield from _found("warning", where, "targets that are crowd regions", crowds, _CROWD)
     ids = Counter(sample.sample_id for sample in samples)

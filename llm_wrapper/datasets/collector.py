@@ -15,7 +15,7 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.coco_instances import Instances
 from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError
-from llm_wrapper.records import Box, Sample
+from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 
 __all__ = ["Collector", "Convention", "image_folder"]
 
@@ -57,7 +57,7 @@ class Collector:
             return None
 
     def add(self, where: str, sample: Sample, *, is_crowd: bool = False) -> None:
-        """Take a sample, unless its expression is empty or its id was used before.
+        """Take a sample, unless its expression is empty or too long, or its id was used before.
 
         Args:
             where: The place of its row.
@@ -67,6 +67,10 @@ class Collector:
         sample_id = sample.sample_id
         if rows.is_blank(sample.expression):
             self.skipped.add("expression that is empty", where, f"the expression of sample {sample_id} is empty")
+            return
+        if len(sample.expression) > MAX_EXPRESSION:
+            detail = f"the expression of sample {sample_id} has {len(sample.expression)} characters"
+            self.skipped.add(f"expression of over {MAX_EXPRESSION} characters", where, detail)
             return
         if sample_id in self._places:
             first = self._places[sample_id]

@@ -2,9 +2,10 @@
 
     {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96], "split": "train"}
 
-Needed: `image` (or `file_name`) and `expression`. Optional: `box` (xyxy pixels) or `bbox_xywh`, null or absent where
-nothing fits or nothing is known; `sample_id` (default: the line number), `ref_id` (default: the sample id), `image_id`
-(default: the image's name as written), `split`, `width` and `height`, `kind`, and `source`, a note that is not read.
+Needed: `image` (or `file_name`) and `expression`; a line without an expression is skipped and counted. Optional: `box`
+(xyxy pixels) or `bbox_xywh`, null or absent where nothing fits or nothing is known; `sample_id` (default: the line
+number), `ref_id` (default: the sample id), `image_id` (default: the image's name as written), `split`, `width` and
+`height`, `kind`, and `source`, a note that is not read.
 
 Boxes in other units or layouts are declared (`data.settings.box_format=xyxy_norm`). Without the key `split` the whole
 file is every split, unless `data.settings.val_share=0.2` divides its images.
@@ -28,7 +29,7 @@ from llm_wrapper.datasets import coco_instances, rows
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset, digest_files, image_file, require_file
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
-from llm_wrapper.records import Box, Sample
+from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 
 __all__ = ["EXAMPLE", "load"]
 
@@ -45,7 +46,7 @@ class _Row(BaseModel):
 
     image: str | None = None
     file_name: str | None = None
-    expression: str
+    expression: str | None = None
     box: rows.FourNumbers | None = None
     bbox_xywh: rows.FourNumbers | None = None
     sample_id: rows.Id | None = None
@@ -80,8 +81,10 @@ class _Row(BaseModel):
             raise ValueError("give 'box' (xyxy) or 'bbox_xywh', not both")
         if (self.width is None) != (self.height is None):
             raise ValueError("give 'width' and 'height' together, or neither")
-        if rows.is_blank(self.expression):
+        if self.expression is not None and rows.is_blank(self.expression):
             raise ValueError(f"'expression' is empty: nothing of {self.expression[:20]!r} can be seen")
+        if self.expression is not None and len(self.expression) > MAX_EXPRESSION:
+            raise ValueError(f"'expression' has {len(self.expression)} characters; {MAX_EXPRESSION} is the most")
         return self
 
     @property
@@ -139,17 +142,18 @@ def load(
         parsed = _of_split(parsed, split, path, problems)
     else:
         parsed = _divided(parsed, split, path, val_share=val_share, seed=split_seed)
+    parsed, skipped = _with_expression(parsed, f"{path}, split {split}", problems)
     reader = _Reader(path.parent if images is None else Path(images), problems)
     samples = reader.samples(parsed, box_format, f"{path}, split {split}")
     if problems:
         raise DataError(listed(f"{path}, split {split}, cannot be used", problems) + example)
     instances = path.parent / "instances.json"
     files = [path, instances] if instances.is_file() else [path]
-    objects, skipped = _objects(instances, samples) if instances.is_file() else (None, {})
+    objects, unusable = _objects(instances, samples) if instances.is_file() else (None, {})
     digest = digest_files(files)
     if val_share is not None:
         digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
-    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped=skipped)
+    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped={**skipped, **unusable})
 
 
 def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:
@@ -196,11 +200,13 @@ def _of_split(parsed: _Placed, split: str, path: Path, problems: list[str]) -> _
     if not existing:
         return parsed
     problems.extend(
-        f"{where}: names no split, although other lines do" for where, _, row in parsed if row.split is None
+        f"{where}: names no split, although other lines do"
+        for where, _, row in parsed
+        if row.split is None and row.expression is not None
     )
     if split not in existing and not problems:
         raise DataError(f"{path} has no split '{split}'. Its splits are: {', '.join(sorted(existing))}.")
-    return [each for each in parsed if each[2].split == split]
+    return [each for each in parsed if each[2].split in (split, None)]
 
 
 def _divided(parsed: _Placed, split: str, path: Path, *, val_share: float, seed: int) -> _Placed:
@@ -210,12 +216,21 @@ def _divided(parsed: _Placed, split: str, path: Path, *, val_share: float, seed:
         raise DataError(f"{path}: {named}, so data.settings.val_share={val_share} has nothing to divide: leave it out.")
     if split not in ("train", "val"):
         raise DataError(f"{path} has no split '{split}': data.settings.val_share={val_share} makes train and val.")
-    names = {os.path.normpath(row.name) for _, _, row in parsed}
+    names = {os.path.normpath(row.name) for _, _, row in parsed if row.expression is not None}
     if parsed and len(names) < 2:
         raise DataError(f"{path} is about one image, which data.settings.val_share={val_share} cannot divide.")
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     held_out = set(order[: min(max(1, round(val_share * len(order))), len(order) - 1)])
     return [each for each in parsed if (os.path.normpath(each[2].name) in held_out) == (split == "val")]
+
+
+def _with_expression(parsed: _Placed, source: str, problems: list[str]) -> tuple[_Placed, dict[str, list[str]]]:
+    """Return the rows that say what to find, and the places of the others, by reason."""
+    usable = [each for each in parsed if each[2].expression is not None]
+    places = [where for where, _, row in parsed if row.expression is None]
+    if places and not usable and not problems:
+        raise DataError(f"{source}: none of its {len(places)} lines has an 'expression'. {_RIGHT}")
+    return usable, {rows.NO_EXPRESSION: places} if places else {}
 
 
 class _Reader:
@@ -317,7 +332,7 @@ class _Reader:
             image_id=row.image_key,
             image_path=str(self._folder / row.name),
             image_wh=image_wh,
-            expression=row.expression,
+            expression=row.expression or "",
             target=target,
             kind=row.kind,
         )

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 
 __all__ = [
+    "NO_EXPRESSION",
     "FourNumbers",
     "Id",
     "Number",
@@ -27,6 +28,9 @@ __all__ = [
     "require_text_kind",
     "validated",
 ]
+
+NO_EXPRESSION = "line without an expression"
+"""The reason why a line of own data is no sample."""
 
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
 """An id that files write as a number or as text; always text in memory."""

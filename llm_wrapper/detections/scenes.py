@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import candidates, datasets, detectors, recipe_files
+from llm_wrapper import artifacts, candidates, datasets, detectors, recipe_files
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
@@ -96,6 +96,19 @@ def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
     return [*words, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changed.items())]
 
 
+def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> None:
+    """Warn where the local model that a recipe names is no longer the one that detected."""
+    name = detector.settings.get("model")
+    now = artifacts.digest_model(name) if isinstance(name, str) else None
+    known = {each["files"] for each in cache.recorded if "files" in each}
+    if now and known and now not in known:
+        _log.warning(
+            "%s: the files of %s have changed since it detected; to detect again: cache-detections --overwrite",
+            cache.folder,
+            name,
+        )
+
+
 def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
     try:
         found = recipe_files.read(recipe_files.named_file(recipe_files.folder(), section, name))[0].get(section)
@@ -133,6 +146,8 @@ def load_scenes(
     for cache in caches:
         if cache.recorded:
             _log.info("%s: detections computed with %s", cache.folder, describe_recorded(cache.recorded))
+    for section, cache in zip(recipe.detectors(), caches, strict=True):
+        _warn_of_other_files(section.detector, cache)
     names = [cache.identity["detector"] for cache in caches]
     dropped: Counter[str] = Counter()
     scenes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ __all__ = [
     "joined",
     "questions_about",
 ]
+
+_log = logging.getLogger(__name__)
 
 Level = Literal["image", "expression"]
 """Whether an answer depends on the image alone (stored once per image) or on the expression too."""
@@ -137,19 +140,25 @@ def detect_sample(detector: Detector, sample: Sample) -> Detections:
 def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]], source: str) -> Detections:
     """Turn raw (xyxy pixels, label, score) rows into `Detections`, counting those that are no box.
 
+    A score that is not finite says nothing of its box, which stays without one; how many is logged.
+
     Args:
         rows: Boxes as the detector gave them; reversed, empty and not finite ones are dropped and counted.
         source: The detector's task that produced them.
     """
     items: list[Detection] = []
-    num_dropped = 0
+    num_dropped = num_unscored = 0
     for xyxy, label, score in rows:
         values = [float(value) for value in xyxy]
         usable = (
             len(values) == 4 and all(map(math.isfinite, values)) and values[0] < values[2] and values[1] < values[3]
         )
-        if not usable or (score is not None and not math.isfinite(score)):
+        if not usable:
             num_dropped += 1
             continue
-        items.append(Detection(Box(*values), label, score, source))
+        is_number = score is None or math.isfinite(score)
+        num_unscored += not is_number
+        items.append(Detection(Box(*values), label, score if is_number else None, source))
+    if num_unscored:
+        _log.warning("%s: scores that are not finite: %d; their boxes stay without a score", source, num_unscored)
     return Detections(tuple(items), num_dropped)

@@ -106,7 +106,7 @@ def grounding_dino(texts: Sequence[str], *, small: bool = False) -> tuple[Any, A
         backbone_config=transformers.SwinConfig(**swin, image_size=224, out_indices=[2, 3, 4]), **sizes
     )
     torch.manual_seed(0)
-    model = transformers.AutoModelForZeroShotObjectDetection.from_config(config).eval()
+    model = transformers.AutoModelForZeroShotObjectDetection.from_config(config, trust_remote_code=False).eval()
     with torch.no_grad():
         for weight in model.parameters():
             # Layers that start as zero (box offsets, the fusion of text and image) would hide every difference.

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.utils import cached_file, extract_commit_hash
 
+from llm_wrapper import artifacts
 from llm_wrapper.errors import ModelError, RecipeError
 
 __all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "device", "load"]
@@ -36,11 +37,12 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in evaluation mode, its processor, and the commit that both were loaded from; a folder has none."""
+    """A model in evaluation mode, its processor, and the commit or the local files that both were loaded from."""
 
     model: Any
     processor: Any
     commit: str | None = None
+    files: str | None = None
 
     def recorded(self, *parts: Any) -> dict[str, Any]:
         """Return how the model computes, which is recorded with its answers and never compared.
@@ -50,6 +52,7 @@ class Loaded:
         """
         facts = {
             "commit": self.commit,
+            "files": self.files,
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": "+".join(sorted({str(part._attn_implementation) for part in parts})),
@@ -116,7 +119,7 @@ def load(name: str, revision: str | None, architecture: Architecture, *, where: 
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
         model = _model(name, commit or asked, architecture, options)
         processor = architecture.processor.from_pretrained(name, revision=commit or asked, trust_remote_code=False)
-        return Loaded(model.to(where).eval(), processor, commit)
+        return Loaded(model.to(where).eval(), processor, commit, artifacts.digest_model(name))
     except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
         what = f"detector.settings.model={name} (revision {asked}) cannot be used"
         raise ModelError(f"{what}: {type(error).__name__}: {error}. {architecture.remedy}") from error

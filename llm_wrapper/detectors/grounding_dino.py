@@ -254,9 +254,8 @@ def _load(settings: Settings) -> Loaded:
             transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
         )
         options: dict[str, Any] = {"dtype": _DTYPES[settings.dtype], "attn_implementation": parts}
-        options |= {"trust_remote_code": False}
         model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-            name, revision=revision, output_loading_info=True, **options
+            name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
         )
         # transformers fills what a checkpoint lacks with random numbers, and only logs it.
         if missing := sorted(report["missing_keys"]):

@@ -95,8 +95,9 @@ def load(where: Mapping[str, str], device: torch.device) -> Any:
     try:
         path = cached_file(where["model"], where["file"], revision=where["revision"])
         weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        bert = transformers.BertModel(transformers.BertConfig.from_pretrained(source, revision=revision))
-        model = build(sizes, transformers.AutoTokenizer.from_pretrained(source, revision=revision), bert)
+        config = transformers.BertConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        words = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        model = build(sizes, words, transformers.BertModel(config))
         left = model.load_state_dict({name.removeprefix("module."): weights[name] for name in weights}, strict=False)
         if wrong := left.missing_keys + sorted(set(left.unexpected_keys) - _UNUSED):
             raise ValueError(

@@ -19,7 +19,7 @@ from llm_wrapper.metrics import IOU_THRESHOLD
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
-__all__ = ["Grec", "NoneCurve", "answered", "measure", "none_curve", "right_sets", "rowwise_giou"]
+__all__ = ["Grec", "NoneCurve", "answered", "is_answered", "measure", "none_curve", "right_sets", "rowwise_giou"]
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -58,6 +58,8 @@ class NoneCurve:
 def measure(predictions: Sequence[Prediction], *, least: float | None = None, seed: int = 0) -> Grec:
     """Score one system's predictions; a sample without a target is one where nothing is to be found.
 
+    A missing or unusable answer is wrong everywhere: it gives no box, but does not say that there is none.
+
     Args:
         predictions: Each with all of its targets.
         least: See `answered`.
@@ -69,12 +71,18 @@ def measure(predictions: Sequence[Prediction], *, least: float | None = None, se
     num_given, num_targets = _counts(given), _counts(targets)
     sets = (_stacked(given), num_given, _stacked(targets), num_targets)
     empty = num_targets == 0
+    usable = np.array([is_answered(prediction) for prediction in predictions], dtype=np.bool_)
     return Grec(
-        n_acc=estimate(num_given[empty] == 0, images[empty], seed=seed),
+        n_acc=estimate((usable & (num_given == 0))[empty], images[empty], seed=seed),
         t_acc=estimate(num_given[~empty] > 0, images[~empty], seed=seed),
-        precision=estimate(right_sets(*sets), images, seed=seed),
-        precision_giou=estimate(right_sets(*sets, generalized=True), images, seed=seed),
+        precision=estimate(usable & right_sets(*sets), images, seed=seed),
+        precision_giou=estimate(usable & right_sets(*sets, generalized=True), images, seed=seed),
     )
+
+
+def is_answered(prediction: Prediction) -> bool:
+    """Tell whether a prediction is an answer: a box, or that there is none; not a missing or an unusable one."""
+    return prediction.decided_by != "missing" and (prediction.box is not None or prediction.failure is None)
 
 
 def answered(prediction: Prediction, *, least: float | None = None) -> tuple[Box, ...]:

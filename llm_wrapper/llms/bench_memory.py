@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -117,6 +116,8 @@ def _peak() -> int:
     if status.is_file():
         mark = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
         return int(mark.split()[1]) * 1024
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 

@@ -34,8 +34,8 @@ class ChatEncoder:
     Args:
         tokenizer: A Hugging Face tokenizer.
         chat_template: A Jinja chat template that is used instead of the tokenizer's own.
-        template_date: The day that the template is told, as `2024-07-26`.
-        enable_thinking: What the template is told: whether the model thinks before it answers.
+        template_date: The day that the template writes, as `2024-07-26`.
+        enable_thinking: What the template gets by that name: whether the model thinks before it answers.
 
     Raises:
         ModelError: If neither the tokenizer nor the recipe has a chat template.
@@ -113,8 +113,8 @@ class ChatEncoder:
         rows = sorted((self._completion(index), index) for index in range(_NUM_CHECKED))
         for (shorter, one), (longer, other) in pairwise(rows):
             if longer[: len(shorter)] == shorter:
-                told = self.tokenizer.decode(longer)
-                raise self._unusable(f"writes the answers {one} and {other} so that one begins the other: {told!r}")
+                text = self.tokenizer.decode(longer)
+                raise self._unusable(f"writes the answers {one} and {other} so that one begins the other: {text!r}")
         (first, _), (last, _) = rows[0], rows[-1]  # sorted: what these two share, all share
         constant = first[: _num_shared(first, last)]
         return constant if self.tokenizer.decode(constant).strip() else ()

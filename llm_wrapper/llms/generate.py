@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def continuations(llm: LoadedLLM, inputs: dict[str, Any], **settings: Any) -> torch.Tensor:
-    """Generate as told and in no other way, up to the end of the turn.
+    """Generate greedily by the given settings alone, up to the end of the turn.
 
     Args:
         llm: The model.

@@ -159,9 +159,8 @@ def load_4bit(name: str, **options: Any) -> Any:
     if config.model_type == "mixtral":
         kind = _ApartMixtral
         options["key_mapping"] = {r"\.block_sparse_moe\.": ".mlp."}
-    options["trust_remote_code"] = False
     with _weights_read(), _freed_blocks_returned():
-        model, loading = kind.from_pretrained(name, output_loading_info=True, **options)
+        model, loading = kind.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **options)
     if loading["missing_keys"]:
         raise ModelError(
             listed(f"llm.model={name}: weights are missing in the checkpoint", sorted(loading["missing_keys"]))

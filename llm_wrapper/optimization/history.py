@@ -150,7 +150,7 @@ class History:
                 os.fsync(stream.fileno())
         except OSError as error:
             raise LLMWrapperError(
-                f"{self.path} cannot be written: {error.strerror or error}. Mend that; the same command goes on."
+                f"{self.path} cannot be written: {error.strerror or error}. Correct that; the same command resumes."
             ) from error
         self._length += len(line)
         self.rows.append(row)

@@ -6,14 +6,12 @@ import unicodedata
 from itertools import chain
 
 from llm_wrapper.errors import PromptError
+from llm_wrapper.records import MAX_EXPRESSION
 
-__all__ = ["MAX_EXPRESSION", "MAX_LABEL_WORDS", "clean", "clean_label", "require_expression"]
+__all__ = ["MAX_LABEL_WORDS", "clean", "clean_label", "require_expression"]
 
 MAX_LABEL_WORDS = 12
 """A detector's label is cut to this many words; a dense caption stays readable, a novel does not."""
-
-MAX_EXPRESSION = 10_000
-"""Characters of an expression; the longest of the data sets that are read here have some hundred words."""
 
 _MAX_LABEL = 1_000
 """Characters of a label that are looked at."""

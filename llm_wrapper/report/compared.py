@@ -7,7 +7,6 @@ are called `<name>: <system>`, and where their recipe is another one the tables 
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,14 @@ from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
+from llm_wrapper.results import is_same, plain_name, stored_question
 
 __all__ = ["FOLDER", "Guest", "add", "facts_of_evaluation", "load"]
 
 FOLDER = "compared"
+
+_SOURCE = "source.json"
+"""Beside what is kept of another folder: which folder that was."""
 
 _DECIDE = ("detector", "candidates", "ensemble", "data", "prompt", "llm", "train")
 """What decides numbers; the rest of a recipe is about machines."""
@@ -67,6 +70,8 @@ class _Facts(BaseModel):
 def add(folder: Path, other: Path) -> None:
     """Keep the predictions of another folder in a run's own; what was kept of it before is replaced.
 
+    Another folder of the same name is kept beside it, under a name with a digest.
+
     Raises:
         RunError: If the other is the run itself, holds no predictions, or none of an evaluation that the run has.
     """
@@ -82,11 +87,33 @@ def add(folder: Path, other: Path) -> None:
             f"nothing to compare: {folder} is evaluated on {', '.join(sorted(here)) or 'nothing'}, {other} on "
             f"{', '.join(sorted(there))}. Evaluate both on the same: make eval RUN={shell_word(other)}"
         )
-    kept = folder / FOLDER / (re.sub(r"[^\w.+-]+", "-", other.resolve().name).strip("-.") or "other")
+    kept = _free_place(folder, other, found)
+    artifacts.write_json(inside(folder, kept / _SOURCE), _source(other))
     for path in found:
         for each in (path, _facts_beside(path)):
             if each.is_file():
                 artifacts.write_atomic(inside(folder, kept / each.name), readers.read_bytes(inside(other, each)))
+
+
+def _free_place(folder: Path, other: Path, found: Sequence[Path]) -> Path:
+    """Return where another folder's predictions are kept in a run's own: never where those of a third one are."""
+    kept = folder / FOLDER / plain_name(other.resolve().name)
+    if not kept.exists():
+        return kept
+    source = inside(folder, kept / _SOURCE)
+    if source.exists():
+        is_its = readers.read_json(source, most=readers.MIB) == _source(other)
+    else:  # kept by an earlier version, or what an evaluation in another way left in the run itself
+        pairs = [(kept / beside.name, beside) for beside in map(_facts_beside, found) if (kept / beside.name).exists()]
+        is_its = bool(pairs) and all(
+            is_same(stored_question(inside(folder, mine)), stored_question(inside(other, theirs)) or {})
+            for mine, theirs in pairs
+        )
+    return kept if is_its else kept.with_name(f"{kept.name}-{artifacts.digest_value(_source(other))[:8]}")
+
+
+def _source(other: Path) -> dict[str, str]:
+    return {"folder": str(other.resolve())}
 
 
 def load(
@@ -145,10 +172,6 @@ def facts_of_evaluation(folder: Path, path: Path) -> dict[str, Any]:
     if not beside.exists():
         return {}
     facts: Any = readers.read_json(inside(folder, beside), most=64 * readers.MIB)
-    try:
-        artifacts.canonical(facts)  # 1e999 is JSON, and infinite
-    except ValueError as error:
-        raise DataError(f"{beside} holds a number that is not finite. Make it again: make eval") from error
     try:
         _Facts.model_validate(facts)
     except ValidationError as error:

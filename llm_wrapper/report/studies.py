@@ -7,6 +7,7 @@ over the rows of a comparison of methods (`runs/methods/<name>/methods.json`). T
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
@@ -152,27 +153,31 @@ def add(folder: Path) -> None:
     """
     runs = folder.resolve().parent
     for kind, path in _at_hand(runs):
-        found = read_json(inside(runs, path), most=_MAX_BYTES)
-        if folder.resolve().name in _runs_of(found):
+        found = read_json(inside(runs.parent if kind == "methods" else runs, path), most=_MAX_BYTES)
+        asked = {run for run in _runs_of(found) if run.name == folder.resolve().name}
+        if kind == "methods" and path.parent != runs:  # rows of different comparisons have the same names
+            asked = {run for run in asked if run.parent.name == runs.name}
+        if asked:
             write_json(inside(folder, Path(FOLDER) / f"{kind}-{path.parent.name}.json"), found)
 
 
 def _at_hand(runs: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (kind, file) of each study beside some runs, and of the comparison that they are the rows of."""
+    """Yield (kind, file) of each study beside some runs, and of the comparisons that they are the rows of."""
     for kind, file in _FILES.items():
         yield from ((kind, path) for path in sorted(runs.glob(f"{kind}/*/{file}")))
-    if (runs / _METHODS).is_file():
-        yield "methods", runs / _METHODS
+    # A comparison of another question has a digest behind its name, and may share the folders of its rows.
+    others = sorted(runs.parent.glob(f"{glob.escape(runs.name)}-[0-9a-f]*/{_METHODS}"))
+    yield from (("methods", path) for path in (runs / _METHODS, *others) if path.is_file())
 
 
-def _runs_of(found: Any) -> set[str]:
-    """Return the names of the runs that a study asked."""
+def _runs_of(found: Any) -> set[PurePath]:
+    """Return the folders of the runs that a study asked, as it names them."""
     if not isinstance(found, dict):
         return set()
     rows, runs = found.get("rows"), found.get("runs")  # rows: of a comparison of methods
     named = [*(runs if isinstance(runs, dict) else ()), found.get("run")]
     named += [each.get("run") for each in rows if isinstance(each, dict)] if isinstance(rows, list) else []
-    return {PurePath(each).name for each in named if isinstance(each, str)}
+    return {PurePath(each) for each in named if isinstance(each, str)}
 
 
 def sections(folder: Path) -> list[Section]:

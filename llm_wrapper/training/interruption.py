@@ -42,7 +42,7 @@ def stoppable(run: Path, console: Console) -> Iterator[None]:
     process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
-        if os.getpid() != process:  # a worker that was forked ends without a word
+        if os.getpid() != process:  # a forked worker prints nothing
             os._exit(128 + number)
         if not caught:
             caught.append(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts, datasets, runs
+from llm_wrapper import artifacts, datasets, results, runs
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.scenes import Scene, load_scenes
 from llm_wrapper.errors import DataError
@@ -53,7 +53,16 @@ def score(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
             table.add_row(name, *(str(way[key]) for key in ("name", "rate", "ratio", "agreement", "exact", "differs")))
     console.print(table)
     more = {"cores": os.cpu_count(), "versions": artifacts.versions()}
-    artifacts.write_json(runs.ROOT / "bench" / "score.json", {**found, **more})
+    _keep(
+        "score", {"recipe": recipe.model_dump(mode="json"), "expressions": num_expressions}, {**found, **more}, console
+    )
+
+
+def _keep(name: str, question: Mapping[str, Any], facts: Mapping[str, Any], console: Console) -> None:
+    """Write a measurement to runs/bench/<name>.json; one of another size or recipe is not touched, see `results`."""
+    path = results.free_file(runs.ROOT / "bench" / f"{name}.json", question)
+    artifacts.write_json(path, {**facts, "question": question})
+    say(console, f"kept in {path}")
 
 
 def _trained_adapter(recipe: Recipe, folder: Path) -> Path:
@@ -131,7 +140,8 @@ def train(grouped: Recipe, single: Recipe, console: Console, *, num_steps: int) 
             "float32": asdict(exact),
         }
     console.print(table)
-    artifacts.write_json(runs.ROOT / "bench" / "train.json", facts)
+    recipes = {name: recipe.model_dump(mode="json") for name, (recipe, _) in jobs.items()}
+    _keep("train", {"recipes": recipes, "steps": num_steps}, facts, console)
 
 
 def _trained(recipe: Recipe, split: str, num_steps: int) -> tuple[TrainingComparison, TrainingComparison]:
@@ -175,7 +185,8 @@ def detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
     console.print(where)
     facts = {name: {"ratio": each.ratio, "equal": each.is_equal, **asdict(each)} for name, each in found.items()}
     more = {"num_images": num_images, "cores": os.cpu_count(), "versions": artifacts.versions()}
-    artifacts.write_json(runs.ROOT / "bench" / "detect.json", {**facts, **more})
+    question = {"data": recipe.data.model_dump(mode="json"), "images": num_images}
+    _keep("detect", question, {**facts, **more}, console)
 
 
 def memory(console: Console) -> None:
@@ -189,7 +200,7 @@ def memory(console: Console) -> None:
         if isinstance(value, int | float | str):
             table.add_row(name, value if isinstance(value, str) else f"{value:,.3f}".removesuffix(".000"))
     console.print(table)
-    artifacts.write_json(runs.ROOT / "bench" / "memory.json", facts)
+    _keep("memory", {"bf16_bytes": facts["bf16_bytes"]}, facts, console)
 
 
 def metrics(console: Console, *, num_predictions: int) -> None:
@@ -208,9 +219,8 @@ def metrics(console: Console, *, num_predictions: int) -> None:
     )
     console.print(table)
     ratio = found.loop_seconds / found.seconds
-    artifacts.write_json(
-        runs.ROOT / "bench" / "metrics.json", {"ratio": ratio, **asdict(found), "versions": artifacts.versions()}
-    )
+    facts = {"ratio": ratio, **asdict(found), "versions": artifacts.versions()}
+    _keep("metrics", {"predictions": num_predictions}, facts, console)
 
 
 def _four_each(dataset: Dataset, num_images: int) -> list[Sample]:

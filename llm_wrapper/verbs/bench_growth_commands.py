@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import artifacts, results, runs
 from llm_wrapper.clock import Clock
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import bench_growth as evaluating
@@ -83,7 +83,10 @@ def growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
     candidates = {number: _candidates(recipe, number, extent.num_images, console) for number in extent.candidates}
     notes = _notes(recipe, extent, same)
     _print(console, found, candidates, notes)
-    _keep(found, candidates, notes, {"same_answers": same, "extent": asdict(extent)})
+    question = {"recipe": recipe.model_dump(mode="json"), "extent": asdict(extent)}
+    path = results.free_file(runs.ROOT / "bench" / "growth.json", question)
+    _keep(path, found, candidates, notes, {"same_answers": same, "extent": asdict(extent), "question": question})
+    say(console, f"kept in {path}")
 
 
 def _require_usable(extent: Extent, recipe: Recipe) -> None:
@@ -193,8 +196,8 @@ def _print(console: Console, found: _Found, candidates: shown.Steps, notes: Sequ
         say(console, line)
 
 
-def _keep(found: _Found, candidates: shown.Steps, notes: Sequence[str], more: dict[str, Any]) -> None:
-    folder = runs.ROOT / "bench"
+def _keep(path: Path, found: _Found, candidates: shown.Steps, notes: Sequence[str], more: Mapping[str, Any]) -> None:
+    """Write the JSON file at a path, and the table and the picture beside it."""
     facts = {
         "seconds_per_expression": found.seconds,
         "cpu_seconds_per_expression": found.cpu,
@@ -203,7 +206,7 @@ def _keep(found: _Found, candidates: shown.Steps, notes: Sequence[str], more: di
         "cores": os.cpu_count(),
         "versions": artifacts.versions(),
     }
-    artifacts.write_json(folder / "growth.json", facts)
-    artifacts.write_atomic(folder / "growth.md", shown.markdown(found.seconds, found.cpu, candidates, notes))
+    artifacts.write_json(path, facts)
+    artifacts.write_atomic(path.with_suffix(".md"), shown.markdown(found.seconds, found.cpu, candidates, notes))
     for kind in ("svg", "png"):
-        artifacts.write_atomic(folder / f"growth.{kind}", shown.picture(found.seconds, candidates, kind=kind))
+        artifacts.write_atomic(path.with_suffix(f".{kind}"), shown.picture(found.seconds, candidates, kind=kind))

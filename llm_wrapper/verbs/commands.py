@@ -84,7 +84,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = Fals
         recipe: Of the run.
         folder: Of the run.
         console: Where the course is printed.
-        is_new: Make a folder that nobody has yet, see `runs.claim_run`.
+        is_new: Make a folder that does not exist yet, see `runs.claim_run`.
     """
     if recipe.llm.backend == "rule":
         raise ModelError("LLM=rule has nothing to train; evaluate it with: llm-wrapper eval --llm rule")
@@ -183,6 +183,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
+        "model_files": artifacts.digest_model(recipe.llm.model),
         "prompt": wording.facts,
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),

@@ -40,7 +40,7 @@ def search(  # noqa: PLR0913 (each is an option of the verb)
         typer.Option(help="Folder, if not one in runs/prompts."),
     ] = None,
 ) -> None:
-    """Search for a prompt on one slice of the training data, confirm it on another; the same command goes on."""
+    """Search for a prompt on one slice of the training data, confirm it on another; the same command resumes."""
     begun = run if run and (run / "recipe.yaml").is_file() else None
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
     names["search"] = search or (None if begun else _SEARCH)

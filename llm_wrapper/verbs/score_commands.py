@@ -5,7 +5,6 @@ runs/score/<data>-<name>/   predictions-<split>.parquet  report-<split>.json  re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, runs
+from llm_wrapper import artifacts, datasets, results, runs
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import foreign
+from llm_wrapper.evaluation import foreign, grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.names import folder_name
@@ -69,7 +68,12 @@ def score(job: Job, console: Console) -> Summary:
     }
     folder, other = _folder(job, summary.system, facts)
     notes = [*dataset.notes(), *result.notes, *_of_answered(result.predictions), *_without_target(result.predictions)]
-    facts |= {"notes": notes, "git": artifacts.git_revision(), "versions": artifacts.versions()}
+    facts |= {
+        "question": _question(facts),
+        "notes": notes,
+        "git": artifacts.git_revision(),
+        "versions": artifacts.versions(),
+    }
     files.save(folder / f"predictions-{split}.parquet", result.predictions)
     artifacts.write_json(folder / f"report-{split}.json", {"rows": tables.rows([summary]), **facts})
     artifacts.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
@@ -81,21 +85,17 @@ def score(job: Job, console: Console) -> Summary:
 
 def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
     """Return where a score is stored, and a remark where its usual folder holds that of another file or data set."""
-    name = re.sub(r"[^\w.-]+", "-", system).strip("-")
-    folder = runs.ROOT / "score" / folder_name(f"{job.data.name}-{name}", "--name")
-    report = folder / f"report-{job.split}.json"
-    question = {key: facts[key] for key in ("split", "data", "file")}
-    if not report.is_file():
+    usual = runs.ROOT / "score" / folder_name(f"{job.data.name}-{results.plain_name(system)}", "--name")
+    written = (f"report-{job.split}.json", f"predictions-{job.split}.parquet")
+    folder = results.free_folder(usual, written, _question(facts))
+    if folder == usual:
         return folder, []
-    try:
-        stored = artifacts.read_json(report)
-        is_same = all(stored[key] == value for key, value in question.items())
-    except (DataError, KeyError, TypeError):
-        is_same = False
-    if is_same:
-        return folder, []
-    own = folder.with_name(f"{folder.name}-{artifacts.digest_value(question)[:8]}")
-    return own, [f"{folder} holds the score of another file or data set, and stays as it is; --name names this one"]
+    return folder, [f"{usual} holds the score of another file or data set, and stays as it is; --name names this one"]
+
+
+def _question(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides a score, from the facts in its report."""
+    return {key: facts[key] for key in ("split", "data", "file")}
 
 
 def _of_answered(predictions: Sequence[Prediction]) -> list[str]:
@@ -112,7 +112,7 @@ def _without_target(predictions: Sequence[Prediction]) -> list[str]:
     empty = [prediction for prediction in predictions if prediction.target is None]
     if not empty:
         return []
-    right = [each for each in empty if each.box is None and each.failure is None and each.decided_by != "missing"]
+    right = [each for each in empty if each.box is None and grec.is_answered(each)]
     return [
         f"N-acc {100 * len(right) / len(empty):.1f}: {len(right)} of {len(empty)} expressions without a target were "
         "answered by no box (null or []); a missing or unusable answer is none"

@@ -1,6 +1,6 @@
 """What `prompts search` and `prompts history` do: an LLM searches for a better prompt, and the history is shown.
 
-runs/prompts/<name>/   recipe.yaml  history.jsonl      what was measured so far; the same command goes on from it
+runs/prompts/<name>/   recipe.yaml  history.jsonl      what was measured so far; the same command resumes from it
                        confirmed-*.parquet  confirmed.json  best.yaml  history.png
                        manifest.json                   written last
 """
@@ -65,7 +65,7 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
         try:
             standing = search(section, ground, past, lambda line: say(console, line))
         except KeyboardInterrupt:
-            say(console, f"interrupted; {past.path} holds what was measured, and the same command goes on from it")
+            say(console, f"interrupted; {past.path} holds what was measured, and the same command resumes from it")
             raise
         rows = confirm(section, fitness, slices.confirm, standing, folder)
         _keep(recipe, folder, rows)

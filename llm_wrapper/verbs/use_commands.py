@@ -37,7 +37,8 @@ def predict_and_draw(job: Evaluation, question: tuple[Path, str], out: Path | No
     if out is not None:
         _require_new_picture(out, image)
     recipe, adapter = with_training(job)
-    scene = Preparer(recipe).prepare(image, expression)  # before the LLM is loaded: a wrong file of boxes is told soon
+    # Before the LLM is loaded, so that a wrong file of boxes stops early.
+    scene = Preparer(recipe).prepare(image, expression)
     result = Wrapper.from_recipe(recipe, adapter).choose(scene)
     prediction = result.prediction
     chosen = next((i for i, candidate in enumerate(prediction.candidates) if candidate.box == result.box), None)

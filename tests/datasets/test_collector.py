@@ -100,20 +100,23 @@ def test_a_box_is_a_box_or_skipped(convention: Convention, numbers: tuple[float,
 def test_what_is_skipped_is_counted_by_reason_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     collector = Collector("here", "xyxy")
     rows = [("a", "cat"), ("b", " \n"), ("c", "\u200b"), ("a", "dog"), ("d", "x"), ("e", "y"), ("f", "z"), ("g", "w")]
+    rows += [("h", "long " * 2_001), ("i", "v")]
     for number, (sample_id, expression) in enumerate(rows):
         collector.add(f"row {number}", sample(sample_id, expression))
-    collector.skipped.add("something else", "row 9", "something of the reader's")
+    collector.skipped.add("something else", "row 10", "something of the reader's")
     with caplog.at_level(logging.WARNING):
         dataset = collector.dataset("mine", "val", "digest")
-    assert [each.sample_id for each in dataset.samples] == ["a", "d", "e", "f", "g"]
+    assert [each.sample_id for each in dataset.samples] == ["a", "d", "e", "f", "g", "i"]
     assert dataset.skipped == {
         "expression that is empty": ("row 1", "row 2"),
         "id used before": ("row 3",),
-        "something else": ("row 9",),
+        "expression of over 10000 characters": ("row 8",),
+        "something else": ("row 10",),
     }
     assert dataset.notes() == [
         "mine val: skipped 2: expression that is empty",
         "mine val: skipped 1: id used before",
+        "mine val: skipped 1: expression of over 10000 characters",
         "mine val: skipped 1: something else",
     ]
     assert "here: skipped 2: expression that is empty (row 1, row 2)" in caplog.text

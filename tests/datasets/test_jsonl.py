@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from llm_wrapper import datasets, images
-from llm_wrapper.datasets import jsonl
+from llm_wrapper.datasets import check, jsonl
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.recipe import DataSection
 
@@ -89,13 +89,13 @@ def test_a_box_partly_outside_is_kept(tmp_path: Path) -> None:
     [
         ({**_ROW, "expresion": "x"}, "unknown key 'expresion'; the nearest known one is 'expression'"),
         ({**_ROW, "bbox": [1, 2, 3, 4]}, "unknown key 'bbox'; the nearest known one is 'box'"),
-        ({"image": "a.png"}, "key 'expression' is missing"),
         ({"expression": "x"}, "give the image's name once"),
         ({**_ROW, "file_name": "a.png"}, "give the image's name once"),
         ({**_ROW, "bbox_xywh": [1, 2, 3, 4]}, r"give 'box' \(xyxy\) or 'bbox_xywh', not both"),
         ({**_ROW, "width": 5}, "give 'width' and 'height' together"),
         ({**_ROW, "width": "5", "height": 5}, "width: .*got '5'"),
         ({**_ROW, "expression": "  "}, "'expression' is empty"),
+        ({**_ROW, "expression": "a" * 10_001}, "'expression' has 10001 characters; 10000 is the most"),
         ({**_ROW, "expression": 5}, "expression: .*got 5"),
         ({**_ROW, "box": [1, 2, 3]}, r"box must be four numbers or null where nothing fits, got \[1, 2, 3\]"),
         ({**_ROW, "box": [1, 2, "3", 4]}, r"box must be four numbers .*, got \[1, 2, '3', 4\]"),
@@ -124,7 +124,7 @@ def test_damaged_lines_are_named(tmp_path: Path, line: Any, message: str) -> Non
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
-    lines = [_ROW, "{", {**_ROW, "box": [9, 9, 1, 1]}, {**_ROW, "image": "gone.png"}, {"image": "a.png"}]
+    lines = [_ROW, "{", {**_ROW, "box": [9, 9, 1, 1]}, {**_ROW, "image": "gone.png"}, {**_ROW, "split": 5}]
     with pytest.raises(DataError) as caught:
         jsonl.load(_write(tmp_path, *lines), "val")
     text = str(caught.value)
@@ -156,6 +156,43 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         jsonl.load(tmp_path / "none.jsonl", "val")
     with pytest.raises(DataError, match="holds no expression"):
         jsonl.load(_write(tmp_path, ""), "val")
+
+
+@pytest.mark.parametrize("missing", [{}, {"expression": None}], ids=["no-key", "null"])
+def test_a_photograph_without_an_expression_is_skipped_and_counted(tmp_path: Path, missing: dict[str, Any]) -> None:
+    Image.new("RGB", (100, 50)).save(tmp_path / "b.png")
+    path = _write(tmp_path, _ROW, {"image": "b.png", **missing}, {**_ROW, "expression": "the kettle"})
+    dataset = jsonl.load(path, "val")
+    assert [sample.sample_id for sample in dataset.samples] == ["1", "3"]
+    assert dataset.skipped == {"line without an expression": ["line 2"]}
+    (finding,) = (each for each in check.check([dataset]).findings if each.what.startswith("skipped"))
+    assert "Write their expressions, or accept it" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "skipped"),
+    [
+        pytest.param([{"split": "train"}, {"split": "val"}], {}, {"train": 2, "val": 1}, id="no-split-among-others"),
+        pytest.param([{}, {"image": "b.png"}], {"val_share": 0.5}, {"train": 1, "val": 0}, id="divided-by-images"),
+    ],
+)
+def test_lines_without_an_expression_change_no_split(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], skipped: dict[str, int]
+) -> None:
+    for name in ("b.png", "c.png"):
+        Image.new("RGB", (100, 50)).save(tmp_path / name)
+    labelled = [{**_ROW, **row} for row in rows]
+    alone = {split: jsonl.load(_write(tmp_path, *labelled), split, **settings).samples for split in skipped}
+    more = [{"image": "c.png"}, *([{"image": "c.png", "split": "train"}] if "split" in rows[0] else [])]
+    path = _write(tmp_path, *labelled, *more)
+    found = {split: jsonl.load(path, split, **settings) for split in skipped}
+    assert {split: dataset.samples for split, dataset in found.items()} == alone
+    assert {split: sum(map(len, dataset.skipped.values())) for split, dataset in found.items()} == skipped
+
+
+def test_a_file_without_any_expression_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of its 2 lines has an 'expression'\. A right line: "):
+        jsonl.load(_write(tmp_path, {"image": "a.png"}, {"image": "a.png"}), "val")
 
 
 def test_objects_from_instances_beside_the_file(tmp_path: Path) -> None:

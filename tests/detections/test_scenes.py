@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import datasets, detectors
+from llm_wrapper import artifacts, datasets, detectors
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import scenes
@@ -48,8 +48,19 @@ class Scripted:
         return [Detections(items, num_dropped=1) for _ in questions]
 
 
+class Local(Scripted):
+    """The same, of a local model's files, which it records."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+
+    def recorded(self) -> dict[str, Any]:
+        return {"files": artifacts.digest_model(self._model)}
+
+
 def create(settings: Mapping[str, Any], dataset: Dataset) -> Scripted:
-    return Scripted(**settings)
+    return Local(**settings) if "model" in settings else Scripted(**settings)
 
 
 @pytest.fixture
@@ -75,6 +86,20 @@ def cached(recipe: Recipe, split: str = "val") -> SceneSet:
     detector = detectors.create(recipe.detector, dataset)
     fill(detector, dataset, cache_folder(detector.name, recipe.data, split), progress=False)
     return load_scenes(recipe, recipe.data, split)
+
+
+def test_it_is_said_where_a_local_model_has_changed_since_it_detected(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"abc")
+    settings = {"model": str(tmp_path)}
+    local = recipe.model_copy(update={"detector": DetectorSection(name="scripted", settings=settings)})
+    cached(local)
+    assert "have changed" not in caplog.text
+    weights.write_bytes(b"other")
+    assert load_scenes(local, local.data, "val").scenes
+    assert f"the files of {tmp_path} have changed since it detected" in caplog.text
 
 
 def test_each_sample_meets_the_candidates_of_its_image(recipe: Recipe) -> None:

@@ -188,8 +188,8 @@ def test_odd_boxes_are_counted(server: MisbehavingServer, sample: Sample, time: 
     objects += [{"bbox": [-5, 0, 999, 4], "category": "", "score": None, "mask": {"new": 1}}]
     server.objects = objects
     found = detect_sample(detector(time), sample)
-    assert found.num_dropped == len(odd) + 1
-    assert shown(found) == [((-5.0, 0.0, 999.0, 4.0), "", None, "api")]
+    assert found.num_dropped == len(odd)
+    assert shown(found) == [((0.0, 0.0, 1.0, 1.0), "a", None, "api"), ((-5.0, 0.0, 999.0, 4.0), "", None, "api")]
 
 
 @needs_sdk

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from llm_wrapper.artifacts import digest_model
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.florence2 import Florence2Settings, create
 from llm_wrapper.errors import ModelError, RecipeError
@@ -82,6 +83,7 @@ def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dty
         "attention": "sdpa" if attention == "auto" else attention,
         "device": "cpu",
         "dtype": "float32" if dtype == "auto" else dtype,
+        "files": digest_model(str(saved)),
         "image_processor": "CLIPImageProcessorPil",
     }
     if dtype == "auto":

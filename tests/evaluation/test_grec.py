@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,20 @@ def test_measures_of_single_answers() -> None:
     assert (found.t_acc.value, found.t_acc.n) == (1.0, 3)
     assert (found.precision.value, found.precision.n) == (0.4, 5)
     assert found.precision_giou == found.precision
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_acc"),
+    [
+        pytest.param({}, 1.0, id="none-of-these"),
+        pytest.param({"decided_by": "no_candidate"}, 1.0, id="no-candidate"),
+        pytest.param({"decided_by": "missing"}, 0.0, id="missing"),
+        pytest.param({"decided_by": "fallback", "failure": "unusable box"}, 0.0, id="unusable"),
+    ],
+)
+def test_only_an_answer_says_that_nothing_is_meant(changes: dict[str, Any], n_acc: float) -> None:
+    found = measure([made("a", None, target=None, **changes)])
+    assert (found.n_acc.value, found.precision.value, found.precision_giou.value) == (n_acc, n_acc, n_acc)
 
 
 def test_with_a_least_probability_several_or_none_are_answered() -> None:

@@ -117,6 +117,35 @@ def test_what_is_kept_is_replaced_and_needs_the_other_run_no_more(tmp_path: Path
     assert len(part.systems["other: tuned"]) == 3
 
 
+def names_beside(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / compared.FOLDER).iterdir())
+
+
+def test_two_folders_of_one_name_are_kept_beside_each_other(tmp_path: Path, run: Path) -> None:
+    for place in ("a", "b", "a"):
+        folder = tmp_path / place / "other"
+        compared.add(run, folder if folder.exists() else make_run(folder, tuned(), recipe={**RECIPE, "seed": place}))
+    first, second = names_beside(run)
+    assert (first, second.startswith("other-")) == ("other", True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_folders"),
+    [
+        pytest.param(RECIPE, 1, id="of-an-earlier-version"),
+        pytest.param({**RECIPE, "candidates": {"order": "shuffled"}}, 2, id="asked-in-another-way"),
+    ],
+)
+def test_what_does_not_say_where_it_is_from_is_replaced_by_its_own_question_alone(
+    tmp_path: Path, run: Path, recipe: dict[str, Any], num_folders: int
+) -> None:
+    other = make_run(tmp_path / "other", tuned(), recipe=RECIPE)
+    make_run(run / compared.FOLDER / "other", tuned(), recipe=recipe)
+    compared.add(run, other)
+    compared.add(run, other)
+    assert len(names_beside(run)) == num_folders
+
+
 @pytest.mark.parametrize(("name", "message"), [("mine", "is the run itself"), ("absent", "holds no predictions")])
 def test_what_is_no_other_evaluation_is_refused(tmp_path: Path, run: Path, name: str, message: str) -> None:
     with pytest.raises(RunError, match=f"{message}; name a folder that eval or score has left"):

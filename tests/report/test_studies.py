@@ -91,6 +91,18 @@ def test_what_is_kept_needs_the_study_no_more_and_is_renewed_while_it_is_there(r
     assert read_json(kept)["notes"] == ["made again"]
 
 
+def test_a_comparison_of_another_question_is_found_beside_the_first(tmp_path: Path) -> None:
+    rows = [{"name": "lora", "result": None, "over_untrained": None, "tokens": None, "took": None}]
+    found = {"column": "a / d", "others": [], "said": []}
+    for name, run in (("mine", "mine"), ("mine-1a2b3c4d", "mine"), ("mine-2", "mine-2")):
+        folder = f"runs/methods/{run}/lora"
+        write_json(tmp_path / name / "methods.json", {**found, "rows": [{**rows[0], "run": folder}]})
+    (tmp_path / "mine" / "lora").mkdir()
+    studies.add(tmp_path / "mine" / "lora")
+    titles = [each.title for each in studies.sections(tmp_path / "mine" / "lora")]
+    assert titles == ["Methods: mine-1a2b3c4d", "Methods: mine"]
+
+
 def test_a_run_is_not_told_of_what_it_is_not_in(runs: Path) -> None:
     studies.add(runs / "other")
     assert studies.sections(runs / "other") == []

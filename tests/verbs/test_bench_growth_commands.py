@@ -67,6 +67,7 @@ def test_every_step_is_timed_and_company_changes_no_answer(recipe: Recipe, tmp_p
     assert (same["num_answers"], same["of"], same["same_choice"]) == (6, [6, 12], 1.0)
     assert same["largest_difference"] < 1e-5
     assert {path.name for path in folder.iterdir()} == {f"growth.{kind}" for kind in ("json", "md", "svg", "png")}
+    assert facts["question"]["extent"]["sizes"] == [20, 6, 12]
     assert "same choice in 100.0%" in console.export_text()
 
 
