@@ -8,10 +8,17 @@ import pytest
 
 from llm_wrapper.errors import PromptError
 from llm_wrapper.llms.ask import ask
+from llm_wrapper.llms.load import LoadedLLM
 from tests.llms import tiny
 
 LIMIT = 1024
-"""Tokens that the tiny models take."""
+"""Tokens that the model of these tests takes."""
+
+
+def small_llm(**changes: str) -> LoadedLLM:
+    llm = tiny.llm(**changes)
+    llm.model.config.max_position_embeddings = LIMIT
+    return llm
 
 
 def prompts(*lengths: int) -> list[tiny.Prompt]:
@@ -23,7 +30,7 @@ def prompts(*lengths: int) -> list[tiny.Prompt]:
 def test_all_prompts_beyond_the_limit_are_named_at_once(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("score", "generate"):
         monkeypatch.setattr(f"llm_wrapper.llms.ask.{name}", lambda *_: pytest.fail("a prompt was asked"))
-    llm = tiny.llm(decode=decode)
+    llm = small_llm(decode=decode)
     with pytest.raises(
         PromptError, match=r"prompts of 2 samples .* samples s1 \(.* tokens\), s3 \(.* tokens\)\."
     ) as caught:
@@ -33,7 +40,7 @@ def test_all_prompts_beyond_the_limit_are_named_at_once(decode: str, monkeypatch
 
 
 def test_what_fits_is_asked() -> None:
-    llm = tiny.llm()
+    llm = small_llm()
     most = prompts(100)
     assert len(llm.encoder.encode(most[0])) < LIMIT
     assert len(ask(llm, most, title="x", progress=False)) == 1

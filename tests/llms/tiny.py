@@ -131,7 +131,7 @@ _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 4096,
     # Large enough that a token's probability hangs on what the token sees: a wrong mask must show.
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
