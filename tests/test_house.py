@@ -44,7 +44,7 @@ VARIABLES = set(re.search(r"^export (.*)$", (ROOT / "Makefile").read_text(encodi
 def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run make as from a shell of its own: nothing of an outer `make test ARGS=...` may reach it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    env = {key: value for key, value in env.items() if key not in VARIABLES}
+    env = {key: value for key, value in env.items() if key not in (*VARIABLES, "LLM_WRAPPER_ARGS", "PYTEST_ADDOPTS")}
     return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
