@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from llm_wrapper import cli
+from llm_wrapper.cli import main as command_line
 from llm_wrapper.errors import LLMWrapperError
 
 VARIABLE = "LLM_WRAPPER_REAL_DATA"
@@ -289,7 +289,7 @@ def run(command: str, folder: Path) -> tuple[bool, str]:
         Exception: Whatever is no error that a user can act on.
     """
     words = [word.replace("{case}", str(folder)) for word in re.findall(r"'[^']*'|\S+", command)]
-    result = CliRunner().invoke(cli.app, [word.strip("'") for word in words])
+    result = CliRunner().invoke(command_line.app, [word.strip("'") for word in words])
     if isinstance(result.exception, LLMWrapperError):
         return False, f"{result.output}\nerror: {result.exception}"
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -351,7 +351,7 @@ def main(chosen: Sequence[str]) -> int:
     if folder is None or not folder.is_dir():
         console.print(f"{VARIABLE} is not set, or has no folder 'cases' beside it: nothing was checked.")
         return 0
-    cli._console = Console(width=300)  # so that no table is cut
+    command_line._console = Console(width=300)  # so that no table is cut
     log = logging.getLogger("llm_wrapper")
     log.addHandler(_ToStderr())
     log.setLevel(logging.INFO)

@@ -34,7 +34,7 @@ from fuzz_samples import (
 )
 from PIL import Image
 
-from llm_wrapper import images, readers, recipe_files
+from llm_wrapper import images, readers
 from llm_wrapper.datasets import coco_instances, restricted_pickle
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import maintain
@@ -43,7 +43,7 @@ from llm_wrapper.detections.canonical import FINAL
 from llm_wrapper.detections.parts import SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.evaluation import foreign, predictions
-from llm_wrapper.recipe import LLMSection
+from llm_wrapper.recipe import LLMSection, files
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Message, Prediction, Prompt, Sample
 
 __all__ = ["READERS", "Reader"]
@@ -303,7 +303,7 @@ def use_report(folder: Path) -> Use:
 
 def use_recipe(path: Path) -> None:
     """Read a recipe file."""
-    recipe_files.read(path)
+    files.read(path)
 
 
 def use_own_data(path: Path) -> None:

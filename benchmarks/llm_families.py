@@ -34,8 +34,8 @@ from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.score import score
 from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.prompts.render import render
+from llm_wrapper.recipe.sections import LLMSection
 from llm_wrapper.records import Box, Candidate, Prompt, Sample
-from llm_wrapper.sections import LLMSection
 
 TOLERANCE = 1e-4
 """Of a probability and of the logarithm of the mass, in float32."""

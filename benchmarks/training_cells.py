@@ -20,7 +20,7 @@ from torch import nn
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import DataSection, DetectorSection, PromptSection, Recipe, TrainSection
-from llm_wrapper.recipe_files import folder as recipes_folder
+from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.training import sft
 from llm_wrapper.training.collator import sequence

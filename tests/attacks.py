@@ -129,7 +129,7 @@ def stranger(change: dict[str, dict[str, Any]]) -> Path:
 
 def command(*words: str) -> str:
     """Run a command line and return all that it prints; an error of the package is printed and no exception."""
-    from llm_wrapper import cli
+    from llm_wrapper.cli import main
 
     printed = io.StringIO()
     with (
@@ -139,5 +139,5 @@ def command(*words: str) -> str:
         contextlib.suppress(SystemExit),
         warnings.catch_warnings(),
     ):
-        cli.main()
+        main.main()
     return printed.getvalue()

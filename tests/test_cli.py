@@ -14,12 +14,12 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli, predict, runs
+from llm_wrapper import runs, wrapper
+from llm_wrapper.cli import commands, main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from llm_wrapper.report import tables
-from llm_wrapper.verbs import commands
 from tests.first_images import copy_first_images
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
@@ -36,12 +36,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_console", Console(width=400))
-    monkeypatch.setattr(cli, "_errors", Console(stderr=True, width=400))
+    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr(main, "_errors", Console(stderr=True, width=400))
 
 
 def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    return CliRunner().invoke(main.app, [str(arg) for arg in args])
 
 
 def run(*args: str | Path) -> str:
@@ -125,7 +125,7 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
         ["predict", str(image), "left star", "--llm", "rule", "--vlm", "toy", "--out", "runs/predict.png"],
     ]
     code = (
-        "import sys\nfrom llm_wrapper.cli import main\n"
+        "import sys\nfrom llm_wrapper.cli.main import main\n"
         f"for line in {lines!r}:\n"
         "    sys.argv = ['llm-wrapper', *line]\n"
         "    try: main()\n"
@@ -217,7 +217,7 @@ def test_a_picture_that_cannot_be_written_is_an_error_line(toy: Path, tmp_path: 
 def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict.Wrapper, "from_recipe", lambda *_: pytest.fail("an LLM was loaded"))
+    monkeypatch.setattr(wrapper.Wrapper, "from_recipe", lambda *_: pytest.fail("an LLM was loaded"))
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text('{"file_name": "other.png", "detections": []}')
     image = toy / "images" / "toy-val-0000.png"
@@ -371,7 +371,7 @@ def test_errors_are_printed_without_a_traceback(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["llm-wrapper", "eval", "--vlm", "[bold]x"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main.main()
     told = capsys.readouterr()
     assert (end.value.code, told.out) == (2, "")
     assert told.err.startswith("error: the recipe cannot be used (1 problem):\n  - no vlm recipe is named '[bold]x'")
@@ -407,7 +407,7 @@ VERBS = [
 
 
 def test_all_verbs_are_known() -> None:
-    verbs = [command.name or getattr(command.callback, "__name__", "") for command in cli.app.registered_commands]
+    verbs = [command.name or getattr(command.callback, "__name__", "") for command in main.app.registered_commands]
     assert sorted([*verbs, "data check"]) == sorted(VERBS)
 
 

@@ -227,7 +227,7 @@ def train(prepare: Callable[[Path], object]) -> None:
     """Train into a run folder that others have prepared, which ends before any data is read."""
     from rich.console import Console
 
-    from llm_wrapper.verbs import commands
+    from llm_wrapper.cli import commands
 
     recipe = compose(ROOT / "recipes", {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     folder = runs.open_run(Path("runs/mine"), recipe)

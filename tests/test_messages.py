@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from llm_wrapper import cli
+from llm_wrapper.cli import main
 
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"llm-wrapper ([a-z][^\n`|#]*)")
@@ -44,7 +44,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def wrong(words: list[str]) -> str | None:
     """Say what of a command is not known."""
-    command: Any = typer.main.get_command(cli.app)
+    command: Any = typer.main.get_command(main.app)
     rest = [word for word in words if word]
     while hasattr(command, "commands"):
         name = rest.pop(0) if rest else ""

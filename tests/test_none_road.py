@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import cli, runs
+from llm_wrapper import runs
+from llm_wrapper.cli import commands, main, none_cli
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import grec, none_below
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from llm_wrapper.report import compared
-from llm_wrapper.verbs import commands, none_cli
 from tests.llms import tiny
 from tests.test_cli import fail, run
 
@@ -27,7 +27,7 @@ RUN = Path("runs/mine")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (cli, none_cli):
+    for module in (main, none_cli):
         monkeypatch.setattr(module, "_console", Console(width=400))
 
 

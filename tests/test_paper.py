@@ -10,11 +10,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llm_wrapper.cli import app
+from llm_wrapper.cli import commands
+from llm_wrapper.cli.main import app
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe_files import read_paper_row
-from llm_wrapper.verbs import commands
+from llm_wrapper.recipe.files import read_paper_row
 
 KINDS = ("vlm", "llm", "data", "train")
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from llm_wrapper import detectors, runs
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.errors import DataError, ImageError
-from llm_wrapper.predict import Result, Wrapper
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
 from llm_wrapper.records import Answer, Box, Prompt
+from llm_wrapper.wrapper import Result, Wrapper
 
 LEFT, RIGHT = Box(10, 40, 31, 61), Box(100, 20, 141, 61)
 

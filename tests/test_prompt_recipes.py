@@ -10,11 +10,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import cli
+from llm_wrapper.cli import main, transfer_cli
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import available
-from llm_wrapper.verbs import transfer_cli
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
@@ -39,7 +38,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
     """The toy's detections cached in a folder of its own, and the options that choose data and LLM."""
     monkeypatch.chdir(tmp_path)
-    for module in (cli, transfer_cli):
+    for module in (main, transfer_cli):
         monkeypatch.setattr(module, "_console", Console(width=400))
     run("cache-detections", "--data-root", ground / "toy")
     model = [f"llm.model={ground / 'tiny'}", "llm.dtype=float32", "llm.quantization=none"]
@@ -47,7 +46,7 @@ def options(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
 
 
 def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    return CliRunner().invoke(main.app, [str(arg) for arg in args])
 
 
 def run(*args: str | Path) -> str:

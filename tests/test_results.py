@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llm_wrapper import cli, results, runs
+from llm_wrapper import results, runs
+from llm_wrapper.cli import main, transfer_cli
+from llm_wrapper.cli.commands import Evaluation, _with_known_untrained
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from llm_wrapper.recipe_files import folder as recipes_folder
-from llm_wrapper.verbs import transfer_cli
-from llm_wrapper.verbs.commands import Evaluation, _with_known_untrained
+from llm_wrapper.recipe.files import folder as recipes_folder
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
 from tests.test_cli import run
@@ -32,7 +32,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (cli, transfer_cli):
+    for module in (main, transfer_cli):
         monkeypatch.setattr(module, "_console", Console(width=400))
 
 

@@ -11,7 +11,7 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli
+from llm_wrapper.cli import main
 from llm_wrapper.evaluation import predictions as files
 from tests.llms import tiny
 
@@ -23,7 +23,7 @@ RUN = Path("runs/mine")
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tiny LLM in a folder, and the overrides that choose it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_console", Console(width=400))
+    monkeypatch.setattr(main, "_console", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -38,7 +38,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(*args: str | Path) -> str:
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args], catch_exceptions=False)
+    result = CliRunner().invoke(main.app, [str(arg) for arg in args], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -86,7 +86,7 @@ def test_an_adapter_is_trained_without_any_annotation(options: list[str]) -> Non
     run("cache-detections", *chosen, "--split", "train")
     training = ["train", *chosen, "--train", "demo", *options]
 
-    refused = CliRunner().invoke(cli.app, [str(arg) for arg in training])
+    refused = CliRunner().invoke(main.app, [str(arg) for arg in training])
     assert refused.exit_code == 1
     assert "train.generated_steps" in str(refused.exception or refused.output)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper import sections
-from llm_wrapper.sections import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
+from llm_wrapper.recipe import sections
+from llm_wrapper.recipe.sections import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
 
 def float_fields() -> list[Any]:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, candidates, datasets, detectors, recipe_files
+from llm_wrapper import artifacts, candidates, datasets, detectors
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.identity import describe_recorded, identity_of
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.names import folder_name
-from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
+from llm_wrapper.recipe import DataSection, DetectorSection, Recipe, files
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["Scene", "SceneSet", "build", "cache_folder", "load_scenes"]
@@ -111,7 +111,7 @@ def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> No
 
 def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
     try:
-        found = recipe_files.read(recipe_files.named_file(recipe_files.folder(), section, name))[0].get(section)
+        found = files.read(files.named_file(files.folder(), section, name))[0].get(section)
     except RecipeError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -16,8 +16,8 @@ from typing import Any
 
 from llm_wrapper.errors import ModelError, PromptError
 from llm_wrapper.llms.chat_template import ChatTemplate, template_of
+from llm_wrapper.recipe.sections import TEMPLATE_DATE, LLMSection
 from llm_wrapper.records import Message, Prompt
-from llm_wrapper.sections import TEMPLATE_DATE, LLMSection
 
 __all__ = ["ChatEncoder", "chat_encoder"]
 

@@ -16,8 +16,8 @@ import torch
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import continuations
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.recipe.sections import SamplingSection
 from llm_wrapper.records import Prompt
-from llm_wrapper.sections import SamplingSection
 
 __all__ = ["layer_of", "middle", "offset", "pooled_state", "sample_text", "steered"]
 

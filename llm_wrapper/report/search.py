@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.table import Table
 
 from llm_wrapper import artifacts
-from llm_wrapper.optimization.confirm import Confirmed
-from llm_wrapper.optimization.history import Evaluated, History, Refused
-from llm_wrapper.optimization.standing import Standing
 from llm_wrapper.report.plots import drawing_settings
 from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.search.confirm import Confirmed
+from llm_wrapper.search.history import Evaluated, History, Refused
+from llm_wrapper.search.standing import Standing
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, printable
 

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import datasets
+from llm_wrapper.cli import commands
 from llm_wrapper.datasets import check, hub, refer
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import DataSection, available, compose
 from llm_wrapper.records import Box
-from llm_wrapper.verbs import commands
 from tests.datasets import replicas
 
 SHIPPED = Path(__file__).parents[2] / "recipes"

@@ -21,7 +21,7 @@ from llm_wrapper.evaluation.methods import (
     shares,
 )
 from llm_wrapper.recipe import KINDS, Recipe, compose
-from llm_wrapper.recipe_files import folder
+from llm_wrapper.recipe.files import folder
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import methods as shown
 from tests.evaluation.made import TARGET, WRONG, made

@@ -14,14 +14,14 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import artifacts, cli
+from llm_wrapper import artifacts
 from llm_wrapper.adapter_files import locate
+from llm_wrapper.cli import asking_commands, commands, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.load import with_adapter
-from llm_wrapper.predict import Wrapper
 from llm_wrapper.recipe import compose
-from llm_wrapper.verbs import asking_commands, commands
+from llm_wrapper.wrapper import Wrapper
 from tests.llms import tiny
 from tests.llms.test_adapters import foreign, lora, sized
 
@@ -55,7 +55,7 @@ def toy(tmp_path: Path) -> Path:
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny LLM, an adapter for it, and the template of the docs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_console", Console(width=400))
+    monkeypatch.setattr(main, "_console", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -65,7 +65,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def invoke(*args: str | int | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    return CliRunner().invoke(main.app, [str(arg) for arg in args])
 
 
 def run(*args: str | int | Path) -> str:

@@ -20,8 +20,8 @@ from llm_wrapper.llms import chat_template, template_worker
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
 from llm_wrapper.llms.chat_template import ChatTemplate
 from llm_wrapper.prompts.text import clean
+from llm_wrapper.recipe.sections import LLMSection
 from llm_wrapper.records import Message, Prompt
-from llm_wrapper.sections import LLMSection
 from tests.llms import tiny
 
 QUESTIONS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llm_wrapper import cli
+from llm_wrapper.cli import main
 from llm_wrapper.errors import ModelError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import Recipe, compose
@@ -72,7 +72,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(*args: str | Path) -> BaseException | None:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args]).exception
+    return CliRunner().invoke(main.app, [str(arg) for arg in args]).exception
 
 
 def test_a_served_model_is_evaluated_and_resumed(toy: Path) -> None:

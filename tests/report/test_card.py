@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_wrapper.cli import commands
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
 from llm_wrapper.report.card import card
-from llm_wrapper.verbs import commands
 
 _FACTS = {
     "samples": 1234,

@@ -14,7 +14,7 @@ import yaml
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.recipe import TrainSection
-from llm_wrapper.recipe_files import folder
+from llm_wrapper.recipe.files import folder
 from llm_wrapper.training import sft
 from llm_wrapper.training.adapted import adapter_config
 from llm_wrapper.training.targets import adapt_layers, describe_targets

@@ -16,6 +16,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from llm_wrapper.cli import plan_commands
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import nf4
 from llm_wrapper.recipe import (
@@ -31,7 +32,6 @@ from llm_wrapper.training import architecture, outline, plan, sft
 from llm_wrapper.training.adapted import adapter_config
 from llm_wrapper.training.examples import Group
 from llm_wrapper.training.plan import Batch, Setup, Sizes
-from llm_wrapper.verbs import plan_commands
 from tests.llms import tiny
 from tests.training import families
 

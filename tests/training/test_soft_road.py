@@ -15,7 +15,7 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import cli
+from llm_wrapper.cli import main
 from llm_wrapper.errors import ModelError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.load import load, with_adapter
@@ -40,7 +40,7 @@ methods = pytest.mark.parametrize("method", METHODS)
 
 
 def run(*args: str | Path | int, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    result = CliRunner().invoke(main.app, [str(arg) for arg in args])
     assert result.exit_code == code, result.output
     return result.stdout or str(result.exception)
 
@@ -62,7 +62,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @methods
 def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cached)
-    monkeypatch.setattr(cli, "_console", Console(width=400))
+    monkeypatch.setattr(main, "_console", Console(width=400))
     folder, merged = Path("runs") / method, Path("merged") / method
     chosen = ["llm.model=tiny", "llm.dtype=float32", "train.limit=16", "train.groups_per_step=4", "train.max_steps=2"]
     train = "default" if method == "lora" else method

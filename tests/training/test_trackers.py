@@ -12,9 +12,9 @@ import pytest
 import transformers
 from rich.console import Console
 
+from llm_wrapper.cli import commands
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.training import sft, trackers
-from llm_wrapper.verbs import commands
 from tests.llms import tiny
 from tests.training.test_sft import recipe, train_groups
 

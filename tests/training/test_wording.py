@@ -11,13 +11,13 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from llm_wrapper.cli.detection_commands import cache
 from llm_wrapper.detections.scenes import load_scenes
 from llm_wrapper.errors import CacheError, DataError, ModelError, PromptError, RecipeError
 from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Prompt
 from llm_wrapper.training.wording import exemplars, require_trainable, wording_of
-from llm_wrapper.verbs.detection_commands import cache
 
 pytestmark = pytest.mark.slow
 

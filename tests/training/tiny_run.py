@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from llm_wrapper.cli import commands, plan_commands
 from llm_wrapper.llms import load
 from llm_wrapper.recipe import LoraSection
 from llm_wrapper.training import processes, sft
 from llm_wrapper.training.examples import Group
 from llm_wrapper.training.pool import Pool
-from llm_wrapper.verbs import commands, plan_commands
 from tests.llms import tiny
 from tests.training.test_sft import recipe
 

@@ -1,0 +1,215 @@
+"""Options that several verbs of the command line have, each worded once, and the recipe that they choose.
+
+An option that is not given is `None`: only then can the recipe of a run, or the default, take its place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm_wrapper import artifacts, runs
+from llm_wrapper.errors import RecipeError, RunError, nearest
+from llm_wrapper.keys import allow_typed_keys
+from llm_wrapper.names import folder_name
+from llm_wrapper.recipe import Recipe, compose
+from llm_wrapper.recipe.files import PaperRow, read_paper_row
+from llm_wrapper.recipe.files import folder as recipes_folder
+
+__all__ = [
+    "Data",
+    "DataRoot",
+    "Limit",
+    "Llm",
+    "Overrides",
+    "Split",
+    "Train",
+    "Vlm",
+    "add_paper",
+    "assigned",
+    "chosen",
+    "extra_words",
+    "name_of",
+    "named",
+    "overridden",
+    "require_run",
+    "root",
+]
+
+_log = logging.getLogger(__name__)
+
+_WORDS = "LLM_WRAPPER_ARGS"
+"""Environment variable with more words of the command line; `make` hands its ARGS over in it."""
+_NOT_OF_A_ROW = {("transfer", "llm"), ("export", "llm")}
+"""Options that are called as a choice of a row is, and mean something else."""
+
+_TEMPLATE = ("chat_template", "template_date", "enable_thinking")
+"""Keys of `llm` that decide how a training words its chats."""
+
+_row: ContextVar[tuple[str, ...]] = ContextVar("_row", default=())
+"""Overrides of the row that stands before the verb."""
+
+DEFAULTS = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
+"""What is taken where neither the command line nor a run names a file of a kind."""
+
+
+def _name(value: str | None) -> str | None:
+    """Refuse a split that could leave the folder of its results."""
+    return None if value is None else folder_name(value, "--split")
+
+
+_DEFAULT = "If neither this nor a run says it:"
+
+Vlm = Annotated[
+    str | None, typer.Option(help=f"Detector: a file of recipes/vlm; a+b for both. {_DEFAULT} {DEFAULTS['vlm']}.")
+]
+Llm = Annotated[str | None, typer.Option(help=f"LLM: a file of recipes/llm. {_DEFAULT} {DEFAULTS['llm']}.")]
+Data = Annotated[str | None, typer.Option(help=f"Data set: a file of recipes/data. {_DEFAULT} {DEFAULTS['data']}.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
+Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/train. {_DEFAULT} {DEFAULTS['train']}.")]
+Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.", callback=_name)]
+Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def assigned(key: str, path: Path) -> str:
+    """Return an override that sets a path, quoted: a `#` or `: ` in it would mean something in YAML."""
+    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
+
+
+def root(data_root: Path | None) -> list[str]:
+    """Return the override that says where data lies, if it is said."""
+    return [assigned("data.root", data_root)] if data_root else []
+
+
+def named(names: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the files that are named by kind, and for kinds that are not the defaults, where there is one."""
+    found = {kind: DEFAULTS.get(kind) if name is None else name for kind, name in names.items()}
+    return {kind: name for kind, name in found.items() if name is not None}
+
+
+def name_of(names: Mapping[str, str | None]) -> str:
+    """Return the names of detector, LLM and data, those that there are, as one name for a folder of results."""
+    found = named(names)
+    return "-".join(found[kind] for kind in ("vlm", "llm", "data") if kind in found)
+
+
+def chosen(
+    names: Mapping[str, str | None],
+    overrides: Sequence[str] | None,
+    data_root: Path | None = None,
+    *,
+    run: Path | None = None,
+) -> Recipe:
+    """Compose the recipe that a command means: what the command line says, else what the run says, else the default.
+
+    Args:
+        names: Kind -> name of the file that the command line names, or None where it names none.
+        overrides: `section.key=value`; they win over everything.
+        data_root: Where the data lies.
+        run: Gives all that is not named.
+
+    Those of a row of `--paper` come first. They are the word of a file: only what was typed allows a key.
+
+    Raises:
+        RecipeError: If a file is missing, or the recipe is wrong; every problem is listed.
+        RunError: If the run is no run folder.
+    """
+    allow_typed_keys(overrides or [])
+    changes = [*_row.get(), *root(data_root), *(overrides or [])]
+    if run is None:
+        return compose(recipes_folder(), named(names), changes)
+    require_run(run)
+    given = {kind: name for kind, name in names.items() if name is not None}
+    trained = runs.recipe_of(run)
+    recipe = compose(recipes_folder(), given, changes, base=trained)
+    return _with_template(recipe, trained, run) if "llm" in given and recipe.llm.backend == "openai" else recipe
+
+
+def _with_template(recipe: Recipe, trained: Recipe, run: Path) -> Recipe:
+    """Return the recipe by which a server is asked in the chat template of a run's training."""
+    own = trained.llm
+    carried = {key: getattr(own, key) for key in _TEMPLATE if key not in recipe.llm.model_fields_set}
+    if recipe.llm.decode != "score" and own.model_dump(include=set(_TEMPLATE), exclude_defaults=True):
+        _log.warning(
+            "%s was trained with a chat template of its own, and llm.decode=%s uses the server's: start the server "
+            "with that of the run (vllm serve --chat-template FILE), or set llm.decode=score",
+            run,
+            recipe.llm.decode,
+        )
+    return recipe.model_copy(update={"llm": recipe.llm.model_copy(update=carried)})
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a folder that is no run, and say which runs there are.
+
+    Raises:
+        RunError: If it is none.
+    """
+    if (folder / "recipe.yaml").is_file():
+        return
+    there = [str(path.parent) for path in sorted(runs.ROOT.glob("*/recipe.yaml"))]
+    listed = f"there are: {', '.join(there)}" if there else "there is none yet; make one with: llm-wrapper train"
+    raise RunError(f"{folder} is no run folder{nearest(str(folder), there)} ({listed})")
+
+
+_ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
+
+
+def overridden(run: Path, recipe: Recipe) -> list[str]:
+    """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
+    parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
+    found = artifacts.differences(parts[0], parts[1], places=(f"in {run}", "here"))
+    return [f"not as the run was trained: {each}" for each in found]
+
+
+def extra_words() -> list[str]:
+    """Return the words of `LLM_WRAPPER_ARGS`, split as a shell splits them; nothing in them is run or replaced.
+
+    Raises:
+        RecipeError: If a quotation mark is not closed.
+    """
+    # What this process starts has its own command line.
+    text = os.environ.pop(_WORDS, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise RecipeError(f"ARGS={text!r} cannot be split into words: {error}") from error
+
+
+def add_paper(app: typer.Typer) -> None:
+    """Add the option before the verb: a row of the paper's tables, whose choices are the defaults of any verb."""
+    app.callback()(_common)
+
+
+def _common(
+    context: typer.Context,
+    paper: Annotated[
+        str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper. What is typed wins.")
+    ] = None,
+) -> None:
+    _row.set(())
+    if paper is None:
+        return
+    row = read_paper_row(recipes_folder(), paper)
+    _row.set(row.overrides)
+    context.default_map = _defaults(context.command, row)
+
+
+def _defaults(command: Any, row: PaperRow) -> dict[str, Any]:
+    """Return what a row gives to the options of a verb, or, by name, of each verb of a group."""
+    if hasattr(command, "commands"):
+        return {name: _defaults(inner, row) for name, inner in command.commands.items()}
+    return {
+        option.name: [value] if option.multiple else value
+        for option in command.params
+        if (value := row.names.get(option.name)) and (command.name, option.name) not in _NOT_OF_A_ROW
+    }

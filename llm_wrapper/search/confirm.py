@@ -1,0 +1,126 @@
+"""The best prompts on expressions that nobody searched on: the winner of many is always a lucky one, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_wrapper.artifacts import digest_value
+from llm_wrapper.columns import codes
+from llm_wrapper.evaluation import ensemble
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.recipe.sections import SearchSection
+from llm_wrapper.records import Prediction
+from llm_wrapper.search.fitness import Fitness, right
+from llm_wrapper.search.history import Evaluated
+from llm_wrapper.search.standing import Standing
+from llm_wrapper.statistics import Estimate, difference, estimate, mcnemar
+
+__all__ = ["Confirmed", "confirm"]
+
+_NUM_MEMBERS = 3
+"""GLOV's result is the ensemble of the best three."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """A prompt, or an ensemble of some, on the second slice.
+
+    Attributes:
+        name: `seed`, `best 1`, .., or how an ensemble decides.
+        row: Its measurement on the first slice; `None` for an ensemble.
+        fitness: Share right on the second slice, with its interval.
+        gain: What it has right more than the seed prompt there, paired.
+        p_value: McNemar's, of the same pairs.
+    """
+
+    name: str
+    row: Evaluated | None
+    fitness: Estimate
+    gain: Estimate
+    p_value: float | None
+
+    @property
+    def drop(self) -> float | None:
+        """Fitness on the first slice minus that on the second; `None` for an ensemble."""
+        if self.row is None or self.fitness.value is None:
+            return None
+        return self.row.fitness - self.fitness.value
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as JSON values; shares in 0..1."""
+        row = self.row
+        return {
+            "name": self.name,
+            "prompt": row.prompt if row else None,
+            "iteration": row.iteration if row else None,
+            "search": {"fitness": row.fitness, "interval": row.interval, "n": row.n} if row else None,
+            "confirm": _plain(self.fitness),
+            "drop": self.drop,
+            "gain_over_seed": {**_plain(self.gain), "p_value": self.p_value},
+        }
+
+
+def confirm(
+    section: SearchSection, fitness: Fitness, places: Sequence[int], standing: Standing, folder: Path
+) -> list[Confirmed]:
+    """Measure the seed prompt, the best three, and their ensemble, on the second slice.
+
+    Predictions are kept in `folder`, and those that are there are not asked for again.
+
+    Args:
+        section: Says what is right and how the ensemble decides; without probabilities it votes.
+        fitness: Asks the prompts.
+        places: The second slice.
+        standing: Of the whole search.
+        folder: `confirmed-<digest>.parquet` go here.
+    """
+    seed = standing.seed
+    best = standing.complete()[:_NUM_MEMBERS]
+    assert seed is not None  # a search begins with it
+    made = {row.prompt: _kept(fitness, row.prompt, places, folder) for row in [seed, *best]}
+    rows: list[tuple[str, Evaluated | None, Sequence[Prediction]]] = [("seed", seed, made[seed.prompt])]
+    rows += [(f"best {place}", row, made[row.prompt]) for place, row in enumerate(best, start=1)]
+    if section.target == "instruction" and len(best) > 1:
+        name, combine = _way(section.ensemble, made[best[0].prompt])
+        parts = [made[row.prompt] for row in best]
+        rows.append((f"{name} of the best {len(best)}", None, combine(parts, name)))
+    return [_judged(name, row, (found, made[seed.prompt]), section.fitness) for name, row, found in rows]
+
+
+def _way(
+    wanted: Literal["mean", "vote"], found: Sequence[Prediction]
+) -> tuple[str, Callable[[Sequence[Sequence[Prediction]], str], list[Prediction]]]:
+    if wanted == "mean" and any(each.probabilities is not None for each in found):
+        return "mean", ensemble.average
+    return "vote", ensemble.vote
+
+
+def _kept(fitness: Fitness, prompt: str, places: Sequence[int], folder: Path) -> list[Prediction]:
+    path = folder / f"confirmed-{digest_value(prompt)[:12]}.parquet"
+    if not path.exists():
+        files.save(path, fitness.predictions(prompt, places))
+    return files.load(path)
+
+
+def _judged(
+    name: str,
+    row: Evaluated | None,
+    found: tuple[Sequence[Prediction], Sequence[Prediction]],
+    kind: Literal["p_at_1", "oracle"],
+) -> Confirmed:
+    own, seed = (right(each, kind) for each in found)
+    images = codes(each.image_id for each in found[0])
+    return Confirmed(
+        name=name,
+        row=row,
+        fitness=estimate(own, images),
+        gain=difference(own, seed, images),
+        p_value=mcnemar(own, seed).p_value,
+    )
+
+
+def _plain(found: Estimate) -> dict[str, Any]:
+    return {"value": found.value, "interval": None if found.ci is None else list(found.ci), "n": found.n}

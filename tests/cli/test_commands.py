@@ -1,0 +1,35 @@
+"""What is trained on, up to where an LLM is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llm_wrapper.cli import detection_commands
+from llm_wrapper.detections.scenes import load_scenes
+from llm_wrapper.recipe import compose
+from llm_wrapper.training import pool
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SIZE = {"width": 100, "height": 50}
+
+
+def test_images_of_any_evaluation_split_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [("train", 1), ("train", 2), ("more", 3), ("more", 4), ("more", 2), ("val", 3), ("testB", 1), ("other", 2)]
+    lines = [
+        {"image": f"{image}.png", "image_id": image, "expression": f"{split} {image}", "split": split, **SIZE}
+        for split, image in rows
+    ]
+    Path("mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path("boxes.jsonl").write_text("")
+    names = {"vlm": "import", "llm": "smollm2", "data": "mine", "train": "default"}
+    also = "train.also=[{name: more, train_split: more}]"
+    recipe = compose(RECIPES, names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
+    detection_commands.cache(recipe, [recipe.data.train_split], Console(quiet=True))
+    sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
+    found = pool.not_evaluated(recipe, sets)
+    assert [scene.sample.expression for scene in found] == ["train 2", "more 4", "more 2"]

@@ -1,0 +1,173 @@
+"""`curve` from runs and sizes to files, with a tiny random model that is really trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from rich.console import Console
+from typer.testing import CliRunner
+
+from llm_wrapper import runs
+from llm_wrapper.cli import commands, curve_cli, main
+from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.llms import ask
+from tests.first_images import copy_first_images
+from tests.llms import tiny
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 5
+"""Of a training on 20 expressions, by fours."""
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first images of two toy splits."""
+    root = tmp_path_factory.mktemp("data") / "toy"
+    copy_first_images(root, count=4)
+    return root
+
+
+@pytest.fixture
+def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A tiny LLM in a folder, cached boxes, and the options that choose both."""
+    monkeypatch.chdir(tmp_path)
+    for module in (main, curve_cli):
+        monkeypatch.setattr(module, "_console", Console(width=400))
+    llm = tiny.llm()
+    llm.model.save_pretrained("tiny")
+    llm.tokenizer.save_pretrained("tiny")
+    run("cache-detections", "--data-root", toy)
+    chosen = {
+        "llm.model": "tiny",
+        "llm.dtype": "float32",
+        "prompt.format": "compact",
+        "train.groups_per_step": 4,
+        "train.expressions_per_group": 1,
+        "train.learning_rate": 0.01,
+        "train.warmup_steps": 0,
+        "train.save_steps": 1,
+    }
+    return ["--data-root", str(toy), *(f"{key}={value}" for key, value in chosen.items())]
+
+
+def invoke(*args: str | Path | int) -> Result:
+    return CliRunner().invoke(main.app, [str(arg) for arg in args])
+
+
+def run(*args: str | Path | int) -> str:
+    result = invoke(*args)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def fail(kind: type[LLMWrapperError], *args: str | Path | int) -> str:
+    result = invoke(*args)
+    assert isinstance(result.exception, kind), result.exception
+    return str(result.exception)
+
+
+def curve_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((runs.ROOT / "curve" / name / "curve.json").read_text(encoding="utf-8"))
+    return found
+
+
+def table_of(name: str) -> list[list[str]]:
+    lines = (runs.ROOT / "curve" / name / "curve.md").read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+
+
+@pytest.mark.slow
+def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("train", *options, "--run", "runs/mine", "train.limit=20")
+    args = ("curve", "--run", "runs/mine", "--samples", 12, "--samples", 4, "--samples", 12)
+    printed = run(*args)
+    points = curve_of("mine")["points"]
+    manifest = runs.facts_of(Path("runs/mine"))
+    assert (manifest["training"]["steps"], manifest["training"]["samples_seen"]) == (NUM_STEPS, manifest["samples"])
+    steps = [1, 2, 4, NUM_STEPS]
+    names = [*(f"step-{step}" for step in steps), "samples-4", "samples-12"]
+    assert [point["name"] for point in points] == names
+    assert [point["samples"] for point in points if point["name"].startswith("step-")][:2] == [4, 8]
+    assert points[len(names) - 3]["samples"] == manifest["samples"]
+    assert 0 < points[-2]["samples"] <= 4 < points[-1]["samples"] <= 12
+    assert [each["name"] for each in curve_of("mine")["others"]] == ["detector", "rule", "oracle", "untrained"]
+
+    # What the table says is what the predictions say.
+    n = curve_of("mine")["others"][0]["n"]
+    for point in points:
+        rows = files.load(Path(point["predictions"]))
+        assert {row.system for row in rows} == {point["name"]}
+        (summary,) = commands.summaries_of(rows)
+        assert (summary.p_at_1, summary.n) == (point["result"]["p_at_1"], n)
+    assert [point["over_previous"] is None for point in points].count(True) == 2
+    assert [row[0] for row in table_of("mine")] == ["detector", "rule", "oracle", "untrained", *names]
+    assert "samples-12" in printed
+    picture = runs.ROOT / "curve" / "mine" / "curve.png"
+    assert picture.stat().st_size > 10_000
+
+    before = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")}
+    asked = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")}
+    drawn, table = picture.read_bytes(), table_of("mine")
+    monkeypatch.setattr(ask, "load", None)  # whoever trains or asks now must fail
+    monkeypatch.setattr(commands, "train", None)
+    assert "samples-12 is trained already" in run(*args)
+    assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")} == asked
+    assert (picture.read_bytes(), table_of("mine")) == (drawn, table)
+
+
+def test_subsets_are_nested_and_end_where_the_data_does(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int | None] = []
+    original = commands.train
+
+    def train(recipe: Any, folder: Path, console: Console) -> Path:
+        limits.append(recipe.train.limit)
+        return original(recipe, folder, console)
+
+    monkeypatch.setattr(commands, "train", train)
+    sizes = ("--samples", 2000, "--samples", 3, "--samples", 1000)
+    printed = run("curve", *sizes, "--limit", 5, *options, "train.max_steps=1", "train.warmup_steps=9")
+    assert limits == [3, 1000]
+    assert "there are fewer than 1000 samples: larger sizes are left out" in printed
+    found = curve_of("toy-smollm2-toy")
+    assert [point["name"] for point in found["points"]] == ["samples-3", "samples-1000"]
+    notes = found["notes"]
+    assert "toy / toy: the first 5 expressions only" in notes
+    assert "samples-3: 1 steps in all, while the learning rate rises for train.warmup_steps=9 of them" in notes
+    assert not any("keeps few adapters" in note for note in notes)
+
+    told = fail(RunError, "curve", *sizes, *options, "train.max_steps=1", "train.learning_rate=0.5")
+    assert "samples-3 was trained by another recipe; name another curve with --name, or rm -r runs/curve" in told
+    assert "train.learning_rate: 0.01 there, 0.5 now" in told
+
+
+# what is wrong
+
+
+def test_a_curve_needs_a_run_or_sizes() -> None:
+    assert 'make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"' in fail(RecipeError, "curve")
+
+
+def test_the_recipe_of_a_run_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the recipe of runs/x is used as it is" in fail(RecipeError, "curve", "--run", "runs/x", "train.epochs=2")
+    assert "runs/x is no run folder" in fail(RunError, "curve", "--run", "runs/x")
+
+
+def test_what_cannot_be_trained_has_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "nothing to train" in fail(ModelError, "curve", "--llm", "rule", "--samples", 5)
+
+
+def test_sizes_are_positive() -> None:
+    result = invoke("curve", "--samples", 0)
+    assert result.exit_code == 2
+    assert "greater than or equal to 1" in result.output
