@@ -47,7 +47,7 @@ def group_of(name: str) -> str:
     head = [*name.split("."), ""][1]
     if head in {"cli", "wrapper", "__main__"}:
         return "cli"
-    if head == "runs":  # a run folder keeps a recipe
+    if head in {"runs", "curve_points"}:  # a run folder keeps a recipe
         return "recipe"
     return head if (PACKAGE / head).is_dir() and head else "core"
 
