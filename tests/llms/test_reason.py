@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.evaluation.orders import averaged
+from llm_wrapper.evaluation.systems import averaged
 from llm_wrapper.llms import answers, server_ways
 from llm_wrapper.llms.ask import ask, asked_by, asker
 from llm_wrapper.llms.reason import answer_now, reason_first, with_reasoning
