@@ -33,8 +33,7 @@ from llm_wrapper.terminal import say
 from llm_wrapper.training import processes, trackers
 from llm_wrapper.training.examples import answered_none
 from llm_wrapper.training.interruption import stoppable
-from llm_wrapper.training.pool import gather
-from llm_wrapper.training.wording import Wording, require_trainable, wording_of
+from llm_wrapper.training.pool import gather, load_prompt_builder, require_trainable
 
 __all__ = [
     "Evaluation",
@@ -170,10 +169,10 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     scene_set = load_scenes(recipe, recipe.data, split, limit=job.limit)
     if not any(scene.sample.target for scene in scene_set.scenes):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
-    # Before anything is asked: what lacks for the prompts is told at once.
-    wording = Wording(lambda _: []) if recipe.llm.backend == "rule" else wording_of(recipe)
+    builder = None if recipe.llm.backend == "rule" else load_prompt_builder(recipe)
     rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
-    rows += by_llm(recipe, wording.word, adapter, scene_set.scenes, with_untrained=job.untrained)
+    if builder is not None:
+        rows += by_llm(recipe, builder, adapter, scene_set.scenes, with_untrained=job.untrained)
     rows += systems.by_oracle(scene_set.scenes)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -184,7 +183,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
         "model_files": artifacts.digest_model(recipe.llm.model),
-        "prompt": wording.facts,
+        "prompt": builder.facts if builder else {},
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }

@@ -17,8 +17,8 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
 from llm_wrapper.metrics import Summary, summarize
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import render
-from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
 
@@ -106,12 +106,12 @@ def evaluate(
     Returns:
         The answers and the prompts.
     """
-    wording = recipe.prompt.format
+    prompt_format = recipe.prompt.format
     prompts = clock.timed(
-        "word the prompts", lambda: [render(each.sample, each.built.candidates, wording) for each in scenes]
+        "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in scenes]
     )
     answers = clock.timed("ask the LLM", lambda: ask(prompts))
-    rows = clock.timed("decide, four systems", lambda: _rows(scenes, wording, answers))
+    rows = clock.timed("decide, four systems", lambda: _rows(scenes, prompt_format, answers))
     path = folder / "predictions-val.parquet"
     clock.timed("save predictions", lambda: files.save(path, rows))
     loaded = clock.timed("load predictions", lambda: files.load(path))
@@ -119,11 +119,11 @@ def evaluate(
     return answers, prompts
 
 
-def _rows(scenes: Sequence[Scene], wording: str, answers: list[Answer]) -> list[Prediction]:
+def _rows(scenes: Sequence[Scene], prompt_format: str, answers: list[Answer]) -> list[Prediction]:
     return [
         *systems.by_detector(scenes),
         *systems.by_rule(scenes),
-        *systems.by_llm(scenes, "LLM", plain(PromptSection(format=wording)), lambda _: answers),
+        *systems.by_llm(scenes, "LLM", PromptBuilder(PromptSection(format=prompt_format)), lambda _: answers),
         *systems.by_oracle(scenes),
     ]
 

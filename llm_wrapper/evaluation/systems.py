@@ -10,8 +10,8 @@ from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation.decide import decide, oracle_choice
 from llm_wrapper.evaluation.orders import ask_in_orders
 from llm_wrapper.prompts import rule
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
 
@@ -58,7 +58,7 @@ def by_oracle(scenes: Sequence[Scene]) -> list[Prediction]:
 
 
 def by_llm(
-    scenes: Sequence[Scene], name: str, word: Worder, ask: Ask, *, orders: int = 1, prompt: PromptSection = _PLAIN
+    scenes: Sequence[Scene], name: str, builder: PromptBuilder, ask: Ask, *, orders: int = 1
 ) -> list[Prediction]:
     """Predict with an LLM, which is asked only where there are at least two answers.
 
@@ -67,12 +67,12 @@ def by_llm(
     Args:
         scenes: In any order; the LLM sees those of one image together, so that they share their prefix.
         name: Name of the system.
-        word: Words the questions, see `prompts.words`.
+        builder: Builds the prompts; its section says whether and when none is an answer.
         ask: Answers prompts in order.
         orders: Over how many orders of the candidates an answer is averaged, see `orders`.
-        prompt: That of `word`; it says whether and when none is an answer.
     """
     first: dict[str, int] = {}
+    prompt = builder.section
     for place, scene in enumerate(scenes):
         first.setdefault(scene.sample.image_id, place)
     asked = sorted(
@@ -80,7 +80,7 @@ def by_llm(
         key=lambda place: (first[scenes[place].sample.image_id], place),
     )
     questions = [(scenes[place].sample, scenes[place].built.candidates) for place in asked]
-    answers = dict(zip(asked, ask_in_orders(questions, word, ask, count=orders), strict=True))
+    answers = dict(zip(asked, ask_in_orders(questions, builder, ask, count=orders), strict=True))
     return [_decided(scene, name, answers.get(place), prompt) for place, scene in enumerate(scenes)]
 
 

@@ -15,7 +15,7 @@ from llm_wrapper.detectors.base import Detector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Prediction, Sample, to_dict
 
@@ -64,7 +64,7 @@ class SelectorFitness:
         """Predict with the LLM, asked with an instruction."""
         section = self._section.model_copy(update={"instruction": prompt})
         scenes = [self._scenes[place] for place in places]
-        return systems.by_llm(scenes, name, plain(section), self._ask, orders=self._orders, prompt=section)
+        return systems.by_llm(scenes, name, PromptBuilder(section), self._ask, orders=self._orders)
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the samples and their candidates, in the order shown."""

@@ -16,7 +16,7 @@ from llm_wrapper.detections.scenes import Scene
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.records import Answer, Prediction, Prompt
@@ -59,9 +59,9 @@ def asked_with_mass(mass: float) -> object:
         return even
 
     def by_llm(
-        recipe: Recipe, word: Worder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
+        recipe: Recipe, builder: PromptBuilder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
     ) -> list[Prediction]:
-        return systems.by_llm(scenes, "untrained", word, ask, prompt=recipe.prompt)
+        return systems.by_llm(scenes, "untrained", builder, ask)
 
     return by_llm
 

@@ -21,7 +21,8 @@ from llm_wrapper.evaluation.calibration import calibrate, risk_coverage
 from llm_wrapper.evaluation.paired import compare_systems
 from llm_wrapper.evaluation.recall import recall
 from llm_wrapper.metrics import RANKS, measure, recall_at, summarize
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
 from llm_wrapper.statistics import bootstrap_interval, paired_bootstrap
 from tests.evaluation.made import TARGET, made, wide
@@ -162,8 +163,7 @@ def scenes(draw: st.DrawFn) -> list[Scene]:
     return result
 
 
-def worded(asked: Sequence[tuple[Sample, Sequence[Candidate]]]) -> list[Prompt]:
-    return [render(sample, tuple(candidates), "compact") for sample, candidates in asked]
+COMPACT = PromptBuilder(PromptSection(format="compact"))
 
 
 def biased(prompts: Sequence[Prompt]) -> list[Answer]:
@@ -193,7 +193,7 @@ def chosen(rows: Sequence[Prediction]) -> list[Box | None]:
 @given(scenes())
 def test_no_system_is_better_than_the_oracle(found: list[Scene]) -> None:
     best = summarize(systems.by_oracle(found))
-    for rows in (systems.by_detector(found), systems.by_rule(found), systems.by_llm(found, "llm", worded, biased)):
+    for rows in (systems.by_detector(found), systems.by_rule(found), systems.by_llm(found, "llm", COMPACT, biased)):
         summary = summarize(rows)
         assert summary.p_at_1 is not None
         assert best.p_at_1 is not None
@@ -220,7 +220,7 @@ def test_recall_grows_from_the_detectors_choice_to_the_oracle(found: list[Scene]
 @given(scenes(), st.randoms(use_true_random=False))
 def test_an_average_over_orders_does_not_see_the_order(found: list[Scene], rng: random.Random) -> None:
     other = [permuted(scene, rng) for scene in found]
-    rows, again = (systems.by_llm(each, "llm", worded, biased, orders=4) for each in (found, other))
+    rows, again = (systems.by_llm(each, "llm", COMPACT, biased, orders=4) for each in (found, other))
     assert chosen(rows) == chosen(again)
     assert summarize(rows).p_at_1 == summarize(again).p_at_1
 
@@ -229,5 +229,5 @@ def test_one_order_alone_does_see_it() -> None:
     rng = random.Random(0)
     offered = tuple(Candidate(scattered(rng), "dog", None, "tiny", "od") for _ in range(6))
     scene = Scene(Sample("s", "r", "i", None, WH, "left dog", TARGET), BuiltCandidates(offered, tuple(range(6)), {}))
-    found = {chosen(systems.by_llm([permuted(scene, rng)], "llm", worded, biased))[0] for _ in range(10)}
+    found = {chosen(systems.by_llm([permuted(scene, rng)], "llm", COMPACT, biased))[0] for _ in range(10)}
     assert len(found) > 1

@@ -13,7 +13,7 @@ from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import summarize
-from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
 
@@ -50,13 +50,13 @@ class Script:
         return [self.answers[prompt.messages[-1].content.splitlines()[-1]] for prompt in prompts]
 
 
-def worded(prompt_format: str) -> Worder:
-    return plain(PromptSection(format=prompt_format))
+def builder(prompt_format: str) -> PromptBuilder:
+    return PromptBuilder(PromptSection(format=prompt_format))
 
 
 def by_llm(scenes: Sequence[Scene], answers: dict[str, Answer]) -> tuple[list[Prediction], list[Prompt]]:
     ask = Script(answers)
-    return systems.by_llm(scenes, "llm", worded("relations"), ask), ask.prompts
+    return systems.by_llm(scenes, "llm", builder("relations"), ask), ask.prompts
 
 
 def test_walk_through_sample() -> None:
@@ -125,7 +125,7 @@ def test_no_scene_gives_no_prediction() -> None:
 @pytest.mark.parametrize("num_answers", [0, 2])
 def test_each_prompt_needs_its_answer(num_answers: int) -> None:
     with pytest.raises(ValueError, match="zip"):
-        systems.by_llm([scene("1")], "llm", worded("coords"), lambda prompts: [Answer(text="0")] * num_answers)
+        systems.by_llm([scene("1")], "llm", builder("coords"), lambda prompts: [Answer(text="0")] * num_answers)
 
 
 def test_probabilities_must_fit_the_candidates() -> None:
@@ -138,7 +138,7 @@ def test_a_format_that_shows_scores_is_refused_before_anybody_is_asked() -> None
         raise AssertionError(prompts)
 
     with pytest.raises(PromptError, match="has no score"):
-        systems.by_llm([scene("1")], "llm", worded("coords_scores"), never)
+        systems.by_llm([scene("1")], "llm", builder("coords_scores"), never)
 
 
 def test_predictions_explain_themselves_once_they_are_read_back(tmp_path: Path) -> None:
