@@ -18,8 +18,8 @@ from llm_wrapper import detectors, images, runs
 from llm_wrapper.adapter_files import locate
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections import scenes
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections import samples
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation import systems
@@ -63,7 +63,7 @@ class Preparer:
         self._recipe = recipe
         self._detectors: Sequence[Detector] | None = None
 
-    def prepare(self, image: str | Path | Image.Image, expression: str) -> Scene:
+    def prepare(self, image: str | Path | Image.Image, expression: str) -> PreparedSample:
         """Detect, and build candidates. Models of detectors are loaded at the first picture, and kept.
 
         Raises:
@@ -79,14 +79,16 @@ class Preparer:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image.tiff"  # keeps every mode as it is
             (ImageOps.exif_transpose(image) or image).save(path)
-            scene = self._prepared(path, expression)
-        return replace(scene, sample=replace(scene.sample, image_path=None))
+            prepared = self._prepared(path, expression)
+        return replace(prepared, sample=replace(prepared.sample, image_path=None))
 
-    def _prepared(self, path: Path, expression: str) -> Scene:
+    def _prepared(self, path: Path, expression: str) -> PreparedSample:
         sample = Sample(path.stem, path.stem, path.stem, str(path), images.read(path).size, expression, None)
         created = self._created(sample)
         answers = [detectors.detect_sample(detector, sample) for detector in created]
-        return Scene(sample, scenes.build(self._recipe, sample, answers, [detector.name for detector in created]))
+        return PreparedSample(
+            sample, samples.build(self._recipe, sample, answers, [detector.name for detector in created])
+        )
 
     def _created(self, sample: Sample) -> Sequence[Detector]:
         """Return the detectors; those that read no image are made for the picture, as they look it up in a file."""
@@ -155,13 +157,13 @@ class Wrapper:
         """
         return self.choose(self._preparer.prepare(image, expression))
 
-    def choose(self, scene: Scene) -> Result:
+    def choose(self, prepared: PreparedSample) -> Result:
         """Ask which of the candidates of a picture is meant, and decide."""
         if self.ask is None:
-            return _result(systems.by_rule([scene])[0], scene.built)
+            return _result(systems.by_rule([prepared])[0], prepared.built)
         word, llm = self.word or plain(self.recipe.prompt), self.recipe.llm
-        found = systems.by_llm([scene], "llm", word, self.ask, orders=llm.orders, prompt=self.recipe.prompt)
-        return _result(found[0], scene.built)
+        found = systems.by_llm([prepared], "llm", word, self.ask, orders=llm.orders, prompt=self.recipe.prompt)
+        return _result(found[0], prepared.built)
 
 
 def _result(prediction: Prediction, built: BuiltCandidates) -> Result:
