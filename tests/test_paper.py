@@ -75,14 +75,14 @@ def test_a_row_gives_its_names_and_overrides_to_a_verb(path: Path, monkeypatch: 
 
 def test_what_is_typed_wins_over_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--data", "talk2car", "--train", "fast", "train.seed=1", "prompt.format=compact")
-    found = recipe_of(monkeypatch, "--paper", "gd-llama3-refcocog", "train", *words)
+    found = recipe_of(monkeypatch, "--recipe", "gd-llama3-refcocog", "train", *words)
     names = {"vlm": "gd", "llm": "llama3", "data": "talk2car", "train": "fast", "prompt": "coords-scores"}
     assert found == compose(names, ["train.seed=1", "prompt.format=compact"])
 
 
 def test_an_unknown_row_is_refused_with_those_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="no paper recipe is named 'flo3'") as caught:
-        recipe_of(monkeypatch, "--paper", "flo3", "train")
+        recipe_of(monkeypatch, "--recipe", "flo3", "train")
     assert all(path.stem in str(caught.value) for path in ROWS)
 
 
