@@ -25,8 +25,7 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.names import folder_name, inside
 from llm_wrapper.readers import read_text
-from llm_wrapper.recipe import Recipe
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe import Recipe, data_folders
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, compared, page, pictures, tables
 from llm_wrapper.terminal import say
@@ -40,7 +39,6 @@ __all__ = [
     "check_data",
     "demo",
     "evaluate",
-    "recipes_folder",
     "recompute",
     "summaries_of",
     "train",
@@ -298,7 +296,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         say(console, file.name)
         console.print(tables.table(summaries_of(files.load(file))))
     if path.is_dir():
-        written = page.write(path, [Path("data"), *([data_root] if data_root else [])])
+        written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
 
 
@@ -318,17 +316,17 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     summary = results.free_file(folder / "summary.json", done.question)
     artifacts.write_json(summary, {"rows": tables.rows(done.summaries), "question": done.question})
-    _draw_examples(done, console)
+    _draw_examples(done, recipe, console)
 
 
-def _draw_examples(done: Evaluated, console: Console) -> None:
+def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
     rows = files.load(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
         chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
-        image = Path("data/toy/images") / f"{row.image_id}.png"
+        image = recipe.data.folder / "images" / f"{row.image_id}.png"
         out = folder / "pictures" / f"{number}.png"
         pictures.draw(
             image,

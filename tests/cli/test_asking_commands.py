@@ -18,7 +18,6 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
@@ -95,7 +94,7 @@ def test_data_without_splits_are_said_to_be_trained_on(toy: Path) -> None:
     images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
     own = ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", images]
     names = {"vlm": "toy", "llm": "rule", "data": "mine", "train": "default"}
-    recipe = compose(recipes_folder(), names, ["data.root=mine.jsonl", images])
+    recipe = compose(names, ["data.root=mine.jsonl", images])
     runs.finish(runs.open_run(Path("runs/mine"), recipe), {})
     run("cache-detections", *own, "--split", "val")
     printed = run("eval", "--run", "runs/mine")
