@@ -23,7 +23,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts.text import require_expression
 from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
@@ -102,11 +102,11 @@ class Preparer:
 class Wrapper:
     """A detector and the LLM that chooses among its boxes.
 
-    `ask` is None for the rule. `word` words the questions; None: by the recipe's format and instruction alone.
+    `llm` is None for the rule. `word` words the questions; None: by the recipe's format and instruction alone.
     """
 
     recipe: Recipe
-    ask: Ask | None
+    llm: LLM | None
     word: Worder | None = None
     _preparer: Preparer = field(init=False, repr=False, compare=False)
 
@@ -138,11 +138,11 @@ class Wrapper:
         """
         if recipe.llm.backend == "rule":
             return cls(recipe, None)
-        from llm_wrapper.llms.ask import asker
+        from llm_wrapper.llms.base import load_llm
 
         word = wording_of(recipe).word
         folder = locate(adapter).folder if isinstance(adapter, str) else adapter
-        return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), word)
+        return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), word)
 
     def predict(self, image: str | Path | Image.Image, expression: str) -> Result:
         """Detect, build candidates, ask, decide.
@@ -159,10 +159,10 @@ class Wrapper:
 
     def choose(self, prepared: PreparedSample) -> Result:
         """Ask which of the candidates of a picture is meant, and decide."""
-        if self.ask is None:
+        if self.llm is None:
             return _result(systems.by_rule([prepared])[0], prepared.built)
-        word, llm = self.word or plain(self.recipe.prompt), self.recipe.llm
-        found = systems.by_llm([prepared], "llm", word, self.ask, orders=llm.orders, prompt=self.recipe.prompt)
+        word, orders = self.word or plain(self.recipe.prompt), self.recipe.llm.orders
+        found = systems.by_llm([prepared], "llm", word, self.llm, orders=orders, prompt=self.recipe.prompt)
         return _result(found[0], prepared.built)
 
 

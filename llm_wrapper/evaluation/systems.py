@@ -9,16 +9,14 @@ from llm_wrapper.candidates import detector_choice
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation.decide import decide, oracle_choice
 from llm_wrapper.evaluation.orders import ask_in_orders
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import PromptSection
-from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
+from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction
 
-__all__ = ["Ask", "by_detector", "by_llm", "by_oracle", "by_rule"]
-
-Ask = Callable[[Sequence[Prompt]], list[Answer]]
-"""Answers prompts in order; how is not evaluation's business."""
+__all__ = ["by_detector", "by_llm", "by_oracle", "by_rule"]
 
 _PLAIN = PromptSection()
 
@@ -63,7 +61,7 @@ def by_llm(
     samples: Sequence[PreparedSample],
     name: str,
     word: Worder,
-    ask: Ask,
+    llm: LLM,
     *,
     orders: int = 1,
     prompt: PromptSection = _PLAIN,
@@ -76,7 +74,7 @@ def by_llm(
         samples: In any order; the LLM sees those of one image together, so that they share their prefix.
         name: Name of the system.
         word: Words the questions, see `prompts.words`.
-        ask: Answers prompts in order.
+        llm: Answers the prompts.
         orders: Over how many orders of the candidates an answer is averaged, see `orders`.
         prompt: That of `word`; it says whether and when none is an answer.
     """
@@ -88,7 +86,7 @@ def by_llm(
         key=lambda place: (first[samples[place].sample.image_id], place),
     )
     questions = [(samples[place].sample, samples[place].built.candidates) for place in asked]
-    answers = dict(zip(asked, ask_in_orders(questions, word, ask, count=orders), strict=True))
+    answers = dict(zip(asked, ask_in_orders(questions, word, llm, count=orders), strict=True))
     return [_decided(prepared, name, answers.get(place), prompt) for place, prepared in enumerate(samples)]
 
 

@@ -74,11 +74,11 @@ def asked(name: str, recipe: Recipe, adapter: Path | None = None, *, word: Worde
 
 
 def _load(name: str, recipe: Recipe, adapter: Path | None, word: Worder) -> Predict:
-    from llm_wrapper.llms.ask import asker
+    from llm_wrapper.llms.base import load_llm
 
-    ask = asker(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
+    llm = load_llm(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
     orders = recipe.llm.orders
-    return lambda column: systems.by_llm(column.samples, name, word, ask, orders=orders, prompt=recipe.prompt)
+    return lambda column: systems.by_llm(column.samples, name, word, llm, orders=orders, prompt=recipe.prompt)
 
 
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
+from tests.fake_llm import FakeLLM
 from tests.first_images import copy_first_images
 from tests.test_cli import run
 
@@ -61,7 +62,7 @@ def asked_with_mass(mass: float) -> object:
     def by_llm(
         recipe: Recipe, word: Worder, adapter: Path | None, samples: Sequence[PreparedSample], *, with_untrained: bool
     ) -> list[Prediction]:
-        return systems.by_llm(samples, "untrained", word, ask, prompt=recipe.prompt)
+        return systems.by_llm(samples, "untrained", word, FakeLLM(ask), prompt=recipe.prompt)
 
     return by_llm
 

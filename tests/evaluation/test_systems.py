@@ -16,6 +16,7 @@ from llm_wrapper.metrics import summarize
 from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
+from tests.fake_llm import FakeLLM
 
 WH = (640, 480)
 ZEBRAS = (
@@ -45,7 +46,7 @@ class Script:
         self.answers = answers
         self.prompts: list[Prompt] = []
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.prompts += prompts
         return [self.answers[prompt.messages[-1].content.splitlines()[-1]] for prompt in prompts]
 
@@ -136,7 +137,7 @@ def test_no_sample_gives_no_prediction() -> None:
 def test_each_prompt_needs_its_answer(num_answers: int) -> None:
     with pytest.raises(ValueError, match="zip"):
         systems.by_llm(
-            [prepared_sample("1")], "llm", worded("coords"), lambda prompts: [Answer(text="0")] * num_answers
+            [prepared_sample("1")], "llm", worded("coords"), FakeLLM(lambda prompts: [Answer(text="0")] * num_answers)
         )
 
 
@@ -150,7 +151,7 @@ def test_a_format_that_shows_scores_is_refused_before_anybody_is_asked() -> None
         raise AssertionError(prompts)
 
     with pytest.raises(PromptError, match="has no score"):
-        systems.by_llm([prepared_sample("1")], "llm", worded("coords_scores"), never)
+        systems.by_llm([prepared_sample("1")], "llm", worded("coords_scores"), FakeLLM(never))
 
 
 def test_predictions_explain_themselves_once_they_are_read_back(tmp_path: Path) -> None:
