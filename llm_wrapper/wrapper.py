@@ -24,11 +24,11 @@ from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.text import require_expression
-from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Candidate, Prediction, Sample
-from llm_wrapper.training.wording import wording_of
+from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Preparer", "Result", "Wrapper"]
 
@@ -102,12 +102,12 @@ class Preparer:
 class Wrapper:
     """A detector and the LLM that chooses among its boxes.
 
-    `llm` is None for the rule. `word` words the questions; None: by the recipe's format and instruction alone.
+    `llm` is None for the rule. `builder` builds the prompts; None: by the recipe's format and instruction alone.
     """
 
     recipe: Recipe
     llm: LLM | None
-    word: Worder | None = None
+    builder: PromptBuilder | None = None
     _preparer: Preparer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class Wrapper:
         """Load the LLM of a recipe, with an adapter where one is given.
 
         Args:
-            recipe: Its `prompt` must be what the adapter was trained with, unless another wording is tried. Examples
+            recipe: Its `prompt` must be what the adapter was trained with, unless another prompt is tried. Examples
                 come from its training split.
             adapter: A folder; as text also a repository of the hub, see `adapter_files.locate`.
 
@@ -140,9 +140,9 @@ class Wrapper:
             return cls(recipe, None)
         from llm_wrapper.llms.base import load_llm
 
-        word = wording_of(recipe).word
+        builder = load_prompt_builder(recipe)
         folder = locate(adapter).folder if isinstance(adapter, str) else adapter
-        return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), word)
+        return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), builder)
 
     def predict(self, image: str | Path | Image.Image, expression: str) -> Result:
         """Detect, build candidates, ask, decide.
@@ -161,8 +161,8 @@ class Wrapper:
         """Ask which of the candidates of a picture is meant, and decide."""
         if self.llm is None:
             return _result(systems.by_rule([prepared])[0], prepared.built)
-        word, orders = self.word or plain(self.recipe.prompt), self.recipe.llm.orders
-        found = systems.by_llm([prepared], "llm", word, self.llm, orders=orders, prompt=self.recipe.prompt)
+        builder, orders = self.builder or PromptBuilder(self.recipe.prompt), self.recipe.llm.orders
+        found = systems.by_llm([prepared], "llm", builder, self.llm, orders=orders)
         return _result(found[0], prepared.built)
 
 

@@ -17,8 +17,8 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import Summary, summarize
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import render
-from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
 
@@ -124,12 +124,12 @@ def evaluate(
     Returns:
         The answers and the prompts.
     """
-    wording = recipe.prompt.format
+    prompt_format = recipe.prompt.format
     prompts = clock.timed(
-        "word the prompts", lambda: [render(each.sample, each.built.candidates, wording) for each in samples]
+        "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in samples]
     )
     answers = clock.timed("ask the LLM", lambda: llm.answer(prompts))
-    rows = clock.timed("decide, four systems", lambda: _rows(samples, wording, answers))
+    rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))
     path = folder / "predictions-val.parquet"
     clock.timed("save predictions", lambda: files.save(path, rows))
     loaded = clock.timed("load predictions", lambda: files.load(path))
@@ -137,11 +137,11 @@ def evaluate(
     return answers, prompts
 
 
-def _rows(samples: Sequence[PreparedSample], wording: str, answers: list[Answer]) -> list[Prediction]:
+def _rows(samples: Sequence[PreparedSample], prompt_format: str, answers: list[Answer]) -> list[Prediction]:
     return [
         *systems.by_detector(samples),
         *systems.by_rule(samples),
-        *systems.by_llm(samples, "LLM", plain(PromptSection(format=wording)), _Answered(answers)),
+        *systems.by_llm(samples, "LLM", PromptBuilder(PromptSection(format=prompt_format)), _Answered(answers)),
         *systems.by_oracle(samples),
     ]
 

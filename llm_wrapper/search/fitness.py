@@ -16,7 +16,7 @@ from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Prediction, Sample, to_dict
 
@@ -67,7 +67,7 @@ class SelectorFitness:
         """Predict with the LLM, asked with an instruction."""
         section = self._section.model_copy(update={"instruction": prompt})
         prepared_samples = [self._prepared_samples[place] for place in places]
-        return systems.by_llm(prepared_samples, name, plain(section), self._llm, orders=self._orders, prompt=section)
+        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._llm, orders=self._orders)
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the samples and their candidates, in the order shown."""
