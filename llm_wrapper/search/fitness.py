@@ -81,11 +81,11 @@ class SelectorFitness:
 
 
 @runtime_checkable
-class _Worded(Protocol):
+class _CaptionedDetector(Protocol):
     """A detector that can be asked with another caption."""
 
     @property
-    def worded(self) -> Callable[[str], Detector]: ...
+    def with_caption(self) -> Callable[[str], Detector]: ...
 
 
 class CaptionFitness:
@@ -101,18 +101,23 @@ class CaptionFitness:
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
         detector = detectors.create(recipe.detector, dataset)
-        if len(recipe.detectors()) > 1 or not isinstance(detector, _Worded):
+        if len(recipe.detectors()) > 1 or not isinstance(detector, _CaptionedDetector):
             raise RecipeError(
                 "search.target=caption is for one detector that takes a caption (VLM=gd, mmgd, llmdet), not for "
                 f"{recipe.vlm}"
             )
         self.samples = dataset.samples
-        self._recipe, self._dataset, self._detector, self._worded = recipe, dataset, detector, detector.worded
+        self._recipe, self._dataset, self._detector, self._with_caption = (
+            recipe,
+            dataset,
+            detector,
+            detector.with_caption,
+        )
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the detector's own choice, asked with a caption."""
         part = self._part(places)
-        detector = self._worded(prompt)
+        detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
         cache = fill(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
         prepared_samples = [
