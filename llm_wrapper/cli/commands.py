@@ -107,10 +107,10 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     pool = gather(recipe)
     if processes.is_main():
         plan_commands.brief(recipe, pool.groups, console)
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
     from llm_wrapper.training import sft
 
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)

@@ -10,17 +10,15 @@ from llm_wrapper.candidates import detector_choice
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.decide import decide, oracle_choice
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.recipe import PromptSection
-from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction, Prompt
+from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction
 
-__all__ = ["Ask", "ask_in_orders", "averaged", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of"]
-
-Ask = Callable[[Sequence[Prompt]], list[Answer]]
-"""Answers prompts in order; how is not evaluation's business."""
+__all__ = ["ask_in_orders", "averaged", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of"]
 
 
 def _predict(
@@ -63,7 +61,7 @@ def by_llm(
     samples: Sequence[PreparedSample],
     name: str,
     builder: PromptBuilder,
-    ask: Ask,
+    llm: LLM,
     *,
     orders: int = 1,
 ) -> list[Prediction]:
@@ -75,7 +73,7 @@ def by_llm(
         samples: In any order; the LLM sees those of one image together, so that they share their prefix.
         name: Name of the system.
         builder: Builds the prompts; its section says whether and when none is an answer.
-        ask: Answers prompts in order.
+        llm: Answers the prompts.
         orders: Over how many orders of the candidates an answer is averaged, see `orders`.
     """
     first: dict[str, int] = {}
@@ -87,7 +85,7 @@ def by_llm(
         key=lambda place: (first[samples[place].sample.image_id], place),
     )
     questions = [(samples[place].sample, samples[place].built.candidates) for place in asked]
-    answers = dict(zip(asked, ask_in_orders(questions, builder, ask, count=orders), strict=True))
+    answers = dict(zip(asked, ask_in_orders(questions, builder, llm, count=orders), strict=True))
     return [_decided(prepared, name, answers.get(place), prompt) for place, prepared in enumerate(samples)]
 
 
@@ -159,18 +157,18 @@ def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answ
 def ask_in_orders(
     asked: Sequence[PromptInput],
     builder: PromptBuilder,
-    ask: Callable[[Sequence[Prompt]], list[Answer]],
+    llm: LLM,
     *,
     count: int,
 ) -> list[Answer]:
     """Return one answer for each sample: with `count` 1 that to the candidates as they stand, else an average."""
     if count == 1:
-        return ask(builder.build(asked))
+        return llm.answer(builder.build(asked))
     orders = [orders_of(candidates, count) for _, candidates in asked]
     questions = [
         (sample, tuple(candidates[index] for index in order))
         for (sample, candidates), chosen in zip(asked, orders, strict=True)
         for order in chosen
     ]
-    answers = ask(builder.build(questions))
+    answers = llm.answer(builder.build(questions))
     return [averaged(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)]

@@ -20,6 +20,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
+from tests.fake_llm import FakeLLM
 from tests.first_images import copy_first_images
 from tests.test_cli import run
 
@@ -65,7 +66,7 @@ def asked_with_mass(mass: float) -> object:
         *,
         with_untrained: bool,
     ) -> list[Prediction]:
-        return systems.by_llm(samples, "untrained", builder, ask)
+        return systems.by_llm(samples, "untrained", builder, FakeLLM(ask))
 
     return by_llm
 

@@ -16,7 +16,7 @@ from llm_wrapper import runs
 from llm_wrapper.cli import main, transfer_cli
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
+from llm_wrapper.llms import load
 from llm_wrapper.recipe import compose
 from tests.first_images import copy_first_images
 from tests.llms import tiny
@@ -143,7 +143,7 @@ def test_adapters_run_on_any_detector_and_nothing_is_asked_twice(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     assert len(before) == 10
     picture = (folder / "matrix.png").read_bytes()
-    monkeypatch.setattr(ask, "load", None)  # whoever asks now must fail
+    monkeypatch.setattr(load, "load_model", None)  # whoever asks now must fail
     run(*args)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
     assert cells(folder) == found

@@ -19,6 +19,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
+from tests.fake_llm import FakeLLM
 
 WH = (640, 480)
 ZEBRAS = (
@@ -48,7 +49,7 @@ class Script:
         self.answers = answers
         self.prompts: list[Prompt] = []
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.prompts += prompts
         return [self.answers[prompt.messages[-1].content.splitlines()[-1]] for prompt in prompts]
 
@@ -139,7 +140,7 @@ def test_no_sample_gives_no_prediction() -> None:
 def test_each_prompt_needs_its_answer(num_answers: int) -> None:
     with pytest.raises(ValueError, match="zip"):
         systems.by_llm(
-            [prepared_sample("1")], "llm", builder("coords"), lambda prompts: [Answer(text="0")] * num_answers
+            [prepared_sample("1")], "llm", builder("coords"), FakeLLM(lambda prompts: [Answer(text="0")] * num_answers)
         )
 
 
@@ -153,7 +154,7 @@ def test_a_format_that_shows_scores_is_refused_before_anybody_is_asked() -> None
         raise AssertionError(prompts)
 
     with pytest.raises(PromptError, match="has no score"):
-        systems.by_llm([prepared_sample("1")], "llm", builder("coords_scores"), never)
+        systems.by_llm([prepared_sample("1")], "llm", builder("coords_scores"), FakeLLM(never))
 
 
 def test_predictions_explain_themselves_once_they_are_read_back(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_permuting_the_candidates_does_not_change_the_chosen_box(seed: int) -> N
     shuffled = tuple(random.Random(seed).sample(candidates, 8))
     chosen = []
     for given in (candidates, shuffled):
-        (answer,) = ask_in_orders([(SAMPLE, given)], COMPACT, likes_the_first, count=5)
+        (answer,) = ask_in_orders([(SAMPLE, given)], COMPACT, FakeLLM(likes_the_first), count=5)
         assert sum(answer.probabilities or ()) == pytest.approx(1.0)
         index = choose(answer, 8).index
         assert index is not None
@@ -222,7 +223,7 @@ def test_permuting_the_candidates_does_not_change_the_chosen_box(seed: int) -> N
 
 
 def test_one_order_is_that_of_the_candidates() -> None:
-    (answer,) = ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], COMPACT, likes_the_first, count=1)
+    (answer,) = ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], COMPACT, FakeLLM(likes_the_first), count=1)
     assert choose(answer, 2).index == 0
 
 
@@ -231,4 +232,4 @@ def test_a_generated_text_cannot_be_averaged() -> None:
         return [Answer(text="0", finish_reason="stop") for _ in prompts]
 
     with pytest.raises(RecipeError, match="use score"):
-        ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], COMPACT, generate, count=2)
+        ask_in_orders([(SAMPLE, (candidate(3), candidate(1)))], COMPACT, FakeLLM(generate), count=2)

@@ -19,7 +19,7 @@ from llm_wrapper.adapter_files import locate
 from llm_wrapper.cli import asking_commands, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import with_adapter
+from llm_wrapper.llms.load import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
 from tests.llms import tiny
@@ -124,7 +124,7 @@ def test_it_is_merged() -> None:
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
         merged = transformers.AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)(ids).logits
-        expected = with_adapter(tiny.llm(), Path("theirs")).model(ids).logits
+        expected = add_adapter(tiny.llm(), Path("theirs")).model(ids).logits
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
