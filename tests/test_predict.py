@@ -179,7 +179,7 @@ def test_a_picture_may_be_given_itself(picture: Path) -> None:
 
 def test_detectors_are_made_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Recipe] = []
-    create_all = detectors.create_all
+    create_all = detectors.create_detectors
 
     def counted(recipe: Recipe, dataset: Dataset) -> Sequence[detectors.Detector]:
         made.append(recipe)

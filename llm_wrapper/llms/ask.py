@@ -80,7 +80,14 @@ def _require_room(llm: LoadedLLM, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def asker(section: LLMSection, adapter: Path | None = None, *, title: str = "LLM", reasoning_tokens: int = 0) -> Asked:
+def asker(
+    section: LLMSection,
+    adapter: Path | None = None,
+    *,
+    title: str = "LLM",
+    reasoning_tokens: int = 0,
+    progress: bool = True,
+) -> Asked:
     """Load an LLM and return the function that asks it; a server is only asked.
 
     Args:
@@ -88,12 +95,14 @@ def asker(section: LLMSection, adapter: Path | None = None, *, title: str = "LLM
         adapter: Folder of an adapter.
         title: Shown beside the progress bar.
         reasoning_tokens: The most that it may write before each answer, see `llms.reason`.
+        progress: Whether to show a progress bar.
     """
     if section.backend != "openai":
-        return asked_by(load(section, adapter), title=title, reasoning_tokens=reasoning_tokens)
+        llm = load(section, adapter)
+        return asked_by(llm, title=title, reasoning_tokens=reasoning_tokens, progress=progress)
 
     def served(section: LLMSection, title: str) -> Asked:
-        return lambda prompts: ask_server(section, prompts, title=title)
+        return lambda prompts: ask_server(section, prompts, title=title, progress=progress)
 
     answers = served(section, title)
     if not reasoning_tokens:
@@ -101,16 +110,16 @@ def asker(section: LLMSection, adapter: Path | None = None, *, title: str = "LLM
     return with_reasoning(answers, served(_writing(section, reasoning_tokens), f"{title}: reasons"))
 
 
-def asked_by(llm: LoadedLLM, *, title: str, reasoning_tokens: int = 0) -> Asked:
+def asked_by(llm: LoadedLLM, *, title: str, reasoning_tokens: int = 0, progress: bool = True) -> Asked:
     """Return the function that asks a loaded LLM; see `asker`."""
 
     def answers(prompts: Sequence[Prompt]) -> list[Answer]:
-        return ask(llm, prompts, title=title)
+        return ask(llm, prompts, title=title, progress=progress)
 
     if not reasoning_tokens:
         return answers
     writer = replace(llm, section=_writing(llm.section, reasoning_tokens))
-    return with_reasoning(answers, lambda prompts: ask(writer, prompts, title=f"{title}: reasons"))
+    return with_reasoning(answers, lambda prompts: ask(writer, prompts, title=f"{title}: reasons", progress=progress))
 
 
 def _writing(section: LLMSection, num_tokens: int) -> LLMSection:

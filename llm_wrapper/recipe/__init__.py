@@ -1,6 +1,6 @@
 """Recipes: one short YAML file per choice, composed by name and validated at once."""
 
-from llm_wrapper.recipe.compose import KINDS, Recipe, compose, load_resolved, prompt_of
+from llm_wrapper.recipe.compose import KINDS, Recipe, compose, load_recipe, load_resolved, prompt_of
 from llm_wrapper.recipe.files import available
 from llm_wrapper.recipe.sections import (
     DataSection,
@@ -32,6 +32,7 @@ __all__ = [
     "TrainSection",
     "available",
     "compose",
+    "load_recipe",
     "load_resolved",
     "prompt_of",
 ]

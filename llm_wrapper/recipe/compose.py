@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import parse_yaml
-from llm_wrapper.recipe.files import Places, available, is_file, named_file, own_template, read
+from llm_wrapper.recipe.files import Places, available, folder, is_file, named_file, own_template, read
 from llm_wrapper.recipe.sections import (
     DataSection,
     DetectorSection,
@@ -51,6 +51,7 @@ __all__ = [
     "TrainSection",
     "available",
     "compose",
+    "load_recipe",
     "load_resolved",
     "prompt_of",
 ]
@@ -315,3 +316,24 @@ def load_resolved(path: Path) -> Recipe:
     """Read a resolved recipe, as a run folder keeps it."""
     values, places = read(path)
     return _validated(values, places, [], set())
+
+
+def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = (), **names: str) -> Recipe:
+    """Return the recipe of a file, or that of names: `load_recipe(vlm="flo2", llm="llama3")`.
+
+    Args:
+        path: A resolved recipe such as `runs/demo/recipe.yaml`, or its run folder.
+        overrides: `section.key=value`, the value in YAML; later ones win.
+        **names: Kind (vlm, llm, data, train, prompt) -> name of a file in `recipes`. Without `vlm` there is no
+            detector, and boxes are given (`Wrapper.choose`); `data` is needed for examples alone.
+
+    Raises:
+        RecipeError: With every problem of every file at once, each with its file and line.
+    """
+    if path is not None:
+        file = Path(path) / "recipe.yaml" if Path(path).is_dir() else Path(path)
+        return compose(folder(), names, overrides, base=load_resolved(file))
+    if unknown := [kind for kind in names if kind not in KINDS]:
+        raise RecipeError(f"no kind of recipe is named {unknown[0]!r}{nearest(unknown[0], [*KINDS])}")
+    given = [] if "vlm" in names else ["detector.name=given"]
+    return compose(folder(), {"data": "mine", **names}, [*given, *overrides])
