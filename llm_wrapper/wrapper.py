@@ -7,7 +7,7 @@ wrapper.predict("photo.jpg", "the man on the left").box                      # d
 wrapper.choose(boxes, labels, "the man on the left", image_size=(640, 480))  # chooses among your boxes
 
 image -> detector.detect -> Detections -.
->- candidates.build -> Scene -> prompt -> LLM -> Prediction -> Result
+>- candidates.build -> PreparedSample -> prompt -> LLM -> Prediction -> Result
 your boxes -> read_given_boxes ---------'
 """
 
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 from PIL import Image
 
@@ -26,8 +26,8 @@ from llm_wrapper import candidates, detectors, images, runs
 from llm_wrapper.adapter_files import locate
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections import scenes
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
+from llm_wrapper.detections.samples import build as build_candidates
 from llm_wrapper.detectors import Detector
 from llm_wrapper.detectors.base import detect_samples
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
@@ -43,6 +43,8 @@ from llm_wrapper.report import pictures
 from llm_wrapper.training.wording import wording_of
 
 __all__ = ["Preparer", "RankedBox", "Result", "Wrapper", "require_probabilities"]
+
+Expressions: TypeAlias = list[str] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +151,9 @@ class Preparer:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._detectors: Sequence[Detector] | None = None
+        self._detectors: list[Detector] = []
 
-    def prepare(self, image: ImageSource, expressions: Sequence[str]) -> list[Scene]:
+    def prepare(self, image: ImageSource, expressions: Sequence[str]) -> list[PreparedSample]:
         """Detect once in an image, and build the candidates of each expression.
 
         Raises:
@@ -165,16 +167,23 @@ class Preparer:
             samples = _samples(path.stem, wh, expressions, image_path=str(path))
             created = self._create(samples)
             answers = [detect_samples(detector, samples) for detector in created]
+        if not isinstance(image, (str, Path)):  # the temporary file is gone
+            samples = [replace(sample, image_path=None) for sample in samples]
         names = [detector.name for detector in created]
         return [
-            Scene(sample, scenes.build(self._recipe, sample, each, names))
+            PreparedSample(sample, build_candidates(self._recipe, sample, each, names))
             for sample, each in zip(samples, zip(*answers, strict=True), strict=True)
         ]
 
     def _create(self, samples: Sequence[Sample]) -> Sequence[Detector]:
-        """Return the detectors; those that read no image are bound to this one, as they look it up in a file."""
-        if self._detectors is None or not all(detector.reads_images for detector in self._detectors):
-            self._detectors = detectors.create_detectors(self._recipe, Dataset("predict", "predict", samples, ""))
+        """Return the detectors; those that read no image are made for this one, as they look it up in a file."""
+        dataset = Dataset("predict", "predict", samples, "")
+        if not self._detectors:
+            self._detectors = list(detectors.create_detectors(self._recipe, dataset))
+            return self._detectors
+        for place, section in enumerate(self._recipe.detectors()):
+            if not self._detectors[place].reads_images:
+                self._detectors[place] = detectors.create_detector(section.detector, dataset)
         return self._detectors
 
 
@@ -241,8 +250,8 @@ class Wrapper:
     @overload
     def predict(self, image: ImageSource, expression: str) -> Result: ...
     @overload
-    def predict(self, image: ImageSource, expression: Sequence[str]) -> list[Result]: ...
-    def predict(self, image: ImageSource, expression: str | Sequence[str]) -> Result | list[Result]:
+    def predict(self, image: ImageSource, expression: Expressions) -> list[Result]: ...
+    def predict(self, image: ImageSource, expression: str | Expressions) -> Result | list[Result]:
         """Find the box that an expression describes.
 
         Args:
@@ -267,14 +276,14 @@ class Wrapper:
     ) -> Result: ...  # fmt: skip
     @overload
     def choose(
-        self, boxes: Any, labels: Sequence[str] | None, expression: Sequence[str], *,
+        self, boxes: Any, labels: Sequence[str] | None, expression: Expressions, *,
         image_size: Sequence[int], scores: Sequence[float] | None = None, box_format: BoxFormat = "xyxy",
     ) -> list[Result]: ...  # fmt: skip
     def choose(
         self,
         boxes: Any,
         labels: Sequence[str] | None,
-        expression: str | Sequence[str],
+        expression: str | Expressions,
         *,
         image_size: Sequence[int],
         scores: Sequence[float] | None = None,
@@ -310,11 +319,11 @@ class Wrapper:
         prepared = []
         for sample in _samples("image", wh, expressions):
             rng = candidates.order_rng(self.recipe.train.seed, sample.sample_id)
-            prepared.append(Scene(sample, candidates.build(found, wh, policy, detector=GIVEN, rng=rng)))
+            prepared.append(PreparedSample(sample, candidates.build(found, wh, policy, detector=GIVEN, rng=rng)))
         results = self.answer(prepared)
         return results[0] if isinstance(expression, str) else results
 
-    def answer(self, prepared: Sequence[Scene], image: ImageSource | None = None) -> list[Result]:
+    def answer(self, prepared: Sequence[PreparedSample], image: ImageSource | None = None) -> list[Result]:
         """Choose among the candidates of prepared samples.
 
         Args:
@@ -336,8 +345,8 @@ class Wrapper:
             orders = self.recipe.llm.orders
             predictions = systems.by_llm(prepared, "llm", record, self._ask, orders=orders, prompt=section)
         return [
-            Result(prediction, tuple(asked.get(prediction.sample_id, ())), scene.built.counts, image)
-            for prediction, scene in zip(predictions, prepared, strict=True)
+            Result(prediction, tuple(asked.get(prediction.sample_id, ())), each.built.counts, image)
+            for prediction, each in zip(predictions, prepared, strict=True)
         ]
 
 
@@ -354,7 +363,7 @@ def require_probabilities(recipe: Recipe) -> None:
         )
 
 
-def _as_list(expression: str | Sequence[str]) -> list[str]:
+def _as_list(expression: str | Expressions) -> list[str]:
     return [expression] if isinstance(expression, str) else list(expression)
 
 

@@ -97,7 +97,7 @@ def test_of_two_pictures_of_the_right_size_the_upright_one_counts(tmp_path: Path
 
 def test_another_size_is_refused_with_both(tmp_path: Path) -> None:
     Image.new("RGB", (50, 30)).save(tmp_path / "image.png")
-    with pytest.raises(ImageError, match=r"image\.png is 50 x 30 pixels, but .* sample 's1' say 40 x 20"):
+    with pytest.raises(ImageError, match=r"sample 's1': .*image\.png is 50 x 30 pixels, but its boxes are of 40 x 20"):
         images.read_sample(sample(tmp_path / "image.png"))
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) 
     numbers = random.Random(0)
     path = tmp_path / "photo.jpg"
     read = refused = 0
-    for _ in range(1000):
+    for _ in range(300):
         spoiled = bytearray(content)
         for _ in range(numbers.randint(1, 6)):
             spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
@@ -149,8 +149,8 @@ def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) 
             read += 1
         except ImageError:
             refused += 1
-    assert read > 100
-    assert refused > 100
+    assert read > 30
+    assert refused > 30
 
 
 @pytest.mark.parametrize("failure", [struct.error, KeyError, TypeError, RecursionError, ZeroDivisionError, MemoryError])

@@ -10,7 +10,7 @@ from pathlib import Path
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import Adapter
 from llm_wrapper.cli.options import overridden
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
@@ -101,7 +101,7 @@ def _require_use(job: Evaluation, adapter: Adapter) -> None:
 
 
 def by_llm(
-    recipe: Recipe, word: Worder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
+    recipe: Recipe, word: Worder, adapter: Path | None, samples: Sequence[PreparedSample], *, with_untrained: bool
 ) -> list[Prediction]:
     """Load the LLM of a recipe and predict with it.
 
@@ -109,7 +109,7 @@ def by_llm(
         recipe: `LLM=rule` gives nothing.
         word: Words its questions.
         adapter: Folder of its adapter, where it has one.
-        scenes: What is asked about.
+        samples: What is asked about.
         with_untrained: Whether the LLM is asked without its adapter too.
 
     Raises:
@@ -124,7 +124,7 @@ def by_llm(
     num_tokens = recipe.prompt.reasoning_tokens
 
     def predicted(name: str, asked: systems.Ask) -> list[Prediction]:
-        return systems.by_llm(scenes, name, word, asked, orders=recipe.llm.orders, prompt=recipe.prompt)
+        return systems.by_llm(samples, name, word, asked, orders=recipe.llm.orders, prompt=recipe.prompt)
 
     def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
         return predicted(name, asked_by(llm, title=name, reasoning_tokens=num_tokens))

@@ -15,7 +15,7 @@ from rich.table import Table
 from llm_wrapper import artifacts, datasets, results, runs
 from llm_wrapper.cli import detection_commands
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections.scenes import Scene, load_scenes
+from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import DataError
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import Recipe
@@ -40,11 +40,15 @@ def score(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
     those of unshared scoring in float32.
     """
     detection_commands.cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
-    scenes = [s for s in load_scenes(recipe, recipe.data, recipe.data.eval_split).scenes if len(s.built.candidates) > 1]
-    first = list({scene.sample.image_id: scene for scene in reversed(scenes)}.values())
+    samples = [
+        s
+        for s in load_prepared_split(recipe, recipe.data, recipe.data.eval_split).samples
+        if len(s.built.candidates) > 1
+    ]
+    first = list({prepared.sample.image_id: prepared for prepared in reversed(samples)}.values())
     with tempfile.TemporaryDirectory() as folder:
         adapter = _trained_adapter(recipe, Path(folder))
-        asked = {"grouped": scenes[:num_expressions], "single": first[:num_expressions]}
+        asked = {"grouped": samples[:num_expressions], "single": first[:num_expressions]}
         found = {name: _scored(recipe, chosen, adapter) for name, chosen in asked.items()}
     columns = ("prompts", "way", "expressions/s", "ratio", "same choice", "in float32", "probabilities differ by")
     table = Table(*columns, title="index scoring, tuned; choices against unshared float32 scoring")
@@ -67,20 +71,20 @@ def _keep(name: str, question: Mapping[str, Any], facts: Mapping[str, Any], cons
 
 def _trained_adapter(recipe: Recipe, folder: Path) -> Path:
     """Train for some steps: enough to answer with an index and to end there, which is all that speed depends on."""
-    scenes = load_scenes(recipe, recipe.data, recipe.data.train_split).scenes
+    samples = load_prepared_split(recipe, recipe.data, recipe.data.train_split).samples
     from llm_wrapper.llms.load import load
     from llm_wrapper.training import sft
     from llm_wrapper.training.examples import make_groups
 
-    sft.train(load(recipe.llm), make_groups(scenes, recipe.train)[0], recipe, folder)
+    sft.train(load(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
     return folder / "adapter"
 
 
-def _scored(recipe: Recipe, scenes: Sequence[Scene], adapter: Path) -> dict[str, Any]:
+def _scored(recipe: Recipe, samples: Sequence[PreparedSample], adapter: Path) -> dict[str, Any]:
     from llm_wrapper.llms import bench
     from llm_wrapper.llms.load import load
 
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in scenes]
+    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     timings = bench.compare(load(recipe.llm, adapter), prompts)
     exact = load(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
     truth, shared = bench.scored(exact, prompts, share=False), bench.scored(exact, prompts)
@@ -146,11 +150,11 @@ def train(grouped: Recipe, single: Recipe, console: Console, *, num_steps: int) 
 
 def _trained(recipe: Recipe, split: str, num_steps: int) -> tuple[TrainingComparison, TrainingComparison]:
     """Compare in the LLM's own type for the time, and a few steps in float32 for the losses."""
-    scenes = load_scenes(recipe, recipe.data, split).scenes
+    samples = load_prepared_split(recipe, recipe.data, split).samples
     from llm_wrapper.training.bench import compare
     from llm_wrapper.training.examples import make_groups
 
-    groups, _ = make_groups(scenes, recipe.train)
+    groups, _ = make_groups(samples, recipe.train)
     exact = recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"dtype": "float32"})})
     with tempfile.TemporaryDirectory() as folder:
         return (

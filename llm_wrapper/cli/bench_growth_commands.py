@@ -113,10 +113,10 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             chosen = crowds[: -(-size // evaluating.EXPRESSIONS)]
-            scenes = evaluating.made(chosen, folder, recipe, limit=size, clock=clock)
+            samples = evaluating.made(chosen, folder, recipe, limit=size, clock=clock)
             asked = (lambda prompts: ask(llm, prompts, title="LLM")) if is_asked else evaluating.uniform
-            answers, prompts = evaluating.evaluate(scenes, recipe, folder, ask=asked, clock=clock)
-        training.prepare(llm, scenes, recipe, clock=clock)
+            answers, prompts = evaluating.evaluate(samples, recipe, folder, ask=asked, clock=clock)
+        training.prepare(llm, samples, recipe, clock=clock)
         if is_asked:
             found.answers[size], found.prompts = answers, prompts
         else:
@@ -154,8 +154,8 @@ def _candidates(recipe: Recipe, number: int, num_images: int, console: Console) 
     count = recipe.train.expressions_per_group
     crowds = evaluating.crowds(num_images, number, count)
     with tempfile.TemporaryDirectory() as name:
-        scenes = evaluating.made(crowds, Path(name), whole, limit=num_images * count, clock=Clock())
-        return measure_candidates(scenes, whole, Path(name))
+        samples = evaluating.made(crowds, Path(name), whole, limit=num_images * count, clock=Clock())
+        return measure_candidates(samples, whole, Path(name))
 
 
 def _notes(recipe: Recipe, extent: Extent, same: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -15,10 +15,10 @@ from rich.console import Console
 from llm_wrapper import adapter_files, artifacts, datasets, results, runs
 from llm_wrapper.cli import plan_commands
 from llm_wrapper.cli.asking_commands import Evaluation, by_llm, notes, with_training
-from llm_wrapper.cli.detection_commands import cache, scene_notes
+from llm_wrapper.cli.detection_commands import cache, prepared_notes
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.datasets import check as checks
-from llm_wrapper.detections.scenes import SceneSet, load_scenes
+from llm_wrapper.detections.samples import PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
@@ -140,7 +140,7 @@ def write_card(run: Path) -> None:
     artifacts.write_atomic(inside(run, Path("adapter") / "README.md"), text)
 
 
-def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
+def _digests(sets: Sequence[PreparedSplit]) -> list[dict[str, Any]]:
     return [
         {
             "name": each.dataset.name,
@@ -167,19 +167,19 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     """Predict with every system, print the table, keep predictions and report."""
     recipe, adapter = with_training(job)
     split = folder_name(job.split or recipe.data.eval_split, "the split")
-    scene_set = load_scenes(recipe, recipe.data, split, limit=job.limit)
-    if not any(scene.sample.target for scene in scene_set.scenes):
+    prepared_split = load_prepared_split(recipe, recipe.data, split, limit=job.limit)
+    if not any(prepared.sample.target for prepared in prepared_split.samples):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
     # Before anything is asked: what lacks for the prompts is told at once.
     wording = Wording(lambda _: []) if recipe.llm.backend == "rule" else wording_of(recipe)
-    rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
-    rows += by_llm(recipe, wording.word, adapter, scene_set.scenes, with_untrained=job.untrained)
-    rows += systems.by_oracle(scene_set.scenes)
+    rows = [*systems.by_detector(prepared_split.samples), *systems.by_rule(prepared_split.samples)]
+    rows += by_llm(recipe, wording.word, adapter, prepared_split.samples, with_untrained=job.untrained)
+    rows += systems.by_oracle(prepared_split.samples)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
         "limit": job.limit,
-        "data": _digests([scene_set]),
+        "data": _digests([prepared_split]),
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
@@ -188,7 +188,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    facts["notes"] = [*scene_notes(scene_set), *_own_training_data(job, recipe, scene_set.dataset)]
+    facts["notes"] = [*prepared_notes(prepared_split), *_own_training_data(job, recipe, prepared_split.dataset)]
     facts["question"] = json.loads(artifacts.canonical(results.evaluation_question(facts)))
     folder, name = _place(job, recipe, facts["question"])
     if not job.untrained:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_wrapper import artifacts, runs
+from llm_wrapper.detectors import load_plugin
 from llm_wrapper.errors import RecipeError, RunError, nearest
 from llm_wrapper.keys import allow_typed_keys
 from llm_wrapper.names import folder_name
@@ -186,7 +187,7 @@ def extra_words() -> list[str]:
 
 
 def add_paper(app: typer.Typer) -> None:
-    """Add the option before the verb: a row of the paper's tables, whose choices are the defaults of any verb."""
+    """Add the options before the verb: a row of the paper's tables, and plugins with detectors."""
     app.callback()(_common)
 
 
@@ -195,7 +196,13 @@ def _common(
     paper: Annotated[
         str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper. What is typed wins.")
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(help="A Python module, or a file ending in .py, that registers detectors of yours."),
+    ] = None,
 ) -> None:
+    for module in plugin or []:
+        load_plugin(module)
     _row.set(())
     if paper is None:
         return

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+from pydantic import ValidationError
 
 from llm_wrapper.box_formats import BOX_FORMATS, BoxFormat, check, to_pixels
 from llm_wrapper.boxes import FloatArray
@@ -81,7 +82,7 @@ def read_given_boxes(
     if labels is None:
         raise DataError("the boxes have no labels: pass one per box, such as labels=['zebra', 'zebra', 'grass']")
     names = [str(label) if isinstance(label, str) else "" for label in _as_list(labels, "labels", len(values))]
-    numbers = [None] * len(values) if scores is None else _as_list(scores, "scores", len(values))
+    numbers: list[Any] = [None] * len(values) if scores is None else _as_list(scores, "scores", len(values))
     problems = [f"labels[{row}] is {labels[row]!r}: it must be a text" for row, name in enumerate(names) if not name]
     _require_format(values, image_wh, box_format)
     items = []
@@ -89,8 +90,11 @@ def read_given_boxes(
         try:
             score = None if numbers[row] is None else float(numbers[row])
             items.append(Detection(Box(*xyxy), names[row], score, GIVEN))
-        except (TypeError, ValueError) as error:
-            problems.append(f"boxes[{row}] = {values[row].tolist()}: {error}")
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            problems.append(f"boxes[{row}] = {values[row].tolist()}: {reason}")
+        except (TypeError, ValueError):
+            problems.append(f"scores[{row}] is {numbers[row]!r}: it must be a number or None")
     if problems:
         raise DataError(listed("the given boxes cannot be used", problems))
     return Detections(tuple(items))

@@ -11,7 +11,7 @@ from llm_wrapper.datasets import Dataset, jsonl, toy_crowds
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.identity import identity_of
-from llm_wrapper.detections.scenes import Scene, build
+from llm_wrapper.detections.samples import PreparedSample, build
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
@@ -63,7 +63,9 @@ def _detections(found: Sequence[toy_crowds.Crowd]) -> dict[str, Detections]:
     }
 
 
-def made(chosen: Sequence[toy_crowds.Crowd], folder: Path, recipe: Recipe, *, limit: int, clock: Clock) -> list[Scene]:
+def made(
+    chosen: Sequence[toy_crowds.Crowd], folder: Path, recipe: Recipe, *, limit: int, clock: Clock
+) -> list[PreparedSample]:
     """Take crowds the way of every data set: written, read, detected, cached, and built into candidates.
 
     Args:
@@ -78,12 +80,15 @@ def made(chosen: Sequence[toy_crowds.Crowd], folder: Path, recipe: Recipe, *, li
     dataset = clock.timed("read the data set", lambda: jsonl.load(path, "val"))
     finder = _Finder(_detections(chosen))
     clock.timed("cache detections", lambda: fill(finder, dataset, folder / "cache", progress=False))
-    return clock.timed("build candidates", lambda: _scenes(finder, dataset, folder / "cache", recipe))
+    return clock.timed("build candidates", lambda: _samples(finder, dataset, folder / "cache", recipe))
 
 
-def _scenes(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) -> list[Scene]:
+def _samples(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) -> list[PreparedSample]:
     cache = DetectionCache.open_complete(folder, identity_of(finder, dataset))
-    return [Scene(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name])) for sample in dataset.samples]
+    return [
+        PreparedSample(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name]))
+        for sample in dataset.samples
+    ]
 
 
 def uniform(prompts: Sequence[Prompt]) -> list[Answer]:
@@ -92,12 +97,12 @@ def uniform(prompts: Sequence[Prompt]) -> list[Answer]:
 
 
 def evaluate(
-    scenes: Sequence[Scene], recipe: Recipe, folder: Path, *, ask: Ask, clock: Clock
+    samples: Sequence[PreparedSample], recipe: Recipe, folder: Path, *, ask: Ask, clock: Clock
 ) -> tuple[list[Answer], list[Prompt]]:
     """Word the prompts, ask, decide by every system, keep the predictions, compute metrics.
 
     Args:
-        scenes: All with at least two candidates, those of one image as neighbours.
+        samples: All with at least two candidates, those of one image as neighbours.
         recipe: Gives the prompt format.
         folder: The predictions are written here.
         ask: Answers prompts in order; it is timed as "ask the LLM".
@@ -108,10 +113,10 @@ def evaluate(
     """
     wording = recipe.prompt.format
     prompts = clock.timed(
-        "word the prompts", lambda: [render(each.sample, each.built.candidates, wording) for each in scenes]
+        "word the prompts", lambda: [render(each.sample, each.built.candidates, wording) for each in samples]
     )
     answers = clock.timed("ask the LLM", lambda: ask(prompts))
-    rows = clock.timed("decide, four systems", lambda: _rows(scenes, wording, answers))
+    rows = clock.timed("decide, four systems", lambda: _rows(samples, wording, answers))
     path = folder / "predictions-val.parquet"
     clock.timed("save predictions", lambda: files.save(path, rows))
     loaded = clock.timed("load predictions", lambda: files.load(path))
@@ -119,12 +124,12 @@ def evaluate(
     return answers, prompts
 
 
-def _rows(scenes: Sequence[Scene], wording: str, answers: list[Answer]) -> list[Prediction]:
+def _rows(samples: Sequence[PreparedSample], wording: str, answers: list[Answer]) -> list[Prediction]:
     return [
-        *systems.by_detector(scenes),
-        *systems.by_rule(scenes),
-        *systems.by_llm(scenes, "LLM", plain(PromptSection(format=wording)), lambda _: answers),
-        *systems.by_oracle(scenes),
+        *systems.by_detector(samples),
+        *systems.by_rule(samples),
+        *systems.by_llm(samples, "LLM", plain(PromptSection(format=wording)), lambda _: answers),
+        *systems.by_oracle(samples),
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import ensemble, systems
 from llm_wrapper.evaluation.transfer import Column, Filled, Predict, System
@@ -55,9 +55,9 @@ def rows(
     return [free(DETECTOR, systems.by_detector), *before.values(), *tuned, free("oracle", systems.by_oracle)]
 
 
-def free(name: str, by: Callable[[Sequence[Scene]], list[Prediction]]) -> System:
+def free(name: str, by: Callable[[Sequence[PreparedSample]], list[Prediction]]) -> System:
     """Return a row that asks no LLM."""
-    return System(name, {"system": name}, lambda: lambda column: by(column.scenes))
+    return System(name, {"system": name}, lambda: lambda column: by(column.samples))
 
 
 def asked(name: str, recipe: Recipe, adapter: Path | None = None, *, word: Worder | None = None) -> System:
@@ -78,7 +78,7 @@ def _load(name: str, recipe: Recipe, adapter: Path | None, word: Worder) -> Pred
 
     ask = asker(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
     orders = recipe.llm.orders
-    return lambda column: systems.by_llm(column.scenes, name, word, ask, orders=orders, prompt=recipe.prompt)
+    return lambda column: systems.by_llm(column.samples, name, word, ask, orders=orders, prompt=recipe.prompt)
 
 
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class _Pen:
         scale = max(1.0, _LEAST_SIDE / max(image.size))
         width, height = (max(1, round(scale * side)) for side in image.size)
         self._scale = (width / image.size[0], height / image.size[1])
-        self._image = image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image
+        self._image = image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image.copy()
         self._draw = ImageDraw.Draw(self._image)
         self._line = max(1, round(max(width, height) / 500))
         self._font = ImageFont.load_default(size=max(10, round(max(width, height) / 60)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_wrapper.clock import Clock
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.llms.bench import agreement, largest_difference
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.score import score
@@ -48,9 +48,9 @@ def same_answers(prompts: Sequence[Prompt], few: Sequence[Answer], many: Sequenc
     return Sameness(count, (len(few), len(many)), same, largest_difference(ours, theirs))
 
 
-def prepare(llm: LoadedLLM, scenes: Sequence[Scene], recipe: Recipe, *, clock: Clock) -> None:
+def prepare(llm: LoadedLLM, samples: Sequence[PreparedSample], recipe: Recipe, *, clock: Clock) -> None:
     """Do all of a training that is done before and between its steps, and note how long each part takes."""
-    groups, _ = clock.timed("group the samples", lambda: make_groups(scenes, recipe.train))
+    groups, _ = clock.timed("group the samples", lambda: make_groups(samples, recipe.train))
     fitting, _ = clock.timed("measure the prompts", lambda: sft.fit_to_length(llm, groups, recipe))
     rows = clock.timed("schedule", lambda: schedule(fitting, recipe.train))
     collate, size = Collator(llm, fitting, recipe), recipe.train.groups_per_step
@@ -61,32 +61,32 @@ def prepare(llm: LoadedLLM, scenes: Sequence[Scene], recipe: Recipe, *, clock: C
     clock.timed("make all batches", lambda: [len(collate(batch)["parts"]) for batch in batches])
 
 
-def measure_candidates(scenes: Sequence[Scene], recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Return seconds per expression for scenes that have equally many candidates, and tokens per prompt.
+def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Return seconds per expression for samples that have equally many candidates, and tokens per prompt.
 
     Scoring is timed with all expressions of an image (`shared`) and with the first one of each (`single`), after a
     first batch; training over two steps after a first one.
 
     Args:
-        scenes: Those of one image as neighbours, at least three steps of groups.
+        samples: Those of one image as neighbours, at least three steps of groups.
         recipe: Gives the LLM, the prompt format, and what a step of training holds.
         folder: The trainer logs here; no adapter is kept.
     """
     llm, clock = load(recipe.llm), Clock()
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in scenes]
-    first = {each.sample.image_id: prompt for each, prompt in zip(reversed(scenes), reversed(prompts), strict=True)}
+    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
+    first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}
     for name, some in asked.items():
         list(score(llm, some[:2]))
         clock.timed(name, lambda some=some: list(score(llm, some)))  # type: ignore[misc]
     found = {name: clock.seconds[name] / len(some) for name, some in asked.items()}
     num_tokens = sum(len(llm.encoder.encode(prompt)) for prompt in prompts)
-    return {"tokens": num_tokens / len(prompts), **found, "training": _step(llm, scenes, recipe, folder)}
+    return {"tokens": num_tokens / len(prompts), **found, "training": _step(llm, samples, recipe, folder)}
 
 
-def _step(llm: LoadedLLM, scenes: Sequence[Scene], recipe: Recipe, folder: Path) -> float:
+def _step(llm: LoadedLLM, samples: Sequence[PreparedSample], recipe: Recipe, folder: Path) -> float:
     """Train for some steps; return the seconds per expression."""
     section = recipe.train
-    groups = make_groups(scenes, section)[0][: (1 + _STEPS) * section.groups_per_step]
+    groups = make_groups(samples, section)[0][: (1 + _STEPS) * section.groups_per_step]
     watch = bench._ours(llm, groups, recipe, folder)
     return watch.seconds / (_STEPS * section.groups_per_step * section.expressions_per_group)

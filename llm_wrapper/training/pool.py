@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_wrapper.datasets import leaks
-from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
+from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training.examples import Group, make_groups, unlabelled_groups
 
@@ -24,7 +24,7 @@ class Pool:
 
     groups: Sequence[Group]
     left_out: dict[str, int]
-    sets: Sequence[SceneSet]
+    sets: Sequence[PreparedSplit]
 
 
 def gather(recipe: Recipe) -> Pool:
@@ -34,39 +34,39 @@ def gather(recipe: Recipe) -> Pool:
         DataError: If annotations cannot be read.
         CacheError: If detections are not cached completely; the message names the command.
     """
-    sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
-    scenes = not_evaluated(recipe, sets)
-    drawn, none = first_drawn(scenes, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
+    sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
+    samples = not_evaluated(recipe, sets)
+    drawn, none = first_drawn(samples, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
     groups, left_out = make_groups(drawn, recipe.train, none=none)
-    left_out["image_in_an_evaluation_split"] = sum(len(each.scenes) for each in sets) - len(scenes)
+    left_out["image_in_an_evaluation_split"] = sum(len(each.samples) for each in sets) - len(samples)
     if recipe.train.generated_steps:
-        groups += unlabelled_groups(scenes, recipe.train, none=none)
+        groups += unlabelled_groups(samples, recipe.train, none=none)
     return Pool(groups, left_out, sets)
 
 
-def not_evaluated(recipe: Recipe, sets: Sequence[SceneSet]) -> list[Scene]:
-    """Return the scenes of all sets whose image is in no evaluation split of any data set that is trained on."""
+def not_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[PreparedSample]:
+    """Return the samples of all sets whose image is in no evaluation split of any data set that is trained on."""
     pairs = list(zip(recipe.training_data(), (each.dataset for each in sets), strict=True))
     return [
-        scene
+        prepared
         for each, evaluated in zip(sets, leaks.evaluated_images(pairs), strict=True)
-        for scene in each.scenes
-        if scene.sample.image_id not in evaluated
+        for prepared in each.samples
+        if prepared.sample.image_id not in evaluated
     ]
 
 
-def first_drawn(scenes: Sequence[Scene], limit: int | None, *, seed: int) -> list[Scene]:
-    """Return so many scenes, of whole images but for the last; a smaller limit gives a part of what a larger one gives.
+def first_drawn(samples: Sequence[PreparedSample], limit: int | None, *, seed: int) -> list[PreparedSample]:
+    """Draw `limit` samples, image by image; a smaller limit draws a subset of a larger one.
 
     Images are taken in an order that hangs on the seed and their ids alone: the first ones of a file may be of one
     kind, and a curve over nested subsets shows what more samples add rather than what other samples are. What is kept
     stays in its order, so that a limit that leaves nothing out changes nothing.
     """
     if limit is None:
-        return list(scenes)
+        return list(samples)
 
     def drawn(place: int) -> tuple[bytes, int]:
-        return hashlib.sha256(f"{seed}/{scenes[place].sample.image_id}".encode()).digest(), place
+        return hashlib.sha256(f"{seed}/{samples[place].sample.image_id}".encode()).digest(), place
 
-    kept = sorted(sorted(range(len(scenes)), key=drawn)[:limit])
-    return [scenes[place] for place in kept]
+    kept = sorted(sorted(range(len(samples)), key=drawn)[:limit])
+    return [samples[place] for place in kept]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.scenes import Scene, SceneSet, load_scenes
+from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.prompts import instruction
 from llm_wrapper.prompts.examples import Chooser, Exemplar, draw, fixed, with_examples
@@ -45,7 +45,7 @@ def wording_of(recipe: Recipe) -> Wording:
     word = plain(section.model_copy(update={"examples": 0}))
     if not section.examples:
         return Wording(word)
-    sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
+    sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
     pool = exemplars(recipe, sets)
     _log.info("%d training expressions of %s to take examples from", len(pool), recipe.data.name)
     facts = {
@@ -62,7 +62,7 @@ def wording_of(recipe: Recipe) -> Wording:
     return Wording(with_examples(word, section, _chooser(recipe, pool)), facts)
 
 
-def exemplars(recipe: Recipe, sets: Sequence[SceneSet]) -> list[Exemplar]:
+def exemplars(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[Exemplar]:
     """Return the training expressions that can be shown as examples: those that could be trained on.
 
     None is of an image that is in an evaluation split, and `train.limit` is the most that are used.
@@ -74,8 +74,8 @@ def exemplars(recipe: Recipe, sets: Sequence[SceneSet]) -> list[Exemplar]:
     Raises:
         DataError: If there is none.
     """
-    scenes: list[Scene] = first_drawn(not_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed)
-    groups, left_out = make_groups(scenes, recipe.train, none=recipe.prompt.none)
+    samples: list[PreparedSample] = first_drawn(not_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed)
+    groups, left_out = make_groups(samples, recipe.train, none=recipe.prompt.none)
     found = [
         Exemplar(sample, group.candidates, target)
         for group in groups
@@ -85,7 +85,7 @@ def exemplars(recipe: Recipe, sets: Sequence[SceneSet]) -> list[Exemplar]:
         return found
     data = recipe.data
     raise DataError(
-        f"none of the {sum(len(each.scenes) for each in sets)} expressions of {data.name} {data.train_split} can be "
+        f"none of the {sum(len(each.samples) for each in sets)} expressions of {data.name} {data.train_split} can be "
         f"shown as an example (prompt.examples={recipe.prompt.examples}): {left_out or 'all are of evaluated images'}. "
         f"See what is there with: make data-check DATA={shell_word(data.name)}; or set prompt.examples=0"
     )

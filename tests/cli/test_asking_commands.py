@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.cli import commands, main
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
@@ -59,9 +59,9 @@ def asked_with_mass(mass: float) -> object:
         return even
 
     def by_llm(
-        recipe: Recipe, word: Worder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
+        recipe: Recipe, word: Worder, adapter: Path | None, samples: Sequence[PreparedSample], *, with_untrained: bool
     ) -> list[Prediction]:
-        return systems.by_llm(scenes, "untrained", word, ask, prompt=recipe.prompt)
+        return systems.by_llm(samples, "untrained", word, ask, prompt=recipe.prompt)
 
     return by_llm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems, transfer_rows
 from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
 from llm_wrapper.llms import ask
@@ -22,13 +22,13 @@ RIGHT, WRONG = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
 
 
 def column(name: str, *, count: int = 4, score: float | None = 0.5, expression: str = "the cat") -> Column:
-    """Scenes with a right and a wrong candidate; the detector itself prefers the wrong one."""
-    scenes = []
+    """Prepared samples with a right and a wrong candidate; the detector itself prefers the wrong one."""
+    samples = []
     for number in range(count):
         shown = (Candidate(RIGHT, "cat", score, "d", "od"), Candidate(WRONG, "cat", score and 0.9, "d", "od"))
         sample = Sample(f"s{number}", "r", f"i{number}", None, (100, 50), f"{expression} {number}", RIGHT)
-        scenes.append(Scene(sample, BuiltCandidates(shown, (1, 0), {})))
-    return Column(name, scenes)
+        samples.append(PreparedSample(sample, BuiltCandidates(shown, (1, 0), {})))
+    return Column(name, samples)
 
 
 def worded(prompt_format: str) -> Worder:
@@ -47,7 +47,7 @@ class Llm:
         self.num_loaded += 1
         word = self.system.word
         assert word is not None
-        return lambda column: systems.by_llm(column.scenes, "whatever", word, self.answer)
+        return lambda column: systems.by_llm(column.samples, "whatever", word, self.answer)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.asked += [prompt.sample_id for prompt in prompts]
@@ -55,7 +55,7 @@ class Llm:
         return [Answer(probabilities=shares, mass=1.0) for _ in prompts]
 
 
-DETECTOR = System("detector", {"system": "detector"}, lambda: lambda column: systems.by_detector(column.scenes))
+DETECTOR = System("detector", {"system": "detector"}, lambda: lambda column: systems.by_detector(column.samples))
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:

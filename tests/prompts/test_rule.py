@@ -13,7 +13,7 @@ from llm_wrapper import candidates as building
 from llm_wrapper import metrics
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import refer
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import coco
 from llm_wrapper.detectors.base import detect_sample
 from llm_wrapper.evaluation import systems
@@ -183,8 +183,8 @@ def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
         )
         for image in images
     }
-    scenes = [Scene(sample, built[sample.image_id]) for sample in dataset.samples]
-    right = metrics.ious(systems.by_rule(scenes)) > metrics.IOU_THRESHOLD
+    samples = [PreparedSample(sample, built[sample.image_id]) for sample in dataset.samples]
+    right = metrics.ious(systems.by_rule(samples)) > metrics.IOU_THRESHOLD
     assert len(right) == 4896
     assert right.mean() > 0.57
 

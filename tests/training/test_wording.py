@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from llm_wrapper.cli.detection_commands import cache
-from llm_wrapper.detections.scenes import load_scenes
+from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import CacheError, DataError, ModelError, PromptError, RecipeError
 from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, TrainSection
@@ -66,8 +66,8 @@ def recipe(root: Path, *, limit: int | None = None, cached: bool = True, **promp
 
 
 def asked(made: Recipe, split: str = "val") -> list[Prompt]:
-    scenes = load_scenes(made, made.data, split).scenes
-    return wording_of(made).word([(scene.sample, scene.built.candidates) for scene in scenes])
+    samples = load_prepared_split(made, made.data, split).samples
+    return wording_of(made).word([(prepared.sample, prepared.built.candidates) for prepared in samples])
 
 
 def shown_in(prompt: Prompt) -> set[str]:
@@ -103,7 +103,7 @@ def test_who_asks_about_a_training_image_never_sees_it(root: Path, retrieve: boo
 
 def test_the_budget_of_labelled_expressions_holds_for_examples_too(root: Path) -> None:
     wide, narrow = recipe(root), recipe(root, limit=2)
-    sets = [load_scenes(wide, wide.data, "train")]
+    sets = [load_prepared_split(wide, wide.data, "train")]
     all_of_them, two = exemplars(wide, sets), exemplars(narrow, sets)
     assert len(two) <= 2 < len(all_of_them) == 4
     assert {each.sample.sample_id for each in two} < {each.sample.sample_id for each in all_of_them}
