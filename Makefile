@@ -13,7 +13,7 @@ override STAMP := .venv/.installed
 # The words of ARGS are split by the command line itself, which knows quotes and runs nothing. A row of the paper's tables
 # (PAPER=flo2-llama3-refcocog) is read there, too; what is typed wins over it.
 override PROGRAM := $(BIN)/llm-wrapper
-override BEFORE := $${PLUGIN:+--plugin "$$PLUGIN"} $${PAPER:+--paper "$$PAPER"}
+override BEFORE := $${PLUGIN:+--plugin "$$PLUGIN"} $${PAPER:+--recipe "$$PAPER"}
 override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $(BEFORE)
 override DATA_FLAGS := $${DATA:+--data "$$DATA"} $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 override CHOICES := $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${TRAIN:+--train "$$TRAIN"}

@@ -33,14 +33,14 @@ from llm_wrapper.detectors.base import detect_samples
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
 from llm_wrapper.errors import DataError, PromptError, RecipeError
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import Ask
 from llm_wrapper.images import ImageSource
+from llm_wrapper.llms.base import LLM
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.text import require_expression
-from llm_wrapper.prompts.words import Question, Worder, plain
 from llm_wrapper.recipe import Recipe, load_recipe
-from llm_wrapper.records import Box, Prediction, Prompt, Sample
+from llm_wrapper.records import Answer, Box, Prediction, Prompt, Sample
 from llm_wrapper.report import pictures
-from llm_wrapper.training.wording import wording_of
+from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Preparer", "RankedBox", "Result", "Wrapper", "require_probabilities"]
 
@@ -192,13 +192,13 @@ class Wrapper:
 
     Args:
         recipe: All settings; `eval` obeys the same ones.
-        ask: Answers prompts; None for the rule.
-        word: Builds the prompts; None: by the recipe's format and instruction alone.
+        llm: Answers prompts; None for the rule.
+        builder: Builds the prompts; None: by the recipe's format and instruction alone.
     """
 
-    def __init__(self, recipe: Recipe, ask: Ask | None, word: Worder | None = None) -> None:
+    def __init__(self, recipe: Recipe, llm: LLM | None, builder: PromptBuilder | None = None) -> None:
         self.recipe = recipe
-        self._ask, self._word = ask, word
+        self._llm, self._builder = llm, builder
         self._preparer = Preparer(recipe)
 
     @classmethod
@@ -240,12 +240,12 @@ class Wrapper:
         require_probabilities(recipe)
         if recipe.llm.backend == "rule":
             return cls(recipe, None)
-        from llm_wrapper.llms.ask import asker
+        from llm_wrapper.llms.base import load_llm
 
-        word = wording_of(recipe).word
+        builder = load_prompt_builder(recipe)
         folder = locate(adapter).folder if isinstance(adapter, str) else adapter
         num_tokens = recipe.prompt.reasoning_tokens
-        return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=num_tokens, progress=progress), word)
+        return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=num_tokens, progress=progress), builder)
 
     @overload
     def predict(self, image: ImageSource, expression: str) -> Result: ...
@@ -330,24 +330,34 @@ class Wrapper:
             prepared: Those of one image share the beginning of their prompts.
             image: What results are drawn on.
         """
-        asked: dict[str, list[Prompt]] = {}
-        if self._ask is None:
+        prompts: list[Prompt] = []
+        if self._llm is None:
             predictions = systems.by_rule(prepared)
         else:
-            word, section = self._word or plain(self.recipe.prompt), self.recipe.prompt
-
-            def record(questions: Sequence[Question]) -> list[Prompt]:
-                prompts = word(questions)
-                for prompt in prompts:
-                    asked.setdefault(prompt.sample_id, []).append(prompt)
-                return prompts
-
-            orders = self.recipe.llm.orders
-            predictions = systems.by_llm(prepared, "llm", record, self._ask, orders=orders, prompt=section)
+            builder, llm = self._builder or PromptBuilder(self.recipe.prompt), _RecordingLLM(self._llm, prompts)
+            predictions = systems.by_llm(prepared, "llm", builder, llm, orders=self.recipe.llm.orders)
         return [
-            Result(prediction, tuple(asked.get(prediction.sample_id, ())), each.built.counts, image)
+            Result(
+                prediction,
+                tuple(prompt for prompt in prompts if prompt.sample_id == prediction.sample_id),
+                each.built.counts,
+                image,
+            )
             for prediction, each in zip(predictions, prepared, strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordingLLM:
+    """An LLM whose prompts are kept."""
+
+    llm: LLM
+    prompts: list[Prompt]
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the answer to each prompt, in order."""
+        self.prompts.extend(prompts)
+        return self.llm.answer(prompts)
 
 
 def require_probabilities(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import llm_wrapper
+import llm_wrapper.llms.base as llms
 from llm_wrapper import detectors, images, runs
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import Dataset
@@ -22,6 +24,7 @@ from llm_wrapper.errors import DataError, ImageError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, load_recipe
 from llm_wrapper.records import Answer, Box, Detection, Detections, Prompt, Sample
 from llm_wrapper.wrapper import Result, Wrapper
+from tests.fake_llm import FakeLLM
 
 LEFT, RIGHT = Box(10, 40, 31, 61), Box(100, 20, 141, 61)
 
@@ -88,7 +91,7 @@ def test_an_llm_ranks_by_probability(picture: Path) -> None:
         asked.extend(prompts)
         return [Answer(probabilities=(0.3, 0.7), mass=0.9)]
 
-    result = Wrapper(recipe(), ask).predict(picture, "left square")
+    result = Wrapper(recipe(), FakeLLM(ask)).predict(picture, "left square")
     (prompt,) = asked
     assert prompt.messages[0].content.endswith("left square")
     assert [candidate.box for candidate in prompt.candidates] == [LEFT, RIGHT]
@@ -97,14 +100,14 @@ def test_an_llm_ranks_by_probability(picture: Path) -> None:
 
 
 def test_a_generated_answer_is_ranked_first_too(picture: Path) -> None:
-    result = Wrapper(recipe(), lambda prompts: [Answer(text="1")]).predict(picture, "left square")
+    result = Wrapper(recipe(), FakeLLM(lambda prompts: [Answer(text="1")])).predict(picture, "left square")
     assert boxes_of(result) == [RIGHT, LEFT]
 
 
 def test_nothing_found_is_no_box(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     Image.new("RGB", (50, 50), (128, 128, 128)).save(path)
-    result = Wrapper(recipe(), never).predict(path, "left square")
+    result = Wrapper(recipe(), FakeLLM(never)).predict(path, "left square")
     assert (result.box, result.ranked, result.prediction.decided_by) == (None, (), "no_candidate")
 
 
@@ -165,13 +168,13 @@ def test_a_damaged_picture_is_named(tmp_path: Path, damage: object) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ImageError, match=r"damaged\.png cannot be read as an image"):
-        Wrapper(recipe(), never).predict(path, "left square")
+        Wrapper(recipe(), FakeLLM(never)).predict(path, "left square")
 
 
 @pytest.mark.parametrize("name", ["absent.png", ".", ""])
 def test_a_picture_that_is_no_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="cannot be read as an image"):
-        Wrapper(recipe(), never).predict(tmp_path / name, "left square")
+        Wrapper(recipe(), FakeLLM(never)).predict(tmp_path / name, "left square")
 
 
 def test_an_image_may_be_given_as_pixels(picture: Path) -> None:
@@ -198,7 +201,7 @@ def test_an_image_may_be_given_as_pixels(picture: Path) -> None:
 )
 def test_other_pixels_are_refused(pixels: object) -> None:
     with pytest.raises(ImageError, match="is no image"):
-        Wrapper(recipe(), never).predict(pixels, "left square")  # type: ignore[call-overload]
+        Wrapper(recipe(), FakeLLM(never)).predict(pixels, "left square")  # type: ignore[call-overload]
 
 
 def test_detectors_are_made_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,16 +251,10 @@ def test_a_hundred_predictions_load_the_weights_once(picture: Path, monkeypatch:
     detector = CountingDetector()
     made: list[dict[str, object]] = []
     monkeypatch.setitem(detectors.REGISTRY, "counting", lambda settings: made.append(settings) or detector)
-    llm = pytest.importorskip("llm_wrapper.llms.ask")
-    monkeypatch.setattr(llm, "load", lambda section, adapter: loaded.append(adapter) or "weights")
-    monkeypatch.setattr(
-        llm,
-        "ask",
-        lambda llm, prompts, *, title, progress: [
-            Answer(probabilities=tuple(1 / each.num_answers for _ in range(each.num_answers)), mass=1.0)
-            for each in prompts
-        ],
-    )
+    answers = FakeLLM(lambda prompts: [Answer(probabilities=(0.2, 0.3, 0.5), mass=1.0) for _ in prompts])
+    load = SimpleNamespace(load_model=lambda section, adapter: loaded.append(adapter))
+    monkeypatch.setitem(sys.modules, "llm_wrapper.llms.load", load)
+    monkeypatch.setattr(llms, "LocalLLM", lambda weights, *, title, progress: answers)
     transformers = recipe(DetectorSection(name="counting")).model_copy(update={"llm": LLMSection(model="tiny")})
     wrapper = Wrapper.from_recipe(transformers, picture.parent)
     for number in range(100):
@@ -273,7 +270,7 @@ def test_several_expressions_share_one_pass_of_detector_and_llm(picture: Path, m
         asked.append(prompts)
         return [Answer(probabilities=(0.2, 0.3, 0.5), mass=0.9) for _ in prompts]
 
-    wrapper = Wrapper(recipe(DetectorSection(name="counting")), ask)
+    wrapper = Wrapper(recipe(DetectorSection(name="counting")), FakeLLM(ask))
     results = wrapper.predict(picture, ["the left one", "the right one", "the left one"])
     assert [each.expression for each in results] == ["the left one", "the right one", "the left one"]
     assert detector.calls == [[("image", "the left one"), *(("expression", each.expression) for each in results)]], (
@@ -293,19 +290,23 @@ def test_orders_are_those_of_the_recipe(picture: Path) -> None:
         return [Answer(probabilities=(0.3, 0.7), mass=0.9) for _ in prompts]
 
     averaged = recipe().model_copy(update={"llm": LLMSection(backend="rule", orders=4)})
-    result = Wrapper(averaged, ask).predict(picture, "left square")
+    result = Wrapper(averaged, FakeLLM(ask)).predict(picture, "left square")
     assert len(asked) == 4
     assert result.prediction.mass == pytest.approx(0.9)
 
 
 def test_indices_are_those_of_the_prompt_and_the_picture(picture: Path) -> None:
-    result = Wrapper(recipe(), lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)]).predict(picture, "square")
+    result = Wrapper(recipe(), FakeLLM(lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)])).predict(
+        picture, "square"
+    )
     assert (result.index, [each.index for each in result.ranked]) == (1, [1, 0])
     assert [result.prediction.candidates[each.index].box for each in result.ranked] == boxes_of(result)
 
 
 def test_the_prompt_is_what_the_llm_was_sent(picture: Path) -> None:
-    result = Wrapper(recipe(), lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)]).predict(picture, "square")
+    result = Wrapper(recipe(), FakeLLM(lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)])).predict(
+        picture, "square"
+    )
     assert result.prompt == result.prompts[0].messages[0].content
     assert result.prompt.endswith("square")
     assert Wrapper.from_recipe(recipe()).predict(picture, "square").prompt is None, "a rule is sent nothing"
@@ -324,7 +325,7 @@ def test_a_result_is_drawn_on_its_image(picture: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("expression", ["", " ", "\n\t"], ids=["empty", "blank", "lines"])
 def test_an_empty_expression_is_refused(picture: Path, expression: str) -> None:
     with pytest.raises(DataError, match="is empty: say what to find"):
-        Wrapper(recipe(), never).predict(picture, expression)
+        Wrapper(recipe(), FakeLLM(never)).predict(picture, expression)
 
 
 def test_a_run_answers_with_its_own_detector(picture: Path, tmp_path: Path) -> None:
@@ -397,7 +398,7 @@ def test_given_boxes_are_candidates_as_the_recipe_says() -> None:
 
     policy = CandidatePolicy(cap=2, sources=["od"], min_score=0.3)
     section = LLMSection(backend="rule", orders=3)
-    wrapper = Wrapper(recipe().model_copy(update={"candidates": policy, "llm": section}), ask)
+    wrapper = Wrapper(recipe().model_copy(update={"candidates": policy, "llm": section}), FakeLLM(ask))
     result = wrapper.choose(ROWS, NAMES, "square", image_size=(160, 120))
     assert (len(asked), len(result.prompts)) == (3, 3)
     assert result.dropped["over_cap"] == 1

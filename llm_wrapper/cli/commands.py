@@ -25,23 +25,20 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.names import folder_name, inside
 from llm_wrapper.readers import read_text
-from llm_wrapper.recipe import Recipe
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe import Recipe, data_folders
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, compared, page, pictures, tables
 from llm_wrapper.terminal import say
 from llm_wrapper.training import processes, trackers
 from llm_wrapper.training.examples import answered_none
 from llm_wrapper.training.interruption import stoppable
-from llm_wrapper.training.pool import gather
-from llm_wrapper.training.wording import Wording, require_trainable, wording_of
+from llm_wrapper.training.pool import gather, load_prompt_builder, require_trainable
 
 __all__ = [
     "Evaluation",
     "check_data",
     "demo",
     "evaluate",
-    "recipes_folder",
     "recompute",
     "summaries_of",
     "train",
@@ -110,10 +107,10 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     pool = gather(recipe)
     if processes.is_main():
         plan_commands.brief(recipe, pool.groups, console)
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
     from llm_wrapper.training import sft
 
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)
@@ -170,10 +167,10 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     prepared_split = load_prepared_split(recipe, recipe.data, split, limit=job.limit)
     if not any(prepared.sample.target for prepared in prepared_split.samples):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
-    # Before anything is asked: what lacks for the prompts is told at once.
-    wording = Wording(lambda _: []) if recipe.llm.backend == "rule" else wording_of(recipe)
+    builder = None if recipe.llm.backend == "rule" else load_prompt_builder(recipe)
     rows = [*systems.by_detector(prepared_split.samples), *systems.by_rule(prepared_split.samples)]
-    rows += by_llm(recipe, wording.word, adapter, prepared_split.samples, with_untrained=job.untrained)
+    if builder is not None:
+        rows += by_llm(recipe, builder, adapter, prepared_split.samples, with_untrained=job.untrained)
     rows += systems.by_oracle(prepared_split.samples)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -184,7 +181,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
         "model_files": artifacts.digest_model(recipe.llm.model),
-        "prompt": wording.facts,
+        "prompt": builder.facts if builder else {},
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
@@ -299,7 +296,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         say(console, file.name)
         console.print(tables.table(summaries_of(files.load(file))))
     if path.is_dir():
-        written = page.write(path, [Path("data"), *([data_root] if data_root else [])])
+        written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
 
 
@@ -319,15 +316,15 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     summary = results.free_file(folder / "summary.json", done.question)
     artifacts.write_json(summary, {"rows": tables.rows(done.summaries), "question": done.question})
-    _draw_examples(done, console)
+    _draw_examples(done, recipe, console)
 
 
-def _draw_examples(done: Evaluated, console: Console) -> None:
+def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
     rows = files.load(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
-        image = Path("data/toy/images") / f"{row.image_id}.png"
+        image = recipe.data.folder / "images" / f"{row.image_id}.png"
         pictures.save_picture(pictures.draw_prediction(row, image), folder / "pictures" / f"{number}.png")
     say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")

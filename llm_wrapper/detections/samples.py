@@ -111,7 +111,7 @@ def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> No
 
 def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
     try:
-        found = files.read(files.named_file(files.folder(), section, name))[0].get(section)
+        found = files.read_sections(files.find_recipe(section, name))[0].get(section)
     except RecipeError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,18 +9,14 @@ from llm_wrapper.candidates import detector_choice
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation.decide import decide, oracle_choice
 from llm_wrapper.evaluation.orders import ask_in_orders
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts import rule
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import PromptSection
-from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
+from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction
 
-__all__ = ["Ask", "by_detector", "by_llm", "by_oracle", "by_rule"]
-
-Ask = Callable[[Sequence[Prompt]], list[Answer]]
-"""Answers prompts in order; how is not evaluation's business."""
-
-_PLAIN = PromptSection()
+__all__ = ["by_detector", "by_llm", "by_oracle", "by_rule"]
 
 
 def _predict(
@@ -62,11 +58,10 @@ def by_oracle(samples: Sequence[PreparedSample]) -> list[Prediction]:
 def by_llm(
     samples: Sequence[PreparedSample],
     name: str,
-    word: Worder,
-    ask: Ask,
+    builder: PromptBuilder,
+    llm: LLM,
     *,
     orders: int = 1,
-    prompt: PromptSection = _PLAIN,
 ) -> list[Prediction]:
     """Predict with an LLM, which is asked only where there are at least two answers.
 
@@ -75,12 +70,12 @@ def by_llm(
     Args:
         samples: In any order; the LLM sees those of one image together, so that they share their prefix.
         name: Name of the system.
-        word: Words the questions, see `prompts.words`.
-        ask: Answers prompts in order.
+        builder: Builds the prompts; its section says whether and when none is an answer.
+        llm: Answers the prompts.
         orders: Over how many orders of the candidates an answer is averaged, see `orders`.
-        prompt: That of `word`; it says whether and when none is an answer.
     """
     first: dict[str, int] = {}
+    prompt = builder.section
     for place, prepared in enumerate(samples):
         first.setdefault(prepared.sample.image_id, place)
     asked = sorted(
@@ -88,7 +83,7 @@ def by_llm(
         key=lambda place: (first[samples[place].sample.image_id], place),
     )
     questions = [(samples[place].sample, samples[place].built.candidates) for place in asked]
-    answers = dict(zip(asked, ask_in_orders(questions, word, ask, count=orders), strict=True))
+    answers = dict(zip(asked, ask_in_orders(questions, builder, llm, count=orders), strict=True))
     return [_decided(prepared, name, answers.get(place), prompt) for place, prepared in enumerate(samples)]
 
 

@@ -26,7 +26,7 @@ from llm_wrapper.llms.gguf_files import GGUF, plain_copy
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["LoadedLLM", "device", "load", "load_config", "load_tokenizer", "require_fit", "with_adapter"]
+__all__ = ["LoadedLLM", "add_adapter", "device", "load_config", "load_model", "load_tokenizer", "require_fit"]
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
     )
 
 
-def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
+def _load_weights(name: str, section: LLMSection, where: torch.device) -> Any:
     """Load the weights onto the device, in 4 bit where the section asks for it."""
     dtype = _dtype(section, where)
     options: dict[str, Any] = {
@@ -224,7 +224,7 @@ def _pad_within(tokenizer: Any, model: Any, name: str) -> None:
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
-def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
+def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out.
 
     Raises:
@@ -236,7 +236,7 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
         require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
     try:
-        model = _load_model(_name(section), section, device())
+        model = _load_weights(_name(section), section, device())
     except ModelError:
         raise
     except Exception as error:  # files of strangers: what their readers may raise is open
@@ -245,7 +245,7 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     llm = LoadedLLM(model.eval(), tokenizer, section)
     require_exact(llm.model, str(section.model))
     llm.encoder.completion(0)
-    return with_adapter(llm, adapter) if adapter else llm
+    return add_adapter(llm, adapter) if adapter else llm
 
 
 def require_fit(section: LLMSection, adapter: Path) -> None:
@@ -263,7 +263,7 @@ def require_fit(section: LLMSection, adapter: Path) -> None:
     adapters.check(skeleton, adapter, str(section.model))
 
 
-def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
+def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
     """Put a PEFT adapter on a loaded base model.
 
     Raises:

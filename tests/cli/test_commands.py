@@ -28,7 +28,7 @@ def test_images_of_any_evaluation_split_are_not_trained_on(tmp_path: Path, monke
     Path("boxes.jsonl").write_text("")
     names = {"vlm": "import", "llm": "smollm2", "data": "mine", "train": "default"}
     also = "train.also=[{name: more, train_split: more}]"
-    recipe = compose(RECIPES, names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
+    recipe = compose(names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
     detection_commands.cache(recipe, [recipe.data.train_split], Console(quiet=True))
     sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
     found = pool.not_evaluated(recipe, sets)

@@ -121,7 +121,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
     before = {path: path.stat().st_mtime_ns for path in (FOLDER / "lora").rglob("*") if path.is_file()}
     table = (FOLDER / "methods.md").read_text(encoding="utf-8")
     with monkeypatch.context() as context:
-        context.setattr(load, "load", None)  # whoever trains or asks now must fail
+        context.setattr(load, "load_model", None)  # whoever trains or asks now must fail
         again = compare(*args)
     assert again.count("is there already") == 3
     assert (FOLDER / "methods.md").read_text(encoding="utf-8") == table
@@ -286,7 +286,7 @@ def test_what_is_not_fair_or_of_no_use_is_refused(bare: list[str], args: list[st
 def test_missing_detections_are_told_before_anything_is_loaded(
     bare: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "load", None)
+    monkeypatch.setattr(load, "load_model", None)
     assert "llm-wrapper cache-detections" in fail(CacheError, *THREE, *bare)
 
 

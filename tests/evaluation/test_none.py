@@ -14,7 +14,7 @@ from llm_wrapper.evaluation import ensemble, grec, mistakes, none_below, orders,
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.paired import compare_systems
 from llm_wrapper.metrics import summarize
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Prediction
 from tests.evaluation.test_systems import LEFT_ZEBRA, ZEBRAS, Script, prepared_sample
@@ -23,7 +23,7 @@ NONE = PromptSection(format="relations", none=True)
 
 
 def asked(samples: list[PreparedSample], answers: dict[str, Answer], prompt: PromptSection = NONE) -> list[Prediction]:
-    return systems.by_llm(samples, "llm", plain(prompt), Script(answers), prompt=prompt)
+    return systems.by_llm(samples, "llm", PromptBuilder(prompt), Script(answers))
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import summarize
-from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
+from tests.fake_llm import FakeLLM
 
 WH = (640, 480)
 ZEBRAS = (
@@ -45,18 +46,18 @@ class Script:
         self.answers = answers
         self.prompts: list[Prompt] = []
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.prompts += prompts
         return [self.answers[prompt.messages[-1].content.splitlines()[-1]] for prompt in prompts]
 
 
-def worded(prompt_format: str) -> Worder:
-    return plain(PromptSection(format=prompt_format))
+def builder(prompt_format: str) -> PromptBuilder:
+    return PromptBuilder(PromptSection(format=prompt_format))
 
 
 def by_llm(samples: Sequence[PreparedSample], answers: dict[str, Answer]) -> tuple[list[Prediction], list[Prompt]]:
     ask = Script(answers)
-    return systems.by_llm(samples, "llm", worded("relations"), ask), ask.prompts
+    return systems.by_llm(samples, "llm", builder("relations"), ask), ask.prompts
 
 
 def test_walk_through_sample() -> None:
@@ -136,7 +137,7 @@ def test_no_sample_gives_no_prediction() -> None:
 def test_each_prompt_needs_its_answer(num_answers: int) -> None:
     with pytest.raises(ValueError, match="zip"):
         systems.by_llm(
-            [prepared_sample("1")], "llm", worded("coords"), lambda prompts: [Answer(text="0")] * num_answers
+            [prepared_sample("1")], "llm", builder("coords"), FakeLLM(lambda prompts: [Answer(text="0")] * num_answers)
         )
 
 
@@ -150,7 +151,7 @@ def test_a_format_that_shows_scores_is_refused_before_anybody_is_asked() -> None
         raise AssertionError(prompts)
 
     with pytest.raises(PromptError, match="has no score"):
-        systems.by_llm([prepared_sample("1")], "llm", worded("coords_scores"), never)
+        systems.by_llm([prepared_sample("1")], "llm", builder("coords_scores"), FakeLLM(never))
 
 
 def test_predictions_explain_themselves_once_they_are_read_back(tmp_path: Path) -> None:

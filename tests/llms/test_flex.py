@@ -276,7 +276,7 @@ def test_flex_attention_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch
     tiny.llm().model.save_pretrained(tmp_path)
     tiny.tokenizer("chatml").save_pretrained(tmp_path)
     section = LLMSection(model=str(tmp_path), quantization="none", attention="flex_attention")
-    for refused in (load.load, outline.outline):
+    for refused in (load.load_model, outline.outline):
         with pytest.raises(ModelError, match=r"llm\.attention=flex_attention needs a CUDA device.*auto"):
             refused(section)
 

@@ -18,7 +18,7 @@ from llm_wrapper import detectors, runs
 from llm_wrapper.cli import main, prompts_cli
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
+from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.search.history import Evaluated, History
 from tests.detectors.misbehaving_server import Step
 from tests.first_images import copy_first_images
@@ -184,7 +184,7 @@ def test_an_interrupted_confirmation_asks_only_for_what_lacks(
     search(*command)
     (RUN / "manifest.json").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in RUN.glob("confirmed-*")}
-    monkeypatch.setattr(ask, "ask", None)  # whoever asks now must fail
+    monkeypatch.setattr(LocalLLM, "answer", None)  # whoever asks now must fail
     search(*command)
     assert {path.name: path.stat().st_mtime_ns for path in RUN.glob("confirmed-*.parquet")}.items() <= before.items()
 
