@@ -131,8 +131,8 @@ def evaluate(
     answers = clock.timed("ask the LLM", lambda: llm.answer(prompts))
     rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))
     path = folder / "predictions-val.parquet"
-    clock.timed("save predictions", lambda: files.save(path, rows))
-    loaded = clock.timed("load predictions", lambda: files.load(path))
+    clock.timed("save predictions", lambda: files.save_predictions(path, rows))
+    loaded = clock.timed("load predictions", lambda: files.load_predictions(path))
     clock.timed("metrics with intervals", lambda: _summaries(loaded))
     return answers, prompts
 

@@ -79,7 +79,7 @@ def test_an_evaluation_keeps_and_prints_the_mass(
     run("cache-detections", "--data-root", toy, "--split", "val")
     printed = run("eval", "--data-root", toy, "--llm", "smollm2")
     (path,) = Path("runs").glob("*/predictions-val.parquet")
-    kept = {row.mass for row in files.load(path) if row.system == "untrained" and row.decided_by == "llm"}
+    kept = {row.mass for row in files.load_predictions(path) if row.system == "untrained" and row.decided_by == "llm"}
     assert kept == {mass}
     assert f"untrained: median probability of all valid answers together {mass:.2g}" in printed
     assert ("warning: untrained" in printed) == warns

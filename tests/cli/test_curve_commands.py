@@ -103,7 +103,7 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     # What the table says is what the predictions say.
     n = curve_of("mine")["others"][0]["n"]
     for point in points:
-        rows = files.load(Path(point["predictions"]))
+        rows = files.load_predictions(Path(point["predictions"]))
         assert {row.system for row in rows} == {point["name"]}
         (summary,) = commands.summaries_of(rows)
         assert (summary.p_at_1, summary.n) == (point["result"]["p_at_1"], n)

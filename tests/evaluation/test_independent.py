@@ -18,8 +18,8 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import calibrate, risk_coverage
-from llm_wrapper.evaluation.paired import compare_systems
-from llm_wrapper.evaluation.recall import recall
+from llm_wrapper.evaluation.comparison import compare_systems
+from llm_wrapper.evaluation.slices import recall
 from llm_wrapper.metrics import RANKS, measure, recall_at, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection

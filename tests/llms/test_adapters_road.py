@@ -93,7 +93,7 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
     assert report["adapter"]["sha256"][weights] == artifacts.digest(Path("theirs") / weights)
     assert (report["run"], report["recipe"]["prompt"]["format"]) == (None, "theirs.j2")
 
-    rows = files.load(folder / "predictions-val-first-6.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-6.parquet")
     assert {row.system for row in rows} == {"detector", "rule", "untrained", "tuned", "oracle"}
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.evaluation.orders import averaged
+from llm_wrapper.evaluation.systems import averaged
 from llm_wrapper.llms import answers, server_ways
 from llm_wrapper.llms.base import LocalLLM, add_reasoning, load_llm
 from llm_wrapper.llms.reason import ReasoningLLM, answer_now, reason_first

@@ -151,7 +151,7 @@ def test_search_and_confirmation_share_no_image_and_see_no_evaluated_one(
     search(*cached, proposer(server))
     lines = {split: (source / "toy" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "val")}
     images = {split: {json.loads(line)["image_id"] for line in part} for split, part in lines.items()}
-    confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load(path)}
+    confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load_predictions(path)}
     assert confirmed <= images["train"] - images["val"]
     assert len(list(RUN.glob("confirmed-*.parquet"))) >= 2
 

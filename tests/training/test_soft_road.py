@@ -69,7 +69,7 @@ def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.Mon
     assert "2 steps" in run("train", "--data-root", TOY, "--train", train, "--run", folder, *chosen)
 
     run("eval", "--data-root", TOY, "--run", folder, "--limit", 4)
-    rows = files.load(folder / "predictions-val-first-4.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-4.parquet")
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()
     assert tuned != untrained
