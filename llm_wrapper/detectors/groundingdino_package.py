@@ -39,7 +39,7 @@ def part(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise ModelError(
             f"the detector 'groundingdino-py' cannot be used: {error}. It needs: pip install "
-            "'llm-wrapper[groundingdino]', and a torchvision that is made for the installed torch"
+            "'llm-wrapper-rec[groundingdino]', and a torchvision that is made for the installed torch"
         ) from error
 
 
