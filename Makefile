@@ -6,14 +6,15 @@ $(foreach each,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(each))
 PYTHON ?= python3
 UV ?= uv
 ACCELERATE ?= ddp
-export PYTHON UV VLM LLM DATA DATA_ROOT TRAIN PROMPT SEARCH PAPER RUN RUNS ADAPTER SAMPLES PROCESSES ACCELERATE IMAGE EXPRESSION ARGS
+export PYTHON UV VLM LLM DATA DATA_ROOT TRAIN PROMPT SEARCH PAPER PLUGIN RUN RUNS ADAPTER SAMPLES PROCESSES ACCELERATE IMAGE EXPRESSION ARGS
 
 override BIN := .venv/bin
 override STAMP := .venv/.installed
 # The words of ARGS are split by the command line itself, which knows quotes and runs nothing. A row of the paper's tables
 # (PAPER=flo2-llama3-refcocog) is read there, too; what is typed wins over it.
 override PROGRAM := $(BIN)/llm-wrapper
-override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $${PAPER:+--recipe "$$PAPER"}
+override BEFORE := $${PLUGIN:+--plugin "$$PLUGIN"} $${PAPER:+--recipe "$$PAPER"}
+override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $(BEFORE)
 override DATA_FLAGS := $${DATA:+--data "$$DATA"} $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 override CHOICES := $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${TRAIN:+--train "$$TRAIN"}
 # Lists become words, and each word an option. Nothing in them is a pattern of file names.
@@ -25,7 +26,7 @@ override CACHES := build dist llm_wrapper_rec.egg-info .mypy_cache .ruff_cache .
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: VLM=toy LLM=smollm2 DATA=toy DATA_ROOT= TRAIN= PROMPT= SEARCH=glov PAPER= RUN= RUNS= ADAPTER= SAMPLES= PROCESSES= ACCELERATE=ddp IMAGE= EXPRESSION= ARGS= PYTHON=python3"
+	@echo "  Variables: VLM=toy LLM=smollm2 DATA=toy DATA_ROOT= TRAIN= PROMPT= SEARCH=glov PAPER= PLUGIN= RUN= RUNS= ADAPTER= SAMPLES= PROCESSES= ACCELERATE=ddp IMAGE= EXPRESSION= ARGS= PYTHON=python3"
 
 install: $(STAMP) ## Create .venv with the locked packages; every other target does it when needed
 
@@ -101,7 +102,7 @@ plan: $(STAMP) ## What a training takes and whether it fits, before it starts: V
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN; several GPUs: PROCESSES, ACCELERATE
 	set -- $(PROGRAM); if [ -n "$$PROCESSES" ]; then set -- $(BIN)/accelerate launch --config_file \
 	  "recipes/accelerate/$$ACCELERATE.yaml" --num_processes "$$PROCESSES" --main_process_port 0 -m llm_wrapper; fi; \
-	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $${PAPER:+--recipe "$$PAPER"} train $(CHOICES) $${RUN:+--run "$$RUN"}
+	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $(BEFORE) train $(CHOICES) $${RUN:+--run "$$RUN"}
 
 eval: $(STAMP) ## Score a RUN, a foreign ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
 	$(CLI) eval $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${RUN:+--run "$$RUN"} \

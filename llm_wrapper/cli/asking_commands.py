@@ -15,11 +15,12 @@ from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.names import folder_name
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
+from llm_wrapper.wrapper import require_probabilities
 
 __all__ = ["Evaluation", "by_llm", "notes", "require_one_adapter", "with_training"]
 
@@ -44,7 +45,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """The readable place of predictions and report; those of another wording do not replace a run's own."""
+        """The readable place of predictions and report; those of another prompt do not replace a run's own."""
         folder = self._folder
         return folder.with_name(f"{folder.name}-{plain_name(self.prompt).replace('+', '-')}") if self.prompt else folder
 
@@ -100,13 +101,18 @@ def _require_use(job: Evaluation, adapter: Adapter) -> None:
 
 
 def by_llm(
-    recipe: Recipe, word: Worder, adapter: Path | None, samples: Sequence[PreparedSample], *, with_untrained: bool
+    recipe: Recipe,
+    builder: PromptBuilder,
+    adapter: Path | None,
+    samples: Sequence[PreparedSample],
+    *,
+    with_untrained: bool,
 ) -> list[Prediction]:
     """Load the LLM of a recipe and predict with it.
 
     Args:
         recipe: `LLM=rule` gives nothing.
-        word: Words its questions.
+        builder: Builds its prompts.
         adapter: Folder of its adapter, where it has one.
         samples: What is asked about.
         with_untrained: Whether the LLM is asked without its adapter too.
@@ -116,27 +122,23 @@ def by_llm(
     """
     if recipe.llm.backend == "rule":
         return []
-    if recipe.prompt.none_below is not None and recipe.llm.decode in ("choice", "generate"):
-        raise RecipeError(
-            f"prompt.none_below={recipe.prompt.none_below:g} is a probability, which llm.decode={recipe.llm.decode} "
-            "does not give: set llm.decode=score, or prompt.none=true and no threshold"
-        )
-    from llm_wrapper.llms.ask import asked_by, asker
-    from llm_wrapper.llms.load import LoadedLLM, load, require_fit, with_adapter
+    require_probabilities(recipe)
+    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model, require_fit
 
     num_tokens = recipe.prompt.reasoning_tokens
 
-    def predicted(name: str, asked: systems.Ask) -> list[Prediction]:
-        return systems.by_llm(samples, name, word, asked, orders=recipe.llm.orders, prompt=recipe.prompt)
+    def predicted(name: str, answering: LLM) -> list[Prediction]:
+        return systems.by_llm(samples, name, builder, answering, orders=recipe.llm.orders)
 
     def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
-        return predicted(name, asked_by(llm, title=name, reasoning_tokens=num_tokens))
+        return predicted(name, add_reasoning(LocalLLM(llm, title=name), num_tokens))
 
     if recipe.llm.backend == "openai":
-        return predicted("served", asker(recipe.llm, title="served", reasoning_tokens=num_tokens))
+        return predicted("served", load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens))
     if adapter is not None:
         require_fit(recipe.llm, adapter)
-    llm, rows = load(recipe.llm), []
+    llm, rows = load_model(recipe.llm), []
     if with_untrained or adapter is None:
         rows += loaded("untrained", llm)
-    return rows if adapter is None else [*rows, *loaded("tuned", with_adapter(llm, adapter))]
+    return rows if adapter is None else [*rows, *loaded("tuned", add_adapter(llm, adapter))]

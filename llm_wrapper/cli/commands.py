@@ -32,8 +32,7 @@ from llm_wrapper.terminal import say
 from llm_wrapper.training import processes, trackers
 from llm_wrapper.training.examples import answered_none
 from llm_wrapper.training.interruption import stoppable
-from llm_wrapper.training.pool import gather
-from llm_wrapper.training.wording import Wording, require_trainable, wording_of
+from llm_wrapper.training.pool import gather, load_prompt_builder, require_trainable
 
 __all__ = [
     "Evaluation",
@@ -108,10 +107,10 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     pool = gather(recipe)
     if processes.is_main():
         plan_commands.brief(recipe, pool.groups, console)
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
     from llm_wrapper.training import sft
 
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)
@@ -168,10 +167,10 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     prepared_split = load_prepared_split(recipe, recipe.data, split, limit=job.limit)
     if not any(prepared.sample.target for prepared in prepared_split.samples):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
-    # Before anything is asked: what lacks for the prompts is told at once.
-    wording = Wording(lambda _: []) if recipe.llm.backend == "rule" else wording_of(recipe)
+    builder = None if recipe.llm.backend == "rule" else load_prompt_builder(recipe)
     rows = [*systems.by_detector(prepared_split.samples), *systems.by_rule(prepared_split.samples)]
-    rows += by_llm(recipe, wording.word, adapter, prepared_split.samples, with_untrained=job.untrained)
+    if builder is not None:
+        rows += by_llm(recipe, builder, adapter, prepared_split.samples, with_untrained=job.untrained)
     rows += systems.by_oracle(prepared_split.samples)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -182,7 +181,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
         "model_files": artifacts.digest_model(recipe.llm.model),
-        "prompt": wording.facts,
+        "prompt": builder.facts if builder else {},
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
@@ -192,7 +191,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     if not job.untrained:
         rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
     summaries = summaries_of(rows)
-    files.save(folder / f"predictions-{name}.parquet", rows)
+    files.save_predictions(folder / f"predictions-{name}.parquet", rows)
     artifacts.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
     bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
     artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
@@ -269,7 +268,7 @@ def _with_known_untrained(rows: list[Prediction], path: Path) -> list[Prediction
     """Keep the untrained LLM's answers to the same question, which this time was not asked."""
     if any(row.system == "untrained" for row in rows) or not path.is_file():
         return rows
-    known = [row for row in files.load(path) if row.system == "untrained"]
+    known = [row for row in files.load_predictions(path) if row.system == "untrained"]
     last = next((i for i, row in enumerate(rows) if row.system == "tuned"), len(rows))
     return [*rows[:last], *known, *rows[last:]]
 
@@ -295,7 +294,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
         say(console, file.name)
-        console.print(tables.table(summaries_of(files.load(file))))
+        console.print(tables.table(summaries_of(files.load_predictions(file))))
     if path.is_dir():
         written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
@@ -323,19 +322,9 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
 def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
-    rows = files.load(folder / f"predictions-{done.name}.parquet")
+    rows = files.load_predictions(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
-        chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = recipe.data.folder / "images" / f"{row.image_id}.png"
-        out = folder / "pictures" / f"{number}.png"
-        pictures.draw(
-            image,
-            row.candidates,
-            out=out,
-            chosen=chosen,
-            probabilities=row.probabilities,
-            target=row.target,
-            expression=row.expression,
-        )
+        pictures.save_picture(pictures.draw_prediction(row, image), folder / "pictures" / f"{number}.png")
     say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")

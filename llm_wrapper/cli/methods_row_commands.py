@@ -15,11 +15,11 @@ from llm_wrapper.cli import commands, search_commands
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import methods, systems
 from llm_wrapper.evaluation.methods import Cost, Done, Method
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.search.history import Begun, History
-from llm_wrapper.training.wording import Wording, wording_of
+from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Line", "made_of", "step_tokens"]
 
@@ -42,7 +42,7 @@ class Line:
         return self.method.kind in ("train", "search")
 
 
-def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> tuple[Done, Wording]:
+def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> tuple[Done, PromptBuilder]:
     """Train or search, where the method does and it is not done yet, and ask about all samples.
 
     Raises:
@@ -57,8 +57,8 @@ def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> t
     if row.method.kind == "search":
         prompt = recipe.prompt.model_copy(update={"instruction": runs.facts_of(folder)["best"]})
         recipe = recipe.model_copy(update={"prompt": prompt})
-    wording = wording_of(recipe)
-    rows, answered, spoken = _answers(row, recipe, wording.word, samples)
+    builder = load_prompt_builder(recipe)
+    rows, answered, spoken = _answers(row, recipe, builder, samples)
     num_asked = sum(len(prepared.built.candidates) > 1 for prepared in samples)
     learns = row.is_prepared or recipe.prompt.examples
     done = Done(
@@ -71,7 +71,7 @@ def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> t
         per_answer=None if spoken is None or not num_asked else spoken / num_asked,
         notes=notes,
     )
-    return done, wording
+    return done, builder
 
 
 def step_tokens(recipe: Recipe) -> float | None:
@@ -120,23 +120,23 @@ def _prepared(folder: Path) -> Cost:
 
 
 def _answers(
-    row: Line, recipe: Recipe, word: Worder, samples: Sequence[PreparedSample]
+    row: Line, recipe: Recipe, builder: PromptBuilder, samples: Sequence[PreparedSample]
 ) -> tuple[list[Prediction], Cost, int | None]:
     """Ask the LLM about every sample; return the predictions, their cost, and the tokens read and written alone."""
     from llm_wrapper.llms import meter
-    from llm_wrapper.llms.ask import asker
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.load import load_model
 
     name, num_tokens, spoken = row.method.name, recipe.prompt.reasoning_tokens, meter.Spoken()
     is_served = recipe.llm.backend == "openai"  # then nobody can look into it
     if is_served:
-        ask = asker(recipe.llm, title=name, reasoning_tokens=num_tokens)
+        llm: LLM = load_llm(recipe.llm, title=name, reasoning_tokens=num_tokens)
     else:
-        llm = load(recipe.llm, row.folder / "adapter" if row.method.kind == "train" else None)
-        ask = meter.asked_and_counted(llm, spoken, title=name, reasoning_tokens=num_tokens)
+        loaded = load_model(recipe.llm, row.folder / "adapter" if row.method.kind == "train" else None)
+        llm = add_reasoning(meter.CountingLLM(LocalLLM(loaded, title=name), spoken), num_tokens)
     started = time.perf_counter()
     with nullcontext(meter.Meter()) if is_served else meter.metered(training=methods.TRAINING) as through:
-        rows = systems.by_llm(samples, name, word, ask, orders=recipe.llm.orders, prompt=recipe.prompt)
+        rows = systems.by_llm(samples, name, builder, llm, orders=recipe.llm.orders)
     seconds = round(time.perf_counter() - started, 3)
     if is_served:
         return rows, Cost(None, seconds), None

@@ -13,7 +13,7 @@ import transformers
 import trl
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import sft
 from llm_wrapper.training.adapted import lora
@@ -80,7 +80,7 @@ def compare(groups: Sequence[Group], recipe: Recipe, folder: Path, *, num_steps:
     section = recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
     needed = (num_steps + _WARMUP_STEPS) * section.groups_per_step
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     full = [group for group in groups if len(group.samples) == section.expressions_per_group][:needed]
     full, _ = sft.fit_to_length(llm, full, recipe)
     if len(full) < needed or per_step % _RIVAL_BATCH:
@@ -108,7 +108,7 @@ def _ours(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path)
 
 
 def _rival(groups: Sequence[Group], recipe: Recipe, folder: Path) -> _Watch:
-    llm, watch, section = load(recipe.llm.model_copy(update={"attention": "sdpa"})), _Watch(), recipe.train
+    llm, watch, section = load_model(recipe.llm.model_copy(update={"attention": "sdpa"})), _Watch(), recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
     arguments = sft.arguments(llm, recipe, folder / "rival", kind=trl.SFTConfig, max_length=None)
     arguments.per_device_train_batch_size = _RIVAL_BATCH

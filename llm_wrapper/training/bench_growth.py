@@ -9,7 +9,7 @@ from pathlib import Path
 from llm_wrapper.clock import Clock
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.llms.bench import agreement, largest_difference
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import Recipe
@@ -72,7 +72,7 @@ def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder
         recipe: Gives the LLM, the prompt format, and what a step of training holds.
         folder: The trainer logs here; no adapter is kept.
     """
-    llm, clock = load(recipe.llm), Clock()
+    llm, clock = load_model(recipe.llm), Clock()
     prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}

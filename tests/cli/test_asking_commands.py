@@ -16,10 +16,11 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
+from tests.fake_llm import FakeLLM
 from tests.first_images import copy_first_images
 from tests.test_cli import run
 
@@ -58,9 +59,14 @@ def asked_with_mass(mass: float) -> object:
         return even
 
     def by_llm(
-        recipe: Recipe, word: Worder, adapter: Path | None, samples: Sequence[PreparedSample], *, with_untrained: bool
+        recipe: Recipe,
+        builder: PromptBuilder,
+        adapter: Path | None,
+        samples: Sequence[PreparedSample],
+        *,
+        with_untrained: bool,
     ) -> list[Prediction]:
-        return systems.by_llm(samples, "untrained", word, ask, prompt=recipe.prompt)
+        return systems.by_llm(samples, "untrained", builder, FakeLLM(ask))
 
     return by_llm
 
@@ -73,7 +79,7 @@ def test_an_evaluation_keeps_and_prints_the_mass(
     run("cache-detections", "--data-root", toy, "--split", "val")
     printed = run("eval", "--data-root", toy, "--llm", "smollm2")
     (path,) = Path("runs").glob("*/predictions-val.parquet")
-    kept = {row.mass for row in files.load(path) if row.system == "untrained" and row.decided_by == "llm"}
+    kept = {row.mass for row in files.load_predictions(path) if row.system == "untrained" and row.decided_by == "llm"}
     assert kept == {mass}
     assert f"untrained: median probability of all valid answers together {mass:.2g}" in printed
     assert ("warning: untrained" in printed) == warns

@@ -23,7 +23,7 @@ AROUND = {
     "read the data set",
     "cache detections",
     "build candidates",
-    "word the prompts",
+    "build the prompts",
     "decide, four systems",
     "save predictions",
     "load predictions",

@@ -12,11 +12,12 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems, transfer_rows
 from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
-from llm_wrapper.llms import ask
-from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.llms import base
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 from llm_wrapper.report import matrix as tables
+from tests.fake_llm import FakeLLM
 
 RIGHT, WRONG = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
 
@@ -31,8 +32,8 @@ def column(name: str, *, count: int = 4, score: float | None = 0.5, expression: 
     return Column(name, samples)
 
 
-def worded(prompt_format: str) -> Worder:
-    return plain(PromptSection(format=prompt_format))
+def builder(prompt_format: str) -> PromptBuilder:
+    return PromptBuilder(PromptSection(format=prompt_format))
 
 
 class Llm:
@@ -41,13 +42,13 @@ class Llm:
     def __init__(self, index: int = 0, prompt_format: str = "compact", name: str = "tuned on a") -> None:
         self.index, self.num_loaded = index, 0
         self.asked: list[str] = []
-        self.system = System(name, {"llm": name}, self.load, worded(prompt_format))
+        self.system = System(name, {"llm": name}, self.load, builder(prompt_format))
 
     def load(self) -> Predict:
         self.num_loaded += 1
-        word = self.system.word
-        assert word is not None
-        return lambda column: systems.by_llm(column.samples, "whatever", word, self.answer)
+        prompts = self.system.builder
+        assert prompts is not None
+        return lambda column: systems.by_llm(column.samples, "whatever", prompts, self)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.asked += [prompt.sample_id for prompt in prompts]
@@ -80,7 +81,7 @@ def test_only_what_is_missing_or_was_asked_otherwise_is_asked(tmp_path: Path) ->
         fill([llm.system], [other], tmp_path)
     assert len(llm.asked) == 8 + 5 + 4 + 4
     fill([replace(llm.system, identity={"llm": "another adapter"})], [column("a / x")], tmp_path)
-    fill([replace(llm.system, word=worded("coords"))], [column("a / x")], tmp_path)
+    fill([replace(llm.system, builder=builder("coords"))], [column("a / x")], tmp_path)
     assert len(llm.asked) == 21 + 4 + 4
     assert set(kept) < set(tmp_path.rglob("*.parquet"))
     fill([llm.system], [column("a / x")], tmp_path)
@@ -195,12 +196,7 @@ def test_what_was_averaged_is_no_more_taken_for_what_an_earlier_version_asked_on
 
 
 def test_answers_are_averaged_over_the_orders_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts_asked: list[Prompt] = []
-
-    def answer(prompts: Sequence[Prompt]) -> list[Answer]:
-        prompts_asked.extend(prompts)
-        return [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts]
-
-    monkeypatch.setattr(ask, "asker", lambda *_, **__: answer)
-    rows = transfer_rows.asked("a", served(orders=3), word=worded("compact")).load()(column("a / x"))
-    assert (len(prompts_asked), len(rows)) == (12, 4)
+    llm = FakeLLM(lambda prompts: [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts])
+    monkeypatch.setattr(base, "load_llm", lambda *_, **__: llm)
+    rows = transfer_rows.asked("a", served(orders=3), builder=builder("compact")).load()(column("a / x"))
+    assert (len(llm.prompts), len(rows)) == (12, 4)
