@@ -55,7 +55,7 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     unread: dict[str, DataError] = {}
     for split in _SPLITS:
         try:
-            dataset = datasets.load(recipe.data, split)
+            dataset = datasets.load_dataset(recipe.data, split)
         except DataError as error:
             unread[split] = error
             continue
@@ -65,8 +65,8 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     if not found:
         nothing = DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
         raise next(iter(unread.values()), nothing)
-    report = checks.check(found)
-    say(console, checks.render(report))
+    report = checks.check_datasets(found)
+    say(console, checks.format_check(report))
     for split, problem in unread.items():
         if split in (recipe.data.train_split, recipe.data.eval_split):
             say(console, f"error: split {split} cannot be read: {problem}")
@@ -209,7 +209,7 @@ def _own_training_data(job: Evaluation, recipe: Recipe, dataset: Dataset) -> lis
     trained = runs.recipe_of(job.run).training_data() if job.run else []
     if not dataset.has_splits and not trained:
         return []
-    note = leaks.own_training_data((recipe.data, dataset), trained)
+    note = leaks.describe_own_training_data((recipe.data, dataset), trained)
     return [note] if note else []
 
 
@@ -322,16 +322,6 @@ def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     rows = files.load_predictions(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
-        chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = recipe.data.folder / "images" / f"{row.image_id}.png"
-        out = folder / "pictures" / f"{number}.png"
-        pictures.draw(
-            image,
-            row.candidates,
-            out=out,
-            chosen=chosen,
-            probabilities=row.probabilities,
-            target=row.target,
-            expression=row.expression,
-        )
+        pictures.save_picture(pictures.draw_prediction(row, image), folder / "pictures" / f"{number}.png")
     say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")
