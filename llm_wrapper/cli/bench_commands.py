@@ -17,7 +17,7 @@ from llm_wrapper.cli import detection_commands
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import DataError
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Sample
 from llm_wrapper.terminal import say
@@ -84,7 +84,7 @@ def _scored(recipe: Recipe, samples: Sequence[PreparedSample], adapter: Path) ->
     from llm_wrapper.llms import bench
     from llm_wrapper.llms.load import load_model
 
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
+    prompts = [render_prompt(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     timings = bench.compare(load_model(recipe.llm, adapter), prompts)
     exact = load_model(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
     truth, shared = bench.scored(exact, prompts, share=False), bench.scored(exact, prompts)

@@ -18,7 +18,7 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
 
@@ -126,7 +126,8 @@ def evaluate(
     """
     prompt_format = recipe.prompt.format
     prompts = clock.timed(
-        "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in samples]
+        "build the prompts",
+        lambda: [render_prompt(each.sample, each.built.candidates, prompt_format) for each in samples],
     )
     answers = clock.timed("ask the LLM", lambda: llm.answer(prompts))
     rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))

@@ -11,7 +11,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.llms.bench import agreement, largest_difference
 from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.training import bench, trainer
@@ -73,7 +73,7 @@ def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder
         folder: The trainer logs here; no adapter is kept.
     """
     llm, clock = load_model(recipe.llm), Clock()
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
+    prompts = [render_prompt(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}
     for name, some in asked.items():
