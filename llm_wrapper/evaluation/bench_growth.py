@@ -9,7 +9,7 @@ from typing import Any
 from llm_wrapper.clock import Clock
 from llm_wrapper.datasets import Dataset, jsonl, toy_crowds
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.samples import PreparedSample, build
 from llm_wrapper.detectors.base import Level, Question
@@ -79,7 +79,7 @@ def made(
     toy_crowds.write(path, iter(chosen), limit=limit)
     dataset = clock.timed("read the data set", lambda: jsonl.load(path, "val"))
     finder = _Finder(_detections(chosen))
-    clock.timed("cache detections", lambda: fill(finder, dataset, folder / "cache", progress=False))
+    clock.timed("cache detections", lambda: fill_cache(finder, dataset, folder / "cache", progress=False))
     return clock.timed("build candidates", lambda: _samples(finder, dataset, folder / "cache", recipe))
 
 
