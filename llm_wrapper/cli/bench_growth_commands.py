@@ -72,9 +72,9 @@ def growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
         RecipeError: If a size or a number of candidates cannot be measured.
     """
     _require_usable(extent, recipe)
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
 
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     found = _sizes(llm, recipe, extent, console)
     same = {str(llm.model.dtype).removeprefix("torch."): _sameness(found)}
     if "float32" not in same:
@@ -102,7 +102,7 @@ def _require_usable(extent: Extent, recipe: Recipe) -> None:
 
 
 def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> _Found:
-    from llm_wrapper.llms.ask import ask
+    from llm_wrapper.llms.base import LocalLLM
     from llm_wrapper.training import bench_growth as training
 
     found, sizes = _Found(), sorted(set(extent.sizes))
@@ -114,8 +114,8 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
             folder = Path(name)
             chosen = crowds[: -(-size // evaluating.EXPRESSIONS)]
             samples = evaluating.made(chosen, folder, recipe, limit=size, clock=clock)
-            asked = (lambda prompts: ask(llm, prompts, title="LLM")) if is_asked else evaluating.uniform
-            answers, prompts = evaluating.evaluate(samples, recipe, folder, ask=asked, clock=clock)
+            asked = LocalLLM(llm) if is_asked else evaluating.UniformLLM()
+            answers, prompts = evaluating.evaluate(samples, recipe, folder, llm=asked, clock=clock)
         training.prepare(llm, samples, recipe, clock=clock)
         if is_asked:
             found.answers[size], found.prompts = answers, prompts
@@ -127,12 +127,13 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
 
 def _exact(recipe: Recipe, found: _Found, extent: Extent) -> _Found:
     """Ask the two smallest sizes again in float32, where batches of another shape do not round otherwise."""
-    from llm_wrapper.llms.ask import ask
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.base import LocalLLM
+    from llm_wrapper.llms.load import load_model
 
-    llm = load(recipe.llm.model_copy(update={"dtype": "float32"}))
+    llm = load_model(recipe.llm.model_copy(update={"dtype": "float32"}))
     sizes = sorted(found.answers)[:_EXACT_SIZES]
-    answers = {size: ask(llm, found.prompts[:size], title="LLM, float32") for size in sizes}
+    exact = LocalLLM(llm, title="LLM, float32")
+    answers = {size: exact.answer(found.prompts[:size]) for size in sizes}
     return _Found(answers=answers, prompts=found.prompts)
 
 

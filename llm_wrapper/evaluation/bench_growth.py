@@ -15,14 +15,14 @@ from llm_wrapper.detections.samples import PreparedSample, build
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
 
-__all__ = ["EXPRESSIONS", "THINGS", "crowds", "evaluate", "made", "uniform"]
+__all__ = ["EXPRESSIONS", "THINGS", "UniformLLM", "crowds", "evaluate", "made"]
 
 THINGS = 8
 EXPRESSIONS = 4
@@ -77,7 +77,7 @@ def made(
     """
     path = folder / "crowds.jsonl"
     toy_crowds.write(path, iter(chosen), limit=limit)
-    dataset = clock.timed("read the data set", lambda: jsonl.load(path, "val"))
+    dataset = clock.timed("read the data set", lambda: jsonl.load_jsonl(path, "val"))
     finder = _Finder(_detections(chosen))
     clock.timed("cache detections", lambda: fill_cache(finder, dataset, folder / "cache", progress=False))
     return clock.timed("build candidates", lambda: _samples(finder, dataset, folder / "cache", recipe))
@@ -91,13 +91,26 @@ def _samples(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) ->
     ]
 
 
-def uniform(prompts: Sequence[Prompt]) -> list[Answer]:
-    """Answer without looking: for sizes where the LLM is not asked."""
-    return [Answer((1 / len(prompt.candidates),) * len(prompt.candidates), 1.0) for prompt in prompts]
+class UniformLLM:
+    """Answers without looking: for sizes where the LLM is not asked."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return equal probabilities for each prompt."""
+        return [Answer((1 / len(prompt.candidates),) * len(prompt.candidates), 1.0) for prompt in prompts]
+
+
+class _Answered:
+    """Gives the answers that an LLM gave before."""
+
+    def __init__(self, answers: list[Answer]) -> None:
+        self._answers = answers
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        return self._answers
 
 
 def evaluate(
-    samples: Sequence[PreparedSample], recipe: Recipe, folder: Path, *, ask: Ask, clock: Clock
+    samples: Sequence[PreparedSample], recipe: Recipe, folder: Path, *, llm: LLM, clock: Clock
 ) -> tuple[list[Answer], list[Prompt]]:
     """Word the prompts, ask, decide by every system, keep the predictions, compute metrics.
 
@@ -105,7 +118,7 @@ def evaluate(
         samples: All with at least two candidates, those of one image as neighbours.
         recipe: Gives the prompt format.
         folder: The predictions are written here.
-        ask: Answers prompts in order; it is timed as "ask the LLM".
+        llm: Answers the prompts; it is timed as "ask the LLM".
         clock: Notes the seconds.
 
     Returns:
@@ -115,11 +128,11 @@ def evaluate(
     prompts = clock.timed(
         "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in samples]
     )
-    answers = clock.timed("ask the LLM", lambda: ask(prompts))
+    answers = clock.timed("ask the LLM", lambda: llm.answer(prompts))
     rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))
     path = folder / "predictions-val.parquet"
-    clock.timed("save predictions", lambda: files.save(path, rows))
-    loaded = clock.timed("load predictions", lambda: files.load(path))
+    clock.timed("save predictions", lambda: files.save_predictions(path, rows))
+    loaded = clock.timed("load predictions", lambda: files.load_predictions(path))
     clock.timed("metrics with intervals", lambda: _summaries(loaded))
     return answers, prompts
 
@@ -128,7 +141,7 @@ def _rows(samples: Sequence[PreparedSample], prompt_format: str, answers: list[A
     return [
         *systems.by_detector(samples),
         *systems.by_rule(samples),
-        *systems.by_llm(samples, "LLM", PromptBuilder(PromptSection(format=prompt_format)), lambda _: answers),
+        *systems.by_llm(samples, "LLM", PromptBuilder(PromptSection(format=prompt_format)), _Answered(answers)),
         *systems.by_oracle(samples),
     ]
 

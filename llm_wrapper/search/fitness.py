@@ -14,6 +14,7 @@ from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
 from llm_wrapper.detectors.base import Detector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
@@ -52,21 +53,21 @@ class SelectorFitness:
     Args:
         prepared_samples: Of the training split.
         section: Format of the candidates' lines.
-        ask: Answers prompts in order.
+        llm: Answers the prompts.
         orders: See `systems.by_llm`.
     """
 
     def __init__(
-        self, prepared_samples: Sequence[PreparedSample], section: PromptSection, ask: systems.Ask, *, orders: int = 1
+        self, prepared_samples: Sequence[PreparedSample], section: PromptSection, llm: LLM, *, orders: int = 1
     ) -> None:
         self.samples: Sequence[Sample] = [prepared.sample for prepared in prepared_samples]
-        self._prepared_samples, self._section, self._ask, self._orders = prepared_samples, section, ask, orders
+        self._prepared_samples, self._section, self._llm, self._orders = prepared_samples, section, llm, orders
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the LLM, asked with an instruction."""
         section = self._section.model_copy(update={"instruction": prompt})
         prepared_samples = [self._prepared_samples[place] for place in places]
-        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._ask, orders=self._orders)
+        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._llm, orders=self._orders)
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the samples and their candidates, in the order shown."""
@@ -80,11 +81,11 @@ class SelectorFitness:
 
 
 @runtime_checkable
-class _Worded(Protocol):
+class _CaptionedDetector(Protocol):
     """A detector that can be asked with another caption."""
 
     @property
-    def worded(self) -> Callable[[str], Detector]: ...
+    def with_caption(self) -> Callable[[str], Detector]: ...
 
 
 class CaptionFitness:
@@ -99,19 +100,24 @@ class CaptionFitness:
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        detector = detectors.create(recipe.detector, dataset)
-        if len(recipe.detectors()) > 1 or not isinstance(detector, _Worded):
+        detector = detectors.create_detector(recipe.detector, dataset)
+        if len(recipe.detectors()) > 1 or not isinstance(detector, _CaptionedDetector):
             raise RecipeError(
                 "search.target=caption is for one detector that takes a caption (VLM=gd, mmgd, llmdet), not for "
                 f"{recipe.vlm}"
             )
         self.samples = dataset.samples
-        self._recipe, self._dataset, self._detector, self._worded = recipe, dataset, detector, detector.worded
+        self._recipe, self._dataset, self._detector, self._with_caption = (
+            recipe,
+            dataset,
+            detector,
+            detector.with_caption,
+        )
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the detector's own choice, asked with a caption."""
         part = self._part(places)
-        detector = self._worded(prompt)
+        detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
         cache = fill_cache(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
         prepared_samples = [

@@ -11,7 +11,6 @@ import pytest
 
 from llm_wrapper import artifacts, datasets, detectors
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import samples
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSplit, cache_folder, load_prepared_split
@@ -59,7 +58,7 @@ class Local(Scripted):
         return {"files": artifacts.digest_model(self._model)}
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> Scripted:
+def create(settings: Mapping[str, Any]) -> Scripted:
     return Local(**settings) if "model" in settings else Scripted(**settings)
 
 
@@ -82,8 +81,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 
 def cached(recipe: Recipe, split: str = "val") -> PreparedSplit:
-    dataset = datasets.load(recipe.data, split)
-    detector = detectors.create(recipe.detector, dataset)
+    dataset = datasets.load_dataset(recipe.data, split)
+    detector = detectors.create_detector(recipe.detector, dataset)
     fill_cache(detector, dataset, cache_folder(detector.name, recipe.data, split), progress=False)
     return load_prepared_split(recipe, recipe.data, split)
 
