@@ -13,8 +13,8 @@ override STAMP := .venv/.installed
 # The words of ARGS are split by the command line itself, which knows quotes and runs nothing. A row of the paper's tables
 # (PAPER=flo2-llama3-refcocog) is read there, too; what is typed wins over it.
 override PROGRAM := $(BIN)/llm-wrapper
-override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $${PAPER:+--paper "$$PAPER"}
 override BENCH := LLM_WRAPPER_ARGS="$$ARGS" $(BIN)/python benchmarks
+override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $${PAPER:+--recipe "$$PAPER"}
 override DATA_FLAGS := $${DATA:+--data "$$DATA"} $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 override CHOICES := $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${TRAIN:+--train "$$TRAIN"}
 # Lists become words, and each word an option. Nothing in them is a pattern of file names.
@@ -90,7 +90,7 @@ plan: $(STAMP) ## What a training takes and whether it fits, before it starts: V
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN; several GPUs: PROCESSES, ACCELERATE
 	set -- $(PROGRAM); if [ -n "$$PROCESSES" ]; then set -- $(BIN)/accelerate launch --config_file \
 	  "recipes/accelerate/$$ACCELERATE.yaml" --num_processes "$$PROCESSES" --main_process_port 0 -m llm_wrapper; fi; \
-	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $${PAPER:+--paper "$$PAPER"} train $(CHOICES) $${RUN:+--run "$$RUN"}
+	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $${PAPER:+--recipe "$$PAPER"} train $(CHOICES) $${RUN:+--run "$$RUN"}
 
 eval: $(STAMP) ## Score a RUN, a foreign ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
 	$(CLI) eval $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${RUN:+--run "$$RUN"} \

@@ -24,12 +24,11 @@ from rich.table import Table
 from llm_wrapper import datasets, images
 from llm_wrapper.boxes import FloatArray, array
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detectors import florence2_answers
+from llm_wrapper.detectors import florence2
 from llm_wrapper.detectors.base import Detector, detect_sample, joined, questions_about
-from llm_wrapper.detectors.florence2 import Florence2Detector, Florence2Settings
-from llm_wrapper.detectors.florence2_answers import TASKS
-from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, Settings
-from llm_wrapper.detectors.grounding_dino_scores import detections, fitted, raw_answer, read_text
+from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, Florence2Settings
+from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
+from llm_wrapper.detectors.grounding_dino_base import fit_expression, raw_answer, read_text, score_answer
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Detections, Sample
@@ -98,19 +97,19 @@ def compare_florence2(samples: Sequence[Sample], *, small: bool = False) -> Comp
 @torch.inference_mode()
 def _plain_florence2(sample: Sample, task: str, model: Any, processor: Any) -> Detections:
     """Ask one task as the model's documentation does."""
-    image, known = images.read_sample(sample), TASKS[task]
-    text = known.token + (sample.expression if known.level == "expression" else "")
+    image, known = images.read_sample(sample), FLORENCE2_TASKS[task]
+    text = known.prompt + (sample.expression if known.level == "expression" else "")
     inputs = processor(text=text, images=image, return_tensors="pt")
     ids = model.generate(**inputs, num_beams=3, max_new_tokens=_NEW_TOKENS, do_sample=False)
     answer = processor.batch_decode(ids, skip_special_tokens=False)[0]
-    return florence2_answers.detections(answer, task, image.size)
+    return florence2.read_florence2_answer(answer, task, image.size)
 
 
 def compare_grounding_dino(samples: Sequence[Sample], *, small: bool = False) -> Comparison:
     """Compare in mode `gd`; see `compare_florence2` for the arguments."""
     texts = [sample.expression for sample in samples]
     model, processor = random_detectors.grounding_dino(texts, small=small)
-    settings = Settings(model="random/grounding-dino", mode="gd", box_threshold=0.0)
+    settings = GroundingDinoSettings(model="random/grounding-dino", mode="gd", box_threshold=0.0)
     detector = GroundingDinoDetector(model, processor, settings)
     core = model.model
     parts = {
@@ -123,13 +122,13 @@ def compare_grounding_dino(samples: Sequence[Sample], *, small: bool = False) ->
     @torch.inference_mode()
     def plain(sample: Sample) -> Detections:
         image = images.read_sample(sample)
-        text, _ = fitted(sample.expression, processor.tokenizer, model.config.max_text_len)
+        text, _ = fit_expression(sample.expression, processor.tokenizer, model.config.max_text_len)
         inputs = processor(images=image, text=f"{text}.", return_tensors="pt")
         answer = model(**inputs)
         tokens = processor.tokenizer(f"{text}.", return_offsets_mapping=True)
         read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
         raw = raw_answer(answer.logits[0].numpy(), answer.pred_boxes[0].numpy(), image.size)
-        return detections(raw, read, None, settings)
+        return score_answer(raw, read, None, settings)
 
     return _compare(detector, parts, samples, plain)
 

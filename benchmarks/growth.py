@@ -125,10 +125,10 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             chosen = crowds[: -(-size // growth_steps.EXPRESSIONS)]
-            scenes = growth_steps.prepare_scenes(chosen, folder, recipe, limit=size, clock=clock)
+            samples = growth_steps.prepare_samples(chosen, folder, recipe, limit=size, clock=clock)
             asked = (lambda prompts: ask(llm, prompts, title="LLM")) if is_asked else growth_steps.uniform
-            answers, prompts = growth_steps.evaluate(scenes, recipe, folder, ask=asked, clock=clock)
-        growth_steps.prepare_training(llm, scenes, recipe, clock=clock)
+            answers, prompts = growth_steps.evaluate(samples, recipe, folder, ask=asked, clock=clock)
+        growth_steps.prepare_training(llm, samples, recipe, clock=clock)
         if is_asked:
             found.answers[size], found.prompts = answers, prompts
         else:
@@ -161,14 +161,14 @@ def _candidates(recipe: Recipe, number: int, num_images: int, console: Console) 
     count = recipe.train.expressions_per_group
     crowds = growth_steps.make_crowds(num_images, number, count)
     with tempfile.TemporaryDirectory() as name:
-        scenes = growth_steps.prepare_scenes(crowds, Path(name), whole, limit=num_images * count, clock=Clock())
-        return growth_steps.measure_candidates(scenes, whole, Path(name))
+        samples = growth_steps.prepare_samples(crowds, Path(name), whole, limit=num_images * count, clock=Clock())
+        return growth_steps.measure_candidates(samples, whole, Path(name))
 
 
 def _notes(recipe: Recipe, extent: Extent, same: dict[str, list[dict[str, Any]]]) -> list[str]:
     known = artifacts.versions()
     lines = [
-        f"Made-up scenes of the toy grammar, seeds fixed: {growth_steps.THINGS} candidates and "
+        f"Made-up samples of the toy grammar, seeds fixed: {growth_steps.THINGS} candidates and "
         f"{growth_steps.EXPRESSIONS} "
         f"expressions an image above, {recipe.train.expressions_per_group} expressions an image below. "
         f"{recipe.llm.model}, untrained, prompt.format={recipe.prompt.format}; the LLM is asked up to "

@@ -16,7 +16,7 @@ from llm_wrapper.datasets import Dataset, jsonl
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.identity import identity_of
-from llm_wrapper.detections.scenes import Scene, build
+from llm_wrapper.detections.samples import PreparedSample, build
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
@@ -24,8 +24,8 @@ from llm_wrapper.evaluation.systems import Ask
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.score import score
 from llm_wrapper.metrics import Summary, summarize
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import render
-from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
 from llm_wrapper.training import sft
@@ -71,9 +71,9 @@ def _detections(found: Sequence[crowds.Crowd]) -> dict[str, Detections]:
     }
 
 
-def prepare_scenes(
+def prepare_samples(
     chosen: Sequence[crowds.Crowd], folder: Path, recipe: Recipe, *, limit: int, clock: Clock
-) -> list[Scene]:
+) -> list[PreparedSample]:
     """Take crowds the way of every data set: written, read, detected, cached, and built into candidates.
 
     Args:
@@ -88,12 +88,18 @@ def prepare_scenes(
     dataset = clock.timed("read the data set", lambda: jsonl.load(path, "val"))
     finder = _Finder(_detections(chosen))
     clock.timed("cache detections", lambda: fill(finder, dataset, folder / "cache", progress=False))
-    return clock.timed("build candidates", lambda: _scenes(finder, dataset, folder / "cache", recipe))
+    return clock.timed("build candidates", lambda: _samples(finder, dataset, folder / "cache", recipe))
 
 
-def _scenes(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) -> list[Scene]:
+def _samples(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) -> list[PreparedSample]:
     cache = DetectionCache.open_complete(folder, identity_of(finder, dataset))
-    return [Scene(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name])) for sample in dataset.samples]
+    return [
+        PreparedSample(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name]))
+        for sample in dataset.samples
+    ]
+        PreparedSample(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name]))
+        for sample in dataset.samples
+    ]
 
 
 def uniform(prompts: Sequence[Prompt]) -> list[Answer]:
@@ -102,12 +108,12 @@ def uniform(prompts: Sequence[Prompt]) -> list[Answer]:
 
 
 def evaluate(
-    scenes: Sequence[Scene], recipe: Recipe, folder: Path, *, ask: Ask, clock: Clock
+    samples: Sequence[PreparedSample], recipe: Recipe, folder: Path, *, ask: Ask, clock: Clock
 ) -> tuple[list[Answer], list[Prompt]]:
     """Build the prompts, ask the LLM, decide by every system, keep the predictions, compute metrics.
 
     Args:
-        scenes: All with at least two candidates, those of one image as neighbours.
+        samples: All with at least two candidates, those of one image as neighbours.
         recipe: Gives the prompt format.
         folder: The predictions are written here.
         ask: Answers prompts in order; it is timed as "ask the LLM".
@@ -118,10 +124,10 @@ def evaluate(
     """
     prompt_format = recipe.prompt.format
     prompts = clock.timed(
-        "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in scenes]
+        "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in samples]
     )
     answers = clock.timed("ask the LLM", lambda: ask(prompts))
-    rows = clock.timed("decide, four systems", lambda: _rows(scenes, prompt_format, answers))
+    rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))
     path = folder / "predictions-val.parquet"
     clock.timed("save predictions", lambda: files.save(path, rows))
     loaded = clock.timed("load predictions", lambda: files.load(path))
@@ -129,12 +135,12 @@ def evaluate(
     return answers, prompts
 
 
-def _rows(scenes: Sequence[Scene], prompt_format: str, answers: list[Answer]) -> list[Prediction]:
+def _rows(samples: Sequence[PreparedSample], prompt_format: str, answers: list[Answer]) -> list[Prediction]:
     return [
-        *systems.by_detector(scenes),
-        *systems.by_rule(scenes),
-        *systems.by_llm(scenes, "LLM", plain(PromptSection(format=prompt_format)), lambda _: answers),
-        *systems.by_oracle(scenes),
+        *systems.by_detector(samples),
+        *systems.by_rule(samples),
+        *systems.by_llm(samples, "LLM", PromptBuilder(PromptSection(format=prompt_format)), lambda _: answers),
+        *systems.by_oracle(samples),
     ]
 
 
@@ -171,9 +177,9 @@ def same_answers(prompts: Sequence[Prompt], few: Sequence[Answer], many: Sequenc
     return Sameness(count, (len(few), len(many)), same, largest_difference(ours, theirs))
 
 
-def prepare_training(llm: LoadedLLM, scenes: Sequence[Scene], recipe: Recipe, *, clock: Clock) -> None:
+def prepare_training(llm: LoadedLLM, samples: Sequence[PreparedSample], recipe: Recipe, *, clock: Clock) -> None:
     """Do all of a training that is done before and between its steps, and note how long each part takes."""
-    groups, _ = clock.timed("group the samples", lambda: make_groups(scenes, recipe.train))
+    groups, _ = clock.timed("group the samples", lambda: make_groups(samples, recipe.train))
     fitting, _ = clock.timed("measure the prompts", lambda: sft.fit_to_length(llm, groups, recipe))
     rows = clock.timed("schedule", lambda: schedule(fitting, recipe.train))
     collate, size = Collator(llm, fitting, recipe), recipe.train.groups_per_step
@@ -184,32 +190,32 @@ def prepare_training(llm: LoadedLLM, scenes: Sequence[Scene], recipe: Recipe, *,
     clock.timed("make all batches", lambda: [len(collate(batch)["parts"]) for batch in batches])
 
 
-def measure_candidates(scenes: Sequence[Scene], recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Return seconds per expression for scenes that have equally many candidates, and tokens per prompt.
+def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Return seconds per expression for samples that have equally many candidates, and tokens per prompt.
 
     Scoring is timed with all expressions of an image (`shared`) and with the first one of each (`single`), after a
     first batch; training over two steps after a first one.
 
     Args:
-        scenes: Those of one image as neighbours, at least three steps of groups.
+        samples: Those of one image as neighbours, at least three steps of groups.
         recipe: Gives the LLM, the prompt format, and what a step of training holds.
         folder: The trainer logs here; no adapter is kept.
     """
     llm, clock = load(recipe.llm), Clock()
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in scenes]
-    first = {each.sample.image_id: prompt for each, prompt in zip(reversed(scenes), reversed(prompts), strict=True)}
+    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
+    first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}
     for name, some in asked.items():
         list(score(llm, some[:2]))
         clock.timed(name, lambda some=some: list(score(llm, some)))  # type: ignore[misc]
     found = {name: clock.seconds[name] / len(some) for name, some in asked.items()}
     num_tokens = sum(len(llm.encoder.encode(prompt)) for prompt in prompts)
-    return {"tokens": num_tokens / len(prompts), **found, "training": _step(llm, scenes, recipe, folder)}
+    return {"tokens": num_tokens / len(prompts), **found, "training": _step(llm, samples, recipe, folder)}
 
 
-def _step(llm: LoadedLLM, scenes: Sequence[Scene], recipe: Recipe, folder: Path) -> float:
+def _step(llm: LoadedLLM, samples: Sequence[PreparedSample], recipe: Recipe, folder: Path) -> float:
     """Train for some steps; return the seconds per expression."""
     section = recipe.train
-    groups = make_groups(scenes, section)[0][: (1 + STEPS) * section.groups_per_step]
+    groups = make_groups(samples, section)[0][: (1 + STEPS) * section.groups_per_step]
     watch = train_packed(llm, groups, recipe, folder)
     return watch.seconds / (STEPS * section.groups_per_step * section.expressions_per_group)

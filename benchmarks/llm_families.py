@@ -34,7 +34,7 @@ from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.score import score
 from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.prompts.render import render
-from llm_wrapper.recipe.sections import LLMSection
+from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Box, Candidate, Prompt, Sample
 
 TOLERANCE = 1e-4

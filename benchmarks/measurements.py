@@ -20,7 +20,6 @@ from llm_wrapper import artifacts, results, runs
 from llm_wrapper.cli.options import extra_words
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.terminal import log_to_stderr, open_console, say
 
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set, instead of the one in its recipe.")]
@@ -29,7 +28,7 @@ _Result = TypeVar("_Result")
 
 def compose_recipe(names: Mapping[str, str], overrides: Sequence[str] = (), data_root: Path | None = None) -> Recipe:
     """Compose a recipe from files of recipes/ (kind -> name) and overrides."""
-    recipe = compose(recipes_folder(), dict(names), list(overrides))
+    recipe = compose(names, overrides)
     return (
         recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})}) if data_root else recipe
     )

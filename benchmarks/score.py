@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_wrapper.cli.detection_commands import cache
-from llm_wrapper.detections.scenes import Scene, load_scenes
+from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.llms.score import score
@@ -97,14 +97,14 @@ def largest_difference(a: Sequence[Answer], b: Sequence[Answer]) -> float | None
 
 def train_adapter(recipe: Recipe, folder: Path) -> Path:
     """Train a few steps: enough to answer with an index and to end there, which is all that speed depends on."""
-    scenes = load_scenes(recipe, recipe.data, recipe.data.train_split).scenes
-    sft.train(load(recipe.llm), make_groups(scenes, recipe.train)[0], recipe, folder)
+    samples = load_prepared_split(recipe, recipe.data, recipe.data.train_split).samples
+    sft.train(load(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
     return folder / "adapter"
 
 
-def measure(recipe: Recipe, scenes: Sequence[Scene], adapter: Path) -> dict[str, Any]:
-    """Return the facts of each way over the same scenes."""
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in scenes]
+def measure(recipe: Recipe, samples: Sequence[PreparedSample], adapter: Path) -> dict[str, Any]:
+    """Return the facts of each way over the same samples."""
+    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     timings = compare(load(recipe.llm, adapter), prompts)
     exact = load(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
     truth, shared = score_all(exact, prompts, share=False), score_all(exact, prompts)
@@ -135,11 +135,16 @@ def measure(recipe: Recipe, scenes: Sequence[Scene], adapter: Path) -> dict[str,
 def bench_score(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
     """Measure with an adapter that is trained for it, print ratios, write runs/bench/score.json."""
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
-    scenes = [s for s in load_scenes(recipe, recipe.data, recipe.data.eval_split).scenes if len(s.built.candidates) > 1]
-    first = list({scene.sample.image_id: scene for scene in reversed(scenes)}.values())
+    split = load_prepared_split(recipe, recipe.data, recipe.data.eval_split)
+    samples = [each for each in split.samples if len(each.built.candidates) > 1]
+        s
+        for s in load_prepared_split(recipe, recipe.data, recipe.data.eval_split).samples
+        if len(s.built.candidates) > 1
+    ]
+    first = list({prepared.sample.image_id: prepared for prepared in reversed(samples)}.values())
     with tempfile.TemporaryDirectory() as folder:
         adapter = train_adapter(recipe, Path(folder))
-        grouped, single = scenes[:num_expressions], first[:num_expressions]
+        grouped, single = samples[:num_expressions], first[:num_expressions]
         found = {"grouped": measure(recipe, grouped, adapter), "single": measure(recipe, single, adapter)}
     table = Table(*COLUMNS, title="index scoring, tuned; choices against unshared float32 scoring")
     for name, facts in found.items():

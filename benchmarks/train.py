@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_wrapper.cli.detection_commands import cache
-from llm_wrapper.detections.scenes import load_scenes
+from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM, load
 from llm_wrapper.recipe import Recipe
@@ -151,7 +151,7 @@ def _rows(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> list[dict[
 
 def compare_twice(recipe: Recipe, split: str, num_steps: int) -> tuple[Comparison, Comparison]:
     """Compare in the LLM's dtype for the time, and a few steps in float32 for the losses."""
-    groups, _ = make_groups(load_scenes(recipe, recipe.data, split).scenes, recipe.train)
+    groups, _ = make_groups(load_prepared_split(recipe, recipe.data, split).samples, recipe.train)
     exact = recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"dtype": "float32"})})
     with tempfile.TemporaryDirectory() as folder:
         return (

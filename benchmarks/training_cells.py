@@ -20,7 +20,7 @@ from torch import nn
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import DataSection, DetectorSection, PromptSection, Recipe, TrainSection
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe.files import find_recipe
 from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.training import sft
 from llm_wrapper.training.collator import sequence
@@ -60,7 +60,7 @@ def _short(message: str) -> str:
 
 
 def _recipe(name: str, llm: LoadedLLM) -> Recipe:
-    values = yaml.safe_load((recipes_folder() / "train" / f"{name}.yaml").read_text(encoding="utf-8"))["train"]
+    values = yaml.safe_load(find_recipe("train", name).read_text(encoding="utf-8"))["train"]
     small = {"rank": 4, "alpha": 8}
     cut = {"max_steps": 1, "groups_per_step": 2, "expressions_per_group": 8, "max_tokens": 100_000}
     return Recipe(

@@ -18,17 +18,17 @@ from llm_wrapper import detectors, images, runs
 from llm_wrapper.adapter_files import locate
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections import scenes
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections import samples
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.text import require_expression
-from llm_wrapper.prompts.words import Worder, plain
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Candidate, Prediction, Sample
-from llm_wrapper.training.wording import wording_of
+from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Preparer", "Result", "Wrapper"]
 
@@ -63,7 +63,7 @@ class Preparer:
         self._recipe = recipe
         self._detectors: Sequence[Detector] | None = None
 
-    def prepare(self, image: str | Path | Image.Image, expression: str) -> Scene:
+    def prepare(self, image: str | Path | Image.Image, expression: str) -> PreparedSample:
         """Detect, and build candidates. Models of detectors are loaded at the first picture, and kept.
 
         Raises:
@@ -79,14 +79,16 @@ class Preparer:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image.tiff"  # keeps every mode as it is
             (ImageOps.exif_transpose(image) or image).save(path)
-            scene = self._prepared(path, expression)
-        return replace(scene, sample=replace(scene.sample, image_path=None))
+            prepared = self._prepared(path, expression)
+        return replace(prepared, sample=replace(prepared.sample, image_path=None))
 
-    def _prepared(self, path: Path, expression: str) -> Scene:
+    def _prepared(self, path: Path, expression: str) -> PreparedSample:
         sample = Sample(path.stem, path.stem, path.stem, str(path), images.read(path).size, expression, None)
         created = self._created(sample)
         answers = [detectors.detect_sample(detector, sample) for detector in created]
-        return Scene(sample, scenes.build(self._recipe, sample, answers, [detector.name for detector in created]))
+        return PreparedSample(
+            sample, samples.build(self._recipe, sample, answers, [detector.name for detector in created])
+        )
 
     def _created(self, sample: Sample) -> Sequence[Detector]:
         """Return the detectors; those that read no image are made for the picture, as they look it up in a file."""
@@ -100,12 +102,12 @@ class Preparer:
 class Wrapper:
     """A detector and the LLM that chooses among its boxes.
 
-    `ask` is None for the rule. `word` words the questions; None: by the recipe's format and instruction alone.
+    `ask` is None for the rule. `builder` builds the prompts; None: by the recipe's format and instruction alone.
     """
 
     recipe: Recipe
     ask: Ask | None
-    word: Worder | None = None
+    builder: PromptBuilder | None = None
     _preparer: Preparer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -126,7 +128,7 @@ class Wrapper:
         """Load the LLM of a recipe, with an adapter where one is given.
 
         Args:
-            recipe: Its `prompt` must be what the adapter was trained with, unless another wording is tried. Examples
+            recipe: Its `prompt` must be what the adapter was trained with, unless another prompt is tried. Examples
                 come from its training split.
             adapter: A folder; as text also a repository of the hub, see `adapter_files.locate`.
 
@@ -138,9 +140,9 @@ class Wrapper:
             return cls(recipe, None)
         from llm_wrapper.llms.ask import asker
 
-        word = wording_of(recipe).word
+        builder = load_prompt_builder(recipe)
         folder = locate(adapter).folder if isinstance(adapter, str) else adapter
-        return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), word)
+        return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), builder)
 
     def predict(self, image: str | Path | Image.Image, expression: str) -> Result:
         """Detect, build candidates, ask, decide.
@@ -155,13 +157,13 @@ class Wrapper:
         """
         return self.choose(self._preparer.prepare(image, expression))
 
-    def choose(self, scene: Scene) -> Result:
+    def choose(self, prepared: PreparedSample) -> Result:
         """Ask which of the candidates of a picture is meant, and decide."""
         if self.ask is None:
-            return _result(systems.by_rule([scene])[0], scene.built)
-        word, llm = self.word or plain(self.recipe.prompt), self.recipe.llm
-        found = systems.by_llm([scene], "llm", word, self.ask, orders=llm.orders, prompt=self.recipe.prompt)
-        return _result(found[0], scene.built)
+            return _result(systems.by_rule([prepared])[0], prepared.built)
+        builder, llm = self.builder or PromptBuilder(self.recipe.prompt), self.recipe.llm
+        found = systems.by_llm([prepared], "llm", builder, self.ask, orders=llm.orders)
+        return _result(found[0], prepared.built)
 
 
 def _result(prediction: Prediction, built: BuiltCandidates) -> Result:

@@ -18,7 +18,7 @@ from llm_wrapper import runs, wrapper
 from llm_wrapper.cli import commands, main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.recipe import compose
+from llm_wrapper.recipe import available, compose
 from llm_wrapper.report import tables
 from tests.first_images import copy_first_images
 
@@ -104,7 +104,7 @@ def test_a_limited_evaluation_says_so(toy: Path) -> None:
 
 def test_results_go_to_the_latest_complete_run(toy: Path) -> None:
     run("cache-detections", "--data-root", toy, "--split", "val")
-    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     for day in (1, 2):
         runs.finish(runs.open_run(runs.ROOT / f"toy-rule-toy-2025010{day}T000000Z-nogit", recipe), {})
     runs.open_run(runs.ROOT / "toy-rule-toy-20250103T000000Z-nogit", recipe)
@@ -320,7 +320,7 @@ RECIPE = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
 
 
 def test_an_unfinished_run_cannot_be_evaluated(toy: Path) -> None:
-    folder = runs.open_run(Path("runs/mine"), compose(commands.recipes_folder(), RECIPE))
+    folder = runs.open_run(Path("runs/mine"), compose(RECIPE))
     assert "runs/mine holds no finished training; resume it with: llm-wrapper train --run runs/mine" in fail(
         RunError, "eval", "--data-root", toy, "--run", folder
     )
@@ -332,7 +332,7 @@ def test_an_unfinished_run_cannot_be_evaluated(toy: Path) -> None:
 
 
 def test_a_run_folder_in_use_is_refused_before_anything_is_loaded() -> None:
-    recipe = compose(commands.recipes_folder(), RECIPE)
+    recipe = compose(RECIPE)
     runs.finish(runs.open_run(Path("runs/done"), recipe), {})
     runs.open_run(Path("runs/begun"), recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": "x"})}))
     Path("notes").mkdir()
@@ -359,11 +359,15 @@ def test_a_report_needs_predictions() -> None:
 
 
 def test_recipes_of_the_working_folder_come_first(tmp_path: Path) -> None:
-    beside = commands.recipes_folder()
-    assert (beside / "vlm" / "toy.yaml").is_file()
-    (tmp_path / "recipes").mkdir()
-    assert commands.recipes_folder().resolve() == tmp_path / "recipes"
-    assert "(there are: none;" in fail(RecipeError, "eval", "--llm", "rule")
+    own = tmp_path / "recipes" / "vlm" / "toy.yaml"
+    assert compose(RECIPE).candidates.cap == 20
+    own.parent.mkdir(parents=True)
+    own.write_text("detector: {name: toy}\ncandidates: {cap: 7}\n", encoding="utf-8")
+    (own.parent / "mine.yaml").write_text("detector: {name: toy-gray}\n", encoding="utf-8")
+    assert compose(RECIPE).candidates.cap == 7
+    assert compose({**RECIPE, "vlm": "toy-gray"}).detector.label == "toy-gray"  # an own file hides no other
+    assert {"mine", "flo2"} <= set(available("vlm"))
+    assert "did you mean 'mine'? (there are: coco, " in fail(RecipeError, "eval", "--vlm", "minee", "--llm", "rule")
 
 
 def test_errors_are_printed_without_a_traceback(

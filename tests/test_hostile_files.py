@@ -32,7 +32,7 @@ from llm_wrapper.evaluation.transfer import Cell, Matrix
 from llm_wrapper.recipe import LLMSection, compose
 from llm_wrapper.records import Box, Detection, Detections
 from llm_wrapper.report.card import card
-from tests.attacks import PICTURE, ROOT, Attack, bounded, check, command, row
+from tests.attacks import PICTURE, Attack, bounded, check, command, row
 
 IDENTITY = {"detector": "toy", "settings": {}, "dataset": "zebras", "split": "val", "annotations": "aa11"}
 PART = "part-00000.parquet"
@@ -229,7 +229,7 @@ def train(prepare: Callable[[Path], object]) -> None:
 
     from llm_wrapper.cli import commands
 
-    recipe = compose(ROOT / "recipes", {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     folder = runs.open_run(Path("runs/mine"), recipe)
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -308,7 +308,7 @@ def matrix(rows: int, columns: int, name: str) -> Attack:
 
 def forged_card() -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
-    recipe = compose(ROOT / "recipes", names)
+    recipe = compose(names)
     model = "a/b\nlicense: mit\n---\n# evil <script>alert(1)</script>"
     text = card(recipe.model_copy(update={"llm": LLMSection(model=model)}), {}, {})
     assert "\nlicense:" not in text

@@ -203,7 +203,7 @@ CLI = "llm-wrapper"
             "",
             id="predict-adapter",
         ),
-        pytest.param(["eval", "PAPER=gd"], [CLI, "--paper", "gd", "eval"], "", id="eval-paper"),
+        pytest.param(["eval", "PAPER=gd"], [CLI, "--recipe", "gd", "eval"], "", id="eval-paper"),
         pytest.param(
             ["curve", "RUN=runs/a", "SAMPLES=100 300"],
             [CLI, "curve", "--run", "runs/a", "--samples", "100", "--samples", "300"],

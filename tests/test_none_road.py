@@ -112,7 +112,7 @@ def test_a_report_takes_other_runs_beside_it() -> None:
 
 
 def test_a_run_that_is_asked_as_it_was_trained_keeps_its_place() -> None:
-    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     runs.open_run(RUN, recipe)
     assert commands._place(commands.Evaluation(recipe, RUN), recipe, {"split": "val"}) == (RUN, "val")
     without = commands.Evaluation(recipe, None)

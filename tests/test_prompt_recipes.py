@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from llm_wrapper.cli import main, transfer_cli
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.recipe import available
+from llm_wrapper.recipe import available, prompt_of
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
@@ -60,7 +60,7 @@ def evaluated(folder: Path, system: str = "untrained") -> dict[str, tuple[float,
     return {row.sample_id: row.probabilities for row in rows if row.system == system}
 
 
-RECIPES = [*available(ROOT / "recipes", "prompt"), "retrieved+chain-of-thought"]
+RECIPES = [name for name in available("prompt") if set(prompt_of(name)) != {"format"}] + ["retrieved+chain-of-thought"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -22,13 +22,13 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
 
 # Sections are disjoint, so it is enough that every file occurs; every LLM with every training, which read each other.
-_TRAINED = list(product(available(SHIPPED, "llm"), available(SHIPPED, "train")))
+_TRAINED = list(product(available("llm"), available("train")))
 _OTHERS = [kind for kind in KINDS if kind not in ("llm", "train")]
 COMBINATIONS = [
     {"llm": llm, "train": train, **dict(zip(_OTHERS, others, strict=True))}
-    for (llm, train), *others in zip(_TRAINED, *(cycle(available(SHIPPED, kind)) for kind in _OTHERS), strict=False)
+    for (llm, train), *others in zip(_TRAINED, *(cycle(available(kind)) for kind in _OTHERS), strict=False)
 ]
-VLMS = ", ".join(available(SHIPPED, "vlm"))
+VLMS = ", ".join(available("vlm"))
 
 
 @pytest.fixture
@@ -37,10 +37,14 @@ def root(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
 
 
+def refused(names: dict[str, str], *overrides: str) -> list[str]:
+    return problems(SHIPPED, names, *overrides)
+
+
 def problems(root: Path, names: dict[str, str], *overrides: str) -> list[str]:
     """Compose what must fail; return the headline and the problems, one a line, without the root."""
     with pytest.raises(RecipeError) as caught:
-        compose(root, names, overrides)
+        compose(names, overrides, folders=[root])
     return [line.removeprefix("  - ").replace(f"{root}/", "") for line in str(caught.value).splitlines()]
 
 
@@ -53,18 +57,18 @@ def with_file(root: Path, kind: str, content: str | bytes) -> dict[str, str]:
 def test_every_kind_has_files_and_every_yaml_file_is_of_a_kind() -> None:
     found = {path.relative_to(SHIPPED).parts[0] for path in SHIPPED.rglob("*.yaml")}
     assert found - {"paper", "accelerate"} == set(KINDS)  # test_paper.py and test_processes.py are about those
-    assert all(available(SHIPPED, kind) for kind in KINDS)
+    assert all(available(kind) for kind in KINDS)
 
 
 def test_the_combinations_hold_every_file_and_every_llm_with_every_training() -> None:
     for kind in KINDS:
-        assert {names[kind] for names in COMBINATIONS} == set(available(SHIPPED, kind))
+        assert {names[kind] for names in COMBINATIONS} == set(available(kind))
     assert {(names["llm"], names["train"]) for names in COMBINATIONS} == set(_TRAINED)
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "-".join(names.values()))
 def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_path: Path) -> None:
-    recipe = compose(SHIPPED, names)
+    recipe = compose(names)
     assert recipe.detector.name in detectors.REGISTRY
     assert {data.reader for data in recipe.training_data()} <= set(datasets.READERS)
     assert recipe.prompt.format in FORMATS
@@ -86,38 +90,38 @@ def test_every_shipped_file_gives_the_sections_of_its_kind_and_says_what_it_is(p
 
 
 def test_also_keeps_root_and_reader_of_the_data_set() -> None:
-    recipe = compose(SHIPPED, {**NAMES, "data": "refcocog", "train": "mixed"}, ["data.root=here"])
+    recipe = compose({**NAMES, "data": "refcocog", "train": "mixed"}, ["data.root=here"])
     first, second = recipe.training_data()
     assert (first, first.name, second.name) == (recipe.data, "refcocog", "refcoco")
     assert (second.reader, second.root) == ("refer", Path("here"))
     assert second.settings["split_by"] == "unc"
 
 
-@pytest.mark.parametrize("name", available(SHIPPED, "train"))
+@pytest.mark.parametrize("name", available("train"))
 def test_the_values_are_those_of_the_file(name: str) -> None:
     written = yaml.safe_load((SHIPPED / "train" / f"{name}.yaml").read_text(encoding="utf-8"))
-    recipe = compose(SHIPPED, {**NAMES, "train": name})
+    recipe = compose({**NAMES, "train": name})
     assert recipe.train == TrainSection.model_validate(written["train"])
-    assert recipe.prompt.format == written["prompt"]["format"]
+    assert recipe.prompt.model_dump(exclude_unset=True) == prompt_of(written["prompt"])
 
 
 # prompts
 
 
 def test_a_prompt_recipe_adds_to_what_the_training_says() -> None:
-    recipe = compose(SHIPPED, {**NAMES, "prompt": "retrieved+chain-of-thought"})
+    recipe = compose({**NAMES, "prompt": "retrieved+chain-of-thought"})
     words = recipe.prompt
     assert (words.format, words.examples, words.retrieve, words.reasoning_tokens) == ("hints", 4, True, 64)
-    assert compose(SHIPPED, {**NAMES, "prompt": "in-context"}, ["prompt.examples=2"]).prompt.examples == 2
+    assert compose({**NAMES, "prompt": "in-context"}, ["prompt.examples=2"]).prompt.examples == 2
 
 
 def test_a_prompt_recipe_may_be_any_file_and_comes_before_the_training(root: Path, tmp_path: Path) -> None:
     best = tmp_path / "a+b" / "best.yaml"
     best.parent.mkdir()
     best.write_text("prompt: {format: coords, instruction: '{objects} {expression}'}\n", encoding="utf-8")
-    words = compose(root, {**NAMES, "prompt": str(best)}).prompt
+    words = compose({**NAMES, "prompt": str(best)}, folders=[root]).prompt
     assert (words.format, words.instruction) == ("coords", "{objects} {expression}")
-    assert prompt_of(root, str(best)) == {"format": "coords", "instruction": "{objects} {expression}"}
+    assert prompt_of(str(best), [root]) == {"format": "coords", "instruction": "{objects} {expression}"}
 
 
 def test_prompts_that_contradict_each_other_are_refused_with_both_places(root: Path) -> None:
@@ -130,7 +134,7 @@ def test_prompts_that_contradict_each_other_are_refused_with_both_places(root: P
     )
     assert problems(root, names)[1:] == [first, second]
     with pytest.raises(RecipeError, match=r"prompt\.examples is 2 here"):
-        prompt_of(root, names["prompt"])
+        prompt_of(names["prompt"], [root])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,7 @@ def test_an_unusable_prompt_says_why(root: Path, name: str, content: str, proble
 
 def test_overrides_win_over_files_and_later_ones_over_earlier_ones() -> None:
     overrides = ["train.epochs=2", "train.epochs=3", "train.lora.rank=8", "detector.settings.a.b=[1, x]"]
-    recipe = compose(SHIPPED, NAMES, overrides)
+    recipe = compose(NAMES, overrides)
     assert (recipe.train.epochs, recipe.train.lora.rank, recipe.train.lora.alpha) == (3, 8, 32)
     assert recipe.detector.settings == {"a": {"b": [1, "x"]}}
 
@@ -170,11 +174,11 @@ def test_overrides_win_over_files_and_later_ones_over_earlier_ones() -> None:
     ],
 )
 def test_values_are_yaml(override: str, expected: int | None) -> None:
-    assert compose(SHIPPED, NAMES, [override]).train.max_steps == expected
+    assert compose(NAMES, [override]).train.max_steps == expected
 
 
 def test_only_the_first_equals_sign_separates() -> None:
-    assert compose(SHIPPED, NAMES, ["llm.model='a=b'"]).llm.model == "a=b"
+    assert compose(NAMES, ["llm.model='a=b'"]).llm.model == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_only_the_first_equals_sign_separates() -> None:
     ],
 )
 def test_a_malformed_override_is_quoted(override: str) -> None:
-    assert problems(SHIPPED, NAMES, override)[1] == f"override {override!r} is not of the form section.key=value"
+    assert refused(NAMES, override)[1] == f"override {override!r} is not of the form section.key=value"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ def test_a_malformed_override_is_quoted(override: str) -> None:
     ],
 )
 def test_an_unusable_override_says_why(override: str, reason: str) -> None:
-    assert problems(SHIPPED, NAMES, override)[1] == f"override {override!r}: {reason}"
+    assert refused(NAMES, override)[1] == f"override {override!r}: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_an_unusable_override_says_why(override: str, reason: str) -> None:
     ],
 )
 def test_the_place_of_an_override_is_the_command_line(override: str, problem: str) -> None:
-    (line,) = problems(SHIPPED, NAMES, override)[1:]
+    (line,) = refused(NAMES, override)[1:]
     assert line.startswith(f"override {override!r}: {problem}")
 
 
@@ -230,7 +234,7 @@ def test_the_place_of_an_override_is_the_command_line(override: str, problem: st
 def test_a_name_that_becomes_a_folder_is_plain(key: str, name: str) -> None:
     override = f"{key}={json.dumps(name)}"
     with pytest.raises(RecipeError, match=re.escape(key)) as caught:
-        compose(SHIPPED, NAMES, [override])
+        compose(NAMES, [override])
     assert len(str(caught.value)) < 2000
 
 
@@ -238,18 +242,18 @@ def test_a_name_that_becomes_a_folder_is_plain(key: str, name: str) -> None:
 @pytest.mark.parametrize("kind", ["vlm", "llm", "data", "train", "prompt", "search"])
 def test_a_name_that_no_file_can_have_is_refused(kind: str, name: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        compose(SHIPPED, {**NAMES, kind: name})
+        compose({**NAMES, kind: name})
     assert len(str(caught.value)) < 6000
 
 
 @pytest.mark.parametrize("root", ["x" * 5000, "a/" * 3000, "a/" + "x" * 256])
 def test_a_root_that_no_folder_can_have_is_refused(root: str) -> None:
-    assert "so long a name" in problems(SHIPPED, NAMES, f"data.root={root}")[1]
+    assert "so long a name" in refused(NAMES, f"data.root={root}")[1]
 
 
 def test_every_name_that_leaves_its_folder_is_listed_at_once() -> None:
     keys = ("data.name", "data.train_split", "data.eval_split", "detector.label")
-    found = problems(SHIPPED, NAMES, *(f"{key}=../x" for key in keys), "train.also=[{name: ../x}]")
+    found = refused(NAMES, *(f"{key}=../x" for key in keys), "train.also=[{name: ../x}]")
     assert found[0] == "the recipe cannot be used (5 problems):"
     assert all(any(f"{key}: " in row for row in found) for key in (*keys, "train.also.0.name"))
 
@@ -263,7 +267,7 @@ def test_every_name_that_leaves_its_folder_is_listed_at_once() -> None:
     ],
 )
 def test_an_override_is_bounded_as_a_file_is(text: str) -> None:
-    assert "not valid YAML" in problems(SHIPPED, NAMES, f"train.lora={text}")[1]
+    assert "not valid YAML" in refused(NAMES, f"train.lora={text}")[1]
 
 
 # templates of one's own
@@ -274,13 +278,13 @@ OWN = "{{ expression }} {{ candidates | length }}"
 def test_a_file_names_a_template_beside_it(root: Path) -> None:
     (root / "prompt" / "own.j2").write_text(OWN, encoding="utf-8")
     (root / "prompt" / "own.yaml").write_text("prompt: {format: own.j2}", encoding="utf-8")
-    assert compose(root, {**NAMES, "prompt": "own"}).prompt.format == str(root / "prompt" / "own.j2")
+    assert compose({**NAMES, "prompt": "own"}, folders=[root]).prompt.format == str(root / "prompt" / "own.j2")
 
 
 @pytest.mark.parametrize("place", ["/etc/secret.j2", "../../secret.j2", "~/secret.j2"])
 def test_a_file_names_no_template_elsewhere(root: Path, place: str) -> None:
     (root / "prompt" / "own.yaml").write_text(f"prompt: {{format: {place}}}", encoding="utf-8")
-    assert compose(root, {**NAMES, "prompt": "own"}).prompt.format == str(root / "prompt" / "secret.j2")
+    assert compose({**NAMES, "prompt": "own"}, folders=[root]).prompt.format == str(root / "prompt" / "secret.j2")
 
 
 def test_a_template_that_is_a_link_to_a_file_elsewhere_is_refused(root: Path, tmp_path: Path) -> None:
@@ -288,11 +292,11 @@ def test_a_template_that_is_a_link_to_a_file_elsewhere_is_refused(root: Path, tm
     (root / "prompt" / "own.j2").symlink_to(tmp_path / "secret")
     (root / "prompt" / "own.yaml").write_text("prompt: {format: own.j2}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"prompt\.format: .*lies outside"):
-        compose(root, {**NAMES, "prompt": "own"})
+        compose({**NAMES, "prompt": "own"}, folders=[root])
 
 
 def test_a_template_is_named_by_its_path_on_the_command_line() -> None:
-    assert compose(SHIPPED, NAMES, ["prompt.format=some/own.j2"]).prompt.format == "some/own.j2"
+    assert compose(NAMES, ["prompt.format=some/own.j2"]).prompt.format == "some/own.j2"
 
 
 # what is wrong in files
@@ -360,7 +364,7 @@ def test_problems_of_all_files_names_and_overrides_are_told_together(root: Path)
     ],
 )
 def test_a_wrong_name_says_which_exist(name: str, near: str) -> None:
-    (line,) = problems(SHIPPED, {**NAMES, "vlm": name})[1:]
+    (line,) = refused({**NAMES, "vlm": name})[1:]
     assert line == f"no vlm recipe is named {name!r}{near} (there are: {VLMS}; files in vlm)"
 
 
@@ -427,7 +431,7 @@ def test_nearest_names_only_what_is_close() -> None:
 def test_any_text_survives_the_resolved_recipe(
     tmp_path_factory: pytest.TempPathFactory, text: str, number: float, modules: list[str]
 ) -> None:
-    values = compose(SHIPPED, NAMES).model_dump(mode="json")
+    values = compose(NAMES).model_dump(mode="json")
     values["llm"]["chat_template"] = values["data"]["settings"]["text"] = values["prompt"]["format"] = text
     values["train"]["learning_rate"] = number
     values["train"]["lora"]["target_modules"] = modules
@@ -439,7 +443,7 @@ def test_any_text_survives_the_resolved_recipe(
 
 def test_the_resolved_recipe_names_file_and_line_too(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    text = compose(SHIPPED, NAMES).to_yaml().replace("epochs: 1", "epochs: one")
+    text = compose(NAMES).to_yaml().replace("epochs: 1", "epochs: one")
     path.write_text(text, encoding="utf-8")
     line = text.splitlines().index("  epochs: one") + 1
     with pytest.raises(RecipeError, match=rf"recipe\.yaml:{line}: train\.epochs: Input should be a valid integer"):
@@ -447,17 +451,17 @@ def test_the_resolved_recipe_names_file_and_line_too(tmp_path: Path) -> None:
 
 
 def test_a_recipe_cannot_be_changed() -> None:
-    recipe = compose(SHIPPED, NAMES)
+    recipe = compose(NAMES)
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.epochs = 3  # type: ignore[misc]
 
 
 def test_a_detector_is_labelled_by_its_file_unless_it_says_otherwise() -> None:
-    assert compose(SHIPPED, {**NAMES, "vlm": "gd15"}).detector.label == "gd15"
-    assert compose(SHIPPED, {**NAMES, "vlm": "gd15"}, ["detector.label=gd16"]).detector.label == "gd16"
+    assert compose({**NAMES, "vlm": "gd15"}).detector.label == "gd15"
+    assert compose({**NAMES, "vlm": "gd15"}, ["detector.label=gd16"]).detector.label == "gd16"
 
 
 @pytest.mark.parametrize("label", ["../elsewhere", "a b", "''"])
 def test_a_label_is_a_folder_name(label: str) -> None:
     with pytest.raises(RecipeError, match=r"detector\.label"):
-        compose(SHIPPED, NAMES, [f"detector.label={label}"])
+        compose(NAMES, [f"detector.label={label}"])

@@ -16,7 +16,6 @@ from llm_wrapper.cli import main, transfer_cli
 from llm_wrapper.cli.commands import Evaluation, _with_known_untrained
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
 from tests.test_cli import run
@@ -72,7 +71,7 @@ def test_predictions_without_their_question_are_not_overwritten() -> None:
 
 
 def facts(**sections: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = compose(recipes_folder(), {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     values = recipe.model_dump(mode="json")
     for name, changes in sections.items():
         values[name] = {**values[name], **changes}
@@ -217,7 +216,7 @@ def test_a_matrix_of_other_rows_stands_beside_it(toy: Path) -> None:
 
 
 def test_a_served_llm_does_not_replace_the_run() -> None:
-    recipe = compose(recipes_folder(), {"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"})
     assert Evaluation(recipe, Path("runs/mine")).folder.parent == runs.ROOT
     assert Evaluation(recipe, Path("runs/mine")).folder.name.endswith("-served")
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper.recipe import sections
-from llm_wrapper.recipe.sections import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
+from llm_wrapper.recipe import schema
+from llm_wrapper.recipe.schema import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
 
 def float_fields() -> list[Any]:
     """Each field of each section that takes a number with a fraction."""
     return [
         pytest.param(kind, name, id=f"{kind.__name__}.{name}")
-        for kind in (getattr(sections, name) for name in sections.__all__)
+        for kind in (getattr(schema, name) for name in schema.__all__)
         if isinstance(kind, type) and issubclass(kind, Section)
         for name, field in kind.model_fields.items()
         if "float" in str(field.annotation)
@@ -80,7 +80,7 @@ def test_texts_and_lists_are_bounded(kind: type[Section], name: str, value: Any)
 
 
 def test_a_seed_is_what_numpy_takes() -> None:
-    seed = TypeAdapter(sections.Seed)
+    seed = TypeAdapter(schema.Seed)
     assert seed.validate_python(2**32 - 1) == 2**32 - 1
     with pytest.raises(ValidationError):
         seed.validate_python(2**32)

@@ -10,13 +10,13 @@ from pathlib import Path
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import Adapter
 from llm_wrapper.cli.options import overridden
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.names import folder_name
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.prompts.words import Worder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
@@ -44,7 +44,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """The readable place of predictions and report; those of another wording do not replace a run's own."""
+        """The readable place of predictions and report; those of another prompt do not replace a run's own."""
         folder = self._folder
         return folder.with_name(f"{folder.name}-{plain_name(self.prompt).replace('+', '-')}") if self.prompt else folder
 
@@ -100,15 +100,20 @@ def _require_use(job: Evaluation, adapter: Adapter) -> None:
 
 
 def by_llm(
-    recipe: Recipe, word: Worder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
+    recipe: Recipe,
+    builder: PromptBuilder,
+    adapter: Path | None,
+    samples: Sequence[PreparedSample],
+    *,
+    with_untrained: bool,
 ) -> list[Prediction]:
     """Load the LLM of a recipe and predict with it.
 
     Args:
         recipe: `LLM=rule` gives nothing.
-        word: Words its questions.
+        builder: Builds its prompts.
         adapter: Folder of its adapter, where it has one.
-        scenes: What is asked about.
+        samples: What is asked about.
         with_untrained: Whether the LLM is asked without its adapter too.
 
     Raises:
@@ -127,7 +132,7 @@ def by_llm(
     num_tokens = recipe.prompt.reasoning_tokens
 
     def predicted(name: str, asked: systems.Ask) -> list[Prediction]:
-        return systems.by_llm(scenes, name, word, asked, orders=recipe.llm.orders, prompt=recipe.prompt)
+        return systems.by_llm(samples, name, builder, asked, orders=recipe.llm.orders)
 
     def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
         return predicted(name, asked_by(llm, title=name, reasoning_tokens=num_tokens))

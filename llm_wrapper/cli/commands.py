@@ -15,33 +15,30 @@ from rich.console import Console
 from llm_wrapper import adapter_files, artifacts, datasets, results, runs
 from llm_wrapper.cli import plan_commands
 from llm_wrapper.cli.asking_commands import Evaluation, by_llm, notes, with_training
-from llm_wrapper.cli.detection_commands import cache, scene_notes
+from llm_wrapper.cli.detection_commands import cache, prepared_notes
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.datasets import check as checks
-from llm_wrapper.detections.scenes import SceneSet, load_scenes
+from llm_wrapper.detections.samples import PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.names import folder_name, inside
 from llm_wrapper.readers import read_text
-from llm_wrapper.recipe import Recipe
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe import Recipe, data_folders
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, compared, page, pictures, tables
 from llm_wrapper.terminal import say
 from llm_wrapper.training import processes, trackers
 from llm_wrapper.training.examples import answered_none
 from llm_wrapper.training.interruption import stoppable
-from llm_wrapper.training.pool import gather
-from llm_wrapper.training.wording import Wording, require_trainable, wording_of
+from llm_wrapper.training.pool import gather, load_prompt_builder, require_trainable
 
 __all__ = [
     "Evaluation",
     "check_data",
     "demo",
     "evaluate",
-    "recipes_folder",
     "recompute",
     "summaries_of",
     "train",
@@ -140,7 +137,7 @@ def write_card(run: Path) -> None:
     artifacts.write_atomic(inside(run, Path("adapter") / "README.md"), text)
 
 
-def _digests(sets: Sequence[SceneSet]) -> list[dict[str, Any]]:
+def _digests(sets: Sequence[PreparedSplit]) -> list[dict[str, Any]]:
     return [
         {
             "name": each.dataset.name,
@@ -167,28 +164,28 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     """Predict with every system, print the table, keep predictions and report."""
     recipe, adapter = with_training(job)
     split = folder_name(job.split or recipe.data.eval_split, "the split")
-    scene_set = load_scenes(recipe, recipe.data, split, limit=job.limit)
-    if not any(scene.sample.target for scene in scene_set.scenes):
+    prepared_split = load_prepared_split(recipe, recipe.data, split, limit=job.limit)
+    if not any(prepared.sample.target for prepared in prepared_split.samples):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
-    # Before anything is asked: what lacks for the prompts is told at once.
-    wording = Wording(lambda _: []) if recipe.llm.backend == "rule" else wording_of(recipe)
-    rows = [*systems.by_detector(scene_set.scenes), *systems.by_rule(scene_set.scenes)]
-    rows += by_llm(recipe, wording.word, adapter, scene_set.scenes, with_untrained=job.untrained)
-    rows += systems.by_oracle(scene_set.scenes)
+    builder = None if recipe.llm.backend == "rule" else load_prompt_builder(recipe)
+    rows = [*systems.by_detector(prepared_split.samples), *systems.by_rule(prepared_split.samples)]
+    if builder is not None:
+        rows += by_llm(recipe, builder, adapter, prepared_split.samples, with_untrained=job.untrained)
+    rows += systems.by_oracle(prepared_split.samples)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
         "limit": job.limit,
-        "data": _digests([scene_set]),
+        "data": _digests([prepared_split]),
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
         "weights": adapter_files.identity(adapter) if adapter else None,
         "model_files": artifacts.digest_model(recipe.llm.model),
-        "prompt": wording.facts,
+        "prompt": builder.facts if builder else {},
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    facts["notes"] = [*scene_notes(scene_set), *_own_training_data(job, recipe, scene_set.dataset)]
+    facts["notes"] = [*prepared_notes(prepared_split), *_own_training_data(job, recipe, prepared_split.dataset)]
     facts["question"] = json.loads(artifacts.canonical(results.evaluation_question(facts)))
     folder, name = _place(job, recipe, facts["question"])
     if not job.untrained:
@@ -299,7 +296,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         say(console, file.name)
         console.print(tables.table(summaries_of(files.load(file))))
     if path.is_dir():
-        written = page.write(path, [Path("data"), *([data_root] if data_root else [])])
+        written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
 
 
@@ -319,17 +316,17 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     summary = results.free_file(folder / "summary.json", done.question)
     artifacts.write_json(summary, {"rows": tables.rows(done.summaries), "question": done.question})
-    _draw_examples(done, console)
+    _draw_examples(done, recipe, console)
 
 
-def _draw_examples(done: Evaluated, console: Console) -> None:
+def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
     rows = files.load(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
         chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
-        image = Path("data/toy/images") / f"{row.image_id}.png"
+        image = recipe.data.folder / "images" / f"{row.image_id}.png"
         out = folder / "pictures" / f"{number}.png"
         pictures.draw(
             image,

@@ -23,7 +23,7 @@ from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.identity import describe_recorded
 from llm_wrapper.detections.local_engine import Engine, answer_locally
 from llm_wrapper.detections.maintain import Info
-from llm_wrapper.detections.scenes import Scene, SceneSet, build, cache_folder, load_scenes
+from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, build, cache_folder, load_prepared_split
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
@@ -32,7 +32,7 @@ from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.terminal import as_cell, say
 
-__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "scene_notes", "verify"]
+__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "prepared_notes", "verify"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     return "\n".join([f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}", *dataset.notes()])
 
 
-def scene_notes(found: SceneSet) -> list[str]:
+def prepared_notes(found: PreparedSplit) -> list[str]:
     """Return what a reader of any result on a split must know of its annotations and detections."""
     detected: dict[str, bool] = {}
-    for scene in found.scenes:
-        image = scene.sample.image_id
-        detected[image] = detected.get(image, False) or bool(scene.built.candidates)
+    for prepared in found.samples:
+        image = prepared.sample.image_id
+        detected[image] = detected.get(image, False) or bool(prepared.built.candidates)
     num_empty = sum(not each for each in detected.values())
     where = f"{found.dataset.name} {found.dataset.split}"
     notes = found.dataset.notes()
@@ -185,10 +185,10 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     Raises:
         CacheError: If the detections are not cached completely; the message names the command.
     """
-    found = load_scenes(recipe, recipe.data, split, limit=limit)
-    result = compare(_uncapped(found, recipe), found.scenes)
+    found = load_prepared_split(recipe, recipe.data, split, limit=limit)
+    result = compare(_uncapped(found, recipe), found.samples)
     console.print(_headroom_table(result, recipe.candidates.cap))
-    for line in [*_headroom_lines(result, recipe.candidates.cap), *scene_notes(found)]:
+    for line in [*_headroom_lines(result, recipe.candidates.cap), *prepared_notes(found)]:
         say(console, line)
     split = folder_name(split, "the split")
     out = runs.ROOT / "headroom" / f"{results.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
@@ -216,17 +216,17 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     say(console, f"kept in {out}")
 
 
-def _uncapped(found: SceneSet, recipe: Recipe) -> list[Scene]:
+def _uncapped(found: PreparedSplit, recipe: Recipe) -> list[PreparedSample]:
     """Build the candidates again as if there were no cap, where it took any."""
     everything = recipe.without_cap()
     names = [cache.identity["detector"] for cache in found.caches]
-    scenes = []
-    for scene in found.scenes:
-        if scene.built.counts["over_cap"]:
-            answers = [cache.lookup(scene.sample) for cache in found.caches]
-            scene = Scene(scene.sample, build(everything, scene.sample, answers, names))  # noqa: PLW2901 (the same scene, with more candidates)
-        scenes.append(scene)
-    return scenes
+    samples = []
+    for prepared in found.samples:
+        if prepared.built.counts["over_cap"]:
+            answers = [cache.lookup(prepared.sample) for cache in found.caches]
+            prepared = PreparedSample(prepared.sample, build(everything, prepared.sample, answers, names))  # noqa: PLW2901 (the same sample, with more candidates)
+        samples.append(prepared)
+    return samples
 
 
 def _headroom_table(result: Headroom, cap: int) -> Table:

@@ -37,7 +37,7 @@ from llm_wrapper.cli.options import (
     Split,
     Train,
     Vlm,
-    add_paper,
+    add_common,
     assigned,
     chosen,
     extra_words,
@@ -58,7 +58,7 @@ transfer_cli.add_to(app)
 curve_cli.add_to(app)
 methods_cli.add_to(app)
 none_cli.add_to(app)
-add_paper(app)
+add_common(app)
 
 _console = open_console()
 _errors = open_console(stderr=True)

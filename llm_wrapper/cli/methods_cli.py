@@ -16,7 +16,6 @@ from llm_wrapper.evaluation import methods
 from llm_wrapper.evaluation.methods import Method
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
-from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]
@@ -101,7 +100,7 @@ def _is_of(row: Method, override: str) -> bool:
         return row.kind == "train" or key in ("seed", "min_candidates")  # these decide what examples there are
     if section != "prompt" or key == "format":
         return True
-    known = prompt_of(recipes_folder(), row.file) if row.kind == "prompt" else {}
+    known = prompt_of(row.file) if row.kind == "prompt" else {}
     return key in known or (key == "embedder" and "retrieve" in known)
 
 

@@ -27,11 +27,11 @@ from llm_wrapper.evaluation import methods, systems, transfer_columns
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.methods import Done, Method, Methods
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import methods as shown
 from llm_wrapper.report import tables
 from llm_wrapper.terminal import say
-from llm_wrapper.training.wording import Wording
 
 __all__ = ["Job", "compare"]
 
@@ -91,7 +91,7 @@ def compare(job: Job, console: Console) -> Methods:
             _log.exception("%s failed", name)
             made[name] = f"{type(error).__name__}: {error}"
     (column,) = ground.columns
-    others = [by(column.scenes) for by in (systems.by_detector, systems.by_rule, systems.by_oracle)]
+    others = [by(column.samples) for by in (systems.by_detector, systems.by_rule, systems.by_oracle)]
     found = methods.measure(f"{column.name} {job.part}", others, made)
     _keep(job, found, ground, console)
     return found
@@ -145,8 +145,8 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
         found = [each for each in files.load(predictions) if each.system == row.method.name]
         return Done.of_facts(row.folder, found, facts["method"])
     say(console, f"{row.method.name}: {row.folder}")
-    done, wording = made_of(row, ground.columns[0].scenes, console)
-    _write(job, done, wording, (row, ground))
+    done, builder = made_of(row, ground.columns[0].samples, console)
+    _write(job, done, builder, (row, ground))
     return done
 
 
@@ -158,11 +158,11 @@ def _require_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]
         )
 
 
-def _write(job: Job, done: Done, wording: Wording, of: tuple[Line, transfer_columns.Ground]) -> None:
+def _write(job: Job, done: Done, builder: PromptBuilder, of: tuple[Line, transfer_columns.Ground]) -> None:
     """Write what `eval` would leave, so that the row has a report of its own: detector, rule, the row, oracle."""
     row, ground = of
-    scenes = ground.columns[0].scenes
-    rows = [*systems.by_detector(scenes), *systems.by_rule(scenes), *done.rows, *systems.by_oracle(scenes)]
+    samples = ground.columns[0].samples
+    rows = [*systems.by_detector(samples), *systems.by_rule(samples), *done.rows, *systems.by_oracle(samples)]
     files.save(row.folder / f"predictions-{job.part}.parquet", rows)
     summaries = commands.summaries_of(rows)
     artifacts.write_atomic(row.folder / f"report-{job.part}.md", tables.markdown(summaries))
@@ -172,7 +172,7 @@ def _write(job: Job, done: Done, wording: Wording, of: tuple[Line, transfer_colu
         "split": row.recipe.data.eval_split,
         "limit": job.limit,
         "column": ground.facts[0],
-        "prompt": wording.facts,
+        "prompt": builder.facts,
         "method": done.facts(),
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),

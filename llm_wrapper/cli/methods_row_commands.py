@@ -12,14 +12,14 @@ from rich.console import Console
 
 from llm_wrapper import artifacts, runs
 from llm_wrapper.cli import commands, search_commands
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import methods, systems
 from llm_wrapper.evaluation.methods import Cost, Done, Method
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.search.history import Begun, History
-from llm_wrapper.training.wording import Wording, wording_of
+from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Line", "made_of", "step_tokens"]
 
@@ -42,7 +42,7 @@ class Line:
         return self.method.kind in ("train", "search")
 
 
-def made_of(row: Line, scenes: Sequence[Scene], console: Console) -> tuple[Done, Wording]:
+def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> tuple[Done, PromptBuilder]:
     """Train or search, where the method does and it is not done yet, and ask about all samples.
 
     Raises:
@@ -57,9 +57,9 @@ def made_of(row: Line, scenes: Sequence[Scene], console: Console) -> tuple[Done,
     if row.method.kind == "search":
         prompt = recipe.prompt.model_copy(update={"instruction": runs.facts_of(folder)["best"]})
         recipe = recipe.model_copy(update={"prompt": prompt})
-    wording = wording_of(recipe)
-    rows, answered, spoken = _answers(row, recipe, wording.word, scenes)
-    num_asked = sum(len(scene.built.candidates) > 1 for scene in scenes)
+    builder = load_prompt_builder(recipe)
+    rows, answered, spoken = _answers(row, recipe, builder, samples)
+    num_asked = sum(len(prepared.built.candidates) > 1 for prepared in samples)
     learns = row.is_prepared or recipe.prompt.examples
     done = Done(
         folder=folder,
@@ -71,7 +71,7 @@ def made_of(row: Line, scenes: Sequence[Scene], console: Console) -> tuple[Done,
         per_answer=None if spoken is None or not num_asked else spoken / num_asked,
         notes=notes,
     )
-    return done, wording
+    return done, builder
 
 
 def step_tokens(recipe: Recipe) -> float | None:
@@ -120,7 +120,7 @@ def _prepared(folder: Path) -> Cost:
 
 
 def _answers(
-    row: Line, recipe: Recipe, word: Worder, scenes: Sequence[Scene]
+    row: Line, recipe: Recipe, builder: PromptBuilder, samples: Sequence[PreparedSample]
 ) -> tuple[list[Prediction], Cost, int | None]:
     """Ask the LLM about every sample; return the predictions, their cost, and the tokens read and written alone."""
     from llm_wrapper.llms import meter
@@ -136,7 +136,7 @@ def _answers(
         ask = meter.asked_and_counted(llm, spoken, title=name, reasoning_tokens=num_tokens)
     started = time.perf_counter()
     with nullcontext(meter.Meter()) if is_served else meter.metered(training=methods.TRAINING) as through:
-        rows = systems.by_llm(scenes, name, word, ask, orders=recipe.llm.orders, prompt=recipe.prompt)
+        rows = systems.by_llm(samples, name, builder, ask, orders=recipe.llm.orders)
     seconds = round(time.perf_counter() - started, 3)
     if is_served:
         return rows, Cost(None, seconds), None

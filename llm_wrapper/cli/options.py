@@ -16,13 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import __version__, artifacts, runs
 from llm_wrapper.errors import RecipeError, RunError, nearest
 from llm_wrapper.keys import allow_typed_keys
 from llm_wrapper.names import folder_name
-from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import PaperRow, read_paper_row
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe import Recipe, RecipeFile, compose, read_recipe_file
 
 __all__ = [
     "Data",
@@ -33,7 +31,7 @@ __all__ = [
     "Split",
     "Train",
     "Vlm",
-    "add_paper",
+    "add_common",
     "assigned",
     "chosen",
     "extra_words",
@@ -54,8 +52,9 @@ _NOT_OF_A_ROW = {("transfer", "llm"), ("export", "llm")}
 _TEMPLATE = ("chat_template", "template_date", "enable_thinking")
 """Keys of `llm` that decide how a training words its chats."""
 
-_row: ContextVar[tuple[str, ...]] = ContextVar("_row", default=())
-"""Overrides of the row that stands before the verb."""
+_NO_FILE = RecipeFile()
+_start: ContextVar[RecipeFile] = ContextVar("_start", default=_NO_FILE)
+"""The file that `--recipe` names before the verb."""
 
 DEFAULTS = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
 """What is taken where neither the command line nor a run names a file of a kind."""
@@ -117,20 +116,24 @@ def chosen(
         data_root: Where the data lies.
         run: Gives all that is not named.
 
-    Those of a row of `--paper` come first. They are the word of a file: only what was typed allows a key.
+    The file of `--recipe` comes first. Its overrides are the word of a file: only what was typed allows a key.
 
     Raises:
         RecipeError: If a file is missing, or the recipe is wrong; every problem is listed.
         RunError: If the run is no run folder.
     """
     allow_typed_keys(overrides or [])
-    changes = [*_row.get(), *root(data_root), *(overrides or [])]
-    if run is None:
-        return compose(recipes_folder(), named(names), changes)
-    require_run(run)
+    start = _start.get()
+    changes = [*root(data_root), *(overrides or [])]
     given = {kind: name for kind, name in names.items() if name is not None}
+    if run is None:
+        missing = {kind: DEFAULTS[kind] for kind in names if kind in DEFAULTS and not start.gives(kind)}
+        return compose({**missing, **given}, changes, start=start)
+    require_run(run)
+    if "prompt" in start.names:
+        given.setdefault("prompt", start.names["prompt"])
     trained = runs.recipe_of(run)
-    recipe = compose(recipes_folder(), given, changes, base=trained)
+    recipe = compose(given, [*start.overrides, *changes], start=trained)
     return _with_template(recipe, trained, run) if "llm" in given and recipe.llm.backend == "openai" else recipe
 
 
@@ -185,31 +188,48 @@ def extra_words() -> list[str]:
         raise RecipeError(f"ARGS={text!r} cannot be split into words: {error}") from error
 
 
-def add_paper(app: typer.Typer) -> None:
-    """Add the option before the verb: a row of the paper's tables, whose choices are the defaults of any verb."""
+def add_common(app: typer.Typer) -> None:
+    """Add the options before the verb."""
     app.callback()(_common)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"llm-wrapper {__version__}")
+        raise typer.Exit
 
 
 def _common(
     context: typer.Context,
-    paper: Annotated[
-        str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper. What is typed wins.")
+    *,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A file to start from: a run's recipe.yaml, your own, or the name of a row in recipes/paper."
+        ),
     ] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper.", hidden=True)
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    _row.set(())
-    if paper is None:
-        return
-    row = read_paper_row(recipes_folder(), paper)
-    _row.set(row.overrides)
-    context.default_map = _defaults(context.command, row)
+    if recipe and paper:
+        raise RecipeError(f"--recipe {recipe} and --paper {paper} both give a recipe; leave one out")
+    name = recipe or paper
+    start = read_recipe_file(name) if name else _NO_FILE
+    _start.set(start)
+    context.default_map = _option_defaults(context.command, start)
 
 
-def _defaults(command: Any, row: PaperRow) -> dict[str, Any]:
-    """Return what a row gives to the options of a verb, or, by name, of each verb of a group."""
+def _option_defaults(command: Any, start: RecipeFile) -> dict[str, Any]:
+    """Return the names that a file gives to the options of a verb, or, by name, of each verb of a group."""
     if hasattr(command, "commands"):
-        return {name: _defaults(inner, row) for name, inner in command.commands.items()}
+        return {name: _option_defaults(inner, start) for name, inner in command.commands.items()}
     return {
         option.name: [value] if option.multiple else value
         for option in command.params
-        if (value := row.names.get(option.name)) and (command.name, option.name) not in _NOT_OF_A_ROW
+        if option.name != "prompt" and (command.name, option.name) not in _NOT_OF_A_ROW
+        if (value := start.names.get(option.name))
     }

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from llm_wrapper import artifacts, datasets, runs
 from llm_wrapper.datasets import Dataset, leaks
-from llm_wrapper.detections.scenes import Scene, load_scenes
+from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.locking import locked
 from llm_wrapper.recipe import LLMSection, Recipe, SearchSection
@@ -55,11 +55,11 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
     (evaluated,) = leaks.evaluated_images([(recipe.data, dataset)])
     sizes = (section.slice, section.confirm)
     slices = cut(dataset.samples, sizes, without=evaluated, seed=section.seed)
-    scenes = _scenes(recipe, section, dataset)
+    prepared_samples = _prepared_samples(recipe, section, dataset)
     runs.open_run(folder, recipe)
     with locked(folder):
-        fitness, propose, special = _parties(recipe, section, dataset, scenes)
-        known = _known(dataset, slices, scenes, special)
+        fitness, propose, special = _parties(recipe, section, dataset, prepared_samples)
+        known = _known(dataset, slices, prepared_samples, special)
         ground = _ground(recipe, section, fitness, (slices.search, known, propose))
         past = History(folder / _HISTORY)
         try:
@@ -118,15 +118,15 @@ def _section(recipe: Recipe) -> SearchSection:
     return section
 
 
-def _scenes(recipe: Recipe, section: SearchSection, dataset: Dataset) -> Sequence[Scene] | None:
-    """Return the training split's scenes; a caption is searched without, as it makes its own detections."""
+def _prepared_samples(recipe: Recipe, section: SearchSection, dataset: Dataset) -> Sequence[PreparedSample] | None:
+    """Return the prepared training samples; a caption search needs none, as it detects for each prompt."""
     if section.target == "caption":
         return None
-    return load_scenes(recipe, recipe.data, dataset.split, dataset=dataset).scenes
+    return load_prepared_split(recipe, recipe.data, dataset.split, dataset=dataset).samples
 
 
 def _parties(
-    recipe: Recipe, section: SearchSection, dataset: Dataset, scenes: Sequence[Scene] | None
+    recipe: Recipe, section: SearchSection, dataset: Dataset, prepared_samples: Sequence[PreparedSample] | None
 ) -> tuple[Fitness, Proposer, Sequence[str]]:
     """Return who measures, who proposes, and the special tokens of all; an LLM that does both is loaded once."""
     from llm_wrapper.llms.ask import asked_by, asker
@@ -141,12 +141,12 @@ def _parties(
         return llms.get(key)
 
     fitness: Fitness
-    if scenes is None:
+    if prepared_samples is None:
         fitness = CaptionFitness(recipe, dataset)
     else:
         selector = local(recipe.llm)
         ask = asked_by(selector, title="selector") if selector else asker(recipe.llm, title="selector")
-        fitness = SelectorFitness(scenes, recipe.prompt, ask, orders=recipe.llm.orders)
+        fitness = SelectorFitness(prepared_samples, recipe.prompt, ask, orders=recipe.llm.orders)
     proposing = section.proposer or recipe.llm
     propose = _proposer(proposing, section, local(proposing))
     return fitness, propose, [token for llm in llms.values() for token in llm.tokenizer.all_special_tokens]
@@ -162,11 +162,17 @@ def _proposer(proposing: LLMSection, section: SearchSection, llm: Any) -> Propos
     return ServedProposer(proposing, section.sampling)
 
 
-def _known(dataset: Dataset, slices: Slices, scenes: Sequence[Scene] | None, special: Sequence[str]) -> Known:
+def _known(
+    dataset: Dataset, slices: Slices, prepared_samples: Sequence[PreparedSample] | None, special: Sequence[str]
+) -> Known:
     """Return what no proposal may hold: expressions and labels of both slices, and special tokens."""
     places = [*slices.search, *slices.confirm]
     samples = [dataset.samples[place] for place in places]
-    labels = {each.label for place in places for each in scenes[place].built.candidates} if scenes else set()
+    labels = (
+        {each.label for place in places for each in prepared_samples[place].built.candidates}
+        if prepared_samples
+        else set()
+    )
     objects = dataset.objects or {}
     labels |= {each.label for sample in samples for each in objects.get(sample.image_id, ())}
     return Known({sample.expression for sample in samples}, labels, special)

@@ -20,12 +20,12 @@ from llm_wrapper.evaluation import transfer_columns, transfer_rows
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.transfer import Filled, Matrix, System, fill, measure
 from llm_wrapper.evaluation.transfer_columns import Ground
-from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import matrix as tables
 from llm_wrapper.terminal import say
-from llm_wrapper.training.wording import wording_of
+from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Job", "ensemble", "transfer"]
 
@@ -103,7 +103,7 @@ def ensemble(job: Job, console: Console) -> Matrix:
 def _compare(job: Job, *, combine: bool = False) -> _Compared:
     trained = _recipes_of(job.adapters)
     ground = transfer_columns.load(job.recipes, trained, split=job.split, limit=job.limit)
-    rows = transfer_rows.rows(trained, job.untrained, worder_of=_worder_of())
+    rows = transfer_rows.rows(trained, job.untrained, builder_of=_builder_of())
     folder = job.folder / "predictions"
     filled = fill(rows, ground.columns, folder)
     if combine:
@@ -113,19 +113,19 @@ def _compare(job: Job, *, combine: bool = False) -> _Compared:
     return _Compared(trained, ground, rows, filled)
 
 
-def _worder_of() -> Callable[[Recipe], Worder]:
-    """Return what gives a recipe's worder; a pool of examples is read once, however many rows show examples of it."""
-    known: dict[str, Worder] = {}
+def _builder_of() -> Callable[[Recipe], PromptBuilder]:
+    """Return a loader of prompt builders; a pool of examples is read once, however many rows show examples of it."""
+    known: dict[str, PromptBuilder] = {}
 
-    def worder_of(recipe: Recipe) -> Worder:
+    def builder_of(recipe: Recipe) -> PromptBuilder:
         if not recipe.prompt.examples:
-            return plain(recipe.prompt)
+            return PromptBuilder(recipe.prompt)
         key = artifacts.digest_value(recipe.model_dump(mode="json", exclude={"llm"}))
         if key not in known:
-            known[key] = wording_of(recipe).word
+            known[key] = load_prompt_builder(recipe)
         return known[key]
 
-    return worder_of
+    return builder_of
 
 
 def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:

@@ -38,8 +38,8 @@ def predict_and_draw(job: Evaluation, question: tuple[Path, str], out: Path | No
         _require_new_picture(out, image)
     recipe, adapter = with_training(job)
     # Before the LLM is loaded, so that a wrong file of boxes stops early.
-    scene = Preparer(recipe).prepare(image, expression)
-    result = Wrapper.from_recipe(recipe, adapter).choose(scene)
+    prepared = Preparer(recipe).prepare(image, expression)
+    result = Wrapper.from_recipe(recipe, adapter).choose(prepared)
     prediction = result.prediction
     chosen = next((i for i, candidate in enumerate(prediction.candidates) if candidate.box == result.box), None)
     _say_ranking(result, chosen, console)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 
 from llm_wrapper.datasets import grefcoco, hub, jsonl, long_expressions, refer, talk2car, toy
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
@@ -39,7 +38,7 @@ def load(section: DataSection, split: str) -> Dataset:
         raise RecipeError(f"no data reader is named {section.reader!r}{nearest(section.reader, [*READERS])} ({names})")
     _require_settings(section)
     try:
-        return READERS[section.reader](Path(section.root), split, **section.settings)
+        return READERS[section.reader](section.folder, split, **section.settings)
     except TypeError as error:
         raise RecipeError(f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {error}") from error
 

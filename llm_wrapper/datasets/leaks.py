@@ -62,7 +62,7 @@ def evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[fro
             _log.warning(
                 "%s: %s names no split, so what is evaluated on it is trained on as well. Give each line a 'split', or "
                 "divide its images: data.settings.val_share=0.2",
-                *(section.name, section.root),
+                *(section.name, section.folder),
             )
     held_out: dict[_Key, str] = {}
     for section, split, images in _evaluation_splits(trained):
@@ -131,7 +131,7 @@ def _evaluation_splits(
 def _refer_images(section: DataSection) -> dict[str, dict[_Image, None]]:
     """Return the images of each evaluation split of a REFER set; its objects, most of the work, are not read."""
     settings = section.settings
-    refs = refer.read_refs(Path(section.root), name=settings["name"], split_by=settings["split_by"])
+    refs = refer.read_refs(section.folder, name=settings["name"], split_by=settings["split_by"])
     found: defaultdict[str, dict[_Image, None]] = defaultdict(dict)
     for _, ref in refs:
         split = ref["split"]
@@ -199,4 +199,4 @@ def _coco_number(section: DataSection, image: _Image) -> str | None:
 
 def _own(section: DataSection) -> str:
     """Return what tells a data set from others, whichever split of it is meant."""
-    return json.dumps([section.reader, str(section.root.resolve()), section.settings], sort_keys=True, default=str)
+    return json.dumps([section.reader, str(section.folder.resolve()), section.settings], sort_keys=True, default=str)

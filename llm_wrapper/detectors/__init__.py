@@ -23,16 +23,16 @@ __all__ = [
 ]
 
 REGISTRY = {
-    "toy": "llm_wrapper.detectors.toy:create",
-    "toy-gray": "llm_wrapper.detectors.toy_gray:create",
-    "coco": "llm_wrapper.detectors.coco:create",
-    "coco-degraded": "llm_wrapper.detectors.coco_degraded:create",
+    "toy": "llm_wrapper.detectors.toy:create_toy",
+    "toy-gray": "llm_wrapper.detectors.toy:create_toy_gray",
+    "coco": "llm_wrapper.detectors.coco:create_coco",
+    "coco-degraded": "llm_wrapper.detectors.coco:create_coco_degraded",
     "import": "llm_wrapper.detectors.imported:create",
-    "florence2": "llm_wrapper.detectors.florence2:create",
-    "grounding-dino": "llm_wrapper.detectors.grounding_dino:create",
-    "groundingdino-py": "llm_wrapper.detectors.groundingdino_py:create",
-    "kosmos2": "llm_wrapper.detectors.kosmos2:create",
-    "dds": "llm_wrapper.detectors.dds_api:create",
+    "florence2": "llm_wrapper.detectors.florence2:create_florence2",
+    "grounding-dino": "llm_wrapper.detectors.grounding_dino:create_grounding_dino",
+    "groundingdino-py": "llm_wrapper.detectors.groundingdino_py:create_groundingdino_py",
+    "kosmos2": "llm_wrapper.detectors.kosmos2:create_kosmos2",
+    "dds": "llm_wrapper.detectors.dds:create_dds",
 }
 """Short name -> "module:factory"; imported on first use. A factory takes (settings, dataset)."""
 

@@ -6,21 +6,27 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from llm_wrapper.detectors.paid_calls import Estimate
+from pydantic import BaseModel, ConfigDict
+
+from llm_wrapper.datasets.rows import validated
+from llm_wrapper.detectors.paid_calls import CostEstimate
+from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 __all__ = [
     "LEVELS",
     "Detector",
     "Level",
+    "NoSettings",
     "PaidDetector",
     "Question",
     "RecordingDetector",
     "detect_sample",
     "detections_from_raw",
     "joined",
+    "parse_settings",
     "questions_about",
 ]
 
@@ -103,14 +109,14 @@ class PaidDetector(Detector, Protocol):
         confirm: Shown what a run will cost, before the first question; False stops it. None agrees.
     """
 
-    confirm: Callable[[Estimate], bool] | None
+    confirm: Callable[[CostEstimate], bool] | None
 
     @property
     def spent(self) -> float:
         """Dollars that may have been charged in this run."""
         ...
 
-    def begin(self, num_questions: int) -> Estimate:
+    def begin(self, num_questions: int) -> CostEstimate:
         """Make sure that the user agrees to what the questions of a run cost; called once, before the first.
 
         Raises:
@@ -162,3 +168,25 @@ def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]
     if num_unscored:
         _log.warning("%s: scores that are not finite: %d; their boxes stay without a score", source, num_unscored)
     return Detections(tuple(items), num_dropped)
+
+
+class NoSettings(BaseModel):
+    """Settings of a detector that has none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+def parse_settings(kind: type[_Settings], settings: Mapping[str, Any], detector: str) -> _Settings:
+    """Return the settings of a recipe as their model.
+
+    Raises:
+        RecipeError: With every setting that is unknown, missing or out of range.
+    """
+    problems: list[str] = []
+    parsed = validated(kind, dict(settings), where="settings", problems=problems)
+    if parsed is None:
+        raise RecipeError(listed(f"the detector {detector!r} cannot be built", problems))
+    return parsed

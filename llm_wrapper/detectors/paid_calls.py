@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llm_wrapper.calls import CallError, delay_after
 from llm_wrapper.errors import ModelError, RecipeError
 
-__all__ = ["Estimate", "PaidCalls", "Terms"]
+__all__ = ["CostEstimate", "PaidCalls", "PaidTerms"]
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -28,7 +28,7 @@ _Answer = TypeVar("_Answer")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Terms(BaseModel):
+class PaidTerms(BaseModel):
     """What a paid call costs, and how many of them the user allows.
 
     `price_per_call` and `max_cost` are in dollars. Without `max_cost` nothing is ever called. `max_tries` is how often
@@ -50,12 +50,12 @@ class Terms(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class CostEstimate:
     """What asking will cost, for the user to agree to. Failed calls that may have been charged come on top."""
 
     name: str
     num_questions: int
-    terms: Terms
+    terms: PaidTerms
 
     @property
     def cost(self) -> float:
@@ -82,7 +82,7 @@ class PaidCalls:
     def __init__(
         self,
         name: str,
-        terms: Terms,
+        terms: PaidTerms,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -102,7 +102,7 @@ class PaidCalls:
         """Dollars that may have been charged in this run."""
         return self.num_charged * self.terms.price_per_call
 
-    def agree(self, num_questions: int, confirm: Callable[[Estimate], bool] | None = None) -> Estimate:
+    def agree(self, num_questions: int, confirm: Callable[[CostEstimate], bool] | None = None) -> CostEstimate:
         """Estimate the cost and make sure that the user agrees to it, before the first call.
 
         Args:
@@ -112,7 +112,7 @@ class PaidCalls:
         Raises:
             RecipeError: If there is no budget, it does not pay for one call, or `confirm` says no.
         """
-        estimate = Estimate(self.name, num_questions, self.terms)
+        estimate = CostEstimate(self.name, num_questions, self.terms)
         if self.terms.max_calls < 1:
             raise RecipeError(f"{estimate}. Nothing was called. To agree to a budget, {_budget(estimate.cost)}.")
         if confirm is not None and not confirm(estimate):

@@ -7,6 +7,7 @@ together. How a prompt is built, batched and answered, and how an answer is read
 from __future__ import annotations
 
 import logging
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
 from llm_wrapper.detectors.checkpoints import Loaded, PreparedImage, Weights
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["Prompt", "PromptedDetector", "PromptedSettings"]
+__all__ = ["Prompt", "PromptTask", "PromptedDetector", "PromptedSettings", "clean_expression"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,14 @@ class PromptedSettings(BaseModel):
 
 
 _Settings = TypeVar("_Settings", bound=PromptedSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTask:
+    """A task of a model: its prompt, and whether it needs an expression."""
+
+    prompt: str
+    level: Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +209,15 @@ class PromptedDetector(ABC, Generic[_Settings]):
         tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = [start for start, _ in tokens["offset_mapping"]]
         return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+
+
+def clean_expression(expression: str) -> str:
+    """Return an expression as one line that can form no special token; empty where nothing is left of it.
+
+    Every special token of these tokenizers and every task token of their processors is written with `<` and `>`.
+    Control and format characters (categories C and Z) become spaces: among them are lone surrogates, which no
+    tokenizer accepts.
+    """
+    brackets = str.maketrans("<>", "()")
+    spaced = (" " if unicodedata.category(char)[0] in "CZ" else char for char in expression.translate(brackets))
+    return " ".join("".join(spaced).split())

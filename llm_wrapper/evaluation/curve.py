@@ -12,7 +12,7 @@ from llm_wrapper.evaluation.paired import Comparison, compare_systems
 from llm_wrapper.evaluation.transfer import Column, Filled, System
 from llm_wrapper.evaluation.transfer_rows import DETECTOR, asked, free
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 
@@ -67,9 +67,9 @@ def systems_of(points: Sequence[Point], recipe: Recipe) -> list[System]:
         free(RULE, systems.by_rule),
         free(ORACLE, systems.by_oracle),
     ]
-    word = plain(recipe.prompt)  # one for all: the questions are then looked at once
-    tuned = [asked(point.name, recipe, point.adapter, word=word) for point in points]
-    return [*free_ones, asked(UNTRAINED, recipe, word=word), *tuned]
+    builder = PromptBuilder(recipe.prompt)
+    tuned = [asked(point.name, recipe, point.adapter, builder=builder) for point in points]
+    return [*free_ones, asked(UNTRAINED, recipe, builder=builder), *tuned]
 
 
 def measure(filled: Filled, points: Sequence[Point], column: Column) -> Curve:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates, detector_order
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation.systems import by_detector
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
 from llm_wrapper.records import Candidate, Prediction
@@ -93,13 +93,13 @@ class Headroom:
     lost: Share
 
 
-def compare(before: Sequence[Scene], after: Sequence[Scene]) -> Headroom:
+def compare(before: Sequence[PreparedSample], after: Sequence[PreparedSample]) -> Headroom:
     """Measure the same samples with all of their candidates and with those that the cap leaves.
 
     Raises:
         ValueError: If there is no sample, or the two are not the same samples in the same order.
     """
-    if not before or [scene.sample for scene in before] != [scene.sample for scene in after]:
+    if not before or [prepared.sample for prepared in before] != [prepared.sample for prepared in after]:
         raise ValueError(f"the same samples are needed before and after the cap: {len(before)} and {len(after)}")
     rows, rows_after = by_detector(_with_target(before)), by_detector(_with_target(after))
     losses = [len(a.built.candidates) - len(b.built.candidates) for a, b in zip(before, after, strict=True)]
@@ -107,21 +107,21 @@ def compare(before: Sequence[Scene], after: Sequence[Scene]) -> Headroom:
         before=measure(before),
         after=measure(after),
         num_samples=len(before),
-        num_images=len({scene.sample.image_id for scene in before}),
+        num_images=len({prepared.sample.image_id for prepared in before}),
         num_capped=sum(loss > 0 for loss in losses),
         num_candidates_lost=sum(losses),
         lost=_difference(_is_offered(rows), _is_offered(rows_after), _images(rows)),
     )
 
 
-def measure(scenes: Sequence[Scene]) -> Offer:
+def measure(samples: Sequence[PreparedSample]) -> Offer:
     """Measure what the candidates of some samples, at least one, offer to a selector."""
-    ranked = [Scene(scene.sample, _ranked(scene.built)) for scene in scenes]
+    ranked = [PreparedSample(prepared.sample, _ranked(prepared.built)) for prepared in samples]
     rows = by_detector(_with_target(ranked))
-    images, all_images = _images(rows), _images([scene.sample for scene in scenes])
+    images, all_images = _images(rows), _images([prepared.sample for prepared in samples])
     right, offered = ious(rows) > IOU_THRESHOLD, _is_offered(rows)
-    counts = np.array([len(scene.built.candidates) for scene in scenes])
-    repeats = np.concatenate([_repeats(scene.built.candidates) for scene in ranked])
+    counts = np.array([len(prepared.built.candidates) for prepared in samples])
+    repeats = np.concatenate([_repeats(prepared.built.candidates) for prepared in ranked])
     return Offer(
         own=_share(right, images),
         oracle=_share(offered, images),
@@ -134,8 +134,8 @@ def measure(scenes: Sequence[Scene]) -> Offer:
     )
 
 
-def _with_target(scenes: Sequence[Scene]) -> list[Scene]:
-    return [scene for scene in scenes if scene.sample.target is not None]
+def _with_target(samples: Sequence[PreparedSample]) -> list[PreparedSample]:
+    return [prepared for prepared in samples if prepared.sample.target is not None]
 
 
 def _ranked(built: BuiltCandidates) -> BuiltCandidates:

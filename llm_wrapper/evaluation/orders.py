@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.prompts.words import Question, Worder
+from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.records import Answer, Candidate, Prompt
 
 __all__ = ["ask_in_orders", "averaged", "orders_of"]
@@ -54,20 +55,20 @@ def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answ
 
 
 def ask_in_orders(
-    asked: Sequence[Question],
-    word: Worder,
+    asked: Sequence[PromptInput],
+    builder: PromptBuilder,
     ask: Callable[[Sequence[Prompt]], list[Answer]],
     *,
     count: int,
 ) -> list[Answer]:
     """Return one answer for each sample: with `count` 1 that to the candidates as they stand, else an average."""
     if count == 1:
-        return ask(word(asked))
+        return ask(builder.build(asked))
     orders = [orders_of(candidates, count) for _, candidates in asked]
     questions = [
         (sample, tuple(candidates[index] for index in order))
         for (sample, candidates), chosen in zip(asked, orders, strict=True)
         for order in chosen
     ]
-    answers = ask(word(questions))
+    answers = ask(builder.build(questions))
     return [averaged(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)]

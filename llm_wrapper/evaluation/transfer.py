@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.paired import Comparison, compare_systems
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.records import Prediction
 
 __all__ = ["Cell", "Column", "Filled", "Matrix", "Predict", "System", "fill", "measure"]
@@ -33,7 +33,7 @@ class Column:
     """One detector, or ensemble, on one split of a data set."""
 
     name: str
-    scenes: Sequence[Scene]
+    samples: Sequence[PreparedSample]
 
 
 Predict = Callable[[Column], list[Prediction]]
@@ -47,7 +47,7 @@ class System:
         name: Not that of another row.
         identity: JSON values that decide its predictions, together with what it is asked.
         load: Gives the function that predicts; called once, and only where something is missing.
-        word: What words its questions, where it is an LLM.
+        builder: Builds its prompts, where it is an LLM.
         baseline: Name of the same LLM before training.
         home: Names of the columns that it was trained for.
     """
@@ -55,7 +55,7 @@ class System:
     name: str
     identity: Mapping[str, Any]
     load: Callable[[], Predict]
-    word: Worder | None = None
+    builder: PromptBuilder | None = None
     baseline: str | None = None
     home: frozenset[str] = frozenset()
 
@@ -104,17 +104,17 @@ def fill(systems: Sequence[System], columns: Sequence[Column], folder: Path) -> 
     A prompt that cannot be rendered leaves its cell empty and says why; every other error ends the whole.
     """
     filled: Filled = {}
-    questions: dict[tuple[str, Worder | None], str] = {}
+    questions: dict[tuple[str, PromptBuilder | None], str] = {}
     for system in systems:
         predict: Predict | None = None
         for column in columns:
-            asked = (column.name, system.word)
+            asked = (column.name, system.builder)
             try:
                 if asked not in questions:
-                    questions[asked] = _questions(column.scenes, system.word)
+                    questions[asked] = _questions(column.samples, system.builder)
                 path = _path(folder, system, column, questions[asked])
                 if not path.is_file():
-                    _log.info("%s: predicting on %s (%d samples)", system.name, column.name, len(column.scenes))
+                    _log.info("%s: predicting on %s (%d samples)", system.name, column.name, len(column.samples))
                     predict = predict or system.load()
                     files.save(path, predict(column))
                 filled[system.name, column.name] = path, [replace(row, system=system.name) for row in files.load(path)]
@@ -151,16 +151,16 @@ def _gain(rows: list[Prediction], other: tuple[Path, list[Prediction]] | str | N
     return compare_systems(rows, other[1])
 
 
-def _questions(scenes: Sequence[Scene], word: Worder | None) -> str:
-    """Digest all that a system sees of the scenes, and what it is scored by."""
+def _questions(samples: Sequence[PreparedSample], builder: PromptBuilder | None) -> str:
+    """Digest all that a system sees of the samples, and what it is scored by."""
     total = hashlib.sha256()
-    asked = [(each.sample, each.built.candidates) for each in scenes if len(each.built.candidates) > 1]
-    prompts = iter(word(asked) if word else ())
-    for scene in scenes:
-        sample = scene.sample
+    asked = [(each.sample, each.built.candidates) for each in samples if len(each.built.candidates) > 1]
+    prompts = iter(builder.build(asked) if builder else ())
+    for prepared in samples:
+        sample = prepared.sample
         known = (sample.sample_id, sample.image_id, sample.image_wh, sample.expression, sample.kind)
-        total.update(repr((known, sample.target, sample.further_targets, scene.built)).encode())
-        if word is not None and len(scene.built.candidates) > 1:
+        total.update(repr((known, sample.target, sample.further_targets, prepared.built)).encode())
+        if builder is not None and len(prepared.built.candidates) > 1:
             total.update(repr(next(prompts).messages).encode())
     return total.hexdigest()
 

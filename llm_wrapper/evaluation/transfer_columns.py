@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_wrapper import artifacts, datasets
 from llm_wrapper.datasets import Dataset, leaks
-from llm_wrapper.detections.scenes import SceneSet, load_scenes
+from llm_wrapper.detections.samples import PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation.transfer import Column
 from llm_wrapper.recipe import DataSection, Recipe
@@ -51,7 +51,7 @@ def load(
     asked: dict[str, Dataset] = {}
     for recipe in recipes:
         data, of = recipe.data, split or recipe.data.eval_split
-        found = load_scenes(recipe, data, of, limit=limit, dataset=asked.get(data.model_dump_json()))
+        found = load_prepared_split(recipe, data, of, limit=limit, dataset=asked.get(data.model_dump_json()))
         asked[data.model_dump_json()] = found.dataset
         name = f"{recipe.vlm} / {recipe.data.name}"
         seen: set[str] = set()
@@ -60,11 +60,11 @@ def load(
             if shared is None:
                 ground.notes.append(f"{name}: the images that {folder} was trained on could not be compared")
             seen |= shared or set()
-        scenes = [scene for scene in found.scenes if scene.sample.image_id not in seen]
-        left_out = len(found.scenes) - len(scenes)
+        samples = [prepared for prepared in found.samples if prepared.sample.image_id not in seen]
+        left_out = len(found.samples) - len(samples)
         if left_out:
             ground.notes.append(f"{name}: {left_out} expressions left out, an adapter was trained on their images")
-        if not any(scene.sample.target for scene in scenes):
+        if not any(prepared.sample.target for prepared in samples):
             raise DataError(f"{name}: no expression with a box is left to compare with ({left_out} left out)")
         ground.notes += [note for note in found.dataset.notes() if note not in ground.notes]
         if limit:
@@ -72,12 +72,12 @@ def load(
         facts = _facts(recipe, found, limit=limit, left_out=left_out)
         if any(name == column.name for column in ground.columns):  # such as two files of boxes
             name = f"{name} ({artifacts.digest_value(facts)[:8]})"
-        ground.columns.append(Column(name, scenes))
+        ground.columns.append(Column(name, samples))
         ground.facts.append(facts)
     return ground
 
 
-def _facts(recipe: Recipe, found: SceneSet, *, limit: int | None, left_out: int) -> dict[str, Any]:
+def _facts(recipe: Recipe, found: PreparedSplit, *, limit: int | None, left_out: int) -> dict[str, Any]:
     return {
         "vlm": recipe.vlm,
         "data": recipe.data.model_dump(mode="json"),

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import ensemble, systems
 from llm_wrapper.evaluation.transfer import Column, Filled, Predict, System
-from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import LLMSection, PromptSection, Recipe, ServerSection
 from llm_wrapper.records import Prediction
 
@@ -27,26 +27,26 @@ def rows(
     trained: Mapping[Path, Recipe],
     untrained: Recipe | None = None,
     *,
-    worder_of: Callable[[Recipe], Worder] = lambda recipe: plain(recipe.prompt),
+    builder_of: Callable[[Recipe], PromptBuilder] = lambda recipe: PromptBuilder(recipe.prompt),
 ) -> list[System]:
     """Return all rows that do not need others: detector, untrained LLMs, adapters, and last the oracle.
 
     Args:
         trained: Run folder -> its recipe.
         untrained: A recipe whose LLM (or rule) is asked as it is, beside those of the runs before training.
-        worder_of: Gives what words the questions of a recipe; for equal wordings the same function.
+        builder_of: Gives the prompt builder of a recipe; for equal prompts an equal one.
     """
     before: dict[str, System] = {}
     for recipe in [*([untrained] if untrained else []), *trained.values()]:
         name = "rule" if recipe.llm.backend == "rule" else f"untrained {_short(recipe.llm)}, {recipe.prompt.summary}"
-        row = free(name, systems.by_rule) if name == "rule" else asked(name, recipe, word=worder_of(recipe))
+        row = free(name, systems.by_rule) if name == "rule" else asked(name, recipe, builder=builder_of(recipe))
         before.setdefault(_key(row), row)
     names = _told_apart([row.name for row in before.values()], [key[:8] for key in before])
     before = {key: replace(row, name=name) for (key, row), name in zip(before.items(), names, strict=True)}
     labels = _told_apart([_trained_for(each) for each in trained.values()], [folder.name for folder in trained])
     tuned = [
         replace(
-            asked(label, recipe, folder / "adapter", word=worder_of(recipe)),
+            asked(label, recipe, folder / "adapter", builder=builder_of(recipe)),
             baseline=before[artifacts.digest_value(_identity(recipe, None))].name,
             home=frozenset(f"{recipe.vlm} / {data.name}" for data in recipe.training_data()),
         )
@@ -55,30 +55,30 @@ def rows(
     return [free(DETECTOR, systems.by_detector), *before.values(), *tuned, free("oracle", systems.by_oracle)]
 
 
-def free(name: str, by: Callable[[Sequence[Scene]], list[Prediction]]) -> System:
+def free(name: str, by: Callable[[Sequence[PreparedSample]], list[Prediction]]) -> System:
     """Return a row that asks no LLM."""
-    return System(name, {"system": name}, lambda: lambda column: by(column.scenes))
+    return System(name, {"system": name}, lambda: lambda column: by(column.samples))
 
 
-def asked(name: str, recipe: Recipe, adapter: Path | None = None, *, word: Worder | None = None) -> System:
+def asked(name: str, recipe: Recipe, adapter: Path | None = None, *, builder: PromptBuilder | None = None) -> System:
     """Return a row of the LLM of a recipe, with an adapter where there is one.
 
     Args:
         name: Of the row.
         recipe: Gives LLM and prompt.
         adapter: Its folder.
-        word: Words the questions; by format and instruction alone if not given.
+        builder: Builds the prompts; by format and instruction alone if not given.
     """
-    word = word or plain(recipe.prompt)
-    return System(name, _identity(recipe, adapter), partial(_load, name, recipe, adapter, word), word)
+    builder = builder or PromptBuilder(recipe.prompt)
+    return System(name, _identity(recipe, adapter), partial(_load, name, recipe, adapter, builder), builder)
 
 
-def _load(name: str, recipe: Recipe, adapter: Path | None, word: Worder) -> Predict:
+def _load(name: str, recipe: Recipe, adapter: Path | None, builder: PromptBuilder) -> Predict:
     from llm_wrapper.llms.ask import asker
 
     ask = asker(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
     orders = recipe.llm.orders
-    return lambda column: systems.by_llm(column.scenes, name, word, ask, orders=orders, prompt=recipe.prompt)
+    return lambda column: systems.by_llm(column.samples, name, builder, ask, orders=orders)
 
 
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:

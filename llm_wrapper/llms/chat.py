@@ -16,7 +16,7 @@ from typing import Any
 
 from llm_wrapper.errors import ModelError, PromptError
 from llm_wrapper.llms.chat_template import ChatTemplate, template_of
-from llm_wrapper.recipe.sections import TEMPLATE_DATE, LLMSection
+from llm_wrapper.recipe.schema import TEMPLATE_DATE, LLMSection
 from llm_wrapper.records import Message, Prompt
 
 __all__ = ["ChatEncoder", "chat_encoder"]

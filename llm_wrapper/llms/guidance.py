@@ -16,7 +16,7 @@ import torch
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import continuations
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.recipe.sections import SamplingSection
+from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Prompt
 
 __all__ = ["layer_of", "middle", "offset", "pooled_state", "sample_text", "steered"]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.prompts.same_picture import Pictures
-from llm_wrapper.prompts.words import Question, Worder
-from llm_wrapper.recipe import PromptSection
-from llm_wrapper.records import Candidate, Message, Prompt, Sample
+from llm_wrapper.records import Candidate, Sample
 
-__all__ = ["Chooser", "Exemplar", "draw", "fixed", "with_examples"]
+__all__ = ["ExampleSelector", "Exemplar", "FixedExamples", "draw_examples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +24,15 @@ class Exemplar:
     index: int
 
 
-Chooser = Callable[[Sequence[Question]], list[list[Exemplar]]]
-"""Gives for each question its examples, in the order to be shown; never one of the question's own picture."""
+class ExampleSelector(Protocol):
+    """Chooses the examples that are shown before each question."""
+
+    def select(self, questions: Sequence[PromptInput]) -> list[list[Exemplar]]:
+        """Return the examples of each question in the order to be shown; never one of the question's own image."""
+        ...
 
 
-def draw(pool: Sequence[Exemplar], count: int, *, seed: int) -> list[Exemplar]:
+def draw_examples(pool: Sequence[Exemplar], count: int, *, seed: int) -> list[Exemplar]:
     """Draw so many examples of different images, whose answers are spread over the indices.
 
     Each in turn is of an index that was drawn least often so far: an LLM likes to say again what it has seen said.
@@ -53,37 +56,15 @@ def draw(pool: Sequence[Exemplar], count: int, *, seed: int) -> list[Exemplar]:
     return drawn
 
 
-def fixed(pool: Sequence[Exemplar], count: int, *, seed: int) -> Chooser:
-    """Return what gives every question the same examples, so that those of one image share all of them.
+class FixedExamples:
+    """Show every question the same examples, so that the questions of one image share all of them."""
 
-    One more is drawn, and stands in for the one that is of a question's own picture.
-    """
-    drawn = draw(pool, count + 1, seed=seed)
-    pictures = Pictures([each.sample for each in drawn])
+    def __init__(self, pool: Sequence[Exemplar], count: int, *, seed: int) -> None:
+        self._count = count
+        self._drawn = draw_examples(pool, count + 1, seed=seed)  # one more: it replaces one of a question's own image
+        self._pictures = Pictures([each.sample for each in self._drawn])
 
-    def choose(questions: Sequence[Question]) -> list[list[Exemplar]]:
-        own = [pictures.places_of(sample) for sample, _ in questions]
-        return [[each for place, each in enumerate(drawn) if place not in places][:count] for places in own]
-
-    return choose
-
-
-def with_examples(word: Worder, section: PromptSection, choose: Chooser) -> Worder:
-    """Return what puts examples before the questions that `word` words, each as a question and its index."""
-
-    def all_worded(questions: Sequence[Question]) -> list[Prompt]:
-        chosen = choose(questions)
-        return [
-            replace(prompt, messages=(*_turns(examples, section), *prompt.messages))
-            for prompt, examples in zip(word(questions), chosen, strict=True)
-        ]
-
-    return all_worded
-
-
-def _turns(examples: Sequence[Exemplar], section: PromptSection) -> list[Message]:
-    turns: list[Message] = []
-    for each in examples:
-        shown = render(each.sample, each.candidates, section.format, instruction=section.instruction, none=section.none)
-        turns += [*shown.messages, Message("assistant", str(each.index))]
-    return turns
+    def select(self, questions: Sequence[PromptInput]) -> list[list[Exemplar]]:
+        """Return the first `count` examples that do not show the question's image."""
+        own = [self._pictures.places_of(sample) for sample, _ in questions]
+        return [[each for i, each in enumerate(self._drawn) if i not in indices][: self._count] for indices in own]

@@ -14,18 +14,20 @@ import jinja2.sandbox
 
 from llm_wrapper.bounded_process import BoundedProcess
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.prompts import instruction as instructions
 from llm_wrapper.prompts import own_template_worker, rule
 from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
-from llm_wrapper.prompts.text import clean, clean_label, require_expression
+from llm_wrapper.prompts.text import clean, clean_label, fill_instruction, require_expression, require_instruction
 from llm_wrapper.readers import read_text
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 from llm_wrapper.terminal import printable
 
-__all__ = ["FORMATS", "MAX_PROMPT", "ShownCandidate", "render"]
+__all__ = ["FORMATS", "MAX_PROMPT", "PromptInput", "ShownCandidate", "render"]
 
 FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
+
+PromptInput = tuple[Sample, Sequence[Candidate]]
+"""A sample, and its candidates in the order to be shown."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _OBJECTS = "objects"
@@ -146,9 +148,9 @@ def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[S
 def _content(prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> str:
     if instruction is None:
         return _rendered(prompt_format, None, known)
-    instructions.require(instruction)
+    require_instruction(instruction)
     objects = _rendered(prompt_format, _OBJECTS, known)
-    return instructions.fill(instruction, objects=objects, expression=known["expression"])
+    return fill_instruction(instruction, objects=objects, expression=known["expression"])
 
 
 def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
@@ -227,7 +229,7 @@ def render(
             likely one -> labels of what the expression names and it is closest to), `expression`, `width`, `height`,
             and `none_index`, see `none`.
         instruction: Takes the place of all of the template's words but those of its block `objects`, see
-            `prompts.instruction`.
+            `prompts.text`.
         none: Whether one more line says "none of these"; its index is the number of candidates.
 
     Raises:

@@ -9,13 +9,13 @@ import numpy as np
 from scipy import sparse
 
 from llm_wrapper.boxes import FloatArray
-from llm_wrapper.prompts.examples import Chooser, Exemplar
+from llm_wrapper.prompts.examples import Exemplar
+from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.prompts.same_picture import Pictures
 from llm_wrapper.prompts.text import clean_label
-from llm_wrapper.prompts.words import Question
 from llm_wrapper.records import Candidate
 
-__all__ = ["Embed", "nearest"]
+__all__ = ["Embed", "NearestExamples"]
 
 Embed = Callable[[Sequence[str]], Any]
 """Texts -> rows of length 1, shape (n, d): an array, or a sparse matrix. The product of two rows is their nearness."""
@@ -27,36 +27,38 @@ _UNLIKE = 4.0
 """Taken off the nearness (-1 to 1) of what has other candidates, so that it comes after all that has like ones."""
 
 
-def nearest(pool: Sequence[Exemplar], count: int, embed: Embed) -> Chooser:
-    """Return what gives each question the nearest training expressions, the nearest last.
+class NearestExamples:
+    """Show each question the training expressions nearest to its own, the nearest last.
 
     Those whose candidates are like the question's come before all others: at least half as many and at most twice as
     many, and at least one label in common. Of equally near ones the first of the pool is taken. None shows the
-    question's own picture, so there may be fewer than wanted.
+    question's own image, so there may be fewer than `count`.
 
     Args:
-        pool: What may be shown; embedded once.
-        count: How many examples a question gets.
-        embed: Texts to vectors.
+        pool: The examples to choose from; embedded once.
+        count: Examples of a question.
+        embed: Turns texts into vectors.
     """
-    vectors = embed([each.sample.expression for each in pool])
-    pictures = Pictures([each.sample for each in pool])
-    likeness = _Likeness([each.candidates for each in pool])
 
-    def choose(questions: Sequence[Question]) -> list[list[Exemplar]]:
+    def __init__(self, pool: Sequence[Exemplar], count: int, embed: Embed) -> None:
+        self._pool, self._count, self._embed = pool, count, embed
+        self._vectors = embed([each.sample.expression for each in pool])
+        self._pictures = Pictures([each.sample for each in pool])
+        self._likeness = _Likeness([each.candidates for each in pool])
+
+    def select(self, questions: Sequence[PromptInput]) -> list[list[Exemplar]]:
+        """Return the examples of each question, the nearest last."""
         chosen = []
         for chunk in _chunks(questions):
-            near = _dense(embed([sample.expression for sample, _ in chunk]) @ vectors.T)
-            near[~likeness.alike([candidates for _, candidates in chunk])] -= _UNLIKE
+            near = _dense(self._embed([sample.expression for sample, _ in chunk]) @ self._vectors.T)
+            near[~self._likeness.alike([candidates for _, candidates in chunk])] -= _UNLIKE
             for row, (sample, _) in zip(near, chunk, strict=True):
-                row[list(pictures.places_of(sample))] = -np.inf
-                chosen.append([pool[place] for place in reversed(_best(row, count))])
+                row[list(self._pictures.places_of(sample))] = -np.inf
+                chosen.append([self._pool[i] for i in reversed(_best(row, self._count))])
         return chosen
 
-    return choose
 
-
-def _chunks(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+def _chunks(questions: Sequence[PromptInput]) -> Iterator[Sequence[PromptInput]]:
     return (questions[start : start + _CHUNK] for start in range(0, len(questions), _CHUNK))
 
 

@@ -1,14 +1,30 @@
-"""Foreign text made harmless: labels and expressions cannot forge chat tokens or box lines."""
+"""Text that people and models wrote, made safe for prompts: labels, expressions, and instructions.
+
+Labels and expressions cannot forge chat tokens or box lines. An instruction is the text around the candidates:
+`{objects}` is where their lines go, `{expression}` where the expression goes.
+"""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from functools import cache
 from itertools import chain
 
-from llm_wrapper.errors import PromptError
+from llm_wrapper.errors import PromptError, listed
 from llm_wrapper.records import MAX_EXPRESSION
 
-__all__ = ["MAX_LABEL_WORDS", "clean", "clean_label", "require_expression"]
+__all__ = [
+    "MAX_INSTRUCTION",
+    "MAX_LABEL_WORDS",
+    "PLACEHOLDERS",
+    "check_instruction",
+    "clean",
+    "clean_label",
+    "fill_instruction",
+    "require_expression",
+    "require_instruction",
+]
 
 MAX_LABEL_WORDS = 12
 """A detector's label is cut to this many words; a dense caption stays readable, a novel does not."""
@@ -94,3 +110,58 @@ def require_expression(expression: str) -> str:
     if all(unicodedata.category(char)[0] in "MZ" for char in text):  # an accent alone says nothing
         raise PromptError(f"the expression {expression[:40]!r} is empty: say what to find")
     return text
+
+
+PLACEHOLDERS = ("{objects}", "{expression}")
+"""What an instruction holds, each exactly once."""
+
+MAX_INSTRUCTION = 1000
+"""Longest instruction; it is paid for with each question."""
+
+_BRACED = re.compile(r"\{[^{}]*\}")
+
+
+def check_instruction(text: str) -> list[str]:
+    """Return what is wrong with an instruction, one sentence each; nothing where it can be used.
+
+    It is not cleaned as foreign text is: the one who chose it may write brackets. Special tokens of a model are found
+    where the prompt is encoded.
+    """
+    if not text.strip():
+        return ["the instruction is empty"]
+    problems = [
+        f"{place} stands in the instruction {count} times; it is needed exactly once"
+        for place in PLACEHOLDERS
+        if (count := text.count(place)) != 1
+    ]
+    unknown = dict.fromkeys(found for found in _BRACED.findall(text) if found not in PLACEHOLDERS)
+    problems += [f"{each[:40]!r} is no placeholder; there are {' and '.join(PLACEHOLDERS)}" for each in unknown]
+    if re.search(r"[{}]", _BRACED.sub("", text)):
+        problems.append("the instruction has a brace that is not closed, or not opened")
+    if controls := sorted({char for char in text if char != "\n" and unicodedata.category(char)[0] == "C"}):
+        problems.append(
+            f"control characters in the instruction: {', '.join(f'U+{ord(char):04X}' for char in controls)}"
+        )
+    if len(text) > MAX_INSTRUCTION:
+        problems.append(f"the instruction has {len(text)} characters; {MAX_INSTRUCTION} is the most")
+    return problems
+
+
+@cache
+def require_instruction(text: str) -> None:
+    """Refuse an instruction that cannot be used.
+
+    Raises:
+        PromptError: With everything that `check_instruction` finds.
+    """
+    if problems := check_instruction(text):
+        raise PromptError(listed("prompt.instruction cannot be used", problems))
+
+
+def fill_instruction(text: str, *, objects: str, expression: str) -> str:
+    """Put the candidates' lines and the expression into an instruction, both at once.
+
+    A placeholder inside of what is put in stays as it is: an expression cannot ask for the objects again.
+    """
+    parts = {"{objects}": objects.strip("\n"), "{expression}": expression}
+    return re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda found: parts[found[0]], text)

@@ -1,8 +1,16 @@
 """Recipes: one short YAML file per choice, composed by name and validated at once."""
 
-from llm_wrapper.recipe.compose import KINDS, Recipe, compose, load_resolved, prompt_of
-from llm_wrapper.recipe.files import available
-from llm_wrapper.recipe.sections import (
+from llm_wrapper.recipe.compose import compose, load_resolved, prompt_of
+from llm_wrapper.recipe.files import (
+    KINDS,
+    RecipeFile,
+    available,
+    data_folders,
+    read_recipe_file,
+    recipe_folders,
+    shipped_folder,
+)
+from llm_wrapper.recipe.schema import (
     DataSection,
     DetectorSection,
     EnsembleSection,
@@ -11,6 +19,7 @@ from llm_wrapper.recipe.sections import (
     OtherData,
     OtherDetector,
     PromptSection,
+    Recipe,
     SearchSection,
     ServerSection,
     TrainSection,
@@ -27,11 +36,16 @@ __all__ = [
     "OtherDetector",
     "PromptSection",
     "Recipe",
+    "RecipeFile",
     "SearchSection",
     "ServerSection",
     "TrainSection",
     "available",
     "compose",
+    "data_folders",
     "load_resolved",
     "prompt_of",
+    "read_recipe_file",
+    "recipe_folders",
+    "shipped_folder",
 ]

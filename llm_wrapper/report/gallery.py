@@ -13,8 +13,8 @@ from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation.paired import paired
 from llm_wrapper.evaluation.slices import masks
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, rowwise_iou
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
 from llm_wrapper.report.parts import Part
@@ -190,7 +190,7 @@ def _prompt(part: Part, asked: Prediction, wh: tuple[int, int] | None) -> str | 
     sample = Sample(asked.sample_id, "", asked.image_id, None, wh, asked.expression, None)
     try:
         words = PromptSection.model_validate({**section, "examples": 0, "retrieve": False})
-        (prompt,) = plain(words)([(sample, asked.candidates)])
+        (prompt,) = PromptBuilder(words).build([(sample, asked.candidates)])
     except (PromptError, ValidationError):
         return None
     return prompt.messages[-1].content

@@ -125,7 +125,7 @@ def _made(
 
 def _samples(recipe: Mapping[str, Any], split: str, roots: Sequence[Path]) -> Sequence[Sample]:
     section = DataSection.model_validate(recipe.get("data"))
-    root = Path(section.root)
+    root = section.folder
     if not os.path.exists(root):  # of any text false, where Path.exists raises
         raise DataError(f"the data set lay in {root}, which does not exist here")
     _require_inside(root, roots)

@@ -11,7 +11,7 @@ from llm_wrapper.artifacts import digest_value
 from llm_wrapper.columns import codes
 from llm_wrapper.evaluation import ensemble
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.recipe.sections import SearchSection
+from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.records import Prediction
 from llm_wrapper.search.fitness import Fitness, right
 from llm_wrapper.search.history import Evaluated

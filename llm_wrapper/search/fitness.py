@@ -10,12 +10,12 @@ from llm_wrapper import detectors
 from llm_wrapper.artifacts import digest_value
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill
-from llm_wrapper.detections.scenes import Scene, build, cache_folder
+from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
 from llm_wrapper.detectors.base import Detector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Prediction, Sample, to_dict
 
@@ -50,36 +50,41 @@ class SelectorFitness:
     """The selector LLM with an instruction, over cached detections.
 
     Args:
-        scenes: Of the training split.
+        prepared_samples: Of the training split.
         section: Format of the candidates' lines.
         ask: Answers prompts in order.
         orders: See `systems.by_llm`.
     """
 
-    def __init__(self, scenes: Sequence[Scene], section: PromptSection, ask: systems.Ask, *, orders: int = 1) -> None:
-        self.samples: Sequence[Sample] = [scene.sample for scene in scenes]
-        self._scenes, self._section, self._ask, self._orders = scenes, section, ask, orders
+    def __init__(
+        self, prepared_samples: Sequence[PreparedSample], section: PromptSection, ask: systems.Ask, *, orders: int = 1
+    ) -> None:
+        self.samples: Sequence[Sample] = [prepared.sample for prepared in prepared_samples]
+        self._prepared_samples, self._section, self._ask, self._orders = prepared_samples, section, ask, orders
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the LLM, asked with an instruction."""
         section = self._section.model_copy(update={"instruction": prompt})
-        scenes = [self._scenes[place] for place in places]
-        return systems.by_llm(scenes, name, plain(section), self._ask, orders=self._orders, prompt=section)
+        prepared_samples = [self._prepared_samples[place] for place in places]
+        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._ask, orders=self._orders)
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the samples and their candidates, in the order shown."""
         return [
-            [to_dict(self._scenes[place].sample), [to_dict(each) for each in self._scenes[place].built.candidates]]
+            [
+                to_dict(self._prepared_samples[place].sample),
+                [to_dict(each) for each in self._prepared_samples[place].built.candidates],
+            ]
             for place in places
         ]
 
 
 @runtime_checkable
-class _Worded(Protocol):
+class _CaptionedDetector(Protocol):
     """A detector that can be asked with another caption."""
 
     @property
-    def worded(self) -> Callable[[str], Detector]: ...
+    def with_caption(self) -> Callable[[str], Detector]: ...
 
 
 class CaptionFitness:
@@ -95,25 +100,30 @@ class CaptionFitness:
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
         detector = detectors.create(recipe.detector, dataset)
-        if len(recipe.detectors()) > 1 or not isinstance(detector, _Worded):
+        if len(recipe.detectors()) > 1 or not isinstance(detector, _CaptionedDetector):
             raise RecipeError(
                 "search.target=caption is for one detector that takes a caption (VLM=gd, mmgd, llmdet), not for "
                 f"{recipe.vlm}"
             )
         self.samples = dataset.samples
-        self._recipe, self._dataset, self._detector, self._worded = recipe, dataset, detector, detector.worded
+        self._recipe, self._dataset, self._detector, self._with_caption = (
+            recipe,
+            dataset,
+            detector,
+            detector.with_caption,
+        )
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the detector's own choice, asked with a caption."""
         part = self._part(places)
-        detector = self._worded(prompt)
+        detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
         cache = fill(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
-        scenes = [
-            Scene(sample, build(self._recipe, sample, [cache.lookup(sample)], [self._detector.name]))
+        prepared_samples = [
+            PreparedSample(sample, build(self._recipe, sample, [cache.lookup(sample)], [self._detector.name]))
             for sample in part.samples
         ]
-        return [replace(each, system=name) for each in systems.by_detector(scenes)]
+        return [replace(each, system=name) for each in systems.by_detector(prepared_samples)]
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the detector and the samples."""

@@ -10,7 +10,7 @@ from llm_wrapper.llms.answers import AnswerFile
 from llm_wrapper.llms.server import Server, answers_path
 from llm_wrapper.llms.server_ways import way_of
 from llm_wrapper.recipe import LLMSection, SearchSection
-from llm_wrapper.recipe.sections import SamplingSection
+from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Answer, Message, Prompt
 from llm_wrapper.search.search import Proposed, Request
 

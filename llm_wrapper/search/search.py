@@ -14,7 +14,7 @@ from typing import Protocol
 
 from llm_wrapper.artifacts import digest_value
 from llm_wrapper.errors import PromptError, RecipeError, listed
-from llm_wrapper.recipe.sections import SearchSection
+from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.search.halving import rungs, verdict
 from llm_wrapper.search.history import Begun, Cost, Evaluated, History, Refused, Verdict, bits, written
 from llm_wrapper.search.proposals import Known, clean, meta_prompt, refusals, same

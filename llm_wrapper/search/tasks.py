@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_wrapper.prompts import instruction
+from llm_wrapper.prompts.text import check_instruction
 
 __all__ = ["CAPTION", "INSTRUCTION", "Task", "other_demand", "task_of"]
 
@@ -55,7 +55,7 @@ def other_demand(text: str) -> str | None:
 
 
 def _instruction_problems(text: str) -> list[str]:
-    problems = instruction.check(text)
+    problems = check_instruction(text)
     demand = other_demand(text)
     return [*problems, f"it asks for something else than an index: {demand!r}"] if demand else problems
 

@@ -1,4 +1,4 @@
-"""Scenes -> groups of training examples. Pure: no model, no tokens.
+"""Prepared samples -> groups of training examples. Pure: no model, no tokens.
 
 A group is one image: its candidates once, and some of its expressions with the index of the right candidate. A group
 without any is for expressions that are generated (`train.generated_steps`).
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
@@ -69,23 +69,23 @@ def target_index(built: BuiltCandidates, sample: Sample) -> int | None:
     return best if overlap[best] > 0.5 else None
 
 
-def _answer(scene: Scene, section: TrainSection, *, none: bool) -> int | str:
+def _answer(prepared: PreparedSample, section: TrainSection, *, none: bool) -> int | str:
     """Return the index that answers a sample, or the reason to leave it out."""
-    sample, candidates = scene.sample, scene.built.candidates
+    sample, candidates = prepared.sample, prepared.built.candidates
     if sample.target is None and not none:
         return "no_target"
     if sample.further_targets:
         return "several_targets"
     if not candidates or len(candidates) + none < section.min_candidates:
         return "too_few_candidates"
-    target = target_index(scene.built, sample)
+    target = target_index(prepared.built, sample)
     if target is None:
         return len(candidates) if none else "target_not_among_candidates"
     return target
 
 
 def make_groups(
-    scenes: Sequence[Scene], section: TrainSection, *, none: bool = False
+    samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False
 ) -> tuple[list[Group], dict[str, int]]:
     """Group usable samples by image and candidates; count those left out by reason.
 
@@ -94,16 +94,16 @@ def make_groups(
     so far, is answered by "none of these", which counts as one candidate more.
     """
     left_out: Counter[str] = Counter()
-    usable: list[tuple[Scene, int]] = []
-    for scene in scenes:
-        answer = _answer(scene, section, none=none)
+    usable: list[tuple[PreparedSample, int]] = []
+    for prepared in samples:
+        answer = _answer(prepared, section, none=none)
         if isinstance(answer, str):
             left_out[answer] += 1
         else:
-            usable.append((scene, answer))
+            usable.append((prepared, answer))
     members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
-    for scene, target in usable:
-        members[scene.sample.image_id, scene.built.candidates].append((scene.sample, target))
+    for prepared, target in usable:
+        members[prepared.sample.image_id, prepared.built.candidates].append((prepared.sample, target))
     groups = []
     size = max(1, section.expressions_per_group - section.generated_per_group)
     for (_, candidates), rows in members.items():
@@ -125,16 +125,16 @@ def answered_none(groups: Sequence[Group]) -> dict[str, int]:
     return {"no_target": num_without, "target_not_among_candidates": len(samples) - num_without}
 
 
-def unlabelled_groups(scenes: Sequence[Scene], section: TrainSection, *, none: bool = False) -> list[Group]:
+def unlabelled_groups(samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False) -> list[Group]:
     """Return one group without targets for each image that something can be said about; annotations are not looked at.
 
     Images with fewer than `min_candidates` candidates have none, nor have those whose boxes are too much alike for any
     generated expression to be true of one alone.
     """
     found: dict[tuple[str, tuple[Candidate, ...]], Sample] = {}
-    for scene in scenes:
-        if len(scene.built.candidates) >= section.min_candidates:
-            found.setdefault((scene.sample.image_id, scene.built.candidates), scene.sample)
+    for prepared in samples:
+        if len(prepared.built.candidates) >= section.min_candidates:
+            found.setdefault((prepared.sample.image_id, prepared.built.candidates), prepared.sample)
     return [
         Group((sample,), (), candidates, none=none)
         for (_, candidates), sample in found.items()

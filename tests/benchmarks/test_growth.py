@@ -98,11 +98,11 @@ def test_sets_are_nested(recipe: Recipe, tmp_path: Path) -> None:
     crowds = growth_steps.make_crowds(3, 4, 4)
     (tmp_path / "few").mkdir()
     (tmp_path / "many").mkdir()
-    few = growth_steps.prepare_scenes(crowds[:2], tmp_path / "few", recipe, limit=6, clock=Clock())
-    many = growth_steps.prepare_scenes(crowds, tmp_path / "many", recipe, limit=12, clock=Clock())
-    assert [scene.built for scene in few] == [scene.built for scene in many[:6]]
-    assert [scene.sample.expression for scene in few] == [scene.sample.expression for scene in many[:6]]
-    assert all(len(scene.built.candidates) == 4 for scene in many)
+    few = growth_steps.prepare_samples(crowds[:2], tmp_path / "few", recipe, limit=6, clock=Clock())
+    many = growth_steps.prepare_samples(crowds, tmp_path / "many", recipe, limit=12, clock=Clock())
+    assert [prepared.built for prepared in few] == [prepared.built for prepared in many[:6]]
+    assert [prepared.sample.expression for prepared in few] == [prepared.sample.expression for prepared in many[:6]]
+    assert all(len(prepared.built.candidates) == 4 for prepared in many)
 
 
 def test_answers_that_hang_on_their_company_show() -> None:

@@ -12,13 +12,12 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.cli import commands, main
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
@@ -59,9 +58,14 @@ def asked_with_mass(mass: float) -> object:
         return even
 
     def by_llm(
-        recipe: Recipe, word: Worder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
+        recipe: Recipe,
+        builder: PromptBuilder,
+        adapter: Path | None,
+        samples: Sequence[PreparedSample],
+        *,
+        with_untrained: bool,
     ) -> list[Prediction]:
-        return systems.by_llm(scenes, "untrained", word, ask, prompt=recipe.prompt)
+        return systems.by_llm(samples, "untrained", builder, ask)
 
     return by_llm
 
@@ -90,7 +94,7 @@ def test_data_without_splits_are_said_to_be_trained_on(toy: Path) -> None:
     images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
     own = ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", images]
     names = {"vlm": "toy", "llm": "rule", "data": "mine", "train": "default"}
-    recipe = compose(recipes_folder(), names, ["data.root=mine.jsonl", images])
+    recipe = compose(names, ["data.root=mine.jsonl", images])
     runs.finish(runs.open_run(Path("runs/mine"), recipe), {})
     run("cache-detections", *own, "--split", "val")
     printed = run("eval", "--run", "runs/mine")

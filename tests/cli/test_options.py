@@ -14,7 +14,6 @@ from llm_wrapper.cli.options import chosen, name_of, named, overridden
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from tests.first_images import copy_first_images
 from tests.test_cli import fail, run
 
@@ -36,7 +35,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def finished(toy: Path, folder: Path = RUN, **names: str) -> Recipe:
     """A finished run of the rule on grey boxes, which are no default of any verb."""
     kinds = {"vlm": "toy-gray", "llm": "rule", "data": "toy", "train": "default", **names}
-    recipe = compose(recipes_folder(), kinds, [f"data.root={json.dumps(str(toy))}", "candidates.cap=7"])
+    recipe = compose(kinds, [f"data.root={json.dumps(str(toy))}", "candidates.cap=7"])
     runs.finish(runs.open_run(folder, recipe), {})
     return recipe
 
@@ -204,7 +203,7 @@ def test_a_curve_of_a_run_refuses_another_recipe(toy: Path, args: list[str], tol
 
 
 def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = compose(recipes_folder(), {"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
+    recipe = compose({"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
     monkeypatch.setattr(commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))

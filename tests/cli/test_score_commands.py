@@ -41,7 +41,7 @@ def fail(*args: str | Path) -> str:
 
 
 def section(data: str, root: Path) -> DataSection:
-    return compose(commands.recipes_folder(), {**NAMES, "data": data}, [f"data.root={json.dumps(str(root))}"]).data
+    return compose({**NAMES, "data": data}, [f"data.root={json.dumps(str(root))}"]).data
 
 
 def wrong_every_fifth(data: DataSection, split: str, path: Path) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main, transfer_cli
+from llm_wrapper.cli import main, transfer_cli
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import ask
@@ -69,7 +69,7 @@ def trained(name: str, vlm: str, toy: Path, model: Path, *more: str, seed: int =
     """A finished run whose adapter is random, so that it answers otherwise than the model alone."""
     names = {"vlm": vlm, "llm": "smollm2", "data": "toy", "train": "default"}
     overrides = [f"llm.model={model}", f"data.root='{toy}'", "prompt.format=compact", "llm.quantization=none", *more]
-    folder = runs.open_run(runs.ROOT / name, compose(commands.recipes_folder(), names, overrides))
+    folder = runs.open_run(runs.ROOT / name, compose(names, overrides))
     base = tiny.model("llama", seed=0)
     lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     tiny.torch.manual_seed(seed)
@@ -202,7 +202,7 @@ def test_one_detector_is_no_ensemble(toy: Path) -> None:
 
 
 def test_unfinished_runs_are_all_named() -> None:
-    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     for name in ("runs/a", "runs/b"):
         runs.open_run(Path(name), recipe)
     told = fail(RunError, "transfer", "--run", "runs/a", "--run", "runs/b", "--vlm", "toy")

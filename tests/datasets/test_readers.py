@@ -21,18 +21,18 @@ SHIPPED = Path(__file__).parents[2] / "recipes"
 REPO = "jxu124/refcoco@abc"
 
 
-@pytest.mark.parametrize("name", available(SHIPPED, "data"))
+@pytest.mark.parametrize("name", available("data"))
 def test_the_settings_of_each_recipe_fit_its_reader(name: str) -> None:
-    section = compose(SHIPPED, {"vlm": "toy", "llm": "rule", "data": name, "train": "default"}).data
+    section = compose({"vlm": "toy", "llm": "rule", "data": name, "train": "default"}).data
     inspect.signature(datasets.READERS[section.reader]).bind(section.root, section.eval_split, **section.settings)
 
 
 def test_a_recipe_reads_its_folder(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     names = {"vlm": "toy", "llm": "rule", "data": "refcoco-hub", "train": "default"}
-    section = compose(SHIPPED, names, [f"data.root={tmp_path}"]).data
+    section = compose(names, [f"data.root={tmp_path}"]).data
     assert datasets.load(section, "val").samples[0].target == Box(350, 50, 550, 350)
-    wrong = compose(SHIPPED, names, [f"data.root={tmp_path}", "data.settings.name=refcoco"]).data
+    wrong = compose(names, [f"data.root={tmp_path}", "data.settings.name=refcoco"]).data
     with pytest.raises(RecipeError, match="do not fit reader 'hub_refs'"):
         datasets.load(wrong, "val")
 
@@ -66,7 +66,7 @@ def test_the_data_check_reads_every_split_of_a_copy(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     names = {"vlm": "toy", "llm": "rule", "data": "refcoco-hub", "train": "default"}
     console = Console(file=io.StringIO(), width=200)
-    assert commands.check_data(compose(SHIPPED, names, [f"data.root={tmp_path}"]), console)
+    assert commands.check_data(compose(names, [f"data.root={tmp_path}"]), console)
     printed = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert [line[1:5] for line in printed[1:6]] == [
         ["train", "3", "2", "2"],

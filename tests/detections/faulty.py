@@ -24,7 +24,7 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.canonical import FINAL
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detectors.base import Level, Question
-from llm_wrapper.detectors.paid_calls import Estimate, Terms
+from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 __all__ = ["Faulty", "Job", "Paying", "parts", "run", "split"]
@@ -71,8 +71,8 @@ class Paying(Faulty):
     confirm = None
     spent = 0.0
 
-    def begin(self, num_questions: int) -> Estimate:
-        return Estimate(self.name, num_questions, Terms(price_per_call=1.0))
+    def begin(self, num_questions: int) -> CostEstimate:
+        return CostEstimate(self.name, num_questions, PaidTerms(price_per_call=1.0))
 
 
 def split(num_samples: int = 60) -> Dataset:

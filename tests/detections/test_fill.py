@@ -16,7 +16,7 @@ from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detectors.base import Level, PaidDetector, Question
-from llm_wrapper.detectors.paid_calls import Estimate, Terms
+from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
 from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError
 from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample
@@ -288,10 +288,10 @@ class Paid(CountingDetector):
     def spent(self) -> float:
         return 0.25 * len(self.asked)
 
-    def begin(self, num_questions: int) -> Estimate:
+    def begin(self, num_questions: int) -> CostEstimate:
         assert self.asked == []
         self.announced = num_questions
-        return Estimate(self.name, num_questions, Terms(price_per_call=0.25))
+        return CostEstimate(self.name, num_questions, PaidTerms(price_per_call=0.25))
 
 
 def test_a_paid_detector_is_asked_one_question_at_a_time_and_each_answer_is_kept(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_nothing_is_agreed_to_where_all_answers_are_paid_already(tmp_path: Path)
 
 
 def test_a_paid_detector_that_is_not_agreed_to_is_not_asked(tmp_path: Path, monkeypatch) -> None:
-    def refuse(num_questions: int) -> Estimate:
+    def refuse(num_questions: int) -> CostEstimate:
         raise RecipeError(f"{num_questions} calls are not agreed to")
 
     detector = Paid()

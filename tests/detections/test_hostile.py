@@ -18,7 +18,7 @@ from llm_wrapper import artifacts
 from llm_wrapper.detections import canonical, maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.parts import SCHEMA, DamagedPartError, read_part, write_rows
-from llm_wrapper.detections.scenes import cache_folder
+from llm_wrapper.detections.samples import cache_folder
 from llm_wrapper.errors import CacheError, RecipeError
 from llm_wrapper.locking import locked
 from llm_wrapper.recipe import DataSection

@@ -16,7 +16,7 @@ from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.identity import adopt_revision, describe_recorded, distinct, identity_of, split_recorded
-from llm_wrapper.detections.scenes import cache_folder, load_scenes
+from llm_wrapper.detections.samples import cache_folder, load_prepared_split
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.errors import CacheError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
@@ -76,8 +76,8 @@ def test_a_complete_cache_is_read_without_weights_on_any_machine(
     recipe = recipe_of(data, name)
     write_cache(recipe, [GPU])
     with caplog.at_level(logging.INFO):
-        found = load_scenes(recipe, data, "val")
-    assert [len(scene.built.candidates) for scene in found.scenes] == [1]
+        found = load_prepared_split(recipe, data, "val")
+    assert [len(prepared.built.candidates) for prepared in found.samples] == [1]
     assert "dtype=float16" in caplog.text
     assert found.caches[0].recorded == (GPU,)
 
@@ -85,7 +85,7 @@ def test_a_complete_cache_is_read_without_weights_on_any_machine(
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"device": "cpu"}, {"max_prompts": 3}], ids=str)
 def test_how_it_is_computed_is_not_compared(data: DataSection, changed: dict[str, Any]) -> None:
     write_cache(recipe_of(data, "florence2"), [GPU])
-    assert load_scenes(recipe_of(data, "florence2", **changed), data, "val").scenes
+    assert load_prepared_split(recipe_of(data, "florence2", **changed), data, "val").samples
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_is_asked_is_compared(data: DataSection, is_earlier: bool, changed:
     recipe = recipe_of(data, "florence2")
     write_cache(recipe, [] if is_earlier else [GPU], earlier_identity(recipe, GPU) if is_earlier else None)
     with pytest.raises(CacheError) as caught:
-        load_scenes(recipe_of(data, "florence2", **changed), data, "val")
+        load_prepared_split(recipe_of(data, "florence2", **changed), data, "val")
     assert field in str(caught.value)
     assert str(caught.value).count("dtype") == 0
 
@@ -111,8 +111,8 @@ def test_what_is_asked_is_compared(data: DataSection, is_earlier: bool, changed:
 def test_a_cache_of_the_version_before_is_read(name: str, revision: str | None, data: DataSection) -> None:
     recipe = recipe_of(data, name)
     folder = write_cache(recipe, [], earlier_identity(recipe, GPU))
-    found = load_scenes(recipe_of(data, name, revision=revision), data, "val")
-    assert found.scenes[0].built.candidates
+    found = load_prepared_split(recipe_of(data, name, revision=revision), data, "val")
+    assert found.samples[0].built.candidates
     assert [each["commit"] for each in found.caches[0].recorded] == [COMMIT]
     assert maintain.verify(folder) == []
     assert maintain.info(folder).recorded[0]["dtype"] == "float16"
@@ -120,9 +120,9 @@ def test_a_cache_of_the_version_before_is_read(name: str, revision: str | None, 
 
 def test_an_unpinned_cache_is_read_when_its_commit_is_pinned_later(data: DataSection) -> None:
     write_cache(recipe_of(data, "florence2", revision=None), [GPU])
-    assert load_scenes(recipe_of(data, "florence2"), data, "val").scenes
+    assert load_prepared_split(recipe_of(data, "florence2"), data, "val").samples
     with pytest.raises(CacheError, match=r"settings\.revision"):
-        load_scenes(recipe_of(data, "florence2", revision=OTHER), data, "val")
+        load_prepared_split(recipe_of(data, "florence2", revision=OTHER), data, "val")
 
 
 def key(number: int) -> tuple[str, str]:

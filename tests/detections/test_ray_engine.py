@@ -18,7 +18,7 @@ from llm_wrapper.detections.fill import fill
 from llm_wrapper.detections.maintain import verify
 from llm_wrapper.detections.ray_engine import RayEngine
 from llm_wrapper.detectors.base import Question
-from llm_wrapper.detectors.paid_calls import Estimate
+from llm_wrapper.detectors.paid_calls import CostEstimate
 from llm_wrapper.errors import ImageError, LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.records import Detections, Sample
 from tests.detections.faulty import Faulty, Paying, parts, split
@@ -147,7 +147,7 @@ def test_workers_that_are_killed_change_nothing(tmp_path: Path) -> None:
 
 
 def test_what_costs_money_is_refused_before_it_is_agreed_to(tmp_path: Path) -> None:
-    def begin(num_questions: int) -> Estimate:
+    def begin(num_questions: int) -> CostEstimate:
         raise AssertionError(f"{num_questions} questions were spoken of")
 
     detector = Paying()

@@ -23,9 +23,10 @@ from requests.adapters import HTTPAdapter
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill
-from llm_wrapper.detectors import dds_exchange
+from llm_wrapper.detectors import dds_client
 from llm_wrapper.detectors.base import PaidDetector, Question, detect_sample
-from llm_wrapper.detectors.dds_api import DDSDetector, DDSSettings, create
+from llm_wrapper.detectors.dds import DDSDetector, create_dds
+from llm_wrapper.detectors.dds_client import DDSSettings
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.records import Detections, Sample
 from tests.detectors.dds_cases import CASES, RUNNING, Case
@@ -72,7 +73,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingServer]:
         monkeypatch.setenv("DDS_API_KEY", KEY)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "127.0.0.1")
-        dds_exchange.load_sdk()
+        dds_client.load_sdk()
         session = importlib.import_module("dds_cloudapi_sdk.tasks.base").http_session
         session.mount(server.url, Impatient(server))
         yield server
@@ -447,13 +448,13 @@ def test_keys_that_cannot_be_one(value: str | None, text: str, monkeypatch: pyte
     if value is not None:
         monkeypatch.setenv("DDS_API_KEY", value)
     with pytest.raises(RecipeError, match=text) as caught:
-        dds_exchange.api_key()
+        dds_client.api_key()
     assert not value or not value.strip() or value not in str(caught.value)
 
 
 def test_a_line_break_after_the_key_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDS_API_KEY", KEY + "\r\n")
-    assert dds_exchange.api_key() == KEY
+    assert dds_client.api_key() == KEY
 
 
 @needs_sdk
@@ -469,7 +470,7 @@ def test_crash_reports_of_the_sdk_are_off(server: MisbehavingServer, sample: Sam
 def test_without_the_sdk_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
     with pytest.raises(RecipeError, match=r"pip install 'llm-wrapper\[dds\]'"):
-        dds_exchange.load_sdk.__wrapped__()
+        dds_client.load_sdk.__wrapped__()
 
 
 def test_building_and_the_identity_need_neither_sdk_nor_key_nor_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +478,7 @@ def test_building_and_the_identity_need_neither_sdk_nor_key_nor_budget(monkeypat
     monkeypatch.setitem(sys.modules, "dds_cloudapi_sdk", None)
     settings = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["detector"]["settings"]
     assert "max_cost" not in settings
-    built = create(settings, Dataset("mine", "val", [], "digest"))
+    built = create_dds(settings, Dataset("mine", "val", [], "digest"))
     assert built.name == "groundingdino-1.5-pro"
     assert (built.levels, built.reads_images, isinstance(built, PaidDetector)) == (("expression",), True, True)
     assert built.identity() == {
@@ -510,7 +511,7 @@ def test_the_identity_is_what_decides_the_answers(changed: dict[str, Any], same:
 def test_all_wrong_settings_are_told_at_once() -> None:
     wrong = {"model": "../gd", "price": 0.02, "bbox_threshold": 2, "max_edge": "big", "api_key": "x"}
     with pytest.raises(RecipeError) as caught:
-        create(wrong, Dataset("mine", "val", [], "digest"))
+        create_dds(wrong, Dataset("mine", "val", [], "digest"))
     text = str(caught.value)
     assert "5 problems" in text
     for part in ("model:", "key 'price_per_call' is missing", "unknown keys 'price', 'api_key'", "bbox_threshold:"):

@@ -11,7 +11,7 @@ import requests
 import urllib3
 
 from llm_wrapper.calls import CallError
-from llm_wrapper.detectors import dds_exchange
+from llm_wrapper.detectors import dds_client
 
 KEY = "k3y-0123456789abcdef"
 
@@ -35,7 +35,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_good_reply_is_there_for_the_sdk() -> None:
     content = json.dumps({"code": 0, "data": {"task_uuid": "t"}}).encode()
     response = replied(gzip.compress(content), **{"Content-Encoding": "gzip"})
-    dds_exchange._judge_reply(response)
+    dds_client._judge_reply(response)
     assert response.content == content
 
 
@@ -44,11 +44,11 @@ def test_a_reply_without_end_is_not_read_to_the_end(is_packed: bool) -> None:
     content = b" " * (64 << 20)
     packed = {"Content-Encoding": "gzip"} if is_packed else {}
     with pytest.raises(CallError, match="more than 16 MiB") as caught:
-        dds_exchange._judge_reply(replied(gzip.compress(content, 1) if is_packed else content, **packed))
+        dds_client._judge_reply(replied(gzip.compress(content, 1) if is_packed else content, **packed))
     assert caught.value.charged
 
 
 def test_a_key_that_comes_back_is_not_shown() -> None:
     response = replied(json.dumps({"code": 7, "msg": f"token {KEY} is wrong"}).encode())
     with pytest.raises(CallError, match=r"token \*\*\* is wrong"):
-        dds_exchange._judge_reply(response)
+        dds_client._judge_reply(response)

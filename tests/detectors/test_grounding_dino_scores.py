@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_wrapper.detectors.grounding_dino_scores import (
+from llm_wrapper.detectors.grounding_dino_base import (
     RawAnswer,
     ReadText,
     Scoring,
     Word,
-    detections,
-    fitted,
+    fit_expression,
     raw_answer,
     read_text,
+    score_answer,
 )
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ModelError
@@ -41,7 +41,7 @@ from tests.detectors import tiny_grounding_dino as tiny
     ],
 )
 def test_text_as_the_model_reads_it(expression: str, text: str) -> None:
-    assert fitted(expression, tiny.processor().tokenizer, 256) == (text, False)
+    assert fit_expression(expression, tiny.processor().tokenizer, 256) == (text, False)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_text_as_the_model_reads_it(expression: str, text: str) -> None:
 )
 def test_long_texts_lose_whole_words_at_the_end(expression: str) -> None:
     tokenizer = tiny.processor().tokenizer
-    text, is_cut = fitted(expression, tokenizer, 256)
+    text, is_cut = fit_expression(expression, tokenizer, 256)
     num_tokens = len(tokenizer(f"{text}.")["input_ids"])
     assert is_cut
     assert 253 < num_tokens <= 256
     assert set(text.split()) <= {"dog", "giraffe", text}
-    assert fitted(text, tokenizer, 256) == (text, False)
+    assert fit_expression(text, tokenizer, 256) == (text, False)
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def _shown(found: Detections) -> list[tuple[str, int, str, float | None]]:
 
 
 def test_mode_gd_scores_by_the_best_token() -> None:
-    assert _shown(detections(_answer(), _TEXT, None, Scoring())) == [
+    assert _shown(score_answer(_answer(), _TEXT, None, Scoring())) == [
         ("gd", 4, "man the dog", 0.9),
         ("gd", 2, "man", 0.7),
         ("gd", 1, "man the dog", 0.5),
         ("gd", 0, "man left the", 0.4),
         ("gd", 3, "left", 0.25),
     ]
-    assert [box for _, box, _, _ in _shown(detections(_answer(), _TEXT, None, Scoring(box_threshold=0.5)))] == [4, 2]
+    assert [box for _, box, _, _ in _shown(score_answer(_answer(), _TEXT, None, Scoring(box_threshold=0.5)))] == [4, 2]
 
 
 def test_mode_gdrec_scores_by_the_subject() -> None:
-    assert _shown(detections(_answer(), _TEXT, _GROUPS, Scoring(mode="gdrec"))) == [
+    assert _shown(score_answer(_answer(), _TEXT, _GROUPS, Scoring(mode="gdrec"))) == [
         ("subject", 2, "man", 0.7),
         ("subject", 0, "man", 0.4),
         ("subject", 1, "man", 0.16),
@@ -128,13 +128,13 @@ def test_mode_gdrec_scores_by_the_subject() -> None:
     ids=["min", "max", "mean"],
 )
 def test_reductions(reduction: Any, scores: dict[int, float]) -> None:
-    found = detections(_answer(), _TEXT, _GROUPS, Scoring(mode="gdrec", reduction=reduction))
+    found = score_answer(_answer(), _TEXT, _GROUPS, Scoring(mode="gdrec", reduction=reduction))
     assert {box: score for source, box, _, score in _shown(found) if source == "noun_group"} == pytest.approx(scores)
 
 
 def test_without_a_subject_the_sentence_stands_in() -> None:
     groups = NounGroups(None, (_THE_DOG,))
-    found = _shown(detections(_answer(), _TEXT, groups, Scoring(mode="gdrec", subject_threshold=0.3)))
+    found = _shown(score_answer(_answer(), _TEXT, groups, Scoring(mode="gdrec", subject_threshold=0.3)))
     assert found == [
         ("subject", 4, "man the dog", 0.9),
         ("subject", 2, "man", 0.7),
@@ -146,7 +146,7 @@ def test_without_a_subject_the_sentence_stands_in() -> None:
 
 def test_several_groups_stand_in_the_order_of_their_scores() -> None:
     groups = NounGroups(None, (_THE_DOG, _MAN))
-    found = _shown(detections(_answer(), _TEXT, groups, Scoring(mode="gdrec")))
+    found = _shown(score_answer(_answer(), _TEXT, groups, Scoring(mode="gdrec")))
     assert [row[:3] for row in found if row[0] == "noun_group"] == [
         ("noun_group", 2, "man"),
         ("noun_group", 0, "man"),
@@ -158,9 +158,9 @@ def test_a_word_in_pieces_counts_whole() -> None:
     text = ReadText("giraffe left", (Word(0, 7, (1, 2, 3)), Word(8, 12, (4,))))
     answer = _answer([[0.0, 0.5, 0.6, 0.2, 0.0, 0.0, 0.0]])
     groups = NounGroups(Span(0, 7), ())
-    ((_, _, label, score), *_) = _shown(detections(answer, text, groups, Scoring(mode="gdrec")))
+    ((_, _, label, score), *_) = _shown(score_answer(answer, text, groups, Scoring(mode="gdrec")))
     assert (label, score) == ("giraffe", 0.2)
-    ((_, _, label, score),) = _shown(detections(answer, text, None, Scoring(text_threshold=0.55)))
+    ((_, _, label, score),) = _shown(score_answer(answer, text, None, Scoring(text_threshold=0.55)))
     assert (label, score) == ("giraffe", 0.6)
 
 
@@ -169,7 +169,7 @@ def test_thresholds_that_nothing_reaches(groups: NounGroups | None) -> None:
     names = ("box", "sentence", "subject", "noun_group")
     most = {f"{name}_threshold": 0.99 for name in names if (name == "box") == (groups is None)}
     scoring = Scoring(mode="gd" if groups is None else "gdrec", **most)
-    assert detections(_answer(), _TEXT, groups, scoring) == Detections(())
+    assert score_answer(_answer(), _TEXT, groups, scoring) == Detections(())
 
 
 def test_numbers_become_probabilities_and_pixels() -> None:
@@ -182,7 +182,7 @@ def test_numbers_become_probabilities_and_pixels() -> None:
 def test_boxes_that_are_none_are_counted_and_others_kept_as_they_are() -> None:
     boxes = np.array([[0.5, 0.5, -0.2, 0.2], [0.5, 0.5, 0.0, 0.2], [np.inf, 0.5, 0.2, 0.2], [0.95, 0.1, 0.4, 0.6]])
     answer = raw_answer(np.full((4, 8), 1.0), boxes, (100, 100))
-    found = detections(answer, _TEXT, None, Scoring())
+    found = score_answer(answer, _TEXT, None, Scoring())
     assert found.num_dropped == 3
     (item,) = found.items
     assert item.box.xyxy == pytest.approx((75.0, -20.0, 115.0, 40.0))
@@ -190,7 +190,7 @@ def test_boxes_that_are_none_are_counted_and_others_kept_as_they_are() -> None:
 
 def test_hundreds_of_boxes() -> None:
     probabilities = np.random.default_rng(0).uniform(0.3, 1.0, (900, 8))
-    found = detections(_answer(probabilities), _TEXT, _GROUPS, Scoring(mode="gdrec"))
+    found = score_answer(_answer(probabilities), _TEXT, _GROUPS, Scoring(mode="gdrec"))
     by_source: dict[str, list[Detection]] = {}
     for item in found.items:
         by_source.setdefault(item.source, []).append(item)
@@ -205,7 +205,7 @@ def test_hundreds_of_boxes() -> None:
 @pytest.mark.parametrize("groups", [None, NounGroups(None, ())], ids=["gd", "gdrec"])
 def test_a_text_without_a_word_finds_nothing(groups: NounGroups | None) -> None:
     scoring = Scoring(mode="gd" if groups is None else "gdrec")
-    assert detections(_answer(), ReadText("\x00", ()), groups, scoring) == Detections(())
+    assert score_answer(_answer(), ReadText("\x00", ()), groups, scoring) == Detections(())
 
 
 @pytest.mark.parametrize("where", ["logits", "boxes"])

@@ -12,7 +12,7 @@ import torch
 
 from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector
-from llm_wrapper.detectors.grounding_dino import Settings as TheirSettings
+from llm_wrapper.detectors.grounding_dino import GroundingDinoSettings as TheirSettings
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.images import read
 from llm_wrapper.records import Detections, Sample

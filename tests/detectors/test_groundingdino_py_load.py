@@ -11,10 +11,9 @@ import yaml
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors import groundingdino_package
+from llm_wrapper.detectors import groundingdino_py
 from llm_wrapper.detectors.base import Question
-from llm_wrapper.detectors.groundingdino_package import build
-from llm_wrapper.detectors.groundingdino_py import GroundingDinoPyDetector, create
+from llm_wrapper.detectors.groundingdino_py import GroundingDinoPyDetector, build_groundingdino, create_groundingdino_py
 from llm_wrapper.errors import ImageError, ModelError, RecipeError
 from llm_wrapper.records import Detections
 from tests.detectors import tiny_grounding_dino as tiny
@@ -58,7 +57,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
 def test_a_tokenizer_without_periods_is_refused() -> None:
     words = transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "dog": 4})
     with pytest.raises(ModelError, match=r"'\.'"):
-        build(twins.sizes(), words, transformers.BertModel(twins.text_config()))
+        build_groundingdino(twins.sizes(), words, transformers.BertModel(twins.text_config()))
 
 
 # A checkpoint
@@ -72,13 +71,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save({"model": weights | unused}, tmp_path / "Tiny.pth")
     twins.text_config().save_pretrained(tmp_path)
     tiny.processor().tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(groundingdino_package, "arguments", lambda _: twins.sizes())
+    monkeypatch.setattr(groundingdino_py, "arguments", lambda _: twins.sizes())
     return tmp_path
 
 
 def _from(folder: Path, **settings: Any) -> GroundingDinoPyDetector:
     found = {**twins.SETTINGS, "model": str(folder), "text_encoder": str(folder), "device": "cpu", **settings}
-    return create({**found, "box_threshold": 1e-4}, _DATASET)
+    return create_groundingdino_py({**found, "box_threshold": 1e-4}, _DATASET)
 
 
 @twins.needs_package
@@ -118,7 +117,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_named(what: str, folder: Path) ->
 @twins.needs_package
 @pytest.mark.parametrize("config", ["SwinT_OGC", "SwinB_cfg"])
 def test_the_package_has_both_configurations(config: str) -> None:
-    found = groundingdino_package.arguments(config)
+    found = groundingdino_py.load_configuration(config)
     assert (found.num_queries, found.max_text_len, found.use_checkpoint) == (900, 256, False)
 
 
@@ -130,20 +129,20 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "groundingdino", None)
     with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[groundingdino\]'"):
-        create(twins.SETTINGS, _DATASET).prepare(tiny.sample(tmp_path, "dog"))
+        create_groundingdino_py(twins.SETTINGS, _DATASET).prepare(tiny.sample(tmp_path, "dog"))
 
 
 def test_every_wrong_setting_is_listed() -> None:
     settings = {"model": "a/b", "config": "SwinL", "box_treshold": 0.2, "text_threshold": 2, "device": "gpu"}
     with pytest.raises(RecipeError, match="5 problems") as caught:
-        create(settings, _DATASET)
+        create_groundingdino_py(settings, _DATASET)
     for told in ("'file' is missing", "box_treshold", "box_threshold", "text_threshold", "config", "device"):
         assert told in str(caught.value)
 
 
 def test_identity_has_what_decides_the_answers_and_nothing_else() -> None:
     def identity(**settings: Any) -> dict[str, Any]:
-        return create({**twins.SETTINGS, **settings}, _DATASET).identity()
+        return create_groundingdino_py({**twins.SETTINGS, **settings}, _DATASET).identity()
 
     plain = identity()
     assert identity(device="cpu") == plain
@@ -161,5 +160,5 @@ def test_the_shipped_recipe() -> None:
     path = _ROOT / "recipes" / "vlm" / "gd-py.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     CandidatePolicy.model_validate(recipe["candidates"])
-    assert create(recipe["detector"]["settings"], _DATASET).name == "groundingdino_swint_ogc-gd"
+    assert create_groundingdino_py(recipe["detector"]["settings"], _DATASET).name == "groundingdino_swint_ogc-gd"
     assert "Apache-2.0" in path.read_text(encoding="utf-8")

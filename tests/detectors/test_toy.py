@@ -11,7 +11,7 @@ from llm_wrapper.boxes import array, pairwise_iou
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.toy import load
 from llm_wrapper.detectors.base import Detector, detect_sample
-from llm_wrapper.detectors.toy import ToyDetector, create
+from llm_wrapper.detectors.toy import ToyDetector, create_toy
 from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample
 
@@ -149,8 +149,8 @@ def test_missing_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_create_takes_no_settings() -> None:
     dataset = Dataset("toy", "val", (), "")
-    detector: Detector = create({}, dataset)
+    detector: Detector = create_toy({}, dataset)
     assert (detector.name, detector.levels, detector.reads_images) == ("toy", ("image",), True)
-    assert detector.identity() == create({}, dataset).identity()
-    with pytest.raises(RecipeError, match=r"min_area=1, threshold=0\.3"):
-        create({"threshold": 0.3, "min_area": 1}, dataset)
+    assert detector.identity() == create_toy({}, dataset).identity()
+    with pytest.raises(RecipeError, match=r"unknown keys .*min_area"):
+        create_toy({"threshold": 0.3, "min_area": 1}, dataset)

@@ -9,8 +9,7 @@ from llm_wrapper.boxes import array, pairwise_iou
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.toy import load
 from llm_wrapper.detectors.base import Detector, detect_sample
-from llm_wrapper.detectors.toy import ToyDetector
-from llm_wrapper.detectors.toy_gray import ToyGrayDetector, create
+from llm_wrapper.detectors.toy import ToyDetector, ToyGrayDetector, create_toy_gray
 from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample
 
@@ -80,9 +79,9 @@ def test_scores_fall_and_are_shares() -> None:
 
 def test_create_takes_no_settings_and_unreadable_images_are_named(tmp_path: Path) -> None:
     dataset = Dataset("toy", "val", (), "")
-    detector: Detector = create({}, dataset)
+    detector: Detector = create_toy_gray({}, dataset)
     assert (detector.name, detector.levels, detector.reads_images) == ("toy-gray", ("image",), True)
-    with pytest.raises(RecipeError, match=r"'toy-gray' takes no settings.*blur=1"):
-        create({"blur": 1}, dataset)
+    with pytest.raises(RecipeError, match=r"(?s)'toy-gray' cannot be built.*unknown key 'blur'; none is known here"):
+        create_toy_gray({"blur": 1}, dataset)
     with pytest.raises(ImageError, match=r"gone\.png"):
         detector.prepare(Sample("s", "r", "i", str(tmp_path / "gone.png"), (1, 1), "x", None))

@@ -17,8 +17,12 @@ import torch
 import transformers
 
 from llm_wrapper.detectors.base import Question
-from llm_wrapper.detectors.groundingdino_package import arguments, build
-from llm_wrapper.detectors.groundingdino_py import GroundingDinoPyDetector, Settings
+from llm_wrapper.detectors.groundingdino_py import (
+    GroundingDinoPyDetector,
+    GroundingDinoPySettings,
+    build_groundingdino,
+    load_configuration,
+)
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_grounding_dino as tiny
 
@@ -141,7 +145,7 @@ def _randomize(model: Any) -> None:
 
 def sizes() -> Any:
     """The package's Swin-T configuration, with few layers."""
-    found = arguments("SwinT_OGC")
+    found = load_configuration("SwinT_OGC")
     found.enc_layers = found.dec_layers = _LAYERS
     found.dim_feedforward, found.num_queries = _INNER, NUM_QUERIES
     return found
@@ -155,7 +159,7 @@ def text_config() -> Any:
 def original() -> Any:
     """The authors' model, always the same one."""
     torch.manual_seed(_SEED)
-    model = build(sizes(), tiny.processor().tokenizer, transformers.BertModel(text_config()))
+    model = build_groundingdino(sizes(), tiny.processor().tokenizer, transformers.BertModel(text_config()))
     _randomize(model)
     return model
 
@@ -193,7 +197,7 @@ def processor(edges: tuple[int, int] = EDGES) -> Any:
 
 
 def authors_detector(**settings: Any) -> GroundingDinoPyDetector:
-    return GroundingDinoPyDetector(original(), Settings(**{**SETTINGS, **settings}), edges=EDGES)
+    return GroundingDinoPyDetector(original(), GroundingDinoPySettings(**{**SETTINGS, **settings}), edges=EDGES)
 
 
 def detect(detector: Any, samples: Sequence[Sample]) -> list[Detections]:

@@ -21,7 +21,6 @@ from llm_wrapper.evaluation.methods import (
     shares,
 )
 from llm_wrapper.recipe import KINDS, Recipe, compose
-from llm_wrapper.recipe.files import folder
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import methods as shown
 from tests.evaluation.made import TARGET, WRONG, made
@@ -32,7 +31,7 @@ NUM = 10
 def recipe(name: str, *overrides: str) -> Recipe:
     method = METHODS[name]
     more: dict[str, str] = {method.kind: method.file} if method.kind in KINDS else {}
-    return compose(folder(), {"vlm": "toy", "llm": "smollm2", "data": "toy", **more}, overrides)
+    return compose({"vlm": "toy", "llm": "smollm2", "data": "toy", **more}, overrides)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import ensemble, grec, mistakes, none_below, orders, systems
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.paired import compare_systems
 from llm_wrapper.metrics import summarize
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Prediction
-from tests.evaluation.test_systems import LEFT_ZEBRA, ZEBRAS, Script, scene
+from tests.evaluation.test_systems import LEFT_ZEBRA, ZEBRAS, Script, prepared_sample
 
 NONE = PromptSection(format="relations", none=True)
 
 
-def asked(scenes: list[Scene], answers: dict[str, Answer], prompt: PromptSection = NONE) -> list[Prediction]:
-    return systems.by_llm(scenes, "llm", plain(prompt), Script(answers), prompt=prompt)
+def asked(samples: list[PreparedSample], answers: dict[str, Answer], prompt: PromptSection = NONE) -> list[Prediction]:
+    return systems.by_llm(samples, "llm", PromptBuilder(prompt), Script(answers))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def asked(scenes: list[Scene], answers: dict[str, Answer], prompt: PromptSection
 def test_none_is_an_answer_and_no_fallback(
     answer: Answer, probability: float | None, shares: tuple[float, ...] | None, none: float | None, tmp_path: Path
 ) -> None:
-    rows = asked([scene("1", target=None)], {"left zebra": answer})
+    rows = asked([prepared_sample("1", target=None)], {"left zebra": answer})
     (row,) = rows
     assert (row.box, row.decided_by, row.failure, row.says_none) == (None, "llm", None, True)
     assert (row.probability, row.probabilities, row.none_probability) == (probability, shares, none)
@@ -46,14 +46,14 @@ def test_none_is_an_answer_and_no_fallback(
 
 
 def test_one_candidate_is_asked_about_where_none_is_an_answer() -> None:
-    scenes = [
-        scene("yes", "grass", candidates=ZEBRAS[:1]),
-        scene("no", "left zebra", candidates=ZEBRAS[:1]),
-        scene("unusable", "zebra", candidates=ZEBRAS[:1]),
-        scene("nothing", candidates=()),
+    samples = [
+        prepared_sample("yes", "grass", candidates=ZEBRAS[:1]),
+        prepared_sample("no", "left zebra", candidates=ZEBRAS[:1]),
+        prepared_sample("unusable", "zebra", candidates=ZEBRAS[:1]),
+        prepared_sample("nothing", candidates=()),
     ]
     answers = {"grass": Answer((0.7, 0.3)), "left zebra": Answer((0.4, 0.6)), "zebra": Answer(text="what?")}
-    rows = asked(scenes, answers)
+    rows = asked(samples, answers)
     assert [row.decided_by for row in rows] == ["llm", "llm", "single_candidate", "no_candidate"]
     assert [row.box for row in rows] == [ZEBRAS[0].box, None, ZEBRAS[0].box, None]
     assert [row.probability for row in rows] == [0.7, 0.6, None, None]
@@ -68,8 +68,10 @@ def four(prompt: PromptSection = NONE) -> list[Prediction]:
         for name, each in shares.items()
     }
     targets = (LEFT_ZEBRA, LEFT_ZEBRA, None, None)
-    scenes = [scene(name, name, target=target, image_id=name) for name, target in zip("abcd", targets, strict=True)]
-    return asked(scenes, answers, prompt)
+    samples = [
+        prepared_sample(name, name, target=target, image_id=name) for name, target in zip("abcd", targets, strict=True)
+    ]
+    return asked(samples, answers, prompt)
 
 
 def test_no_metric_drops_a_sample() -> None:
@@ -83,7 +85,7 @@ def test_no_metric_drops_a_sample() -> None:
     assert {name: share.value for name, share in shares.items() if share.value} == {"right": 0.5, "none": 0.5}
     compared = compare_systems(rows, [replace(row, system="other") for row in rows])
     assert compared.mcnemar.n == summary.n
-    oracle = grec.measure(systems.by_oracle([scene("e"), scene("f", target=None)]))
+    oracle = grec.measure(systems.by_oracle([prepared_sample("e"), prepared_sample("f", target=None)]))
     assert (oracle.n_acc.value, oracle.t_acc.value, oracle.precision.value) == (1, 1, 1)
     first, *others = none_below.thresholds(rows)
     assert others
@@ -126,7 +128,7 @@ def test_orders_leave_none_at_the_end() -> None:
 def test_adapters_say_none_together(combine: object) -> None:
     assert callable(combine)
     rows = four()
-    sure = asked([scene("d", "d", target=None, image_id="d")], {"d": Answer((0.0, 0.1, 0.0, 0.9))})
+    sure = asked([prepared_sample("d", "d", target=None, image_id="d")], {"d": Answer((0.0, 0.1, 0.0, 0.9))})
     (both,) = combine([sure, rows[3:]], "both")
     assert (both.box, both.decided_by, both.says_none) == (None, "llm", True)
     assert both.probability == both.none_probability == pytest.approx(0.6)
@@ -140,7 +142,8 @@ def test_adapters_say_none_together(combine: object) -> None:
 
 def test_one_candidate_that_was_asked_about_is_decided_together() -> None:
     one, other = (
-        asked([scene("a", candidates=ZEBRAS[:1])], {"left zebra": Answer((share, 1 - share))}) for share in (0.1, 0.6)
+        asked([prepared_sample("a", candidates=ZEBRAS[:1])], {"left zebra": Answer((share, 1 - share))})
+        for share in (0.1, 0.6)
     )
     (both,) = ensemble.average([one, other], "both")
     assert both.box is None

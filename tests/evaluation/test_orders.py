@@ -9,12 +9,12 @@ import pytest
 
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.orders import ask_in_orders, averaged, orders_of
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 
-COMPACT = plain(PromptSection(format="compact"))
+COMPACT = PromptBuilder(PromptSection(format="compact"))
 SAMPLE = Sample("s", "r", "i", None, (100, 100), "left dog", None)
 
 

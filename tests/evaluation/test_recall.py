@@ -11,11 +11,11 @@ from tests.evaluation.test_headroom import at_rank
 
 
 def test_recall_is_that_of_the_headroom() -> None:
-    scenes = [at_rank(rank, number) for number, rank in enumerate((1, 2, 3, 5, 6, 20, 21, None))]
-    found = recall(by_oracle(scenes))
+    samples = [at_rank(rank, number) for number, rank in enumerate((1, 2, 3, 5, 6, 20, 21, None))]
+    found = recall(by_oracle(samples))
     assert found is not None
     assert {rank: each.value for rank, each in found.items()} == {
-        rank: share.value for rank, share in measure(scenes).recall.items()
+        rank: share.value for rank, share in measure(samples).recall.items()
     }
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems, transfer_rows
 from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
 from llm_wrapper.llms import ask
-from llm_wrapper.prompts.words import Worder, plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 from llm_wrapper.report import matrix as tables
@@ -22,17 +22,17 @@ RIGHT, WRONG = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
 
 
 def column(name: str, *, count: int = 4, score: float | None = 0.5, expression: str = "the cat") -> Column:
-    """Scenes with a right and a wrong candidate; the detector itself prefers the wrong one."""
-    scenes = []
+    """Prepared samples with a right and a wrong candidate; the detector itself prefers the wrong one."""
+    samples = []
     for number in range(count):
         shown = (Candidate(RIGHT, "cat", score, "d", "od"), Candidate(WRONG, "cat", score and 0.9, "d", "od"))
         sample = Sample(f"s{number}", "r", f"i{number}", None, (100, 50), f"{expression} {number}", RIGHT)
-        scenes.append(Scene(sample, BuiltCandidates(shown, (1, 0), {})))
-    return Column(name, scenes)
+        samples.append(PreparedSample(sample, BuiltCandidates(shown, (1, 0), {})))
+    return Column(name, samples)
 
 
-def worded(prompt_format: str) -> Worder:
-    return plain(PromptSection(format=prompt_format))
+def builder(prompt_format: str) -> PromptBuilder:
+    return PromptBuilder(PromptSection(format=prompt_format))
 
 
 class Llm:
@@ -41,13 +41,13 @@ class Llm:
     def __init__(self, index: int = 0, prompt_format: str = "compact", name: str = "tuned on a") -> None:
         self.index, self.num_loaded = index, 0
         self.asked: list[str] = []
-        self.system = System(name, {"llm": name}, self.load, worded(prompt_format))
+        self.system = System(name, {"llm": name}, self.load, builder(prompt_format))
 
     def load(self) -> Predict:
         self.num_loaded += 1
-        word = self.system.word
-        assert word is not None
-        return lambda column: systems.by_llm(column.scenes, "whatever", word, self.answer)
+        prompts = self.system.builder
+        assert prompts is not None
+        return lambda column: systems.by_llm(column.samples, "whatever", prompts, self.answer)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.asked += [prompt.sample_id for prompt in prompts]
@@ -55,7 +55,7 @@ class Llm:
         return [Answer(probabilities=shares, mass=1.0) for _ in prompts]
 
 
-DETECTOR = System("detector", {"system": "detector"}, lambda: lambda column: systems.by_detector(column.scenes))
+DETECTOR = System("detector", {"system": "detector"}, lambda: lambda column: systems.by_detector(column.samples))
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_only_what_is_missing_or_was_asked_otherwise_is_asked(tmp_path: Path) ->
         fill([llm.system], [other], tmp_path)
     assert len(llm.asked) == 8 + 5 + 4 + 4
     fill([replace(llm.system, identity={"llm": "another adapter"})], [column("a / x")], tmp_path)
-    fill([replace(llm.system, word=worded("coords"))], [column("a / x")], tmp_path)
+    fill([replace(llm.system, builder=builder("coords"))], [column("a / x")], tmp_path)
     assert len(llm.asked) == 21 + 4 + 4
     assert set(kept) < set(tmp_path.rglob("*.parquet"))
     fill([llm.system], [column("a / x")], tmp_path)
@@ -202,5 +202,5 @@ def test_answers_are_averaged_over_the_orders_of_the_recipe(monkeypatch: pytest.
         return [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts]
 
     monkeypatch.setattr(ask, "asker", lambda *_, **__: answer)
-    rows = transfer_rows.asked("a", served(orders=3), word=worded("compact")).load()(column("a / x"))
+    rows = transfer_rows.asked("a", served(orders=3), builder=builder("compact")).load()(column("a / x"))
     assert (len(prompts_asked), len(rows)) == (12, 4)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from llm_wrapper import artifacts
 from llm_wrapper.adapter_files import locate
-from llm_wrapper.cli import asking_commands, commands, main
+from llm_wrapper.cli import asking_commands, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.load import with_adapter
@@ -103,7 +103,7 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
 
 def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
-    recipe = compose(commands.recipes_folder(), names, OURS)
+    recipe = compose(names, OURS)
     job = asking_commands.Evaluation(recipe, None, adapter=locate("theirs"))
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
         assert asking_commands.with_training(job) == (recipe, Path("theirs"))
@@ -114,7 +114,7 @@ def test_it_answers_for_one_picture() -> None:
     image = next((TOY / "images").iterdir())
     assert "decided by: llm" in run("predict", image, "left star", "--vlm", "toy", "--adapter", "theirs", *THEIRS)
     names = {"vlm": "toy", "llm": "smollm2", "data": "mine", "train": "default"}
-    recipe = compose(commands.recipes_folder(), names, THEIRS)
+    recipe = compose(names, THEIRS)
     found = {name: Wrapper.from_recipe(recipe, name).predict(image, "left star") for name in ("theirs", None)}
     assert found["theirs"].ranked != found[None].ranked
 

@@ -20,7 +20,7 @@ from llm_wrapper.llms import chat_template, template_worker
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
 from llm_wrapper.llms.chat_template import ChatTemplate
 from llm_wrapper.prompts.text import clean
-from llm_wrapper.recipe.sections import LLMSection
+from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Message, Prompt
 from tests.llms import tiny
 

@@ -21,7 +21,7 @@ NAMES = {"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"}
 
 
 def composed(*overrides: str, llm: str = "vllm") -> Recipe:
-    return compose(ROOT / "recipes", {**NAMES, "llm": llm}, overrides)
+    return compose({**NAMES, "llm": llm}, overrides)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The words around the objects: what an instruction must hold, and that no expression is read as a part of it."""
+"""The text around the objects: what an instruction must hold, and that no expression is read as a part of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.prompts.instruction import MAX_CHARACTERS, check, fill
 from llm_wrapper.prompts.render import FORMATS, render
+from llm_wrapper.prompts.text import MAX_INSTRUCTION, check_instruction, fill_instruction
 from tests.prompts.golden_files import golden
 from tests.prompts.test_render import CANDIDATES, EXPRESSION_LAST, HOSTILE, SAMPLE, text
 
@@ -46,20 +46,23 @@ OWN_WORDS = {
         pytest.param("{objects} \0{expression}\x1b", ["U+0000, U+001B"], id="control"),
         pytest.param("{objects} {expression}\u202e", ["U+202E"], id="right-to-left-override"),
         pytest.param(
-            "{objects} {expression}" + "x" * MAX_CHARACTERS, ["1022 characters; 1000 is the most"], id="novel"
+            "{objects} {expression}" + "x" * MAX_INSTRUCTION, ["1022 characters; 1000 is the most"], id="novel"
         ),
         pytest.param("\0" * 1001, ["{objects}", "{expression}", "control", "1001 characters"], id="all-at-once"),
     ],
 )
 def test_every_problem_is_told(instruction: str, problems: list[str]) -> None:
-    found = check(instruction)
+    found = check_instruction(instruction)
     assert len(found) == len(problems), found
     assert all(problem in line for problem, line in zip(problems, found, strict=True)), found
 
 
 def test_both_places_are_filled_at_once() -> None:
-    assert fill("{expression}/{objects}", objects="{expression}", expression="{objects}") == "{objects}/{expression}"
-    assert fill("{expression}/{objects}", objects=r"\1 \g<0>", expression="\\") == "\\/" + r"\1 \g<0>"
+    assert (
+        fill_instruction("{expression}/{objects}", objects="{expression}", expression="{objects}")
+        == "{objects}/{expression}"
+    )
+    assert fill_instruction("{expression}/{objects}", objects=r"\1 \g<0>", expression="\\") == "\\/" + r"\1 \g<0>"
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS)

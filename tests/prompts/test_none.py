@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import PromptError
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import NONE_OF_THESE, choose
 from llm_wrapper.prompts.render import FORMATS, render
-from llm_wrapper.prompts.words import plain
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Choice
 from tests.prompts.test_render import CANDIDATES, SAMPLE, text
@@ -33,7 +33,7 @@ def test_the_line_stands_behind_the_candidates_and_changes_nothing_else(
 
 
 def test_a_recipe_says_whether_none_is_an_answer() -> None:
-    (prompt,) = plain(PromptSection(format="compact", none=True))([(SAMPLE, CANDIDATES[:1])])
+    (prompt,) = PromptBuilder(PromptSection(format="compact", none=True)).build([(SAMPLE, CANDIDATES[:1])])
     assert "1 none of these\n" in text(prompt)
     assert PromptSection(format="compact", none=True, none_below=0.25).summary == "compact, or none, none below 0.25"
 

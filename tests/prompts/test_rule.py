@@ -13,7 +13,7 @@ from llm_wrapper import candidates as building
 from llm_wrapper import metrics
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import refer
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import coco
 from llm_wrapper.detectors.base import detect_sample
 from llm_wrapper.evaluation import systems
@@ -175,7 +175,7 @@ def test_there_is_always_a_choice_and_the_first_of_the_ranked(expression: str, c
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
     dataset = refer.load(Path(_REAL) / "refer", "val", name="refcocog", split_by="umd")
-    detector = coco.create({}, dataset)
+    detector = coco.create_coco({}, dataset)
     images = dataset.images()
     built = {
         image.image_id: building.build(
@@ -183,8 +183,8 @@ def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
         )
         for image in images
     }
-    scenes = [Scene(sample, built[sample.image_id]) for sample in dataset.samples]
-    right = metrics.ious(systems.by_rule(scenes)) > metrics.IOU_THRESHOLD
+    samples = [PreparedSample(sample, built[sample.image_id]) for sample in dataset.samples]
+    right = metrics.ious(systems.by_rule(samples)) > metrics.IOU_THRESHOLD
     assert len(right) == 4896
     assert right.mean() > 0.57
 

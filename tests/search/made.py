@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llm_wrapper.recipe.sections import SearchSection
+from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.search.history import Cost, Evaluated, History, Verdict
 from llm_wrapper.search.proposals import Known
 from llm_wrapper.search.search import Ground, Proposed, Request, search

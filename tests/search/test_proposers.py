@@ -8,7 +8,7 @@ import pytest
 
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.llms import answers, guidance
-from llm_wrapper.recipe.sections import LLMSection, SamplingSection, SearchSection
+from llm_wrapper.recipe.schema import LLMSection, SamplingSection, SearchSection
 from llm_wrapper.search.proposers import LocalProposer, ServedProposer
 from llm_wrapper.search.search import Request
 from tests.llms import tiny

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.training.examples import (
@@ -43,15 +43,15 @@ def built(candidates: tuple[Candidate, ...] = ZEBRAS) -> BuiltCandidates:
     return BuiltCandidates(candidates, tuple(range(len(candidates))), {})
 
 
-def scene(
+def prepared_sample(
     sample_id: str,
     target: Box | None = LEFT_ZEBRA,
     *,
     image_id: str = "zebras",
     candidates: tuple[Candidate, ...] = ZEBRAS,
     expression: str = "left zebra",
-) -> Scene:
-    return Scene(Sample(sample_id, sample_id, image_id, None, WH, expression, target), built(candidates))
+) -> PreparedSample:
+    return PreparedSample(Sample(sample_id, sample_id, image_id, None, WH, expression, target), built(candidates))
 
 
 def reasons(left_out: dict[str, int]) -> dict[str, int]:
@@ -72,7 +72,7 @@ def reasons(left_out: dict[str, int]) -> dict[str, int]:
     ],
 )
 def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, expected: int | None) -> None:
-    each = scene("1", target)
+    each = prepared_sample("1", target)
     assert target_index(each.built, each.sample) == expected
 
 
@@ -81,17 +81,19 @@ def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, ex
     [pytest.param(20.0, None, id="exactly-one-half"), pytest.param(19.99, 0, id="just-over-one-half")],
 )
 def test_half_an_overlap_is_not_enough(height: float, expected: int | None) -> None:
-    each = scene("1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),))
+    each = prepared_sample(
+        "1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),)
+    )
     assert target_index(each.built, each.sample) == expected
 
 
 def test_the_first_of_equal_candidates_is_the_target() -> None:
-    each = scene("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
+    each = prepared_sample("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
     assert target_index(each.built, each.sample) == 1
 
 
 def test_no_candidate_is_no_target() -> None:
-    each = scene("1", candidates=())
+    each = prepared_sample("1", candidates=())
     assert target_index(each.built, each.sample) is None
 
 
@@ -99,31 +101,36 @@ def test_no_candidate_is_no_target() -> None:
 
 
 def test_what_is_left_out_is_counted_by_its_first_reason() -> None:
-    scenes = [
-        scene("good"),
-        scene("no box", None),
-        scene("no box, no candidates", None, candidates=()),
-        scene("none", candidates=()),
-        scene("one", candidates=ZEBRAS[1:2]),
-        scene("one, elsewhere", NOWHERE, candidates=ZEBRAS[1:2]),
-        scene("elsewhere", NOWHERE),
-        scene("too large", Box(0.0, 0.0, 640.0, 480.0)),
+    samples = [
+        prepared_sample("good"),
+        prepared_sample("no box", None),
+        prepared_sample("no box, no candidates", None, candidates=()),
+        prepared_sample("none", candidates=()),
+        prepared_sample("one", candidates=ZEBRAS[1:2]),
+        prepared_sample("one, elsewhere", NOWHERE, candidates=ZEBRAS[1:2]),
+        prepared_sample("elsewhere", NOWHERE),
+        prepared_sample("too large", Box(0.0, 0.0, 640.0, 480.0)),
     ]
-    groups, left_out = make_groups(scenes, section())
+    groups, left_out = make_groups(samples, section())
     assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
     assert reasons(left_out) == {"no_target": 2, "too_few_candidates": 3, "target_not_among_candidates": 2}
 
 
 def test_an_expression_that_means_several_objects_is_not_trained_on() -> None:
-    several = replace(scene("several").sample, further_targets=(ZEBRAS[0].box,))
-    scenes = [scene("good"), Scene(several, built()), Scene(several, built(())), scene("no box", None)]
-    groups, left_out = make_groups(scenes, section())
+    several = replace(prepared_sample("several").sample, further_targets=(ZEBRAS[0].box,))
+    samples = [
+        prepared_sample("good"),
+        PreparedSample(several, built()),
+        PreparedSample(several, built(())),
+        prepared_sample("no box", None),
+    ]
+    groups, left_out = make_groups(samples, section())
     assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
     assert reasons(left_out) == {"several_targets": 2, "no_target": 1}
 
 
 def test_the_least_number_of_candidates_is_a_setting() -> None:
-    groups, left_out = make_groups([scene("1")], section(min_candidates=4))
+    groups, left_out = make_groups([prepared_sample("1")], section(min_candidates=4))
     assert (groups, reasons(left_out)) == ([], {"too_few_candidates": 1})
 
 
@@ -133,13 +140,13 @@ def test_nothing_to_train_on_makes_no_group() -> None:
 
 
 def test_samples_of_one_image_with_the_same_candidates_share_a_group() -> None:
-    scenes = [
-        scene("1"),
-        scene("2", image_id="other"),
-        scene("3", ZEBRAS[0].box),
-        scene("4", candidates=ZEBRAS[::-1]),
+    samples = [
+        prepared_sample("1"),
+        prepared_sample("2", image_id="other"),
+        prepared_sample("3", ZEBRAS[0].box),
+        prepared_sample("4", candidates=ZEBRAS[::-1]),
     ]
-    groups, _ = make_groups(scenes, section())
+    groups, _ = make_groups(samples, section())
     assert [[sample.sample_id for sample in group.samples] for group in groups] == [["1", "3"], ["2"], ["4"]]
     assert [group.targets for group in groups] == [(1, 0), (1,), (1,)]
     assert groups[2].candidates == ZEBRAS[::-1]
@@ -157,7 +164,7 @@ def test_samples_of_one_image_with_the_same_candidates_share_a_group() -> None:
 )
 def test_groups_hold_a_limited_number_of_expressions(expressions: int, generated: int, sizes: list[int]) -> None:
     chosen = section(expressions_per_group=expressions, generated_per_group=generated)
-    groups, _ = make_groups([scene(str(number)) for number in range(9)], chosen)
+    groups, _ = make_groups([prepared_sample(str(number)) for number in range(9)], chosen)
     assert [len(group.samples) for group in groups] == sizes
     assert [sample.sample_id for group in groups for sample in group.samples] == [str(number) for number in range(9)]
 
@@ -167,7 +174,9 @@ def test_groups_hold_a_limited_number_of_expressions(expressions: int, generated
 
 def many(count: int) -> list[Group]:
     """Groups whose size goes round from 2 to 11."""
-    return [Group((scene(str(number)).sample,), (1,), ZEBRAS, size=2 + number % 10) for number in range(count)]
+    return [
+        Group((prepared_sample(str(number)).sample,), (1,), ZEBRAS, size=2 + number % 10) for number in range(count)
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 130, 600])
@@ -216,7 +225,7 @@ def test_max_steps_cuts_the_end_off(max_steps: int | None, expected: int) -> Non
 
 
 GROUP = Group(
-    (scene("1").sample, scene("2", ZEBRAS[2].box, expression="the grass").sample),
+    (prepared_sample("1").sample, prepared_sample("2", ZEBRAS[2].box, expression="the grass").sample),
     (1, 2),
     ZEBRAS,
 )
@@ -252,7 +261,7 @@ def test_shuffled_candidates_take_their_labels_with_them() -> None:
 
 def test_groups_are_shuffled_differently() -> None:
     chosen = section(shuffle_candidates=True)
-    groups = [Group((scene(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
+    groups = [Group((prepared_sample(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
     shown = {examples_of(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
     assert len(shown) > 1
 
@@ -323,20 +332,23 @@ ALIKE = (ZEBRAS[1], ZEBRAS[1])
 
 
 def test_images_are_talked_about_whatever_their_annotations_say() -> None:
-    scenes = [
-        scene("1", None),
-        scene("2"),
-        scene("3", NOWHERE, image_id="other"),
-        scene("4", image_id="one box", candidates=ZEBRAS[:1]),
-        scene("5", image_id="none can be told apart", candidates=ALIKE),
+    samples = [
+        prepared_sample("1", None),
+        prepared_sample("2"),
+        prepared_sample("3", NOWHERE, image_id="other"),
+        prepared_sample("4", image_id="one box", candidates=ZEBRAS[:1]),
+        prepared_sample("5", image_id="none can be told apart", candidates=ALIKE),
     ]
-    groups = unlabelled_groups(scenes, section())
+    groups = unlabelled_groups(samples, section())
     assert [(group.samples[0].image_id, group.num_labelled) for group in groups] == [("zebras", 0), ("other", 0)]
 
 
 def test_the_first_steps_are_generated_and_the_epochs_follow() -> None:
     labelled = many(30)
-    groups = [*labelled, *unlabelled_groups([scene(str(n), None, image_id=str(n)) for n in range(10)], section())]
+    groups = [
+        *labelled,
+        *unlabelled_groups([prepared_sample(str(n), None, image_id=str(n)) for n in range(10)], section()),
+    ]
     chosen = section(generated_steps=10, groups_per_step=4)
     rows = schedule(groups, chosen)
     first, rest = rows[:40], rows[40:]
@@ -347,13 +359,13 @@ def test_the_first_steps_are_generated_and_the_epochs_follow() -> None:
 
 
 def test_without_annotations_only_the_generated_steps_are_left() -> None:
-    groups = unlabelled_groups([scene("1", None)], section())
+    groups = unlabelled_groups([prepared_sample("1", None)], section())
     rows = schedule(groups, section(generated_steps=3, groups_per_step=2, epochs=4))
     assert rows == [(epoch, 0) for epoch in range(6)]
 
 
 def test_a_group_without_targets_is_filled_with_expressions_that_differ_by_epoch() -> None:
-    group = unlabelled_groups([scene("1", NOWHERE, expression="secret")], section())[0]
+    group = unlabelled_groups([prepared_sample("1", NOWHERE, expression="secret")], section())[0]
     epochs = [examples_of(group, "relations", section(expressions_per_group=4), epoch=epoch) for epoch in range(3)]
     assert [len(examples) for examples in epochs] == [4, 4, 4]
     asked = {example.prompt.messages[0].content for examples in epochs for example in examples}

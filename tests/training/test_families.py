@@ -14,7 +14,7 @@ import yaml
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.recipe import TrainSection
-from llm_wrapper.recipe.files import folder
+from llm_wrapper.recipe.files import find_recipe
 from llm_wrapper.training import sft
 from llm_wrapper.training.adapted import adapter_config
 from llm_wrapper.training.targets import adapt_layers, describe_targets
@@ -28,7 +28,7 @@ TO_ATTENTION = r"names gate_proj, up_proj, down_proj, which match nothing[^[]*\[
 
 def section(name: str, **changes: Any) -> TrainSection:
     """The train section of a shipped recipe, cut to one step of a small rank."""
-    values = yaml.safe_load((folder() / "train" / f"{name}.yaml").read_text(encoding="utf-8"))["train"]
+    values = yaml.safe_load(find_recipe("train", name).read_text(encoding="utf-8"))["train"]
     lora = {**values["lora"], "rank": 4, "alpha": 8, **changes}
     values |= {"lora": lora, "max_steps": 1, "groups_per_step": 2, "max_tokens": 4096, "warmup_steps": 0}
     return TrainSection.model_validate(values)

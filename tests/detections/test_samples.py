@@ -12,9 +12,9 @@ import pytest
 from llm_wrapper import artifacts, datasets, detectors
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections import scenes
+from llm_wrapper.detections import samples
 from llm_wrapper.detections.fill import fill
-from llm_wrapper.detections.scenes import SceneSet, cache_folder, load_scenes
+from llm_wrapper.detections.samples import PreparedSplit, cache_folder, load_prepared_split
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.errors import CacheError, DataError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, OtherData, Recipe, TrainSection
@@ -81,11 +81,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     )
 
 
-def cached(recipe: Recipe, split: str = "val") -> SceneSet:
+def cached(recipe: Recipe, split: str = "val") -> PreparedSplit:
     dataset = datasets.load(recipe.data, split)
     detector = detectors.create(recipe.detector, dataset)
     fill(detector, dataset, cache_folder(detector.name, recipe.data, split), progress=False)
-    return load_scenes(recipe, recipe.data, split)
+    return load_prepared_split(recipe, recipe.data, split)
 
 
 def test_it_is_said_where_a_local_model_has_changed_since_it_detected(
@@ -98,16 +98,18 @@ def test_it_is_said_where_a_local_model_has_changed_since_it_detected(
     cached(local)
     assert "have changed" not in caplog.text
     weights.write_bytes(b"other")
-    assert load_scenes(local, local.data, "val").scenes
+    assert load_prepared_split(local, local.data, "val").samples
     assert f"the files of {tmp_path} have changed since it detected" in caplog.text
 
 
 def test_each_sample_meets_the_candidates_of_its_image(recipe: Recipe) -> None:
     found = cached(recipe)
-    assert [scene.sample.expression for scene in found.scenes] == [f"cat {number}" for number in range(NUM_SAMPLES)]
-    for scene in found.scenes:
-        assert [candidate.box.x0 for candidate in scene.built.candidates] == [10, 50]
-        assert {candidate.detector for candidate in scene.built.candidates} == {"scripted"}
+    assert [prepared.sample.expression for prepared in found.samples] == [
+        f"cat {number}" for number in range(NUM_SAMPLES)
+    ]
+    for prepared in found.samples:
+        assert [candidate.box.x0 for candidate in prepared.built.candidates] == [10, 50]
+        assert {candidate.detector for candidate in prepared.built.candidates} == {"scripted"}
     assert (found.dataset.name, found.dataset.split) == ("mine", "val")
     assert found.identity["detector"] == "scripted"
 
@@ -120,8 +122,8 @@ def test_what_became_no_candidate_is_counted_over_all_samples(recipe: Recipe) ->
 @pytest.mark.parametrize("limit", [1, 3, NUM_SAMPLES, 100])
 def test_a_limit_takes_the_first_samples(recipe: Recipe, limit: int) -> None:
     everything = cached(recipe)
-    found = load_scenes(recipe, recipe.data, "val", limit=limit)
-    assert list(found.scenes) == list(everything.scenes[:limit])
+    found = load_prepared_split(recipe, recipe.data, "val", limit=limit)
+    assert list(found.samples) == list(everything.samples[:limit])
     assert found.dropped["not_a_box"] == min(limit, NUM_SAMPLES)
     assert found.dataset.digest == everything.dataset.digest
 
@@ -129,7 +131,9 @@ def test_a_limit_takes_the_first_samples(recipe: Recipe, limit: int) -> None:
 def test_the_policy_of_the_recipe_decides(recipe: Recipe) -> None:
     cached(recipe)
     strict = recipe.model_copy(update={"candidates": CandidatePolicy(min_score=0.85)})
-    assert {len(scene.built.candidates) for scene in load_scenes(strict, recipe.data, "val").scenes} == {1}
+    assert {len(prepared.built.candidates) for prepared in load_prepared_split(strict, recipe.data, "val").samples} == {
+        1
+    }
 
 
 def test_shuffled_candidates_depend_on_the_seed_and_the_sample_alone(recipe: Recipe) -> None:
@@ -137,8 +141,8 @@ def test_shuffled_candidates_depend_on_the_seed_and_the_sample_alone(recipe: Rec
 
     def orders(seed: int) -> list[tuple[int, ...]]:
         update = {"candidates": CandidatePolicy(order="shuffled"), "train": TrainSection(seed=seed)}
-        found = load_scenes(recipe.model_copy(update=update), recipe.data, "val")
-        return [scene.built.origins for scene in found.scenes]
+        found = load_prepared_split(recipe.model_copy(update=update), recipe.data, "val")
+        return [prepared.built.origins for prepared in found.samples]
 
     assert orders(0) == orders(0)
     assert len({tuple(orders(seed)) for seed in range(5)}) > 1
@@ -150,19 +154,21 @@ def test_splits_and_data_sets_have_folders_of_their_own(recipe: Recipe) -> None:
     folders = {
         cache_folder("flo2", data, split) for data in other.training_data() for split in ("train", data.eval_split)
     }
-    assert folders == {scenes.ROOT / "flo2" / name / split for name in ("mine", "theirs") for split in ("train", "val")}
+    assert folders == {
+        samples.ROOT / "flo2" / name / split for name in ("mine", "theirs") for split in ("train", "val")
+    }
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_missing_cache_names_the_command(recipe: Recipe, split: str) -> None:
     with pytest.raises(CacheError, match=f"llm-wrapper cache-detections --vlm scripted --data mine --split {split}"):
-        load_scenes(recipe, recipe.data, split)
+        load_prepared_split(recipe, recipe.data, split)
 
 
 def test_an_unfinished_cache_names_the_command(recipe: Recipe) -> None:
     (cached(recipe).caches[0].folder / "manifest.json").unlink()
     with pytest.raises(CacheError, match=r"incomplete: .* `llm-wrapper cache-detections --vlm scripted"):
-        load_scenes(recipe, recipe.data, "val")
+        load_prepared_split(recipe, recipe.data, "val")
 
 
 @pytest.mark.parametrize("what", ["settings", "annotations"])
@@ -175,14 +181,14 @@ def test_a_cache_that_was_made_otherwise_is_refused(recipe: Recipe, what: str) -
         with Path("mine.jsonl").open("a") as stream:
             stream.write("\n")
     with pytest.raises(CacheError, match=r"made otherwise(.|\n)*--overwrite"):
-        load_scenes(recipe, recipe.data, "val")
+        load_prepared_split(recipe, recipe.data, "val")
 
 
 def test_unknown_names_are_told_before_anything_is_read(recipe: Recipe) -> None:
     wrong = recipe.model_copy(update={"detector": DetectorSection(name="scriptd")})
     with pytest.raises(RecipeError, match="no detector is named 'scriptd'; did you mean 'scripted'"):
-        load_scenes(wrong, recipe.data, "val")
+        load_prepared_split(wrong, recipe.data, "val")
     with pytest.raises(RecipeError, match="no data reader is named 'json'; did you mean 'jsonl'"):
-        load_scenes(recipe, recipe.data.model_copy(update={"reader": "json"}), "val")
+        load_prepared_split(recipe, recipe.data.model_copy(update={"reader": "json"}), "val")
     with pytest.raises(DataError, match="has no split 'tset'"):
-        load_scenes(recipe, recipe.data, "tset")
+        load_prepared_split(recipe, recipe.data, "tset")

@@ -3,6 +3,8 @@
 The whole expression is one phrase of the prompt. The image is sent upright and without loss, so that the service sees
 what local detectors see. The service names no revision of a model: the answers of one name may change with time, and
 only the cache keeps them.
+
+    DDSDetector.detect -> PaidCalls.answer (budget, pace, retries) -> Exchange.attempt -> SDK -> judge_reply
 """
 
 from __future__ import annotations
@@ -20,21 +22,20 @@ from typing import Any
 from PIL import Image
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors.base import Level, Question, detections_from_raw
-from llm_wrapper.detectors.dds_exchange import DDSSettings, Exchange, api_key, load_sdk
-from llm_wrapper.detectors.paid_calls import Estimate, PaidCalls
-from llm_wrapper.errors import ModelError, RecipeError, listed
+from llm_wrapper.detectors.base import Level, Question, detections_from_raw, parse_settings
+from llm_wrapper.detectors.dds_client import DDSSettings, Exchange, api_key, load_sdk
+from llm_wrapper.detectors.paid_calls import CostEstimate, PaidCalls
+from llm_wrapper.errors import ModelError
 from llm_wrapper.images import read_sample
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["DDSDetector", "DDSSettings", "Photo", "create"]
+__all__ = ["DDSDetector", "EncodedImage", "create_dds"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class EncodedImage:
     """An image as it is sent: a `data:` URL, and the factors (x, y) from its pixels to those of the original."""
 
     url: str = field(repr=False)
@@ -62,7 +63,7 @@ class DDSDetector:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.name = settings.model.lower()
-        self.confirm: Callable[[Estimate], bool] | None = None
+        self.confirm: Callable[[CostEstimate], bool] | None = None
         self.calls = PaidCalls(self.name, settings, clock=clock, sleep=sleep, chance=chance)
         self._settings = settings
         self._begun = False
@@ -85,7 +86,7 @@ class DDSDetector:
         """Dollars that may have been charged in this run."""
         return self.calls.spent
 
-    def begin(self, num_questions: int) -> Estimate:
+    def begin(self, num_questions: int) -> CostEstimate:
         """Estimate the cost of all that is to be asked, and refuse to start unless it can be and is agreed to.
 
         Raises:
@@ -97,7 +98,7 @@ class DDSDetector:
         self._begun = True
         return estimate
 
-    def prepare(self, sample: Sample) -> Photo:
+    def prepare(self, sample: Sample) -> EncodedImage:
         """Read an image, upright, and encode it without loss, so that the service sees what local detectors see.
 
         Raises:
@@ -112,9 +113,9 @@ class DDSDetector:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-        return Photo(url, (width / image.width, height / image.height))
+        return EncodedImage(url, (width / image.width, height / image.height))
 
-    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Photo]) -> list[Detections]:
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, EncodedImage]) -> list[Detections]:
         """Answer one question.
 
         Raises:
@@ -128,7 +129,7 @@ class DDSDetector:
             self.begin(len(questions))
         return [self._answer(question.sample, prepared[question.sample.image_id]) for question in questions]
 
-    def _answer(self, sample: Sample, photo: Photo) -> Detections:
+    def _answer(self, sample: Sample, photo: EncodedImage) -> Detections:
         # A full stop would divide the expression into several phrases.
         caption = " ".join(sample.expression.replace(".", " ").split())
         if not caption:
@@ -136,10 +137,17 @@ class DDSDetector:
             return Detections(())
         exchange = Exchange(self.calls, self._settings, body=self._body(caption, photo), sample_id=sample.sample_id)
         found = self.calls.answer(exchange.attempt, about=f"sample {sample.sample_id!r}")
-        rows = [(_scaled(each.bbox, photo.scale), each.category, each.score) for each in found]
+        rows = [
+            (
+                [value * factor for value, factor in zip(each.bbox, cycle(photo.scale), strict=False)],
+                each.category,
+                each.score,
+            )
+            for each in found
+        ]
         return detections_from_raw(rows, "api")
 
-    def _body(self, caption: str, photo: Photo) -> dict[str, Any]:
+    def _body(self, caption: str, photo: EncodedImage) -> dict[str, Any]:
         return {
             "model": self._settings.model,
             "image": photo.url,
@@ -150,18 +158,6 @@ class DDSDetector:
         }
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> DDSDetector:
-    """Build the detector; it needs nothing of the data set, and neither SDK nor key until it is asked.
-
-    Raises:
-        RecipeError: With every setting that is unknown, missing or wrong.
-    """
-    problems: list[str] = []
-    chosen = validated(DDSSettings, dict(settings), where="settings", problems=problems)
-    if chosen is None:
-        raise RecipeError(listed("the detector 'dds' cannot be built", problems))
-    return DDSDetector(chosen)
-
-
-def _scaled(box: Sequence[float], scale: tuple[float, float]) -> list[float]:
-    return [value * factor for value, factor in zip(box, cycle(scale), strict=False)]
+def create_dds(settings: Mapping[str, Any], dataset: Dataset) -> DDSDetector:
+    """Build the detector; neither SDK nor key is needed until the first question."""
+    return DDSDetector(parse_settings(DDSSettings, settings, "dds"))

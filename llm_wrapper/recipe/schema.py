@@ -1,17 +1,21 @@
-"""What the sections of a recipe hold: every choice with its default, validated by itself."""
+"""The sections of a recipe, and the whole: every choice with its default, validated."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.names import folder_name
+from llm_wrapper.recipe.files import shipped_folder, template_beside
 
 __all__ = [
     "TEMPLATE_DATE",
@@ -23,6 +27,7 @@ __all__ = [
     "OtherData",
     "OtherDetector",
     "PromptSection",
+    "Recipe",
     "SamplingSection",
     "SearchSection",
     "Section",
@@ -109,6 +114,13 @@ class DataSection(Section):
     settings: dict[str, Any] = {}
     train_split: FolderName = "train"
     eval_split: FolderName = "val"
+
+    @property
+    def folder(self) -> Path:
+        """The root, or, where the working folder has none such, that of the data that come with the package."""
+        shipped = shipped_folder() / self.root
+        is_shipped = not self.root.is_absolute() and ".." not in self.root.parts and not os.path.exists(self.root)
+        return shipped if is_shipped and shipped.is_dir() else self.root
 
 
 class OtherData(Section):
@@ -345,3 +357,60 @@ class SearchSection(Section):
         if self.fitness == "oracle" and self.target == "instruction":
             raise ValueError("search.fitness=oracle is for search.target=caption: an instruction changes no candidate")
         return self
+
+
+class Recipe(Section):
+    """All choices of one run, resolved."""
+
+    detector: DetectorSection
+    candidates: CandidatePolicy = CandidatePolicy()
+    ensemble: EnsembleSection = EnsembleSection()
+    data: DataSection
+    prompt: PromptSection = PromptSection()
+    llm: LLMSection
+    train: TrainSection = TrainSection()
+    search: SearchSection | None = None
+
+    @property
+    def vlm(self) -> str:
+        """The labels of the detectors, joined by `+`."""
+        return "+".join(each.detector.label or each.detector.name for each in self.detectors())
+
+    def detectors(self) -> list[OtherDetector]:
+        """Return all detectors with their candidates, the recipe's own first."""
+        return [OtherDetector(detector=self.detector, candidates=self.candidates), *self.ensemble.also.values()]
+
+    def with_detectors(self, kept: Sequence[OtherDetector]) -> Recipe:
+        """Return a recipe of some detectors only, the first of them as its own."""
+        first, *others = kept
+        also = {each.detector.label or each.detector.name: each for each in others}
+        ensemble = self.ensemble.model_copy(update={"also": also})
+        return self.model_copy(
+            update={"detector": first.detector, "candidates": first.candidates, "ensemble": ensemble}
+        )
+
+    def without_cap(self) -> Recipe:
+        """Return a recipe by which every detection may become a candidate that this one leaves out for number alone."""
+        also = {
+            label: each.model_copy(update={"candidates": each.candidates.model_copy(update={"cap": sys.maxsize})})
+            for label, each in self.ensemble.also.items()
+        }
+        whole = {"candidates": self.candidates.model_copy(update={"cap": sys.maxsize})}
+        return self.model_copy(update={**whole, "ensemble": self.ensemble.model_copy(update={"also": also})})
+
+    def training_data(self) -> list[DataSection]:
+        """Return the data set and those that are trained on beside it."""
+        others = [self.data.model_copy(update=other.model_dump()) for other in self.train.also]
+        return [self.data, *others]
+
+    def in_folder(self, folder: Path) -> Recipe:
+        """Return the recipe as it reads back from a folder that keeps it: a template of its own lies there, too."""
+        template = template_beside(folder / "recipe.yaml", self.prompt.format)
+        if template is None:
+            return self
+        return self.model_copy(update={"prompt": self.prompt.model_copy(update={"format": str(template)})})
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe as YAML that `load_resolved` reads back."""
+        # In ASCII: of the line breaks of Unicode PyYAML reads back only those that are escaped.
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,7 +1,7 @@
-"""What Grounding-DINO reads and how its answer is read: expression -> text and words; logits -> scored boxes.
+"""The input and output of both Grounding-DINOs: image -> pixels; expression -> text and words; logits -> scored boxes.
 
 The model answers with `num_queries` boxes, and with one logit per box and token of the text: how alike the two are.
-What a box's score is, is a choice:
+How a box is scored is a choice:
 
 Mode `gd`, the detector as published: the score of a box is the highest probability over all tokens, boxes above
 `box_threshold` are kept (source `gd`), and the label is the words above `text_threshold`.
@@ -29,17 +29,35 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import expit
+from torch import nn
 
 from llm_wrapper.detectors.base import detections_from_raw, joined
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections
 
-__all__ = ["RawAnswer", "ReadText", "Scoring", "Word", "detections", "fitted", "raw_answer", "read_text"]
+__all__ = [
+    "PreparedPixels",
+    "RawAnswer",
+    "ReadText",
+    "Scoring",
+    "Word",
+    "fit_expression",
+    "pad_to_queries",
+    "raw_answer",
+    "read_text",
+    "score_answer",
+    "widen",
+]
 
 Floats = npt.NDArray[np.floating[Any]]
+
+_STRIDES = (8, 16, 32, 64)
+"""Pixels per cell of the four feature maps."""
 
 _REDUCTIONS: dict[str, Callable[..., Floats]] = {"min": np.min, "max": np.max, "mean": np.mean}
 
@@ -82,6 +100,33 @@ class Scoring(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedPixels:
+    """An image as the model takes it: `pixels` (1, 3, height, width), `mask` (1, height, width), zero for padding."""
+
+    pixels: torch.Tensor
+    mask: torch.Tensor
+
+
+def widen(image: Image.Image, longest: int) -> Image.Image:
+    """Stretch an image that would have no width left when its length is shrunk to `longest` pixels.
+
+    Boxes are parts of the image, so they stay right.
+    """
+    least = -(-max(image.size) // longest)
+    return image if min(image.size) >= least else image.resize((max(image.width, least), max(image.height, least)))
+
+
+def pad_to_queries(image: PreparedPixels, num_queries: int) -> PreparedPixels:
+    """Pad an oblong image whose feature maps have fewer cells than the model has queries: it would refuse it."""
+    height, width = image.pixels.shape[-2:]
+    num_cells = sum(-(-height // stride) * -(-width // stride) for stride in _STRIDES)
+    if num_cells >= num_queries:
+        return image
+    padding = (0, max(0, _STRIDES[-1] - width), 0, max(0, _STRIDES[-1] - height))
+    return PreparedPixels(nn.functional.pad(image.pixels, padding), nn.functional.pad(image.mask, padding))
+
+
+@dataclass(frozen=True, slots=True)
 class Word:
     """A word of the text: characters `start` up to, not including, `end`, and the places of its tokens."""
 
@@ -111,7 +156,7 @@ class RawAnswer:
     boxes: Floats
 
 
-def fitted(expression: str, tokenizer: Any, most_tokens: int) -> tuple[str, bool]:
+def fit_expression(expression: str, tokenizer: Any, most_tokens: int) -> tuple[str, bool]:
     """Return an expression in the form in which the model reads it, without the final period, and if it was cut.
 
     Lower case, and one space between words. The model takes "." and "?" for the border between two phrases, which then
@@ -138,7 +183,7 @@ def read_text(text: str, offsets: Sequence[tuple[int, int]], word_numbers: Seque
     """Gather the tokens of each word.
 
     Args:
-        text: What `fitted` gave.
+        text: What `fit_expression` gave.
         offsets: Per token of "text." its first character and the one behind its last.
         word_numbers: Per token the number of its word; `None` for special tokens and padding.
     """
@@ -169,7 +214,7 @@ def raw_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> RawA
     return RawAnswer(probabilities, corners)
 
 
-def detections(answer: RawAnswer, text: ReadText, groups: NounGroups | None, scoring: Scoring) -> Detections:
+def score_answer(answer: RawAnswer, text: ReadText, groups: NounGroups | None, scoring: Scoring) -> Detections:
     """Score an answer; the boxes of each source stand in the order of falling score, the subject's first.
 
     Args:

@@ -1,7 +1,7 @@
 """One question to DeepDataSpace and its answer, through the published SDK (extra `dds`).
 
-A question is submitted, which is charged, and then polled until it is answered. What the SDK (0.5.3) does, and how it
-is dealt with:
+A question is submitted, which is charged, and then polled until it is answered. How the SDK (0.5.3) behaves, and how it
+is handled:
 
 - On import it starts crash reports to its maker, and its `run` attaches the key to them. Reports are switched off
   before the import, and only `trigger` and `check` are used.
@@ -9,9 +9,11 @@ is dealt with:
   of its session judges each reply before the SDK reads or follows it.
 - Each task has an idempotency key, so that a submission repeated after a lost reply gives the same task. The SDK's is
   random; ours is a digest of the question, so that a later run, too, finds the task that an earlier one has paid for.
-  No file is needed for that.
 - Its own downscaling cuts boxes to whole pixels; it is not used.
-- It needs flask and pycocotools without saying so. DDS_CLOUDAPI_ENDPOINT sends it to another server.
+- It needs flask and pycocotools but does not declare them. DDS_CLOUDAPI_ENDPOINT sends it to another server.
+
+The service wraps every reply as `{"code": 0, "msg": ..., "data": {...}}`. Its codes are not published, so a quota that
+is used up ("Token out of Quota") and too many requests ("Token exceeds Rate Limit") are known by their words, too.
 """
 
 from __future__ import annotations
@@ -19,23 +21,30 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import textwrap
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from llm_wrapper.calls import CallError
-from llm_wrapper.detectors.dds_replies import KEY_VARIABLE, SITE, FoundObject, Result, TaskLostError, judge
-from llm_wrapper.detectors.paid_calls import PaidCalls, Terms
+from llm_wrapper.calls import CallError, seconds_to_wait
+from llm_wrapper.datasets.rows import Number, validated
+from llm_wrapper.detectors.paid_calls import PaidCalls, PaidTerms
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.keys import hide_key, read_key
 from llm_wrapper.readers import MIB
 
-__all__ = ["DDSSettings", "Exchange", "api_key", "load_sdk"]
+__all__ = ["DDSSettings", "Exchange", "TaskLostError", "api_key", "judge_reply", "load_sdk"]
 
+KEY_VARIABLE = "DDS_API_KEY"
+SITE = "https://cloud.deepdataspace.com"
+
+_IN_PROGRESS = 202001
+"""The code of "submit it again": a submission with the same idempotency key is being taken in."""
+_Code = Annotated[int, Field(strict=True)]
 _POLL_SECONDS = 0.5
 _MAX_LOST = 2
 """How often a task that the service lost is submitted anew; each time is charged."""
@@ -45,7 +54,7 @@ _NO_CONNECTION = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutEr
 """What urllib3 names as the cause where a request did not reach the service."""
 
 
-class DDSSettings(Terms):
+class DDSSettings(PaidTerms):
     """The terms, and what is asked of the service.
 
     `iou_threshold` is that of the service's own suppression of overlapping boxes. An image whose longer edge has more
@@ -77,7 +86,7 @@ class Exchange:
         question = json.dumps([settings.api_path, sample_id, body], sort_keys=True)
         self._task = self._new_task(hashlib.sha256(question.encode()).hexdigest()[:32])
 
-    def attempt(self) -> list[FoundObject]:
+    def attempt(self) -> list[DDSObject]:
         """Submit the task unless that is done, and poll it until it is finished."""
         try:
             if self._task.task_uuid is None:
@@ -92,13 +101,13 @@ class Exchange:
             self._task = self._new_task(uuid.uuid4().hex)
             raise CallError(f"{lost}; it is submitted anew", again=True) from lost
 
-    def _polled(self) -> list[FoundObject]:
+    def _polled(self) -> list[DDSObject]:
         deadline = self._calls.clock() + self._settings.task_seconds
         while True:
             self._calls.pace()
             _send(self._task.check)
             if self._task.status.value == "success":
-                return Result.model_validate(hide_key(self._task.result, api_key())).objects
+                return DDSResult.model_validate(hide_key(self._task.result, api_key())).objects
             if self._calls.clock() >= deadline:
                 waited = f"{self._settings.task_seconds:g} seconds"
                 raise CallError(f"task {self._task.task_uuid} is not finished after {waited}; later runs ask for it")
@@ -154,7 +163,7 @@ def _judge_reply(response: Any, *_: Any, **__: Any) -> None:
     polled = response.request.method == "GET"
     # In Latin-1 every byte is a character, so that what is no UTF-8 is judged as it came.
     shown = hide_key(content.decode("latin-1"), api_key()).encode("latin-1")
-    judge(response.status_code, shown, polled=polled, retry_after=wait)
+    judge_reply(response.status_code, shown, polled=polled, retry_after=wait)
 
 
 def _bounded(response: Any) -> bytes:
@@ -180,3 +189,112 @@ def _send(request: Callable[[], None]) -> None:
         raise CallError(
             f"{type(error).__name__}: {hide_key(str(error), api_key())}", again=not wrong, charged=not unsent
         ) from error
+
+
+class TaskLostError(CallError):
+    """A submitted task that the service could not do, or no longer knows; only a new one can give an answer."""
+
+
+class DDSObject(BaseModel):
+    """One detected object: `bbox` is xyxy in pixels of the image that was sent, `score` is in 0..1."""
+
+    bbox: list[Number]
+    category: str
+    score: Number | None
+
+
+class DDSResult(BaseModel):
+    """The answer to a question."""
+
+    objects: list[DDSObject]
+
+
+class _Submitted(BaseModel):
+    task_uuid: Annotated[str, Field(min_length=1)]
+
+
+class _State(BaseModel):
+    status: Literal["triggering", "waiting", "running", "success", "failed"]
+
+
+class _Finished(BaseModel):
+    result: DDSResult
+
+
+class _SubmittedReply(BaseModel):
+    code: _Code
+    data: _Submitted
+
+
+class _PolledReply(BaseModel):
+    code: _Code
+    data: _State
+
+
+class _FinishedReply(BaseModel):
+    data: _Finished
+
+
+def judge_reply(status: int, content: bytes, *, polled: bool, retry_after: str | None = None) -> None:
+    """Let a good reply pass.
+
+    Args:
+        status: The HTTP status.
+        content: The body, without anything secret: parts of it stand in error messages.
+        polled: Whether it answers a question about a task, which costs nothing, or a submission.
+        retry_after: The header of that name.
+
+    Raises:
+        CallError: With what follows from the reply; one that names the field where the form is not the known one.
+        TaskLostError: If the task has failed or is not known.
+    """
+    body = _parsed(content)
+    reply = body if isinstance(body, dict) else {}
+    code = reply.get("code")
+    if not 200 <= status < 300 or (isinstance(code, int) and code != 0):
+        said = f"HTTP {status}, code {code}, {_short(reply.get('msg'))}"
+        raise _refusal(status, said, code=code, polled=polled, wait=seconds_to_wait(retry_after))
+    if body is None:
+        raise CallError("the reply is not valid JSON; it may be cut off", again=True, charged=True)
+    if not polled:
+        _require(_SubmittedReply, body)
+        return
+    _require(_PolledReply, body)
+    if body["data"]["status"] == "failed":
+        raise TaskLostError(f"the service could not do the task: {_short(body['data'].get('error'))}")
+    if body["data"]["status"] == "success":
+        _require(_FinishedReply, body)
+
+
+def _refusal(status: int, said: str, *, code: Any, polled: bool, wait: float | None) -> CallError:
+    words = said.lower()
+    if status >= 500 or status == 408:
+        return CallError(f"the service is in trouble ({said})", again=True, charged=True, wait=wait)
+    if status == 402 or "quota" in words or "balance" in words:
+        return CallError(f"the account's quota or balance is used up ({said}); add to it at {SITE}")
+    if status == 429 or code == _IN_PROGRESS or "rate limit" in words:
+        return CallError(f"too many requests ({said})", again=True, wait=wait)
+    if status in (401, 403):
+        return CallError(f"the key is refused ({said}); set {KEY_VARIABLE} to a valid key of {SITE}")
+    if polled and not 300 <= status < 400:
+        return TaskLostError(f"the service does not know the task ({said})")
+    return CallError(f"the service refuses the request ({said})")
+
+
+def _parsed(content: bytes) -> Any:
+    """Return the JSON value, or `None` where there is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _require(form: type[BaseModel], body: Any) -> None:
+    problems: list[str] = []
+    if validated(form, body, where="reply", problems=problems) is None:
+        told = "; ".join(problems[:5])
+        raise CallError(f"the service replies in a form that this version does not know: {told}", charged=True)
+
+
+def _short(message: Any) -> str:
+    return textwrap.shorten(str(message or "no message"), 300)

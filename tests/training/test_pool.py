@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from llm_wrapper.cli.detection_commands import cache
-from llm_wrapper.detections.scenes import load_scenes
+from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import CacheError, DataError, ModelError, PromptError, RecipeError
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Prompt
-from llm_wrapper.training.wording import exemplars, require_trainable, wording_of
+from llm_wrapper.training.pool import load_exemplars, load_prompt_builder, require_trainable
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +66,8 @@ def recipe(root: Path, *, limit: int | None = None, cached: bool = True, **promp
 
 
 def asked(made: Recipe, split: str = "val") -> list[Prompt]:
-    scenes = load_scenes(made, made.data, split).scenes
-    return wording_of(made).word([(scene.sample, scene.built.candidates) for scene in scenes])
+    samples = load_prepared_split(made, made.data, split).samples
+    return load_prompt_builder(made).build([(prepared.sample, prepared.built.candidates) for prepared in samples])
 
 
 def shown_in(prompt: Prompt) -> set[str]:
@@ -78,7 +78,7 @@ def shown_in(prompt: Prompt) -> set[str]:
 
 def test_without_examples_nothing_is_read(root: Path) -> None:
     made = recipe(root, cached=False, instruction="{objects}{expression}")
-    assert wording_of(made).word is plain(made.prompt)
+    assert load_prompt_builder(made) == PromptBuilder(made.prompt)
 
 
 @pytest.mark.parametrize("retrieve", [False, True], ids=["fixed", "retrieved"])
@@ -86,7 +86,7 @@ def test_examples_are_of_training_images_that_are_not_evaluated(root: Path, retr
     made = recipe(root, examples=8, retrieve=retrieve)
     for prompt in asked(made):
         assert shown_in(prompt) == {"a", "b", "c", "d"}
-    facts = wording_of(made).facts
+    facts = load_prompt_builder(made).facts
     assert facts["pool"] == 4
     assert [(each["name"], each["split"]) for each in facts["sets"]] == [("squares", "train")]
     assert ("examples" in facts) != retrieve
@@ -103,8 +103,8 @@ def test_who_asks_about_a_training_image_never_sees_it(root: Path, retrieve: boo
 
 def test_the_budget_of_labelled_expressions_holds_for_examples_too(root: Path) -> None:
     wide, narrow = recipe(root), recipe(root, limit=2)
-    sets = [load_scenes(wide, wide.data, "train")]
-    all_of_them, two = exemplars(wide, sets), exemplars(narrow, sets)
+    sets = [load_prepared_split(wide, wide.data, "train")]
+    all_of_them, two = load_exemplars(wide, sets), load_exemplars(narrow, sets)
     assert len(two) <= 2 < len(all_of_them) == 4
     assert {each.sample.sample_id for each in two} < {each.sample.sample_id for each in all_of_them}
     for each in all_of_them:
@@ -113,7 +113,7 @@ def test_the_budget_of_labelled_expressions_holds_for_examples_too(root: Path) -
         assert box.center == pytest.approx(each.sample.target.center, abs=2)
 
 
-def test_the_same_command_words_the_same(root: Path) -> None:
+def test_the_same_command_builds_the_same_prompts(root: Path) -> None:
     for retrieve in (False, True):
         made = recipe(root, examples=2, retrieve=retrieve)
         assert asked(made) == asked(made)
@@ -123,16 +123,16 @@ def test_an_empty_pool_names_the_reasons_and_the_command(root: Path) -> None:
     write(root, val=VAL, train={"seen": 0, "hidden": 9})
     told = r"none of the 2 expressions of squares train .*target_not_among_candidates.*make data-check DATA=squares"
     with pytest.raises(DataError, match=told):
-        wording_of(recipe(root, examples=2))
+        load_prompt_builder(recipe(root, examples=2))
     shutil.rmtree("data/detections")  # an earlier split's answers are refused, as they should be
     write(root, val=VAL, train={"seen": 0})
     with pytest.raises(DataError, match="all are of evaluated images"):
-        wording_of(recipe(root, examples=2, retrieve=True))
+        load_prompt_builder(recipe(root, examples=2, retrieve=True))
 
 
 def test_what_is_not_cached_names_its_command(root: Path) -> None:
     with pytest.raises(CacheError, match=r"cache-detections --vlm toy --data squares --split train"):
-        wording_of(recipe(root, cached=False, examples=2))
+        load_prompt_builder(recipe(root, cached=False, examples=2))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_cannot_be_used_is_told_before_any_llm_is_loaded(
     root: Path, prompt: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        wording_of(recipe(root, **prompt))
+        load_prompt_builder(recipe(root, **prompt))
 
 
 @pytest.mark.parametrize(

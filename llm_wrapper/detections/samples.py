@@ -20,7 +20,7 @@ from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe, files
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["Scene", "SceneSet", "build", "cache_folder", "load_scenes"]
+__all__ = ["PreparedSample", "PreparedSplit", "build", "cache_folder", "load_prepared_split"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ ROOT = Path("data/detections")
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class PreparedSample:
     """A sample with the candidates that may be chosen for it, in shown order."""
 
     sample: Sample
@@ -36,14 +36,14 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class SceneSet:
+class PreparedSplit:
     """All samples of a split with their candidates, and where they came from.
 
     `caches` has one for each detector of the recipe. `dropped` counts detections that did not become candidates, by
     reason, over all samples.
     """
 
-    scenes: Sequence[Scene]
+    samples: Sequence[PreparedSample]
     dataset: Dataset
     caches: Sequence[DetectionCache]
     dropped: dict[str, int]
@@ -111,15 +111,15 @@ def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> No
 
 def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
     try:
-        found = files.read(files.named_file(files.folder(), section, name))[0].get(section)
+        found = files.read_sections(files.find_recipe(section, name))[0].get(section)
     except RecipeError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def load_scenes(
+def load_prepared_split(
     recipe: Recipe, data: DataSection, split: str, *, limit: int | None = None, dataset: Dataset | None = None
-) -> SceneSet:
+) -> PreparedSplit:
     """Read a split and its cached detections, and build the candidates of each sample.
 
     No detector's weights are loaded, and how the detections were computed is logged.
@@ -150,9 +150,9 @@ def load_scenes(
         _warn_of_other_files(section.detector, cache)
     names = [cache.identity["detector"] for cache in caches]
     dropped: Counter[str] = Counter()
-    scenes = []
+    samples = []
     for sample in dataset.samples[:limit]:
         built = build(recipe, sample, [cache.lookup(sample) for cache in caches], names)
         dropped.update(built.counts)
-        scenes.append(Scene(sample, built))
-    return SceneSet(scenes, dataset, caches, dict(dropped))
+        samples.append(PreparedSample(sample, built))
+    return PreparedSplit(samples, dataset, caches, dict(dropped))
