@@ -187,7 +187,7 @@ def own_predictions() -> bytes:
     rows = [replace(first, sample_id=f"s{n}", system=system) for n in range(4) for system in ("llm", "rule")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.parquet"
-        predictions.save(path, rows)
+        predictions.save_predictions(path, rows)
         return path.read_bytes()
 
 

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from llm_wrapper import artifacts
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.llms.ask import ask
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.terminal import open_console, say
@@ -77,7 +77,7 @@ def bench_growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
     """
     _require_usable(extent, recipe)
 
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     found = _sizes(llm, recipe, extent, console)
     same = {str(llm.model.dtype).removeprefix("torch."): _sameness(found)}
     if "float32" not in same:
@@ -126,8 +126,8 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
             folder = Path(name)
             chosen = crowds[: -(-size // growth_steps.EXPRESSIONS)]
             samples = growth_steps.prepare_samples(chosen, folder, recipe, limit=size, clock=clock)
-            asked = (lambda prompts: ask(llm, prompts, title="LLM")) if is_asked else growth_steps.uniform
-            answers, prompts = growth_steps.evaluate(samples, recipe, folder, ask=asked, clock=clock)
+            asked = LocalLLM(llm) if is_asked else growth_steps.UniformLLM()
+            answers, prompts = growth_steps.evaluate(samples, recipe, folder, llm=asked, clock=clock)
         growth_steps.prepare_training(llm, samples, recipe, clock=clock)
         if is_asked:
             found.answers[size], found.prompts = answers, prompts
@@ -139,9 +139,10 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
 
 def _exact(recipe: Recipe, found: _Found, extent: Extent) -> _Found:
     """Ask the two smallest sizes again in float32, where batches of another shape do not round otherwise."""
-    llm = load(recipe.llm.model_copy(update={"dtype": "float32"}))
+    llm = load_model(recipe.llm.model_copy(update={"dtype": "float32"}))
     sizes = sorted(found.answers)[:_EXACT_SIZES]
-    answers = {size: ask(llm, found.prompts[:size], title="LLM, float32") for size in sizes}
+    exact = LocalLLM(llm, title="LLM, float32")
+    answers = {size: exact.answer(found.prompts[:size]) for size in sizes}
     return _Found(answers=answers, prompts=found.prompts)
 
 

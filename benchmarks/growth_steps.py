@@ -20,8 +20,8 @@ from llm_wrapper.detections.samples import PreparedSample, build
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import Ask
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.base import LLM
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
@@ -97,18 +97,28 @@ def _samples(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) ->
         PreparedSample(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name]))
         for sample in dataset.samples
     ]
-        PreparedSample(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name]))
-        for sample in dataset.samples
-    ]
 
 
-def uniform(prompts: Sequence[Prompt]) -> list[Answer]:
-    """Answer without looking: for sizes where the LLM is not asked."""
-    return [Answer((1 / len(prompt.candidates),) * len(prompt.candidates), 1.0) for prompt in prompts]
+class UniformLLM:
+    """Answers without looking: for sizes where the LLM is not asked."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return equal probabilities for each prompt."""
+        return [Answer((1 / len(prompt.candidates),) * len(prompt.candidates), 1.0) for prompt in prompts]
+
+
+class _RecordedLLM:
+    """Repeats the answers that an LLM gave before."""
+
+    def __init__(self, answers: list[Answer]) -> None:
+        self._answers = answers
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        return self._answers
 
 
 def evaluate(
-    samples: Sequence[PreparedSample], recipe: Recipe, folder: Path, *, ask: Ask, clock: Clock
+    samples: Sequence[PreparedSample], recipe: Recipe, folder: Path, *, llm: LLM, clock: Clock
 ) -> tuple[list[Answer], list[Prompt]]:
     """Build the prompts, ask the LLM, decide by every system, keep the predictions, compute metrics.
 
@@ -116,7 +126,7 @@ def evaluate(
         samples: All with at least two candidates, those of one image as neighbours.
         recipe: Gives the prompt format.
         folder: The predictions are written here.
-        ask: Answers prompts in order; it is timed as "ask the LLM".
+        llm: Answers the prompts; it is timed as "ask the LLM".
         clock: Notes the seconds.
 
     Returns:
@@ -126,11 +136,11 @@ def evaluate(
     prompts = clock.timed(
         "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in samples]
     )
-    answers = clock.timed("ask the LLM", lambda: ask(prompts))
+    answers = clock.timed("ask the LLM", lambda: llm.answer(prompts))
     rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))
     path = folder / "predictions-val.parquet"
-    clock.timed("save predictions", lambda: files.save(path, rows))
-    loaded = clock.timed("load predictions", lambda: files.load(path))
+    clock.timed("save predictions", lambda: files.save_predictions(path, rows))
+    loaded = clock.timed("load predictions", lambda: files.load_predictions(path))
     clock.timed("metrics with intervals", lambda: _summaries(loaded))
     return answers, prompts
 
@@ -139,7 +149,7 @@ def _rows(samples: Sequence[PreparedSample], prompt_format: str, answers: list[A
     return [
         *systems.by_detector(samples),
         *systems.by_rule(samples),
-        *systems.by_llm(samples, "LLM", PromptBuilder(PromptSection(format=prompt_format)), lambda _: answers),
+        *systems.by_llm(samples, "LLM", PromptBuilder(PromptSection(format=prompt_format)), _RecordedLLM(answers)),
         *systems.by_oracle(samples),
     ]
 
@@ -201,7 +211,7 @@ def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder
         recipe: Gives the LLM, the prompt format, and what a step of training holds.
         folder: The trainer logs here; no adapter is kept.
     """
-    llm, clock = load(recipe.llm), Clock()
+    llm, clock = load_model(recipe.llm), Clock()
     prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}

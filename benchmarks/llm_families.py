@@ -30,7 +30,7 @@ from training_cells import training_cell
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.prompts.render import render
@@ -514,7 +514,7 @@ def row_of(family: Family, columns: Mapping[str, Column] = COLUMNS) -> tuple[lis
         except Exception as error:  # a configuration that this file has wrong
             return [f"not built: {type(error).__name__}: {str(error).splitlines()[0][:90]}"], False
         try:
-            llm = load(LLMSection(model=folder, dtype="float32", quantization="none", max_new_tokens=4))
+            llm = load_model(LLMSection(model=folder, dtype="float32", quantization="none", max_new_tokens=4))
         except ModelError as error:
             said = str(error).splitlines()[0].replace(folder, "..")
             return [f"refused: {said[:110]}"], family.refused

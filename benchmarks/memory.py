@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llm_wrapper.errors import LLMWrapperError
-from llm_wrapper.llms.load import load
+from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.terminal import open_console
@@ -125,7 +125,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """
     baseline = _peak()
     start = time.perf_counter()
-    llm = load(LLMSection(model=str(folder), quantization="nf4", dtype="bfloat16"))
+    llm = load_model(LLMSection(model=str(folder), quantization="nf4", dtype="bfloat16"))
     seconds = time.perf_counter() - start
     peak = _peak()
     with torch.inference_mode():

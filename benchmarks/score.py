@@ -22,7 +22,7 @@ from rich.table import Table
 from llm_wrapper.cli.detection_commands import cache
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.prompts.render import render
@@ -98,15 +98,15 @@ def largest_difference(a: Sequence[Answer], b: Sequence[Answer]) -> float | None
 def train_adapter(recipe: Recipe, folder: Path) -> Path:
     """Train a few steps: enough to answer with an index and to end there, which is all that speed depends on."""
     samples = load_prepared_split(recipe, recipe.data, recipe.data.train_split).samples
-    sft.train(load(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
+    sft.train(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
     return folder / "adapter"
 
 
 def measure(recipe: Recipe, samples: Sequence[PreparedSample], adapter: Path) -> dict[str, Any]:
     """Return the facts of each way over the same samples."""
     prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
-    timings = compare(load(recipe.llm, adapter), prompts)
-    exact = load(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
+    timings = compare(load_model(recipe.llm, adapter), prompts)
+    exact = load_model(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
     truth, shared = score_all(exact, prompts, share=False), score_all(exact, prompts)
     exact_agreement = agreement(prompts, shared, truth)
     ways = []
@@ -137,10 +137,6 @@ def bench_score(recipe: Recipe, console: Console, *, num_expressions: int) -> No
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
     split = load_prepared_split(recipe, recipe.data, recipe.data.eval_split)
     samples = [each for each in split.samples if len(each.built.candidates) > 1]
-        s
-        for s in load_prepared_split(recipe, recipe.data, recipe.data.eval_split).samples
-        if len(s.built.candidates) > 1
-    ]
     first = list({prepared.sample.image_id: prepared for prepared in reversed(samples)}.values())
     with tempfile.TemporaryDirectory() as folder:
         adapter = train_adapter(recipe, Path(folder))

@@ -20,7 +20,7 @@ from rich.table import Table
 from llm_wrapper.cli.detection_commands import cache
 from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import DataError
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.terminal import open_console
 from llm_wrapper.training import sft
@@ -91,7 +91,7 @@ def compare(groups: Sequence[Group], recipe: Recipe, folder: Path, *, num_steps:
     section = recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
     needed = (num_steps + WARMUP_STEPS) * section.groups_per_step
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     full = [group for group in groups if len(group.samples) == section.expressions_per_group][:needed]
     full, _ = sft.fit_to_length(llm, full, recipe)
     if len(full) < needed or per_step % BASELINE_BATCH:
@@ -120,7 +120,7 @@ def train_packed(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder
 
 
 def _train_baseline(groups: Sequence[Group], recipe: Recipe, folder: Path) -> StepTimer:
-    llm, watch, section = load(recipe.llm.model_copy(update={"attention": "sdpa"})), StepTimer(), recipe.train
+    llm, watch, section = load_model(recipe.llm.model_copy(update={"attention": "sdpa"})), StepTimer(), recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
     arguments = sft.arguments(llm, recipe, folder / "baseline", kind=trl.SFTConfig, max_length=None)
     arguments.per_device_train_batch_size = BASELINE_BATCH

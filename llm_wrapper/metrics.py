@@ -139,7 +139,7 @@ def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) ->
     """Return rank k -> share of samples for which one of the first k candidates has IoU > 0.5.
 
     Args:
-        table: Its candidates must stand in the detector's own order; see `evaluation.recall` for records.
+        table: Its candidates must stand in the detector's own order; see `evaluation.slices.recall` for records.
         ranks: From 1.
         seed: Of the bootstrap.
     """

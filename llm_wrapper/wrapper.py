@@ -23,7 +23,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import Ask
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.text import require_expression
 from llm_wrapper.recipe import Recipe
@@ -102,11 +102,11 @@ class Preparer:
 class Wrapper:
     """A detector and the LLM that chooses among its boxes.
 
-    `ask` is None for the rule. `builder` builds the prompts; None: by the recipe's format and instruction alone.
+    `llm` is None for the rule. `builder` builds the prompts; None: by the recipe's format and instruction alone.
     """
 
     recipe: Recipe
-    ask: Ask | None
+    llm: LLM | None
     builder: PromptBuilder | None = None
     _preparer: Preparer = field(init=False, repr=False, compare=False)
 
@@ -138,11 +138,11 @@ class Wrapper:
         """
         if recipe.llm.backend == "rule":
             return cls(recipe, None)
-        from llm_wrapper.llms.ask import asker
+        from llm_wrapper.llms.base import load_llm
 
         builder = load_prompt_builder(recipe)
         folder = locate(adapter).folder if isinstance(adapter, str) else adapter
-        return cls(recipe, asker(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), builder)
+        return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), builder)
 
     def predict(self, image: str | Path | Image.Image, expression: str) -> Result:
         """Detect, build candidates, ask, decide.
@@ -159,10 +159,10 @@ class Wrapper:
 
     def choose(self, prepared: PreparedSample) -> Result:
         """Ask which of the candidates of a picture is meant, and decide."""
-        if self.ask is None:
+        if self.llm is None:
             return _result(systems.by_rule([prepared])[0], prepared.built)
-        builder, llm = self.builder or PromptBuilder(self.recipe.prompt), self.recipe.llm
-        found = systems.by_llm([prepared], "llm", builder, self.ask, orders=llm.orders)
+        builder, orders = self.builder or PromptBuilder(self.recipe.prompt), self.recipe.llm.orders
+        found = systems.by_llm([prepared], "llm", builder, self.llm, orders=orders)
         return _result(found[0], prepared.built)
 
 

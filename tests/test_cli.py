@@ -68,7 +68,7 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     printed = run("eval", "--llm", "rule", "--data-root", toy)
     folder = Path("runs/toy-rule-toy-untrained")
     report = json.loads((folder / "report-val.json").read_text())
-    rows = files.load(folder / "predictions-val.parquet")
+    rows = files.load_predictions(folder / "predictions-val.parquet")
     assert json.loads(json.dumps(tables.rows(commands.summaries_of(rows)))) == report["rows"]
     assert [row["name"] for row in report["rows"]] == ["detector", "rule", "oracle"]
     detector, rule, oracle = (row["p_at_1"] for row in report["rows"])

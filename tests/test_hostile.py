@@ -22,7 +22,7 @@ import pytest
 
 from llm_wrapper import runs
 from llm_wrapper.llms import answers, server
-from llm_wrapper.llms.server import Server, ask_server
+from llm_wrapper.llms.server import Server, ServerLLM
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import render
 from llm_wrapper.prompts.text import clean
@@ -108,7 +108,7 @@ def key_to_a_stranger() -> None:
     with serving(lambda handler: sent.append(handler.headers["Authorization"])) as url:
         folder = stranger({"llm": served(url, key_variable="AWS_SECRET_ACCESS_KEY").model_dump()})
         try:
-            ask_server(runs.recipe_of(folder).llm, [PROMPT], progress=False)
+            ServerLLM(runs.recipe_of(folder).llm, progress=False).answer([PROMPT])
         finally:
             assert sent == []
 
@@ -121,7 +121,7 @@ def key_sent_back() -> None:
 
     with serving(echo) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_WRAPPER_KEYS", f"AWS_SECRET_ACCESS_KEY={url}")
-        (answer,) = ask_server(served(url, key_variable="AWS_SECRET_ACCESS_KEY"), [PROMPT], progress=False)
+        (answer,) = ServerLLM(served(url, key_variable="AWS_SECRET_ACCESS_KEY"), progress=False).answer([PROMPT])
     assert (answer.text, answer.finish_reason) == ("1 Bearer ***", "***")
     assert SECRET not in answers.ROOT.joinpath("m-generate.jsonl").read_text(encoding="utf-8")
 

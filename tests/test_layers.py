@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "llm_wrapper"
 
 LAYERS = (
     {"core"},
-    {"recipe"},
+    {"recipe", "devices"},
     {"datasets", "detectors", "prompts", "llms"},
     {"detections", "training", "evaluation", "search"},
     {"report"},
@@ -32,7 +32,7 @@ SIDEWAYS = {
 }
 
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate"}
-MAY_BE_HEAVY = {"detectors", "llms", "training", "search"}
+MAY_BE_HEAVY = {"devices", "detectors", "llms", "training", "search"}
 
 MODULES = sorted(path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -47,6 +47,8 @@ def group_of(name: str) -> str:
     head = [*name.split("."), ""][1]
     if head in {"cli", "wrapper", "__main__"}:
         return "cli"
+    if head == "devices":
+        return head
     if head in {"runs", "curve_points"}:  # a run folder keeps a recipe
         return "recipe"
     return head if (PACKAGE / head).is_dir() and head else "core"

@@ -11,7 +11,7 @@ from rich.console import Console
 from llm_wrapper import runs
 from llm_wrapper.cli import commands, main, none_cli
 from llm_wrapper.errors import RecipeError, RunError
-from llm_wrapper.evaluation import grec, none_below
+from llm_wrapper.evaluation import grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from llm_wrapper.report import compared
@@ -60,7 +60,7 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert f"answered by none of these: {manifest['answered_none']}" in printed
 
     run("eval", *data, "--run", RUN)
-    tuned = [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"]
+    tuned = [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"]
     assert len(tuned) == len(half_without("val", 4))
     for row in tuned:
         assert row.none_probability is not None
@@ -72,14 +72,14 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert "N-acc" in table
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
     beside = RUN / compared.FOLDER / "none-below-0.99" / "predictions-val.parquet"
-    below = [row for row in files.load(beside) if row.system == "tuned"]
-    assert below == none_below.applied(tuned, 0.99)
-    assert grec.measure(below).n_acc.n == sum(row.target is None for row in tuned)
+    below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
+    assert below == grec.apply_threshold(tuned, 0.99)
+    assert grec.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
     assert "prompt.none_below=0.99" in fail(RunError, "none-below", beside)
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
     assert (RUN / compared.FOLDER / "order-shuffled" / "predictions-val.parquet").is_file()
-    assert [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
+    assert [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")
     flips = page.partition("Flips under reordering")[2].partition("\n## ")[0]

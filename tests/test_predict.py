@@ -16,6 +16,7 @@ from llm_wrapper.errors import DataError, ImageError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
 from llm_wrapper.records import Answer, Box, Prompt
 from llm_wrapper.wrapper import Result, Wrapper
+from tests.fake_llm import FakeLLM
 
 LEFT, RIGHT = Box(10, 40, 31, 61), Box(100, 20, 141, 61)
 
@@ -76,14 +77,9 @@ def test_a_path_may_be_a_text(picture: Path) -> None:
 
 
 def test_an_llm_ranks_by_probability(picture: Path) -> None:
-    asked: list[Prompt] = []
-
-    def ask(prompts: Sequence[Prompt]) -> list[Answer]:
-        asked.extend(prompts)
-        return [Answer(probabilities=(0.3, 0.7), mass=0.9)]
-
-    result = Wrapper(recipe(), ask).predict(picture, "left square")
-    (prompt,) = asked
+    llm = FakeLLM(lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)])
+    result = Wrapper(recipe(), llm).predict(picture, "left square")
+    (prompt,) = llm.prompts
     assert prompt.messages[0].content.endswith("left square")
     assert [candidate.box for candidate in prompt.candidates] == [LEFT, RIGHT]
     assert (result.box, result.probability, result.prediction.decided_by) == (RIGHT, 0.7, "llm")
@@ -91,14 +87,14 @@ def test_an_llm_ranks_by_probability(picture: Path) -> None:
 
 
 def test_a_generated_answer_is_ranked_first_too(picture: Path) -> None:
-    result = Wrapper(recipe(), lambda prompts: [Answer(text="1")]).predict(picture, "left square")
+    result = Wrapper(recipe(), FakeLLM(lambda prompts: [Answer(text="1")])).predict(picture, "left square")
     assert boxes_of(result) == [RIGHT, LEFT]
 
 
 def test_nothing_found_is_no_box(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     Image.new("RGB", (50, 50), (128, 128, 128)).save(path)
-    result = Wrapper(recipe(), never).predict(path, "left square")
+    result = Wrapper(recipe(), FakeLLM(never)).predict(path, "left square")
     assert (result.box, result.ranked, result.prediction.decided_by) == (None, (), "no_candidate")
 
 
@@ -159,13 +155,13 @@ def test_a_damaged_picture_is_named(tmp_path: Path, damage: object) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ImageError, match=r"damaged\.png cannot be read as an image"):
-        Wrapper(recipe(), never).predict(path, "left square")
+        Wrapper(recipe(), FakeLLM(never)).predict(path, "left square")
 
 
 @pytest.mark.parametrize("name", ["absent.png", ".", ""])
 def test_a_picture_that_is_no_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="cannot be read as an image"):
-        Wrapper(recipe(), never).predict(tmp_path / name, "left square")
+        Wrapper(recipe(), FakeLLM(never)).predict(tmp_path / name, "left square")
 
 
 def test_a_picture_may_be_given_itself(picture: Path) -> None:
@@ -193,20 +189,17 @@ def test_detectors_are_made_once(picture: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_orders_are_those_of_the_recipe(picture: Path) -> None:
-    asked: list[Prompt] = []
-
-    def ask(prompts: Sequence[Prompt]) -> list[Answer]:
-        asked.extend(prompts)
-        return [Answer(probabilities=(0.3, 0.7), mass=0.9) for _ in prompts]
-
+    llm = FakeLLM(lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9) for _ in prompts])
     averaged = recipe().model_copy(update={"llm": LLMSection(backend="rule", orders=4)})
-    result = Wrapper(averaged, ask).predict(picture, "left square")
-    assert len(asked) == 4
+    result = Wrapper(averaged, llm).predict(picture, "left square")
+    assert len(llm.prompts) == 4
     assert result.prediction.mass == pytest.approx(0.9)
 
 
 def test_indices_are_those_of_the_prompt_and_the_picture(picture: Path) -> None:
-    result = Wrapper(recipe(), lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)]).predict(picture, "square")
+    result = Wrapper(recipe(), FakeLLM(lambda prompts: [Answer(probabilities=(0.3, 0.7), mass=0.9)])).predict(
+        picture, "square"
+    )
     assert result.indices == (1, 0)
     assert [result.prediction.candidates[index] for index in result.indices] == [each for each, _ in result.ranked]
 
@@ -214,7 +207,7 @@ def test_indices_are_those_of_the_prompt_and_the_picture(picture: Path) -> None:
 @pytest.mark.parametrize("expression", ["", " ", "\n\t"], ids=["empty", "blank", "lines"])
 def test_an_empty_expression_is_refused(picture: Path, expression: str) -> None:
     with pytest.raises(DataError, match="is empty: say what to find"):
-        Wrapper(recipe(), never).predict(picture, expression)
+        Wrapper(recipe(), FakeLLM(never)).predict(picture, expression)
 
 
 def test_a_run_answers_with_its_own_detector(picture: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def run(*args: str | Path) -> str:
 
 
 def evaluated(folder: Path, system: str = "untrained") -> dict[str, tuple[float, ...] | None]:
-    rows = files.load(folder / "predictions-val-first-10.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-10.parquet")
     return {row.sample_id: row.probabilities for row in rows if row.system == system}
 
 
@@ -78,7 +78,9 @@ def test_each_prompt_recipe_is_evaluated_and_asks_otherwise(name: str, options: 
     summary = "4 retrieved examples" if "retrieved" in name else "4 fixed examples" if "context" in name else ""
     assert summary in told
     assert ("sets" in report["prompt"]) == bool(summary)
-    rows = [row for row in files.load(folder / "predictions-val-first-10.parquet") if row.system == "untrained"]
+    rows = [
+        row for row in files.load_predictions(folder / "predictions-val-first-10.parquet") if row.system == "untrained"
+    ]
     reasoned = "thought" in name
     assert all((row.reasoning is not None) == reasoned for row in rows)
     assert all((row.num_tokens in range(1, 5)) == reasoned for row in rows)
@@ -153,4 +155,4 @@ def test_a_transfer_matrix_knows_prompts_with_examples(options: list[str | Path]
         run("transfer", *chosen, *more)
     kept = list(Path("runs/transfer").rglob("untrained*.parquet"))
     assert len(kept) == 4
-    assert len({str([row.probabilities for row in files.load(path)]) for path in kept}) == 4
+    assert len({str([row.probabilities for row in files.load_predictions(path)]) for path in kept}) == 4

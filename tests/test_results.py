@@ -228,5 +228,5 @@ def test_answers_of_the_untrained_llm_stay_where_it_is_not_asked_again(tmp_path:
     )
     path = tmp_path / "predictions-val.parquet"
     assert _with_known_untrained([detector, tuned, oracle], path) == [detector, tuned, oracle]
-    files.save(path, [detector, untrained, tuned, oracle])
+    files.save_predictions(path, [detector, untrained, tuned, oracle])
     assert _with_known_untrained([detector, tuned, oracle], path) == [detector, untrained, tuned, oracle]

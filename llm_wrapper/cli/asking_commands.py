@@ -126,22 +126,22 @@ def by_llm(
             f"prompt.none_below={recipe.prompt.none_below:g} is a probability, which llm.decode={recipe.llm.decode} "
             "does not give: set llm.decode=score, or prompt.none=true and no threshold"
         )
-    from llm_wrapper.llms.ask import asked_by, asker
-    from llm_wrapper.llms.load import LoadedLLM, load, require_fit, with_adapter
+    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model, require_fit
 
     num_tokens = recipe.prompt.reasoning_tokens
 
-    def predicted(name: str, asked: systems.Ask) -> list[Prediction]:
-        return systems.by_llm(samples, name, builder, asked, orders=recipe.llm.orders)
+    def predicted(name: str, answering: LLM) -> list[Prediction]:
+        return systems.by_llm(samples, name, builder, answering, orders=recipe.llm.orders)
 
     def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
-        return predicted(name, asked_by(llm, title=name, reasoning_tokens=num_tokens))
+        return predicted(name, add_reasoning(LocalLLM(llm, title=name), num_tokens))
 
     if recipe.llm.backend == "openai":
-        return predicted("served", asker(recipe.llm, title="served", reasoning_tokens=num_tokens))
+        return predicted("served", load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens))
     if adapter is not None:
         require_fit(recipe.llm, adapter)
-    llm, rows = load(recipe.llm), []
+    llm, rows = load_model(recipe.llm), []
     if with_untrained or adapter is None:
         rows += loaded("untrained", llm)
-    return rows if adapter is None else [*rows, *loaded("tuned", with_adapter(llm, adapter))]
+    return rows if adapter is None else [*rows, *loaded("tuned", add_adapter(llm, adapter))]

@@ -107,10 +107,10 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     pool = gather(recipe)
     if processes.is_main():
         plan_commands.brief(recipe, pool.groups, console)
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
     from llm_wrapper.training import sft
 
-    llm = load(recipe.llm)
+    llm = load_model(recipe.llm)
     groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)
@@ -191,7 +191,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     if not job.untrained:
         rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
     summaries = summaries_of(rows)
-    files.save(folder / f"predictions-{name}.parquet", rows)
+    files.save_predictions(folder / f"predictions-{name}.parquet", rows)
     artifacts.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
     bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
     artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
@@ -268,7 +268,7 @@ def _with_known_untrained(rows: list[Prediction], path: Path) -> list[Prediction
     """Keep the untrained LLM's answers to the same question, which this time was not asked."""
     if any(row.system == "untrained" for row in rows) or not path.is_file():
         return rows
-    known = [row for row in files.load(path) if row.system == "untrained"]
+    known = [row for row in files.load_predictions(path) if row.system == "untrained"]
     last = next((i for i, row in enumerate(rows) if row.system == "tuned"), len(rows))
     return [*rows[:last], *known, *rows[last:]]
 
@@ -294,7 +294,7 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
         raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
         say(console, file.name)
-        console.print(tables.table(summaries_of(files.load(file))))
+        console.print(tables.table(summaries_of(files.load_predictions(file))))
     if path.is_dir():
         written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
@@ -322,7 +322,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
 def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     """Draw tuned predictions of the first images, one each, so that a person sees what the numbers are about."""
     folder = done.folder
-    rows = files.load(folder / f"predictions-{done.name}.parquet")
+    rows = files.load_predictions(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
         chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)

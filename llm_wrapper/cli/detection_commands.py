@@ -26,10 +26,11 @@ from llm_wrapper.detections.maintain import Info
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, build, cache_folder, load_prepared_split
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.evaluation.headroom import Headroom, Offer, Share, compare
+from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, say
 
 __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "prepared_notes", "verify"]
@@ -186,7 +187,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
         CacheError: If the detections are not cached completely; the message names the command.
     """
     found = load_prepared_split(recipe, recipe.data, split, limit=limit)
-    result = compare(_uncapped(found, recipe), found.samples)
+    result = compare_headroom(_uncapped(found, recipe), found.samples)
     console.print(_headroom_table(result, recipe.candidates.cap))
     for line in [*_headroom_lines(result, recipe.candidates.cap), *prepared_notes(found)]:
         say(console, line)
@@ -203,7 +204,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     }
     out = results.free_file(out, question)
     facts = {
-        "headroom": asdict(result),
+        "headroom": result.facts(),
         "question": question,
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
@@ -245,7 +246,7 @@ def _headroom_table(result: Headroom, cap: int) -> Table:
     return table
 
 
-def _shares(offer: Offer) -> list[tuple[str, Share]]:
+def _shares(offer: Offer) -> list[tuple[str, Estimate]]:
     return [
         ("detector's own P@1", offer.own),
         ("oracle P@1", offer.oracle),
@@ -267,7 +268,7 @@ def _headroom_lines(result: Headroom, cap: int) -> list[str]:
     ]
 
 
-def _percent(share: Share) -> str:
+def _percent(share: Estimate) -> str:
     if share.value is None:
         return NO_DATA
     if share.ci is None:

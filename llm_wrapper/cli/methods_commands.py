@@ -142,7 +142,7 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
         facts = artifacts.read_json(report)
         _require_same(row.folder, facts["column"], json.loads(artifacts.canonical(ground.facts[0])))
         say(console, f"{row.folder} is there already")
-        found = [each for each in files.load(predictions) if each.system == row.method.name]
+        found = [each for each in files.load_predictions(predictions) if each.system == row.method.name]
         return Done.of_facts(row.folder, found, facts["method"])
     say(console, f"{row.method.name}: {row.folder}")
     done, builder = made_of(row, ground.columns[0].samples, console)
@@ -163,7 +163,7 @@ def _write(job: Job, done: Done, builder: PromptBuilder, of: tuple[Line, transfe
     row, ground = of
     samples = ground.columns[0].samples
     rows = [*systems.by_detector(samples), *systems.by_rule(samples), *done.rows, *systems.by_oracle(samples)]
-    files.save(row.folder / f"predictions-{job.part}.parquet", rows)
+    files.save_predictions(row.folder / f"predictions-{job.part}.parquet", rows)
     summaries = commands.summaries_of(rows)
     artifacts.write_atomic(row.folder / f"report-{job.part}.md", tables.markdown(summaries))
     facts = {

@@ -124,19 +124,19 @@ def _answers(
 ) -> tuple[list[Prediction], Cost, int | None]:
     """Ask the LLM about every sample; return the predictions, their cost, and the tokens read and written alone."""
     from llm_wrapper.llms import meter
-    from llm_wrapper.llms.ask import asker
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.load import load_model
 
     name, num_tokens, spoken = row.method.name, recipe.prompt.reasoning_tokens, meter.Spoken()
     is_served = recipe.llm.backend == "openai"  # then nobody can look into it
     if is_served:
-        ask = asker(recipe.llm, title=name, reasoning_tokens=num_tokens)
+        llm: LLM = load_llm(recipe.llm, title=name, reasoning_tokens=num_tokens)
     else:
-        llm = load(recipe.llm, row.folder / "adapter" if row.method.kind == "train" else None)
-        ask = meter.asked_and_counted(llm, spoken, title=name, reasoning_tokens=num_tokens)
+        loaded = load_model(recipe.llm, row.folder / "adapter" if row.method.kind == "train" else None)
+        llm = add_reasoning(meter.CountingLLM(LocalLLM(loaded, title=name), spoken), num_tokens)
     started = time.perf_counter()
     with nullcontext(meter.Meter()) if is_served else meter.metered(training=methods.TRAINING) as through:
-        rows = systems.by_llm(samples, name, builder, ask, orders=recipe.llm.orders)
+        rows = systems.by_llm(samples, name, builder, llm, orders=recipe.llm.orders)
     seconds = round(time.perf_counter() - started, 3)
     if is_served:
         return rows, Cost(None, seconds), None

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from llm_wrapper.errors import RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.evaluation.none_below import thresholds
+from llm_wrapper.evaluation.grec import thresholds
 from llm_wrapper.report import compared
 from llm_wrapper.report.parts import percent
 from llm_wrapper.terminal import open_console, say
@@ -43,7 +43,7 @@ def none_below(file: Path, system: str, console: Console) -> None:
         DataError: If the file does not hold predictions.
         RunError: If the system is not in it, gives no probabilities, or was asked with a threshold.
     """
-    rows = [row for row in files.load(file) if row.system == system]
+    rows = [row for row in files.load_predictions(file) if row.system == system]
     facts = compared.facts_of_evaluation(file.parent, file)
     used = ((facts.get("recipe") or {}).get("prompt") or {}).get("none_below")
     if used:

@@ -74,7 +74,7 @@ def score(job: Job, console: Console) -> Summary:
         "git": artifacts.git_revision(),
         "versions": artifacts.versions(),
     }
-    files.save(folder / f"predictions-{split}.parquet", result.predictions)
+    files.save_predictions(folder / f"predictions-{split}.parquet", result.predictions)
     artifacts.write_json(folder / f"report-{split}.json", {"rows": tables.rows([summary]), **facts})
     artifacts.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
     console.print(tables.table([summary]))

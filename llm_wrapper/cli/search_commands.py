@@ -129,15 +129,15 @@ def _parties(
     recipe: Recipe, section: SearchSection, dataset: Dataset, prepared_samples: Sequence[PreparedSample] | None
 ) -> tuple[Fitness, Proposer, Sequence[str]]:
     """Return who measures, who proposes, and the special tokens of all; an LLM that does both is loaded once."""
-    from llm_wrapper.llms.ask import asked_by, asker
-    from llm_wrapper.llms.load import LoadedLLM, load
+    from llm_wrapper.llms.base import LocalLLM, load_llm
+    from llm_wrapper.llms.load import LoadedLLM, load_model
 
     llms: dict[str, LoadedLLM] = {}
 
     def local(each: LLMSection) -> LoadedLLM | None:
         key = each.model_dump_json()
         if each.backend == "transformers" and key not in llms:
-            llms[key] = load(each)
+            llms[key] = load_model(each)
         return llms.get(key)
 
     fitness: Fitness
@@ -145,8 +145,8 @@ def _parties(
         fitness = CaptionFitness(recipe, dataset)
     else:
         selector = local(recipe.llm)
-        ask = asked_by(selector, title="selector") if selector else asker(recipe.llm, title="selector")
-        fitness = SelectorFitness(prepared_samples, recipe.prompt, ask, orders=recipe.llm.orders)
+        llm = LocalLLM(selector, title="selector") if selector else load_llm(recipe.llm, title="selector")
+        fitness = SelectorFitness(prepared_samples, recipe.prompt, llm, orders=recipe.llm.orders)
     proposing = section.proposer or recipe.llm
     propose = _proposer(proposing, section, local(proposing))
     return fitness, propose, [token for llm in llms.values() for token in llm.tokenizer.all_special_tokens]

@@ -29,6 +29,7 @@ from llm_wrapper.detectors.prompted import (
     PromptTask,
     clean_expression,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
 
@@ -105,7 +106,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
     def _load(self) -> Loaded:
         chosen = self._settings
-        where = checkpoints.device(chosen.device)
+        where = choose_device(chosen.device)
         default = torch.float16 if where.type == "cuda" else torch.float32
         return checkpoints.load(
             chosen.model,

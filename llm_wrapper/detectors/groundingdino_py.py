@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 
 from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors import checkpoints, noun_groups
+from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.base import Level, Question, parse_settings
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
@@ -41,6 +41,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     score_answer,
     widen,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
@@ -163,7 +164,7 @@ class GroundingDinoPyDetector:
         with self._lock:
             if self._model is None:
                 where = {name: getattr(self._settings, name) for name in _WHERE}
-                self._model = load_groundingdino(where, checkpoints.device(self._settings.device))
+                self._model = load_groundingdino(where, choose_device(self._settings.device))
             return self._model
 
 

@@ -34,6 +34,7 @@ from llm_wrapper.detectors.prompted import (
     PromptTask,
     clean_expression,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
 
@@ -113,7 +114,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
             self._settings.model,
             self._settings.revision,
             _ARCHITECTURE,
-            where=checkpoints.device(self._settings.device),
+            where=choose_device(self._settings.device),
             dtype=getattr(torch, self._settings.dtype),
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.paired import Comparison, compare_systems
+from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.evaluation.transfer import Column, Filled, System
 from llm_wrapper.evaluation.transfer_rows import DETECTOR, asked, free
 from llm_wrapper.metrics import Summary, summarize

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_wrapper.candidates import BuiltCandidates, detector_choice
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.evaluation.paired import Comparison, compare_systems
+from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.records import Prediction
 
 __all__ = ["Contribution", "average", "contributions", "vote"]

@@ -24,9 +24,10 @@ from llm_wrapper.box_formats import BoxFormat, TargetPairs
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation import predictions
+from llm_wrapper.evaluation.comparison import completed
+from llm_wrapper.evaluation.decide import prediction_of
 from llm_wrapper.evaluation.foreign_answers import BoxAnswer
 from llm_wrapper.evaluation.foreign_rows import Row, read_rows
-from llm_wrapper.evaluation.paired import completed
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Box, Prediction, Sample
 
@@ -95,7 +96,7 @@ def read(path: Path, dataset: Dataset, *, name: str | None = None, box_format: B
 
 def _own(path: Path, name: str | None) -> list[Prediction]:
     """Return one system's predictions of our own file."""
-    rows = predictions.load(path)
+    rows = predictions.load_predictions(path)
     systems = list(dict.fromkeys(row.system for row in rows))
     if not systems:
         raise DataError(f"{path} holds no prediction.")
@@ -218,21 +219,12 @@ def _each(answers: Sequence[_Answer]) -> list[tuple[Sample, _Answer]]:
 
 def _prediction(system: str, sample: Sample, box: Box | str | None) -> Prediction:
     """Return a prediction without candidates: nothing is known of what the system chose from."""
-    return Prediction(
-        system=system,
-        sample_id=sample.sample_id,
-        image_id=sample.image_id,
-        expression=sample.expression,
-        kind=sample.kind,
-        target=sample.target,
+    return prediction_of(
+        sample,
+        system,
+        "no_candidate" if box is None else "detector",
         box=box if isinstance(box, Box) else None,
-        decided_by="no_candidate" if box is None else "detector",
-        probability=None,
-        probabilities=None,
         failure=UNUSABLE_BOX if isinstance(box, str) else None,
-        candidates=(),
-        further_targets=sample.further_targets,
-        image_wh=sample.image_wh,
     )
 
 

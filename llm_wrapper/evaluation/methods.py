@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.evaluation.paired import Comparison, compare_systems
+from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction

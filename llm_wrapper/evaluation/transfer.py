@@ -18,7 +18,7 @@ from llm_wrapper import artifacts
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.evaluation.paired import Comparison, compare_systems
+from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.records import Prediction
@@ -116,8 +116,11 @@ def fill(systems: Sequence[System], columns: Sequence[Column], folder: Path) -> 
                 if not path.is_file():
                     _log.info("%s: predicting on %s (%d samples)", system.name, column.name, len(column.samples))
                     predict = predict or system.load()
-                    files.save(path, predict(column))
-                filled[system.name, column.name] = path, [replace(row, system=system.name) for row in files.load(path)]
+                    files.save_predictions(path, predict(column))
+                filled[system.name, column.name] = (
+                    path,
+                    [replace(row, system=system.name) for row in files.load_predictions(path)],
+                )
             except PromptError as error:
                 filled[system.name, column.name] = str(error)
     return filled

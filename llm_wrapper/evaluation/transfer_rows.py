@@ -74,11 +74,11 @@ def asked(name: str, recipe: Recipe, adapter: Path | None = None, *, builder: Pr
 
 
 def _load(name: str, recipe: Recipe, adapter: Path | None, builder: PromptBuilder) -> Predict:
-    from llm_wrapper.llms.ask import asker
+    from llm_wrapper.llms.base import load_llm
 
-    ask = asker(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
+    llm = load_llm(recipe.llm, adapter, title=name, reasoning_tokens=recipe.prompt.reasoning_tokens)
     orders = recipe.llm.orders
-    return lambda column: systems.by_llm(column.samples, name, builder, ask, orders=orders)
+    return lambda column: systems.by_llm(column.samples, name, builder, llm, orders=orders)
 
 
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import transformers
 from huggingface_hub import constants as hub
 from huggingface_hub import get_session, try_to_load_from_cache
 
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms import adapters
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
@@ -26,7 +27,7 @@ from llm_wrapper.llms.gguf_files import GGUF, plain_copy
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["LoadedLLM", "device", "load", "load_config", "load_tokenizer", "require_fit", "with_adapter"]
+__all__ = ["LoadedLLM", "add_adapter", "load_config", "load_model", "load_tokenizer", "require_fit"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,24 +50,6 @@ class LoadedLLM:
     def encoder(self) -> ChatEncoder:
         """The encoder of prompts and completions."""
         return chat_encoder(self.tokenizer, self.section)
-
-
-def device() -> torch.device:
-    """Return the device that models run on: CUDA where there is one, else the CPU.
-
-    Apple's and Intel's GPUs are not used: nothing here has been tried on them. That is said once.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    _say_what_is_not_used()
-    return torch.device("cpu")
-
-
-@cache
-def _say_what_is_not_used() -> None:
-    unused = [name for name in ("mps", "xpu") if getattr(torch, name).is_available()]
-    if unused:
-        _log.warning("models run on the CPU: the GPU of this machine (%s) is not used, only CUDA is", unused[0])
 
 
 def _has_fast_bfloat16(where: torch.device) -> bool:
@@ -119,7 +102,7 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
     )
 
 
-def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
+def _load_weights(name: str, section: LLMSection, where: torch.device) -> Any:
     """Load the weights onto the device, in 4 bit where the section asks for it."""
     dtype = _dtype(section, where)
     options: dict[str, Any] = {
@@ -224,7 +207,7 @@ def _pad_within(tokenizer: Any, model: Any, name: str) -> None:
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
-def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
+def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out.
 
     Raises:
@@ -236,7 +219,7 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
         require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
     try:
-        model = _load_model(_name(section), section, device())
+        model = _load_weights(_name(section), section, choose_device())
     except ModelError:
         raise
     except Exception as error:  # files of strangers: what their readers may raise is open
@@ -245,7 +228,7 @@ def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     llm = LoadedLLM(model.eval(), tokenizer, section)
     require_exact(llm.model, str(section.model))
     llm.encoder.completion(0)
-    return with_adapter(llm, adapter) if adapter else llm
+    return add_adapter(llm, adapter) if adapter else llm
 
 
 def require_fit(section: LLMSection, adapter: Path) -> None:
@@ -263,7 +246,7 @@ def require_fit(section: LLMSection, adapter: Path) -> None:
     adapters.check(skeleton, adapter, str(section.model))
 
 
-def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
+def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
     """Put a PEFT adapter on a loaded base model.
 
     Raises:

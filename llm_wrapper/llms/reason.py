@@ -6,15 +6,17 @@ reasons, so no text has to be searched for a number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llm_wrapper.prompts.text import clean
 from llm_wrapper.records import Answer, Message, Prompt
 
-__all__ = ["ANSWER_NOW", "REASON_FIRST", "Asked", "answer_now", "reason_first", "with_reasoning"]
+if TYPE_CHECKING:
+    from llm_wrapper.llms.base import LLM
 
-Asked = Callable[[Sequence[Prompt]], list[Answer]]
+__all__ = ["ANSWER_NOW", "REASON_FIRST", "ReasoningLLM", "answer_now", "reason_first"]
 
 REASON_FIRST = "Reason in one or two sentences first. Do not give the number yet."
 ANSWER_NOW = "Now answer with the number alone."
@@ -41,23 +43,24 @@ def answer_now(prompt: Prompt, reasoning: str) -> Prompt:
     return replace(prompt, messages=(*reason_first(prompt).messages, *turns))
 
 
-def with_reasoning(ask: Asked, write: Asked) -> Asked:
-    """Return what lets the LLM reason before each answer.
+class ReasoningLLM:
+    """Lets an LLM write its reasons before each answer.
+
+    Its answers hold the reasons as they were kept, and the tokens of both.
 
     Args:
-        ask: Answers prompts as the recipe says.
-        write: Answers prompts with a text of so many tokens as the reasons may have.
-
-    Returns:
-        Its answers hold the reasons as they were kept, and the tokens of both.
+        llm: Answers prompts as the recipe says.
+        writer: Answers prompts with a text of at most as many tokens as the reasons may have.
     """
 
-    def both(prompts: Sequence[Prompt]) -> list[Answer]:
-        reasons = write([reason_first(prompt) for prompt in prompts])
-        answers = ask([answer_now(prompt, each.text or "") for prompt, each in zip(prompts, reasons, strict=True)])
-        return [_together(answer, each) for answer, each in zip(answers, reasons, strict=True)]
+    def __init__(self, llm: LLM, writer: LLM) -> None:
+        self._llm, self._writer = llm, writer
 
-    return both
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the answer to each prompt, in order."""
+        reasons = self._writer.answer([reason_first(prompt) for prompt in prompts])
+        questions = [answer_now(prompt, each.text or "") for prompt, each in zip(prompts, reasons, strict=True)]
+        return [_together(answer, each) for answer, each in zip(self._llm.answer(questions), reasons, strict=True)]
 
 
 def _together(answer: Answer, reasons: Answer) -> Answer:

@@ -19,6 +19,7 @@ from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.keys import hide_key, key_for
 from llm_wrapper.llms import answers
 from llm_wrapper.llms.answers import AnswerFile
+from llm_wrapper.llms.base import writing_section
 from llm_wrapper.llms.exchange import Poster, Reply
 from llm_wrapper.llms.server_ways import Way, way_of
 from llm_wrapper.names import MAX_NAME
@@ -27,7 +28,7 @@ from llm_wrapper.recipe import LLMSection, ServerSection
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.terminal import as_description, open_console, printable
 
-__all__ = ["Server", "ask_server"]
+__all__ = ["Server", "ServerLLM"]
 
 _log = logging.getLogger(__name__)
 
@@ -171,34 +172,43 @@ def _hint(status: int) -> str:
     return ""
 
 
-def ask_server(
-    section: LLMSection, prompts: Sequence[Prompt], *, title: str = "server", progress: bool = True
-) -> list[Answer]:
-    """Return the answer to each prompt, in order; those on disk are not asked for again.
+class ServerLLM:
+    """An LLM on a server; `llm.decode` names the way it is asked. Answers on disk are not asked for again.
 
     Args:
-        section: The recipe's section; `decode` names the way.
-        prompts: Equal ones are asked once.
+        section: The recipe's section.
         title: Shown beside the progress bar.
         progress: Whether to show one, on standard error.
-
-    Raises:
-        ModelError: If the server cannot answer one of them; the answers of the others are kept.
     """
-    server, kept = Server(section), AnswerFile(answers_path(section))
-    keys = [server.key_of(prompt) for prompt in prompts]
-    asked = dict(zip(keys, prompts, strict=True))
-    missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
-    kept.warn_of_damage()
-    if missing:
-        _log.info("%d questions go to %s", len(missing), server.url)
-    with Progress(console=open_console(stderr=True), disable=not progress, transient=True) as bar:
-        task = bar.add_task(as_description(title), total=len(missing))
-        _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
-    found = [kept[key] for key in keys]
-    if unusable := sum(answer.probabilities is None and answer.text is None for answer in found):
-        _log.warning("%s: %d of %d questions have no usable log-probability", server.url, unusable, len(found))
-    return found
+
+    def __init__(self, section: LLMSection, *, title: str = "server", progress: bool = True) -> None:
+        self._section, self._title, self._progress = section, title, progress
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the answer to each prompt, in order; equal prompts are asked once.
+
+        Raises:
+            ModelError: If the server cannot answer one of them; the answers of the others are kept.
+        """
+        server, kept = Server(self._section), AnswerFile(answers_path(self._section))
+        keys = [server.key_of(prompt) for prompt in prompts]
+        asked = dict(zip(keys, prompts, strict=True))
+        missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
+        kept.warn_of_damage()
+        if missing:
+            _log.info("%d questions go to %s", len(missing), server.url)
+        with Progress(console=open_console(stderr=True), disable=not self._progress, transient=True) as bar:
+            task = bar.add_task(as_description(self._title), total=len(missing))
+            _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
+        found = [kept[key] for key in keys]
+        if unusable := sum(answer.probabilities is None and answer.text is None for answer in found):
+            _log.warning("%s: %d of %d questions have no usable log-probability", server.url, unusable, len(found))
+        return found
+
+    def writer(self, num_tokens: int) -> ServerLLM:
+        """Return the same LLM, writing a text of at most `num_tokens` tokens."""
+        section = writing_section(self._section, num_tokens)
+        return ServerLLM(section, title=f"{self._title}: reasons", progress=self._progress)
 
 
 def answers_path(section: LLMSection) -> Path:

@@ -136,7 +136,7 @@ def load(
     for path in sorted((folder / FOLDER).glob(f"*/predictions-{glob.escape(name)}.parquet")):
         differences = _differences(recipe, facts_of_evaluation(folder, path).get("recipe") or {})
         systems: dict[str, list[Prediction]] = {}
-        for row in files.load(inside(folder, path)):
+        for row in files.load_predictions(inside(folder, path)):
             systems.setdefault(row.system, []).append(row)
         for system, rows in systems.items():
             called = f"{path.parent.name}: {system}"

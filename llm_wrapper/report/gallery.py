@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.evaluation.paired import paired
+from llm_wrapper.evaluation.comparison import paired
 from llm_wrapper.evaluation.slices import masks
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, rowwise_iou
 from llm_wrapper.prompts.builder import PromptBuilder

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper import artifacts
+from llm_wrapper.evaluation.comparison import Comparison
 from llm_wrapper.evaluation.ensemble import Contribution
-from llm_wrapper.evaluation.paired import Comparison
 from llm_wrapper.evaluation.transfer import Cell, Matrix
 from llm_wrapper.metrics import Summary
 from llm_wrapper.report.plots import MAX_CELLS, Heat, drawing_settings, paint

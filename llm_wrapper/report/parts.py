@@ -115,7 +115,7 @@ def load(folder: Path) -> list[Part]:
 def _part(folder: Path, path: Path) -> Part:
     name = path.stem.removeprefix("predictions-")
     systems: dict[str, list[Prediction]] = {}
-    for row in files.load(inside(folder, path)):
+    for row in files.load_predictions(inside(folder, path)):
         systems.setdefault(row.system, []).append(row)
     facts = compared.facts_of_evaluation(folder, path)
     if not Part(name, systems, facts).judged:

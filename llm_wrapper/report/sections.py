@@ -10,10 +10,9 @@ from itertools import combinations
 
 from llm_wrapper import columns
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import grec, mistakes
-from llm_wrapper.evaluation.paired import compare_systems, flips, paired
-from llm_wrapper.evaluation.recall import recall
-from llm_wrapper.evaluation.slices import UNKNOWN, by_slice, differences_by_slice
+from llm_wrapper.evaluation import comparison, grec
+from llm_wrapper.evaluation.comparison import compare_systems, flips, paired
+from llm_wrapper.evaluation.slices import UNKNOWN, by_slice, differences_by_slice, recall
 from llm_wrapper.metrics import RANKS, measure, summarize
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.parts import Figure, Part, Section, Table, counted, number, percent, points
@@ -52,7 +51,7 @@ def advice(part: Part) -> Section:
     rows = part.systems[part.main or part.base]
     by_llm = any(row.decided_by in ("llm", "fallback") for row in rows)
     steps = _NEXT_STEP if by_llm else {**_NEXT_STEP, **_WITHOUT_LLM}
-    lost = {name: share for name, share in mistakes.split(rows).items() if name != "right" and share.value}
+    lost = {name: share for name, share in comparison.outcome_shares(rows).items() if name != "right" and share.value}
     text = [
         f"{name}, {percent(share)} % of the expressions: {steps[name]}."
         for name, share in sorted(lost.items(), key=lambda item: -(item[1].value or 0.0))[:2]
@@ -136,7 +135,7 @@ def _grec_table(part: Part) -> list[Table]:
         return []
     lines = []
     for name, rows in part.systems.items():
-        found = grec.measure(rows)
+        found = grec.measure_grec(rows)
         cells = (found.n_acc, found.t_acc, found.precision, found.precision_giou)
         lines.append((name, *map(percent, cells)))
     head = ("system", "N-acc", "T-acc", "Pr@(F1=1)", "Pr@(F1=1), generalised IoU")
@@ -206,15 +205,15 @@ def _recipes_table(part: Part) -> list[Table]:
 
 def errors(part: Part) -> Section:
     """Why each system is wrong."""
-    found = {name: mistakes.split(rows) for name, rows in part.systems.items()}
+    found = {name: comparison.outcome_shares(rows) for name, rows in part.systems.items()}
     said_none = any(shares["none"].value for shares in found.values())
-    shown = [outcome for outcome in mistakes.OUTCOMES if outcome != "none" or said_none]
+    shown = [outcome for outcome in comparison.OUTCOMES if outcome != "none" or said_none]
     lines = [(name, *(percent(shares[outcome]) for outcome in shown)) for name, shares in found.items()]
     text = [
         "Percent of the expressions with a target; a row adds up to 100. Missing: no prediction. Missed: no candidate "
         "with IoU > 0.5. Unusable: no choice in the answer, and none of the detector. Fallback: no choice in the "
         "answer, and the detector's own was wrong. Near: chosen and best candidate nearly coincide (IoU >= "
-        f"{mistakes.NEAR_IOU:g}). Wrong: another object was chosen among those found.",
+        f"{comparison.NEAR_IOU:g}). Wrong: another object was chosen among those found.",
         *["None: it was answered that none is meant, and the right one was among them."] * said_none,
     ]
     table = Table("Error split", ("system", *shown), lines)
@@ -222,10 +221,10 @@ def errors(part: Part) -> Section:
 
 
 def _twins_table(part: Part) -> Table:
-    found = {name: mistakes.twins(rows) for name, rows in part.judged.items()}
+    found = {name: comparison.near_ties(rows) for name, rows in part.judged.items()}
     lines = [(name, *map(percent, each), str(each.share.n)) for name, each in found.items() if each.share.n]
     head = ("system", "expressions", "P@1 there", "P@1 elsewhere", "n")
-    caption = f"The two best candidates nearly coincide (IoU >= {mistakes.NEAR_IOU:g}), among those with a right one"
+    caption = f"The two best candidates nearly coincide (IoU >= {comparison.NEAR_IOU:g}), among those with a right one"
     return Table(caption, head, lines)
 
 
@@ -256,7 +255,7 @@ def _in_order(rows: Sequence[Prediction]) -> dict[str, tuple[Candidate, ...]]:
 
 def positions(part: Part) -> Section:
     """P@1 by the place at which the best candidate was shown."""
-    found = {name: mistakes.by_position(rows) for name, rows in part.judged.items()}
+    found = {name: comparison.p_at_1_by_position(rows) for name, rows in part.judged.items()}
     places = sorted({place for shares in found.values() for place in shares})
     sizes = [max(shares[place].n for shares in found.values() if place in shares) for place in places]
     empty = Estimate(None, None, 0)

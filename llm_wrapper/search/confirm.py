@@ -101,8 +101,8 @@ def _way(
 def _kept(fitness: Fitness, prompt: str, places: Sequence[int], folder: Path) -> list[Prediction]:
     path = folder / f"confirmed-{digest_value(prompt)[:12]}.parquet"
     if not path.exists():
-        files.save(path, fitness.predictions(prompt, places))
-    return files.load(path)
+        files.save_predictions(path, fitness.predictions(prompt, places))
+    return files.load_predictions(path)
 
 
 def _judged(

@@ -14,6 +14,7 @@ from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
 from llm_wrapper.detectors.base import Detector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
@@ -52,21 +53,21 @@ class SelectorFitness:
     Args:
         prepared_samples: Of the training split.
         section: Format of the candidates' lines.
-        ask: Answers prompts in order.
+        llm: Answers the prompts.
         orders: See `systems.by_llm`.
     """
 
     def __init__(
-        self, prepared_samples: Sequence[PreparedSample], section: PromptSection, ask: systems.Ask, *, orders: int = 1
+        self, prepared_samples: Sequence[PreparedSample], section: PromptSection, llm: LLM, *, orders: int = 1
     ) -> None:
         self.samples: Sequence[Sample] = [prepared.sample for prepared in prepared_samples]
-        self._prepared_samples, self._section, self._ask, self._orders = prepared_samples, section, ask, orders
+        self._prepared_samples, self._section, self._llm, self._orders = prepared_samples, section, llm, orders
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the LLM, asked with an instruction."""
         section = self._section.model_copy(update={"instruction": prompt})
         prepared_samples = [self._prepared_samples[place] for place in places]
-        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._ask, orders=self._orders)
+        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._llm, orders=self._orders)
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the samples and their candidates, in the order shown."""

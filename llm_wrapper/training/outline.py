@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 import transformers
 
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as loading
 from llm_wrapper.llms import nf4
@@ -75,7 +76,7 @@ def outline(section: LLMSection) -> Any:
     """
     if section.model is None:
         raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
-    where = loading.device()
+    where = choose_device()
     options: dict[str, Any] = {
         "dtype": loading._dtype(section, where),
         "attn_implementation": loading._attention(section, where),
@@ -150,7 +151,7 @@ def _adapter_inputs(adapted: Any, output: Any) -> list[tuple[int, float]]:
 
 
 def _is_4bit(section: LLMSection) -> bool:
-    return section.quantization == "nf4" or (section.quantization == "auto" and loading.device().type == "cuda")
+    return section.quantization == "nf4" or (section.quantization == "auto" and choose_device().type == "cuda")
 
 
 def setup_of(recipe: Recipe, model: Any) -> Setup:
@@ -263,7 +264,7 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
 
 def device_at_hand() -> Device:
     """Return the GPU with its free memory, else the CPU with the memory that a container or the machine has left."""
-    where = loading.device()
+    where = choose_device()
     if where.type == "cuda":
         return Device(torch.cuda.get_device_name(where), torch.cuda.mem_get_info(where)[0])
     limits = [path.read_text(encoding="ascii").strip() for path in _LIMITS if path.is_file()]

@@ -20,6 +20,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
+from tests.fake_llm import FakeLLM
 from tests.first_images import copy_first_images
 from tests.test_cli import run
 
@@ -65,7 +66,7 @@ def asked_with_mass(mass: float) -> object:
         *,
         with_untrained: bool,
     ) -> list[Prediction]:
-        return systems.by_llm(samples, "untrained", builder, ask)
+        return systems.by_llm(samples, "untrained", builder, FakeLLM(ask))
 
     return by_llm
 
@@ -78,7 +79,7 @@ def test_an_evaluation_keeps_and_prints_the_mass(
     run("cache-detections", "--data-root", toy, "--split", "val")
     printed = run("eval", "--data-root", toy, "--llm", "smollm2")
     (path,) = Path("runs").glob("*/predictions-val.parquet")
-    kept = {row.mass for row in files.load(path) if row.system == "untrained" and row.decided_by == "llm"}
+    kept = {row.mass for row in files.load_predictions(path) if row.system == "untrained" and row.decided_by == "llm"}
     assert kept == {mass}
     assert f"untrained: median probability of all valid answers together {mass:.2g}" in printed
     assert ("warning: untrained" in printed) == warns

@@ -15,7 +15,7 @@ from llm_wrapper import runs
 from llm_wrapper.cli import commands, curve_cli, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
+from llm_wrapper.llms import load
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
@@ -103,7 +103,7 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     # What the table says is what the predictions say.
     n = curve_of("mine")["others"][0]["n"]
     for point in points:
-        rows = files.load(Path(point["predictions"]))
+        rows = files.load_predictions(Path(point["predictions"]))
         assert {row.system for row in rows} == {point["name"]}
         (summary,) = commands.summaries_of(rows)
         assert (summary.p_at_1, summary.n) == (point["result"]["p_at_1"], n)
@@ -116,7 +116,7 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     before = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")}
     asked = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")}
     drawn, table = picture.read_bytes(), table_of("mine")
-    monkeypatch.setattr(ask, "load", None)  # whoever trains or asks now must fail
+    monkeypatch.setattr(load, "load_model", None)  # whoever trains or asks now must fail
     monkeypatch.setattr(commands, "train", None)
     assert "samples-12 is trained already" in run(*args)
     assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")} == before

@@ -98,7 +98,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
 
     # What the table says is what the predictions say, and each row is a run with the others beside it.
     for row in found["rows"]:
-        rows = files.load(Path(row["run"]) / "predictions-val.parquet")
+        rows = files.load_predictions(Path(row["run"]) / "predictions-val.parquet")
         by_name = {each.system: each for each in commands.summaries_of(rows)}
         assert [*by_name] == ["detector", "rule", row["name"], "oracle"]
         assert by_name[row["name"]].p_at_1 == row["result"]["p_at_1"]
@@ -121,7 +121,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
     before = {path: path.stat().st_mtime_ns for path in (FOLDER / "lora").rglob("*") if path.is_file()}
     table = (FOLDER / "methods.md").read_text(encoding="utf-8")
     with monkeypatch.context() as context:
-        context.setattr(load, "load", None)  # whoever trains or asks now must fail
+        context.setattr(load, "load_model", None)  # whoever trains or asks now must fail
         again = compare(*args)
     assert again.count("is there already") == 3
     assert (FOLDER / "methods.md").read_text(encoding="utf-8") == table
@@ -192,7 +192,7 @@ def test_a_search_without_a_usable_proposal_says_so(options: list[str]) -> None:
     assert row["labelled"] == 8
     history = (FOLDER / "glov-guided" / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(history[0])["n"] == 6  # and two to confirm: eight
-    instruction = files.load(FOLDER / "glov-guided" / "predictions-val-first-4.parquet")
+    instruction = files.load_predictions(FOLDER / "glov-guided" / "predictions-val-first-4.parquet")
     assert len([each for each in instruction if each.system == "glov-guided"]) == 4
 
 
@@ -286,7 +286,7 @@ def test_what_is_not_fair_or_of_no_use_is_refused(bare: list[str], args: list[st
 def test_missing_detections_are_told_before_anything_is_loaded(
     bare: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "load", None)
+    monkeypatch.setattr(load, "load_model", None)
     assert "llm-wrapper cache-detections" in fail(CacheError, *THREE, *bare)
 
 

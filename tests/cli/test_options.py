@@ -108,13 +108,13 @@ def test_eval_of_a_run_on_another_detector_says_so_and_stands_beside_it(toy: Pat
     for vlm in ("toy", "toy-gray"):
         run("cache-detections", "--vlm", vlm, "--data-root", toy, "--split", "val")
     run("eval", "--run", RUN)
-    own = files.load(RUN / "predictions-val.parquet")
+    own = files.load_predictions(RUN / "predictions-val.parquet")
     printed = run("eval", "--run", RUN, "--vlm", "toy")
     assert 'not as the run was trained: detector.name: "toy-gray" in runs/mine, "toy" here' in printed
-    assert files.load(RUN / "predictions-val.parquet") == own
+    assert files.load_predictions(RUN / "predictions-val.parquet") == own
     beside = RUN / "compared" / "vlm-toy"
     assert f"kept in {beside}/report-val.json" in printed
-    assert files.load(beside / "predictions-val.parquet") != own
+    assert files.load_predictions(beside / "predictions-val.parquet") != own
     run("report", RUN)
     assert "vlm-toy: rule" in (RUN / "report.md").read_text(encoding="utf-8")
 

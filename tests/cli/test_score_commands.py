@@ -60,7 +60,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     num_lines = wrong_every_fifth(section("toy", TOY), "val", Path("[glip].jsonl"))
     printed = score("[glip].jsonl", "--data-root", TOY)
     folder = Path("runs/score/toy-glip")
-    rows = files.load(folder / "predictions-val.parquet")
+    rows = files.load_predictions(folder / "predictions-val.parquet")
     report = json.loads((folder / "report-val.json").read_text())
     (row,) = report["rows"]
     assert (row["name"], row["n"]) == ("[glip]", num_lines + 1)

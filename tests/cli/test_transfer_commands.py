@@ -16,7 +16,7 @@ from llm_wrapper import runs
 from llm_wrapper.cli import main, transfer_cli
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
+from llm_wrapper.llms import load
 from llm_wrapper.recipe import compose
 from tests.first_images import copy_first_images
 from tests.llms import tiny
@@ -95,7 +95,7 @@ def test_an_ensemble_is_cached_measured_and_evaluated_like_a_detector(toy: Path)
     ]
     run("eval", "--llm", "rule", *both)
     folder = Path("runs/toy+toy-gray-rule-toy-untrained")
-    rows = files.load(folder / "predictions-val.parquet")
+    rows = files.load_predictions(folder / "predictions-val.parquet")
     assert {candidate.detector for row in rows for candidate in row.candidates} == {"toy", "toy-gray"}
     assert {candidate.source for row in rows for candidate in row.candidates} == {"segmentation", "contrast"}
     (data,) = json.loads((folder / "report-val.json").read_text())["data"]
@@ -134,14 +134,16 @@ def test_adapters_run_on_any_detector_and_nothing_is_asked_twice(
     home = {key for key, cell in found.items() if cell["at_home"]}
     assert home == {("tuned on toy / toy", "toy / toy"), ("tuned on toy-gray / toy", "toy-gray / toy")}
     assert all(cell["result"] and not cell["problem"] for cell in found.values())
-    assert len({str(files.load(Path(str(found[row, "toy / toy"]["predictions"])))) for row in rows[1:4]}) == 3
+    assert (
+        len({str(files.load_predictions(Path(str(found[row, "toy / toy"]["predictions"])))) for row in rows[1:4]}) == 3
+    )
     assert (folder / "matrix.md").read_text().startswith("P@1 in percent")
     assert (folder / "matrix.png").stat().st_size > 10_000
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     assert len(before) == 10
     picture = (folder / "matrix.png").read_bytes()
-    monkeypatch.setattr(ask, "load", None)  # whoever asks now must fail
+    monkeypatch.setattr(load, "load_model", None)  # whoever asks now must fail
     run(*args)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
     assert cells(folder) == found

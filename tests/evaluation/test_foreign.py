@@ -13,7 +13,7 @@ import pytest
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import foreign, predictions
-from llm_wrapper.evaluation.paired import completed
+from llm_wrapper.evaluation.comparison import completed
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Prediction, Sample
 from tests.evaluation.made import made
@@ -447,7 +447,7 @@ def ours(system: str, each: Sample, **changes: Any) -> Prediction:
 def test_our_own_predictions_are_kept_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "predictions-val.parquet"
     rows = [ours("rule", each) for each in SAMPLES]
-    predictions.save(path, rows)
+    predictions.save_predictions(path, rows)
     assert foreign.read(path, DATASET).predictions == rows
     assert {each.system for each in foreign.read(path, DATASET, name="other").predictions} == {"other"}
     assert "leave out --box-format xywh" in refused(path, box_format="xywh")
@@ -455,7 +455,7 @@ def test_our_own_predictions_are_kept_as_they_are(tmp_path: Path) -> None:
 
 def test_one_of_several_systems_is_chosen_by_name(tmp_path: Path) -> None:
     path = tmp_path / "predictions-val.parquet"
-    predictions.save(path, [*(ours("rule", each) for each in SAMPLES[:9]), ours("oracle", SAMPLES[0])])
+    predictions.save_predictions(path, [*(ours("rule", each) for each in SAMPLES[:9]), ours("oracle", SAMPLES[0])])
     assert "choose one with --name (rule, oracle)" in refused(path)
     assert "choose one with --name (rule, oracle)" in refused(path, name="rul")
     found = foreign.read(path, DATASET, name="rule")
@@ -464,7 +464,9 @@ def test_one_of_several_systems_is_chosen_by_name(tmp_path: Path) -> None:
 
 def test_our_own_predictions_of_other_samples_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "predictions-val.parquet"
-    predictions.save(path, [ours("rule", SAMPLES[0], sample_id="z"), ours("rule", SAMPLES[1], target=Box(0, 0, 1, 1))])
+    predictions.save_predictions(
+        path, [ours("rule", SAMPLES[0], sample_id="z"), ours("rule", SAMPLES[1], target=Box(0, 0, 1, 1))]
+    )
     told = refused(path)
     assert "sample 'z' was not asked for" in told
     assert "sample 's2' has target" in told

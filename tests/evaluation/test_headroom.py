@@ -10,10 +10,11 @@ import pytest
 
 from llm_wrapper.candidates import OWN_ANSWER_SOURCE, BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.evaluation.headroom import RANKS, Offer, Share, compare, measure
+from llm_wrapper.evaluation.headroom import RANKS, Offer, compare_headroom, measure_offer
 from llm_wrapper.evaluation.systems import by_detector, by_oracle
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Candidate, Sample
+from llm_wrapper.statistics import Estimate
 
 TARGET = Box(0, 0, 10, 10)
 WRONG = Box(50, 50, 60, 60)
@@ -48,7 +49,7 @@ def values(offer: Offer) -> dict[int, float | None]:
 
 
 def test_recall_counts_targets_among_the_first() -> None:
-    offer = measure([at_rank(rank, number) for number, rank in enumerate((1, 2, 3, 5, 6, 20, 21, None))])
+    offer = measure_offer([at_rank(rank, number) for number, rank in enumerate((1, 2, 3, 5, 6, 20, 21, None))])
     assert values(offer) == {1: 1 / 8, 3: 3 / 8, 5: 4 / 8, 10: 5 / 8, 20: 6 / 8}
     assert (offer.own.value, offer.oracle.value, offer.gain.value) == (1 / 8, 7 / 8, 6 / 8)
     assert {share.n for share in (offer.own, offer.oracle, offer.gain, *offer.recall.values())} == {8}
@@ -90,7 +91,7 @@ def test_recall_counts_targets_among_the_first() -> None:
     ],
 )
 def test_the_detector_ranks_as_it_chooses(candidates: Sequence[Candidate], first_right: int) -> None:
-    recall = values(measure([prepared_sample(*candidates)]))
+    recall = values(measure_offer([prepared_sample(*candidates)]))
     assert recall == {rank: float(rank >= first_right) for rank in RANKS}
 
 
@@ -99,7 +100,7 @@ def test_the_shown_order_does_not_matter() -> None:
     offers = []
     for order in ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (1, 2, 3, 0, 4)):
         built = BuiltCandidates(tuple(shown[index] for index in order), order, {})
-        offers.append(measure([PreparedSample(prepared_sample().sample, built)]))
+        offers.append(measure_offer([PreparedSample(prepared_sample().sample, built)]))
     assert offers[0] == offers[1] == offers[2]
     assert values(offers[0]) == {1: 0.0, 3: 1.0, 5: 1.0, 10: 1.0, 20: 1.0}
 
@@ -124,10 +125,10 @@ def random_samples(seed: int, *, scored: bool) -> list[PreparedSample]:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_numbers_are_those_of_the_reports(seed: int, scored: bool) -> None:
     samples = random_samples(seed, scored=scored)
-    offer = measure(samples)
+    offer = measure_offer(samples)
     own, oracle = summarize(by_detector(samples)), summarize(by_oracle(samples))
-    assert offer.own == Share(own.p_at_1, own.ci, own.n)
-    assert offer.oracle == Share(oracle.p_at_1, oracle.ci, oracle.n)
+    assert offer.own == Estimate(own.p_at_1, own.ci, own.n)
+    assert offer.oracle == Estimate(oracle.p_at_1, oracle.ci, oracle.n)
     assert offer.oracle.value == own.oracle_p_at_1
     assert offer.recall[1] == offer.own
     recall = [share.value for share in (*offer.recall.values(), offer.oracle)]
@@ -144,7 +145,7 @@ def test_counts_are_over_all_samples_with_or_without_target() -> None:
         prepared_sample(candidate(), number=2, target=None),
         prepared_sample(*(candidate(wrong(n)) for n in range(5)), number=3, target=None),
     ]
-    offer = measure(samples)
+    offer = measure_offer(samples)
     assert (offer.no_candidate.value, offer.no_candidate.n) == (1 / 4, 4)
     assert (offer.one_candidate.value, offer.one_candidate.n) == (2 / 4, 4)
     assert (offer.per_sample.mean, offer.per_sample.median, offer.per_sample.max) == (7 / 4, 1.0, 5)
@@ -152,22 +153,22 @@ def test_counts_are_over_all_samples_with_or_without_target() -> None:
 
 
 def test_without_targets_nothing_is_claimed() -> None:
-    offer = measure([prepared_sample(candidate(), number=number, target=None) for number in range(3)])
+    offer = measure_offer([prepared_sample(candidate(), number=number, target=None) for number in range(3)])
     for share in (offer.own, offer.oracle, offer.gain, *offer.recall.values()):
-        assert share == Share(None, None, 0)
+        assert share == Estimate(None, None, 0)
     assert offer.one_candidate.value == 1.0
 
 
 def test_without_any_candidate_nothing_is_claimed_of_them() -> None:
-    offer = measure([prepared_sample(number=0), prepared_sample(number=1)])
-    assert offer.duplicates == Share(None, None, 0)
+    offer = measure_offer([prepared_sample(number=0), prepared_sample(number=1)])
+    assert offer.duplicates == Estimate(None, None, 0)
     assert (offer.own.value, offer.oracle.value, offer.no_candidate.value) == (0.0, 0.0, 1.0)
 
 
 def test_one_image_has_no_interval() -> None:
-    offer = measure([prepared_sample(candidate(TARGET), number=number, image="same") for number in range(3)])
-    assert offer.own == Share(1.0, None, 3)
-    assert offer.gain == Share(0.0, None, 3)
+    offer = measure_offer([prepared_sample(candidate(TARGET), number=number, image="same") for number in range(3)])
+    assert offer.own == Estimate(1.0, None, 3)
+    assert offer.gain == Estimate(0.0, None, 3)
 
 
 NEAR = Box(0, 0, 10, 9.6)
@@ -186,7 +187,7 @@ NEAR = Box(0, 0, 10, 9.6)
     ],
 )
 def test_repeated_candidates_are_counted(candidates: Sequence[Candidate], share: float) -> None:
-    found = measure([prepared_sample(*candidates)]).duplicates
+    found = measure_offer([prepared_sample(*candidates)]).duplicates
     assert (found.value, found.n) == (pytest.approx(share), len(candidates))
 
 
@@ -209,8 +210,8 @@ def test_what_the_cap_takes_is_told() -> None:
         prepared_sample(*(candidate(wrong(n)) for n in range(3)), number=3, image="image2", target=None),
     ]
     after = cut(before, 2)
-    result = compare(before, after)
-    assert (result.before, result.after) == (measure(before), measure(after))
+    result = compare_headroom(before, after)
+    assert (result.before, result.after) == (measure_offer(before), measure_offer(after))
     assert (result.num_samples, result.num_images) == (4, 3)
     assert (result.num_capped, result.num_candidates_lost) == (3, 1 + 2 + 1)
     assert (result.lost.value, result.lost.n) == (pytest.approx(1 / 3), 3)
@@ -219,7 +220,7 @@ def test_what_the_cap_takes_is_told() -> None:
 
 def test_a_cap_that_takes_nothing_costs_nothing() -> None:
     samples = random_samples(0, scored=True)
-    result = compare(samples, samples)
+    result = compare_headroom(samples, samples)
     assert (result.num_capped, result.num_candidates_lost, result.lost.value) == (0, 0, 0.0)
     assert result.lost.ci == (0.0, 0.0)
 
@@ -229,4 +230,4 @@ def test_different_samples_are_not_compared() -> None:
     other = PreparedSample(replace(samples[1].sample, expression="y"), samples[1].built)
     for before, after in ((samples, samples[:1]), (samples, samples[::-1]), (samples, [samples[0], other]), ([], [])):
         with pytest.raises(ValueError, match="the same samples are needed"):
-            compare(before, after)
+            compare_headroom(before, after)

@@ -18,14 +18,15 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import calibrate, risk_coverage
-from llm_wrapper.evaluation.paired import compare_systems
-from llm_wrapper.evaluation.recall import recall
+from llm_wrapper.evaluation.comparison import compare_systems
+from llm_wrapper.evaluation.slices import recall
 from llm_wrapper.metrics import RANKS, measure, recall_at, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
 from llm_wrapper.statistics import bootstrap_interval, paired_bootstrap
 from tests.evaluation.made import TARGET, made, wide
+from tests.fake_llm import FakeLLM
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -195,7 +196,11 @@ def chosen(rows: Sequence[Prediction]) -> list[Box | None]:
 @given(samples())
 def test_no_system_is_better_than_the_oracle(found: list[PreparedSample]) -> None:
     best = summarize(systems.by_oracle(found))
-    for rows in (systems.by_detector(found), systems.by_rule(found), systems.by_llm(found, "llm", COMPACT, biased)):
+    for rows in (
+        systems.by_detector(found),
+        systems.by_rule(found),
+        systems.by_llm(found, "llm", COMPACT, FakeLLM(biased)),
+    ):
         summary = summarize(rows)
         assert summary.p_at_1 is not None
         assert best.p_at_1 is not None
@@ -222,7 +227,7 @@ def test_recall_grows_from_the_detectors_choice_to_the_oracle(found: list[Prepar
 @given(samples(), st.randoms(use_true_random=False))
 def test_an_average_over_orders_does_not_see_the_order(found: list[PreparedSample], rng: random.Random) -> None:
     other = [permuted(prepared, rng) for prepared in found]
-    rows, again = (systems.by_llm(each, "llm", COMPACT, biased, orders=4) for each in (found, other))
+    rows, again = (systems.by_llm(each, "llm", COMPACT, FakeLLM(biased), orders=4) for each in (found, other))
     assert chosen(rows) == chosen(again)
     assert summarize(rows).p_at_1 == summarize(again).p_at_1
 
@@ -233,5 +238,5 @@ def test_one_order_alone_does_see_it() -> None:
     prepared = PreparedSample(
         Sample("s", "r", "i", None, WH, "left dog", TARGET), BuiltCandidates(offered, tuple(range(6)), {})
     )
-    found = {chosen(systems.by_llm([permuted(prepared, rng)], "llm", COMPACT, biased))[0] for _ in range(10)}
+    found = {chosen(systems.by_llm([permuted(prepared, rng)], "llm", COMPACT, FakeLLM(biased)))[0] for _ in range(10)}
     assert len(found) > 1

@@ -12,11 +12,12 @@ from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems, transfer_rows
 from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
-from llm_wrapper.llms import ask
+from llm_wrapper.llms import base
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 from llm_wrapper.report import matrix as tables
+from tests.fake_llm import FakeLLM
 
 RIGHT, WRONG = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
 
@@ -47,7 +48,7 @@ class Llm:
         self.num_loaded += 1
         prompts = self.system.builder
         assert prompts is not None
-        return lambda column: systems.by_llm(column.samples, "whatever", prompts, self.answer)
+        return lambda column: systems.by_llm(column.samples, "whatever", prompts, self)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         self.asked += [prompt.sample_id for prompt in prompts]
@@ -195,12 +196,7 @@ def test_what_was_averaged_is_no_more_taken_for_what_an_earlier_version_asked_on
 
 
 def test_answers_are_averaged_over_the_orders_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts_asked: list[Prompt] = []
-
-    def answer(prompts: Sequence[Prompt]) -> list[Answer]:
-        prompts_asked.extend(prompts)
-        return [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts]
-
-    monkeypatch.setattr(ask, "asker", lambda *_, **__: answer)
+    llm = FakeLLM(lambda prompts: [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts])
+    monkeypatch.setattr(base, "load_llm", lambda *_, **__: llm)
     rows = transfer_rows.asked("a", served(orders=3), builder=builder("compact")).load()(column("a / x"))
-    assert (len(prompts_asked), len(rows)) == (12, 4)
+    assert (len(llm.prompts), len(rows)) == (12, 4)

@@ -19,7 +19,7 @@ from llm_wrapper.adapter_files import locate
 from llm_wrapper.cli import asking_commands, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import with_adapter
+from llm_wrapper.llms.load import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
 from tests.llms import tiny
@@ -93,7 +93,7 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
     assert report["adapter"]["sha256"][weights] == artifacts.digest(Path("theirs") / weights)
     assert (report["run"], report["recipe"]["prompt"]["format"]) == (None, "theirs.j2")
 
-    rows = files.load(folder / "predictions-val-first-6.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-6.parquet")
     assert {row.system for row in rows} == {"detector", "rule", "untrained", "tuned", "oracle"}
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()
@@ -124,7 +124,7 @@ def test_it_is_merged() -> None:
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
         merged = transformers.AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)(ids).logits
-        expected = with_adapter(tiny.llm(), Path("theirs")).model(ids).logits
+        expected = add_adapter(tiny.llm(), Path("theirs")).model(ids).logits
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 

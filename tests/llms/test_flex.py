@@ -272,11 +272,11 @@ def test_flex_attention_has_to_be_asked_for(asked: Any, where: str, expected: st
 
 
 def test_flex_attention_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(load, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(load, "choose_device", lambda: torch.device("cpu"))
     tiny.llm().model.save_pretrained(tmp_path)
     tiny.tokenizer("chatml").save_pretrained(tmp_path)
     section = LLMSection(model=str(tmp_path), quantization="none", attention="flex_attention")
-    for refused in (load.load, outline.outline):
+    for refused in (load.load_model, outline.outline):
         with pytest.raises(ModelError, match=r"llm\.attention=flex_attention needs a CUDA device.*auto"):
             refused(section)
 

@@ -13,9 +13,9 @@ import torch
 from llm_wrapper.calls import CallError
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import answers, server_ways
-from llm_wrapper.llms.ask import ask, asker
+from llm_wrapper.llms.base import LocalLLM, load_llm
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.server import ask_server
+from llm_wrapper.llms.server import ServerLLM
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Choice, Prompt
@@ -55,12 +55,12 @@ def questions() -> list[Prompt]:
 
 
 def asked(server: ModelServer, decode: str, prompts: list[Prompt]) -> list[Answer]:
-    return ask_server(section(server, decode), prompts, progress=False)
+    return ServerLLM(section(server, decode), progress=False).answer(prompts)
 
 
 def local(llm: LoadedLLM, decode: str, prompts: list[Prompt]) -> list[Answer]:
     llm.section = llm.section.model_copy(update={"decode": decode})
-    return ask(llm, prompts, title="local", progress=False)
+    return LocalLLM(llm, progress=False).answer(prompts)
 
 
 @styles
@@ -275,6 +275,6 @@ def test_an_empty_answer_is_an_empty_text() -> None:
 
 @pytest.mark.parametrize("style", ["chatml"])
 def test_the_recipe_decides_who_is_asked(served: ModelServer) -> None:
-    (answer,) = asker(section(served, "generate"))([tiny.prompt("left dog", 3)])
+    (answer,) = load_llm(section(served, "generate")).answer([tiny.prompt("left dog", 3)])
     assert served.count("POST") == 1
     assert answer.text is not None

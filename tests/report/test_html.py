@@ -69,7 +69,7 @@ def four_cases(**more: Any) -> list[Prediction]:
 
 
 def make_run(folder: Path, rows: list[Prediction], *, name: str = "val", recipe: Mapping[str, Any] = RECIPE) -> Path:
-    files.save(folder / f"predictions-{name}.parquet", rows)
+    files.save_predictions(folder / f"predictions-{name}.parquet", rows)
     write_json(folder / f"report-{name}.json", {"rows": [], "recipe": recipe, "split": "val", "limit": None})
     return folder
 

@@ -18,7 +18,7 @@ from llm_wrapper import detectors, runs
 from llm_wrapper.cli import main, prompts_cli
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
+from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.search.history import Evaluated, History
 from tests.detectors.misbehaving_server import Step
 from tests.first_images import copy_first_images
@@ -151,7 +151,7 @@ def test_search_and_confirmation_share_no_image_and_see_no_evaluated_one(
     search(*cached, proposer(server))
     lines = {split: (source / "toy" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "val")}
     images = {split: {json.loads(line)["image_id"] for line in part} for split, part in lines.items()}
-    confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load(path)}
+    confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load_predictions(path)}
     assert confirmed <= images["train"] - images["val"]
     assert len(list(RUN.glob("confirmed-*.parquet"))) >= 2
 
@@ -184,7 +184,7 @@ def test_an_interrupted_confirmation_asks_only_for_what_lacks(
     search(*command)
     (RUN / "manifest.json").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in RUN.glob("confirmed-*")}
-    monkeypatch.setattr(ask, "ask", None)  # whoever asks now must fail
+    monkeypatch.setattr(LocalLLM, "answer", None)  # whoever asks now must fail
     search(*command)
     assert {path.name: path.stat().st_mtime_ns for path in RUN.glob("confirmed-*.parquet")}.items() <= before.items()
 

@@ -12,7 +12,7 @@ from peft.utils import load_peft_weights
 
 from llm_wrapper import curve_points, runs
 from llm_wrapper.errors import LLMWrapperError, RunError
-from llm_wrapper.llms.load import with_adapter
+from llm_wrapper.llms.load import add_adapter
 from llm_wrapper.training import sft
 from llm_wrapper.training.kept_adapters import KeptAdapters, seen
 from tests.llms import tiny
@@ -55,7 +55,7 @@ def test_an_adapter_of_the_way_is_that_of_its_step(tmp_path: Path) -> None:
     assert not all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
     settings = json.loads((tmp_path / "adapters" / "step-1" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "gguf:mine"
-    with_adapter(tiny.llm(), tmp_path / "adapters" / "step-1")  # raises where a weight is missing
+    add_adapter(tiny.llm(), tmp_path / "adapters" / "step-1")  # raises where a weight is missing
 
 
 def test_steps_between_those_that_are_saved_do_not_count(tmp_path: Path) -> None:

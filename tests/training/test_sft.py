@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from llm_wrapper.errors import DataError, ModelError
-from llm_wrapper.llms.load import LoadedLLM, with_adapter
+from llm_wrapper.llms.load import LoadedLLM, add_adapter
 from llm_wrapper.llms.packing import collate, pack_tree
 from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.training import sft
@@ -283,7 +283,7 @@ def test_an_adapter_on_the_head_is_trained_and_stored_without_the_head(tmp_path:
         names = safetensors.torch.load_file(folder / "adapter_model.safetensors")
         assert names
         assert all("lm_head.lora_" in name for name in names)
-    adapted, ids = with_adapter(tiny.llm(), tmp_path / "adapter"), torch.tensor([[40, 41, 42, 43]])
+    adapted, ids = add_adapter(tiny.llm(), tmp_path / "adapter"), torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
         assert not torch.allclose(adapted.model(ids).logits, tiny.llm().model(ids).logits, atol=1e-2)
 
@@ -346,7 +346,7 @@ def test_training_learns_and_leaves_an_adapter_and_a_log(tmp_path: Path, losses:
     assert {"learning_rate", "grad_norm", "token_accuracy"} <= logged[0].keys()
 
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
-    adapted = with_adapter(tiny.llm(), tmp_path / "adapter")
+    adapted = add_adapter(tiny.llm(), tmp_path / "adapter")
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
         assert not torch.allclose(adapted.model(ids).logits, tiny.llm().model(ids).logits, atol=1e-2)

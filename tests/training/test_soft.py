@@ -13,7 +13,7 @@ import torch
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as loading
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.load import LoadedLLM, with_adapter
+from llm_wrapper.llms.load import LoadedLLM, add_adapter
 from llm_wrapper.llms.score import score
 from llm_wrapper.llms.virtual import SoftPromptModel, prepended
 from llm_wrapper.records import Prompt
@@ -138,7 +138,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(method: str, tmp
 
 
 def learned(folder: Path) -> torch.Tensor:
-    model = with_adapter(tiny.llm(), folder / "adapter").model
+    model = add_adapter(tiny.llm(), folder / "adapter").model
     weight: torch.Tensor = model.prompt_encoder["default"].embedding.weight.detach()
     return weight
 
@@ -175,7 +175,7 @@ def test_blocks_are_refused(method: str) -> None:
 def reloaded(architecture: str, style: str, method: str, folder: Path, **section: Any) -> LoadedLLM:
     """The LLM with a soft prompt that was saved and loaded, as another process has it."""
     soft(tiny.llm(architecture, style), method).save_pretrained(folder)
-    return with_adapter(tiny.llm(architecture, style, **section), folder)
+    return add_adapter(tiny.llm(architecture, style, **section), folder)
 
 
 @methods
@@ -239,7 +239,7 @@ def test_a_model_in_16_bit_answers_by_tokens_in_32(method: str, tmp_path: Path) 
     expected = dict(score(llm, prompts()))
     half = tiny.llm()
     half.model.to(torch.bfloat16)
-    found = dict(score(loading.with_adapter(half, tmp_path), prompts()))
-    weight = loading.with_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
+    found = dict(score(loading.add_adapter(half, tmp_path), prompts()))
+    weight = loading.add_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
     assert weight.dtype == torch.float32
     assert found[0].probabilities == pytest.approx(expected[0].probabilities, abs=0.1)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from llm_wrapper.cli import main
 from llm_wrapper.errors import ModelError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import load, with_adapter
+from llm_wrapper.llms.load import add_adapter, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card
@@ -69,7 +69,7 @@ def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.Mon
     assert "2 steps" in run("train", "--data-root", TOY, "--train", train, "--run", folder, *chosen)
 
     run("eval", "--data-root", TOY, "--run", folder, "--limit", 4)
-    rows = files.load(folder / "predictions-val-first-4.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-4.parquet")
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()
     assert tuned != untrained
@@ -85,7 +85,7 @@ def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.Mon
     plain = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
-        adapter = with_adapter(tiny.llm(), folder / "adapter").model
+        adapter = add_adapter(tiny.llm(), folder / "adapter").model
         torch.testing.assert_close(plain(ids).logits, adapter(ids).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -192,7 +192,7 @@ def prefix() -> peft.PeftConfig:
 def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_path: Path) -> None:
     folder = saved(tmp_path, config)
     (weight,) = safetensors.torch.load_file(folder / "adapter_model.safetensors").values()
-    model = with_adapter(tiny.llm(), folder).model
+    model = add_adapter(tiny.llm(), folder).model
     torch.testing.assert_close(model.prompt_encoder["default"].embedding.weight.detach(), weight)
 
 
@@ -242,12 +242,12 @@ def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_pat
 def test_a_soft_prompt_that_does_not_fit_is_refused(make: Callable[[Path], Path], reason: str, tmp_path: Path) -> None:
     folder = make(tmp_path)
     with pytest.raises(ModelError, match=f"does not fit tiny-llama(.|\n)*{reason}"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
 
 
 def test_a_soft_prompt_cannot_have_a_tokenizer_fetched(tmp_path: Path) -> None:
     words = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "x", "tokenizer_name_or_path": "no/where"}
-    with_adapter(tiny.llm(), changed(saved(tmp_path, prompt()), inference_mode=False, **words))
+    add_adapter(tiny.llm(), changed(saved(tmp_path, prompt()), inference_mode=False, **words))
 
 
 # --- 4 bit -----------------------------------------------------------------------------------------------------------
@@ -264,9 +264,11 @@ def test_each_method_trains_a_4bit_model(method: str, tmp_path: Path) -> None:
     llm.tokenizer.save_pretrained(tmp_path / "tiny")
     section = LLMSection(model=str(tmp_path / "tiny"), dtype="float32", quantization="nf4", attention="eager")
     chosen = recipe(method=method, virtual_tokens=5, epochs=3)
-    sft.train(load(section), train_groups(), chosen, tmp_path)
+    sft.train(load_model(section), train_groups(), chosen, tmp_path)
     losses = [row["loss"] for row in log_of(tmp_path) if "loss" in row]
     assert sum(losses[-5:]) < sum(losses[:5])
     question = [tiny.prompt("number 1", 3)]
-    untrained, tuned = (dict(score(each, question))[0] for each in (load(section), load(section, tmp_path / "adapter")))
+    untrained, tuned = (
+        dict(score(each, question))[0] for each in (load_model(section), load_model(section, tmp_path / "adapter"))
+    )
     assert (tuned.mass or 0) > (untrained.mass or 0)

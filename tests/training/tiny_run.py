@@ -39,7 +39,7 @@ def groups() -> list[Group]:
 def train(folder: Path, options: dict[str, Any]) -> None:
     """Train as the command line does, without its data and weights."""
     commands.gather = lambda _: Pool(groups(), {}, [])
-    load.load = lambda _: tiny.llm()
+    load.load_model = lambda _: tiny.llm()
     plan_commands.brief = lambda *_: None
     step = os.environ.get(DIES_AT)
     if step and os.environ.get("RANK") == str(processes.count() - 1):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.llms.ask import ask
+from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.llms.load import LoadedLLM
 from tests.llms import tiny
 
@@ -29,12 +29,12 @@ def prompts(*lengths: int) -> list[tiny.Prompt]:
 @pytest.mark.parametrize("decode", ["score", "generate"])
 def test_all_prompts_beyond_the_limit_are_named_at_once(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("score", "generate"):
-        monkeypatch.setattr(f"llm_wrapper.llms.ask.{name}", lambda *_: pytest.fail("a prompt was asked"))
+        monkeypatch.setattr(f"llm_wrapper.llms.{name}.{name}", lambda *_: pytest.fail("a prompt was asked"))
     llm = small_llm(decode=decode)
     with pytest.raises(
         PromptError, match=r"prompts of 2 samples .* samples s1 \(.* tokens\), s3 \(.* tokens\)\."
     ) as caught:
-        ask(llm, prompts(1, LIMIT, 2, LIMIT + 1), title="x", progress=False)
+        LocalLLM(llm, progress=False).answer(prompts(1, LIMIT, 2, LIMIT + 1))
     assert "candidates.cap=10" in str(caught.value)
     assert "prompt.format=compact" in str(caught.value)
 
@@ -43,4 +43,4 @@ def test_what_fits_is_asked() -> None:
     llm = small_llm()
     most = prompts(100)
     assert len(llm.encoder.encode(most[0])) < LIMIT
-    assert len(ask(llm, most, title="x", progress=False)) == 1
+    assert len(LocalLLM(llm, progress=False).answer(most)) == 1
