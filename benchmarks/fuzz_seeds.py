@@ -220,7 +220,7 @@ def picture_bombs() -> list[bytes]:
 def use_picture(path: Path) -> None:
     """Measure a picture and decode it."""
     images.read_size(path)
-    images.read(path)
+    images.read_image(path)
 
 
 def imported(ending: str) -> Callable[[Path], Use]:

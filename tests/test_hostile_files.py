@@ -178,7 +178,7 @@ def program_of_an_image() -> None:
     os.environ["PATH"] = f"{program.parent.resolve()}:{os.environ['PATH']}"
     Image.new("RGB", (40, 20)).save("a.jpg", "EPS")
     try:
-        images.read("a.jpg")
+        images.read_image("a.jpg")
     finally:
         assert not Path("program-ran").exists()
 
@@ -187,7 +187,7 @@ def many_pixels() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.new("1", (13_300, 13_300)).save("a.png")
-        images.read("a.png")
+        images.read_image("a.png")
 
 
 def damaged_exif() -> None:
@@ -207,7 +207,7 @@ def damaged_exif() -> None:
                 spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
             Path("photo.jpg").write_bytes(spoiled)
             try:
-                images.read("photo.jpg")
+                images.read_image("photo.jpg")
             except ImageError:
                 continue
 

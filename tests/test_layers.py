@@ -45,7 +45,7 @@ def dotted(module: str) -> str:
 def group_of(name: str) -> str:
     """The layer group of a dotted name inside the package; a module at the top is core, or the command line."""
     head = [*name.split("."), ""][1]
-    if head in {"cli", "wrapper", "__main__"}:
+    if head in {"cli", "wrapper", "__main__", ""}:  # the package itself is the public face of all
         return "cli"
     if head == "devices":
         return head

@@ -325,16 +325,6 @@ def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     rows = files.load_predictions(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
-        chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = recipe.data.folder / "images" / f"{row.image_id}.png"
-        out = folder / "pictures" / f"{number}.png"
-        pictures.draw(
-            image,
-            row.candidates,
-            out=out,
-            chosen=chosen,
-            probabilities=row.probabilities,
-            target=row.target,
-            expression=row.expression,
-        )
+        pictures.save_picture(pictures.draw_prediction(row, image), folder / "pictures" / f"{number}.png")
     say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")

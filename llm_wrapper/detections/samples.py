@@ -141,7 +141,7 @@ def load_prepared_split(
             identity_of(detector, dataset),
             options=_command_options(data, section.detector),
         )
-        for section, detector in zip(recipe.detectors(), detectors.create_all(recipe, dataset), strict=True)
+        for section, detector in zip(recipe.detectors(), detectors.create_detectors(recipe, dataset), strict=True)
     ]
     for cache in caches:
         if cache.recorded:

