@@ -242,7 +242,7 @@ def _fill_up(samples: Sequence[Sample], others: Sequence[Sample]) -> list[Sample
 
 def bench_detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
     """Measure both detectors, print ratios and where the time is spent, write runs/bench/detect.json."""
-    samples = four_each(datasets.load(recipe.data, recipe.data.eval_split), num_images)
+    samples = four_each(datasets.load_dataset(recipe.data, recipe.data.eval_split), num_images)
     found: dict[str, Comparison] = {}
     for name, compare in (("florence2", compare_florence2), ("grounding_dino", compare_grounding_dino)):
         say(console, f"{name}: {len(samples)} expressions about {num_images} images, both ways ...")

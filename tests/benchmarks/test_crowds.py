@@ -31,7 +31,7 @@ def test_expressions_that_do_not_exist_are_not_made_up() -> None:
 def test_written_crowds_read_back(tmp_path: Path) -> None:
     made = [crowds.make_crowd(number, 3, 4) for number in range(2)]
     crowds.write(tmp_path / "crowds.jsonl", iter(made), limit=6)
-    samples = jsonl.load(tmp_path / "crowds.jsonl", "val").samples
+    samples = jsonl.load_jsonl(tmp_path / "crowds.jsonl", "val").samples
     assert [sample.expression for sample in samples] == [text for crowd in made for text, _ in crowd.expressions][:6]
     text, index = made[1].expressions[1]
     assert (samples[5].expression, samples[5].target) == (text, made[1].things[index].box)
