@@ -28,9 +28,9 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
-from llm_wrapper.training import sft
+from llm_wrapper.training import trainer
 from llm_wrapper.training.collator import Collator
-from llm_wrapper.training.examples import make_groups, schedule
+from llm_wrapper.training.examples import make_groups, schedule_groups
 
 THINGS = 8
 EXPRESSIONS = 4
@@ -190,8 +190,8 @@ def same_answers(prompts: Sequence[Prompt], few: Sequence[Answer], many: Sequenc
 def prepare_training(llm: LoadedLLM, samples: Sequence[PreparedSample], recipe: Recipe, *, clock: Clock) -> None:
     """Do all of a training that is done before and between its steps, and note how long each part takes."""
     groups, _ = clock.timed("group the samples", lambda: make_groups(samples, recipe.train))
-    fitting, _ = clock.timed("measure the prompts", lambda: sft.fit_to_length(llm, groups, recipe))
-    rows = clock.timed("schedule", lambda: schedule(fitting, recipe.train))
+    fitting, _ = clock.timed("measure the prompts", lambda: trainer.fit_to_length(llm, groups, recipe))
+    rows = clock.timed("schedule", lambda: schedule_groups(fitting, recipe.train))
     collate, size = Collator(llm, fitting, recipe), recipe.train.groups_per_step
     batches = [
         [{"epoch": epoch, "group": place} for epoch, place in rows[start : start + size]]

@@ -29,7 +29,7 @@ from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.terminal import open_console
-from llm_wrapper.training import sft
+from llm_wrapper.training import trainer
 from llm_wrapper.training.examples import make_groups
 
 SETTINGS = ["prompt.format=relations", "train.groups_per_step=2", "train.expressions_per_group=6", "train.max_steps=20"]
@@ -98,7 +98,7 @@ def largest_difference(a: Sequence[Answer], b: Sequence[Answer]) -> float | None
 def train_adapter(recipe: Recipe, folder: Path) -> Path:
     """Train a few steps: enough to answer with an index and to end there, which is all that speed depends on."""
     samples = load_prepared_split(recipe, recipe.data, recipe.data.train_split).samples
-    sft.train(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
+    trainer.train_adapter(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
     return folder / "adapter"
 
 
