@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from llm_wrapper.boxes import array, pairwise_iou
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.toy import load_toy
+from llm_wrapper.datasets.jsonl import load_toy
 from llm_wrapper.detectors.base import Detector, detect_sample
 from llm_wrapper.detectors.toy import ToyDetector, create_toy
 from llm_wrapper.errors import ImageError, RecipeError
@@ -143,7 +143,7 @@ def test_missing_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="sample 's' has no image file"):
         ToyDetector().prepare(sample_of(None))
     Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"50 x 40 pixels.*sample 's' say 120 x 90"):
+    with pytest.raises(ImageError, match=r"sample 's': .*50 x 40 pixels, but its boxes are of 120 x 90"):
         ToyDetector().prepare(sample_of(tmp_path / "a.png"))
 
 
