@@ -1,4 +1,4 @@
-"""A user's own expressions: one JSON object a line (or a JSON list of them), beside a folder of images; the toy data too.
+"""Expressions of a user, one JSON object a line (or a JSON list of them), beside a folder of images; the toy data too.
 
     {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96], "split": "train"}
 
