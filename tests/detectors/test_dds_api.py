@@ -22,7 +22,7 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detectors import dds_client
 from llm_wrapper.detectors.base import PaidDetector, Question, detect_sample
 from llm_wrapper.detectors.dds import DDSDetector, create_dds
@@ -335,9 +335,9 @@ def test_each_answer_is_on_disk_before_the_next_call_and_a_new_budget_goes_on(
         sum(pq.read_metadata(path).num_rows for path in (tmp_path / "cache").glob("*.parquet"))
     )
     with pytest.raises(RecipeError, match="Answers kept in this run: 3;"):
-        fill(detector(time, max_cost=0.06), dataset, tmp_path / "cache", progress=False)
+        fill_cache(detector(time, max_cost=0.06), dataset, tmp_path / "cache", progress=False)
     assert on_disk == [0, 1, 2]
-    fill(detector(time, max_cost=9), dataset, tmp_path / "cache", progress=False)
+    fill_cache(detector(time, max_cost=9), dataset, tmp_path / "cache", progress=False)
     assert on_disk == [0, 1, 2, 3, 4]
     assert len(server.tasks) == 5
 
@@ -478,7 +478,7 @@ def test_building_and_the_identity_need_neither_sdk_nor_key_nor_budget(monkeypat
     monkeypatch.setitem(sys.modules, "dds_cloudapi_sdk", None)
     settings = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["detector"]["settings"]
     assert "max_cost" not in settings
-    built = create_dds(settings, Dataset("mine", "val", [], "digest"))
+    built = create_dds(settings)
     assert built.name == "groundingdino-1.5-pro"
     assert (built.levels, built.reads_images, isinstance(built, PaidDetector)) == (("expression",), True, True)
     assert built.identity() == {
@@ -511,7 +511,7 @@ def test_the_identity_is_what_decides_the_answers(changed: dict[str, Any], same:
 def test_all_wrong_settings_are_told_at_once() -> None:
     wrong = {"model": "../gd", "price": 0.02, "bbox_threshold": 2, "max_edge": "big", "api_key": "x"}
     with pytest.raises(RecipeError) as caught:
-        create_dds(wrong, Dataset("mine", "val", [], "digest"))
+        create_dds(wrong)
     text = str(caught.value)
     assert "5 problems" in text
     for part in ("model:", "key 'price_per_call' is missing", "unknown keys 'price', 'api_key'", "bbox_threshold:"):
