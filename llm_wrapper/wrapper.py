@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from llm_wrapper import detectors, images, runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections import samples
@@ -130,7 +130,7 @@ class Wrapper:
         Args:
             recipe: Its `prompt` must be what the adapter was trained with, unless another prompt is tried. Examples
                 come from its training split.
-            adapter: A folder; as text also a repository of the hub, see `adapter_files.locate`.
+            adapter: A folder; as text also a repository of the hub, see `adapter_files.find_adapter`.
 
         Raises:
             ModelError: If the adapter cannot be found, or does not fit the LLM.
@@ -141,7 +141,7 @@ class Wrapper:
         from llm_wrapper.llms.base import load_llm
 
         builder = load_prompt_builder(recipe)
-        folder = locate(adapter).folder if isinstance(adapter, str) else adapter
+        folder = find_adapter(adapter).folder if isinstance(adapter, str) else adapter
         return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=recipe.prompt.reasoning_tokens), builder)
 
     def predict(self, image: str | Path | Image.Image, expression: str) -> Result:

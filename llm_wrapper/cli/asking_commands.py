@@ -126,8 +126,9 @@ def by_llm(
             f"prompt.none_below={recipe.prompt.none_below:g} is a probability, which llm.decode={recipe.llm.decode} "
             "does not give: set llm.decode=score, or prompt.none=true and no threshold"
         )
+    from llm_wrapper.llms.adapters import add_adapter, require_fit
     from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
-    from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model, require_fit
+    from llm_wrapper.llms.load import LoadedLLM, load_model
 
     num_tokens = recipe.prompt.reasoning_tokens
 

@@ -14,7 +14,7 @@ import transformers
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.sharing import takes_blocks
-from llm_wrapper.llms.virtual import SoftPromptModel
+from llm_wrapper.llms.soft_prompts import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes
 from llm_wrapper.training.targets import adapt_layers, choose_ia3_targets, choose_lora_targets, describe_targets

@@ -12,7 +12,7 @@ from peft.utils import load_peft_weights
 
 from llm_wrapper import curve_points, runs
 from llm_wrapper.errors import LLMWrapperError, RunError
-from llm_wrapper.llms.load import add_adapter
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.training import sft
 from llm_wrapper.training.kept_adapters import KeptAdapters, seen
 from tests.llms import tiny
