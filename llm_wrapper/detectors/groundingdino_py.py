@@ -184,7 +184,7 @@ def import_groundingdino(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise ModelError(
             f"the detector 'groundingdino-py' cannot be used: {error}. It needs: pip install "
-            "'llm-wrapper[groundingdino]', and a torchvision that is made for the installed torch"
+            "'llm-wrapper-rec[groundingdino]', and a torchvision that is made for the installed torch"
         ) from error
 
 

@@ -84,8 +84,7 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper[quantization]', "
-            "or set llm.quantization=none"
+            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper-rec[gpu]', or set llm.quantization=none"
         )
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,

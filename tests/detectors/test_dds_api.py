@@ -469,7 +469,7 @@ def test_crash_reports_of_the_sdk_are_off(server: MisbehavingServer, sample: Sam
 
 def test_without_the_sdk_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
-    with pytest.raises(RecipeError, match=r"pip install 'llm-wrapper\[dds\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'llm-wrapper-rec\[paid-api\]'"):
         dds_client.load_sdk.__wrapped__()
 
 

@@ -128,7 +128,7 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for name in [name for name in sys.modules if name.split(".")[0] == "groundingdino"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "groundingdino", None)
-    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[groundingdino\]'"):
+    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper-rec\[groundingdino\]'"):
         create_groundingdino_py(twins.SETTINGS, _DATASET).prepare(tiny.sample(tmp_path, "dog"))
 
 

@@ -304,7 +304,7 @@ def test_nf4_with_double_quantization(asked: Any, where: torch.device, monkeypat
 def test_nf4_without_bitsandbytes_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = saved(tmp_path).model_copy(update={"quantization": "nf4"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[quantization\]'.*llm\.quantization=none"):
+    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper-rec\[gpu\]'.*llm\.quantization=none"):
         load_model(section)
 
 
