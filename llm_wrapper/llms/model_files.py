@@ -182,16 +182,19 @@ def _unwritable(folder: Path, error: OSError) -> ModelError:
 
 def _convert(source: Path, target: Path) -> None:
     """Write a GGUF file's model and tokenizer as transformers keeps them; OSError where they cannot be written."""
-    place, options = source.parent, {"gguf_file": source.name, "trust_remote_code": False}
+    place, file = source.parent, source.name
     try:
-        require_sane(transformers.AutoConfig.from_pretrained(place, **options), str(source))
-        packed = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
+        config = transformers.AutoConfig.from_pretrained(place, gguf_file=file, trust_remote_code=False)
+        require_sane(config, str(source))
+        packed = transformers.AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+        )
         config = packed.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         plain.load_state_dict(packed.state_dict())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=file, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # what a file that is not what it says makes its readers raise is open

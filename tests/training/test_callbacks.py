@@ -12,15 +12,9 @@ from peft.utils import load_peft_weights
 
 from llm_wrapper import curve_points, runs
 from llm_wrapper.errors import LLMWrapperError, RunError
-<<<<<<< HEAD:tests/training/test_kept_adapters.py
-from llm_wrapper.llms.adapters import add_adapter
-from llm_wrapper.training import sft
-from llm_wrapper.training.kept_adapters import KeptAdapters, seen
-=======
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.training import trainer
 from llm_wrapper.training.callbacks import IntermediateAdapters, count_samples_seen
->>>>>>> main:tests/training/test_callbacks.py
 from tests.llms import tiny
 from tests.training.test_trainer import group, recipe, train_groups
 
