@@ -14,7 +14,7 @@ from train import train_packed
 
 from llm_wrapper.datasets import Dataset, jsonl
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.samples import PreparedSample, build
 from llm_wrapper.detectors.base import Level, Question
@@ -87,7 +87,7 @@ def prepare_samples(
     crowds.write(path, iter(chosen), limit=limit)
     dataset = clock.timed("read the data set", lambda: jsonl.load_jsonl(path, "val"))
     finder = _Finder(_detections(chosen))
-    clock.timed("cache detections", lambda: fill(finder, dataset, folder / "cache", progress=False))
+    clock.timed("cache detections", lambda: fill_cache(finder, dataset, folder / "cache", progress=False))
     return clock.timed("build candidates", lambda: _samples(finder, dataset, folder / "cache", recipe))
 
 
