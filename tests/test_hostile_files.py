@@ -146,7 +146,7 @@ def repeated_key(text: str) -> str:
 def unpickle(content: bytes) -> Attack:
     def attack() -> None:
         Path("refs.p").write_bytes(content)
-        str(restricted_pickle.load(Path("refs.p")))
+        str(restricted_pickle.read_pickle(Path("refs.p")))
 
     return bounded(attack, gigabytes=1)
 
@@ -165,7 +165,7 @@ def expressions(line: str) -> Attack:
         Image.new("RGB", (64, 48)).save("private.png")
         Image.new("RGB", (64, 48)).save("data/a.png")
         Path("data/mine.jsonl").write_text(line + "\n", encoding="utf-8")
-        jsonl.load(Path("data/mine.jsonl"), "val")
+        jsonl.load_jsonl(Path("data/mine.jsonl"), "val")
 
     return attack
 

@@ -168,7 +168,7 @@ def detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
 
     Keeps runs/bench/detect.json. Each image is asked four expressions, as a referring data set has them.
     """
-    samples = _four_each(datasets.load(recipe.data, recipe.data.eval_split), num_images)
+    samples = _four_each(datasets.load_dataset(recipe.data, recipe.data.eval_split), num_images)
     from llm_wrapper.detectors.bench import compare_florence2, compare_grounding_dino
 
     found: dict[str, Comparison] = {}

@@ -56,7 +56,7 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     unread: dict[str, DataError] = {}
     for split in _SPLITS:
         try:
-            dataset = datasets.load(recipe.data, split)
+            dataset = datasets.load_dataset(recipe.data, split)
         except DataError as error:
             unread[split] = error
             continue
@@ -66,8 +66,8 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     if not found:
         nothing = DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
         raise next(iter(unread.values()), nothing)
-    report = checks.check(found)
-    say(console, checks.render(report))
+    report = checks.check_datasets(found)
+    say(console, checks.format_check(report))
     for split, problem in unread.items():
         if split in (recipe.data.train_split, recipe.data.eval_split):
             say(console, f"error: split {split} cannot be read: {problem}")
@@ -212,7 +212,7 @@ def _own_training_data(job: Evaluation, recipe: Recipe, dataset: Dataset) -> lis
     trained = runs.recipe_of(job.run).training_data() if job.run else []
     if not dataset.has_splits and not trained:
         return []
-    note = leaks.own_training_data((recipe.data, dataset), trained)
+    note = leaks.describe_own_training_data((recipe.data, dataset), trained)
     return [note] if note else []
 
 

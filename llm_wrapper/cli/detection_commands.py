@@ -61,7 +61,7 @@ def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filli
 
 def _cache_split(section: DetectorSection, data: DataSection, split: str, how: Filling) -> str:
     """Fill one cache and tell what it holds."""
-    dataset = datasets.load(data, split)
+    dataset = datasets.load_dataset(data, split)
     detector = detectors.create_detector(section, dataset)
     if isinstance(detector, PaidDetector) and sys.stdin.isatty():
         detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Go on?", default=False)

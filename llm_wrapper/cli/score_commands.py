@@ -53,7 +53,7 @@ def score(job: Job, console: Console) -> Summary:
         DataError: If the split has no box to compare with, or the file does not hold boxes for it.
     """
     split = job.split
-    dataset = datasets.load(job.data, split)
+    dataset = datasets.load_dataset(job.data, split)
     if not any(sample.target for sample in dataset.samples):
         raise DataError(f"{job.data.name} {split} has no box to compare with")
     result = foreign.read(job.file, dataset, name=job.name, box_format=job.box_format)

@@ -134,7 +134,7 @@ def load_prepared_split(
     Raises:
         CacheError: If the detections are not cached completely; the message names the command.
     """
-    dataset = dataset or datasets.load(data, split)
+    dataset = dataset or datasets.load_dataset(data, split)
     caches = [
         DetectionCache.open_complete(
             cache_folder(detector.name, data, split),

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validated
+from llm_wrapper.datasets.rows import validate_row
 from llm_wrapper.detectors.paid_calls import CostEstimate
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.records import Box, Detection, Detections, Sample
@@ -211,7 +211,7 @@ def parse_settings(kind: type[_Settings], settings: Mapping[str, Any], detector:
         RecipeError: With every setting that is unknown, missing or out of range.
     """
     problems: list[str] = []
-    parsed = validated(kind, dict(settings), where="settings", problems=problems)
+    parsed = validate_row(kind, dict(settings), where="settings", problems=problems)
     if parsed is None:
         raise RecipeError(listed(f"the detector {detector!r} cannot be built", problems))
     return parsed

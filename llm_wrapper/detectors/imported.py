@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file
-from llm_wrapper.datasets.rows import validated
+from llm_wrapper.datasets.rows import validate_row
 from llm_wrapper.detectors import imported_files, supervision_files
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.detectors.category_names import read_category_names
@@ -157,7 +157,7 @@ def _entries_of_sink(rows: supervision_files.PlacedRows, chosen: _Settings, note
 
 def _settings(settings: Mapping[str, Any]) -> _Settings:
     problems: list[str] = []
-    chosen = validated(_Settings, dict(settings), where="settings", problems=problems)
+    chosen = validate_row(_Settings, dict(settings), where="settings", problems=problems)
     if chosen is not None and chosen.path.suffix not in (".json", ".jsonl", ".csv"):
         problems.append(
             f"path: {chosen.path} ends neither in .json (COCO results, JSONSink) nor in .jsonl nor in .csv (CSVSink): "

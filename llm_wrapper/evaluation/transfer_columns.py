@@ -107,7 +107,7 @@ def _trained_on(
         found = read[key]
         if found is None:
             return None
-        shared |= leaks.shared_images((data, dataset), (section, found))
+        shared |= leaks.find_shared_images((data, dataset), (section, found))
     return shared
 
 
@@ -117,7 +117,7 @@ def _same_data(a: DataSection, b: DataSection) -> bool:
 
 def _read(section: DataSection) -> Dataset | None:
     try:
-        return datasets.load(section, section.train_split)
+        return datasets.load_dataset(section, section.train_split)
     except DataError as error:
         _log.warning("%s %s cannot be read: %s", section.name, section.train_split, error)
         return None

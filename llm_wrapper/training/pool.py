@@ -67,7 +67,7 @@ def not_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[Prepare
     pairs = list(zip(recipe.training_data(), (each.dataset for each in sets), strict=True))
     return [
         prepared
-        for each, evaluated in zip(sets, leaks.evaluated_images(pairs), strict=True)
+        for each, evaluated in zip(sets, leaks.find_evaluated_images(pairs), strict=True)
         for prepared in each.samples
         if prepared.sample.image_id not in evaluated
     ]

@@ -46,7 +46,7 @@ def section(data: str, root: Path) -> DataSection:
 
 def wrong_every_fifth(data: DataSection, split: str, path: Path) -> int:
     """Write the targets as boxes, less the first sample, with a box elsewhere at every fifth; return how many lines."""
-    samples = datasets.load(data, split).samples[1:]
+    samples = datasets.load_dataset(data, split).samples[1:]
     rows = []
     for place, each in enumerate(samples):
         assert each.target is not None
@@ -148,7 +148,7 @@ def test_real_refcocog_as_an_image_and_words_file() -> None:
     root = os.environ.get("LLM_WRAPPER_REAL_DATA")
     if not root:
         pytest.skip("LLM_WRAPPER_REAL_DATA is not set: no real annotations")
-    samples = datasets.load(section("refcocog", Path(root) / "refer"), "val").samples
+    samples = datasets.load_dataset(section("refcocog", Path(root) / "refer"), "val").samples
     rows = [
         {"image": f"COCO_train2014_{int(s.image_id):012d}.jpg", "expression": s.expression, "box": s.target.xyxy}
         for s in {(s.image_id, s.expression): s for s in samples}.values()

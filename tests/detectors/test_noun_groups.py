@@ -42,7 +42,7 @@ def _expressions(names: set[str]) -> dict[tuple[str, str], str]:
     found = {}
     for name in names:
         path = Path(_REAL) / "refer" / name / f"refs({refer.USUAL_SPLIT_BY[name]}).p"
-        sentences = (sentence for ref in restricted_pickle.load(path) for sentence in ref["sentences"])
+        sentences = (sentence for ref in restricted_pickle.read_pickle(path) for sentence in ref["sentences"])
         found |= {(name, str(sentence["sent_id"])): sentence["sent"] for sentence in sentences}
     return found
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from llm_wrapper.boxes import array, pairwise_iou
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.toy import load
+from llm_wrapper.datasets.toy import load_toy
 from llm_wrapper.detectors.base import Detector, detect_sample
 from llm_wrapper.detectors.toy import ToyDetector, create_toy
 from llm_wrapper.errors import ImageError, RecipeError
@@ -89,7 +89,7 @@ def test_gray_shapes_are_background_and_alpha_is_no_color(tmp_path: Path) -> Non
 
 
 def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
-    samples = load(ROOT, "val").images()[:3]
+    samples = load_toy(ROOT, "val").images()[:3]
     copies = []
     for number, sample in enumerate(samples):
         assert sample.image_path is not None
@@ -103,7 +103,7 @@ def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
 
 
 def test_val_is_neither_hopeless_nor_solved() -> None:
-    dataset = load(ROOT, "val")
+    dataset = load_toy(ROOT, "val")
     samples, images = dataset.samples, dataset.images()
     found = {image.image_id: detect_sample(ToyDetector(), image) for image in images}
     num_held = 0

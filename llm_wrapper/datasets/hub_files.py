@@ -22,7 +22,7 @@ from llm_wrapper import readers
 from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, RecipeError, listed, shell_word
 
-__all__ = ["HubRow", "files_of", "is_fetched", "name_of", "rows_of"]
+__all__ = ["HubRow", "find_split_files", "is_fetched", "read_hub_rows", "repo_name"]
 
 _FILE = re.compile(
     r"(?:^|[-_/])(train|validation|val|testA|testB|test)(?:-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?)?\.parquet$"
@@ -50,12 +50,12 @@ class HubRow(BaseModel):
 _Row = TypeVar("_Row", bound=HubRow)
 
 
-def name_of(repo: str) -> str:
+def repo_name(repo: str) -> str:
     """Return the name of a repository `<owner>/<name>` or `<owner>/<name>@<revision>`."""
     return repo.partition("@")[0].rpartition("/")[2]
 
 
-def files_of(root: Path, split: str, repo: str) -> dict[Path, str]:
+def find_split_files(root: Path, split: str, repo: str) -> dict[Path, str]:
     """Return the Parquet files of a split in their order, each with the split's own name.
 
     `validation` is called `val`. Beside a `testB` and no `testA`, the files called `test` are testA (`jxu124/refcoco`).
@@ -89,7 +89,7 @@ def files_of(root: Path, split: str, repo: str) -> dict[Path, str]:
     return {path: member for member in members for path in found[member]}
 
 
-def rows_of(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped) -> Iterator[tuple[str, _Row]]:
+def read_hub_rows(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped) -> Iterator[tuple[str, _Row]]:
     """Yield (place, row) for each usable row, and count the others.
 
     Only the columns that `kind` has are read. A row that names another split than its file is none of them.
@@ -100,7 +100,7 @@ def rows_of(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped) -> It
     for path, split in files.items():
         for number, raw in enumerate(_records(path, kind)):
             where = f"{path.name} row {number}"
-            row = skipped.validated(kind, raw, where)
+            row = skipped.validate_row(kind, raw, where)
             if row is None:
                 continue
             if not _is_of(row.split, split):
@@ -111,7 +111,7 @@ def rows_of(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped) -> It
 
 
 def is_fetched(root: Path) -> bool:
-    """Tell whether a folder holds a Parquet file of any split, so that `files_of` fetches nothing."""
+    """Tell whether a folder holds a Parquet file of any split, so that `find_split_files` fetches nothing."""
     return bool(_by_split(root))
 
 
