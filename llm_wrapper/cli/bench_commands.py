@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts, datasets, results, runs
+from llm_wrapper import datasets, results, runs, storage
 from llm_wrapper.cli import detection_commands
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
@@ -56,7 +56,7 @@ def score(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
         for way in facts["ways"]:
             table.add_row(name, *(str(way[key]) for key in ("name", "rate", "ratio", "agreement", "exact", "differs")))
     console.print(table)
-    more = {"cores": os.cpu_count(), "versions": artifacts.versions()}
+    more = {"cores": os.cpu_count(), "versions": storage.versions()}
     _keep(
         "score", {"recipe": recipe.model_dump(mode="json"), "expressions": num_expressions}, {**found, **more}, console
     )
@@ -65,7 +65,7 @@ def score(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
 def _keep(name: str, question: Mapping[str, Any], facts: Mapping[str, Any], console: Console) -> None:
     """Write a measurement to runs/bench/<name>.json; one of another size or recipe is not touched, see `results`."""
     path = results.free_file(runs.ROOT / "bench" / f"{name}.json", question)
-    artifacts.write_json(path, {**facts, "question": question})
+    storage.write_json(path, {**facts, "question": question})
     say(console, f"kept in {path}")
 
 
@@ -131,7 +131,7 @@ def train(grouped: Recipe, single: Recipe, console: Console, *, num_steps: int) 
         detection_commands.cache(recipe, [split], console)
     columns = ("rows", "expressions/s", "rival's", "ratio", "loss differs by", "in float32 by")
     table = Table(*columns, title="training, against TRL's SFTTrainer with batches of 4")
-    facts: dict[str, Any] = {"cores": os.cpu_count(), "versions": artifacts.versions()}
+    facts: dict[str, Any] = {"cores": os.cpu_count(), "versions": storage.versions()}
     for name, (recipe, split) in jobs.items():
         timed, exact = _trained(recipe, split, num_steps)
         rates = (f"{timed.num_expressions / seconds:.2f}" for seconds in (timed.seconds, timed.rival_seconds))
@@ -188,7 +188,7 @@ def detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
             where.add_row(name, part, f"{seconds:.1f}", f"{seconds / each.seconds:.0%}")
     console.print(where)
     facts = {name: {"ratio": each.ratio, "equal": each.is_equal, **asdict(each)} for name, each in found.items()}
-    more = {"num_images": num_images, "cores": os.cpu_count(), "versions": artifacts.versions()}
+    more = {"num_images": num_images, "cores": os.cpu_count(), "versions": storage.versions()}
     question = {"data": recipe.data.model_dump(mode="json"), "images": num_images}
     _keep("detect", question, {**facts, **more}, console)
 
@@ -223,7 +223,7 @@ def metrics(console: Console, *, num_predictions: int) -> None:
     )
     console.print(table)
     ratio = found.loop_seconds / found.seconds
-    facts = {"ratio": ratio, **asdict(found), "versions": artifacts.versions()}
+    facts = {"ratio": ratio, **asdict(found), "versions": storage.versions()}
     _keep("metrics", {"predictions": num_predictions}, facts, console)
 
 

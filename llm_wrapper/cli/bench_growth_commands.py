@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.clock import Clock
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import bench_growth as evaluating
@@ -160,7 +160,7 @@ def _candidates(recipe: Recipe, number: int, num_images: int, console: Console) 
 
 
 def _notes(recipe: Recipe, extent: Extent, same: dict[str, list[dict[str, Any]]]) -> list[str]:
-    known = artifacts.versions()
+    known = storage.versions()
     lines = [
         f"Made-up scenes of the toy grammar, seeds fixed: {evaluating.THINGS} candidates and {evaluating.EXPRESSIONS} "
         f"expressions an image above, {recipe.train.expressions_per_group} expressions an image below. "
@@ -205,9 +205,9 @@ def _keep(path: Path, found: _Found, candidates: shown.Steps, notes: Sequence[st
         "candidates": candidates,
         **more,
         "cores": os.cpu_count(),
-        "versions": artifacts.versions(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(path, facts)
-    artifacts.write_atomic(path.with_suffix(".md"), shown.markdown(found.seconds, found.cpu, candidates, notes))
+    storage.write_json(path, facts)
+    storage.write_atomic(path.with_suffix(".md"), shown.markdown(found.seconds, found.cpu, candidates, notes))
     for kind in ("svg", "png"):
-        artifacts.write_atomic(path.with_suffix(f".{kind}"), shown.picture(found.seconds, candidates, kind=kind))
+        storage.write_atomic(path.with_suffix(f".{kind}"), shown.picture(found.seconds, candidates, kind=kind))

@@ -22,15 +22,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections import canonical
 from llm_wrapper.detections.contents import MANIFEST, Contents, Manifest, fill_command, read, totals
 from llm_wrapper.detections.identity import Recorded, commits_of, distinct
 from llm_wrapper.detections.parts import ROWS_PER_PART, Key, Part, read_part, row_detections, write_part
 from llm_wrapper.detectors.base import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
-from llm_wrapper.locking import locked
 from llm_wrapper.records import Detections, Sample, to_dict
+from llm_wrapper.storage import locked
 
 __all__ = ["DetectionCache", "Manifest"]
 
@@ -50,7 +50,7 @@ class DetectionCache:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.identity: dict[str, Any] = json.loads(artifacts.canonical(identity))
+        self.identity: dict[str, Any] = json.loads(storage.canonical(identity))
         self.manifest: Manifest | None = None
         self.damaged: list[Path] = []
         self._parts: list[Part] = []
@@ -174,13 +174,13 @@ class DetectionCache:
             parts=tuple(part.entry for part in parts),
             **totals(parts),
             recorded=self.recorded,
-            versions=artifacts.versions(),
+            versions=storage.versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         facts = to_dict(manifest)
         if not manifest.recorded:  # the version before refuses fields that it does not know
             del facts["recorded"]
-        artifacts.write_json(place / MANIFEST, facts)
+        storage.write_json(place / MANIFEST, facts)
         canonical.settle(self.folder)
         self._parts, self._rows = [], {}
         self._index(parts)
@@ -237,7 +237,7 @@ class DetectionCache:
         if found.manifest is not None:
             identities = {self.folder: found.manifest.identity, **identities}
         for place, identity in identities.items():
-            problems = artifacts.differences(identity, self.identity)
+            problems = storage.differences(identity, self.identity)
             if problems:
                 message = listed(f"{place} holds detections that were made otherwise", problems)
                 remedy = f"Run `{self._command} --overwrite` to replace them, or use another folder."
@@ -254,7 +254,7 @@ class DetectionCache:
         """Remove what a killed process left behind, and all parts where they are to be replaced."""
         if overwrite:
             self._drop_manifest()
-        for pattern in (artifacts.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
+        for pattern in (storage.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
             for path in self.folder.glob(pattern):
                 try:
                     path.unlink()

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.contents import MANIFEST
 from llm_wrapper.detections.identity import distinct
 from llm_wrapper.detections.parts import PART_NAME, Key, Part, read_part, write_rows
@@ -63,7 +63,7 @@ def stage(
     for name, keys in wanted.items():
         write_rows(place / name, table.take([row_of[key] for key in keys]).to_pylist(), identity, recorded)
         staged.append(read_part(place / name))
-    artifacts.write_json(place / _REPLACED, sorted({part.entry.name for part in parts} - wanted.keys()))
+    storage.write_json(place / _REPLACED, sorted({part.entry.name for part in parts} - wanted.keys()))
     return staged
 
 

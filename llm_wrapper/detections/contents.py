@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, split_recorded
 from llm_wrapper.detections.parts import PART_NAME, DamagedPartError, Key, Part, PartEntry, read_part
 from llm_wrapper.detectors.base import LEVELS, Level
@@ -272,7 +272,7 @@ def _foreign(folder: Path, part: Part, wanted: Mapping[str, Any]) -> Problem:
     """Tell how a part was made otherwise."""
     places = ("in this part", "in the others")
     text = f"{folder / part.entry.name} was made otherwise than the rest: " + "; ".join(
-        artifacts.differences(part.identity, wanted, places=places)
+        storage.differences(part.identity, wanted, places=places)
     )
     remedy = f"Move it to a folder of its own and run `{fill_command(wanted, folder)}`."
     return Problem(text, remedy, part=folder / part.entry.name, blocks=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, boxes
+from llm_wrapper import boxes, storage
 from llm_wrapper.detections.cache import Manifest
 from llm_wrapper.detections.contents import Contents, read_sound, told
 from llm_wrapper.detections.parts import Key, row_detections
@@ -61,7 +61,7 @@ def export(folder: Path, out: Path) -> list[Path]:
         if path.exists():
             raise DataError(f"{path} exists. Name another file, or remove it: rm {shlex.quote(str(path))}")
     for path, text in files.items():
-        artifacts.write_atomic(path, text)
+        storage.write_atomic(path, text)
     return list(files)
 
 

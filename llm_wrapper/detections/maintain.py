@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import Contents, Problem, fill_command, read, read_sound, told, totals
 from llm_wrapper.detections.identity import Recorded, commits_of, distinct
@@ -135,7 +135,7 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
     problems = [
         difference
         for other in sources[1:]
-        for difference in artifacts.differences(
+        for difference in storage.differences(
             other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
         )
     ]

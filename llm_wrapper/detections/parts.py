@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.identity import Recorded, distinct, split_recorded
 from llm_wrapper.errors import CacheError, DataError
 from llm_wrapper.readers import MIB, parse_json, parse_parquet_table, read_bytes
@@ -118,12 +118,12 @@ def write_rows(
     Raises:
         LLMWrapperError: If the file cannot be written, for instance because the disk is full.
     """
-    text = artifacts.canonical(identity)
+    text = storage.canonical(identity)
     # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
-    metadata = {_IDENTITY: text.encode(), _DIGEST: artifacts.digest_value(identity).encode()}
+    metadata = {_IDENTITY: text.encode(), _DIGEST: storage.digest_value(identity).encode()}
     if recorded:
-        metadata[_RECORDED] = artifacts.canonical(recorded).encode()
-    artifacts.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
+        metadata[_RECORDED] = storage.canonical(recorded).encode()
+    storage.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
 
 
 def read_part(path: Path, sha256: str | None = None) -> Part:
@@ -189,7 +189,7 @@ def _identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
         raise DamagedPartError(f"{path} is damaged: it carries no identity of its cache") from error
     if not isinstance(identity, dict):
         raise DamagedPartError(f"{path} is damaged: the identity of its cache is no object")
-    if artifacts.digest_value(identity).encode() != metadata.get(_DIGEST):
+    if storage.digest_value(identity).encode() != metadata.get(_DIGEST):
         raise DamagedPartError(f"{path} is damaged: the identity that it carries was changed")
     return identity
 

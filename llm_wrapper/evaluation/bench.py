@@ -11,8 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from llm_wrapper.columns import Columns
-from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, measure, recall_at
+from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, Columns, measure, recall_at
 
 __all__ = ["MetricTiming", "compare", "generate", "loop", "vectorized"]
 

@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.nf4 import footprint
@@ -174,5 +174,5 @@ def compare(folder: Path, *, num_layers: int = _NUM_LAYERS, width: int = 2048) -
     return {
         **facts,
         "ratio_with_forward": facts["peak_bytes_with_forward"] / num_bytes,
-        "versions": artifacts.versions(),
+        "versions": storage.versions(),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import ModelError, RunError, shell_word
 from llm_wrapper.llms import adapters
 from llm_wrapper.llms import load as loading
@@ -44,7 +44,7 @@ def export(section: LLMSection, adapter: Path, out: Path) -> None:
     model = adapters.put_on(_base(section), adapter, str(section.model))
     if section.chat_template:
         tokenizer.chat_template = section.chat_template
-    with artifacts.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
+    with storage.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
         _write(model.merge_and_unload(), tokenizer, out)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from llm_wrapper import artifacts, readers, runs
+from llm_wrapper import readers, runs, storage
 from llm_wrapper.errors import RunError
 
 __all__ = ["NAME", "Progress", "StepLog", "broken", "cut_back"]
@@ -59,7 +59,7 @@ def cut_back(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = readers.read_bytes(path).decode(errors="replace").splitlines()
-    artifacts.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+    storage.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import ModelError
 from llm_wrapper.training import checkpoints, log
 
@@ -127,7 +127,7 @@ class WatchedTrainer(transformers.Trainer):  # type: ignore[misc]
                 for batch in self._batches
             ],
         }
-        artifacts.write_json(path, kept)
+        storage.write_json(path, kept)
         self.accelerator.wait_for_everyone()
         raise ModelError(
             f"{problem} at step {step}; lower train.learning_rate or set llm.dtype=float32. The step's samples, "
