@@ -233,7 +233,7 @@ def train(prepare: Callable[[Path], object]) -> None:
     folder = runs.open_run(Path("runs/mine"), recipe)
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "gather", lambda *_: pytest.fail("it trains"))
+        patch.setattr(commands, "load_training_pool", lambda *_: pytest.fail("it trains"))
         commands.train(recipe, folder, Console(quiet=True))
 
 
@@ -252,11 +252,11 @@ def adapter_as_link() -> None:
 
 
 def name_of_a_checkpoint() -> None:
-    from llm_wrapper.training.checkpoints import last_complete
+    from llm_wrapper.training.checkpoints import find_last_complete
 
     Path("checkpoint-\u00b2").mkdir()
     Path("checkpoint-\u00b2/trainer_state.json").write_text('{"global_step": 2}', encoding="utf-8")
-    assert last_complete(Path()) is None
+    assert find_last_complete(Path()) is None
 
 
 def report(spoil: Callable[[Path], object], **values: str) -> Attack:

@@ -73,10 +73,10 @@ def _trained_adapter(recipe: Recipe, folder: Path) -> Path:
     """Train for some steps: enough to answer with an index and to end there, which is all that speed depends on."""
     samples = load_prepared_split(recipe, recipe.data, recipe.data.train_split).samples
     from llm_wrapper.llms.load import load_model
-    from llm_wrapper.training import sft
+    from llm_wrapper.training import trainer
     from llm_wrapper.training.examples import make_groups
 
-    sft.train(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
+    trainer.train_adapter(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
     return folder / "adapter"
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 
 from llm_wrapper import adapter_files, datasets, results, runs, storage
-from llm_wrapper.cli import plan_commands
 from llm_wrapper.cli.asking_commands import Evaluation, by_llm, notes, with_training
 from llm_wrapper.cli.detection_commands import cache, prepared_notes
 from llm_wrapper.datasets import Dataset, leaks
@@ -29,10 +28,10 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, compared, page, pictures, tables
 from llm_wrapper.storage import folder_name, inside
 from llm_wrapper.terminal import say
-from llm_wrapper.training import processes, trackers
-from llm_wrapper.training.examples import answered_none
-from llm_wrapper.training.interruption import stoppable
-from llm_wrapper.training.pool import gather, load_prompt_builder, require_trainable
+from llm_wrapper.training import callbacks, processes
+from llm_wrapper.training.examples import count_answered_none
+from llm_wrapper.training.pool import load_prompt_builder, load_training_pool, require_trainable
+from llm_wrapper.training.processes import exit_on_signal
 
 __all__ = [
     "Evaluation",
@@ -90,40 +89,38 @@ def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = Fals
             "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
         )
     require_trainable(recipe.prompt)
-    with processes.main_speaks(console), contextlib.ExitStack() as held:
+    with processes.print_from_main(console), contextlib.ExitStack() as held:
         processes.require_devices()
-        processes.share(recipe.train.groups_per_step)
-        trackers.require(recipe.train.report_to)
-        folder = processes.open_together(
+        processes.groups_per_process(recipe.train.groups_per_step)
+        callbacks.require_trackers(recipe.train.report_to)
+        folder = processes.open_run_together(
             folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
         )
-        with stoppable(folder, console):
+        with exit_on_signal(folder, console):
             _adapt(recipe, folder, console)
     return folder
 
 
 def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     """Train in an open run and finish it."""
-    pool = gather(recipe)
-    if processes.is_main():
-        plan_commands.brief(recipe, pool.groups, console)
+    pool = load_training_pool(recipe)
     from llm_wrapper.llms.load import load_model
-    from llm_wrapper.training import sft
+    from llm_wrapper.training import trainer
 
     llm = load_model(recipe.llm)
-    groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
+    groups, num_too_long = trainer.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)
     labelled = [group for group in groups if group.num_labelled]
     images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
-    none = f"; answered by none of these: {answered_none(groups)}" if recipe.prompt.none else ""
+    none = f"; answered by none of these: {count_answered_none(groups)}" if recipe.prompt.none else ""
     found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
     say(console, found)
-    outcome = sft.train(llm, groups, recipe, folder)
-    if not processes.part():
+    outcome = trainer.train_adapter(llm, groups, recipe, folder)
+    if not processes.leave_process_group():
         return
     facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(pool.sets)}
-    facts |= {"answered_none": answered_none(groups)} if recipe.prompt.none else {}
+    facts |= {"answered_none": count_answered_none(groups)} if recipe.prompt.none else {}
     runs.finish(folder, facts)
     write_card(folder)
     say(console, f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s")

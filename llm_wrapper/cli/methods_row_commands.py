@@ -81,11 +81,11 @@ def step_tokens(recipe: Recipe) -> float | None:
         CacheError: If detections are missing.
         DataError: If there is nothing to train on.
     """
-    from llm_wrapper.training.outline import planned
-    from llm_wrapper.training.pool import gather
+    from llm_wrapper.training.model_sizes import estimate_training
+    from llm_wrapper.training.pool import load_training_pool
 
     whole = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": None})})
-    epoch = planned(whole, gather(whole).groups).epoch
+    epoch = estimate_training(whole, load_training_pool(whole).groups).epoch
     return None if epoch is None else methods.TRAINING * epoch.num_tokens * whole.train.epochs / epoch.num_steps
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -46,7 +45,7 @@ __all__ = [
     "register_detector",
 ]
 
-Factory: TypeAlias = Callable[..., Any]
+Factory: TypeAlias = Callable[[Mapping[str, Any]], Any]
 """Settings of a recipe -> `Detector`, or `UnboundDetector`."""
 
 REGISTRY: dict[str, str | Factory] = {
@@ -54,7 +53,7 @@ REGISTRY: dict[str, str | Factory] = {
     "toy-gray": "llm_wrapper.detectors.toy:create_toy_gray",
     "coco": "llm_wrapper.detectors.coco:create_coco",
     "coco-degraded": "llm_wrapper.detectors.coco:create_coco_degraded",
-    "import": "llm_wrapper.detectors.imported:create",
+    "import": "llm_wrapper.detectors.imported:create_imported",
     "florence2": "llm_wrapper.detectors.florence2:create_florence2",
     "grounding-dino": "llm_wrapper.detectors.grounding_dino:create_grounding_dino",
     "groundingdino-py": "llm_wrapper.detectors.groundingdino_py:create_groundingdino_py",
@@ -170,9 +169,7 @@ def create_detector(section: DetectorSection, dataset: Dataset, plugins: Sequenc
     """
     for plugin in plugins:
         load_plugin(plugin)
-    factory = _factory(section.name)
-    arguments = (section.settings, dataset)[: len(signature(factory).parameters)]
-    created = factory(*arguments)
+    created = _factory(section.name)(section.settings)
     detector: Detector = created.bind(dataset) if isinstance(created, UnboundDetector) else created
     detector.name = section.label or detector.name
     return detector

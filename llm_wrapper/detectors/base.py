@@ -95,17 +95,15 @@ class Detector(Protocol):
         ...
 
 
-@runtime_checkable
-class UnboundDetector(Protocol):
-    """A detector that answers from a file or from annotations, and so for one split of a data set at a time."""
+@dataclass(frozen=True, slots=True)
+class UnboundDetector:
+    """A detector that answers from a file or from annotations, and so for one split of a data set at a time.
 
-    def bind(self, dataset: Dataset) -> Detector:
-        """Return the detector of a data set.
+    Attributes:
+        bind: Returns the detector of a split; raises DataError where the file or the annotations do not fit it.
+    """
 
-        Raises:
-            DataError: If the file or the annotations do not fit the data set.
-        """
-        ...
+    bind: Callable[[Dataset], Detector]
 
 
 @runtime_checkable

@@ -18,7 +18,6 @@ import torch
 import transformers
 from pydantic import Field
 
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import checkpoints
 from llm_wrapper.detectors.base import detections_from_raw, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
@@ -262,6 +261,6 @@ def _pixels(bins: Sequence[int], image_wh: tuple[int, int]) -> list[float]:
     return [(number + 0.5) * image_wh[axis % 2] / NUM_BINS for axis, number in enumerate(bins)]
 
 
-def create_florence2(settings: Mapping[str, Any], dataset: Dataset) -> Florence2Detector:
+def create_florence2(settings: Mapping[str, Any]) -> Florence2Detector:
     """Build the detector of `Florence2Settings`; the weights are loaded when the first image is read."""
     return Florence2Detector(None, None, parse_settings(Florence2Settings, settings, "florence2"))

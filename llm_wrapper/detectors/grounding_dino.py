@@ -36,7 +36,6 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.base import Level, Question, parse_settings
 from llm_wrapper.detectors.checkpoints import Loaded, Weights
@@ -248,7 +247,7 @@ class GroundingDinoDetector:
         return loaded.model, loaded.processor
 
 
-def create_grounding_dino(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoDetector:
+def create_grounding_dino(settings: Mapping[str, Any]) -> GroundingDinoDetector:
     """Build the detector; the weights are loaded when the first image is read."""
     return GroundingDinoDetector(None, None, _parse_settings(settings))
 

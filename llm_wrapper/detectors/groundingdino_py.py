@@ -28,7 +28,6 @@ from pydantic import Field
 from transformers.utils import cached_file
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.base import Level, Question, parse_settings
 from llm_wrapper.detectors.grounding_dino_base import (
@@ -168,7 +167,7 @@ class GroundingDinoPyDetector:
             return self._model
 
 
-def create_groundingdino_py(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoPyDetector:
+def create_groundingdino_py(settings: Mapping[str, Any]) -> GroundingDinoPyDetector:
     """Build the detector; the weights are loaded when the first image is read."""
     return GroundingDinoPyDetector(None, parse_settings(GroundingDinoPySettings, settings, "groundingdino-py"))
 

@@ -23,7 +23,6 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import checkpoints
 from llm_wrapper.detectors.base import detections_from_raw, joined, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
@@ -253,6 +252,6 @@ def _pixels(places: str, image_wh: tuple[int, int]) -> Sequence[float]:
     return ((left + start) * width, (top + start) * height, (right + end) * width, (bottom + end) * height)
 
 
-def create_kosmos2(settings: Mapping[str, Any], dataset: Dataset) -> Kosmos2Detector:
+def create_kosmos2(settings: Mapping[str, Any]) -> Kosmos2Detector:
     """Build the detector of `Kosmos2Settings`; the weights are loaded when the first image is read."""
     return Kosmos2Detector(None, None, parse_settings(Kosmos2Settings, settings, "kosmos2"))

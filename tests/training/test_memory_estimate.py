@@ -28,10 +28,10 @@ from llm_wrapper.recipe import (
     Recipe,
     TrainSection,
 )
-from llm_wrapper.training import architecture, outline, plan, sft
-from llm_wrapper.training.adapted import adapter_config
+from llm_wrapper.training import architecture, memory_estimate, model_sizes, trainer
+from llm_wrapper.training.adapters import adapter_config
 from llm_wrapper.training.examples import Group
-from llm_wrapper.training.plan import Batch, Setup, Sizes
+from llm_wrapper.training.memory_estimate import BatchShape, ModelSizes, TrainingSetup
 from tests.llms import tiny
 from tests.training import families
 
@@ -68,7 +68,7 @@ MIXTRAL_8X7B: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
-SIZES = Sizes(
+SIZES = ModelSizes(
     num_parameters=8_000_000_000,
     num_packable=7_000_000_000,
     num_trainable=300_000_000,
@@ -83,8 +83,8 @@ SIZES = Sizes(
     num_adapters=224,
     largest_weight=60_000_000,
 )
-SETUP = Setup(number_bytes=2, is_4bit=False, is_eager=False, has_dropout=False, has_checkpointing=False)
-BATCH = Batch(num_rows=4, length=256, num_answers=8)
+SETUP = TrainingSetup(number_bytes=2, is_4bit=False, is_eager=False, has_dropout=False, has_checkpointing=False)
+BATCH = BatchShape(num_rows=4, length=256, num_answers=8)
 
 
 def section(folder: Path, settings: dict[str, Any], **changes: Any) -> LLMSection:
@@ -148,11 +148,11 @@ def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.
     settings: dict[str, Any], quantization: str, parameters: int, trained: int, weights: float, tmp_path: Path
 ) -> None:
     llm = section(tmp_path / "model", settings, quantization=quantization)
-    model = outline.outline(llm)
+    model = model_sizes.build_weightless_model(llm)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    found = outline.sizes_of(model, lora([*PAPER, "lm_head"]))
+    found = model_sizes.count_sizes(model, lora([*PAPER, "lm_head"]))
     assert (found.num_parameters, found.num_trainable) == (parameters, trained)
-    memory = plan.memory(found, replace(SETUP, is_4bit=quantization == "nf4"), BATCH)
+    memory = memory_estimate.estimate_memory(found, replace(SETUP, is_4bit=quantization == "nf4"), BATCH)
     assert memory.weights / 1e9 == pytest.approx(weights, abs=0.01)
 
 
@@ -172,7 +172,7 @@ def test_counts_are_those_of_the_real_model_with_peft(architecture: str, modules
     real = tiny.model(architecture)
     real.save_pretrained(tmp_path)
     llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    found = outline.sizes_of(outline.outline(llm), lora(modules, rank=4, dropout=0.0))
+    found = model_sizes.count_sizes(model_sizes.build_weightless_model(llm), lora(modules, rank=4, dropout=0.0))
     assert found.num_parameters == sum(parameter.numel() for parameter in real.parameters())
     adapted = peft.get_peft_model(real, lora(modules, rank=4, dropout=0.0))
     assert found.num_trainable == adapted.get_nb_trainable_parameters()[0]
@@ -185,8 +185,8 @@ def test_the_bytes_of_a_4bit_model_are_those_that_are_counted_after_loading(tmp_
     config = transformers.LlamaConfig(**{**tiny._SIZES, "hidden_size": 256, "intermediate_size": 512})
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     llm = loaded_section(tmp_path)
-    sizes = outline.sizes_of(outline.outline(llm), lora(["q_proj"], rank=4))
-    planned = plan.memory(sizes, replace(SETUP, is_4bit=True, number_bytes=4), BATCH).weights
+    sizes = model_sizes.count_sizes(model_sizes.build_weightless_model(llm), lora(["q_proj"], rank=4))
+    planned = memory_estimate.estimate_memory(sizes, replace(SETUP, is_4bit=True, number_bytes=4), BATCH).weights
     model = nf4.load_4bit(
         str(tmp_path),
         dtype=torch.float32,
@@ -200,8 +200,8 @@ def test_the_bytes_of_a_4bit_model_are_those_that_are_counted_after_loading(tmp_
 
 
 def test_an_adapter_of_another_rank_is_that_of_peft() -> None:
-    four, sixteen = (outline.sizes_of(tiny.model("llama"), lora("all-linear", rank=rank)) for rank in (4, 16))
-    assert plan.with_rank(four, 16) == sixteen
+    four, sixteen = (model_sizes.count_sizes(tiny.model("llama"), lora("all-linear", rank=rank)) for rank in (4, 16))
+    assert memory_estimate.with_rank(four, 16) == sixteen
 
 
 # activations
@@ -237,26 +237,26 @@ def test_estimated_activations_are_near_what_autograd_keeps(modules: Any, dtype:
         num_key_value_heads=2,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    sizes = outline.sizes_of(model, lora(modules, rank=8, dropout=0.0))  # the adapters stay on the model
+    sizes = model_sizes.count_sizes(model, lora(modules, rank=8, dropout=0.0))  # the adapters stay on the model
     setup = replace(SETUP, number_bytes=dtype.itemsize, is_eager=attention == "eager")
-    batch = Batch(num_rows=4, length=96, num_answers=0)
+    batch = BatchShape(num_rows=4, length=96, num_answers=0)
     ids = torch.randint(64, (4, 96))
     mask = torch.zeros(4, 1, 96, 96, dtype=dtype).masked_fill(torch.ones(96, 96).triu(1).bool(), torch.finfo(dtype).min)
     with kept_for_backward(model) as kept, torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     assert states.last_hidden_state.requires_grad
-    ratio = plan.activation_bytes(sizes, setup, batch) / sum(kept)
+    ratio = memory_estimate.activation_bytes(sizes, setup, batch) / sum(kept)
     assert 0.98 < ratio < (1.03 if dtype == torch.bfloat16 else 1.25)
 
 
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
-    one = plan.activation_bytes(
+    one = memory_estimate.activation_bytes(
         replace(SIZES, num_layers=1, adapter_inputs=SIZES.adapter_inputs // 32, num_adapters=7), SETUP, BATCH
     )
-    every = plan.activation_bytes(SIZES, replace(SETUP, has_checkpointing=True), BATCH)
+    every = memory_estimate.activation_bytes(SIZES, replace(SETUP, has_checkpointing=True), BATCH)
     inputs = 32 * BATCH.num_tokens * SIZES.hidden * 2
     assert every == pytest.approx(one + inputs, rel=0.02)
-    assert every < plan.activation_bytes(SIZES, SETUP, BATCH) / 5
+    assert every < memory_estimate.activation_bytes(SIZES, SETUP, BATCH) / 5
 
 
 # the epoch
@@ -278,11 +278,11 @@ def test_steps_and_tokens_are_those_of_the_trainer(
 ) -> None:
     chosen = recipe(saved, **train)
     made = groups(num, expressions=expressions)
-    found = outline.planned(chosen, made)
+    found = model_sizes.estimate_training(chosen, made)
     llm = tiny.llm("llama", "chatml")
-    fitted, left_out = sft.fit_to_length(llm, made, chosen)
+    fitted, left_out = trainer.fit_to_length(llm, made, chosen)
     assert not left_out
-    training = sft.trainer(llm, fitted, chosen, tmp_path)
+    training = trainer.build_trainer(llm, fitted, chosen, tmp_path)
     loader = list(training.get_train_dataloader())
     epochs = 1 if chosen.train.max_steps else chosen.train.epochs
     assert found.epoch is not None
@@ -298,9 +298,9 @@ def test_steps_and_tokens_are_those_of_the_trainer(
 
 
 def test_an_epoch_is_extrapolated_from_some_of_its_groups(saved: LLMSection, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = outline.planned(recipe(saved), groups(96)).epoch
-    monkeypatch.setattr(outline, "_SAMPLED", 16)
-    some = outline.planned(recipe(saved), groups(96)).epoch
+    whole = model_sizes.estimate_training(recipe(saved), groups(96)).epoch
+    monkeypatch.setattr(model_sizes, "_SAMPLED", 16)
+    some = model_sizes.estimate_training(recipe(saved), groups(96)).epoch
     assert whole
     assert some
     assert some.num_steps == whole.num_steps == 48
@@ -312,17 +312,17 @@ def test_an_epoch_is_extrapolated_from_some_of_its_groups(saved: LLMSection, mon
 )
 def test_without_prompts_the_longest_that_is_allowed_is_planned(made: Any, saved: LLMSection) -> None:
     chosen = recipe(saved, max_tokens=32, groups_per_step=3)
-    found = outline.planned(chosen, groups(4, count=20) if made == "long" else made)
+    found = model_sizes.estimate_training(chosen, groups(4, count=20) if made == "long" else made)
     assert found.epoch is None
-    assert found.batch == Batch(num_rows=3, length=32, num_answers=6)
+    assert found.batch == BatchShape(num_rows=3, length=32, num_answers=6)
 
 
 # the verdict
 
 
 def test_each_change_lowers_the_peak_and_all_together_lower_it_most() -> None:
-    before = plan.memory(SIZES, SETUP, BATCH).peak
-    found = list(plan.changes(SIZES, SETUP, BATCH, alpha=128))
+    before = memory_estimate.estimate_memory(SIZES, SETUP, BATCH).peak
+    found = list(memory_estimate.suggest_changes(SIZES, SETUP, BATCH, alpha=128))
     assert [change.overrides for change in found[:-1]] == [
         "llm.quantization=nf4",
         "train.gradient_checkpointing=true",
@@ -336,8 +336,8 @@ def test_each_change_lowers_the_peak_and_all_together_lower_it_most() -> None:
 
 def test_a_recipe_that_has_every_change_is_offered_none() -> None:
     setup = replace(SETUP, is_4bit=True, has_checkpointing=True)
-    batch = Batch(num_rows=1, length=256, num_answers=2)
-    assert not list(plan.changes(replace(SIZES, rank=8), setup, batch, alpha=16))
+    batch = BatchShape(num_rows=1, length=256, num_answers=2)
+    assert not list(memory_estimate.suggest_changes(replace(SIZES, rank=8), setup, batch, alpha=16))
 
 
 @pytest.mark.parametrize(
@@ -354,27 +354,16 @@ def test_the_verdict_is_printed(
     monkeypatch.chdir(tmp_path)
     data = DataSection(name="mine", reader="jsonl", root=tmp_path / "none.jsonl")
     chosen = recipe(saved).model_copy(update={"data": data, "detector": DetectorSection(name="import")})
-    peak = outline.planned(chosen, None).memory.peak
-    needed = next(free for free in range(250_000_000, 10**9, 1000) if plan.fits(peak, free))
-    monkeypatch.setattr(outline, "device_at_hand", lambda: outline.Device("a [test] device", needed - 1000 * missing))
+    peak = model_sizes.estimate_training(chosen, None).memory.peak
+    needed = next(free for free in range(250_000_000, 10**9, 1000) if memory_estimate.fits_memory(peak, free))
+    monkeypatch.setattr(
+        model_sizes, "find_device", lambda: model_sizes.TrainingDevice("a [test] device", needed - 1000 * missing)
+    )
     console = Console(width=300, record=True, file=io.StringIO())
     assert plan_commands.plan(chosen, console) == (missing == 0)
     printed = console.export_text()
     for text in (*expected, "unknown: ", "none.jsonl", "a [test] device", "trainable", "expected peak"):
         assert text in printed
-
-
-def test_the_short_form_is_two_lines_and_never_stops_a_training(saved: LLMSection, tmp_path: Path) -> None:
-    console = Console(width=300, record=True, file=io.StringIO())
-    plan_commands.brief(recipe(saved), groups(6), console)
-    first, second, *rest = console.export_text().splitlines()
-    assert first.startswith("plan: ")
-    assert "3 steps" in first
-    assert second.startswith("yes: ")
-    assert not rest
-    refused = recipe(saved, lora=LoraSection(rank=4, target_modules=["no_such_module"]))
-    plan_commands.brief(refused, groups(6), console)
-    assert console.export_text().startswith("no plan: LoRA cannot be put on LlamaForCausalLM ")
 
 
 # bad input
@@ -394,14 +383,14 @@ def test_settings_that_cannot_be_read(text: str | None, reason: str, tmp_path: P
         folder.mkdir()
         (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match=reason):
-        outline.outline(LLMSection(model=str(folder), dtype="float32"))
+        model_sizes.build_weightless_model(LLMSection(model=str(folder), dtype="float32"))
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     llm = section(tmp_path / "model", json.loads(tiny.CONFIGS["llama"]().to_json_string()), dtype="float32")
     with pytest.raises(ModelError, match=r"llm\.model=.* cannot be loaded: .*tokenizer"):
-        outline.planned(recipe(llm), groups(2))
-    assert outline.planned(recipe(llm), None).sizes.num_layers == 2
+        model_sizes.estimate_training(recipe(llm), groups(2))
+    assert model_sizes.estimate_training(recipe(llm), None).sizes.num_layers == 2
 
 
 @pytest.mark.parametrize("backend", ["rule", "openai"])
@@ -413,10 +402,10 @@ def test_only_local_models_are_planned(backend: Any, saved: LLMSection) -> None:
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(outline, "_LIMITS", (limit, tmp_path / "absent"))
+    monkeypatch.setattr(model_sizes, "_LIMITS", (limit, tmp_path / "absent"))
     for text, is_less in (("max\n", False), ("1000\n", True)):
         limit.write_text(text)
-        assert (outline.device_at_hand().free == 0) == is_less
+        assert (model_sizes.find_device().free == 0) == is_less
 
 
 # families
@@ -484,19 +473,21 @@ def test_adapted_experts_are_kept_whole(family: str) -> None:
     model = families.model(family)
     fused = sum(each.numel() for each in model.parameters() if each.ndim == 3)
     config = adapter_config(TrainSection(lora=LoraSection(rank=4)), model)
-    assert outline.sizes_of(model, config).num_rebuilt == fused
+    assert model_sizes.count_sizes(model, config).num_rebuilt == fused
 
 
 @pytest.mark.parametrize(("family", "is_offered"), [("mixtral", True), ("qwen3-moe", False), ("llama", True)])
 def test_4_bit_is_proposed_where_loading_takes_it(family: str, is_offered: bool, tmp_path: Path) -> None:
     families.settings(family).save_pretrained(tmp_path)
     llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    found = outline.planned(recipe(llm), None)
-    offered = [each.overrides for each in plan.changes(found.sizes, found.setup, found.batch, alpha=8)]
+    found = model_sizes.estimate_training(recipe(llm), None)
+    offered = [
+        each.overrides for each in memory_estimate.suggest_changes(found.sizes, found.setup, found.batch, alpha=8)
+    ]
     assert any("llm.quantization=nf4" in each for each in offered) == is_offered
     if not is_offered:
         with pytest.raises(ModelError, match=r"cannot be held in 4 bit(.|\n)*llm\.quantization=none"):
-            outline.outline(llm.model_copy(update={"quantization": "nf4"}))
+            model_sizes.build_weightless_model(llm.model_copy(update={"quantization": "nf4"}))
 
 
 def test_more_layers_than_any_model_has_are_refused(tmp_path: Path) -> None:
@@ -504,4 +495,4 @@ def test_more_layers_than_any_model_has_are_refused(tmp_path: Path) -> None:
     config.num_hidden_layers = 1_000_000
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"num_hidden_layers: 1000000, and 1 to 1,000 are possible"):
-        outline.outline(LLMSection(model=str(tmp_path), quantization="none"))
+        model_sizes.build_weightless_model(LLMSection(model=str(tmp_path), quantization="none"))

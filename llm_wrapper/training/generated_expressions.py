@@ -19,7 +19,7 @@ from llm_wrapper.prompts.text import clean_label
 from llm_wrapper.prompts.vocabulary import SYNONYMS, names_of, words_of
 from llm_wrapper.records import Candidate
 
-__all__ = ["GeneratedExpression", "absent", "generate"]
+__all__ = ["GeneratedExpression", "generate_absent_expression", "generate_expressions"]
 
 _LEFT = ("left {n}", "{n} on the left", "{n} on left", "the leftmost {n}", "the left most {n}", "{n} far left",
          "the {n} on the left side", "a {n} to the left of the other", "{n} left")  # fmt: skip
@@ -161,7 +161,7 @@ def _claims(scene: _Scene, members: Sequence[int]) -> list[list[tuple[int, str]]
     return [list(maker(scene, members)) for maker in makers]
 
 
-def generate(
+def generate_expressions(
     candidates: Sequence[Candidate], image_wh: tuple[int, int], rng: random.Random, *, count: int
 ) -> list[GeneratedExpression]:
     """Draw up to `count` different expressions about the candidates of one image.
@@ -191,7 +191,7 @@ def generate(
     return [GeneratedExpression(expression, index) for expression, index in drawn.items()]
 
 
-def absent(candidates: Sequence[Candidate], rng: random.Random) -> str | None:
+def generate_absent_expression(candidates: Sequence[Candidate], rng: random.Random) -> str | None:
     """Draw an expression that none of the candidates is meant by: it names a kind that no label names.
 
     None where a label is not of the vocabulary: a free word may mean anything.

@@ -13,10 +13,10 @@ from peft.utils import load_peft_weights
 from llm_wrapper import runs
 from llm_wrapper.errors import LLMWrapperError, RunError
 from llm_wrapper.llms.load import add_adapter
-from llm_wrapper.training import sft
-from llm_wrapper.training.kept_adapters import KeptAdapters, seen
+from llm_wrapper.training import trainer
+from llm_wrapper.training.callbacks import IntermediateAdapters, count_samples_seen
 from tests.llms import tiny
-from tests.training.test_sft import group, recipe, train_groups
+from tests.training.test_trainer import group, recipe, train_groups
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def steps_of(run: Path) -> list[int]:
 
 @pytest.mark.parametrize(("keep", "expected"), [("last", []), ("doubling", [1, 2, 4]), ("all", [1, 2, 3, 4, 5])])
 def test_a_run_keeps_the_adapters_that_its_recipe_names(keep: str, expected: list[int], tmp_path: Path) -> None:
-    outcome = sft.train(tiny.llm(), train_groups(12), recipe(keep_adapters=keep, save_steps=1), tmp_path)
+    outcome = trainer.train_adapter(tiny.llm(), train_groups(12), recipe(keep_adapters=keep, save_steps=1), tmp_path)
     assert steps_of(tmp_path) == expected
     assert (outcome["steps"], outcome["samples_seen"]) == (6, 12)
     assert {path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-6"}
@@ -45,7 +45,7 @@ def test_a_run_keeps_the_adapters_that_its_recipe_names(keep: str, expected: lis
 def test_an_adapter_of_the_way_is_that_of_its_step(tmp_path: Path) -> None:
     chosen = recipe(keep_adapters="all", save_steps=1, max_steps=3)
     chosen = chosen.model_copy(update={"llm": chosen.llm.model_copy(update={"model": "gguf:mine"})})
-    sft.train(tiny.llm(), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path)
     kept = [
         load_peft_weights(str(folder), device="cpu") for folder in (tmp_path / "adapters/step-1", tmp_path / "adapter")
     ]
@@ -59,21 +59,21 @@ def test_an_adapter_of_the_way_is_that_of_its_step(tmp_path: Path) -> None:
 
 
 def test_steps_between_those_that_are_saved_do_not_count(tmp_path: Path) -> None:
-    sft.train(tiny.llm(), train_groups(12), recipe(keep_adapters="all", save_steps=4), tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(12), recipe(keep_adapters="all", save_steps=4), tmp_path)
     assert steps_of(tmp_path) == [4]  # the trainer saves at its end, too, after step 6
 
 
 def test_a_copy_that_was_cut_off_is_made_again_and_a_whole_one_is_left(tmp_path: Path) -> None:
     chosen = recipe(keep_adapters="all", save_steps=1, max_steps=3)
-    sft.train(tiny.llm(), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path)
     folder = runs.intermediate_folder(tmp_path, 2)
     (folder / "progress.json").unlink()
     (folder / "adapter_model.safetensors").write_bytes(b"half")
     first = runs.intermediate_folder(tmp_path, 1) / "adapter_model.safetensors"
     before = first.stat().st_mtime_ns
-    arguments = sft.arguments(tiny.llm(), chosen, tmp_path)
+    arguments = trainer.training_arguments(tiny.llm(), chosen, tmp_path)
     state = type("State", (), {"max_steps": 3})
-    KeptAdapters([0, 1, 2, 3, 4, 5, 6], chosen.train).on_save(arguments, state, None)
+    IntermediateAdapters([0, 1, 2, 3, 4, 5, 6], chosen.train).on_save(arguments, state, None)
     assert steps_of(tmp_path) == [1, 2]
     assert load_peft_weights(str(folder), device="cpu")
     assert first.stat().st_mtime_ns == before
@@ -81,7 +81,7 @@ def test_a_copy_that_was_cut_off_is_made_again_and_a_whole_one_is_left(tmp_path:
 
 def test_samples_are_counted_as_the_schedule_goes() -> None:
     groups = [group(0, "a", "b", "c"), group(1, "d"), replace(group(2, "e"), targets=())]
-    assert seen(groups, [(0, 2), (0, 1), (0, 0), (1, 0)]) == [0, 0, 1, 4, 7]
+    assert count_samples_seen(groups, [(0, 2), (0, 1), (0, 0), (1, 0)]) == [0, 0, 1, 4, 7]
 
 
 # what is wrong
@@ -100,7 +100,7 @@ def test_a_run_that_did_not_count_its_samples_is_refused(tmp_path: Path) -> None
 
 def finished(folder: Path) -> Path:
     """A finished run with one intermediate adapter, and return that."""
-    sft.train(tiny.llm(), train_groups(6), recipe(save_steps=1, epochs=1), folder)
+    trainer.train_adapter(tiny.llm(), train_groups(6), recipe(save_steps=1, epochs=1), folder)
     runs.finish(folder, {"training": {"steps": 3, "samples_seen": 6}})
     return runs.intermediate_folder(folder, 1)
 

@@ -20,10 +20,10 @@ from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM, add_adapter
 from llm_wrapper.llms.packing import collate, pack_tree
 from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
-from llm_wrapper.training import sft
+from llm_wrapper.training import trainer
+from llm_wrapper.training.callbacks import StepLog
 from llm_wrapper.training.collator import Collator
-from llm_wrapper.training.examples import Group, examples_of
-from llm_wrapper.training.log import StepLog
+from llm_wrapper.training.examples import Group, make_examples
 from tests.llms import tiny
 
 IGNORED = -100
@@ -75,18 +75,18 @@ def train_groups(num: int = 12) -> list[Group]:
 def examples(llm: LoadedLLM, which: Sequence[Group], chosen: Recipe) -> Iterator[tuple[list[int], list[int]]]:
     """Each example of all groups as (prompt ids, completion ids)."""
     for one in which:
-        for example in examples_of(one, chosen.prompt.format, chosen.train, epoch=0):
+        for example in make_examples(one, chosen.prompt.format, chosen.train, epoch=0):
             yield llm.encoder.encode(example.prompt), list(llm.encoder.completion(example.index))
 
 
-def trainer_for(llm: LoadedLLM, which: Sequence[Group], chosen: Recipe, folder: Path) -> sft.PackedTrainer:
+def trainer_for(llm: LoadedLLM, which: Sequence[Group], chosen: Recipe, folder: Path) -> trainer.PackedTrainer:
     """A trainer whose adapter is random (PEFT starts with zeros, behind which half of the gradients vanish)."""
     lora = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
-    return sft.PackedTrainer(
+    return trainer.PackedTrainer(
         model=peft.get_peft_model(llm.model, lora),
-        args=sft.arguments(llm, chosen, folder),
+        args=trainer.training_arguments(llm, chosen, folder),
         train_dataset=datasets.Dataset.from_dict({"epoch": [0], "group": [0]}),
         data_collator=Collator(llm, which, chosen),
         processing_class=llm.tokenizer,
@@ -112,10 +112,10 @@ def test_packed_loss_and_gradients_equal_those_of_separate_prompts(
     architecture: str, style: str, num_items: int | None, tmp_path: Path
 ) -> None:
     llm, chosen = tiny.llm(architecture, style), recipe()
-    trainer = trainer_for(llm, groups(), chosen, tmp_path)
-    model = trainer.model.eval()
-    batch = trainer.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
-    packed = trainer.compute_loss(model, dict(batch), num_items_in_batch=num_items)
+    built = trainer_for(llm, groups(), chosen, tmp_path)
+    model = built.model.eval()
+    batch = built.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
+    packed = built.compute_loss(model, dict(batch), num_items_in_batch=num_items)
     packed.backward()
     ours = gradients(model)
 
@@ -237,7 +237,7 @@ def test_too_long_samples_are_counted_and_never_cut() -> None:
     llm = tiny.llm()
     long, short = "very " * 100 + "old dog", "dog"
     which = [group(0, long, short, long), group(1, long), group(2, short, "cat")]
-    kept, num_too_long = sft.fit_to_length(llm, which, recipe(max_tokens=200))
+    kept, num_too_long = trainer.fit_to_length(llm, which, recipe(max_tokens=200))
     assert num_too_long == 3
     assert [[sample.expression for sample in one.samples] for one in kept] == [[short], [short, "cat"]]
     assert [one.targets for one in kept] == [(which[0].targets[1],), which[2].targets]
@@ -249,19 +249,19 @@ def test_the_limit_includes_the_completion() -> None:
     which = [group(0, "dog")]
     ((prompt, completion),) = examples(llm, which, recipe())
     length = len(prompt) + len(completion)
-    assert sft.fit_to_length(llm, which, recipe(max_tokens=length)) == (which, 0)
-    assert sft.fit_to_length(llm, which, recipe(max_tokens=length - 1)) == ([], 1)
+    assert trainer.fit_to_length(llm, which, recipe(max_tokens=length)) == (which, 0)
+    assert trainer.fit_to_length(llm, which, recipe(max_tokens=length - 1)) == ([], 1)
 
 
 def test_generated_company_is_not_counted_as_a_sample() -> None:
     llm = tiny.llm()
     chosen = recipe(max_tokens=40, generated_per_group=4, shuffle_candidates=True)
-    assert sft.fit_to_length(llm, [group(0, "dog")], chosen) == ([], 1)
+    assert trainer.fit_to_length(llm, [group(0, "dog")], chosen) == ([], 1)
 
 
 def test_no_group_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training sample is left"):
-        sft.train(tiny.llm(), [], recipe(), tmp_path)
+        trainer.train_adapter(tiny.llm(), [], recipe(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,13 +269,13 @@ def test_an_adapter_on_the_head_is_refused_where_it_is_the_embeddings(tmp_path: 
     lora, llm = LoraSection(rank=4, target_modules=["q_proj", "lm_head"]), tiny.llm()
     llm.model.config.tie_word_embeddings = True
     with pytest.raises(ModelError, match=r"train\.lora\.target_modules names lm_head"):
-        sft.train(llm, train_groups(2), recipe(lora=lora), tmp_path)
+        trainer.train_adapter(llm, train_groups(2), recipe(lora=lora), tmp_path)
 
 
 def test_an_adapter_on_the_head_is_trained_and_stored_without_the_head(tmp_path: Path, losses: list[float]) -> None:
     lora = LoraSection(rank=4, alpha=8, target_modules=["lm_head"])
     chosen = recipe(lora=lora, epochs=5, save_steps=10)
-    sft.train(tiny.llm(), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     stored = [tmp_path / "adapter", *tmp_path.glob("checkpoints/checkpoint-*")]
     assert len(stored) > 1
@@ -292,12 +292,12 @@ def test_an_adapter_on_the_head_is_trained_and_stored_without_the_head(tmp_path:
 def test_adapters_are_float32_whatever_the_model_is(architecture: str, tmp_path: Path) -> None:
     llm = tiny.llm(architecture)
     llm.model.to(torch.bfloat16)
-    sft.train(llm, train_groups(2), recipe(lora=LoraSection(rank=4, target_modules=["q_proj"])), tmp_path)
+    trainer.train_adapter(llm, train_groups(2), recipe(lora=LoraSection(rank=4, target_modules=["q_proj"])), tmp_path)
     assert {value.dtype for value in weights_of(tmp_path).values()} == {torch.float32}
 
 
 def test_all_linear_layers_leave_out_the_head(tmp_path: Path) -> None:
-    sft.train(tiny.llm(), train_groups(2), recipe(), tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(2), recipe(), tmp_path)
     names = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert any("q_proj" in name for name in names)
     assert not [name for name in names if "lm_head" in name or "embed" in name]
@@ -310,14 +310,14 @@ def test_all_linear_layers_leave_out_the_head(tmp_path: Path) -> None:
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The loss of every step of every training, as it is computed."""
     seen: list[float] = []
-    original = sft.PackedTrainer.compute_loss
+    original = trainer.PackedTrainer.compute_loss
 
     def noted(self: Any, model: Any, inputs: Any, **options: Any) -> Any:
         loss = original(self, model, inputs, **options)
         seen.append(loss.item())
         return loss
 
-    monkeypatch.setattr(sft.PackedTrainer, "compute_loss", noted)
+    monkeypatch.setattr(trainer.PackedTrainer, "compute_loss", noted)
     return seen
 
 
@@ -332,7 +332,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_training_learns_and_leaves_an_adapter_and_a_log(tmp_path: Path, losses: list[float]) -> None:
     llm = tiny.llm()
-    outcome = sft.train(llm, train_groups(), recipe(epochs=5), tmp_path)
+    outcome = trainer.train_adapter(llm, train_groups(), recipe(epochs=5), tmp_path)
     assert outcome["steps"] == len(losses) == 30
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert outcome["trainable_parameters"] == sum(value.numel() for value in weights_of(tmp_path).values())
@@ -353,8 +353,10 @@ def test_training_learns_and_leaves_an_adapter_and_a_log(tmp_path: Path, losses:
 
 
 def test_a_step_is_the_mean_over_all_labels_of_its_parts(tmp_path: Path, losses: list[float]) -> None:
-    sft.train(tiny.llm(), groups(), recipe(groups_per_step=4, max_steps=1), tmp_path / "at once")
-    sft.train(tiny.llm(), groups(), recipe(groups_per_step=4, tokens_per_batch=64, max_steps=1), tmp_path / "in parts")
+    trainer.train_adapter(tiny.llm(), groups(), recipe(groups_per_step=4, max_steps=1), tmp_path / "at once")
+    trainer.train_adapter(
+        tiny.llm(), groups(), recipe(groups_per_step=4, tokens_per_batch=64, max_steps=1), tmp_path / "in parts"
+    )
     assert len(losses) > 4  # groups that are too long are cut as well
     assert sum(losses[1:]) == pytest.approx(losses[0], abs=1e-5)
     at_once, in_parts = weights_of(tmp_path / "at once"), weights_of(tmp_path / "in parts")
@@ -369,14 +371,14 @@ def test_the_seed_decides_everything(tmp_path: Path, losses: list[float]) -> Non
         torch.manual_seed(1000 + number)  # what ran before must not matter
         llm = tiny.llm()
         torch.manual_seed(2000 + number)
-        sft.train(llm, train_groups(), recipe(seed=seed, lora=dropout, max_steps=3), tmp_path / str(number))
+        trainer.train_adapter(llm, train_groups(), recipe(seed=seed, lora=dropout, max_steps=3), tmp_path / str(number))
     first, second, other = losses[:3], losses[3:6], losses[6:]
     assert first == second
     assert first != other
 
 
 def test_max_steps_ends_a_training(tmp_path: Path, losses: list[float]) -> None:
-    assert sft.train(tiny.llm(), train_groups(), recipe(max_steps=3), tmp_path)["steps"] == len(losses) == 3
+    assert trainer.train_adapter(tiny.llm(), train_groups(), recipe(max_steps=3), tmp_path)["steps"] == len(losses) == 3
 
 
 class Killed(BaseException):
@@ -387,7 +389,7 @@ class Killed(BaseException):
 def kill_after(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that makes the next trainings die behind a number of computed losses; None lets them live."""
     steps: dict[str, Any] = {"left": None}
-    original = sft.PackedTrainer.compute_loss
+    original = trainer.PackedTrainer.compute_loss
 
     def dying(self: Any, *args: Any, **options: Any) -> Any:
         if steps["left"] is not None:
@@ -396,7 +398,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Any:
             steps["left"] -= 1
         return original(self, *args, **options)
 
-    monkeypatch.setattr(sft.PackedTrainer, "compute_loss", dying)
+    monkeypatch.setattr(trainer.PackedTrainer, "compute_loss", dying)
     return lambda count: steps.update(left=count)
 
 
@@ -414,18 +416,18 @@ CHOSEN: dict[str, Any] = {
 def test_an_interrupted_training_resumes_as_if_nothing_had_been(
     tmp_path: Path, kill_after: Any, losses: list[float]
 ) -> None:
-    whole = sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "whole")
+    whole = trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "whole")
     expected = losses[:]
     losses.clear()
 
     kill_after(5)  # behind the checkpoint of step 4
     with pytest.raises(Killed):
-        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "killed")
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "killed")
     kill_after(None)
     assert losses == expected[:5]
     losses.clear()
 
-    resumed = sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "killed")
+    resumed = trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "killed")
     assert losses == pytest.approx(expected[4:], abs=1e-6)
     assert resumed["steps"] == whole["steps"] == 6
     for name, value in weights_of(tmp_path / "whole").items():
@@ -436,11 +438,11 @@ def test_an_interrupted_training_resumes_as_if_nothing_had_been(
 def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path: Path, kill_after: Any, losses: list[float]) -> None:
     kill_after(1)
     with pytest.raises(Killed):
-        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
     kill_after(None)
     first = losses[:]
     losses.clear()
-    assert sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)["steps"] == 6
+    assert trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)["steps"] == 6
     assert losses[:1] == first
 
 
@@ -450,21 +452,21 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(
 ) -> None:
     kill_after(5)
     with pytest.raises(Killed):
-        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
     kill_after(None)
     (tmp_path / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
     first = losses[:]
     losses.clear()
-    assert sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)["steps"] == 6
+    assert trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)["steps"] == 6
     assert losses[:3] == pytest.approx(first[2:], abs=1e-6)
 
 
 @pytest.mark.slow
 def test_a_finished_training_is_not_run_again(tmp_path: Path, losses: list[float]) -> None:
-    first = sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+    first = trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
     weights = weights_of(tmp_path)
     losses.clear()
-    again = sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+    again = trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
     assert losses == []
     assert (again["steps"], again["loss"]) == (first["steps"], first["loss"])
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(tmp_path).items())
@@ -474,32 +476,32 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path, losses: list[float
 def test_a_loss_that_is_no_number_stops_the_training(
     tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = sft.PackedTrainer.compute_loss
+    original = trainer.PackedTrainer.compute_loss
     monkeypatch.setattr(
-        sft.PackedTrainer, "compute_loss", lambda self, *args, **options: original(self, *args, **options) * value
+        trainer.PackedTrainer, "compute_loss", lambda self, *args, **options: original(self, *args, **options) * value
     )
     with pytest.raises(ModelError, match=r"the loss is (nan|inf) at step 1; lower train\.learning_rate"):
-        sft.train(tiny.llm(), train_groups(), recipe(), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(), recipe(), tmp_path)
     assert not (tmp_path / "adapter").exists()
 
 
 def test_a_loss_that_breaks_later_stops_the_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = sft.PackedTrainer.compute_loss
+    original = trainer.PackedTrainer.compute_loss
     monkeypatch.setattr(
-        sft.PackedTrainer,
+        trainer.PackedTrainer,
         "compute_loss",
         lambda self, *args, **options: (
             original(self, *args, **options) * (float("nan") if self.state.global_step == 4 else 1.0)
         ),
     )
     with pytest.raises(ModelError, match="the loss is nan at step 5"):
-        sft.train(tiny.llm(), train_groups(), recipe(epochs=4), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(), recipe(epochs=4), tmp_path)
 
 
 def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, losses: list[float]) -> None:
     for number, gradient_checkpointing in enumerate((False, True)):
         chosen = recipe(gradient_checkpointing=gradient_checkpointing, max_steps=2)
-        sft.train(tiny.llm(), train_groups(), chosen, tmp_path / str(number))
+        trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path / str(number))
     assert losses[2:] == pytest.approx(losses[:2], abs=1e-5)
 
 
@@ -521,15 +523,15 @@ def test_a_gpu_gets_its_prompts_from_a_worker(device: str, expected: int, tmp_pa
     model = SimpleNamespace(dtype=torch.float32, device=torch.device(device), config=tiny.CONFIGS["llama"]())
     llm: Any = SimpleNamespace(model=model)
     kind: Any = lambda **options: SimpleNamespace(n_gpu=0, **options)  # noqa: E731
-    assert sft.arguments(llm, recipe(), tmp_path, kind=kind).dataloader_num_workers == expected
+    assert trainer.training_arguments(llm, recipe(), tmp_path, kind=kind).dataloader_num_workers == expected
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "alone")
-    monkeypatch.setattr(sft, "_num_workers", lambda _: 1)
-    sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "beside")
+    trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "alone")
+    monkeypatch.setattr(trainer, "_num_workers", lambda _: 1)
+    trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path / "beside")
     assert log_of(tmp_path / "beside") == log_of(tmp_path / "alone")
 
 
@@ -540,9 +542,9 @@ def test_a_model_that_keeps_all_its_logits_has_the_same_loss(method: str, tmp_pa
         llm = tiny.llm()
         if keeps_all:
             llm.model.forward = partial(ignoring, llm.model.forward)
-        trainer = sft.trainer(llm, groups(), chosen, tmp_path)
-        batch = trainer.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
-        found.append(trainer.compute_loss(trainer.model.eval(), batch).item())
+        built = trainer.build_trainer(llm, groups(), chosen, tmp_path)
+        batch = built.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
+        found.append(built.compute_loss(built.model.eval(), batch).item())
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

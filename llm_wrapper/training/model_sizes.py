@@ -22,25 +22,31 @@ from llm_wrapper.llms import load as loading
 from llm_wrapper.llms import nf4
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import LLMSection, Recipe
-from llm_wrapper.training import architecture, sft
-from llm_wrapper.training.adapted import adapter_config
+from llm_wrapper.training import architecture, trainer
+from llm_wrapper.training.adapters import adapt_layers, adapter_config, describe_targets
 from llm_wrapper.training.collator import IGNORED, Collator
-from llm_wrapper.training.examples import Group, schedule
-from llm_wrapper.training.plan import Batch, Memory, Setup, Sizes, fits, memory
-from llm_wrapper.training.targets import adapt_layers, describe_targets
+from llm_wrapper.training.examples import Group, schedule_groups
+from llm_wrapper.training.memory_estimate import (
+    BatchShape,
+    MemoryEstimate,
+    ModelSizes,
+    TrainingSetup,
+    estimate_memory,
+    fits_memory,
+)
 
 __all__ = [
-    "Device",
-    "Epoch",
-    "Planned",
-    "device_at_hand",
-    "epoch_of",
-    "longest_possible",
-    "outline",
-    "planned",
-    "setup_of",
-    "sizes_of",
-    "with_tokenizer",
+    "EpochSize",
+    "TrainingDevice",
+    "TrainingEstimate",
+    "add_tokenizer",
+    "build_weightless_model",
+    "count_sizes",
+    "describe_setup",
+    "estimate_training",
+    "find_device",
+    "longest_batch",
+    "measure_epoch",
 ]
 
 _SAMPLED = 128
@@ -52,7 +58,7 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class TrainingDevice:
     """What a training would run on, and how many bytes it has free, beside what this process holds already."""
 
     name: str
@@ -60,15 +66,15 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class EpochSize:
     """Steps of the whole training, tokens of one epoch with padding, and its largest batch; extrapolated."""
 
     num_steps: int
     num_tokens: int
-    largest: Batch
+    largest: BatchShape
 
 
-def outline(section: LLMSection) -> Any:
+def build_weightless_model(section: LLMSection) -> Any:
     """Build the model of a recipe section without weights; only its settings are read.
 
     Raises:
@@ -94,7 +100,7 @@ def outline(section: LLMSection) -> Any:
         raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
 
 
-def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
+def add_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
     """Add the tokenizer to a model without weights, so that prompts can be measured.
 
     Raises:
@@ -103,7 +109,7 @@ def with_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
     return LoadedLLM(model, loading.load_tokenizer(section), section)
 
 
-def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
+def count_sizes(model: Any, adapter: peft.PeftConfig) -> ModelSizes:
     """Count the parameters of a model without weights, put adapters on it, and count these.
 
     Raises:
@@ -112,7 +118,7 @@ def sizes_of(model: Any, adapter: peft.PeftConfig) -> Sizes:
     return _counted(model, adapter)[0]
 
 
-def _counted(model: Any, adapter: peft.PeftConfig) -> tuple[Sizes, str]:
+def _counted(model: Any, adapter: peft.PeftConfig) -> tuple[ModelSizes, str]:
     """Return the sizes of a model with adapters, and which layers carry them."""
     config, output = model.config.get_text_config(), model.get_output_embeddings()
     numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -120,7 +126,7 @@ def _counted(model: Any, adapter: peft.PeftConfig) -> tuple[Sizes, str]:
     adapted = adapt_layers(model, adapter, low_cpu_mem_usage=True)
     inputs = _adapter_inputs(adapted, output)
     rebuilt = getattr(adapted.base_model, "targeted_parameter_names", ())
-    sizes = Sizes(
+    sizes = ModelSizes(
         num_parameters=sum(numbers.values()),
         num_packable=sum(packable),
         num_trainable=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
@@ -154,10 +160,10 @@ def _is_4bit(section: LLMSection) -> bool:
     return section.quantization == "nf4" or (section.quantization == "auto" and choose_device().type == "cuda")
 
 
-def setup_of(recipe: Recipe, model: Any) -> Setup:
+def describe_setup(recipe: Recipe, model: Any) -> TrainingSetup:
     """Return how a recipe trains the model, on the device at hand."""
     attention = model.config.get_text_config()._attn_implementation
-    return Setup(
+    return TrainingSetup(
         number_bytes=model.dtype.itemsize,
         is_4bit=_is_4bit(recipe.llm),
         is_eager=attention == "eager",
@@ -169,14 +175,14 @@ def setup_of(recipe: Recipe, model: Any) -> Setup:
     )
 
 
-def longest_possible(recipe: Recipe) -> Batch:
+def longest_batch(recipe: Recipe) -> BatchShape:
     """Return the largest batch that could come where prompts are not known: every row as long as allowed."""
     section = recipe.train
     rows = min(section.groups_per_step, max(1, section.tokens_per_batch // section.max_tokens))
-    return Batch(rows, section.max_tokens, 2 * rows)
+    return BatchShape(rows, section.max_tokens, 2 * rows)
 
 
-def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch | None:
+def measure_epoch(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> EpochSize | None:
     """Measure some of the groups as the trainer will batch them; None if none of them fits `train.max_tokens`.
 
     Args:
@@ -185,12 +191,12 @@ def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch |
         recipe: Says how prompts are worded, shared and batched.
     """
     measured = groups[:: -(-len(groups) // _SAMPLED) or 1]
-    kept, _ = sft.fit_to_length(llm, measured, recipe)
+    kept, _ = trainer.fit_to_length(llm, measured, recipe)
     if not kept:
         return None
     section = recipe.train.model_copy(update={"epochs": 1, "max_steps": None})
     collate = Collator(llm, kept, recipe)
-    rows = [{"epoch": epoch, "group": place} for epoch, place in schedule(kept, section)]
+    rows = [{"epoch": epoch, "group": place} for epoch, place in schedule_groups(kept, section)]
     size = section.groups_per_step
     batches = [
         _shape(part) for start in range(0, len(rows), size) for part in collate(rows[start : start + size])["parts"]
@@ -198,44 +204,44 @@ def epoch_of(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Epoch |
     share = len(groups) / len(measured)
     num_groups = recipe.train.epochs * round(share * len(kept))
     num_steps = math.ceil(num_groups / size)
-    return Epoch(
+    return EpochSize(
         min(num_steps, recipe.train.max_steps or num_steps),
         round(share * sum(batch.num_tokens for batch in batches)),
         max(batches, key=lambda batch: (batch.num_tokens, batch.length)),
     )
 
 
-def _shape(part: Mapping[str, torch.Tensor]) -> Batch:
+def _shape(part: Mapping[str, torch.Tensor]) -> BatchShape:
     num_rows, length = part["input_ids"].shape
-    return Batch(num_rows, length, int((part["labels"] != IGNORED).sum()))
+    return BatchShape(num_rows, length, int((part["labels"] != IGNORED).sum()))
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class TrainingEstimate:
     """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known.
 
     `targets` says which layers carry adapters, and which do not.
     """
 
-    sizes: Sizes
+    sizes: ModelSizes
     targets: str
-    setup: Setup
-    batch: Batch
-    epoch: Epoch | None
-    device: Device
+    setup: TrainingSetup
+    batch: BatchShape
+    epoch: EpochSize | None
+    device: TrainingDevice
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryEstimate:
         """The bytes of its largest step."""
-        return memory(self.sizes, self.setup, self.batch)
+        return estimate_memory(self.sizes, self.setup, self.batch)
 
     @property
     def fits(self) -> bool:
         """Whether the device has them free."""
-        return fits(self.memory.peak, self.device.free)
+        return fits_memory(self.memory.peak, self.device.free)
 
 
-def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
+def estimate_training(recipe: Recipe, groups: Sequence[Group] | None) -> TrainingEstimate:
     """Plan the training of a recipe on the device at hand, without loading the model.
 
     Args:
@@ -245,9 +251,9 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
     Raises:
         ModelError: If the settings cannot be read, or adapters cannot be put on the model.
     """
-    model = outline(recipe.llm)
-    setup = setup_of(recipe, model)
-    epoch = epoch_of(with_tokenizer(model, recipe.llm), groups, recipe) if groups else None
+    model = build_weightless_model(recipe.llm)
+    setup = describe_setup(recipe, model)
+    epoch = measure_epoch(add_tokenizer(model, recipe.llm), groups, recipe) if groups else None
     adapter = adapter_config(recipe.train, model)
     try:
         sizes, targets = _counted(model, adapter)
@@ -256,18 +262,18 @@ def planned(recipe: Recipe, groups: Sequence[Group] | None) -> Planned:
     except Exception as error:  # an architecture that was never tried: what its settings lack is open
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"llm.model={recipe.llm.model} cannot be planned: {reason}") from error
-    batch = epoch.largest if epoch else longest_possible(recipe)
+    batch = epoch.largest if epoch else longest_batch(recipe)
     if recipe.train.is_soft:
         batch = replace(batch, length=batch.length + recipe.train.virtual_tokens)
-    return Planned(sizes, targets, setup, batch, epoch, device_at_hand())
+    return TrainingEstimate(sizes, targets, setup, batch, epoch, find_device())
 
 
-def device_at_hand() -> Device:
+def find_device() -> TrainingDevice:
     """Return the GPU with its free memory, else the CPU with the memory that a container or the machine has left."""
     where = choose_device()
     if where.type == "cuda":
-        return Device(torch.cuda.get_device_name(where), torch.cuda.mem_get_info(where)[0])
+        return TrainingDevice(torch.cuda.get_device_name(where), torch.cuda.mem_get_info(where)[0])
     limits = [path.read_text(encoding="ascii").strip() for path in _LIMITS if path.is_file()]
     taken = psutil.Process().memory_info().rss
     free = [int(limit) - taken for limit in limits if limit.isdigit()]
-    return Device("CPU", max(0, min([psutil.virtual_memory().available, *free])))
+    return TrainingDevice("CPU", max(0, min([psutil.virtual_memory().available, *free])))

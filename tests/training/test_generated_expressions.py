@@ -12,7 +12,7 @@ import pytest
 
 from llm_wrapper.prompts.vocabulary import SYNONYMS
 from llm_wrapper.records import Box, Candidate
-from llm_wrapper.training.generated import GeneratedExpression, generate
+from llm_wrapper.training.generated_expressions import GeneratedExpression, generate_expressions
 
 WH = (200, 100)
 LABELS = (
@@ -223,13 +223,13 @@ def test_every_expression_is_true_of_exactly_its_candidate() -> None:
     for seed in range(150):
         rng = random.Random(seed)
         scene = random_scene(rng)
-        made += check(scene, generate(scene, WH, rng, count=12))
+        made += check(scene, generate_expressions(scene, WH, rng, count=12))
     assert sum(made.values()) > 1000
     assert set(made) == {*PLAIN, "ordinal", "beside"}
 
 
 def drawn(scene: Sequence[Candidate], *, count: int = 400, seed: int = 0) -> dict[str, int]:
-    rows = generate(scene, WH, random.Random(seed), count=count)
+    rows = generate_expressions(scene, WH, random.Random(seed), count=count)
     assert len({row.expression for row in rows}) == len(rows) <= count
     check(scene, rows)
     return {row.expression: row.index for row in rows}
@@ -294,7 +294,7 @@ def test_the_generator_alone_decides() -> None:
 
 
 def test_labels_of_the_same_words_are_one_kind() -> None:
-    rows = generate(
+    rows = generate_expressions(
         [at("zebra.", 150, 50), at("A zebra", 50, 50), at("ZEBRA ", 20, 50)], WH, random.Random(0), count=300
     )
     found = {row.expression: row.index for row in rows}
@@ -319,7 +319,7 @@ def test_labels_of_the_same_words_are_one_kind() -> None:
 )
 def test_any_label_is_named_in_clean_words(label: str, name: str) -> None:
     scene = [at(label, 150, 50), at("cup", 50, 50), at("cup", 140, 50)]
-    rows = generate(scene, WH, random.Random(0), count=400)
+    rows = generate_expressions(scene, WH, random.Random(0), count=400)
     found = {row.expression: row.index for row in rows}
     assert found[f"the only {name}"] == 0
     assert found[f"cup next to the {name}"] == 2

@@ -15,11 +15,10 @@ import yaml
 from llm_wrapper.errors import ModelError
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.recipe.files import find_recipe
-from llm_wrapper.training import sft
-from llm_wrapper.training.adapted import adapter_config
-from llm_wrapper.training.targets import adapt_layers, describe_targets
+from llm_wrapper.training import trainer
+from llm_wrapper.training.adapters import adapt_layers, adapter_config, describe_targets
 from tests.training import families
-from tests.training.test_sft import recipe, train_groups
+from tests.training.test_trainer import recipe, train_groups
 
 ATTENTION = "q_proj 2, k_proj 2, v_proj 2, o_proj 2"
 DENSE = f"{ATTENTION}, gate_proj 2, up_proj 2, down_proj 2"
@@ -37,7 +36,7 @@ def section(name: str, **changes: Any) -> TrainSection:
 def step(family: str, train: TrainSection, run: Path) -> dict[str, Any]:
     """Train one step."""
     chosen = recipe().model_copy(update={"train": train})
-    return sft.train(families.llm(family), train_groups(4), chosen, run)
+    return trainer.train_adapter(families.llm(family), train_groups(4), chosen, run)
 
 
 trained = [
@@ -196,10 +195,10 @@ def test_a_recipe_that_does_not_fit_is_refused_with_the_line_to_change(
 def test_every_trained_number_gets_a_gradient(family: str, tmp_path: Path) -> None:
     """Else processes that share a training wait for gradients that never come."""
     chosen = recipe().model_copy(update={"train": section("default")})
-    trainer = sft.trainer(families.llm(family), train_groups(4), chosen, tmp_path)
-    batch = trainer.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
-    trainer.compute_loss(trainer.model, batch).backward()
-    named = [(name, each) for name, each in trainer.model.named_parameters() if each.requires_grad]
+    built = trainer.build_trainer(families.llm(family), train_groups(4), chosen, tmp_path)
+    batch = built.data_collator([{"epoch": 0, "group": place} for place in range(4)])["parts"][0]
+    built.compute_loss(built.model, batch).backward()
+    named = [(name, each) for name, each in built.model.named_parameters() if each.requires_grad]
     assert [name for name, each in named if each.grad is None] == []
 
 
@@ -233,7 +232,7 @@ def test_two_processes_train_the_text_part_of_a_model_for_images(tmp_path: Path)
     """Gradients that never come would end it: `Expected to have finished reduction`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "-m", "tests.training.test_families", "gemma3-with-images", str(tmp_path)],
+        [*command, "-m", "tests.training.test_adapters", "gemma3-with-images", str(tmp_path)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 
 __all__ = [
     "ADAPTER_BYTES",
-    "Batch",
-    "Change",
-    "Memory",
-    "Setup",
-    "Sizes",
+    "BatchShape",
+    "MemoryEstimate",
+    "ModelSizes",
+    "SuggestedChange",
+    "TrainingSetup",
     "activation_bytes",
-    "changes",
-    "fits",
-    "memory",
+    "estimate_memory",
+    "fits_memory",
+    "suggest_changes",
     "with_rank",
 ]
 
@@ -30,7 +30,7 @@ _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ModelSizes:
     """What the arithmetic needs to know of a model with adapters; tied weights are counted once.
 
     `num_packable` counts the weights that 4 bit packs: of linear layers and experts, not the output layer. `inner` is
@@ -60,7 +60,7 @@ ADAPTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class TrainingSetup:
     """How the model is held and trained; `number_bytes` is the size of a number of the model's own type.
 
     `has_mask` says whether a batch brings a mask of all its pairs of tokens; flex attention has one of blocks.
@@ -79,7 +79,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchShape:
     """The shape of what goes through the model at a time: rows of `length` tokens with padding, labelled tokens."""
 
     num_rows: int
@@ -91,13 +91,13 @@ class Batch:
         """Tokens with padding."""
         return self.num_rows * self.length
 
-    def of_one_row(self) -> Batch:
+    def of_one_row(self) -> BatchShape:
         """Return the batch with one of its rows alone."""
-        return Batch(1, self.length, -(-self.num_answers // self.num_rows))
+        return BatchShape(1, self.length, -(-self.num_answers // self.num_rows))
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryEstimate:
     """Bytes by what they are for."""
 
     weights: int
@@ -113,14 +113,14 @@ class Memory:
         return sum((self.weights, self.adapter, self.gradients, self.optimizer, self.activations, self.working))
 
 
-def with_rank(sizes: Sizes, rank: int) -> Sizes:
+def with_rank(sizes: ModelSizes, rank: int) -> ModelSizes:
     """Return the sizes with adapters of another rank; their parameters are proportional to it."""
     if rank == sizes.rank:  # 0 for a method without any
         return sizes
     return replace(sizes, num_trainable=sizes.num_trainable * rank // sizes.rank, rank=rank)
 
 
-def memory(sizes: Sizes, setup: Setup, batch: Batch) -> Memory:
+def estimate_memory(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> MemoryEstimate:
     """Return the bytes of a training step.
 
     AdamW keeps two numbers per trainable parameter, in the parameter's own type. `working` is what comes and goes: the
@@ -129,7 +129,7 @@ def memory(sizes: Sizes, setup: Setup, batch: Batch) -> Memory:
     packed = sizes.num_packable if setup.is_4bit else 0
     adapter = sizes.num_trainable * ADAPTER_BYTES
     casts = sizes.num_trainable * setup.number_bytes if setup.number_bytes < ADAPTER_BYTES else 0
-    return Memory(
+    return MemoryEstimate(
         weights=round(packed * _NF4_BYTES) + (sizes.num_parameters - packed) * setup.number_bytes,
         adapter=adapter,
         gradients=adapter,
@@ -142,7 +142,7 @@ def memory(sizes: Sizes, setup: Setup, batch: Batch) -> Memory:
     )
 
 
-def activation_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
+def activation_bytes(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> int:
     """Estimate what the forward pass keeps for the backward pass; the base is frozen, so its inputs are not kept.
 
     With gradient checkpointing each layer keeps its input alone, and one layer at a time everything. Outside the
@@ -157,7 +157,7 @@ def activation_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
     return (kept if setup.has_checkpointing else layer * sizes.num_layers) + mask + logits
 
 
-def _layer_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
+def _layer_bytes(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> int:
     """Estimate what one layer keeps.
 
     Two norms in float32; queries, keys, values, and either their mix or, with eager attention, the probabilities, in
@@ -174,25 +174,27 @@ def _layer_bytes(sizes: Sizes, setup: Setup, batch: Batch) -> int:
     return batch.num_tokens * (each + inputs // sizes.num_layers) + sizes.num_rebuilt // sizes.num_layers * size
 
 
-def fits(peak: int, free: int) -> bool:
+def fits_memory(peak: int, free: int) -> bool:
     """Tell whether a peak fits into what is free, with a quarter of it and 0.25 GB to spare."""
     return peak * _MARGIN + _SURPLUS <= free
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SuggestedChange:
     """Overrides that lower the peak, as they are typed, and the peak with them."""
 
     overrides: str
     peak: int
 
 
-def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float) -> Iterator[Change]:
+def suggest_changes(
+    sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape, *, alpha: float
+) -> Iterator[SuggestedChange]:
     """Yield what lowers the peak: each change alone, then all together.
 
     A smaller rank keeps alpha / rank; the expressions of a step stay the same, however few go through at a time.
     """
-    found: list[tuple[str, Sizes, Setup, Batch]] = []
+    found: list[tuple[str, ModelSizes, TrainingSetup, BatchShape]] = []
     if not setup.is_4bit and setup.can_pack:
         found.append(("llm.quantization=nf4", sizes, replace(setup, is_4bit=True), batch))
     if not setup.has_checkpointing and setup.can_checkpoint:
@@ -203,12 +205,14 @@ def changes(sizes: Sizes, setup: Setup, batch: Batch, *, alpha: float) -> Iterat
         rank = f"train.lora.rank={_SMALL_RANK} train.lora.alpha={alpha * _SMALL_RANK / sizes.rank:g}"
         found.append((rank, with_rank(sizes, _SMALL_RANK), setup, batch))
     for overrides, their_sizes, their_setup, their_batch in found:
-        yield Change(overrides, memory(their_sizes, their_setup, their_batch).peak)
+        yield SuggestedChange(overrides, estimate_memory(their_sizes, their_setup, their_batch).peak)
     if len(found) > 1:
-        yield Change(" ".join(row[0] for row in found), memory(*_together(sizes, setup, batch)).peak)
+        yield SuggestedChange(" ".join(row[0] for row in found), estimate_memory(*_together(sizes, setup, batch)).peak)
 
 
-def _together(sizes: Sizes, setup: Setup, batch: Batch) -> tuple[Sizes, Setup, Batch]:
+def _together(
+    sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape
+) -> tuple[ModelSizes, TrainingSetup, BatchShape]:
     small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
     together = replace(setup, is_4bit=setup.is_4bit or setup.can_pack, has_checkpointing=setup.can_checkpoint)
     return small, together, batch.of_one_row()
