@@ -27,7 +27,6 @@ from llm_wrapper.cli import (
     use_commands,
 )
 from llm_wrapper.cli.asking_commands import require_one_adapter
-from llm_wrapper.cli.bench_cli import app as bench_app
 from llm_wrapper.cli.detections_cli import app as detections_app
 from llm_wrapper.cli.options import (
     Data,
@@ -54,7 +53,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs hours.")
 app.add_typer(data_app, name="data")
 app.add_typer(detections_app, name="detections")
-app.add_typer(bench_app, name="bench")
 app.add_typer(prompts_app, name="prompts")
 transfer_cli.add_to(app)
 curve_cli.add_to(app)
