@@ -238,7 +238,7 @@ def imported(ending: str) -> Callable[[Path], Use]:
 
 def use_template(folder: Path) -> Use:
     """Return what renders a chat template."""
-    from llm_wrapper.llms.chat_template import ChatTemplate
+    from llm_wrapper.llms.chat import ChatTemplate
 
     rows = [{"role": "user", "content": "left zebra"}]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from llm_wrapper import runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.cli import (
     commands,
@@ -196,7 +196,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     recipe = chosen(names, overrides, data_root, run=run)
     job = commands.Evaluation(recipe, run, split, limit, untrained=untrained, prompt=prompt)
     if adapter:
-        job = dataclasses.replace(job, adapter=locate(adapter))
+        job = dataclasses.replace(job, adapter=find_adapter(adapter))
     commands.evaluate(job, _console)
 
 
@@ -227,7 +227,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     more = [assigned("detector.settings.path", boxes)] if boxes else []
     names = _names("import" if boxes else vlm, llm, data or (None if run else "mine"), prompt=prompt)
     recipe = chosen(names, [*more, *(overrides or [])], data_root, run=run)
-    job = commands.Evaluation(recipe, run, adapter=locate(adapter) if adapter else None, prompt=prompt)
+    job = commands.Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
     use_commands.predict_and_draw(job, (image, expression), out, _console)
 
 
