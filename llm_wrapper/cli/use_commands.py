@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from llm_wrapper import adapter_files, artifacts, results, runs
+from llm_wrapper import adapter_files, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli.asking_commands import Evaluation, notes, with_training
 from llm_wrapper.errors import RecipeError, RunError
@@ -77,8 +77,8 @@ def _default_out(recipe: Recipe, adapter: Path | None, question: tuple[Path, str
     image, expression = question
     decides = results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
     weights = adapter_files.digest_adapter(adapter) if adapter else None
-    parts = {"image": artifacts.digest(image), "expression": expression, "asked": decides, "weights": weights}
-    return runs.ROOT / "predict" / f"{results.plain_name(image.stem)[:60]}-{artifacts.digest_value(parts)[:8]}.png"
+    parts = {"image": storage.digest(image), "expression": expression, "asked": decides, "weights": weights}
+    return runs.ROOT / "predict" / f"{results.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
 
 
 def export(run: Path, out: Path, console: Console) -> None:

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from llm_wrapper.artifacts import digest
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.prompts.text import clean_label, clean_text
 from llm_wrapper.records import Candidate, Sample
+from llm_wrapper.storage import digest
 
 __all__ = ["Embed", "ExampleSelector", "Exemplar", "FixedExamples", "NearestExamples", "draw_examples", "fit_tfidf"]
 
