@@ -313,7 +313,7 @@ class SamplingSection(Section):
 
 
 class SearchSection(Section):
-    """How an LLM searches for a better prompt, see `search.search` (GLOV, arXiv 2410.06154).
+    """How an LLM searches for a better prompt, see `search.search_prompts` (GLOV, arXiv 2410.06154).
 
     Attributes:
         target: The selector's instruction, or the caption that an open-vocabulary detector is asked with.
