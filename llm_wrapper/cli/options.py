@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import __version__, artifacts, runs
+from llm_wrapper import __version__, runs, storage
 from llm_wrapper.detectors import load_plugin
 from llm_wrapper.errors import RecipeError, RunError, nearest
-from llm_wrapper.keys import allow_typed_keys
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import Recipe, RecipeFile, compose, read_recipe_file
+from llm_wrapper.services import allow_typed_keys
+from llm_wrapper.storage import folder_name
 
 __all__ = [
     "Data",
@@ -177,7 +177,7 @@ _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
 def overridden(run: Path, recipe: Recipe) -> list[str]:
     """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
     parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
-    found = artifacts.differences(parts[0], parts[1], places=(f"in {run}", "here"))
+    found = storage.differences(parts[0], parts[1], places=(f"in {run}", "here"))
     return [f"not as the run was trained: {each}" for each in found]
 
 

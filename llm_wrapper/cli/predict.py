@@ -21,8 +21,8 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from llm_wrapper import adapter_files, artifacts, images, readers, results, runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper import adapter_files, images, readers, results, runs, storage
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli.asking_commands import Evaluation, notes, require_one_adapter, with_training
 from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, starts_with
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
@@ -113,7 +113,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
         overrides = [assigned("detector.settings.path", boxes), *overrides]
     names = {"vlm": "import" if boxes else vlm, "llm": llm, "data": data or (None if run else "mine"), "prompt": prompt}
     recipe = chosen({**names, "train": None}, overrides, data_root, run=run)
-    job = Evaluation(recipe, run, adapter=locate(adapter) if adapter else None, prompt=prompt)
+    job = Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
     if not _Predicting(job, out, as_json=as_json, save_crop=save_crop).run(asked):
         raise typer.Exit(1)
 
@@ -196,14 +196,14 @@ class _Predicting:
         if self.out is not None and is_one:
             return self.out
         decides = results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
-        weights = adapter_files.identity(adapter) if adapter else None
+        weights = adapter_files.digest_adapter(adapter) if adapter else None
         parts = {
-            "image": artifacts.digest(image),
+            "image": storage.digest(image),
             "expression": result.expression,
             "asked": decides,
             "weights": weights,
         }
-        name = f"{results.plain_name(image.stem)[:60]}-{artifacts.digest_value(parts)[:8]}.png"
+        name = f"{results.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
         return (self.out or runs.ROOT / "predict") / name
 
     def _note(self, line: str) -> None:
@@ -353,7 +353,7 @@ def export(
     folder = Path(run)
     if llm is not None:
         section = chosen({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
-        _merge(section, locate(run).folder, out, "--vlm .. --data ..", _console)
+        _merge(section, find_adapter(run).folder, out, "--vlm .. --data ..", _console)
         return
     if overrides:
         raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
@@ -367,7 +367,7 @@ def export(
 
 
 def _merge(section: Any, adapter: Path, out: Path, options: str, console: Console) -> None:
-    from llm_wrapper.llms.export import export as merge
+    from llm_wrapper.llms.adapters import export_model
 
-    merge(section, adapter, out)
+    export_model(section, adapter, out)
     say(console, f"{out} is written; serve it, then: llm-wrapper eval --llm vllm {options}")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from llm_wrapper.artifacts import digest
 from llm_wrapper.records import Sample
+from llm_wrapper.storage import digest
 
 __all__ = ["Pictures"]
 

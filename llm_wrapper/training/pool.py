@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets import leaks
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError, RecipeError, shell_word
@@ -111,7 +111,7 @@ def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
         "pool": len(pool),
         "sets": [
             {"name": each.dataset.name, "split": each.dataset.split, "annotations": each.dataset.digest}
-            | {"detections": artifacts.digest_value(each.identity)}
+            | {"detections": storage.digest_value(each.identity)}
             for each in sets
         ],
     }
