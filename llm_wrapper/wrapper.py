@@ -319,7 +319,9 @@ class Wrapper:
         prepared = []
         for sample in _samples("image", wh, expressions):
             rng = candidates.order_rng(self.recipe.train.seed, sample.sample_id)
-            prepared.append(PreparedSample(sample, candidates.build(found, wh, policy, detector=GIVEN, rng=rng)))
+            prepared.append(
+                PreparedSample(sample, candidates.build_candidates(found, wh, policy, detector=GIVEN, rng=rng))
+            )
         results = self.answer(prepared)
         return results[0] if isinstance(expression, str) else results
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
+
+from llm_wrapper.boxes import BoolArray, FloatArray
 
 __all__ = ["HUES", "MAX_TILT", "OUTLINES", "covers", "outline_area"]
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 HUES = {"red": 0.0, "orange": 30.0, "yellow": 56.0, "green": 125.0, "blue": 218.0, "purple": 285.0}
 """Hue of each color name in degrees."""

@@ -24,13 +24,13 @@ from PIL import Image
 from scipy import ndimage
 
 from llm_wrapper import images
+from llm_wrapper.boxes import BoolArray
 from llm_wrapper.datasets.toy_shapes import HUES, MAX_TILT, OUTLINES, covers
 from llm_wrapper.detectors.base import Level, NoSettings, Question, detections_from_raw, parse_settings
 from llm_wrapper.records import Detections, Sample
 
 __all__ = ["ToyDetector", "ToyGrayDetector", "classify_shape", "create_toy", "create_toy_gray"]
 
-BoolArray = npt.NDArray[np.bool_]
 
 _Row = tuple[list[float], str, float]
 """Box, label and score."""
