@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, overload
 from PIL import Image
 
 from llm_wrapper import candidates, detectors, images, runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.samples import PreparedSample
@@ -225,7 +225,7 @@ class Wrapper:
             recipe: A recipe, the path of one, or names such as {"vlm": "flo2", "llm": "llama3"}; without a detector
                 `choose` works alone. Its `prompt` must be what the adapter was trained with. Examples come from its
                 training split.
-            adapter: A folder; as text also a repository of the hub, see `adapter_files.locate`.
+            adapter: A folder; as text also a repository of the hub, see `adapter_files.find_adapter`.
             progress: Whether to show a progress bar, on standard error.
 
         Raises:
@@ -243,7 +243,7 @@ class Wrapper:
         from llm_wrapper.llms.base import load_llm
 
         builder = load_prompt_builder(recipe)
-        folder = locate(adapter).folder if isinstance(adapter, str) else adapter
+        folder = find_adapter(adapter).folder if isinstance(adapter, str) else adapter
         num_tokens = recipe.prompt.reasoning_tokens
         return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=num_tokens, progress=progress), builder)
 

@@ -26,7 +26,7 @@ from llm_wrapper import artifacts, candidates, images, runs
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.parts import write_rows
+from llm_wrapper.detections.contents import write_rows
 from llm_wrapper.errors import ImageError
 from llm_wrapper.evaluation.transfer import Cell, Matrix
 from llm_wrapper.recipe import LLMSection, compose
@@ -328,7 +328,7 @@ ABSENT = '{"image": "../private.png", "expression": "a"}'
 TWICE = '{"image": "a.png", "expression": "a", "expression": "b"}'
 
 ATTACKS = [
-    row("cache-removes-outside", removal_outside, "was not made by a filling"),
+    row("cache-removes-outside", removal_outside, "two answers to one question"),
     row("cache-takes-parts-of-another", parts_of_another, "no folder"),
     row("lock-as-link", lock_as_link, r"\.lock is a link"),
     row("lock-with-odd-bytes", lock_with_odd_bytes, "in use by process unknown"),

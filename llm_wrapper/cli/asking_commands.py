@@ -123,8 +123,9 @@ def by_llm(
     if recipe.llm.backend == "rule":
         return []
     require_probabilities(recipe)
+    from llm_wrapper.llms.adapters import add_adapter, require_fit
     from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
-    from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model, require_fit
+    from llm_wrapper.llms.load import LoadedLLM, load_model
 
     num_tokens = recipe.prompt.reasoning_tokens
 

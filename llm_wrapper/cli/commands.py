@@ -176,7 +176,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "data": _digests([prepared_split]),
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
-        "weights": adapter_files.identity(adapter) if adapter else None,
+        "weights": adapter_files.digest_adapter(adapter) if adapter else None,
         "model_files": artifacts.digest_model(recipe.llm.model),
         "prompt": builder.facts if builder else {},
         "git": artifacts.git_revision(),

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from llm_wrapper import runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.cli import (
     commands,
@@ -27,7 +27,6 @@ from llm_wrapper.cli import (
     use_commands,
 )
 from llm_wrapper.cli.asking_commands import require_one_adapter
-from llm_wrapper.cli.bench_cli import app as bench_app
 from llm_wrapper.cli.detections_cli import app as detections_app
 from llm_wrapper.cli.options import (
     Data,
@@ -54,7 +53,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs hours.")
 app.add_typer(data_app, name="data")
 app.add_typer(detections_app, name="detections")
-app.add_typer(bench_app, name="bench")
 app.add_typer(prompts_app, name="prompts")
 transfer_cli.add_to(app)
 curve_cli.add_to(app)
@@ -198,7 +196,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     recipe = chosen(names, overrides, data_root, run=run)
     job = commands.Evaluation(recipe, run, split, limit, untrained=untrained, prompt=prompt)
     if adapter:
-        job = dataclasses.replace(job, adapter=locate(adapter))
+        job = dataclasses.replace(job, adapter=find_adapter(adapter))
     commands.evaluate(job, _console)
 
 
@@ -229,7 +227,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     more = [assigned("detector.settings.path", boxes)] if boxes else []
     names = _names("import" if boxes else vlm, llm, data or (None if run else "mine"), prompt=prompt)
     recipe = chosen(names, [*more, *(overrides or [])], data_root, run=run)
-    job = commands.Evaluation(recipe, run, adapter=locate(adapter) if adapter else None, prompt=prompt)
+    job = commands.Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
     use_commands.predict_and_draw(job, (image, expression), out, _console)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from llm_wrapper import adapter_files, artifacts, results, runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli.asking_commands import Evaluation, notes, with_training
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.recipe import LLMSection, Recipe
@@ -76,7 +76,7 @@ def _default_out(recipe: Recipe, adapter: Path | None, question: tuple[Path, str
     """Return a file for the drawn picture that no other question has."""
     image, expression = question
     decides = results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
-    weights = adapter_files.identity(adapter) if adapter else None
+    weights = adapter_files.digest_adapter(adapter) if adapter else None
     parts = {"image": artifacts.digest(image), "expression": expression, "asked": decides, "weights": weights}
     return runs.ROOT / "predict" / f"{results.plain_name(image.stem)[:60]}-{artifacts.digest_value(parts)[:8]}.png"
 
@@ -89,7 +89,7 @@ def export(run: Path, out: Path, console: Console) -> None:
             f"program is exported with its LLM: llm-wrapper export {shlex.quote(str(run))} {shlex.quote(str(out))} "
             "--llm llama3"
         )
-    from llm_wrapper.llms.export import export as merge
+    from llm_wrapper.llms.adapters import export_model as merge
 
     merge(runs.recipe_of(run).llm, run / "adapter", out)
     say(console, f"{out} is written; serve it, then: llm-wrapper eval --llm vllm --run {shlex.quote(str(run))}")
@@ -97,7 +97,7 @@ def export(run: Path, out: Path, console: Console) -> None:
 
 def export_adapter(section: LLMSection, name: str, out: Path, console: Console) -> None:
     """Merge an adapter that this project did not train into its base model, for a server."""
-    from llm_wrapper.llms.export import export as merge
+    from llm_wrapper.llms.adapters import export_model as merge
 
-    merge(section, locate(name).folder, out)
+    merge(section, find_adapter(name).folder, out)
     say(console, f"{out} is written; serve it, then: llm-wrapper eval --llm vllm --vlm .. --data ..")

@@ -12,8 +12,7 @@ import transformers
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.checked_config import require_sane
-from llm_wrapper.llms.packages import find_in_package
+from llm_wrapper.llms.model_files import find_in_package, require_sane
 from llm_wrapper.prompts.text import clean
 
 __all__ = ["SentenceEmbedder"]

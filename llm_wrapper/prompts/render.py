@@ -12,9 +12,9 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from llm_wrapper.bounded_process import BoundedProcess
+from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.prompts import own_template_worker, rule
+from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
 from llm_wrapper.prompts.text import clean, clean_label, fill_instruction, require_expression, require_instruction
 from llm_wrapper.readers import read_text
@@ -35,9 +35,6 @@ _OBJECTS = "objects"
 MAX_PROMPT = 200_000
 """Characters of one question; with 20 candidates it has 2,000."""
 _MOST_BYTES = 1 << 16
-_SECONDS = 10.0
-"""For one rendering, which takes a fraction of a millisecond."""
-_WORKER = BoundedProcess(own_template_worker.__file__, seconds=_SECONDS)
 _NONE = "none_index"
 """The variable of a template that is the index of "none of these", or none where that is no answer."""
 
@@ -166,9 +163,8 @@ def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -
 def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
     """Render a template that may be somebody else's: it may run for ever, or fill the memory."""
     shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
-    request = {"template": _own(prompt_format, os.getcwd()), "block": block, "known": {**known, **shown}}
     try:
-        reply = _WORKER.ask(request)
+        reply = TEMPLATES.render_prompt(_own(prompt_format, os.getcwd()), {**known, **shown}, block)
     except (OSError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
     if "missing" in reply:
@@ -181,8 +177,8 @@ def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, A
     if "error" in reply:
         for each in known["candidates"] if "required_score" in reply["error"] else ():
             _ = each.required_score
-        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'])}")
-    return reply["text"]
+        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'] or reply['kind'])}")
+    return str(reply["text"])
 
 
 def _plain(shown: ShownCandidate) -> dict[str, Any]:

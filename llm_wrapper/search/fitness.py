@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from llm_wrapper import detectors
 from llm_wrapper.artifacts import digest_value
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
 from llm_wrapper.detectors.base import Detector
 from llm_wrapper.errors import RecipeError
@@ -119,7 +119,7 @@ class CaptionFitness:
         part = self._part(places)
         detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
-        cache = fill(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
+        cache = fill_cache(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
         prepared_samples = [
             PreparedSample(sample, build(self._recipe, sample, [cache.lookup(sample)], [self._detector.name]))
             for sample in part.samples

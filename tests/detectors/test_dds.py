@@ -22,7 +22,7 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detectors import dds_client
 from llm_wrapper.detectors.base import PaidDetector, Question, detect_sample
 from llm_wrapper.detectors.dds import DDSDetector, create_dds
@@ -335,9 +335,9 @@ def test_each_answer_is_on_disk_before_the_next_call_and_a_new_budget_goes_on(
         sum(pq.read_metadata(path).num_rows for path in (tmp_path / "cache").glob("*.parquet"))
     )
     with pytest.raises(RecipeError, match="Answers kept in this run: 3;"):
-        fill(detector(time, max_cost=0.06), dataset, tmp_path / "cache", progress=False)
+        fill_cache(detector(time, max_cost=0.06), dataset, tmp_path / "cache", progress=False)
     assert on_disk == [0, 1, 2]
-    fill(detector(time, max_cost=9), dataset, tmp_path / "cache", progress=False)
+    fill_cache(detector(time, max_cost=9), dataset, tmp_path / "cache", progress=False)
     assert on_disk == [0, 1, 2, 3, 4]
     assert len(server.tasks) == 5
 

@@ -14,11 +14,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper.bounded_process import BoundedProcess
+from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
-from llm_wrapper.llms import chat_template, template_worker
-from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
-from llm_wrapper.llms.chat_template import ChatTemplate
+from llm_wrapper.llms.chat import ChatEncoder, ChatTemplate, chat_encoder
 from llm_wrapper.prompts.text import clean
 from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Message, Prompt
@@ -287,8 +285,8 @@ def test_a_template_that_fails_is_one_error_that_says_what_to_set(template: str,
 
 def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(9)) + "{% endfor %}" * 9
-    monkeypatch.setattr(chat_template, "_WORKER", BoundedProcess(template_worker.__file__, seconds=1.0))
-    with pytest.raises(ModelError, match=r"fails: it takes longer than 1 seconds"):
+    monkeypatch.setattr(TEMPLATES, "seconds", 0.5)
+    with pytest.raises(ModelError, match=r"fails: it takes longer than 0.5 seconds"):
         ChatEncoder(tiny.tokenizer("chatml"), loops).encode(tiny.said("dog"))
     monkeypatch.undo()
     assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog"))

@@ -290,7 +290,7 @@ def test_a_wrong_template_says_what_is_wrong(tmp_path: Path, source: str, reason
 def test_a_template_without_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
-    monkeypatch.setattr(rendering._WORKER, "_seconds", 1.0 if reason == "it takes longer" else 10.0)
+    monkeypatch.setattr(rendering.TEMPLATES, "seconds", 0.5 if reason == "it takes longer" else 10.0)
     with pytest.raises(PromptError, match=reason):
         render(SAMPLE, CANDIDATES, own(tmp_path, source))
     assert text(render(SAMPLE, CANDIDATES, own(tmp_path / "..", "{{ expression }}"))) == SAMPLE.expression

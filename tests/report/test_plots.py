@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llm_wrapper.evaluation.transfer import Cell, Matrix
-from llm_wrapper.report import growth, matrix, methods
+from llm_wrapper.report import matrix, methods
 from llm_wrapper.report.plots import MAX_CELLS, figure_text
 from tests.evaluation.test_methods import measured
 from tests.report.test_tables import FULL
@@ -40,12 +40,10 @@ def test_any_name_is_drawn_as_text(tmp_path: Path, name: str) -> None:
     methods.plot(
         replace(found, column=name, rows=[replace(row, name=f"{name}{row.name}") for row in found.rows]), tmp_path
     )
-    steps = {10: {name: 1.0}, 100: {name: 2.0}}
-    (tmp_path / "growth.svg").write_bytes(growth.picture(steps, {}, kind="svg"))
     for path in (tmp_path / "matrix.png", tmp_path / "methods.png"):
         with Image.open(path) as image:
             assert max(image.size) < 3_000
-    assert {path.name for path in tmp_path.iterdir()} == {"matrix.png", "methods.png", "methods.svg", "growth.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"matrix.png", "methods.png", "methods.svg"}
 
 
 def test_a_matrix_too_large_is_not_drawn_and_no_earlier_picture_stays(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.llms import answers, guidance
+from llm_wrapper.llms import answers, steering
 from llm_wrapper.recipe.schema import LLMSection, SamplingSection, SearchSection
 from llm_wrapper.search.proposers import LocalProposer, ServedProposer
 from llm_wrapper.search.search import Request
@@ -33,13 +33,13 @@ def test_the_same_request_draws_the_same_and_guidance_changes_it() -> None:
 
 def test_the_offset_is_computed_once_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs: list[tuple[str, str, int | None]] = []
-    real = guidance.offset
+    real = steering.offset
 
     def counted(llm: object, better: str, worse: str, layer: int | None) -> object:
         pairs.append((better, worse, layer))
         return real(llm, better, worse, layer)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(guidance, "offset", counted)
+    monkeypatch.setattr(steering, "offset", counted)
     propose = proposer(layer=2)
     for guides in (GUIDES, GUIDES, GUIDES[::-1]):
         propose(Request("Write.", 1, guides, 0.5))

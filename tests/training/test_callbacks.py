@@ -12,7 +12,7 @@ from peft.utils import load_peft_weights
 
 from llm_wrapper import curve_points, runs
 from llm_wrapper.errors import LLMWrapperError, RunError
-from llm_wrapper.llms.load import add_adapter
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.training import trainer
 from llm_wrapper.training.callbacks import IntermediateAdapters, count_samples_seen
 from tests.llms import tiny

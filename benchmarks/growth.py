@@ -1,4 +1,4 @@
-"""What `bench growth` does: time per expression for growing data sets and for growing numbers of candidates.
+"""Time per expression for growing data sets and growing numbers of candidates, with a plot (make bench-growth).
 
 runs/bench/   growth.json   growth.md   growth.svg   growth.png
 """
@@ -8,30 +8,34 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+import growth_report
+import growth_steps
+import typer
+from measurements import Clock, compose_recipe, run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts, results, runs
-from llm_wrapper.clock import Clock
+from llm_wrapper import artifacts
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.evaluation import bench_growth as evaluating
+from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
-from llm_wrapper.report import growth as shown
-from llm_wrapper.terminal import say
-
-if TYPE_CHECKING:
-    from llm_wrapper.llms.load import LoadedLLM
-
-__all__ = ["CANDIDATES", "SIZES", "Extent", "growth"]
+from llm_wrapper.terminal import open_console, say
 
 SIZES = (100, 1_000, 10_000)
 CANDIDATES = (2, 5, 10, 15, 20)
+SETTINGS = [
+    "prompt.format=relations",
+    "train.groups_per_step=2",
+    "train.expressions_per_group=8",
+    "train.max_steps=null",
+]
 _COMPARED = 100
 """The first answers of the smallest size that are asked again in each larger one."""
 _EXACT_SIZES = 2
@@ -65,14 +69,13 @@ class _Found:
         self.cpu[size] = {step: value / size for step, value in clock.cpu.items()}
 
 
-def growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
+def bench_growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
     """Measure on toy crowds, print both tables, keep runs/bench/growth.json, growth.md and the picture.
 
     Raises:
         RecipeError: If a size or a number of candidates cannot be measured.
     """
     _require_usable(extent, recipe)
-    from llm_wrapper.llms.load import load_model
 
     llm = load_model(recipe.llm)
     found = _sizes(llm, recipe, extent, console)
@@ -84,13 +87,23 @@ def growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
     notes = _notes(recipe, extent, same)
     _print(console, found, candidates, notes)
     question = {"recipe": recipe.model_dump(mode="json"), "extent": asdict(extent)}
-    path = results.free_file(runs.ROOT / "bench" / "growth.json", question)
-    _keep(path, found, candidates, notes, {"same_answers": same, "extent": asdict(extent), "question": question})
-    say(console, f"kept in {path}")
+    facts = {
+        "seconds_per_expression": found.seconds,
+        "cpu_seconds_per_expression": found.cpu,
+        "candidates": candidates,
+        "same_answers": same,
+        "extent": asdict(extent),
+    }
+    path = save_measurement("growth", question, facts, console)
+    artifacts.write_atomic(path.with_suffix(".md"), growth_report.markdown(found.seconds, found.cpu, candidates, notes))
+    for kind in ("svg", "png"):
+        artifacts.write_atomic(
+            path.with_suffix(f".{kind}"), growth_report.picture(found.seconds, candidates, kind=kind)
+        )
 
 
 def _require_usable(extent: Extent, recipe: Recipe) -> None:
-    smallest = evaluating.EXPRESSIONS
+    smallest = growth_steps.EXPRESSIONS
     if min(extent.sizes) < smallest or min(extent.candidates, default=2) < 2 or extent.most_asked < min(extent.sizes):
         raise RecipeError(
             f"sizes {list(extent.sizes)}, candidates {list(extent.candidates)}, LLM asked up to {extent.most_asked}: "
@@ -102,21 +115,20 @@ def _require_usable(extent: Extent, recipe: Recipe) -> None:
 
 
 def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> _Found:
-    from llm_wrapper.llms.base import LocalLLM
-    from llm_wrapper.training import bench_growth as training
-
     found, sizes = _Found(), sorted(set(extent.sizes))
-    crowds = evaluating.crowds(-(-sizes[-1] // evaluating.EXPRESSIONS), evaluating.THINGS, evaluating.EXPRESSIONS)
+    crowds = growth_steps.make_crowds(
+        -(-sizes[-1] // growth_steps.EXPRESSIONS), growth_steps.THINGS, growth_steps.EXPRESSIONS
+    )
     for size in sizes:
         say(console, f"{size:,} expressions ...")
         clock, is_asked = Clock(), size <= extent.most_asked
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            chosen = crowds[: -(-size // evaluating.EXPRESSIONS)]
-            samples = evaluating.made(chosen, folder, recipe, limit=size, clock=clock)
-            asked = LocalLLM(llm) if is_asked else evaluating.UniformLLM()
-            answers, prompts = evaluating.evaluate(samples, recipe, folder, llm=asked, clock=clock)
-        training.prepare(llm, samples, recipe, clock=clock)
+            chosen = crowds[: -(-size // growth_steps.EXPRESSIONS)]
+            samples = growth_steps.prepare_samples(chosen, folder, recipe, limit=size, clock=clock)
+            asked = LocalLLM(llm) if is_asked else growth_steps.UniformLLM()
+            answers, prompts = growth_steps.evaluate(samples, recipe, folder, llm=asked, clock=clock)
+        growth_steps.prepare_training(llm, samples, recipe, clock=clock)
         if is_asked:
             found.answers[size], found.prompts = answers, prompts
         else:
@@ -127,9 +139,6 @@ def _sizes(llm: LoadedLLM, recipe: Recipe, extent: Extent, console: Console) -> 
 
 def _exact(recipe: Recipe, found: _Found, extent: Extent) -> _Found:
     """Ask the two smallest sizes again in float32, where batches of another shape do not round otherwise."""
-    from llm_wrapper.llms.base import LocalLLM
-    from llm_wrapper.llms.load import load_model
-
     llm = load_model(recipe.llm.model_copy(update={"dtype": "float32"}))
     sizes = sorted(found.answers)[:_EXACT_SIZES]
     exact = LocalLLM(llm, title="LLM, float32")
@@ -139,30 +148,29 @@ def _exact(recipe: Recipe, found: _Found, extent: Extent) -> _Found:
 
 def _sameness(found: _Found) -> list[dict[str, Any]]:
     """Compare the answers of the smallest size with the first ones of each larger size."""
-    from llm_wrapper.training.bench_growth import same_answers
-
     few, *larger = sorted(found.answers)
     return [
-        asdict(same_answers(found.prompts, found.answers[few], found.answers[many], most=_COMPARED)) for many in larger
+        asdict(growth_steps.same_answers(found.prompts, found.answers[few], found.answers[many], most=_COMPARED))
+        for many in larger
     ]
 
 
 def _candidates(recipe: Recipe, number: int, num_images: int, console: Console) -> dict[str, float]:
-    from llm_wrapper.training.bench_growth import measure_candidates
 
     say(console, f"{number} candidates ...")
     whole = recipe.model_copy(update={"candidates": recipe.candidates.model_copy(update={"cap": max(number, 2)})})
     count = recipe.train.expressions_per_group
-    crowds = evaluating.crowds(num_images, number, count)
+    crowds = growth_steps.make_crowds(num_images, number, count)
     with tempfile.TemporaryDirectory() as name:
-        samples = evaluating.made(crowds, Path(name), whole, limit=num_images * count, clock=Clock())
-        return measure_candidates(samples, whole, Path(name))
+        samples = growth_steps.prepare_samples(crowds, Path(name), whole, limit=num_images * count, clock=Clock())
+        return growth_steps.measure_candidates(samples, whole, Path(name))
 
 
 def _notes(recipe: Recipe, extent: Extent, same: dict[str, list[dict[str, Any]]]) -> list[str]:
     known = artifacts.versions()
     lines = [
-        f"Made-up scenes of the toy grammar, seeds fixed: {evaluating.THINGS} candidates and {evaluating.EXPRESSIONS} "
+        f"Made-up samples of the toy grammar, seeds fixed: {growth_steps.THINGS} candidates and "
+        f"{growth_steps.EXPRESSIONS} "
         f"expressions an image above, {recipe.train.expressions_per_group} expressions an image below. "
         f"{recipe.llm.model}, untrained, prompt.format={recipe.prompt.format}; the LLM is asked up to "
         f"{extent.most_asked:,} expressions. 'grows by': computing time per expression at the largest size / at the "
@@ -181,33 +189,39 @@ def _notes(recipe: Recipe, extent: Extent, same: dict[str, list[dict[str, Any]]]
     return lines
 
 
-def _print(console: Console, found: _Found, candidates: shown.Steps, notes: Sequence[str]) -> None:
+def _print(console: Console, found: _Found, candidates: growth_report.Steps, notes: Sequence[str]) -> None:
     table = Table(
         "ms per expression", *(f"{size:,}" for size in found.seconds), "grows by", title="growth, expressions"
     )
-    for row in shown.size_rows(found.seconds, found.cpu):
+    for row in growth_report.size_rows(found.seconds, found.cpu):
         table.add_row(*row)
     console.print(table)
     if candidates:
-        table = Table("candidates", *shown.CANDIDATE_COLUMNS.values(), title="growth, candidates: ms per expression")
-        for row in shown.candidate_rows(candidates):
+        table = Table(
+            "candidates", *growth_report.CANDIDATE_COLUMNS.values(), title="growth, candidates: ms per expression"
+        )
+        for row in growth_report.candidate_rows(candidates):
             table.add_row(*row)
         console.print(table)
     for line in notes:
         say(console, line)
 
 
-def _keep(path: Path, found: _Found, candidates: shown.Steps, notes: Sequence[str], more: Mapping[str, Any]) -> None:
-    """Write the JSON file at a path, and the table and the picture beside it."""
-    facts = {
-        "seconds_per_expression": found.seconds,
-        "cpu_seconds_per_expression": found.cpu,
-        "candidates": candidates,
-        **more,
-        "cores": os.cpu_count(),
-        "versions": artifacts.versions(),
-    }
-    artifacts.write_json(path, facts)
-    artifacts.write_atomic(path.with_suffix(".md"), shown.markdown(found.seconds, found.cpu, candidates, notes))
-    for kind in ("svg", "png"):
-        artifacts.write_atomic(path.with_suffix(f".{kind}"), shown.picture(found.seconds, candidates, kind=kind))
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    *,
+    size: Annotated[list[int] | None, typer.Option(min=4, help="Expressions; repeat it, 100 1000 10000.")] = None,
+    most_asked: Annotated[int, typer.Option(help="Larger sizes are measured without the LLM.")] = 10_000,
+    candidates: Annotated[list[int] | None, typer.Option(min=2, help="Repeat it, 2 5 10 15 20.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images for each number of candidates.")] = 12,
+) -> None:
+    """Time SmolLM2 and all steps around it, for 100 to 10,000 expressions and 2 to 20 candidates."""
+    recipe = compose_recipe(
+        {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "demo"}, [*SETTINGS, *(overrides or [])]
+    )
+    extent = Extent(size or SIZES, most_asked, candidates or CANDIDATES, images)
+    bench_growth(recipe, open_console(), extent=extent)
+
+
+if __name__ == "__main__":
+    run_script(main)

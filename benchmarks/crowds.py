@@ -1,4 +1,4 @@
-"""Toy scenes with as many things as wished: several stand beside each other, and nothing is painted.
+"""Toy scenes with as many things as wished: several are placed side by side, and nothing is painted.
 
 For measuring how time grows with candidates and expressions. The expressions are those of the toy grammar, each true of
 one thing of the whole crowd.
@@ -18,8 +18,6 @@ from llm_wrapper.datasets.toy_grammar import Thing, all_facts
 from llm_wrapper.datasets.toy_scenes import IMAGE_WH, make_scene
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box
-
-__all__ = ["Crowd", "make_crowd", "write"]
 
 _POOL = 24
 """Scenes that crowds are put together from; most of the time of a scene goes into its picture."""

@@ -16,8 +16,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-__all__ = ["florence2", "grounding_dino"]
-
 _GAINS = {"q_proj": 5.0, "k_proj": 5.0, "encoder_attn": 1.2, "v_proj": 0.3, "out_proj": 0.3, "fc": 2.0}
 """Part of a weight's name -> its scale; the first that fits counts."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from detect import compare_florence2, compare_grounding_dino, largest_difference
 from PIL import Image
 
-from llm_wrapper.detectors.bench import compare_florence2, compare_grounding_dino, largest_difference
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 

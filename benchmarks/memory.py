@@ -1,4 +1,4 @@
-"""Memory of a 4-bit load: a random Mixtral on disk, loaded in a fresh process, its peak against the 16-bit size."""
+"""Measure the memory of a 4-bit load: a random Mixtral on disk, loaded in a fresh process (make bench-memory)."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
+import typer
+from measurements import run_script, save_measurement
+from rich.table import Table
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llm_wrapper import artifacts
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
-
-__all__ = ["compare", "measure", "write_random_mixtral"]
+from llm_wrapper.terminal import open_console
 
 _NUM_LAYERS = 15
 _GB = 1e9
-_MEASURE = f"""
-import json, pathlib, sys
-from {__name__} import measure
-print(json.dumps(measure(pathlib.Path(sys.argv[1]))))
-"""
 
 
 def _config(num_layers: int, width: int) -> Any:
@@ -164,7 +161,9 @@ def compare(folder: Path, *, num_layers: int = _NUM_LAYERS, width: int = 2048) -
     home.mkdir(parents=True)
     try:
         num_bytes = write_random_mixtral(home, num_layers=num_layers, width=width)
-        done = subprocess.run([sys.executable, "-c", _MEASURE, str(home)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, __file__, "--folder", str(home)], capture_output=True, text=True, check=False
+        )
     finally:
         shutil.rmtree(home, ignore_errors=True)
     if done.returncode:
@@ -174,5 +173,25 @@ def compare(folder: Path, *, num_layers: int = _NUM_LAYERS, width: int = 2048) -
     return {
         **facts,
         "ratio_with_forward": facts["peak_bytes_with_forward"] / num_bytes,
-        "versions": artifacts.versions(),
     }
+
+
+def main(
+    folder: Annotated[Path | None, typer.Option(hidden=True, help="Load this model and print JSON.")] = None,
+) -> None:
+    """Write a random Mixtral of 3 B parameters, load it in 4 bit, compare its peak with its 16-bit size."""
+    if folder is not None:  # the fresh process that `compare` starts
+        print(json.dumps(measure(folder)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        facts = compare(Path(temporary))
+    table = Table("", "", title="4-bit load of a random Mixtral")
+    for name, value in facts.items():
+        table.add_row(name, value if isinstance(value, str) else f"{value:,.3f}".removesuffix(".000"))
+    console = open_console()
+    console.print(table)
+    save_measurement("memory", {"bf16_bytes": facts["bf16_bytes"]}, facts, console)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import train
 
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
-from llm_wrapper.training import bench
 from llm_wrapper.training.examples import Group
 from tests.llms import tiny
 
@@ -41,14 +41,14 @@ def group(number: int, size: int) -> Group:
 
 @pytest.mark.slow
 def test_steps_are_the_same_on_both_sides(recipe: Recipe, tmp_path: Path) -> None:
-    found = bench.compare([group(i, 4) for i in range(8)], recipe, tmp_path, num_steps=3)
+    found = train.compare([group(i, 4) for i in range(8)], recipe, tmp_path, num_steps=3)
     assert found.num_expressions == 24
     assert len(found.losses) == 4
     assert found.max_loss_difference < 1e-4
     assert max(found.losses) - min(found.losses) > 0.05  # the steps differ, so equal losses mean equal steps
-    assert found.ratio == found.rival_seconds / found.seconds > 0
+    assert found.ratio == found.baseline_seconds / found.seconds > 0
 
 
 def test_groups_that_are_not_full_are_not_taken(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 usable groups of 4 expressions, 4 are needed"):
-        bench.compare([group(i, 4) for i in range(3)] + [group(9, 2)], recipe, tmp_path, num_steps=1)
+        train.compare([group(i, 4) for i in range(3)] + [group(9, 2)], recipe, tmp_path, num_steps=1)

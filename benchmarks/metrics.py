@@ -1,4 +1,4 @@
-"""The metrics over a million generated predictions, against a plain loop over samples with equal results."""
+"""Time the metrics over a million predictions against a plain loop, with equal values (make bench-metrics)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import math
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Annotated, TypeVar
 
 import numpy as np
+import typer
+from measurements import run_script, save_measurement
+from rich.console import Console
+from rich.table import Table
 
 from llm_wrapper.columns import Columns
 from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, measure, recall_at
-
-__all__ = ["MetricTiming", "compare", "generate", "loop", "vectorized"]
+from llm_wrapper.terminal import open_console
 
 _Result = TypeVar("_Result")
 _Corners = list[float]
@@ -126,3 +129,29 @@ def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started
+
+
+def bench_metrics(console: Console, *, num_predictions: int) -> None:
+    """Measure both ways, print them, write runs/bench/metrics.json."""
+    found = compare(num_predictions)
+    table = Table("predictions", "candidates", "seconds, with intervals", "plain loop, without", "peak MB", "equal")
+    table.add_row(
+        f"{found.num_predictions:,}",
+        f"{found.num_candidates:,}",
+        f"{found.seconds:.2f}",
+        f"{found.loop_seconds:.2f}",
+        f"{found.peak_bytes / 1e6:.0f}",
+        "yes" if found.is_equal else "NO",
+    )
+    console.print(table)
+    facts = {"ratio": found.loop_seconds / found.seconds, **asdict(found)}
+    save_measurement("metrics", {"predictions": num_predictions}, facts, console)
+
+
+def main(predictions: Annotated[int, typer.Option(min=20, help="Predictions, generated.")] = 1_000_000) -> None:
+    """Time all metrics with their intervals against a plain loop over samples; values must be equal."""
+    bench_metrics(open_console(), num_predictions=predictions)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -12,8 +12,6 @@ from llm_wrapper.report.tables import escape_markdown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["CANDIDATE_COLUMNS", "Steps", "markdown", "picture", "size_rows"]
-
 Steps = Mapping[int, Mapping[str, float]]
 """Number of expressions, or of candidates, -> step -> seconds per expression."""
 

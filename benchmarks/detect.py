@@ -1,4 +1,7 @@
-"""Speed of the detectors against the plain loop (one call per expression and task, batch 1), with equal answers."""
+"""Time full-size detectors against the plain loop: one call per expression and task, equal answers (make bench-detect).
+
+The weights are random, see `random_detectors`. Each image is asked four expressions, as in referring data sets.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,33 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import random_detectors
 import torch
+import typer
+from measurements import DataRoot, compose_recipe, run_script, save_measurement
+from rich.console import Console
+from rich.table import Table
 
-from llm_wrapper import images
+from llm_wrapper import datasets, images
 from llm_wrapper.boxes import FloatArray, array
-from llm_wrapper.detectors import bench_models, florence2
+from llm_wrapper.datasets import Dataset
+from llm_wrapper.detectors import florence2
 from llm_wrapper.detectors.base import Detector, detect_sample, joined, questions_about
 from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, Florence2Settings
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
 from llm_wrapper.detectors.grounding_dino_base import fit_expression, raw_answer, read_text, score_answer
+from llm_wrapper.errors import DataError
+from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Detections, Sample
+from llm_wrapper.terminal import open_console, say
 
-__all__ = ["Comparison", "compare_florence2", "compare_grounding_dino", "largest_difference"]
-
+PER_IMAGE = 4
+BASELINES = {"florence2": "one call per expression and task", "grounding_dino": "one call per expression"}
 _TASKS = ("rec", "grounding", "dense_caption", "od")
 _NEW_TOKENS = 24
 """All answers have this length, about that of two labelled boxes: random weights would end them anywhere."""
@@ -63,7 +76,7 @@ def compare_florence2(samples: Sequence[Sample], *, small: bool = False) -> Comp
         small: Toy models instead of full-size ones.
     """
     texts = [sample.expression for sample in samples]
-    model, processor = bench_models.florence2(texts, small=small)
+    model, processor = random_detectors.florence2(texts, small=small)
     model.generation_config.min_new_tokens = _NEW_TOKENS - 1
     settings = Florence2Settings(model="random/florence-2", tasks=_TASKS, max_new_tokens=_NEW_TOKENS)
     detector = Florence2Detector(model, processor, settings)
@@ -95,7 +108,7 @@ def _plain_florence2(sample: Sample, task: str, model: Any, processor: Any) -> D
 def compare_grounding_dino(samples: Sequence[Sample], *, small: bool = False) -> Comparison:
     """Compare in mode `gd`; see `compare_florence2` for the arguments."""
     texts = [sample.expression for sample in samples]
-    model, processor = bench_models.grounding_dino(texts, small=small)
+    model, processor = random_detectors.grounding_dino(texts, small=small)
     settings = GroundingDinoSettings(model="random/grounding-dino", mode="gd", box_threshold=0.0)
     detector = GroundingDinoDetector(model, processor, settings)
     core = model.model
@@ -200,3 +213,66 @@ def _seconds_of(parts: Mapping[str, Any]) -> Iterator[dict[str, float]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def four_each(dataset: Dataset, num_images: int) -> list[Sample]:
+    """Return four samples of each of the first images; where an image has fewer, with expressions of others."""
+    of_image: dict[str, list[Sample]] = {}
+    for sample in dataset.samples:
+        if sample.image_path is not None and Path(sample.image_path).is_file():
+            of_image.setdefault(sample.image_id, []).append(sample)
+    chosen = list(of_image.values())[:num_images]
+    if len(chosen) < num_images:
+        raise DataError(
+            f"{dataset.name} {dataset.split} has {len(chosen)} images on disk, {num_images} are wanted; name a data "
+            "set with its images: make bench-detect DATA=mine DATA_ROOT=path/to/expressions.jsonl"
+        )
+    return [sample for samples in chosen for sample in _fill_up(samples, dataset.samples)]
+
+
+def _fill_up(samples: Sequence[Sample], others: Sequence[Sample]) -> list[Sample]:
+    known = {sample.expression for sample in samples}
+    more = dict.fromkeys(other.expression for other in others if other.expression not in known)
+    strangers = [
+        replace(samples[0], sample_id=f"{samples[0].sample_id}/{number}", expression=expression, target=None)
+        for number, expression in enumerate(more)
+    ]
+    return [*samples, *strangers][:PER_IMAGE]
+
+
+def bench_detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
+    """Measure both detectors, print ratios and where the time is spent, write runs/bench/detect.json."""
+    samples = four_each(datasets.load_dataset(recipe.data, recipe.data.eval_split), num_images)
+    found: dict[str, Comparison] = {}
+    for name, compare in (("florence2", compare_florence2), ("grounding_dino", compare_grounding_dino)):
+        say(console, f"{name}: {len(samples)} expressions about {num_images} images, both ways ...")
+        found[name] = compare(samples)
+    columns = ("detector", "baseline", "expressions/s", "baseline's", "ratio", "same answers")
+    table = Table(*columns, title="detection, random weights")
+    parts = Table("detector", "part", "seconds", "share", title="seconds by part of the model")
+    for name, each in found.items():
+        rates = (f"{each.num_expressions / seconds:.3f}" for seconds in (each.seconds, each.plain_seconds))
+        table.add_row(name, BASELINES[name], *rates, f"{each.ratio:.2f}", "yes" if each.is_equal else "NO")
+        for part, seconds in each.where.items():
+            parts.add_row(name, part, f"{seconds:.1f}", f"{seconds / each.seconds:.0%}")
+    console.print(table)
+    console.print(parts)
+    facts = {name: {"ratio": each.ratio, "equal": each.is_equal, **asdict(each)} for name, each in found.items()}
+    question = {"data": recipe.data.model_dump(mode="json"), "images": num_images}
+    save_measurement("detect", question, {**facts, "num_images": num_images}, console)
+
+
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+    *,
+    data: Annotated[str, typer.Option(help="Data set with its images: a file of recipes/data.")] = "toy",
+    data_root: DataRoot = None,
+    images: Annotated[int, typer.Option(min=1, help="Images, each with four expressions.")] = 2,
+) -> None:
+    """Time full-size Florence-2 and Grounding-DINO (random weights) against the plain loop; answers must be equal."""
+    recipe = compose_recipe({"vlm": "toy", "llm": "rule", "data": data}, overrides or [], data_root)
+    bench_detect(recipe, open_console(), num_images=images)
+
+
+if __name__ == "__main__":
+    run_script(main)
