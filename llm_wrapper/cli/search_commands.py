@@ -15,11 +15,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, runs
+from llm_wrapper import datasets, runs, storage
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
-from llm_wrapper.locking import locked
 from llm_wrapper.recipe import LLMSection, Recipe, SearchSection
 from llm_wrapper.records import Sample
 from llm_wrapper.report import search as shown
@@ -32,6 +31,7 @@ from llm_wrapper.search.search import Ground, Proposer, search, seed_prompt
 from llm_wrapper.search.slices import Slices, cut
 from llm_wrapper.search.standing import Standing
 from llm_wrapper.search.tasks import task_of
+from llm_wrapper.storage import locked
 from llm_wrapper.terminal import say
 
 __all__ = ["history", "run_search"]
@@ -190,7 +190,7 @@ def _ground(
         task=task_of(section.target),
         description=section.description or _description(recipe, [fitness.samples[place] for place in places]),
         images=[fitness.samples[place].image_id for place in places],
-        identity=artifacts.digest_value(fitness.identity(places)),
+        identity=storage.digest_value(fitness.identity(places)),
         known=known,
         measure=measure,
         propose=propose,
@@ -208,8 +208,8 @@ def _keep(recipe: Recipe, folder: Path, rows: Sequence[Confirmed]) -> None:
     found = History(folder / _HISTORY)
     best = Standing(found.rows).best()
     assert best is not None  # the seed prompt at least
-    artifacts.write_json(folder / "confirmed.json", {"rows": [row.facts() for row in rows]})
-    artifacts.write_atomic(folder / "best.yaml", _best(recipe, best, folder / "best.yaml"))
+    storage.write_json(folder / "confirmed.json", {"rows": [row.facts() for row in rows]})
+    storage.write_atomic(folder / "best.yaml", _best(recipe, best, folder / "best.yaml"))
     shown.plot(found, folder / "history.png")
     facts = {"prompts": len({row.prompt for row in found.evaluated}), "refused": len(found.refused)}
     runs.finish(folder, {**facts, "best": best.prompt, "cost": shown.costs(found)})

@@ -30,12 +30,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from llm_wrapper.calls import CallError, seconds_to_wait
 from llm_wrapper.datasets.rows import Number, validate_row
 from llm_wrapper.detectors.paid_calls import PaidCalls, PaidTerms
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.keys import hide_key, read_key
 from llm_wrapper.readers import MIB
+from llm_wrapper.services import CallError, hide_key, read_key, seconds_to_wait
 
 __all__ = ["DDSSettings", "Exchange", "TaskLostError", "api_key", "judge_reply", "load_sdk"]
 

@@ -17,8 +17,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llm_wrapper.calls import CallError, delay_after
 from llm_wrapper.errors import ModelError, RecipeError
+from llm_wrapper.services import CallError, delay_after
 
 __all__ = ["CostEstimate", "PaidCalls", "PaidTerms"]
 

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe.files import shipped_folder, template_beside
+from llm_wrapper.storage import folder_name
 
 __all__ = [
     "TEMPLATE_DATE",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.report.plots import drawing_settings
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.search.confirm import Confirmed
@@ -123,7 +123,7 @@ def plot(history: History, out: Path) -> None:
         axes.legend(fontsize=8)
         content = BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
 def _best_so_far(ended: Sequence[Evaluated]) -> list[Evaluated]:

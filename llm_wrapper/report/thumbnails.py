@@ -13,13 +13,12 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, images
-from llm_wrapper.artifacts import write_json
 from llm_wrapper.datasets import hub_files
 from llm_wrapper.errors import DataError, LLMWrapperError, shell_word
-from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Sample
+from llm_wrapper.storage import inside, write_json
 
 __all__ = ["FILE", "Thumbnail", "add", "load"]
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_wrapper.artifacts import digest_value
-from llm_wrapper.columns import codes
 from llm_wrapper.evaluation import ensemble
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.metrics import codes
 from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.records import Prediction
 from llm_wrapper.search.fitness import Fitness, right
 from llm_wrapper.search.history import Evaluated
 from llm_wrapper.search.standing import Standing
 from llm_wrapper.statistics import Estimate, difference, estimate, mcnemar
+from llm_wrapper.storage import digest_value
 
 __all__ = ["Confirmed", "confirm"]
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from llm_wrapper import detectors
-from llm_wrapper.artifacts import digest_value
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
@@ -19,6 +18,7 @@ from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Prediction, Sample, to_dict
+from llm_wrapper.storage import digest_value
 
 __all__ = ["CaptionFitness", "Fitness", "SelectorFitness", "right"]
 

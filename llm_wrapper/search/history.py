@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from llm_wrapper import readers
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
-from llm_wrapper.names import inside
 from llm_wrapper.records import to_dict
+from llm_wrapper.storage import inside
 
 __all__ = ["Begun", "Cost", "Evaluated", "History", "Refused", "Row", "Verdict", "bits", "written"]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_wrapper.artifacts import digest_value
 from llm_wrapper.errors import PromptError, RecipeError, listed
 from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.search.halving import rungs, verdict
@@ -21,6 +20,7 @@ from llm_wrapper.search.proposals import Known, clean, meta_prompt, refusals, sa
 from llm_wrapper.search.standing import Standing
 from llm_wrapper.search.tasks import Task
 from llm_wrapper.statistics import estimate
+from llm_wrapper.storage import digest_value
 
 __all__ = ["Ground", "Measure", "Proposed", "Proposer", "Request", "search", "seed_of", "seed_prompt"]
 

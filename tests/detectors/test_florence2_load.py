@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from llm_wrapper.artifacts import digest_model
 from llm_wrapper.detectors.florence2 import Florence2Settings, create_florence2
 from llm_wrapper.errors import ModelError, RecipeError
+from llm_wrapper.storage import digest_model
 from tests.detectors import model_folders
 from tests.detectors import tiny_florence2 as tiny
 

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from llm_wrapper import datasets
-from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError, LLMWrapperError
 from llm_wrapper.records import Box, Candidate
 from llm_wrapper.report import compared, confidence, page, parts, studies, thumbnails
 from llm_wrapper.report.plots import MAX_CELLS
+from llm_wrapper.storage import write_json
 from tests.report.test_html import RECIPE, WH, Seen, four_cases, make_run, written
 from tests.report.test_studies import cell, curve, matrix, result
 
