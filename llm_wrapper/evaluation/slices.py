@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import metrics
+from llm_wrapper.boxes import BoolArray, FloatArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, Columns, ious, recall_at
 from llm_wrapper.prompts.rule import SYNONYMS, singularize, split_words
@@ -35,8 +36,6 @@ __all__ = [
     "target_shares",
 ]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 UNKNOWN = "unknown"
 """The slice of samples for which a family's number is not known."""

@@ -97,8 +97,8 @@ class OtherDetector(Section):
 class EnsembleSection(Section):
     """The detectors beside the recipe's own, by label: `--vlm a+b` puts b here.
 
-    `nms_iou` is the IoU above which boxes of different detectors are taken for one, see `candidates.merge`. Detectors
-    cut one object differently, so it is lower than that within most detectors.
+    `nms_iou` is the IoU above which boxes of different detectors are taken for one, see
+    `candidates.merge_candidates`. Detectors cut one object differently, so it is lower than that within most detectors.
     """
 
     also: dict[FolderName, OtherDetector] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build
+from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build_candidates
 from llm_wrapper.errors import PromptError
 from llm_wrapper.prompts import render as rendering
 from llm_wrapper.prompts.render import PROMPT_FORMATS, render_prompt
@@ -30,7 +30,7 @@ DETECTIONS = Detections(
 
 def built(order: str) -> BuiltCandidates:
     policy = CandidatePolicy.model_validate({"order": order})
-    return build(DETECTIONS, SAMPLE.image_wh, policy, detector="flo2")
+    return build_candidates(DETECTIONS, SAMPLE.image_wh, policy, detector="flo2")
 
 
 CANDIDATES = built("detector").candidates

@@ -179,7 +179,7 @@ def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
     detector = coco.create_coco({}).bind(dataset)
     images = dataset.images()
     built = {
-        image.image_id: building.build(
+        image.image_id: building.build_candidates(
             detect_sample(detector, image), image.image_wh, CandidatePolicy(), detector=detector.name
         )
         for image in images
