@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from llm_wrapper.metrics import rowwise_iou
+from llm_wrapper.boxes import rowwise_iou
 
 __all__ = ["BOX_FORMATS", "BoxFormat", "TargetPairs", "check", "fits", "to_pixels"]
 

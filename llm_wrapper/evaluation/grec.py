@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import boxes, metrics
-from llm_wrapper.metrics import IOU_THRESHOLD, rowwise_iou
+from llm_wrapper.boxes import rowwise_iou
+from llm_wrapper.metrics import IOU_THRESHOLD
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
