@@ -17,6 +17,7 @@ from llm_wrapper.boxes import FloatArray
 __all__ = ["Estimate", "Interval", "McNemar", "bootstrap_interval", "difference", "estimate", "mcnemar",
            "paired_bootstrap"]  # fmt: skip
 
+
 _MOST_CELLS = 1 << 22
 """Numbers drawn at a time: 32 MiB."""
 

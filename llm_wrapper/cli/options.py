@@ -41,6 +41,7 @@ __all__ = [
     "overridden",
     "require_run",
     "root",
+    "starts_with",
 ]
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/tr
 Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.", callback=_name)]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def starts_with(kind: str) -> bool:
+    """Tell whether the file of `--recipe` settles a kind."""
+    return _start.get().gives(kind)
 
 
 def assigned(key: str, path: Path) -> str:
