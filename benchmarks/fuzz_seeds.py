@@ -238,7 +238,7 @@ def imported(ending: str) -> Callable[[Path], Use]:
 
 def use_template(folder: Path) -> Use:
     """Return what renders a chat template."""
-    from llm_wrapper.llms.chat_template import ChatTemplate
+    from llm_wrapper.llms.chat import ChatTemplate
 
     rows = [{"role": "user", "content": "left zebra"}]
 
@@ -265,9 +265,9 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
     """Return what reads the body of a server's reply."""
 
     def prepare(folder: Path) -> Use:
-        from llm_wrapper.calls import CallError
         from llm_wrapper.llms.exchange import Reply
         from llm_wrapper.llms.server import Server
+        from llm_wrapper.services import CallError
 
         section = LLMSection.model_validate({"backend": "openai", "model": "m", "decode": decode})
         server = Server(section)

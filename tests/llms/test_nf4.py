@@ -17,7 +17,8 @@ from transformers import modeling_utils
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import nf4
-from llm_wrapper.llms.load import add_adapter, load_model
+from llm_wrapper.llms.adapters import add_adapter
+from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.guidance import layer_of, middle, offset, pooled_state, sample_text, steered
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.steering import layer_of, middle, offset, pooled_state, sample_text, steered
 from llm_wrapper.recipe.schema import SamplingSection
 from tests.llms import tiny
 
