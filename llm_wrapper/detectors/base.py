@@ -1,4 +1,4 @@
-"""What every detector offers: an identity for the cache, and answers to questions about images and expressions."""
+"""The protocol of detectors: an identity for the cache, and answers to questions about images and expressions."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ LEVELS: tuple[Level, ...] = ("expression", "image")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a detector is asked: about one sample's image alone, or about its expression in that image."""
+    """A question to a detector: about one sample's image alone, or about its expression in that image."""
 
     sample: Sample
     level: Level
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What the answer is stored under: (image_id, sample_id), or (image_id, None) for the whole image."""
+        """The key of the stored answer: (image_id, sample_id), or (image_id, None) for the whole image."""
         return (self.sample.image_id, None if self.level == "image" else self.sample.sample_id)
 
 
@@ -89,7 +89,7 @@ class Detector(Protocol):
         """Answer each question, in order; an answer of level `image` must not depend on the expression.
 
         Args:
-            questions: Those about one image stand together.
+            questions: Those about one image are neighbours.
             prepared: Image id -> what `prepare` gave for it.
         """
         ...
@@ -140,7 +140,7 @@ class PaidDetector(Detector, Protocol):
 
 
 def questions_about(sample: Sample, levels: Iterable[Level]) -> list[Question]:
-    """Return what a detector of these levels is asked about a sample, in the order of `LEVELS`."""
+    """Return the questions about a sample for a detector of these levels, in the order of `LEVELS`."""
     wanted = set(levels)
     return [Question(sample, level) for level in LEVELS if level in wanted]
 
