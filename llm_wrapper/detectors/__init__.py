@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import (
     Detector,
+    ImageDetector,
     Level,
     PaidDetector,
     Question,
@@ -32,6 +33,7 @@ __all__ = [
     "REGISTRY",
     "Detector",
     "Factory",
+    "ImageDetector",
     "Level",
     "PaidDetector",
     "Question",
