@@ -26,8 +26,7 @@ from llm_wrapper import candidates, detectors, images, runs
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.detections.samples import build as build_candidates
+from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
 from llm_wrapper.detectors import Detector
 from llm_wrapper.detectors.base import detect_samples
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
@@ -171,7 +170,7 @@ class Preparer:
             samples = [replace(sample, image_path=None) for sample in samples]
         names = [detector.name for detector in created]
         return [
-            PreparedSample(sample, build_candidates(self._recipe, sample, each, names))
+            PreparedSample(sample, prepare_candidates(self._recipe, sample, each, names))
             for sample, each in zip(samples, zip(*answers, strict=True), strict=True)
         ]
 
