@@ -266,8 +266,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
 
     def prepare(folder: Path) -> Use:
         from llm_wrapper.calls import CallError
-        from llm_wrapper.llms.exchange import Reply
-        from llm_wrapper.llms.server import Server
+        from llm_wrapper.llms.server import Reply, Server
 
         section = LLMSection.model_validate({"backend": "openai", "model": "m", "decode": decode})
         server = Server(section)

@@ -194,7 +194,7 @@ class LLMSection(Section):
 
     `model` is a hub id, a local folder, `gguf:PATH.gguf` for a GGUF file, or `gguf:PACKAGE` for one inside an
     installed Python package; for a server the name that it serves the model under. `decode` is what the answer is
-    read from; a local model knows only `score` and `generate` (`llms/server_ways.py` says what the others are).
+    read from; a local model knows only `score` and `generate` (`llms/server_formats.py` says what the others are).
     With `orders` over one, probabilities are averaged over so many orders of the candidates, at as many times the
     cost.
 
