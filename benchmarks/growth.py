@@ -20,7 +20,7 @@ from measurements import Clock, compose_recipe, run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.llms.load import LoadedLLM, load_model
@@ -95,11 +95,9 @@ def bench_growth(recipe: Recipe, console: Console, *, extent: Extent) -> None:
         "extent": asdict(extent),
     }
     path = save_measurement("growth", question, facts, console)
-    artifacts.write_atomic(path.with_suffix(".md"), growth_report.markdown(found.seconds, found.cpu, candidates, notes))
+    storage.write_atomic(path.with_suffix(".md"), growth_report.markdown(found.seconds, found.cpu, candidates, notes))
     for kind in ("svg", "png"):
-        artifacts.write_atomic(
-            path.with_suffix(f".{kind}"), growth_report.picture(found.seconds, candidates, kind=kind)
-        )
+        storage.write_atomic(path.with_suffix(f".{kind}"), growth_report.picture(found.seconds, candidates, kind=kind))
 
 
 def _require_usable(extent: Extent, recipe: Recipe) -> None:
@@ -167,7 +165,7 @@ def _candidates(recipe: Recipe, number: int, num_images: int, console: Console) 
 
 
 def _notes(recipe: Recipe, extent: Extent, same: dict[str, list[dict[str, Any]]]) -> list[str]:
-    known = artifacts.versions()
+    known = storage.versions()
     lines = [
         f"Made-up samples of the toy grammar, seeds fixed: {growth_steps.THINGS} candidates and "
         f"{growth_steps.EXPRESSIONS} "

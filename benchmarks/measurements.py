@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from llm_wrapper import artifacts, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.cli.options import extra_words
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.recipe import Recipe, compose
@@ -37,8 +37,8 @@ def compose_recipe(names: Mapping[str, str], overrides: Sequence[str] = (), data
 def save_measurement(name: str, question: Mapping[str, Any], facts: Mapping[str, Any], console: Console) -> Path:
     """Write a measurement to runs/bench/<name>.json; one of another size or recipe is kept, see `results`."""
     path = results.free_file(runs.ROOT / "bench" / f"{name}.json", question)
-    more = {"cores": os.cpu_count(), "versions": artifacts.versions(), "question": question}
-    artifacts.write_json(path, {**facts, **more})
+    more = {"cores": os.cpu_count(), "versions": storage.versions(), "question": question}
+    storage.write_json(path, {**facts, **more})
     say(console, f"kept in {path}")
     return path
 

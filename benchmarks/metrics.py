@@ -15,8 +15,7 @@ from measurements import run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper.columns import Columns
-from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, measure, recall_at
+from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, Columns, measure, recall_at
 from llm_wrapper.terminal import open_console
 
 _Result = TypeVar("_Result")

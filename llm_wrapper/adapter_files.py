@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, readers
+from llm_wrapper import readers, storage
 from llm_wrapper.errors import ModelError, shell_word
 
 __all__ = [
@@ -62,7 +62,7 @@ class Adapter:
     def label(self) -> str:
         """A name for a folder of results: two adapters never have the same, whatever their folders are called."""
         stem = self.folder.resolve().name if Path(self.name) == self.folder else self.name
-        return "-".join([re.sub(r"[^\w.-]+", "-", stem), artifacts.digest_value(digest_adapter(self.folder))[:8]])
+        return "-".join([re.sub(r"[^\w.-]+", "-", stem), storage.digest_value(digest_adapter(self.folder))[:8]])
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says about it: its name, its digests, and the model it says it was trained on."""
@@ -73,7 +73,7 @@ class Adapter:
 
 def digest_adapter(folder: Path) -> dict[str, str]:
     """Return file name -> SHA-256 of what decides an adapter's answers; DataError where a file cannot be read."""
-    return {name: artifacts.digest(folder / name) for name in (CONFIG, WEIGHTS)}
+    return {name: storage.digest(folder / name) for name in (CONFIG, WEIGHTS)}
 
 
 def find_adapter(name: str) -> Adapter:

@@ -49,7 +49,7 @@ def group_of(name: str) -> str:
         return "cli"
     if head == "devices":
         return head
-    if head in {"runs", "curve_points"}:  # a run folder keeps a recipe
+    if head == "runs":  # a run folder keeps a recipe
         return "recipe"
     return head if (PACKAGE / head).is_dir() and head else "core"
 

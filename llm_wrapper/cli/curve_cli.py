@@ -11,7 +11,7 @@ from llm_wrapper import runs
 from llm_wrapper.cli import curve_commands
 from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen, name_of
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.names import folder_name
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, curve_points, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import commands
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import transfer_columns
@@ -85,7 +85,7 @@ def _of_run(run: Path) -> list[Point]:
     series = f"one training, so far ({run.name})"
     return [
         Point(f"step-{each.num_steps}", series, each.num_samples, each.num_steps, each.folder)
-        for each in curve_points.of_run(run)
+        for each in runs.intermediate_adapters(run)
     ]
 
 
@@ -110,7 +110,7 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
 
 def _require_same(folder: Path, recipe: Recipe) -> None:
     parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
-    found = artifacts.differences(parts[0], parts[1], places=("there", "now"))
+    found = storage.differences(parts[0], parts[1], places=("there", "now"))
     if found:
         raise RunError(
             listed(
@@ -149,11 +149,11 @@ def _keep(job: Job, found: Curve, notes: Sequence[str], known: dict[str, Any], c
         "recipe": job.recipe.model_dump(mode="json"),
         "run": str(job.run) if job.run else None,
         "notes": notes,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(folder / "curve.json", facts)
-    artifacts.write_atomic(folder / "curve.md", text)
+    storage.write_json(folder / "curve.json", facts)
+    storage.write_atomic(folder / "curve.md", text)
     drawn.plot(found, folder / "curve.png")
     console.print(Markdown(text))
     say(console, f"kept in {folder}")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from llm_wrapper import artifacts, datasets, detectors, results, runs
+from llm_wrapper import datasets, detectors, results, runs, storage
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.contents import MANIFEST
 from llm_wrapper.detections.fill import Engine, answer_locally, fill_cache
@@ -25,10 +25,10 @@ from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, build,
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
 
 __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "prepared_notes", "verify"]
@@ -168,7 +168,7 @@ def export(folder: Path, out: Path, console: Console) -> None:
     settings = [("path", results), *(("categories", path) for path in categories)]
     # In quotes of JSON: a `#` or `: ` in a path would mean something in YAML.
     overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
-    identity = artifacts.read_json(folder / MANIFEST)["identity"]
+    identity = storage.read_json(folder / MANIFEST)["identity"]
     words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
     say(
         console,
@@ -209,10 +209,10 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
         "split": split,
         "limit": limit,
         "detections": found.identity,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(out, facts)
+    storage.write_json(out, facts)
     say(console, f"kept in {out}")
 
 

@@ -24,7 +24,6 @@ from llm_wrapper.cli import (
     plan_commands,
     score_commands,
     transfer_cli,
-    use_commands,
 )
 from llm_wrapper.cli.asking_commands import require_one_adapter
 from llm_wrapper.cli.detections_cli import app as detections_app
@@ -38,13 +37,13 @@ from llm_wrapper.cli.options import (
     Train,
     Vlm,
     add_common,
-    assigned,
     chosen,
     extra_words,
     name_of,
 )
+from llm_wrapper.cli.predict import add_predict_verbs
 from llm_wrapper.cli.prompts_cli import app as prompts_app
-from llm_wrapper.errors import LLMWrapperError, RecipeError
+from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.terminal import log_to_stderr, open_console, say
 
 __all__ = ["app", "main"]
@@ -62,12 +61,6 @@ add_common(app)
 
 _console = open_console()
 _errors = open_console(stderr=True)
-
-_NO_DETECTOR = (
-    "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes of any "
-    "detector (--boxes boxes.jsonl), or a run, whose detector is taken (--run runs/..). --vlm toy is for the drawn "
-    "shapes of data/toy only"
-)
 
 Run = Annotated[Path | None, typer.Option(help="Run folder.")]
 Wording = Annotated[
@@ -200,53 +193,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     commands.evaluate(job, _console)
 
 
-@app.command()
-def predict(  # noqa: PLR0913 (each is an option of the verb)
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    expression: Annotated[str, typer.Argument(help="What to find.")],
-    overrides: Overrides = None,
-    *,
-    vlm: Vlm = None,
-    llm: Llm = None,
-    run: Run = None,
-    adapter: Foreign = None,
-    prompt: Wording = None,
-    data: Annotated[str | None, typer.Option(help="Whose training split examples come from, if not the run's.")] = None,
-    data_root: DataRoot = None,
-    boxes: Annotated[Path | None, typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the drawn picture goes, if not to a new file in runs/predict.")
-    ] = None,
-) -> None:
-    """Find the box that an expression describes, and draw the ranked candidates."""
-    require_one_adapter(run, adapter)
-    if boxes and vlm:
-        raise RecipeError(f"--boxes {boxes} takes the place of a detector; leave out --vlm {vlm}")
-    if not (run or boxes or vlm):
-        raise RecipeError(_NO_DETECTOR)
-    more = [assigned("detector.settings.path", boxes)] if boxes else []
-    names = _names("import" if boxes else vlm, llm, data or (None if run else "mine"), prompt=prompt)
-    recipe = chosen(names, [*more, *(overrides or [])], data_root, run=run)
-    job = commands.Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
-    use_commands.predict_and_draw(job, (image, expression), out, _console)
-
-
-@app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
-    out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
-    overrides: Overrides = None,
-    *,
-    llm: Annotated[str | None, typer.Option(help="LLM of that adapter: a file of recipes/llm.")] = None,
-) -> None:
-    """Merge an adapter into its base model: one folder that any server loads."""
-    if llm is None and overrides:
-        raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
-    if llm is None:
-        use_commands.export(Path(run), out, _console)
-    else:
-        section = chosen(_names("toy", llm, "toy"), overrides).llm
-        use_commands.export_adapter(section, run, out, _console)
+add_predict_verbs(app)
 
 
 @app.command()

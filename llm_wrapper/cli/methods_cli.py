@@ -14,8 +14,8 @@ from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.evaluation import methods
 from llm_wrapper.evaluation.methods import Method
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]

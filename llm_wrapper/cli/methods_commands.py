@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import commands
 from llm_wrapper.cli.methods_row_commands import Line, made_of, step_tokens
 from llm_wrapper.datasets import leaks
@@ -139,8 +139,8 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
         _require_same(row.folder, *parts)
     predictions, report = row.folder / f"predictions-{job.part}.parquet", row.folder / f"report-{job.part}.json"
     if report.is_file():
-        facts = artifacts.read_json(report)
-        _require_same(row.folder, facts["column"], json.loads(artifacts.canonical(ground.facts[0])))
+        facts = storage.read_json(report)
+        _require_same(row.folder, facts["column"], json.loads(storage.canonical(ground.facts[0])))
         say(console, f"{row.folder} is there already")
         found = [each for each in files.load_predictions(predictions) if each.system == row.method.name]
         return Done.of_facts(row.folder, found, facts["method"])
@@ -151,7 +151,7 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
 
 
 def _require_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    found = artifacts.differences(there, now, places=("there", "now"))
+    found = storage.differences(there, now, places=("there", "now"))
     if found:
         raise RunError(
             listed(f"{folder} is of another recipe; name another with --name, or rm -r {shell_word(folder)}", found)
@@ -165,7 +165,7 @@ def _write(job: Job, done: Done, builder: PromptBuilder, of: tuple[Line, transfe
     rows = [*systems.by_detector(samples), *systems.by_rule(samples), *done.rows, *systems.by_oracle(samples)]
     files.save_predictions(row.folder / f"predictions-{job.part}.parquet", rows)
     summaries = commands.summaries_of(rows)
-    artifacts.write_atomic(row.folder / f"report-{job.part}.md", tables.markdown(summaries))
+    storage.write_atomic(row.folder / f"report-{job.part}.md", tables.markdown(summaries))
     facts = {
         "rows": tables.rows(summaries),
         "recipe": row.recipe.model_dump(mode="json"),
@@ -174,10 +174,10 @@ def _write(job: Job, done: Done, builder: PromptBuilder, of: tuple[Line, transfe
         "column": ground.facts[0],
         "prompt": builder.facts,
         "method": done.facts(),
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(row.folder / f"report-{job.part}.json", facts)
+    storage.write_json(row.folder / f"report-{job.part}.json", facts)
 
 
 def _keep(job: Job, found: Methods, ground: transfer_columns.Ground, console: Console) -> None:
@@ -203,11 +203,11 @@ def _keep(job: Job, found: Methods, ground: transfer_columns.Ground, console: Co
         "recipe": job.base.model_dump(mode="json"),
         "notes": notes,
         "question": question,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(folder / "methods.json", facts)
-    artifacts.write_atomic(folder / "methods.md", text)
+    storage.write_json(folder / "methods.json", facts)
+    storage.write_atomic(folder / "methods.md", text)
     shown.plot(found, folder)
     console.print(Markdown(text))
     say(console, f"kept in {folder}")

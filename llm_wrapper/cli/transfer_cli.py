@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import runs, storage
 from llm_wrapper.cli import transfer_commands
 from llm_wrapper.cli.options import Data, Limit, Overrides, Split, chosen, require_run, root
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]
@@ -113,7 +113,7 @@ def _columns(
 
 def _column_key(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
-    return artifacts.digest_value({**values, "seed": recipe.train.seed})
+    return storage.digest_value({**values, "seed": recipe.train.seed})
 
 
 def _untrained(recipe: Recipe, llm: str | None, train: str | None, overrides: Sequence[str] | None) -> Recipe | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.errors import RecipeError, RunError, shell_word
 from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import transfer_columns, transfer_rows
@@ -120,7 +120,7 @@ def _builder_of() -> Callable[[Recipe], PromptBuilder]:
     def builder_of(recipe: Recipe) -> PromptBuilder:
         if not recipe.prompt.examples:
             return PromptBuilder(recipe.prompt)
-        key = artifacts.digest_value(recipe.model_dump(mode="json", exclude={"llm"}))
+        key = storage.digest_value(recipe.model_dump(mode="json", exclude={"llm"}))
         if key not in known:
             known[key] = load_prompt_builder(recipe)
         return known[key]
@@ -145,7 +145,7 @@ def _notes(compared: _Compared) -> list[str]:
     return [
         f"{name} is of another recipe than {names[0]}: {difference}"
         for name, part in zip(names[1:], parts[1:], strict=True)
-        for difference in artifacts.differences(parts[0], part, places=("there", "here"))
+        for difference in storage.differences(parts[0], part, places=("there", "here"))
     ]
 
 
@@ -180,11 +180,11 @@ def _keep(job: Job, compared: _Compared, console: Console, added: Sequence[combi
         "runs": {str(folder): recipe.model_dump(mode="json") for folder, recipe in compared.trained.items()},
         "notes": notes,
         "question": question,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(folder / "matrix.json", facts)
-    artifacts.write_atomic(folder / "matrix.md", text)
+    storage.write_json(folder / "matrix.json", facts)
+    storage.write_atomic(folder / "matrix.md", text)
     tables.heat_map(matrix, folder / "matrix.png")
     console.print(Markdown(text))
     say(console, f"kept in {folder}")

@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.contents import (
     MANIFEST,
     PART_NAME,
@@ -44,8 +44,8 @@ from llm_wrapper.detections.contents import (
 from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
 from llm_wrapper.detectors.base import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
-from llm_wrapper.locking import locked
 from llm_wrapper.records import Detections, Sample, to_dict
+from llm_wrapper.storage import locked
 
 __all__ = ["ROWS_PER_PART", "DetectionCache"]
 
@@ -70,7 +70,7 @@ class DetectionCache:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.identity: dict[str, Any] = json.loads(artifacts.canonical(identity))
+        self.identity: dict[str, Any] = json.loads(storage.canonical(identity))
         self.manifest: Manifest | None = None
         self.damaged: list[Path] = []
         self._parts: list[Part] = []
@@ -198,13 +198,13 @@ class DetectionCache:
             parts=tuple(part.entry for part in self._parts),
             **count_answers(self._parts),
             recorded=self.recorded,
-            versions=artifacts.versions(),
+            versions=storage.versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         facts = to_dict(manifest)
         if not manifest.recorded:  # the version before refuses fields that it does not know
             del facts["recorded"]
-        artifacts.write_json(self.folder / MANIFEST, facts)
+        storage.write_json(self.folder / MANIFEST, facts)
         self.manifest = manifest
         return manifest
 
@@ -278,7 +278,7 @@ class DetectionCache:
         if found.manifest is not None:
             identities = {self.folder: found.manifest.identity, **identities}
         for place, identity in identities.items():
-            problems = artifacts.differences(identity, self.identity)
+            problems = storage.differences(identity, self.identity)
             if problems:
                 message = listed(f"{place} holds detections of another detector, setting or data set", problems)
                 remedy = f"Run `{self._command} --overwrite` to replace them, or use another folder."
@@ -325,7 +325,7 @@ class DetectionCache:
         """Remove what a killed process left behind, and all parts where they are to be replaced."""
         if overwrite:
             self._drop_manifest()
-        for pattern in (artifacts.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
+        for pattern in (storage.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
             for path in self.folder.glob(pattern):
                 try:
                     path.unlink()

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, fill_command, split_recorded
 from llm_wrapper.detectors.base import LEVELS, Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError
@@ -184,10 +184,10 @@ def write_rows(
 ) -> None:
     """Write plain rows of `SCHEMA` as one part, as `write_part` does."""
     # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
-    metadata = {_IDENTITY: artifacts.canonical(identity).encode(), _DIGEST: artifacts.digest_value(identity).encode()}
+    metadata = {_IDENTITY: storage.canonical(identity).encode(), _DIGEST: storage.digest_value(identity).encode()}
     if recorded:
-        metadata[_RECORDED] = artifacts.canonical(recorded).encode()
-    artifacts.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
+        metadata[_RECORDED] = storage.canonical(recorded).encode()
+    storage.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
 
 
 def read_part(path: Path, sha256: str | None = None) -> Part:
@@ -252,7 +252,7 @@ def _part_identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any
         raise DamagedPartError(f"{path} is damaged: it carries no identity of its cache") from error
     if not isinstance(identity, dict):
         raise DamagedPartError(f"{path} is damaged: the identity of its cache is no object")
-    if artifacts.digest_value(identity).encode() != metadata.get(_DIGEST):
+    if storage.digest_value(identity).encode() != metadata.get(_DIGEST):
         raise DamagedPartError(f"{path} is damaged: the identity that it carries was changed")
     return identity
 
@@ -385,7 +385,7 @@ def _contradictions(folder: Path, parts: Iterable[Part]) -> Iterator[tuple[Path,
 
 
 def _of_another_cache(folder: Path, part: Part, wanted: Mapping[str, Any]) -> Problem:
-    differences = artifacts.differences(part.identity, wanted, places=("in this part", "in the others"))
+    differences = storage.differences(part.identity, wanted, places=("in this part", "in the others"))
     text = f"{folder / part.entry.name} is not of the same detector and data as the others: {'; '.join(differences)}"
     remedy = f"Move it to another folder and run `{fill_command(wanted, folder)}`."
     return Problem(text, remedy, part=folder / part.entry.name, blocks=True)

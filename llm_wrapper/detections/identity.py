@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import Detector
 
@@ -87,7 +87,7 @@ def commits_of(recorded: Iterable[Mapping[str, Any]]) -> set[Any]:
 
 def distinct(recorded: Iterable[Mapping[str, Any]]) -> Recorded:
     """Return each way of computing once, in an order that does not depend on what came first."""
-    unique = {artifacts.canonical(each): each for each in recorded if each}
+    unique = {storage.canonical(each): each for each in recorded if each}
     return tuple(unique[text] for text in sorted(unique))
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts, boxes
+from llm_wrapper import boxes, storage
 from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
 from llm_wrapper.detections.contents import (
     Contents,
@@ -173,7 +173,7 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
     problems = [
         difference
         for other in sources[1:]
-        for difference in artifacts.differences(
+        for difference in storage.differences(
             other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
         )
     ]
@@ -239,7 +239,7 @@ def export_cache(folder: Path, out: Path) -> list[Path]:
         if path.exists():
             raise DataError(f"{path} exists. Name another file, or remove it: rm {shlex.quote(str(path))}")
     for path, text in files.items():
-        artifacts.write_atomic(path, text)
+        storage.write_atomic(path, text)
     return list(files)
 
 

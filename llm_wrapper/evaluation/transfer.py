@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import predictions as files
@@ -169,7 +169,7 @@ def _questions(samples: Sequence[PreparedSample], builder: PromptBuilder | None)
 
 
 def _path(folder: Path, system: System, column: Column, questions: str) -> Path:
-    digest = artifacts.digest_value({"system": dict(system.identity), "questions": questions})
+    digest = storage.digest_value({"system": dict(system.identity), "questions": questions})
     # Not by the whole name of the row: it tells rows apart, so it hangs on which others there are.
     return folder / _file_name(column.name) / f"{_file_name(system.name.split()[0])}-{digest[:16]}.parquet"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, datasets
+from llm_wrapper import datasets, storage
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.samples import PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError
@@ -71,7 +71,7 @@ def load(
             ground.notes.append(f"{name}: the first {limit} expressions only")
         facts = _facts(recipe, found, limit=limit, left_out=left_out)
         if any(name == column.name for column in ground.columns):  # such as two files of boxes
-            name = f"{name} ({artifacts.digest_value(facts)[:8]})"
+            name = f"{name} ({storage.digest_value(facts)[:8]})"
         ground.columns.append(Column(name, samples))
         ground.facts.append(facts)
     return ground

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError
 from llm_wrapper.evaluation import ensemble, systems
@@ -47,7 +47,7 @@ def rows(
     tuned = [
         replace(
             asked(label, recipe, folder / "adapter", builder=builder_of(recipe)),
-            baseline=before[artifacts.digest_value(_identity(recipe, None))].name,
+            baseline=before[storage.digest_value(_identity(recipe, None))].name,
             home=frozenset(f"{recipe.vlm} / {data.name}" for data in recipe.training_data()),
         )
         for label, (folder, recipe) in zip(labels, trained.items(), strict=True)
@@ -85,7 +85,7 @@ def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
     """Return what decides an LLM's answers; how many it is asked at once is not of it."""
     llm = recipe.llm.model_dump(mode="json", exclude={"tokens_per_batch", "server"})
     files = [] if adapter is None else sorted(adapter.glob("adapter_*"))
-    weights = {path.name: artifacts.digest(path) for path in files}
+    weights = {path.name: storage.digest(path) for path in files}
     default = PromptSection(format=recipe.prompt.format).model_dump(mode="json")
     more = {key: value for key, value in recipe.prompt.model_dump(mode="json").items() if value != default[key]}
     # Only what is not as it always was: predictions that were kept before there was more than a format stay valid.
@@ -110,7 +110,7 @@ def _trained_for(recipe: Recipe) -> str:
 
 
 def _key(row: System) -> str:
-    return artifacts.digest_value(dict(row.identity))
+    return storage.digest_value(dict(row.identity))
 
 
 def _told_apart(names: Sequence[str], more: Sequence[str]) -> list[str]:

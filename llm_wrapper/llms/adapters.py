@@ -21,7 +21,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from llm_wrapper import artifacts, readers, runs
+from llm_wrapper import readers, runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS, advise_on_pickle, read_settings, require_quick
 from llm_wrapper.errors import DataError, ModelError, RunError, listed, shell_word
 from llm_wrapper.llms import soft_prompts
@@ -282,7 +282,7 @@ def export_model(section: LLMSection, adapter: Path, out: Path) -> None:
     model = _put_on(_base(section), adapter, str(section.model))
     if section.chat_template:
         tokenizer.chat_template = section.chat_template
-    with artifacts.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
+    with storage.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
         _write(model.merge_and_unload(), tokenizer, out)
 
 

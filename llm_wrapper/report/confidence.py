@@ -19,10 +19,10 @@ from llm_wrapper.evaluation.calibration import (
     threshold_for_risk,
 )
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
-from llm_wrapper.names import inside
 from llm_wrapper.report.parts import Figure, Part, Section, Table, number
 from llm_wrapper.report.plots import Series, chart
 from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.storage import inside
 
 __all__ = ["confidence", "learning"]
 

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.evaluation.curve import RULE, UNTRAINED, Curve, Measured
 from llm_wrapper.evaluation.transfer_rows import DETECTOR
 from llm_wrapper.metrics import Summary
@@ -90,7 +90,7 @@ def plot(curve: Curve, out: Path) -> None:
         axes.legend(fontsize=8)
         content = BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
 def _draw_series(axes: Axes, curve: Curve) -> None:

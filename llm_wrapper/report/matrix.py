@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.evaluation.comparison import Comparison
 from llm_wrapper.evaluation.ensemble import Contribution
 from llm_wrapper.evaluation.transfer import Cell, Matrix
@@ -87,7 +87,7 @@ def heat_map(matrix: Matrix, out: Path) -> None:
         paint(axes, Heat(matrix.systems, matrix.columns, cells, framed))
         axes.set_title("P@1 in percent (95 % interval); framed: trained for this column", fontsize=9)
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
 def _in_percent(cell: Cell) -> float | None:

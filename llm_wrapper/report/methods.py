@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.evaluation.methods import TRAINING, UNTRAINED, Methods, Row
 from llm_wrapper.metrics import Summary
 from llm_wrapper.report.matrix import gained, p_at_1, plain_gain
@@ -137,7 +137,7 @@ def plot(found: Methods, folder: Path) -> None:
         for kind, more in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             content = BytesIO()
             figure.savefig(content, format=kind, dpi=150, metadata=more)
-            artifacts.write_atomic(folder / f"methods.{kind}", content.getvalue())
+            storage.write_atomic(folder / f"methods.{kind}", content.getvalue())
 
 
 def _draw_levels(axes: Axes, found: Methods) -> None:

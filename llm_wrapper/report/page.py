@@ -17,13 +17,13 @@ from typing import Any
 import jinja2
 import yaml
 
-from llm_wrapper import artifacts
-from llm_wrapper.names import inside
+from llm_wrapper import storage
 from llm_wrapper.readers import MIB, read_json, read_text
 from llm_wrapper.report import compared, confidence, gallery, sections, studies, thumbnails
 from llm_wrapper.report.gallery import Gallery
 from llm_wrapper.report.parts import Part, Section, Table, load
 from llm_wrapper.report.tables import NO_DATA, escape_markdown
+from llm_wrapper.storage import inside
 from llm_wrapper.terminal import printable
 
 __all__ = ["HTML", "MARKDOWN", "facts_of_run", "write"]
@@ -90,8 +90,8 @@ def write(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, 
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         )
     )
-    artifacts.write_atomic(folder / HTML, content)
-    artifacts.write_atomic(folder / MARKDOWN, _markdown(title, shown, further, facts))
+    storage.write_atomic(folder / HTML, content)
+    storage.write_atomic(folder / MARKDOWN, _markdown(title, shown, further, facts))
     return folder / HTML, folder / MARKDOWN
 
 
@@ -108,7 +108,7 @@ def _title(recipe: Mapping[str, Any]) -> str:
 
 def _shown(folder: Path, part: Part, roots: Sequence[Path]) -> _Shown:
     split = str(part.facts.get("split") or part.name)
-    pictures = thumbnails.add(folder, part.recipe, split, gallery.picture_ids(part), roots)
+    pictures = thumbnails.add_thumbnails(folder, part.recipe, split, gallery.picture_ids(part), roots)
     return _Shown(part.name, [build(part) for build in _BUILDERS], gallery.choose(part, pictures))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import compared
 from llm_wrapper.report.compared import Guest
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.storage import inside
 
 __all__ = ["Figure", "Part", "Section", "Table", "counted", "load", "number", "percent", "points"]
 

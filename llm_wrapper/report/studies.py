@@ -14,14 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError
-from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.report.parts import Figure, Section, Table, percent, points
 from llm_wrapper.report.plots import MAX_CELLS, Heat, Series, chart, heat_map, of_estimates
 from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate, Interval
+from llm_wrapper.storage import inside, write_json
 
 __all__ = ["FOLDER", "add", "sections"]
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from rich.progress import track
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
@@ -162,7 +162,7 @@ class WatchedTrainer(transformers.Trainer):  # type: ignore[misc]
                 for batch in self._batches
             ],
         }
-        artifacts.write_json(path, kept)
+        storage.write_json(path, kept)
         self.accelerator.wait_for_everyone()
         raise ModelError(
             f"{problem} at step {step}; lower train.learning_rate or set llm.dtype=float32. The step's samples, "

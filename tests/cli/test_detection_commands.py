@@ -16,7 +16,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.cli import detection_commands, detections_cli, main
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import read_folder, row_detections
@@ -109,7 +109,7 @@ def break_part(folder: Path) -> None:
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    identity: dict[str, Any] = artifacts.read_json(folder / "manifest.json")["identity"]
+    identity: dict[str, Any] = storage.read_json(folder / "manifest.json")["identity"]
     return identity
 
 

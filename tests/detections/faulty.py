@@ -19,7 +19,7 @@ from unittest import mock
 import pandas  # noqa: F401 (Arrow imports it when it first reads: once for all runs is enough)
 import pyarrow.dataset  # noqa: F401 (this, too)
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detectors.base import Level, Question
@@ -97,7 +97,7 @@ class Job:
 
     def work(self) -> None:
         # Both take most of the time here. A kill forgets nothing that the kernel was given: only a power cut does.
-        artifacts.versions = dict
+        storage.versions = dict
         os.fsync = int
         if self.kill_at is not None:
             _kill_at(self.folder, self.kill_at)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import count_answers, read_folder, write_part
 from llm_wrapper.detections.identity import fill_command
@@ -27,8 +27,8 @@ def told(folder: Path) -> list[str]:
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
-    manifest = artifacts.read_json(folder / "manifest.json")
-    artifacts.write_json(folder / "manifest.json", {**manifest, **changes})
+    manifest = storage.read_json(folder / "manifest.json")
+    storage.write_json(folder / "manifest.json", {**manifest, **changes})
 
 
 def mend(folder: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_damaged_manifest_is_named_and_mended(content: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["num_rows", "num_images", "num_detections", "num_dropped"])
 def test_counts_of_the_manifest_are_checked(name: str, tmp_path: Path) -> None:
     make(tmp_path)
-    number = artifacts.read_json(tmp_path / "manifest.json")[name]
+    number = storage.read_json(tmp_path / "manifest.json")[name]
     edit_manifest(tmp_path, **{name: 77})
     (problem,) = read_folder(tmp_path).problems
     assert problem.text == f"{tmp_path / 'manifest.json'} says {name}=77, but its parts hold {number}"

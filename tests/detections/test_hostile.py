@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import SCHEMA, DamagedPartError, read_part, write_rows
 from llm_wrapper.detections.samples import cache_folder
 from llm_wrapper.errors import CacheError, RecipeError
-from llm_wrapper.locking import locked
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Box, Detection, Detections, Sample
+from llm_wrapper.storage import locked
 
 IDENTITY = {"detector": "toy", "settings": {}, "dataset": "zebras", "split": "val", "annotations": "aa11"}
 BOX = {"x0": 0.0, "y0": 0.0, "x1": 5.0, "y1": 5.0}
@@ -58,13 +58,13 @@ def item(box: dict[str, float] | None = None, **values: Any) -> dict[str, Any]:
 def forge(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Replace the part of a cache, so that the manifest's digest and counts fit it."""
     write_rows(folder / PART, rows, IDENTITY)
-    manifest = artifacts.read_json(folder / "manifest.json")
+    manifest = storage.read_json(folder / "manifest.json")
     digest = hashlib.sha256((folder / PART).read_bytes()).hexdigest()
     manifest["parts"] = [{"name": PART, "sha256": digest, "num_rows": len(rows)}]
     manifest |= {"num_rows": len(rows), "num_images": len(rows)}
     manifest |= {"num_detections": sum(len(each["items"]) for each in rows)}
     manifest |= {"num_dropped": sum(each["num_dropped"] for each in rows)}
-    artifacts.write_json(folder / "manifest.json", manifest)
+    storage.write_json(folder / "manifest.json", manifest)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_rows_that_a_detector_gives_pass(tmp_path: Path) -> None:
 
 
 def change(folder: Path, **values: Any) -> None:
-    manifest = artifacts.read_json(folder / "manifest.json")
+    manifest = storage.read_json(folder / "manifest.json")
     (folder / "manifest.json").write_text(json.dumps({**manifest, **values}))
 
 
@@ -136,7 +136,7 @@ def test_a_manifest_that_is_wrong_is_named_by_verify_and_refused(
 
 def test_a_part_with_another_number_of_rows_is_named(tmp_path: Path) -> None:
     make(tmp_path)
-    manifest = artifacts.read_json(tmp_path / "manifest.json")
+    manifest = storage.read_json(tmp_path / "manifest.json")
     change(tmp_path, parts=[{**manifest["parts"][0], "num_rows": 7}])
     assert "has 7 rows, but it has 3" in maintain.verify_cache(tmp_path)[0].text
 
@@ -180,29 +180,29 @@ def test_what_is_no_file_never_blocks(kind: str, name: str, tmp_path: Path) -> N
 
 
 def test_an_identity_that_is_no_object_is_damage(tmp_path: Path) -> None:
-    metadata = {b"llm_wrapper.identity": b"[]", b"llm_wrapper.identity_sha256": artifacts.digest_value([]).encode()}
-    artifacts.write_parquet(tmp_path / PART, [row(0)], SCHEMA.with_metadata(metadata))
+    metadata = {b"llm_wrapper.identity": b"[]", b"llm_wrapper.identity_sha256": storage.digest_value([]).encode()}
+    storage.write_parquet(tmp_path / PART, [row(0)], SCHEMA.with_metadata(metadata))
     with pytest.raises(DamagedPartError, match="identity"):
         read_part(tmp_path / PART)
 
 
 @pytest.mark.parametrize("recorded", [b"[", b"7", b'["x"]', b"[" * 100_000, b"\xff"], ids=repr)
 def test_recorded_facts_that_are_none_are_damage(recorded: bytes, tmp_path: Path) -> None:
-    text = artifacts.canonical(IDENTITY).encode()
-    digest = artifacts.digest_value(IDENTITY).encode()
+    text = storage.canonical(IDENTITY).encode()
+    digest = storage.digest_value(IDENTITY).encode()
     metadata = {
         b"llm_wrapper.identity": text,
         b"llm_wrapper.identity_sha256": digest,
         b"llm_wrapper.recorded": recorded,
     }
-    artifacts.write_parquet(tmp_path / PART, [row(0)], SCHEMA.with_metadata(metadata))
+    storage.write_parquet(tmp_path / PART, [row(0)], SCHEMA.with_metadata(metadata))
     with pytest.raises(DamagedPartError, match="how its answers were computed"):
         read_part(tmp_path / PART)
 
 
 def test_a_label_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([row(0, item(label="ab"))], schema=SCHEMA)
-    metadata = {b"llm_wrapper.identity": b"{}", b"llm_wrapper.identity_sha256": artifacts.digest_value({}).encode()}
+    metadata = {b"llm_wrapper.identity": b"{}", b"llm_wrapper.identity_sha256": storage.digest_value({}).encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="none", use_dictionary=False)
     (tmp_path / PART).write_bytes(sink.getvalue().to_pybytes().replace(b"\x02\0\0\0ab", b"\x02\0\0\0\xff\xfe"))

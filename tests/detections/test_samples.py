@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import artifacts, datasets, detectors
+from llm_wrapper import datasets, detectors, storage
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.detections import samples
 from llm_wrapper.detections.fill import fill_cache
@@ -55,7 +55,7 @@ class Local(Scripted):
         self._model = model
 
     def recorded(self) -> dict[str, Any]:
-        return {"files": artifacts.digest_model(self._model)}
+        return {"files": storage.digest_model(self._model)}
 
 
 def create(settings: Mapping[str, Any]) -> Scripted:

@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import asking_commands, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
@@ -90,7 +90,7 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
     assert report["adapter"]["name"] == "theirs"
     assert report["adapter"]["trained_on"] == "tiny"
     weights = "adapter_model.safetensors"
-    assert report["adapter"]["sha256"][weights] == artifacts.digest(Path("theirs") / weights)
+    assert report["adapter"]["sha256"][weights] == storage.digest(Path("theirs") / weights)
     assert (report["run"], report["recipe"]["prompt"]["format"]) == (None, "theirs.j2")
 
     rows = files.load_predictions(folder / "predictions-val-first-6.parquet")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.artifacts import read_json, write_json
 from llm_wrapper.errors import DataError
 from llm_wrapper.report import methods, studies
+from llm_wrapper.storage import read_json, write_json
 from tests.evaluation.test_methods import measured
 from tests.report.test_html import four_cases, make_run, written
 

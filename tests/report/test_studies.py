@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.artifacts import read_json, write_json
 from llm_wrapper.errors import DataError
 from llm_wrapper.report import studies
+from llm_wrapper.storage import read_json, write_json
 
 
 def result(name: str, p_at_1: float | None) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from llm_wrapper import keys
+from llm_wrapper import services
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.keys import allow_key, allow_typed_keys, hide_key, key_for, keys_file
+from llm_wrapper.services import allow_key, allow_typed_keys, hide_key, key_for, keys_file
 
 SECRET = "sk-0123+456/789abcdef"
 STRANGER = "https://stranger.example/v1"
@@ -23,8 +23,8 @@ VARIABLES = ("OPENAI_API_KEY", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keys are set, and nobody has allowed anything."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.delenv(keys.PERMISSIONS, raising=False)
-    monkeypatch.setattr(keys, "_typed", {})
+    monkeypatch.delenv(services.PERMISSIONS, raising=False)
+    monkeypatch.setattr(services, "_typed", {})
     for name in VARIABLES:
         monkeypatch.setenv(name, SECRET)
     return tmp_path / "config" / "llm-wrapper"
@@ -99,13 +99,13 @@ def test_a_users_file_of_another_form_is_named(home: Path, text: str) -> None:
 
 
 def test_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(keys.PERMISSIONS, f"VLLM_API_KEY=http://gpu-node:8000 OPENAI_API_KEY={STRANGER}")
+    monkeypatch.setenv(services.PERMISSIONS, f"VLLM_API_KEY=http://gpu-node:8000 OPENAI_API_KEY={STRANGER}")
     assert key_for("VLLM_API_KEY", NODE) == key_for("OPENAI_API_KEY", STRANGER) == SECRET
 
 
 @pytest.mark.parametrize("text", ["VLLM_API_KEY", "=http://a", "VLLM_API_KEY="])
 def test_a_permission_of_another_form_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(keys.PERMISSIONS, text)
+    monkeypatch.setenv(services.PERMISSIONS, text)
     with pytest.raises(RecipeError, match="write VARIABLE=ADDRESS"):
         key_for("VLLM_API_KEY", NODE)
 

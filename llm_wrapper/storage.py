@@ -1,7 +1,8 @@
-"""Files that the package writes: always whole or not at all, with digests and versions to explain them.
+"""Files on disk: written whole or not at all, with digests and versions; folders held by one process; safe names.
 
 A reader never sees a half-written file: everything goes to a temporary name in the same folder first and is renamed
-when it is on disk. Temporary names match `TEMPORARY`; only a killed process leaves one behind.
+when it is on disk. Temporary names match `TEMPORARY`; only a killed process leaves one behind. A name is one plain part
+of a path, and a path that a file gives is used only under the folder that the user named, with all links resolved.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from llm_wrapper import __version__
-from llm_wrapper.errors import DataError, LLMWrapperError, RunError
-from llm_wrapper.readers import MIB, open_regular, read_json
+from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
+from llm_wrapper.readers import MIB, open_regular, read_bytes, read_json
 
 __all__ = [
+    "MAX_NAME",
     "TEMPORARY",
     "canonical",
     "differences",
@@ -34,7 +39,10 @@ __all__ = [
     "digest_model",
     "digest_value",
     "explaining_full_disk",
+    "folder_name",
     "git_revision",
+    "inside",
+    "locked",
     "read_json",
     "versions",
     "write_atomic",
@@ -67,6 +75,15 @@ _GIT_SECONDS = 10
 
 _MODEL_TEXTS = ("config.json", "model.safetensors.index.json")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pth")
+
+_PID = re.compile(rb"[0-9]{1,10}")
+
+MAX_NAME = 150
+"""Bytes of a name in UTF-8; file systems take 255, and names are joined to others."""
+
+_PLAIN = re.compile(r"[\w+-][\w.+-]*")
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+"""Names that are devices on Windows whatever their ending."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -261,3 +278,92 @@ def differences(
             texts = (f"{canonical(side[name]) if name in side else 'absent'} {place}" for side, place in sides)
             rows.append(f"{prefix}{name}: {', '.join(texts)}")
     return rows
+
+
+@contextmanager
+def locked(folder: Path, kind: type[LLMWrapperError] = CacheError) -> Iterator[None]:
+    """Hold a folder, which is made where it does not exist, for this process alone.
+
+    The operating system releases the lock when the process ends, however it ends: no lock is ever stale, and the file
+    `.lock` may stay.
+
+    Args:
+        folder: A cache, or a run.
+        kind: The error to raise.
+
+    Raises:
+        LLMWrapperError: Of that kind, if another process holds the folder, it cannot be written to, or its `.lock` is
+            a link.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise kind(f"{folder} cannot be used: {error.strerror}. Choose another folder.") from error
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise kind(f"{path} is a link or a folder, not a lock. Remove it, if no other program needs it.")
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise kind(f"{folder} is in use by process {_holder(path)}. Wait until it has ended, or end it.") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"{folder} cannot be locked: {reason}. Choose another folder.") from error
+    try:
+        # Who holds it is only for the message above, and Windows lets no process write to a locked file.
+        with contextlib.suppress(OSError):
+            path.write_bytes(str(os.getpid()).encode())
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Return the process id that the holder wrote down; another program may have written anything."""
+    try:
+        content = read_bytes(path, most=100)
+    except DataError:
+        return "unknown"
+    return content.decode() if _PID.fullmatch(content) else "unknown"
+
+
+def folder_name(name: str, what: str) -> str:
+    """Return a name that is safe as one part of a path.
+
+    Args:
+        name: Letters, digits, `_`, `.`, `+` and `-`; it does not begin with a dot.
+        what: Where it was given, as the message names it (`data.name`, `--split`).
+
+    Raises:
+        RecipeError: If it is anything else, such as `..` or an absolute path.
+    """
+    if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME:
+        raise RecipeError(f"{what}: a name of {len(name)} characters; a folder's has at most {MAX_NAME} bytes.")
+    if not _PLAIN.fullmatch(name) or _RESERVED.fullmatch(name):
+        raise RecipeError(
+            f"{what}={name!r} becomes a folder's name: use letters, digits, '_', '.', '+' and '-', "
+            "and no dot at the beginning."
+        )
+    return name
+
+
+def inside(root: Path, path: str | Path) -> Path:
+    """Return `path` under `root`, which it must not leave, neither by `..` nor by an absolute path nor by a link.
+
+    Args:
+        root: A folder that the user named.
+        path: Relative to it, or under it: absolute, or beginning with a relative root.
+
+    Raises:
+        DataError: If it lies elsewhere.
+    """
+    try:
+        home = root.resolve()
+        place = Path(path)
+        found = (Path.cwd() / place if place.is_relative_to(root) else home / place).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{str(path)[:200]!r} is no path under {root}: {error}") from error
+    if not found.is_relative_to(home):
+        raise DataError(f"{str(path)[:200]!r} lies outside {root}: only files under it are used.")
+    return found

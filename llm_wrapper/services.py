@@ -1,18 +1,22 @@
-"""Keys of services: which variable's value may be sent to which address, and how it is kept out of all that is written.
+"""Services that are sent a key and may fail: which key goes to which address, and when a request is repeated.
 
     recipe: key_variable, base_url --> allowed by this user? --> the key, for that address alone
                                        built in | keys.yaml | LLM_WRAPPER_KEYS | typed in this command
 
 A recipe may come with a run folder of somebody else, so its word is no permission: it could name any variable of the
-environment and the address of its author.
+environment and the address of its author. Nothing here knows a network: a request is any function that raises
+`CallError` where it fails.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -22,13 +26,24 @@ from pydantic import TypeAdapter, ValidationError
 from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.readers import MIB, parse_yaml, read_text
 
-__all__ = ["PERMISSIONS", "allow_key", "allow_typed_keys", "hide_key", "key_for", "keys_file", "read_key"]
+__all__ = [
+    "PERMISSIONS",
+    "CallError",
+    "allow_key",
+    "allow_typed_keys",
+    "delay_after",
+    "hide_key",
+    "key_for",
+    "keys_file",
+    "read_key",
+    "seconds_to_wait",
+]
 
 PERMISSIONS = "LLM_WRAPPER_KEYS"
 """Environment variable: `VARIABLE=ADDRESS` pairs, separated by spaces."""
 
 _SELF_HOSTED = "VLLM_API_KEY"
-"""The key of a server of one's own, which has no address of a company: one that the user types is its address."""
+"""The key of a self-hosted server, which has no company's address: one that the user types is its address."""
 
 _BUILT_IN: dict[str, tuple[str, ...]] = {
     "OPENAI_API_KEY": ("https://api.openai.com",),
@@ -43,6 +58,12 @@ _SHORTEST_SECRET = 8
 
 _SERVERS = ("llm.server", "search.proposer.server")
 """Sections of a recipe that name a server."""
+
+_FIRST_DELAY = 1.0
+"""Seconds before the second try; each further one waits twice as long, with a random part against stampedes."""
+_LONGEST_DELAY = 60.0
+_LONGEST_ASKED = 600.0
+"""A service that asks for a longer pause than this (seconds) is left alone: the user comes back later."""
 
 
 def keys_file() -> Path:
@@ -65,7 +86,7 @@ def allow_key(variable: str, address: str) -> None:
 def allow_typed_keys(overrides: Iterable[str]) -> None:
     """Allow what a user typed as overrides of one command: an address together with the variable that goes there.
 
-    An address alone allows only the key of servers of one's own: a command that somebody else worded may set it, and
+    An address alone allows only the key of self-hosted servers: a command that somebody else worded may set it, and
     must not turn a key for a company's service into one for its author.
 
     Args:
@@ -168,3 +189,58 @@ def _is_below(address: str, allowed: str) -> bool:
 
 def _port(url: Any) -> int | None:
     return url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+class CallError(Exception):
+    """Why one request failed, and what follows from it; a user sees the `ModelError` that is made of it.
+
+    Attributes:
+        again: Whether the same request may do better in a while.
+        charged: Whether the service may have charged for it all the same.
+        wait: Seconds that the service asked to be left alone, if it did.
+    """
+
+    def __init__(self, reason: str, *, again: bool = False, charged: bool = False, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.charged = charged
+        self.wait = wait
+
+
+def delay_after(
+    error: CallError, num_tries: int, *, max_tries: int, chance: Callable[[], float] = random.random
+) -> float:
+    """Return the seconds to wait before the next try.
+
+    Args:
+        error: Why the last try failed.
+        num_tries: How many there were.
+        max_tries: How many there may be.
+        chance: Gives a number in 0..1.
+
+    Raises:
+        CallError: If there is no next try; it says why.
+    """
+    asked = error.wait or 0.0
+    if not error.again:
+        raise error
+    if num_tries >= max_tries:
+        raise CallError(f"{error}. Given up after {num_tries} tries") from error
+    if asked > _LONGEST_ASKED:
+        raise CallError(f"{error}. It asks for a pause of {asked:.0f} seconds") from error
+    full = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(num_tries - 1, 16))
+    return max(asked, full * (1 + chance()) / 2)
+
+
+def seconds_to_wait(header: str | None, now: datetime | None = None) -> float | None:
+    """Read a `Retry-After` header: seconds, or a date that is compared with `now`; `None` where it says nothing."""
+    text = (header or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=timezone.utc)
+    return max(0.0, (until - (now or datetime.now(timezone.utc))).total_seconds())

@@ -10,8 +10,8 @@ import pytest
 import requests
 import urllib3
 
-from llm_wrapper.calls import CallError
 from llm_wrapper.detectors import dds_client
+from llm_wrapper.services import CallError
 
 KEY = "k3y-0123456789abcdef"
 
