@@ -4,19 +4,87 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image
 from rich.console import Console
 
 from llm_wrapper import adapter_files, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
-from llm_wrapper.cli.asking_commands import Evaluation, notes, with_training
+from llm_wrapper.cli import options
+from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
+from llm_wrapper.cli.options import (
+    AdapterName,
+    DataRoot,
+    Llm,
+    Overrides,
+    PromptName,
+    Run,
+    Vlm,
+    assigned,
+    chosen,
+    require_one_adapter,
+)
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.recipe import LLMSection, Recipe
 from llm_wrapper.terminal import say
 from llm_wrapper.wrapper import Preparer, Result, Wrapper
 
-__all__ = ["export", "export_adapter", "predict_and_draw"]
+__all__ = ["export_verb", "predict_verb"]
+
+_NO_DETECTOR = (
+    "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes of any "
+    "detector (--boxes boxes.jsonl), or a run, whose detector is taken (--run runs/..). --vlm toy is for the drawn "
+    "shapes of data/toy only"
+)
+
+
+def predict_verb(  # noqa: PLR0913 (each is an option of the verb)
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    expression: Annotated[str, typer.Argument(help="What to find.")],
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = None,
+    llm: Llm = None,
+    run: Run = None,
+    adapter: AdapterName = None,
+    prompt: PromptName = None,
+    data: Annotated[str | None, typer.Option(help="Whose training split examples come from, if not the run's.")] = None,
+    data_root: DataRoot = None,
+    boxes: Annotated[Path | None, typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the drawn picture goes, if not to a new file in runs/predict.")
+    ] = None,
+) -> None:
+    """Find the box that an expression describes, and draw the ranked candidates."""
+    require_one_adapter(run, adapter)
+    if boxes and vlm:
+        raise RecipeError(f"--boxes {boxes} takes the place of a detector; leave out --vlm {vlm}")
+    if not (run or boxes or vlm):
+        raise RecipeError(_NO_DETECTOR)
+    more = [assigned("detector.settings.path", boxes)] if boxes else []
+    names = options.names_by_kind("import" if boxes else vlm, llm, data or (None if run else "mine"), prompt=prompt)
+    recipe = chosen(names, [*more, *(overrides or [])], data_root, run=run)
+    job = Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
+    predict_and_draw(job, (image, expression), out, options.CONSOLE)
+
+
+def export_verb(
+    run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
+    out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
+    overrides: Overrides = None,
+    *,
+    llm: Annotated[str | None, typer.Option(help="LLM of that adapter: a file of recipes/llm.")] = None,
+) -> None:
+    """Merge an adapter into its base model: one folder that any server loads."""
+    if llm is None and overrides:
+        raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
+    if llm is None:
+        export(Path(run), out, options.CONSOLE)
+    else:
+        section = chosen(options.names_by_kind("toy", llm, "toy"), overrides).llm
+        export_adapter(section, run, out, options.CONSOLE)
 
 
 def predict_and_draw(job: Evaluation, question: tuple[Path, str], out: Path | None, console: Console) -> None:
