@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
 
-from llm_wrapper.datasets.toy_grammar import Thing, all_facts
-from llm_wrapper.datasets.toy_scenes import IMAGE_WH, make_scene
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))  # the painter of the toy scenes
+from toy_grammar import Thing, all_facts
+from toy_scenes import IMAGE_WH, make_scene
 
 _POOL = 24
 """Scenes that crowds are put together from; most of the time of a scene goes into its picture."""

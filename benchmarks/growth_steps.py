@@ -25,7 +25,7 @@ from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Answer, Detection, Detections, Prediction, Prompt, Sample
 from llm_wrapper.training import trainer
@@ -134,7 +134,8 @@ def evaluate(
     """
     prompt_format = recipe.prompt.format
     prompts = clock.timed(
-        "build the prompts", lambda: [render(each.sample, each.built.candidates, prompt_format) for each in samples]
+        "build the prompts",
+        lambda: [render_prompt(each.sample, each.built.candidates, prompt_format) for each in samples],
     )
     answers = clock.timed("ask the LLM", lambda: llm.answer(prompts))
     rows = clock.timed("decide, four systems", lambda: _rows(samples, prompt_format, answers))
@@ -212,7 +213,7 @@ def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder
         folder: The trainer logs here; no adapter is kept.
     """
     llm, clock = load_model(recipe.llm), Clock()
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
+    prompts = [render_prompt(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}
     for name, some in asked.items():

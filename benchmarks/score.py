@@ -25,7 +25,7 @@ from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.terminal import open_console
@@ -104,7 +104,7 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
 
 def measure(recipe: Recipe, samples: Sequence[PreparedSample], adapter: Path) -> dict[str, Any]:
     """Return the facts of each way over the same samples."""
-    prompts = [render(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
+    prompts = [render_prompt(each.sample, each.built.candidates, recipe.prompt.format) for each in samples]
     timings = compare(load_model(recipe.llm, adapter), prompts)
     exact = load_model(recipe.llm.model_copy(update={"dtype": "float32"}), adapter)
     truth, shared = score_all(exact, prompts, share=False), score_all(exact, prompts)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_wrapper import boxes
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, Interval, bootstrap_interval, estimate
@@ -49,9 +49,6 @@ __all__ = [
     "to_columns",
 ]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
 
 IOU_THRESHOLD = 0.5
 """A box is right above this overlap with the target; papers differ in whether equality counts, so both are given."""

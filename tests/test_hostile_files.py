@@ -216,7 +216,7 @@ def many_detections() -> None:
     numbers = random.Random(0)
     corners = [(numbers.uniform(0, 500), numbers.uniform(0, 400)) for _ in range(20_000)]
     items = tuple(Detection(Box(x, y, x + 90, y + 70), "cat", 0.5, "od") for x, y in corners)
-    built = candidates.build(Detections(items), (640, 480), CandidatePolicy(nms_iou=0.9), detector="toy")
+    built = candidates.build_candidates(Detections(items), (640, 480), CandidatePolicy(nms_iou=0.9), detector="toy")
     assert len(built.candidates) <= CandidatePolicy().cap
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, detectors
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.prompts.render import FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import KINDS, Recipe, available, compose, load_resolved, prompt_of, schema
 from llm_wrapper.recipe.schema import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
@@ -76,7 +76,7 @@ def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_pa
     recipe = compose(names)
     assert recipe.detector.name in detectors.REGISTRY
     assert {data.reader for data in recipe.training_data()} <= set(datasets.READERS)
-    assert recipe.prompt.format in FORMATS
+    assert recipe.prompt.format in PROMPT_FORMATS
     assert (recipe.llm.backend == "rule") == (recipe.llm.model is None)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")

@@ -43,7 +43,7 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.metrics import Summary, summarize_systems
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, compared, tables
@@ -157,7 +157,7 @@ def _require_use(job: Evaluation, adapter: Adapter) -> None:
     require_one_adapter(job.run, adapter.name)
     if backend != "transformers":
         raise RecipeError(f"llm.backend={backend} takes no adapter; name a local LLM, such as LLM=llama3")
-    if prompt_format in FORMATS:
+    if prompt_format in PROMPT_FORMATS:
         _log.warning("the adapter is asked in prompt.format=%s; was it trained so? docs/paper.md", prompt_format)
 
 

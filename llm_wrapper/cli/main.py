@@ -20,11 +20,11 @@ from llm_wrapper.cli import (
     methods_cli,
     none_cli,
     options,
+    predict,
     score,
     search,
     train,
     transfer_cli,
-    use_commands,
 )
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.terminal import log_to_stderr, open_console, say
@@ -70,10 +70,10 @@ def _add(name: str, verb: Any, panel: str) -> None:
 
 _add("train", train.train_verb, _TRY)
 _add("eval", evaluate.evaluate_verb, _TRY)
-_add("predict", use_commands.predict_verb, _TRY)
+_add("predict", predict.predict, _TRY)
 _add("demo", demo.demo_verb, _TRY)
 _add("report", score.report_verb, _TRY)
-_add("export", use_commands.export_verb, _TRY)
+_add("export", predict.export, _TRY)
 _add("check-data", data.check_data_verb, _DATA)
 _add("cache-detections", detections.cache_detections_verb, _DATA)
 _add("score", score.score_verb, _DATA)

@@ -19,7 +19,7 @@ from llm_wrapper.evaluation.methods import Cost, Done, Method
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.search.history import Begun, History
+from llm_wrapper.search.history import History, SearchStart
 from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["Line", "made_of", "step_tokens"]
@@ -185,7 +185,7 @@ def _unguided(row: Line, history: History) -> list[str]:
     section = row.recipe.search
     if section is None or not section.alphas:
         return []
-    if any(not isinstance(each, Begun) and each.alpha is not None for each in history.rows):
+    if any(not isinstance(each, SearchStart) and each.alpha is not None for each in history.rows):
         return []
     is_served = (section.proposer or row.recipe.llm).backend == "openai"
     why = "the proposer is on a server" if is_served else "it begins when a prompt has beaten the seed prompt"

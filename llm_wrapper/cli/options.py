@@ -48,6 +48,7 @@ __all__ = [
     "require_one_adapter",
     "require_run",
     "root",
+    "starts_with",
 ]
 
 _log = logging.getLogger(__name__)
@@ -102,6 +103,11 @@ def names_by_kind(
 ) -> dict[str, str | None]:
     """Return kind of recipe -> name of its file, or None."""
     return {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
+
+
+def starts_with(kind: str) -> bool:
+    """Tell whether the file of `--recipe` settles a kind."""
+    return _start.get().gives(kind)
 
 
 def assigned(key: str, path: Path) -> str:

@@ -104,13 +104,13 @@ def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: 
     """
     rng = candidates.order_rng(recipe.train.seed, sample.sample_id)
     if len(answers) == 1:
-        return candidates.build(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
+        return candidates.build_candidates(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
     policies = [each.candidates.model_copy(update={"order": "detector"}) for each in recipe.detectors()]
     parts = [
-        candidates.build(answer, sample.image_wh, policy, detector=name)
+        candidates.build_candidates(answer, sample.image_wh, policy, detector=name)
         for answer, policy, name in zip(answers, policies, names, strict=True)
     ]
-    return candidates.merge(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
+    return candidates.merge_candidates(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
 
 
 def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:

@@ -14,7 +14,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from llm_wrapper import storage
 from llm_wrapper.errors import ModelError
 
-__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load"]
+__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ class Weights:
             return self._built
 
 
-def load(name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any) -> Loaded:
+def load_checkpoint(
+    name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any
+) -> Loaded:
     """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
     Args:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_wrapper import boxes, metrics
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
 from llm_wrapper.metrics import IOU_THRESHOLD, rowwise_iou
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, estimate
@@ -31,10 +31,6 @@ __all__ = [
     "rowwise_giou",
     "thresholds",
 ]
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)

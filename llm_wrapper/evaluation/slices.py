@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import metrics
+from llm_wrapper.boxes import BoolArray, FloatArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, Columns, ious, recall_at
-from llm_wrapper.prompts.vocabulary import SYNONYMS, singular, words_of
+from llm_wrapper.prompts.rule import SYNONYMS, singularize, split_words
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
 
@@ -35,8 +36,6 @@ __all__ = [
     "target_shares",
 ]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 UNKNOWN = "unknown"
 """The slice of samples for which a family's number is not known."""
@@ -127,7 +126,7 @@ def _kinds(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
 
 
 def _lengths(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
-    return _between([len(words_of(prediction.expression)) or np.nan for prediction in predictions], _WORDS)
+    return _between([len(split_words(prediction.expression)) or np.nan for prediction in predictions], _WORDS)
 
 
 def _numbers(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
@@ -286,13 +285,13 @@ _NO_THING = _set(
     "number letter logo writing word handle lid pattern design print name label tag sticker cover trim frosting icing "
     "light dot"
 )
-_NAMES = _set(" ".join(singular(word) for name, more in SYNONYMS.items() for word in words_of(f"{name} {more}")))
+_NAMES = _set(" ".join(singularize(word) for name, more in SYNONYMS.items() for word in split_words(f"{name} {more}")))
 
 
 @lru_cache(maxsize=1 << 17)
 def kinds_of(expression: str) -> frozenset[str]:
     """Return the kinds of an expression, never none: `OTHER` where no rule fits."""
-    words = words_of(expression.replace("-", " "))
+    words = split_words(expression.replace("-", " "))
     text = " ".join(re.findall(r"[a-z0-9']+", expression.lower()))
     found = {kind for kind, pattern in _PATTERNS.items() if pattern.search(text)}
     if any(word in _ACTIONS or (word.endswith("ing") and word not in _NO_ACTION) for word in words):
@@ -323,9 +322,9 @@ def _names_thing(words: Sequence[str], start: int) -> bool:
         elif group:
             break
     named = [word for word in group if word not in _COLOURS and word != "orange"]
-    return bool(named) and not any(word in _NO_THING or singular(word) in _NO_THING for word in named)
+    return bool(named) and not any(word in _NO_THING or singularize(word) in _NO_THING for word in named)
 
 
 def _is_name(words: Sequence[str]) -> bool:
     content = [word for word in words if word not in _ARTICLES]
-    return len(content) == 1 or (bool(content) and all(singular(word) in _NAMES for word in content))
+    return len(content) == 1 or (bool(content) and all(singularize(word) in _NAMES for word in content))

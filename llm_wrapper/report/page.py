@@ -108,7 +108,7 @@ def _title(recipe: Mapping[str, Any]) -> str:
 
 def _shown(folder: Path, part: Part, roots: Sequence[Path]) -> _Shown:
     split = str(part.facts.get("split") or part.name)
-    pictures = thumbnails.add(folder, part.recipe, split, gallery.picture_ids(part), roots)
+    pictures = thumbnails.add_thumbnails(folder, part.recipe, split, gallery.picture_ids(part), roots)
     return _Shown(part.name, [build(part) for build in _BUILDERS], gallery.choose(part, pictures))
 
 

@@ -7,12 +7,12 @@ from itertools import groupby
 
 import pytest
 
-from llm_wrapper.search.history import Begun, Evaluated
-from llm_wrapper.search.standing import Standing
+from llm_wrapper.search.history import EvaluatedPrompt, SearchStart
+from llm_wrapper.search.leaderboard import Leaderboard
 from tests.search.made import evaluated
 
 
-def drawn(rng: random.Random, count: int) -> list[Evaluated]:
+def drawn(rng: random.Random, count: int) -> list[EvaluatedPrompt]:
     """A seed prompt that saw ten expressions, and others that saw some or all; many are equally good."""
     rows = [evaluated("".join(rng.choices("01", k=10)), "seed", iteration=0)]
     for number in range(count):
@@ -35,8 +35,8 @@ def test_the_ranking_equals_a_brute_force_one(draw: int) -> None:
 
     places = {i: sum(beats(j, i) for j in range(len(rows)) if j != i) for i in range(len(rows))}
     expected = [rows[i].prompt for i in sorted(places, key=places.__getitem__)]
-    assert [row.prompt for row in Standing(rows).ranked()] == expected
-    fitness = [row.fitness for row in Standing(rows).complete()]
+    assert [row.prompt for row in Leaderboard(rows).ranked()] == expected
+    fitness = [row.fitness for row in Leaderboard(rows).complete()]
     assert fitness == sorted(fitness, reverse=True)
 
 
@@ -47,25 +47,25 @@ def test_a_later_row_of_a_prompt_replaces_the_earlier_one_in_its_place() -> None
         evaluated("1100", "b"),
         evaluated("1100", "a"),
     ]
-    standing = Standing([Begun("d", 4), *rows])
-    assert [row.prompt for row in standing.ranked()] == ["seed", "a", "b"]
-    assert standing.get("a") == rows[3]
-    assert standing.get("never") is None
+    leaderboard = Leaderboard([SearchStart("d", 4), *rows])
+    assert [row.prompt for row in leaderboard.ranked()] == ["seed", "a", "b"]
+    assert leaderboard.get("a") == rows[3]
+    assert leaderboard.get("never") is None
 
 
 def test_a_prompt_that_saw_easy_expressions_only_is_not_the_best() -> None:
     rows = [evaluated("1100", "seed", iteration=0), evaluated("11", "easy", verdict="stopped"), evaluated("1101", "c")]
-    standing = Standing(rows)
-    assert [row.prompt for row in standing.ranked()] == ["c", "seed", "easy"]
-    assert [standing.expected(row) for row in standing.ranked()] == [0.75, 0.5, 0.5]
-    assert standing.best() == rows[2]
+    leaderboard = Leaderboard(rows)
+    assert [row.prompt for row in leaderboard.ranked()] == ["c", "seed", "easy"]
+    assert [leaderboard.expected(row) for row in leaderboard.ranked()] == [0.75, 0.5, 0.5]
+    assert leaderboard.best() == rows[2]
 
 
 def test_only_rounds_before_count() -> None:
     rows = [evaluated("0000", "seed", iteration=0), evaluated("1000", "a"), evaluated("1100", "b", iteration=2)]
-    assert [row.prompt for row in Standing(rows, before=2).ranked()] == ["a", "seed"]
-    assert Standing(rows, before=0).ranked() == []
-    assert Standing([]).best() is None
+    assert [row.prompt for row in Leaderboard(rows, before=2).ranked()] == ["a", "seed"]
+    assert Leaderboard(rows, before=0).ranked() == []
+    assert Leaderboard([]).best() is None
 
 
 def test_guides_begin_with_the_first_improvement_and_change_with_a_new_best_only() -> None:
@@ -79,13 +79,13 @@ def test_guides_begin_with_the_first_improvement_and_change_with_a_new_best_only
         evaluated("0111", "best"),
         evaluated("0110", "near"),
     ]
-    found = [Standing(rows[:end]).guides() for end in range(1, len(rows) + 1)]
+    found = [Leaderboard(rows[:end]).guides() for end in range(1, len(rows) + 1)]
     first, second = ("better", "seed"), ("best", "better")
     assert found == [None, None, None, first, first, first, second, second]
-    assert [row.prompt for row in Standing(rows).leaders()] == ["seed", "better", "best"]
+    assert [row.prompt for row in Leaderboard(rows).leaders()] == ["seed", "better", "best"]
     # Of the moment when it became the best, the second best is the one that was the best until then.
     for end in (4, 7):
-        best, other = (row.prompt for row in Standing(rows[:end]).complete()[:2])
+        best, other = (row.prompt for row in Leaderboard(rows[:end]).complete()[:2])
         assert found[end - 1] == (best, other)
 
 
@@ -96,7 +96,7 @@ def test_guides_begin_with_the_first_improvement_and_change_with_a_new_best_only
 def test_at_most_half_of_the_history_is_shown_as_best_and_as_worst(size: int, worst: str, best: str) -> None:
     texts = "abcdefghi"[:size]
     rows = [evaluated("1" * (9 - i) + "0" * (i + 1), text, iteration=int(i > 0)) for i, text in enumerate(texts)]
-    shown = Standing(rows).extremes(3)
+    shown = Leaderboard(rows).extremes(3)
     assert ["".join(row.prompt for row in part) for part in shown] == [worst, best]
     rising = [row.fitness for part in shown for row in part]
     assert rising == sorted(rising)

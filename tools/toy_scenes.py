@@ -1,4 +1,4 @@
-"""Paints the toy data set: `python -m llm_wrapper.datasets.toy_scenes data/toy` writes the same files each time.
+"""Paint the toy data set: `python tools/toy_scenes.py data/toy` writes the same files each time.
 
 Scenes are seeded by split and index, so one scene can be made again alone. They are a little unkind on purpose:
 neighbors of one color touch, shapes overlap or are cut by the edge, and a few are too small for the toy detector.
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from toy_grammar import Expression, Thing, describe
 
-from llm_wrapper.datasets.toy_grammar import Expression, Thing, describe
-from llm_wrapper.datasets.toy_shapes import HUES, MAX_TILT, OUTLINES, covers, outline_area
+from llm_wrapper.detectors.toy import HUES, MAX_TILT, OUTLINES, is_inside_shape
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box
 
-__all__ = ["IMAGE_WH", "SPLIT_SIZES", "Scene", "make_scene", "rows", "write"]
+__all__ = ["IMAGE_WH", "SPLIT_SIZES", "Scene", "annotation_rows", "make_scene", "write_splits"]
 
 IMAGE_WH = (240, 180)
 SPLIT_SIZES = {"train": 400, "val": 90, "test": 90}
@@ -81,7 +81,7 @@ def make_scene(split: str, index: int) -> Scene:
 
 
 def _place(rng: random.Random) -> list[_Figure]:
-    """Draw shapes from few kinds and colors, so that most have a rival of the same class."""
+    """Draw shapes from few kinds and colors, so that most share their class with another."""
     shapes = rng.sample(sorted(OUTLINES), rng.choice((2, 3, 3)))
     colors = rng.sample(sorted(HUES), 3)
     figures: list[_Figure] = []
@@ -117,7 +117,7 @@ def _layers(figures: Sequence[_Figure]) -> IndexArray:
     layers = np.zeros(xs.shape, dtype=np.uint8)
     for number, figure in enumerate(figures, start=1):
         x, y = (xs - figure.x) / figure.radius, (ys - figure.y) / figure.radius
-        layers[covers(figure.shape, x, y, tilt=figure.tilt)] = number
+        layers[is_inside_shape(figure.shape, x, y, tilt=figure.tilt)] = number
     return layers
 
 
@@ -126,11 +126,17 @@ def _visible(figures: Sequence[_Figure], layers: IndexArray) -> list[Thing] | No
     things: list[Thing] = []
     for number, figure in enumerate(figures, start=1):
         ys, xs = np.nonzero(layers == number)
-        if len(xs) < max(4.0, _LEAST_VISIBLE * outline_area(figure.shape) * figure.radius**2):
+        if len(xs) < max(4.0, _LEAST_VISIBLE * _outline_area(figure.shape) * figure.radius**2):
             return None
         box = Box(float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
         things.append(Thing(figure.shape, figure.color, box, figure.radius))
     return things
+
+
+def _outline_area(shape: str) -> float:
+    """Return the area of the shape's outline (for radius 1)."""
+    x, y = OUTLINES[shape].T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def _paint(rng: random.Random, figures: Sequence[_Figure], layers: IndexArray) -> Image.Image:
@@ -159,7 +165,7 @@ def _texture(rng: random.Random) -> IndexArray:
     return rng.choice((plain, across, down, across ^ down, dots)).astype(np.uint8)
 
 
-def rows(scene: Scene) -> list[dict[str, Any]]:
+def annotation_rows(scene: Scene) -> list[dict[str, Any]]:
     """Return the annotation rows of a scene, one per expression; `box` is xyxy pixels."""
     return [
         {
@@ -177,7 +183,7 @@ def rows(scene: Scene) -> list[dict[str, Any]]:
     ]
 
 
-def write(root: Path) -> None:
+def write_splits(root: Path) -> None:
     """Write images and annotations of all splits under `root`.
 
     Raises:
@@ -189,13 +195,13 @@ def write(root: Path) -> None:
         lines: list[str] = []
         for scene in (make_scene(split, index) for index in range(num_scenes)):
             digest = hashlib.sha256(scene.image.convert("RGB").tobytes()).hexdigest()
-            twin = seen.setdefault(digest, scene.image_id)
-            if twin != scene.image_id:
+            first_id = seen.setdefault(digest, scene.image_id)
+            if first_id != scene.image_id:
                 raise DataError(
-                    f"scenes {twin} and {scene.image_id} are one image. Change the seed text in make_scene."
+                    f"scenes {first_id} and {scene.image_id} are one image. Change the seed text in make_scene."
                 )
             scene.image.save(root / "images" / f"{scene.image_id}.png", optimize=True)
-            lines += [json.dumps(row) for row in rows(scene)]
+            lines += [json.dumps(row) for row in annotation_rows(scene)]
         (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{split}: {num_scenes} scenes, {len(lines)} expressions")
 
@@ -203,9 +209,9 @@ def write(root: Path) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Write the data set to the folder that is the only argument."""
     if len(arguments) != 1:
-        print("usage: python -m llm_wrapper.datasets.toy_scenes data/toy", file=sys.stderr)
+        print("usage: python tools/toy_scenes.py data/toy", file=sys.stderr)
         return 2
-    write(Path(arguments[0]))
+    write_splits(Path(arguments[0]))
     return 0
 
 

@@ -17,7 +17,7 @@ from llm_wrapper.records import Box
 __all__ = ["KINDS", "Expression", "Fact", "Thing", "all_facts", "describe"]
 
 KINDS = ("attribute", "position", "ordinal", "size", "relation", "negation")
-"""What an expression mainly asks for."""
+"""The kinds of expressions, by their main clue."""
 
 _SUPERLATIVE_GAP = 24.0
 _ORDINAL_GAP = 14.0
@@ -58,7 +58,7 @@ class Expression:
 
 
 Fact = tuple[int, list[str]]
-"""The index of the target, and the wordings that say the same of it."""
+"""The index of the target, and the texts that say the same of it."""
 _Group = tuple[str, list[int]]
 _Holds = Callable[[Thing], "bool | None"]
 
@@ -88,14 +88,14 @@ def describe(rng: random.Random, things: Sequence[Thing], image_wh: tuple[int, i
     facts = all_facts(things, image_wh)
     chosen: list[Expression] = []
     for kind in KINDS:
-        wordings: dict[int, list[list[str]]] = defaultdict(list)
+        texts_of: dict[int, list[list[str]]] = defaultdict(list)
         for target, texts in facts[kind]:
-            wordings[target].append(texts)
-        if not wordings:
+            texts_of[target].append(texts)
+        if not texts_of:
             return None
-        fresh = sorted(set(wordings) - {done.target for done in chosen}) or sorted(wordings)
+        fresh = sorted(set(texts_of) - {done.target for done in chosen}) or sorted(texts_of)
         target = rng.choice(fresh)
-        chosen.append(Expression(kind, target, rng.choice(rng.choice(wordings[target]))))
+        chosen.append(Expression(kind, target, rng.choice(rng.choice(texts_of[target]))))
     return chosen
 
 

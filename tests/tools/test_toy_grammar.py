@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from toy_grammar import KINDS, Thing, all_facts, describe
+from toy_scenes import Scene, make_scene
 
-from llm_wrapper.datasets.toy_grammar import KINDS, Thing, all_facts, describe
-from llm_wrapper.datasets.toy_scenes import Scene, make_scene
-from llm_wrapper.datasets.toy_shapes import HUES, OUTLINES
+from llm_wrapper.detectors.toy import HUES, OUTLINES
 from llm_wrapper.records import Box
 
 NUM_CHECKED = 25
