@@ -24,7 +24,7 @@ from llm_wrapper.cli.options import (
     chosen,
 )
 from llm_wrapper.errors import DataError, RunError, shell_word
-from llm_wrapper.evaluation import foreign, grec
+from llm_wrapper.evaluation import external, grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import Summary, summarize, summarize_systems
 from llm_wrapper.recipe import DataSection, data_folders
@@ -104,7 +104,7 @@ class Job:
     """Whose boxes to score, and on what.
 
     Attributes:
-        file: See `evaluation.foreign`.
+        file: See `evaluation.external`.
         data: The data set.
         split: Of that data set.
         name: Of the system, if not by the file.
@@ -128,7 +128,7 @@ def score(job: Job, console: Console) -> Summary:
     dataset = datasets.load_dataset(job.data, split)
     if not any(sample.target for sample in dataset.samples):
         raise DataError(f"{job.data.name} {split} has no box to compare with")
-    result = foreign.read(job.file, dataset, name=job.name, box_format=job.box_format)
+    result = external.read_external_predictions(job.file, dataset, name=job.name, box_format=job.box_format)
     summary = summarize(result.predictions)
     if not any(prediction.candidates for prediction in result.predictions):
         summary = replace(summary, oracle_p_at_1=None)  # of no candidate that is known, not 0.0
