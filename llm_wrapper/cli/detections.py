@@ -38,7 +38,13 @@ from llm_wrapper.detections.contents import MANIFEST
 from llm_wrapper.detections.fill import Engine, answer_locally, fill_cache
 from llm_wrapper.detections.identity import dataset_options, describe_recorded
 from llm_wrapper.detections.maintain import CacheSummary
-from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, build, cache_folder, load_prepared_split
+from llm_wrapper.detections.samples import (
+    PreparedSample,
+    PreparedSplit,
+    cache_folder,
+    load_prepared_split,
+    prepare_candidates,
+)
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
@@ -305,7 +311,7 @@ def _uncapped(found: PreparedSplit, recipe: Recipe) -> list[PreparedSample]:
     for prepared in found.samples:
         if prepared.built.counts["over_cap"]:
             answers = [cache.lookup(prepared.sample) for cache in found.caches]
-            prepared = PreparedSample(prepared.sample, build(everything, prepared.sample, answers, names))  # noqa: PLW2901 (the same sample, with more candidates)
+            prepared = PreparedSample(prepared.sample, prepare_candidates(everything, prepared.sample, answers, names))  # noqa: PLW2901 (the same sample, with more candidates)
         samples.append(prepared)
     return samples
 
