@@ -54,6 +54,34 @@ class PreparedSplit:
         found = [cache.identity for cache in self.caches]
         return found if len(found) > 1 else found[0]
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a run or a report records of the split: digests and counts."""
+        return {
+            "name": self.dataset.name,
+            "split": self.dataset.split,
+            "annotations": self.dataset.digest,
+            "detections": storage.digest_value(self.identity),
+            "dropped": self.dropped,
+        }
+
+    def notes(self) -> list[str]:
+        """Return notes on annotations and detections that belong beside any result on the split."""
+        has_candidates: dict[str, bool] = {}
+        for prepared in self.samples:
+            image = prepared.sample.image_id
+            has_candidates[image] = has_candidates.get(image, False) or bool(prepared.built.candidates)
+        num_empty = sum(not each for each in has_candidates.values())
+        where = f"{self.dataset.name} {self.dataset.split}"
+        notes = self.dataset.notes()
+        if num_empty:
+            notes.append(f"{where}: {num_empty:,} of {len(has_candidates):,} images have no candidate at all")
+        for cache in self.caches:
+            if cache.manifest and (skipped := len(cache.manifest.unanswered)):
+                notes.append(
+                    f"{where}: {skipped:,} images could not be read when {cache.identity['detector']} was asked"
+                )
+        return notes
+
 
 def cache_folder(detector: str, data: DataSection, split: str) -> Path:
     """Return the folder of the cached detections of a detector on a split.
