@@ -227,14 +227,14 @@ def train(prepare: Callable[[Path], object]) -> None:
     """Train into a run folder that others have prepared, which ends before any data is read."""
     from rich.console import Console
 
-    from llm_wrapper.cli import commands
+    from llm_wrapper.cli.train import run_training
 
     recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     folder = runs.open_run(Path("runs/mine"), recipe)
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "load_training_pool", lambda *_: pytest.fail("it trains"))
-        commands.train(recipe, folder, Console(quiet=True))
+        patch.setattr("llm_wrapper.cli.train.load_training_pool", lambda *_: pytest.fail("it trains"))
+        run_training(recipe, folder, Console(quiet=True))
 
 
 def two_trainings() -> None:
@@ -334,13 +334,13 @@ ATTACKS = [
     row("lock-with-odd-bytes", lock_with_odd_bytes, "in use by process unknown"),
     row("manifest-without-levels", changed_manifest(without_levels), "levels"),
     row("manifest-nested", changed_manifest(lambda _: "[" * 100_000), r"manifest\.json"),
-    row("manifest-repeated-key", changed_manifest(repeated_key), "stands twice"),
+    row("manifest-repeated-key", changed_manifest(repeated_key), "is given twice"),
     row("box-that-is-none", box_that_is_none, f"{PART} is damaged: row 0: box"),
     row("pipe-as-part", bounded(pipe_as_part), "not a regular file"),
     row("pickle-memo", unpickle(b"Nr\xff\xff\xff\x0f."), "at place 268435455"),
     row("pickle-shared", unpickle(pickle.dumps(lists_of_lists(60), 2)), "shared"),
     row("image-outside", expressions(ABSENT), "lies outside"),
-    row("expression-twice", expressions(TWICE), "stands twice"),
+    row("expression-twice", expressions(TWICE), "is given twice"),
     row("image-that-starts-a-program", bounded(program_of_an_image), "none of JPEG"),
     row("image-of-many-pixels", bounded(many_pixels), "89,000,000 pixels"),
     row("exif-damaged", damaged_exif),

@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import results, runs
-from llm_wrapper.cli import main, transfer_cli
-from llm_wrapper.cli.commands import Evaluation, _with_known_untrained
+from llm_wrapper.cli.evaluate import Evaluation, _with_known_untrained
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from tests.evaluation.test_predictions import FULL
@@ -31,11 +30,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
-def kept(path: Path, facts: object) -> None:
+def write_facts(path: Path, facts: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts), encoding="utf-8")
 
@@ -56,7 +54,7 @@ def kept(path: Path, facts: object) -> None:
 def test_another_question_gets_another_place(stored: object, is_free: bool) -> None:
     path = Path("runs/a/report-val.json")
     if stored is not None:
-        kept(path, stored)
+        write_facts(path, stored)
     assert (results.free_name(path.parent, "val", ASKED) == "val") == is_free
     assert (results.free_file(path, ASKED) == path) == is_free
     found = results.free_folder(path.parent, (path.name, "predictions-val.parquet"), ASKED)
@@ -66,7 +64,7 @@ def test_another_question_gets_another_place(stored: object, is_free: bool) -> N
 
 
 def test_predictions_without_their_question_are_not_overwritten() -> None:
-    kept(Path("runs/a/predictions-val.parquet"), 0)
+    write_facts(Path("runs/a/predictions-val.parquet"), 0)
     assert results.free_name(Path("runs/a"), "val", ASKED).startswith("val-")
 
 
@@ -118,11 +116,11 @@ def test_of_a_server_its_address_counts(change: Mapping[str, Any], is_same: bool
 
 def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() -> None:
     now = results.evaluation_question({**facts(), "weights": {"adapter_model.safetensors": "w"}})
-    kept(Path("report-val.json"), facts())
+    write_facts(Path("report-val.json"), facts())
     assert results.is_same(results.stored_question(Path("report-val.json")), now)
-    kept(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
+    write_facts(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
-    kept(Path("report-val.json"), facts(candidates={"cap": 5}))
+    write_facts(Path("report-val.json"), facts(candidates={"cap": 5}))
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
 
 
