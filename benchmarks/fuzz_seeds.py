@@ -265,8 +265,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
     """Return what reads the body of a server's reply."""
 
     def prepare(folder: Path) -> Use:
-        from llm_wrapper.llms.exchange import Reply
-        from llm_wrapper.llms.server import Server
+        from llm_wrapper.llms.server import Reply, Server
         from llm_wrapper.services import CallError
 
         section = LLMSection.model_validate({"backend": "openai", "model": "m", "decode": decode})
@@ -276,7 +275,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
 
         def use(content: bytes) -> object:
             try:
-                return server.way.answer(prompt, server._judged(Reply(200, {}, content)))
+                return server.format.answer(prompt, server._judged(Reply(200, {}, content)))
             except CallError as error:  # `ask` says it as a ModelError
                 raise LLMWrapperError(str(error)) from error
 

@@ -418,7 +418,7 @@ def _fields(each: Sample) -> dict[str, Any]:
         pytest.param("s1,1,2,3,4\n", "is neither JSON", id="csv"),
         pytest.param("[]", "holds no prediction", id="empty-list"),
         pytest.param('[{"sample_id": "s1", "box":', "is not valid JSON", id="cut-list"),
-        pytest.param('{"s1": [1, 2, 3, 4], "s1": [1, 2, 3, 4]}', "stands twice in one object", id="key-twice"),
+        pytest.param('{"s1": [1, 2, 3, 4], "s1": [1, 2, 3, 4]}', "is given twice in one object", id="key-twice"),
         pytest.param('{"annotations": [{"id": 1}], "info": {}}', "no box: give one of the keys", id="other-json"),
         pytest.param("[[" * 9999, "nested more than 64 levels", id="deep"),
         pytest.param("[[" * 40 + "]]" * 40, "nested more than 64 levels", id="nested"),
