@@ -77,11 +77,14 @@ class _Processor:
     """Both parts of the processor, as `checkpoints` loads it."""
 
     @staticmethod
-    def from_pretrained(name: str, **options: Any) -> Any:
-        # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
-        image_processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-        return transformers.GroundingDinoProcessor(image_processor, tokenizer)
+    def from_pretrained(name: str, *, revision: str, **_: Any) -> Any:
+        return transformers.GroundingDinoProcessor(
+            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
+            transformers.AutoImageProcessor.from_pretrained(
+                name, revision=revision, backend="pil", trust_remote_code=False
+            ),
+            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
+        )
 
 
 _ARCHITECTURE = Architecture(
