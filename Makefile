@@ -6,26 +6,27 @@ $(foreach each,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(each))
 PYTHON ?= python3
 UV ?= uv
 ACCELERATE ?= ddp
-export PYTHON UV VLM LLM DATA DATA_ROOT TRAIN PROMPT SEARCH PAPER RUN RUNS ADAPTER SAMPLES PROCESSES ACCELERATE IMAGE EXPRESSION ARGS
+export PYTHON UV VLM LLM DATA DATA_ROOT TRAIN PROMPT SEARCH PAPER PLUGIN RUN RUNS ADAPTER SAMPLES PROCESSES ACCELERATE IMAGE EXPRESSION ARGS
 
 override BIN := .venv/bin
 override STAMP := .venv/.installed
 # The words of ARGS are split by the command line itself, which knows quotes and runs nothing. A row of the paper's tables
 # (PAPER=flo2-llama3-refcocog) is read there, too; what is typed wins over it.
 override PROGRAM := $(BIN)/llm-wrapper
-override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $${PAPER:+--recipe "$$PAPER"}
+override BEFORE := $${PLUGIN:+--plugin "$$PLUGIN"} $${PAPER:+--recipe "$$PAPER"}
+override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $(BEFORE)
 override DATA_FLAGS := $${DATA:+--data "$$DATA"} $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 override CHOICES := $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${TRAIN:+--train "$$TRAIN"}
 # Lists become words, and each word an option. Nothing in them is a pattern of file names.
 override EACH = set -f; for each in $$$(1); do set -- "$$@" --$(2) "$$each"; done;
-override CACHES := build dist llm_wrapper.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+override CACHES := build dist llm_wrapper_rec.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock check test test-slow test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics bench-growth headroom transfer ensemble curve search-prompts compare-methods report cases families fuzz clean
+.PHONY: help install lock check test test-slow test-wheel test-groundingdino demo data-check cache-detections plan train eval predict bench bench-score bench-train bench-detect bench-memory bench-metrics bench-growth headroom transfer ensemble curve search-prompts compare-methods report cases families fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: VLM=toy LLM=smollm2 DATA=toy DATA_ROOT= TRAIN= PROMPT= SEARCH=glov PAPER= RUN= RUNS= ADAPTER= SAMPLES= PROCESSES= ACCELERATE=ddp IMAGE= EXPRESSION= ARGS= PYTHON=python3"
+	@echo "  Variables: VLM=toy LLM=smollm2 DATA=toy DATA_ROOT= TRAIN= PROMPT= SEARCH=glov PAPER= PLUGIN= RUN= RUNS= ADAPTER= SAMPLES= PROCESSES= ACCELERATE=ddp IMAGE= EXPRESSION= ARGS= PYTHON=python3"
 
 install: $(STAMP) ## Create .venv with the locked packages; every other target does it when needed
 
@@ -44,7 +45,7 @@ lock: ## Pin what pyproject.toml asks for in requirements.lock (needs uv; ARGS=-
 	@command -v "$$UV" >/dev/null || { echo "uv is needed: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
 	@cp requirements.lock requirements.lock.new
 	set -f; printf 'torch==2.13.0\n' | "$$UV" pip compile pyproject.toml - --universal --python-version 3.10 \
-	  --no-python-downloads --extra dev --extra quantization --no-header --no-annotate --quiet $$ARGS \
+	  --no-python-downloads --extra dev --no-header --no-annotate --quiet $$ARGS \
 	  --output-file requirements.lock.new || { rm -f requirements.lock.new; exit 1; }
 	@{ echo "# Exact versions for Python 3.10 to 3.13. Made by 'make lock'; do not edit."; \
 	  grep -vE '^(nvidia-|cuda-|triton==)' requirements.lock.new; } > requirements.lock
@@ -60,6 +61,18 @@ test: $(STAMP) ## Fast tests: no weights, no network, no GPU
 
 test-slow: $(STAMP) ## Tests that load the real SmolLM2 or take minutes
 	PYTEST_ADDOPTS="-m slow $$ARGS" $(BIN)/pytest
+
+# As a user installs it: from the index, with what pyproject.toml asks for today, and run outside the checkout (5 GB).
+test-wheel: .venv-wheel/.installed ## Install the package with its dependencies in .venv-wheel, and use it in an empty folder
+	LLM_WRAPPER_WHEEL_PYTHON="$$PWD/.venv-wheel/bin/python" PYTEST_ADDOPTS="-m slow $$ARGS" \
+	  .venv-wheel/bin/python -m pytest tests/journeys
+
+.venv-wheel/.installed: requirements-nodeps.lock pyproject.toml setup.py
+	"$$PYTHON" -m venv .venv-wheel
+	@echo '*' > .venv-wheel/.gitignore
+	.venv-wheel/bin/python -m pip install '.[dev]'
+	.venv-wheel/bin/python -m pip install --no-deps -r requirements-nodeps.lock
+	@touch $@
 
 # It has an environment of its own, with a torch and a torchvision that are made for each other (5.5 GB).
 test-groundingdino: .venv-groundingdino/.installed ## Compare Grounding-DINO with its authors' code, in .venv-groundingdino
@@ -89,7 +102,7 @@ plan: $(STAMP) ## What a training takes and whether it fits, before it starts: V
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN; several GPUs: PROCESSES, ACCELERATE
 	set -- $(PROGRAM); if [ -n "$$PROCESSES" ]; then set -- $(BIN)/accelerate launch --config_file \
 	  "recipes/accelerate/$$ACCELERATE.yaml" --num_processes "$$PROCESSES" --main_process_port 0 -m llm_wrapper; fi; \
-	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $${PAPER:+--recipe "$$PAPER"} train $(CHOICES) $${RUN:+--run "$$RUN"}
+	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $(BEFORE) train $(CHOICES) $${RUN:+--run "$$RUN"}
 
 eval: $(STAMP) ## Score a RUN, a foreign ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
 	$(CLI) eval $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${RUN:+--run "$$RUN"} \

@@ -220,7 +220,7 @@ def picture_bombs() -> list[bytes]:
 def use_picture(path: Path) -> None:
     """Measure a picture and decode it."""
     images.read_size(path)
-    images.read(path)
+    images.read_image(path)
 
 
 def imported(ending: str) -> Callable[[Path], Use]:
@@ -311,7 +311,7 @@ def use_own_data(path: Path) -> None:
     from llm_wrapper import datasets
     from llm_wrapper.recipe import DataSection
 
-    datasets.load(DataSection(name="mine", reader="jsonl", root=path), "val")
+    datasets.load_dataset(DataSection(name="mine", reader="jsonl", root=path), "val")
 
 
 def pickles() -> list[bytes]:
@@ -349,14 +349,14 @@ _READERS = [
     Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [cache_file("manifest.json")], deep),
     Reader("cache-staged", prepare_cache("replaced.json", is_staged=True), these(b'["part-00003.parquet"]'), deep),
     Reader("predictions", of_path("p.parquet", predictions.load), lambda: [own_predictions()], parquet_bombs),
-    Reader("pickle", of_path("refs(unc).p", restricted_pickle.load), pickles, pickle_bombs),
+    Reader("pickle", of_path("refs(unc).p", restricted_pickle.read_pickle), pickles, pickle_bombs),
     Reader("image", of_path("a.jpg", use_picture), pictures, picture_bombs),
     Reader("imported-json", imported(".json"), these(text(RESULTS)), deep),
     Reader("imported-jsonl", imported(".jsonl"), these(LINES), deep),
     Reader("imported-csv", imported(".csv"), these(SINK), these(SINK + b"9" * 5000 + b"," * 5000)),
     Reader("scored", of_path("p.jsonl", lambda path: foreign.read(path, DATASET)), these(SCORED), deep),
     Reader("own-data", of_path("mine.jsonl", use_own_data), these(lines(*OWN)), deep),
-    Reader("instances", of_path("instances.json", coco_instances.load), these(text(INSTANCES)), deep),
+    Reader("instances", of_path("instances.json", coco_instances.load_instances), these(text(INSTANCES)), deep),
     Reader("chat-template", use_template, these(TEMPLATE), these(*TEMPLATES)),
     Reader("adapter-config", of_path("adapter_config.json", use_adapter), these(text(ADAPTER)), deep),
     Reader("server-first-token", use_reply("first_token"), these(text(CHAT)), deep),

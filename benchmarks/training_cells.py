@@ -22,9 +22,9 @@ from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import DataSection, DetectorSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.recipe.files import find_recipe
 from llm_wrapper.records import Box, Candidate, Sample
-from llm_wrapper.training import sft
-from llm_wrapper.training.collator import sequence
-from llm_wrapper.training.examples import Group, examples_of
+from llm_wrapper.training import trainer
+from llm_wrapper.training.collator import encode_example
+from llm_wrapper.training.examples import Group, make_examples
 
 __all__ = ["training_cell"]
 
@@ -42,7 +42,7 @@ def training_cell(name: str) -> Callable[[LoadedLLM], tuple[str, bool]]:
         with tempfile.TemporaryDirectory() as run:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # what Trainer prints where there is no bar
-                    loss = sft.train(own, groups, recipe, Path(run))["loss"]
+                    loss = trainer.train_adapter(own, groups, recipe, Path(run))["loss"]
             except ModelError as error:
                 return f"refused: {_short(str(error))}", True
         if _has_dropout(llm.model):
@@ -92,8 +92,8 @@ def _groups() -> list[Group]:
 def _plain_loss(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> float:
     total, count = 0.0, 0
     for group in groups:
-        for example in examples_of(group, recipe.prompt.format, recipe.train, epoch=0):
-            tokens, span = sequence(llm, example)
+        for example in make_examples(group, recipe.prompt.format, recipe.train, epoch=0):
+            tokens, span = encode_example(llm, example)
             logits = llm.model(torch.tensor([tokens])).logits[0].double().log_softmax(dim=-1)
             total -= sum(float(logits[place - 1, tokens[place]]) for place in range(len(tokens) - span, len(tokens)))
             count += span

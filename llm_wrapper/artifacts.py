@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm_wrapper import __version__
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError
 from llm_wrapper.readers import MIB, open_regular, read_json
 
@@ -45,7 +46,6 @@ TEMPORARY = ".*.tmp"
 """Glob of the temporary files that a killed process may leave beside its results."""
 
 _PACKAGES = (
-    "llm-wrapper",
     "accelerate",
     "bitsandbytes",
     "datasets",
@@ -160,7 +160,7 @@ def digest_value(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "llm-wrapper": __version__}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

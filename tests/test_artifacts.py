@@ -175,7 +175,7 @@ def test_versions_are_those_installed() -> None:
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch) -> None:
     monkeypatch.setattr(artifacts, "_PACKAGES", ("numpy", "no-such-package-here"))
-    assert sorted(artifacts.versions()) == ["numpy", "python"]
+    assert sorted(artifacts.versions()) == ["llm-wrapper", "numpy", "python"]
 
 
 def git(folder: Path, *words: str) -> str:

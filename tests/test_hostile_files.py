@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm_wrapper.evaluation.transfer import Cell, Matrix
 from PIL import Image
 
 from llm_wrapper import artifacts, candidates, images, runs
@@ -28,7 +29,6 @@ from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.parts import write_rows
 from llm_wrapper.errors import ImageError
-from llm_wrapper.evaluation.transfer import Cell, Matrix
 from llm_wrapper.recipe import LLMSection, compose
 from llm_wrapper.records import Box, Detection, Detections
 from llm_wrapper.report.card import card
@@ -146,7 +146,7 @@ def repeated_key(text: str) -> str:
 def unpickle(content: bytes) -> Attack:
     def attack() -> None:
         Path("refs.p").write_bytes(content)
-        str(restricted_pickle.load(Path("refs.p")))
+        str(restricted_pickle.read_pickle(Path("refs.p")))
 
     return bounded(attack, gigabytes=1)
 
@@ -165,7 +165,7 @@ def expressions(line: str) -> Attack:
         Image.new("RGB", (64, 48)).save("private.png")
         Image.new("RGB", (64, 48)).save("data/a.png")
         Path("data/mine.jsonl").write_text(line + "\n", encoding="utf-8")
-        jsonl.load(Path("data/mine.jsonl"), "val")
+        jsonl.load_jsonl(Path("data/mine.jsonl"), "val")
 
     return attack
 
@@ -178,7 +178,7 @@ def program_of_an_image() -> None:
     os.environ["PATH"] = f"{program.parent.resolve()}:{os.environ['PATH']}"
     Image.new("RGB", (40, 20)).save("a.jpg", "EPS")
     try:
-        images.read("a.jpg")
+        images.read_image("a.jpg")
     finally:
         assert not Path("program-ran").exists()
 
@@ -187,7 +187,7 @@ def many_pixels() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.new("1", (13_300, 13_300)).save("a.png")
-        images.read("a.png")
+        images.read_image("a.png")
 
 
 def damaged_exif() -> None:
@@ -207,7 +207,7 @@ def damaged_exif() -> None:
                 spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
             Path("photo.jpg").write_bytes(spoiled)
             try:
-                images.read("photo.jpg")
+                images.read_image("photo.jpg")
             except ImageError:
                 continue
 
@@ -233,7 +233,7 @@ def train(prepare: Callable[[Path], object]) -> None:
     folder = runs.open_run(Path("runs/mine"), recipe)
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "gather", lambda *_: pytest.fail("it trains"))
+        patch.setattr(commands, "load_training_pool", lambda *_: pytest.fail("it trains"))
         commands.train(recipe, folder, Console(quiet=True))
 
 
@@ -252,11 +252,11 @@ def adapter_as_link() -> None:
 
 
 def name_of_a_checkpoint() -> None:
-    from llm_wrapper.training.checkpoints import last_complete
+    from llm_wrapper.training.checkpoints import find_last_complete
 
     Path("checkpoint-\u00b2").mkdir()
     Path("checkpoint-\u00b2/trainer_state.json").write_text('{"global_step": 2}', encoding="utf-8")
-    assert last_complete(Path()) is None
+    assert find_last_complete(Path()) is None
 
 
 def report(spoil: Callable[[Path], object], **values: str) -> Attack:

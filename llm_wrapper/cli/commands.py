@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 
 from llm_wrapper import adapter_files, artifacts, datasets, results, runs
-from llm_wrapper.cli import plan_commands
 from llm_wrapper.cli.asking_commands import Evaluation, by_llm, notes, with_training
 from llm_wrapper.cli.detection_commands import cache, prepared_notes
 from llm_wrapper.datasets import Dataset, leaks
@@ -27,12 +26,12 @@ from llm_wrapper.names import folder_name, inside
 from llm_wrapper.readers import read_text
 from llm_wrapper.recipe import Recipe, data_folders
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import card, compared, page, pictures, tables
+from llm_wrapper.report import card, evaluations, formatting, page, pictures
 from llm_wrapper.terminal import say
-from llm_wrapper.training import processes, trackers
-from llm_wrapper.training.examples import answered_none
-from llm_wrapper.training.interruption import stoppable
-from llm_wrapper.training.pool import gather, load_prompt_builder, require_trainable
+from llm_wrapper.training import callbacks, processes
+from llm_wrapper.training.examples import count_answered_none
+from llm_wrapper.training.pool import load_prompt_builder, load_training_pool, require_trainable
+from llm_wrapper.training.processes import exit_on_signal
 
 __all__ = [
     "Evaluation",
@@ -56,7 +55,7 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     unread: dict[str, DataError] = {}
     for split in _SPLITS:
         try:
-            dataset = datasets.load(recipe.data, split)
+            dataset = datasets.load_dataset(recipe.data, split)
         except DataError as error:
             unread[split] = error
             continue
@@ -66,8 +65,8 @@ def check_data(recipe: Recipe, console: Console) -> bool:
     if not found:
         nothing = DataError(f"{recipe.data.root} has no sample in any of {', '.join(_SPLITS)}")
         raise next(iter(unread.values()), nothing)
-    report = checks.check(found)
-    say(console, checks.render(report))
+    report = checks.check_datasets(found)
+    say(console, checks.format_check(report))
     for split, problem in unread.items():
         if split in (recipe.data.train_split, recipe.data.eval_split):
             say(console, f"error: split {split} cannot be read: {problem}")
@@ -90,40 +89,38 @@ def train(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = Fals
             "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
         )
     require_trainable(recipe.prompt)
-    with processes.main_speaks(console), contextlib.ExitStack() as held:
+    with processes.print_from_main(console), contextlib.ExitStack() as held:
         processes.require_devices()
-        processes.share(recipe.train.groups_per_step)
-        trackers.require(recipe.train.report_to)
-        folder = processes.open_together(
+        processes.groups_per_process(recipe.train.groups_per_step)
+        callbacks.require_trackers(recipe.train.report_to)
+        folder = processes.open_run_together(
             folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
         )
-        with stoppable(folder, console):
+        with exit_on_signal(folder, console):
             _adapt(recipe, folder, console)
     return folder
 
 
 def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     """Train in an open run and finish it."""
-    pool = gather(recipe)
-    if processes.is_main():
-        plan_commands.brief(recipe, pool.groups, console)
+    pool = load_training_pool(recipe)
     from llm_wrapper.llms.load import load_model
-    from llm_wrapper.training import sft
+    from llm_wrapper.training import trainer
 
     llm = load_model(recipe.llm)
-    groups, num_too_long = sft.fit_to_length(llm, pool.groups, recipe)
+    groups, num_too_long = trainer.fit_to_length(llm, pool.groups, recipe)
     left_out = {**pool.left_out, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)
     labelled = [group for group in groups if group.num_labelled]
     images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
-    none = f"; answered by none of these: {answered_none(groups)}" if recipe.prompt.none else ""
+    none = f"; answered by none of these: {count_answered_none(groups)}" if recipe.prompt.none else ""
     found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
     say(console, found)
-    outcome = sft.train(llm, groups, recipe, folder)
-    if not processes.part():
+    outcome = trainer.train_adapter(llm, groups, recipe, folder)
+    if not processes.leave_process_group():
         return
     facts = {"samples": num_samples, "left_out": left_out, "training": outcome, "data": _digests(pool.sets)}
-    facts |= {"answered_none": answered_none(groups)} if recipe.prompt.none else {}
+    facts |= {"answered_none": count_answered_none(groups)} if recipe.prompt.none else {}
     runs.finish(folder, facts)
     write_card(folder)
     say(console, f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s")
@@ -192,12 +189,14 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
     summaries = summaries_of(rows)
     files.save_predictions(folder / f"predictions-{name}.parquet", rows)
-    artifacts.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
-    bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
-    artifacts.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
+    artifacts.write_json(folder / f"report-{name}.json", {"rows": formatting.summary_values(summaries), **facts})
+    bullets = "".join(f"\n- {formatting.escape_markdown(each)}" for each in facts["notes"])
+    artifacts.write_atomic(
+        folder / f"report-{name}.md", formatting.summary_markdown(summaries) + (bullets and f"{bullets}\n")
+    )
     if adapter is not None and folder == job.run:
         write_card(job.run)
-    console.print(tables.table(summaries))
+    console.print(formatting.summary_table(summaries))
     how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
     first = f", the first {job.limit} expressions" if job.limit else ""
     what = f"{recipe.vlm} on {recipe.data.name} {split}{first}{how}"
@@ -212,7 +211,7 @@ def _own_training_data(job: Evaluation, recipe: Recipe, dataset: Dataset) -> lis
     trained = runs.recipe_of(job.run).training_data() if job.run else []
     if not dataset.has_splits and not trained:
         return []
-    note = leaks.own_training_data((recipe.data, dataset), trained)
+    note = leaks.describe_own_training_data((recipe.data, dataset), trained)
     return [note] if note else []
 
 
@@ -232,7 +231,7 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
         name = f"{results.plain_name(recipe.data.name)}-{name}"
     if others := _otherwise(job, recipe, trained):
         place = "-".join(others)
-        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / compared.FOLDER / place
+        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     return folder, results.free_name(folder, name, question)
 
@@ -288,15 +287,15 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
     if beside and not path.is_dir():
         raise RunError(f"{path} is a predictions file; other runs are kept in a run's folder: name that")
     for other in beside:
-        compared.add(path, other)
+        evaluations.add_comparison(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
         raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
         say(console, file.name)
-        console.print(tables.table(summaries_of(files.load_predictions(file))))
+        console.print(formatting.summary_table(summaries_of(files.load_predictions(file))))
     if path.is_dir():
-        written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
+        written = page.write_report(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
 
 
@@ -315,7 +314,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         train(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     summary = results.free_file(folder / "summary.json", done.question)
-    artifacts.write_json(summary, {"rows": tables.rows(done.summaries), "question": done.question})
+    artifacts.write_json(summary, {"rows": formatting.summary_values(done.summaries), "question": done.question})
     _draw_examples(done, recipe, console)
 
 
@@ -325,16 +324,6 @@ def _draw_examples(done: Evaluated, recipe: Recipe, console: Console) -> None:
     rows = files.load_predictions(folder / f"predictions-{done.name}.parquet")
     tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
     for number, row in enumerate(tuned):
-        chosen = next((i for i, candidate in enumerate(row.candidates) if candidate.box == row.box), None)
         image = recipe.data.folder / "images" / f"{row.image_id}.png"
-        out = folder / "pictures" / f"{number}.png"
-        pictures.draw(
-            image,
-            row.candidates,
-            out=out,
-            chosen=chosen,
-            probabilities=row.probabilities,
-            target=row.target,
-            expression=row.expression,
-        )
+        pictures.save_picture(pictures.draw_prediction(row, image), folder / "pictures" / f"{number}.png")
     say(console, f"{len(tuned)} pictures in {folder / 'pictures'}")

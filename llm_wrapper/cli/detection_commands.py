@@ -29,7 +29,7 @@ from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
-from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, say
 
@@ -61,13 +61,14 @@ def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filli
 
 def _cache_split(section: DetectorSection, data: DataSection, split: str, how: Filling) -> str:
     """Fill one cache and tell what it holds."""
-    dataset = datasets.load(data, split)
-    detector = detectors.create(section, dataset)
+    dataset = datasets.load_dataset(data, split)
+    detector = detectors.create_detector(section, dataset)
     if isinstance(detector, PaidDetector) and sys.stdin.isatty():
         detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Go on?", default=False)
     folder = cache_folder(detector.name, data, split)
     options = asdict(how)
-    engine = _engine(options.pop("engine"), options.pop("workers"), partial(detectors.create, section, dataset))
+    build = partial(detectors.create_detector, section, dataset, detectors.loaded_plugins())
+    engine = _engine(options.pop("engine"), options.pop("workers"), build)
     manifest = fill(detector, dataset, folder, engine=engine, **options).manifest
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0

@@ -17,13 +17,12 @@ from llm_wrapper.adapter_files import locate
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.cli import (
     commands,
-    curve_cli,
     detection_commands,
-    methods_cli,
+    grids,
+    methods,
     none_cli,
     plan_commands,
     score_commands,
-    transfer_cli,
     use_commands,
 )
 from llm_wrapper.cli.asking_commands import require_one_adapter
@@ -56,9 +55,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(detections_app, name="detections")
 app.add_typer(bench_app, name="bench")
 app.add_typer(prompts_app, name="prompts")
-transfer_cli.add_to(app)
-curve_cli.add_to(app)
-methods_cli.add_to(app)
+grids.add_to(app)
+methods.add_to(app)
 none_cli.add_to(app)
 add_common(app)
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_wrapper import __version__, artifacts, runs
+from llm_wrapper.detectors import load_plugin
 from llm_wrapper.errors import RecipeError, RunError, nearest
 from llm_wrapper.keys import allow_typed_keys
 from llm_wrapper.names import folder_name
@@ -211,10 +212,16 @@ def _common(
     paper: Annotated[
         str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper.", hidden=True)
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(help="A Python module, or a file ending in .py, that registers detectors of yours."),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    for module in plugin or []:
+        load_plugin(module)
     if recipe and paper:
         raise RecipeError(f"--recipe {recipe} and --paper {paper} both give a recipe; leave one out")
     name = recipe or paper

@@ -15,9 +15,9 @@ from llm_wrapper.terminal import as_cell, say
 
 if TYPE_CHECKING:
     from llm_wrapper.training.examples import Group
-    from llm_wrapper.training.outline import Planned
+    from llm_wrapper.training.model_sizes import TrainingEstimate
 
-__all__ = ["brief", "plan"]
+__all__ = ["plan"]
 
 _DTYPES = {2: "16 bit", 4: "32 bit"}
 
@@ -32,16 +32,16 @@ def plan(recipe: Recipe, console: Console) -> bool:
         raise ModelError(
             f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: llm-wrapper plan --llm llama3"
         )
-    from llm_wrapper.training.outline import planned
-    from llm_wrapper.training.pool import gather
+    from llm_wrapper.training.model_sizes import estimate_training
+    from llm_wrapper.training.pool import load_training_pool
 
     groups: Sequence[Group] | None = None
     reason = "no group fits train.max_tokens, or none is left to train on"
     try:
-        groups = gather(recipe).groups
+        groups = load_training_pool(recipe).groups
     except (CacheError, DataError) as error:
         reason = str(error).splitlines()[0]
-    found = planned(recipe, groups)
+    found = estimate_training(recipe, groups)
     table = Table(title=as_cell(f"training {recipe.llm.model}"), show_header=False)
     for name, text in _rows(found, recipe, reason):
         table.add_row(name, as_cell(text))
@@ -51,29 +51,9 @@ def plan(recipe: Recipe, console: Console) -> bool:
     return found.fits
 
 
-def brief(recipe: Recipe, groups: Sequence[Group], console: Console) -> None:
-    """Print the plan's short form before a model is loaded; a training is not stopped by it."""
-    from llm_wrapper.training.outline import planned
-
-    try:
-        found = planned(recipe, groups)
-    except ModelError as error:
-        lines = [f"no plan: {error}"]
-    else:
-        trainable = (
-            f"{_count(found.sizes.num_trainable)} of {_count(found.sizes.num_parameters)} parameters are trained"
-        )
-        length = (
-            f", {_count(found.epoch.num_tokens)} tokens an epoch, {found.epoch.num_steps} steps" if found.epoch else ""
-        )
-        lines = [f"plan: {trainable}{length}", *_verdict(found, recipe)]
-    for line in lines:
-        say(console, line)
-
-
-def _rows(found: Planned, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
+def _rows(found: TrainingEstimate, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
     """Return the rows of the table as (name, text)."""
-    from llm_wrapper.training.plan import ADAPTER_BYTES, activation_bytes
+    from llm_wrapper.training.memory_estimate import ADAPTER_BYTES, activation_bytes
 
     sizes, setup, memory, epoch = found.sizes, found.setup, found.memory, found.epoch
     kept = {way: activation_bytes(sizes, replace(setup, has_checkpointing=way), found.batch) for way in (True, False)}
@@ -110,9 +90,9 @@ def _steps(recipe: Recipe) -> str:
     return f"unknown, at most {limit:,}" if limit else "unknown"
 
 
-def _verdict(found: Planned, recipe: Recipe) -> list[str]:
+def _verdict(found: TrainingEstimate, recipe: Recipe) -> list[str]:
     """Say yes or no; if no, each change that helps, with the peak that it leads to."""
-    from llm_wrapper.training.plan import changes, fits
+    from llm_wrapper.training.memory_estimate import fits_memory, suggest_changes
 
     peak, free = _bytes(found.memory.peak), _bytes(found.device.free)
     if found.fits:
@@ -122,12 +102,12 @@ def _verdict(found: Planned, recipe: Recipe) -> list[str]:
     ]
     if found.epoch is None:
         lines.append("  prompts may be shorter than was assumed: cache detections first (llm-wrapper cache-detections)")
-    options = list(changes(found.sizes, found.setup, found.batch, alpha=recipe.train.lora.alpha))
+    options = list(suggest_changes(found.sizes, found.setup, found.batch, alpha=recipe.train.lora.alpha))
     lines += [
-        f"  {change.overrides}: {_bytes(change.peak)}{', fits' if fits(change.peak, found.device.free) else ''}"
+        f"  {change.overrides}: {_bytes(change.peak)}{', fits' if fits_memory(change.peak, found.device.free) else ''}"
         for change in options
     ]
-    if not any(fits(change.peak, found.device.free) for change in options):
+    if not any(fits_memory(change.peak, found.device.free) for change in options):
         lines.append("  none of these is enough: choose a smaller LLM, or a device with more memory")
     return lines
 

@@ -21,7 +21,7 @@ from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import tables
+from llm_wrapper.report import formatting
 from llm_wrapper.terminal import say
 
 __all__ = ["Job", "score"]
@@ -53,7 +53,7 @@ def score(job: Job, console: Console) -> Summary:
         DataError: If the split has no box to compare with, or the file does not hold boxes for it.
     """
     split = job.split
-    dataset = datasets.load(job.data, split)
+    dataset = datasets.load_dataset(job.data, split)
     if not any(sample.target for sample in dataset.samples):
         raise DataError(f"{job.data.name} {split} has no box to compare with")
     result = foreign.read(job.file, dataset, name=job.name, box_format=job.box_format)
@@ -75,9 +75,9 @@ def score(job: Job, console: Console) -> Summary:
         "versions": artifacts.versions(),
     }
     files.save_predictions(folder / f"predictions-{split}.parquet", result.predictions)
-    artifacts.write_json(folder / f"report-{split}.json", {"rows": tables.rows([summary]), **facts})
-    artifacts.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
-    console.print(tables.table([summary]))
+    artifacts.write_json(folder / f"report-{split}.json", {"rows": formatting.summary_values([summary]), **facts})
+    artifacts.write_atomic(folder / f"report-{split}.md", formatting.summary_markdown([summary]))
+    console.print(formatting.summary_table([summary]))
     for line in [*notes, *other, f"kept in {folder}"]:
         say(console, line)
     return summary

@@ -51,8 +51,8 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
         ModelError: If an LLM cannot be loaded, or a server does not answer; what was measured is kept.
     """
     section = _section(recipe)
-    dataset = datasets.load(recipe.data, recipe.data.train_split)
-    (evaluated,) = leaks.evaluated_images([(recipe.data, dataset)])
+    dataset = datasets.load_dataset(recipe.data, recipe.data.train_split)
+    (evaluated,) = leaks.find_evaluated_images([(recipe.data, dataset)])
     sizes = (section.slice, section.confirm)
     slices = cut(dataset.samples, sizes, without=evaluated, seed=section.seed)
     prepared_samples = _prepared_samples(recipe, section, dataset)

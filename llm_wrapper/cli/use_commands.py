@@ -13,7 +13,6 @@ from llm_wrapper.adapter_files import locate
 from llm_wrapper.cli.asking_commands import Evaluation, notes, with_training
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.recipe import LLMSection, Recipe
-from llm_wrapper.report import pictures
 from llm_wrapper.terminal import say
 from llm_wrapper.wrapper import Preparer, Result, Wrapper
 
@@ -38,14 +37,12 @@ def predict_and_draw(job: Evaluation, question: tuple[Path, str], out: Path | No
         _require_new_picture(out, image)
     recipe, adapter = with_training(job)
     # Before the LLM is loaded, so that a wrong file of boxes stops early.
-    prepared = Preparer(recipe).prepare(image, expression)
-    result = Wrapper.from_recipe(recipe, adapter).choose(prepared)
+    prepared = Preparer(recipe).prepare(image, [expression])
+    (result,) = Wrapper.from_recipe(recipe, adapter, progress=True).answer(prepared, image)
     prediction = result.prediction
-    chosen = next((i for i, candidate in enumerate(prediction.candidates) if candidate.box == result.box), None)
-    _say_ranking(result, chosen, console)
+    _say_ranking(result, console)
     out = out or _default_out(recipe, adapter, question)
-    shares = prediction.probabilities
-    pictures.draw(image, prediction.candidates, out=out, chosen=chosen, probabilities=shares, expression=expression)
+    result.draw(out)
     none = "none of these is meant; " if prediction.says_none else ""
     say(console, f"{none}decided by: {prediction.decided_by}; picture: {out}")
     if recipe.llm.backend == "transformers" and adapter is None:
@@ -58,12 +55,13 @@ def predict_and_draw(job: Evaluation, question: tuple[Path, str], out: Path | No
         say(console, line)
 
 
-def _say_ranking(result: Result, chosen: int | None, console: Console) -> None:
+def _say_ranking(result: Result, console: Console) -> None:
     """Print a line a candidate, with the index that the picture shows."""
-    for index, (candidate, share) in zip(result.indices, result.ranked, strict=True):
-        coordinates = ", ".join(f"{value:.1f}" for value in candidate.box.xyxy)
-        mark, percent = "*" if index == chosen else " ", "" if share is None else f"{share:6.3f}"
-        say(console, f"{mark} {index:2d} {percent}  {candidate.label}  ({coordinates})")
+    for each in result.ranked:
+        coordinates = ", ".join(f"{value:.1f}" for value in each.box.xyxy)
+        mark = "*" if each.index == result.index else " "
+        percent = "" if each.probability is None else f"{each.probability:6.3f}"
+        say(console, f"{mark} {each.index:2d} {percent}  {each.label}  ({coordinates})")
 
 
 def _require_new_picture(out: Path, image: Path) -> None:

@@ -15,7 +15,7 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["CheckReport", "Finding", "SplitCounts", "check", "render"]
+__all__ = ["CheckReport", "Finding", "SplitCounts", "check_datasets", "format_check"]
 
 _NUM_EXAMPLES = 3
 _IDS = "Give each expression an id of its own: predictions are matched by it."
@@ -82,7 +82,7 @@ class CheckReport:
         return all(finding.level != "error" for finding in self.findings)
 
 
-def check(datasets: Sequence[Dataset]) -> CheckReport:
+def check_datasets(datasets: Sequence[Dataset]) -> CheckReport:
     """Look through splits for missing images, boxes outside, duplicates, empty expressions and leaks.
 
     A leak is an image that a split called `train` shares with any other split given, of any data set: the same file, or
@@ -95,7 +95,7 @@ def check(datasets: Sequence[Dataset]) -> CheckReport:
     return CheckReport(tuple(map(_counts, datasets)), tuple(findings))
 
 
-def render(report: CheckReport) -> str:
+def format_check(report: CheckReport) -> str:
     """Write a report as lines: a table of counts, then each finding with its remedy."""
     head = ("data set", "split", "expressions", "refs", "images", "without box")
     table = [head, *(_cells(counts) for counts in report.splits)]

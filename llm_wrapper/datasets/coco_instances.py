@@ -16,7 +16,7 @@ from llm_wrapper.datasets.base import AnnotatedObject
 from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
 
-__all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load"]
+__all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load_instances"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ class Instances:
         return annotation is not None and annotation.iscrowd
 
 
-def load(path: Path) -> Instances:
+def load_instances(path: Path) -> Instances:
     """Read a COCO instances file; entries that cannot be used are counted.
 
     Raises:
         DataError: If it is something else, repeats an id, or if most of its entries cannot be used.
     """
     problems: list[str] = []
-    content = rows.validated(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
+    content = rows.validate_row(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
     if content is None:
         raise DataError(listed(f"{path} is no COCO instances file", problems))
     skipped = Skipped()
@@ -122,7 +122,7 @@ def _readable(kind: type[_Entry], values: list[Any], where: str, skipped: Skippe
         # All at once is five times as fast: the published files have up to 200,000 annotations.
         return TypeAdapter(list[kind]).validate_python(values)  # type: ignore[valid-type]
     except ValidationError:
-        each = (skipped.validated(kind, value, f"{where}[{number}]") for number, value in enumerate(values))
+        each = (skipped.validate_row(kind, value, f"{where}[{number}]") for number, value in enumerate(values))
         return [entry for entry in each if entry is not None]
 
 

@@ -31,7 +31,7 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
 from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 
-__all__ = ["EXAMPLE", "load"]
+__all__ = ["EXAMPLE", "load_jsonl"]
 
 EXAMPLE = '{"image": "a.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96]}'
 """One right line, as messages show it."""
@@ -104,7 +104,7 @@ _Placed = list[tuple[str, int, _Row]]
 """Where each row is, as messages say it; its number, which is its id by default; and the row."""
 
 
-def load(
+def load_jsonl(
     path: Path,
     split: str,
     *,
@@ -173,7 +173,7 @@ def _parsed(path: Path, problems: list[str]) -> _Placed:
     parsed = [
         (where, number, row)
         for where, number, value in values
-        if (row := rows.validated(_Row, value, where=where, problems=problems)) is not None
+        if (row := rows.validate_row(_Row, value, where=where, problems=problems)) is not None
     ]
     if not parsed and not problems:
         raise DataError(f"{path} holds no expression. Write one JSON object a line. {_RIGHT}")
@@ -318,7 +318,7 @@ class _Reader:
         try:
             target = Box(*pixels)
         except ValueError as error:
-            self._problems.append(f"{where}: {rows.reason(error)}; write null where nothing fits")
+            self._problems.append(f"{where}: {rows.refusal_reason(error)}; write null where nothing fits")
             return None
         if boxes.clip(target, image_wh) is None:
             self._problems.append(f"{where}: box {target.xyxy} lies outside its image, which is {image_wh}")
@@ -342,7 +342,7 @@ def _objects(
     instances_path: Path, samples: Sequence[Sample]
 ) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
     """Return the objects of our images by their ids, and the entries that cannot be used, by reason."""
-    instances = coco_instances.load(instances_path)
+    instances = coco_instances.load_instances(instances_path)
     names = {image_id: image.file_name for image_id, image in instances.images.items()}
     matcher = Matcher(samples, str(instances_path), spellings=names.values())
     found: dict[str, tuple[AnnotatedObject, ...]] = {}

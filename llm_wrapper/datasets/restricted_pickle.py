@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from llm_wrapper.errors import DataError
 from llm_wrapper.readers import MIB, read_bytes
 
-__all__ = ["load"]
+__all__ = ["read_pickle"]
 
 _MAX_BYTES = 256 * MIB
 """RefCOCOg's references have 60 MB."""
@@ -54,7 +54,7 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def load(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
     """Return the plain data of a pickle, written by Python 2 or 3.
 
     Byte strings of Python 2 become text: UTF-8, and Latin-1 for bytes that are not UTF-8.

@@ -17,7 +17,7 @@ from llm_wrapper.datasets.toy_scenes import SPLIT_SIZES
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["load"]
+__all__ = ["load_toy"]
 
 
 class _Row(BaseModel):
@@ -36,7 +36,7 @@ class _Row(BaseModel):
     kind: str
 
 
-def load(root: Path, split: str) -> Dataset:
+def load_toy(root: Path, split: str) -> Dataset:
     """Load one split from the folder that holds `<split>.jsonl` and `images/`.
 
     Raises:
@@ -53,7 +53,7 @@ def load(root: Path, split: str) -> Dataset:
         raise DataError(f"{error} {remedy}") from error
     for number, value in lines:
         where = f"line {number}"
-        row = rows.validated(_Row, value, where=where, problems=found)
+        row = rows.validate_row(_Row, value, where=where, problems=found)
         sample = None if row is None else _sample(row, root, where, found)
         if sample is None:
             continue

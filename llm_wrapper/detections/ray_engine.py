@@ -144,7 +144,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise RecipeError("--engine ray needs Ray: pip install 'llm-wrapper[ray]'") from error
+        raise RecipeError("--engine ray needs Ray: pip install 'llm-wrapper-rec[ray]'") from error
     return ray
 
 

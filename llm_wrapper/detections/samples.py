@@ -134,14 +134,14 @@ def load_prepared_split(
     Raises:
         CacheError: If the detections are not cached completely; the message names the command.
     """
-    dataset = dataset or datasets.load(data, split)
+    dataset = dataset or datasets.load_dataset(data, split)
     caches = [
         DetectionCache.open_complete(
             cache_folder(detector.name, data, split),
             identity_of(detector, dataset),
             options=_command_options(data, section.detector),
         )
-        for section, detector in zip(recipe.detectors(), detectors.create_all(recipe, dataset), strict=True)
+        for section, detector in zip(recipe.detectors(), detectors.create_detectors(recipe, dataset), strict=True)
     ]
     for cache in caches:
         if cache.recorded:

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from llm_wrapper.datasets.rows import validated
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.rows import validate_row
 from llm_wrapper.detectors.paid_calls import CostEstimate
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.records import Box, Detection, Detections, Sample
@@ -23,7 +24,9 @@ __all__ = [
     "PaidDetector",
     "Question",
     "RecordingDetector",
+    "UnboundDetector",
     "detect_sample",
+    "detect_samples",
     "detections_from_raw",
     "joined",
     "parse_settings",
@@ -92,6 +95,17 @@ class Detector(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class UnboundDetector:
+    """A detector that answers from a file or from annotations, and so for one split of a data set at a time.
+
+    Attributes:
+        bind: Returns the detector of a split; raises DataError where the file or the annotations do not fit it.
+    """
+
+    bind: Callable[[Dataset], Detector]
+
+
 @runtime_checkable
 class RecordingDetector(Detector, Protocol):
     """A detector that says how it computes: its number format, device, attention and the commit of its weights."""
@@ -137,10 +151,19 @@ def joined(answers: Sequence[Detections]) -> Detections:
     return Detections(items, sum(answer.num_dropped for answer in answers))
 
 
+def detect_samples(detector: Detector, samples: Sequence[Sample]) -> list[Detections]:
+    """Return all detections of each sample; all samples are of one image, which is read and prepared once."""
+    first = samples[0]
+    questions = [Question(first, level) for level in detector.levels if level == "image"]
+    questions += [Question(sample, "expression") for sample in samples if "expression" in detector.levels]
+    answers = detector.detect(questions, {first.image_id: detector.prepare(first)})
+    by_key = dict(zip((question.key for question in questions), answers, strict=True))
+    return [joined([by_key[each.key] for each in questions_about(sample, detector.levels)]) for sample in samples]
+
+
 def detect_sample(detector: Detector, sample: Sample) -> Detections:
-    """Ask a detector all that it can say of one sample."""
-    questions = questions_about(sample, detector.levels)
-    return joined(detector.detect(questions, {sample.image_id: detector.prepare(sample)}))
+    """Return all detections of one sample."""
+    return detect_samples(detector, [sample])[0]
 
 
 def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]], source: str) -> Detections:
@@ -186,7 +209,7 @@ def parse_settings(kind: type[_Settings], settings: Mapping[str, Any], detector:
         RecipeError: With every setting that is unknown, missing or out of range.
     """
     problems: list[str] = []
-    parsed = validated(kind, dict(settings), where="settings", problems=problems)
+    parsed = validate_row(kind, dict(settings), where="settings", problems=problems)
     if parsed is None:
         raise RecipeError(listed(f"the detector {detector!r} cannot be built", problems))
     return parsed

@@ -12,9 +12,9 @@ import transformers
 from transformers.utils import cached_file, extract_commit_hash
 
 from llm_wrapper import artifacts
-from llm_wrapper.errors import ModelError, RecipeError
+from llm_wrapper.errors import ModelError
 
-__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "device", "load"]
+__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +85,6 @@ class Weights:
             if self._built is None:
                 self._built = self._load()
             return self._built
-
-
-def device(setting: str) -> torch.device:
-    """Return the device that a recipe names; `auto` is a GPU where there is one.
-
-    Raises:
-        RecipeError: If the device is not there.
-    """
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, count = torch.device(setting), torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= count:
-        raise RecipeError(f"detector.settings.device={setting}: PyTorch sees {count} CUDA devices; use device=auto")
-    return found
 
 
 def load(name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any) -> Loaded:

@@ -18,7 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llm_wrapper.candidates import order_rng
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
-from llm_wrapper.detectors.base import Level, NoSettings, Question, detections_from_raw, parse_settings
+from llm_wrapper.detectors.base import (
+    Level,
+    NoSettings,
+    Question,
+    UnboundDetector,
+    detections_from_raw,
+    parse_settings,
+)
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Detection, Detections, Sample
 
@@ -115,31 +122,34 @@ class CocoDegradedDetector(CocoDetector):
                 yield corners.tolist(), str(each.group), None
 
 
-def create_coco(settings: Mapping[str, Any], dataset: Dataset) -> CocoDetector:
-    """Build the detector from a data set's annotated objects.
+def create_coco(settings: Mapping[str, Any]) -> UnboundDetector:
+    """Build the detector of a data set's annotated objects, which has no settings.
 
     Raises:
-        RecipeError: If there are settings.
-        DataError: If the data set has no annotated objects.
+        RecipeError: If there are settings; DataError, when it is bound, if the data set has no annotated objects.
     """
     parse_settings(NoSettings, settings, "coco")
-    return CocoDetector(_require_objects(dataset, "coco"), dataset.digest)
+    return UnboundDetector(lambda dataset: CocoDetector(_require_objects(dataset, "coco"), dataset.digest))
 
 
-def create_coco_degraded(settings: Mapping[str, Any], dataset: Dataset) -> CocoDegradedDetector:
-    """Build the detector from a data set's annotated objects.
+def create_coco_degraded(settings: Mapping[str, Any]) -> UnboundDetector:
+    """Build the detector of `CocoDegradedSettings`.
 
     Raises:
-        RecipeError: With every setting that is unknown or out of range.
-        DataError: If the data set has no annotated objects, or its categories no super-categories.
+        RecipeError: With every setting that is unknown or out of range; DataError, when it is bound, if the data set
+            has no annotated objects, or its categories no super-categories.
     """
     parsed = parse_settings(CocoDegradedSettings, settings, "coco-degraded")
-    objects = _require_objects(dataset, "coco-degraded")
-    lacking = sorted({each.label for image in objects.values() for each in image if each.group is None})
-    if lacking:
-        headline = f"categories of {dataset.name} have no super-category; add them to instances.json"
-        raise DataError(listed(headline, lacking))
-    return CocoDegradedDetector(objects, dataset.digest, parsed)
+
+    def bind(dataset: Dataset) -> CocoDegradedDetector:
+        objects = _require_objects(dataset, "coco-degraded")
+        lacking = sorted({each.label for image in objects.values() for each in image if each.group is None})
+        if lacking:
+            headline = f"categories of {dataset.name} have no super-category; add them to instances.json"
+            raise DataError(listed(headline, lacking))
+        return CocoDegradedDetector(objects, dataset.digest, parsed)
+
+    return UnboundDetector(bind)
 
 
 def _require_objects(dataset: Dataset, detector: str) -> _Objects:

@@ -21,7 +21,6 @@ from typing import Any
 
 from PIL import Image
 
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import Level, Question, detections_from_raw, parse_settings
 from llm_wrapper.detectors.dds_client import DDSSettings, Exchange, api_key, load_sdk
 from llm_wrapper.detectors.paid_calls import CostEstimate, PaidCalls
@@ -158,6 +157,6 @@ class DDSDetector:
         }
 
 
-def create_dds(settings: Mapping[str, Any], dataset: Dataset) -> DDSDetector:
+def create_dds(settings: Mapping[str, Any]) -> DDSDetector:
     """Build the detector; neither SDK nor key is needed until the first question."""
     return DDSDetector(parse_settings(DDSSettings, settings, "dds"))

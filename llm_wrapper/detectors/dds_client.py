@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from llm_wrapper.calls import CallError, seconds_to_wait
-from llm_wrapper.datasets.rows import Number, validated
+from llm_wrapper.datasets.rows import Number, validate_row
 from llm_wrapper.detectors.paid_calls import PaidCalls, PaidTerms
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.keys import hide_key, read_key
@@ -143,7 +143,7 @@ def load_sdk() -> _Sdk:
         errors = importlib.import_module("requests.exceptions")
     except ImportError as error:
         raise RecipeError(
-            f"the SDK of DeepDataSpace cannot be used: {error}. Install it: pip install 'llm-wrapper[dds]'"
+            f"the SDK of DeepDataSpace cannot be used: {error}. Install it: pip install 'llm-wrapper-rec[paid-api]'"
         ) from error
     base.http_session.hooks["response"].append(_judge_reply)
     return _Sdk(task, config, errors)
@@ -291,7 +291,7 @@ def _parsed(content: bytes) -> Any:
 
 def _require(form: type[BaseModel], body: Any) -> None:
     problems: list[str] = []
-    if validated(form, body, where="reply", problems=problems) is None:
+    if validate_row(form, body, where="reply", problems=problems) is None:
         told = "; ".join(problems[:5])
         raise CallError(f"the service replies in a form that this version does not know: {told}", charged=True)
 

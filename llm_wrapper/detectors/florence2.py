@@ -18,7 +18,6 @@ import torch
 import transformers
 from pydantic import Field
 
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import checkpoints
 from llm_wrapper.detectors.base import detections_from_raw, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
@@ -29,6 +28,7 @@ from llm_wrapper.detectors.prompted import (
     PromptTask,
     clean_expression,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
 
@@ -105,7 +105,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
     def _load(self) -> Loaded:
         chosen = self._settings
-        where = checkpoints.device(chosen.device)
+        where = choose_device(chosen.device)
         default = torch.float16 if where.type == "cuda" else torch.float32
         return checkpoints.load(
             chosen.model,
@@ -261,6 +261,6 @@ def _pixels(bins: Sequence[int], image_wh: tuple[int, int]) -> list[float]:
     return [(number + 0.5) * image_wh[axis % 2] / NUM_BINS for axis, number in enumerate(bins)]
 
 
-def create_florence2(settings: Mapping[str, Any], dataset: Dataset) -> Florence2Detector:
+def create_florence2(settings: Mapping[str, Any]) -> Florence2Detector:
     """Build the detector of `Florence2Settings`; the weights are loaded when the first image is read."""
     return Florence2Detector(None, None, parse_settings(Florence2Settings, settings, "florence2"))

@@ -36,8 +36,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors import checkpoints, noun_groups
+from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.base import Level, Question, parse_settings
 from llm_wrapper.detectors.checkpoints import Loaded, Weights
 from llm_wrapper.detectors.grounding_dino_base import (
@@ -51,6 +50,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     score_answer,
     widen,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
@@ -247,7 +247,7 @@ class GroundingDinoDetector:
         return loaded.model, loaded.processor
 
 
-def create_grounding_dino(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoDetector:
+def create_grounding_dino(settings: Mapping[str, Any]) -> GroundingDinoDetector:
     """Build the detector; the weights are loaded when the first image is read."""
     return GroundingDinoDetector(None, None, _parse_settings(settings))
 
@@ -277,7 +277,7 @@ def _load(settings: GroundingDinoSettings) -> Loaded:
         # transformers fills what a checkpoint lacks with random numbers, and only logs it.
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
-        model = model.to(checkpoints.device(settings.device)).eval()
+        model = model.to(choose_device(settings.device)).eval()
         return _checked(Loaded(model, processor, getattr(model.config, "_commit_hash", None)))
     except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(

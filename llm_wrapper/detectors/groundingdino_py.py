@@ -28,8 +28,7 @@ from pydantic import Field
 from transformers.utils import cached_file
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors import checkpoints, noun_groups
+from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.base import Level, Question, parse_settings
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
@@ -41,6 +40,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     score_answer,
     widen,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
@@ -163,11 +163,11 @@ class GroundingDinoPyDetector:
         with self._lock:
             if self._model is None:
                 where = {name: getattr(self._settings, name) for name in _WHERE}
-                self._model = load_groundingdino(where, checkpoints.device(self._settings.device))
+                self._model = load_groundingdino(where, choose_device(self._settings.device))
             return self._model
 
 
-def create_groundingdino_py(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoPyDetector:
+def create_groundingdino_py(settings: Mapping[str, Any]) -> GroundingDinoPyDetector:
     """Build the detector; the weights are loaded when the first image is read."""
     return GroundingDinoPyDetector(None, parse_settings(GroundingDinoPySettings, settings, "groundingdino-py"))
 
@@ -183,7 +183,7 @@ def import_groundingdino(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise ModelError(
             f"the detector 'groundingdino-py' cannot be used: {error}. It needs: pip install "
-            "'llm-wrapper[groundingdino]', and a torchvision that is made for the installed torch"
+            "'llm-wrapper-rec[groundingdino]', and a torchvision that is made for the installed torch"
         ) from error
 
 

@@ -28,16 +28,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file
-from llm_wrapper.datasets.rows import validated
+from llm_wrapper.datasets.rows import validate_row
 from llm_wrapper.detectors import imported_files, supervision_files
-from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors.base import Level, Question, UnboundDetector
 from llm_wrapper.detectors.category_names import read_category_names
 from llm_wrapper.detectors.imported_answers import Answers, answers_of, place_of
 from llm_wrapper.detectors.imported_files import Entry, Notes
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["ImportedDetector", "create"]
+__all__ = ["ImportedDetector", "create_imported"]
 
 _log = logging.getLogger(__name__)
 
@@ -104,27 +104,29 @@ class ImportedDetector:
         return image_id if sample_id is None else sample_id
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> ImportedDetector:
-    """Read a file of detections for a data set.
+def create_imported(settings: Mapping[str, Any]) -> UnboundDetector:
+    """Build the detector of a file of boxes; the file is read for the images or samples of one data set.
 
     Args:
         settings: `path`; `categories`, for labels that are numbers; `name`, by default the file's; and `box_format`,
             how `bbox` (COCO results, by default xywh) or `box` (JSONL, by default xyxy) is to be read.
-        dataset: The data set whose images or samples the rows name.
 
     Raises:
-        RecipeError: If a setting is unknown, missing, of the wrong type or not for this file, or the file is of none of
-            the formats.
-        DataError: If a file is missing or for other data, or with every row that cannot be used. A box that is
+        RecipeError: If a setting is unknown, missing, of the wrong type or not for this file. When it is bound, also
+            DataError: if a file is missing or for other data, or with every row that cannot be used. A box that is
             reversed, not finite or without area is counted in the detections instead.
     """
     chosen = _settings(settings)
-    files = [require_file(chosen.path, _REMEDY)]
-    if chosen.categories is not None:
-        files.append(require_file(chosen.categories, _REMEDY))
-    name = chosen.name or f"import-{re.sub(_NO_NAME, '-', chosen.path.stem)}"
-    identity = {"detector": "imported", "name": name, "box_format": chosen.box_format, "digest": digest_files(files)}
-    return ImportedDetector(name, _answers(chosen, dataset), identity=identity, dataset=dataset)
+
+    def bind(dataset: Dataset) -> ImportedDetector:
+        files = [require_file(chosen.path, _REMEDY)]
+        if chosen.categories is not None:
+            files.append(require_file(chosen.categories, _REMEDY))
+        name = chosen.name or f"import-{re.sub(_NO_NAME, '-', chosen.path.stem)}"
+        facts = {"detector": "imported", "name": name, "box_format": chosen.box_format, "digest": digest_files(files)}
+        return ImportedDetector(name, _answers(chosen, dataset), identity=facts, dataset=dataset)
+
+    return UnboundDetector(bind)
 
 
 def _answers(chosen: _Settings, dataset: Dataset) -> Answers:
@@ -157,7 +159,7 @@ def _entries_of_sink(rows: supervision_files.PlacedRows, chosen: _Settings, note
 
 def _settings(settings: Mapping[str, Any]) -> _Settings:
     problems: list[str] = []
-    chosen = validated(_Settings, dict(settings), where="settings", problems=problems)
+    chosen = validate_row(_Settings, dict(settings), where="settings", problems=problems)
     if chosen is not None and chosen.path.suffix not in (".json", ".jsonl", ".csv"):
         problems.append(
             f"path: {chosen.path} ends neither in .json (COCO results, JSONSink) nor in .jsonl nor in .csv (CSVSink): "

@@ -221,7 +221,7 @@ def _of_value(value: Any, where: str, notes: Notes) -> Iterator[Entry]:
     elif "detections" not in keys and keys & {"box", "bbox_xywh"}:
         yield from _of_flat(value, where, notes)
     elif not _has_typos(value, _LINE_KEYS, where, notes):
-        line = rows.validated(_Line, value, where=where, problems=notes.problems)
+        line = rows.validate_row(_Line, value, where=where, problems=notes.problems)
         if line is not None:
             notes.unread.update(list(line.model_extra or ()))
             items = _items(line.detections, f"{where}: detections", notes)
@@ -245,7 +245,7 @@ def _item(value: Any, where: str, notes: Notes) -> RawBox | None:
             notes.problems.append(f"{where}: {error}")
             return None
         value = {**value, "box": numbers}
-    item = rows.validated(Item, value, where=where, problems=notes.problems)
+    item = rows.validate_row(Item, value, where=where, problems=notes.problems)
     if item is None:
         return None
     notes.unread.update(list(item.model_extra or ()))
@@ -255,7 +255,7 @@ def _item(value: Any, where: str, notes: Notes) -> RawBox | None:
 def _of_result(value: Mapping[str, Any], where: str, notes: Notes) -> Iterator[Entry]:
     """Yield a COCO result, whose `bbox` is xywh and whose category ids count from 1."""
     notes.default, notes.is_from_one = "xywh", True
-    row = rows.validated(_Result, value, where=where, problems=notes.problems)
+    row = rows.validate_row(_Result, value, where=where, problems=notes.problems)
     if row is None:
         return
     names = tuple(name for name in (row.image_id, row.file_name) if name is not None)
@@ -277,7 +277,7 @@ def _of_flat(value: Mapping[str, Any], where: str, notes: Notes) -> Iterator[Ent
     item = {key: each for key, each in value.items() if key not in about}
     if value.keys() & {"det_id", "h5_id"} and isinstance(item.get("box"), list):
         item["bbox_xywh"] = item.pop("box")
-    named = rows.validated(Named, about, where=where, problems=notes.problems)
+    named = rows.validate_row(Named, about, where=where, problems=notes.problems)
     box = _item(item, where, notes)
     if named is not None and box is not None:
         yield Entry(where, named.names, named.sample_id, [box])
@@ -287,7 +287,7 @@ def _of_refer(values: Sequence[Any], notes: Notes) -> Iterator[Entry]:
     """Yield the entries of REFER's {"dets": [{box: {x, y, w, h}, image_id, object_id, score}]}."""
     for number, value in enumerate(values):
         where = f"dets[{number}]"
-        row = rows.validated(_ReferDetection, value, where=where, problems=notes.problems)
+        row = rows.validate_row(_ReferDetection, value, where=where, problems=notes.problems)
         if row is None:
             continue
         try:
@@ -304,7 +304,7 @@ def _of_roboflow(values: Sequence[Any], notes: Notes) -> Iterator[Entry]:
         yield Entry("predictions", (), None, [])
     for number, value in enumerate(values):
         where = f"predictions[{number}]"
-        row = rows.validated(_Roboflow, value, where=where, problems=notes.problems)
+        row = rows.validate_row(_Roboflow, value, where=where, problems=notes.problems)
         if row is not None:
             box = RawBox([row.x, row.y, row.width, row.height], "cxcywh", row.label.strip(), row.score)
             yield Entry(where, (row.image_path,) if row.image_path else (), None, [box])

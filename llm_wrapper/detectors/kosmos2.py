@@ -23,7 +23,6 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import checkpoints
 from llm_wrapper.detectors.base import detections_from_raw, joined, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
@@ -34,6 +33,7 @@ from llm_wrapper.detectors.prompted import (
     PromptTask,
     clean_expression,
 )
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
 
@@ -113,7 +113,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
             self._settings.model,
             self._settings.revision,
             _ARCHITECTURE,
-            where=checkpoints.device(self._settings.device),
+            where=choose_device(self._settings.device),
             dtype=getattr(torch, self._settings.dtype),
         )
 
@@ -252,6 +252,6 @@ def _pixels(places: str, image_wh: tuple[int, int]) -> Sequence[float]:
     return ((left + start) * width, (top + start) * height, (right + end) * width, (bottom + end) * height)
 
 
-def create_kosmos2(settings: Mapping[str, Any], dataset: Dataset) -> Kosmos2Detector:
+def create_kosmos2(settings: Mapping[str, Any]) -> Kosmos2Detector:
     """Build the detector of `Kosmos2Settings`; the weights are loaded when the first image is read."""
     return Kosmos2Detector(None, None, parse_settings(Kosmos2Settings, settings, "kosmos2"))

@@ -169,7 +169,7 @@ def _english() -> Any:
             return parser
         reasons.append(f"{name} is of version {parser.meta['version']}")
     raise ModelError(
-        f"noun groups need spaCy and its English model {_PARSER}: pip install 'llm-wrapper[spacy]' "
+        f"noun groups need spaCy and its English model {_PARSER}: pip install 'llm-wrapper-rec[grounding]' "
         f"(or use mode gd, which needs no groups). Found: {'; '.join(reasons)}"
     )
 

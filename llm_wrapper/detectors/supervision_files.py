@@ -138,7 +138,7 @@ def entries(found: PlacedRows, notes: Notes, *, has_names: bool) -> list[Entry]:
     """
     result = []
     for where, value in found:
-        row = rows.validated(_Row, value, where=where, problems=notes.problems)
+        row = rows.validate_row(_Row, value, where=where, problems=notes.problems)
         if row is None:
             continue
         box = row.raw()
@@ -178,7 +178,7 @@ def write_supervision(
         where = f"{key} {name}"
         items = list(_items(each, names or {}, where, problems))
         for place, item in enumerate(items):
-            rows.validated(Item, item, where=f"{where}: detections[{place}]", problems=problems)
+            rows.validate_row(Item, item, where=f"{where}: detections[{place}]", problems=problems)
             if not item["label"]:
                 problems.append(f"{where}: detections[{place}]: no label: give 'names' for the class ids")
         lines.append({key: str(name), "detections": items})

@@ -24,7 +24,6 @@ from PIL import Image
 from scipy import ndimage
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.toy_shapes import HUES, MAX_TILT, OUTLINES, covers
 from llm_wrapper.detectors.base import Level, NoSettings, Question, detections_from_raw, parse_settings
 from llm_wrapper.records import Detections, Sample
@@ -127,13 +126,13 @@ class ToyGrayDetector(_PixelDetector):
             yield box, classify_shape(region)[0], float(contrast[place][region].mean() / 255)
 
 
-def create_toy(settings: Mapping[str, Any], dataset: Dataset) -> ToyDetector:
+def create_toy(settings: Mapping[str, Any]) -> ToyDetector:
     """Build the detector `toy`, which has no settings."""
     parse_settings(NoSettings, settings, "toy")
     return ToyDetector()
 
 
-def create_toy_gray(settings: Mapping[str, Any], dataset: Dataset) -> ToyGrayDetector:
+def create_toy_gray(settings: Mapping[str, Any]) -> ToyGrayDetector:
     """Build the detector `toy-gray`, which has no settings."""
     parse_settings(NoSettings, settings, "toy-gray")
     return ToyGrayDetector()

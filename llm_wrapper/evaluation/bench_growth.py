@@ -77,7 +77,7 @@ def made(
     """
     path = folder / "crowds.jsonl"
     toy_crowds.write(path, iter(chosen), limit=limit)
-    dataset = clock.timed("read the data set", lambda: jsonl.load(path, "val"))
+    dataset = clock.timed("read the data set", lambda: jsonl.load_jsonl(path, "val"))
     finder = _Finder(_detections(chosen))
     clock.timed("cache detections", lambda: fill(finder, dataset, folder / "cache", progress=False))
     return clock.timed("build candidates", lambda: _samples(finder, dataset, folder / "cache", recipe))

@@ -111,7 +111,7 @@ def read_rows(path: Path, problems: list[str]) -> list[tuple[str, Row]]:
     placed = _placed(path, problems)
     if not placed and not problems:
         raise DataError(f"{path} holds no prediction.")
-    found = [(where, rows.validated(Row, value, where=where, problems=problems)) for where, value in placed]
+    found = [(where, rows.validate_row(Row, value, where=where, problems=problems)) for where, value in placed]
     return [(where, row) for where, row in found if row is not None]
 
 

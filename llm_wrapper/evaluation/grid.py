@@ -142,10 +142,21 @@ def compare_cells(filled: Filled, rows: Sequence[System], columns: Sequence[Colu
             if isinstance(found, str):
                 cells.append(Cell(system.name, column.name, at_home, problem=found))
                 continue
-            path, predictions = found
-            rivals = {"over_detector": DETECTOR, "over_untrained": system.baseline, "over_previous": system.previous}
-            gains = {key: _gain(predictions, filled.get((name or "", column.name))) for key, name in rivals.items()}
-            cells.append(Cell(system.name, column.name, at_home, summary=summarize(predictions), path=path, **gains))
+            path, rows_of = found
+            others = [filled.get((name or "", column.name)) for name in (DETECTOR, system.baseline, system.previous)]
+            over_detector, over_untrained, over_previous = (_gain(rows_of, other) for other in others)
+            cells.append(
+                Cell(
+                    system.name,
+                    column.name,
+                    at_home,
+                    summary=summarize(rows_of),
+                    over_detector=over_detector,
+                    over_untrained=over_untrained,
+                    over_previous=over_previous,
+                    path=path,
+                )
+            )
     return cells
 
 
@@ -382,12 +393,12 @@ def _shared_images(
         key = section.model_dump_json()
         if key not in read:
             try:
-                read[key] = datasets.load(section, section.train_split)
+                read[key] = datasets.load_dataset(section, section.train_split)
             except DataError as error:
                 _log.warning("%s %s cannot be read: %s", section.name, section.train_split, error)
                 read[key] = None
         found = read[key]
         if found is None:
             return None
-        shared |= leaks.shared_images((data, dataset), (section, found))
+        shared |= leaks.find_shared_images((data, dataset), (section, found))
     return shared

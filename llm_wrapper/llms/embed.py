@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from llm_wrapper.boxes import FloatArray
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.checked_config import require_sane
-from llm_wrapper.llms.load import device
 from llm_wrapper.llms.packages import find_in_package
 from llm_wrapper.prompts.text import clean
 
@@ -53,7 +53,7 @@ class SentenceEmbedder:
                 f"prompt.embedder={name} cannot be loaded: {error}. It is a BERT with safetensors (hub id or folder), "
                 f"{_PACKAGE}NAME for one inside a Python package, or lexical, which needs no model"
             ) from error
-        self._model.to(device()).eval()
+        self._model.to(choose_device()).eval()
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> FloatArray:

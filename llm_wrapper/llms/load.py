@@ -18,6 +18,7 @@ import transformers
 from huggingface_hub import constants as hub
 from huggingface_hub import get_session, try_to_load_from_cache
 
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms import adapters
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
@@ -26,7 +27,7 @@ from llm_wrapper.llms.gguf_files import GGUF, plain_copy
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["LoadedLLM", "add_adapter", "device", "load_config", "load_model", "load_tokenizer", "require_fit"]
+__all__ = ["LoadedLLM", "add_adapter", "load_config", "load_model", "load_tokenizer", "require_fit"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,24 +50,6 @@ class LoadedLLM:
     def encoder(self) -> ChatEncoder:
         """The encoder of prompts and completions."""
         return chat_encoder(self.tokenizer, self.section)
-
-
-def device() -> torch.device:
-    """Return the device that models run on: CUDA where there is one, else the CPU.
-
-    Apple's and Intel's GPUs are not used: nothing here has been tried on them. That is said once.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    _say_what_is_not_used()
-    return torch.device("cpu")
-
-
-@cache
-def _say_what_is_not_used() -> None:
-    unused = [name for name in ("mps", "xpu") if getattr(torch, name).is_available()]
-    if unused:
-        _log.warning("models run on the CPU: the GPU of this machine (%s) is not used, only CUDA is", unused[0])
 
 
 def _has_fast_bfloat16(where: torch.device) -> bool:
@@ -106,8 +89,7 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper[quantization]', "
-            "or set llm.quantization=none"
+            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper-rec[gpu]', or set llm.quantization=none"
         )
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -236,7 +218,7 @@ def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
         require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
     try:
-        model = _load_weights(_name(section), section, device())
+        model = _load_weights(_name(section), section, choose_device())
     except ModelError:
         raise
     except Exception as error:  # files of strangers: what their readers may raise is open

@@ -1,6 +1,6 @@
 """Recipes: one short YAML file per choice, composed by name and validated at once."""
 
-from llm_wrapper.recipe.compose import compose, load_resolved, prompt_of
+from llm_wrapper.recipe.compose import compose, load_recipe, load_resolved, prompt_of
 from llm_wrapper.recipe.files import (
     KINDS,
     RecipeFile,
@@ -43,6 +43,7 @@ __all__ = [
     "available",
     "compose",
     "data_folders",
+    "load_recipe",
     "load_resolved",
     "prompt_of",
     "read_recipe_file",

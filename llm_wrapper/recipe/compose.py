@@ -27,12 +27,13 @@ from llm_wrapper.recipe.files import (
     RecipeFile,
     find_recipe,
     has_file,
+    read_recipe_file,
     read_sections,
     recipe_folders,
 )
 from llm_wrapper.recipe.schema import Recipe
 
-__all__ = ["compose", "load_resolved", "prompt_of"]
+__all__ = ["compose", "load_recipe", "load_resolved", "prompt_of"]
 
 _MAX_SHOWN = 300
 
@@ -265,3 +266,25 @@ def load_resolved(path: Path) -> Recipe:
     """Read a resolved recipe, as a run folder keeps it."""
     values, places = read_sections(path)
     return _validated(values, places, [], set())
+
+
+def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = (), **names: str) -> Recipe:
+    """Return the recipe of a file, or that of names: `load_recipe(vlm="flo2", llm="llama3")`.
+
+    Args:
+        path: A file to start from, see `RecipeFile`, or a run folder.
+        overrides: `section.key=value`, the value in YAML; later ones win.
+        **names: Kind (vlm, llm, data, train, prompt) -> name of a file in `recipes`. Without `vlm` there is no
+            detector, and boxes are given (`Wrapper.choose`); `data` is needed for examples alone.
+
+    Raises:
+        RecipeError: With every problem of every file at once, each with its file and line.
+    """
+    if unknown := [kind for kind in names if kind not in KINDS]:
+        raise RecipeError(f"no kind of recipe is named {unknown[0]!r}{nearest(unknown[0], [*KINDS])}")
+    file = Path(path) / "recipe.yaml" if path and Path(path).is_dir() else path
+    start = read_recipe_file(str(file)) if file else RecipeFile()
+    if "data" not in names and not start.gives("data"):
+        names = {"data": "mine", **names}
+    given = [] if "vlm" in names or start.gives("vlm") else ["detector.name=given"]
+    return compose(names, [*given, *overrides], start=start)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.report.tables import escape_markdown
+from llm_wrapper.report.formatting import escape_markdown
 
 __all__ = ["card"]
 

@@ -3,10 +3,10 @@
     cells --*_values--> JSON --write_study--> runs/transfer/<name>/matrix.json .md .png      (ensemble: the same)
                           |                   runs/curve/<name>/curve.json .md .png
                           |                   runs/methods/<name>/methods.json .md .png .svg
-                          +--add_studies--> <run>/studies/<kind>-<name>.json --study_sections--> its page
+                          +--add_studies--> <run>/studies/<kind>-<name>.json --study_sections--> run page
 
-Tables and pictures are made from the JSON, so the page of a run shows the same as the command printed, and needs nothing
-but the run's own folder.
+Tables and pictures are made from the JSON, so the page of a run shows the same as the command printed, and needs
+nothing but the run's own folder.
 """
 
 from __future__ import annotations

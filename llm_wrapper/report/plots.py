@@ -214,12 +214,13 @@ def svg_of(plot: Chart | Heat) -> str:
 def save_plots(plots: Sequence[Chart | Heat], out: Path, title: str = "") -> None:
     """Write a picture of some plots side by side, as PNG or SVG by the file's name.
 
-    Where one of them is empty or too large to be drawn there is no picture, which the log says.
+    Those that are empty or too large are not drawn; without any there is no picture, which the log says.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if any(plot.is_empty for plot in plots):
+    plots = [plot for plot in plots if not plot.is_empty]
+    if not plots:
         out.unlink(missing_ok=True)  # an earlier, smaller one would be taken for this one
         _log.warning("%s is not drawn: nothing to draw, or over %d cells; the tables have all", out, MAX_CELLS)
         return

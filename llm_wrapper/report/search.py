@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from llm_wrapper import artifacts
+from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.report.plots import drawing_settings
-from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.search.confirm import Confirmed
 from llm_wrapper.search.history import Evaluated, History, Refused
 from llm_wrapper.search.standing import Standing

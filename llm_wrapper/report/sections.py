@@ -233,12 +233,16 @@ def errors(evaluation: Evaluation) -> Section:
         *["None: it was answered that none is meant, and the right one was among them."] * said_none,
     ]
     table = Table("Error split", ("system", *shown), lines)
-    return Section("Errors", text, [table, _twins_table(evaluation)])
+    return Section("Errors", text, [table, _near_ties_table(evaluation)])
 
 
-def _twins_table(evaluation: Evaluation) -> Table:
+def _near_ties_table(evaluation: Evaluation) -> Table:
     found = {name: comparison.near_ties(rows) for name, rows in evaluation.judged.items()}
-    lines = [(name, *map(percent, each), str(each.share.n)) for name, each in found.items() if each.share.n]
+    lines = [
+        (name, percent(each.share), *(percent(p) if p.n else "" for p in each[1:]), str(each.share.n))
+        for name, each in found.items()
+        if each.share.n
+    ]
     head = ("system", "expressions", "P@1 there", "P@1 elsewhere", "n")
     caption = f"The two best candidates nearly coincide (IoU >= {comparison.NEAR_IOU:g}), among those with a right one"
     return Table(caption, head, lines)

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, images
 from llm_wrapper.artifacts import write_json
-from llm_wrapper.datasets import snapshot
+from llm_wrapper.datasets import hub_files
 from llm_wrapper.errors import DataError, LLMWrapperError, shell_word
 from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, read_json
@@ -129,10 +129,10 @@ def _samples(recipe: Mapping[str, Any], split: str, roots: Sequence[Path]) -> Se
     if not os.path.exists(root):  # of any text false, where Path.exists raises
         raise DataError(f"the data set lay in {root}, which does not exist here")
     _require_inside(root, roots)
-    if "repo" in section.settings and not snapshot.is_fetched(root):
+    if "repo" in section.settings and not hub_files.is_fetched(root):
         raise DataError(f"{root} holds no Parquet files, and a report fetches nothing")
     try:
-        return datasets.load(section, split).samples
+        return datasets.load_dataset(section, split).samples
     # A reader is made for the settings of a recipe that its user wrote; these are anybody's.
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"data.settings of the run's recipe cannot be used: {error!r}") from error

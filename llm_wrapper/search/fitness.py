@@ -100,7 +100,7 @@ class CaptionFitness:
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        detector = detectors.create(recipe.detector, dataset)
+        detector = detectors.create_detector(recipe.detector, dataset)
         if len(recipe.detectors()) > 1 or not isinstance(detector, _CaptionedDetector):
             raise RecipeError(
                 "search.target=caption is for one detector that takes a caption (VLM=gd, mmgd, llmdet), not for "

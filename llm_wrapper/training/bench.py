@@ -15,10 +15,10 @@ import trl
 from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.training import sft
-from llm_wrapper.training.adapted import lora
-from llm_wrapper.training.collator import IGNORED, sequence
-from llm_wrapper.training.examples import Group, examples_of, schedule
+from llm_wrapper.training import trainer
+from llm_wrapper.training.adapters import lora_config
+from llm_wrapper.training.collator import IGNORED, encode_example
+from llm_wrapper.training.examples import Group, make_examples, schedule_groups
 
 __all__ = ["Comparison", "compare"]
 
@@ -82,7 +82,7 @@ def compare(groups: Sequence[Group], recipe: Recipe, folder: Path, *, num_steps:
     needed = (num_steps + _WARMUP_STEPS) * section.groups_per_step
     llm = load_model(recipe.llm)
     full = [group for group in groups if len(group.samples) == section.expressions_per_group][:needed]
-    full, _ = sft.fit_to_length(llm, full, recipe)
+    full, _ = trainer.fit_to_length(llm, full, recipe)
     if len(full) < needed or per_step % _RIVAL_BATCH:
         raise DataError(
             f"{len(full)} usable groups of {section.expressions_per_group} expressions, {needed} are needed; a step of "
@@ -100,38 +100,38 @@ def compare(groups: Sequence[Group], recipe: Recipe, folder: Path, *, num_steps:
 
 def _ours(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folder: Path) -> _Watch:
     watch = _Watch()
-    trainer = sft.trainer(llm, groups, recipe, folder / "packed")
-    trainer.args.logging_steps, trainer.args.save_strategy = 1, "no"
-    trainer.add_callback(watch)
-    trainer.train()
+    packed = trainer.build_trainer(llm, groups, recipe, folder / "packed")
+    packed.args.logging_steps, packed.args.save_strategy = 1, "no"
+    packed.add_callback(watch)
+    packed.train()
     return watch
 
 
 def _rival(groups: Sequence[Group], recipe: Recipe, folder: Path) -> _Watch:
     llm, watch, section = load_model(recipe.llm.model_copy(update={"attention": "sdpa"})), _Watch(), recipe.train
     per_step = section.groups_per_step * section.expressions_per_group
-    arguments = sft.arguments(llm, recipe, folder / "rival", kind=trl.SFTConfig, max_length=None)
+    arguments = trainer.training_arguments(llm, recipe, folder / "rival", kind=trl.SFTConfig, max_length=None)
     arguments.per_device_train_batch_size = _RIVAL_BATCH
     arguments.gradient_accumulation_steps = per_step // _RIVAL_BATCH
     arguments.logging_steps, arguments.save_strategy = 1, "no"
-    trainer = trl.SFTTrainer(
+    rival = trl.SFTTrainer(
         model=llm.model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(_rows(llm, groups, recipe)),
         processing_class=llm.tokenizer,
-        peft_config=lora(section.lora, llm.model),
+        peft_config=lora_config(section.lora, llm.model),
         callbacks=[watch],
     )
-    trainer.train()
+    rival.train()
     return watch
 
 
 def _rows(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> list[dict[str, list[int]]]:
     """Return what packed training sees, in the same order, each expression with a prompt of its own."""
     rows = []
-    for epoch, place in schedule(groups, recipe.train):
+    for epoch, place in schedule_groups(groups, recipe.train):
         words, section = recipe.prompt, recipe.train
-        for example in examples_of(groups[place], words.format, section, epoch=epoch, instruction=words.instruction):
-            ids, span = sequence(llm, example)
+        for example in make_examples(groups[place], words.format, section, epoch=epoch, instruction=words.instruction):
+            ids, span = encode_example(llm, example)
             rows.append({"input_ids": ids, "labels": [IGNORED] * (len(ids) - span) + ids[-span:]})
     return rows

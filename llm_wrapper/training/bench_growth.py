@@ -14,9 +14,9 @@ from llm_wrapper.llms.score import score
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
-from llm_wrapper.training import bench, sft
+from llm_wrapper.training import bench, trainer
 from llm_wrapper.training.collator import Collator
-from llm_wrapper.training.examples import make_groups, schedule
+from llm_wrapper.training.examples import make_groups, schedule_groups
 
 __all__ = ["Sameness", "measure_candidates", "prepare", "same_answers"]
 
@@ -51,8 +51,8 @@ def same_answers(prompts: Sequence[Prompt], few: Sequence[Answer], many: Sequenc
 def prepare(llm: LoadedLLM, samples: Sequence[PreparedSample], recipe: Recipe, *, clock: Clock) -> None:
     """Do all of a training that is done before and between its steps, and note how long each part takes."""
     groups, _ = clock.timed("group the samples", lambda: make_groups(samples, recipe.train))
-    fitting, _ = clock.timed("measure the prompts", lambda: sft.fit_to_length(llm, groups, recipe))
-    rows = clock.timed("schedule", lambda: schedule(fitting, recipe.train))
+    fitting, _ = clock.timed("measure the prompts", lambda: trainer.fit_to_length(llm, groups, recipe))
+    rows = clock.timed("schedule", lambda: schedule_groups(fitting, recipe.train))
     collate, size = Collator(llm, fitting, recipe), recipe.train.groups_per_step
     batches = [
         [{"epoch": epoch, "group": place} for epoch, place in rows[start : start + size]]

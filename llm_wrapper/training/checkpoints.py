@@ -21,12 +21,12 @@ from llm_wrapper.curve_points import step_of
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
 
 __all__ = [
-    "clear_behind",
-    "explaining_full_disk",
+    "explain_disk_full",
+    "explain_resume_errors",
+    "explain_save_errors",
     "find_checkpoints",
-    "last_complete",
-    "resuming",
-    "saving",
+    "find_last_complete",
+    "remove_after",
     "step_of",
     "verify_checkpoint",
     "write_digests",
@@ -52,12 +52,12 @@ def _is_complete(checkpoint: Path) -> bool:
     return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
 
 
-def last_complete(folder: Path) -> Path | None:
+def find_last_complete(folder: Path) -> Path | None:
     """Return the complete checkpoint of the highest step, if there is one."""
     return max(filter(_is_complete, find_checkpoints(folder)), key=step_of, default=None)
 
 
-def clear_behind(folder: Path, step: int) -> None:
+def remove_after(folder: Path, step: int) -> None:
     """Remove what was written behind a step: nothing resumes from it, and it may be what filled the disk."""
     for path in find_checkpoints(folder):
         if step_of(path) > step:
@@ -78,7 +78,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
     """
     from transformers import TrainerState
 
-    with resuming(checkpoint):
+    with explain_resume_errors(checkpoint):
         TrainerState.load_from_json(str(checkpoint / _STATE))
         if not (checkpoint / _DIGESTS).is_file():
             _log.info("%s has no digests: whether its files are as written is not checked", checkpoint)
@@ -91,7 +91,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
 
 
 @contextmanager
-def resuming(checkpoint: Path) -> Iterator[None]:
+def explain_resume_errors(checkpoint: Path) -> Iterator[None]:
     """Explain a failure to read a checkpoint.
 
     Raises:
@@ -115,7 +115,7 @@ def _unreadable(checkpoint: Path, error: Exception) -> RunError:
 
 
 @contextmanager
-def saving(folder: Path) -> Iterator[None]:
+def explain_save_errors(folder: Path) -> Iterator[None]:
     """Explain a failure to write a checkpoint or an adapter into `folder`.
 
     Raises:
@@ -127,14 +127,14 @@ def saving(folder: Path) -> Iterator[None]:
             f"{folder} is a link and would be written through: remove it, then: {runs.resume_command(_run_of(folder))}"
         )
     try:
-        with explaining_full_disk(folder):
+        with explain_disk_full(folder):
             yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {_remedy(folder)}") from error
 
 
-def explaining_full_disk(folder: Path) -> AbstractContextManager[None]:
+def explain_disk_full(folder: Path) -> AbstractContextManager[None]:
     """Explain that the disk of a run's folder is full, whatever library meets it."""
     return artifacts.explaining_full_disk(folder, _remedy(folder))
 

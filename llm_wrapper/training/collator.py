@@ -14,9 +14,9 @@ from llm_wrapper.llms.sharing import attention_mask, can_share_prefixes, takes_b
 from llm_wrapper.llms.virtual import num_virtual
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import processes
-from llm_wrapper.training.examples import Example, Group, examples_of
+from llm_wrapper.training.examples import Group, TrainingExample, make_examples
 
-__all__ = ["FILLER", "IGNORED", "Collator", "sequence"]
+__all__ = ["FILLER", "IGNORED", "Collator", "encode_example"]
 
 IGNORED = -100
 """The label of a token that is not trained on."""
@@ -25,7 +25,7 @@ FILLER = -1
 _MULTIPLE = 16
 
 
-def sequence(llm: LoadedLLM, example: Example) -> tuple[list[int], int]:
+def encode_example(llm: LoadedLLM, example: TrainingExample) -> tuple[list[int], int]:
     """Return the token ids of a prompt and its completion, and how many of them are the completion's."""
     completion = llm.encoder.completion(example.index)
     return [*llm.encoder.encode(example.prompt), *completion], len(completion)
@@ -67,7 +67,7 @@ class Collator:
 
         Processes that have a part of the model each must go through it equally often: their share of a step is one.
         """
-        if processes.shares_model():
+        if processes.is_sharded():
             yield list(range(len(packed)))
         else:
             yield from by_budget([one.pack for one in packed], self.recipe.train.tokens_per_batch)
@@ -78,7 +78,9 @@ class Collator:
 
     def _packed(self, place: int, epoch: int, group: int, *, share: bool) -> Iterator[_Packed]:
         """Yield the packs of a row: one, if it is no longer than allowed and its expressions may share a prefix."""
-        sequences, spans = zip(*(sequence(self.llm, example) for example in self._examples(epoch, group)), strict=True)
+        sequences, spans = zip(
+            *(encode_example(self.llm, example) for example in self._examples(epoch, group)), strict=True
+        )
         if group == FILLER:
             spans = tuple(0 for _ in spans)
         if share:
@@ -107,16 +109,16 @@ class Collator:
             part["attention_mask"] = attention_mask(self.llm.model, packs, part["attention_mask"])
         return part
 
-    def _examples(self, epoch: int, group: int) -> list[Example]:
+    def _examples(self, epoch: int, group: int) -> list[TrainingExample]:
         words, section = self.recipe.prompt, self.recipe.train
-        return examples_of(self.groups[group], words.format, section, epoch=epoch, instruction=words.instruction)
+        return make_examples(self.groups[group], words.format, section, epoch=epoch, instruction=words.instruction)
 
     def told(self, epoch: int, group: int) -> list[dict[str, str]]:
         """Return the samples of a row in words: id, and prompt and answer as the model reads them."""
         return [
             {
                 "sample_id": example.prompt.sample_id,
-                "text": self.llm.tokenizer.decode(sequence(self.llm, example)[0]),
+                "text": self.llm.tokenizer.decode(encode_example(self.llm, example)[0]),
                 "labels": "none: it fills the step up" if group == FILLER else "the completion",
             }
             for example in self._examples(epoch, group)

@@ -18,10 +18,18 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.prompts.render import render
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
-from llm_wrapper.training.generated import absent, generate
+from llm_wrapper.training.generated_expressions import generate_absent_expression, generate_expressions
 
-__all__ = ["Example", "Group", "answered_none", "examples_of", "make_groups", "schedule", "target_index",
-           "unlabelled_groups"]  # fmt: skip
+__all__ = [
+    "Group",
+    "TrainingExample",
+    "count_answered_none",
+    "find_target_index",
+    "make_examples",
+    "make_groups",
+    "make_unlabelled_groups",
+    "schedule_groups",
+]  # fmt: skip
 
 _BUCKET = 64
 """Steps whose groups are sorted by size together, so that one batch holds groups of similar length."""
@@ -51,14 +59,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TrainingExample:
     """A prompt and the index that answers it."""
 
     prompt: Prompt
     index: int
 
 
-def target_index(built: BuiltCandidates, sample: Sample) -> int | None:
+def find_target_index(built: BuiltCandidates, sample: Sample) -> int | None:
     """Return the index of the candidate with the highest IoU with the target; None unless that is over 0.5."""
     if sample.target is None or not built.candidates:
         return None
@@ -78,7 +86,7 @@ def _answer(prepared: PreparedSample, section: TrainSection, *, none: bool) -> i
         return "several_targets"
     if not candidates or len(candidates) + none < section.min_candidates:
         return "too_few_candidates"
-    target = target_index(prepared.built, sample)
+    target = find_target_index(prepared.built, sample)
     if target is None:
         return len(candidates) if none else "target_not_among_candidates"
     return target
@@ -113,7 +121,7 @@ def make_groups(
     return groups, dict(left_out)
 
 
-def answered_none(groups: Sequence[Group]) -> dict[str, int]:
+def count_answered_none(groups: Sequence[Group]) -> dict[str, int]:
     """Count, by reason, the annotated expressions that are answered by "none of these"."""
     samples = [
         sample
@@ -125,7 +133,9 @@ def answered_none(groups: Sequence[Group]) -> dict[str, int]:
     return {"no_target": num_without, "target_not_among_candidates": len(samples) - num_without}
 
 
-def unlabelled_groups(samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False) -> list[Group]:
+def make_unlabelled_groups(
+    samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False
+) -> list[Group]:
     """Return one group without targets for each image that something can be said about; annotations are not looked at.
 
     Images with fewer than `min_candidates` candidates have none, nor have those whose boxes are too much alike for any
@@ -138,11 +148,11 @@ def unlabelled_groups(samples: Sequence[PreparedSample], section: TrainSection, 
     return [
         Group((sample,), (), candidates, none=none)
         for (_, candidates), sample in found.items()
-        if generate(candidates, sample.image_wh, random.Random(0), count=1)
+        if generate_expressions(candidates, sample.image_wh, random.Random(0), count=1)
     ]
 
 
-def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
+def schedule_groups(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
     """Return (epoch, place of a group) in training order: each epoch shuffled, batches of groups of similar size.
 
     The first `generated_steps` steps are of groups without targets, gone through as often as it takes; then come the
@@ -186,9 +196,9 @@ def _batches(groups: Sequence[Group], places: Sequence[int], section: TrainSecti
     return batches
 
 
-def examples_of(
+def make_examples(
     group: Group, prompt_format: str, section: TrainSection, *, epoch: int, instruction: str | None = None
-) -> list[Example]:
+) -> list[TrainingExample]:
     """Return the examples of a group as they are seen in one epoch.
 
     Order augmentation and generated expressions are drawn afresh for each epoch, from the seed, the epoch and the
@@ -204,7 +214,7 @@ def examples_of(
     places = [*order, len(order)]  # "none of these" stands last in any order
     real = [(sample, places.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
     return [
-        Example(render(sample, candidates, prompt_format, instruction=instruction, none=group.none), index)
+        TrainingExample(render(sample, candidates, prompt_format, instruction=instruction, none=group.none), index)
         for sample, index in [*real, *_company(group, candidates, rng, section)]
     ]
 
@@ -216,9 +226,11 @@ def _company(
     first = group.samples[0]
     wanted = section.generated_per_group if group.num_labelled else section.expressions_per_group
     count = min(wanted, section.expressions_per_group - group.num_labelled)
-    for number, drawn in enumerate(generate(candidates, first.image_wh, rng, count=count) if count > 0 else []):
+    for number, drawn in enumerate(
+        generate_expressions(candidates, first.image_wh, rng, count=count) if count > 0 else []
+    ):
         sample_id = f"{first.sample_id}/generated-{number}"
         expression, index = drawn.expression, drawn.index
-        if group.none and rng.random() < _ABSENT and (other := absent(candidates, rng)):
+        if group.none and rng.random() < _ABSENT and (other := generate_absent_expression(candidates, rng)):
             expression, index = other, len(candidates)
         yield Sample(sample_id, sample_id, first.image_id, None, first.image_wh, expression, None), index

@@ -17,15 +17,15 @@ from llm_wrapper.prompts.lexical import Lexical
 from llm_wrapper.prompts.retrieve import Embed, NearestExamples
 from llm_wrapper.prompts.text import require_instruction
 from llm_wrapper.recipe import PromptSection, Recipe
-from llm_wrapper.training.examples import Group, make_groups, unlabelled_groups
+from llm_wrapper.training.examples import Group, make_groups, make_unlabelled_groups
 
 __all__ = [
-    "Pool",
-    "first_drawn",
-    "gather",
+    "TrainingPool",
+    "draw_samples",
+    "exclude_evaluated",
     "load_exemplars",
     "load_prompt_builder",
-    "not_evaluated",
+    "load_training_pool",
     "require_trainable",
 ]
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pool:
+class TrainingPool:
     """Groups to train on, the samples left out by reason, and the sets that both came from.
 
     Groups without targets are there where the recipe asks for generated expressions first; they are of all images,
@@ -45,7 +45,7 @@ class Pool:
     sets: Sequence[PreparedSplit]
 
 
-def gather(recipe: Recipe) -> Pool:
+def load_training_pool(recipe: Recipe) -> TrainingPool:
     """Read all data sets that a recipe trains on and group what can be used.
 
     Raises:
@@ -53,27 +53,27 @@ def gather(recipe: Recipe) -> Pool:
         CacheError: If detections are not cached completely; the message names the command.
     """
     sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
-    samples = not_evaluated(recipe, sets)
-    drawn, none = first_drawn(samples, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
+    samples = exclude_evaluated(recipe, sets)
+    drawn, none = draw_samples(samples, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
     groups, left_out = make_groups(drawn, recipe.train, none=none)
     left_out["image_in_an_evaluation_split"] = sum(len(each.samples) for each in sets) - len(samples)
     if recipe.train.generated_steps:
-        groups += unlabelled_groups(samples, recipe.train, none=none)
-    return Pool(groups, left_out, sets)
+        groups += make_unlabelled_groups(samples, recipe.train, none=none)
+    return TrainingPool(groups, left_out, sets)
 
 
-def not_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[PreparedSample]:
+def exclude_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[PreparedSample]:
     """Return the samples of all sets whose image is in no evaluation split of any data set that is trained on."""
     pairs = list(zip(recipe.training_data(), (each.dataset for each in sets), strict=True))
     return [
         prepared
-        for each, evaluated in zip(sets, leaks.evaluated_images(pairs), strict=True)
+        for each, evaluated in zip(sets, leaks.find_evaluated_images(pairs), strict=True)
         for prepared in each.samples
         if prepared.sample.image_id not in evaluated
     ]
 
 
-def first_drawn(samples: Sequence[PreparedSample], limit: int | None, *, seed: int) -> list[PreparedSample]:
+def draw_samples(samples: Sequence[PreparedSample], limit: int | None, *, seed: int) -> list[PreparedSample]:
     """Draw `limit` samples, image by image; a smaller limit draws a subset of a larger one.
 
     Images are taken in an order that hangs on the seed and their ids alone: the first ones of a file may be of one
@@ -133,7 +133,9 @@ def load_exemplars(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[Exempl
     Raises:
         DataError: If there is none.
     """
-    samples: list[PreparedSample] = first_drawn(not_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed)
+    samples: list[PreparedSample] = draw_samples(
+        exclude_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed
+    )
     groups, left_out = make_groups(samples, recipe.train, none=recipe.prompt.none)
     found = [
         Exemplar(sample, group.candidates, target)

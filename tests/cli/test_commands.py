@@ -31,5 +31,5 @@ def test_images_of_any_evaluation_split_are_not_trained_on(tmp_path: Path, monke
     recipe = compose(names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
     detection_commands.cache(recipe, [recipe.data.train_split], Console(quiet=True))
     sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
-    found = pool.not_evaluated(recipe, sets)
+    found = pool.exclude_evaluated(recipe, sets)
     assert [prepared.sample.expression for prepared in found] == ["train 2", "more 4", "more 2"]

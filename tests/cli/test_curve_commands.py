@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, curve_cli, main
+from llm_wrapper.cli import commands, grids, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
@@ -37,7 +37,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A tiny LLM in a folder, cached boxes, and the options that choose both."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, curve_cli):
+    for module in (main, grids):
         monkeypatch.setattr(module, "_console", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
@@ -136,16 +136,16 @@ def test_subsets_are_nested_and_end_where_the_data_does(options: list[str], monk
     sizes = ("--samples", 2000, "--samples", 3, "--samples", 1000)
     printed = run("curve", *sizes, "--limit", 5, *options, "train.max_steps=1", "train.warmup_steps=9")
     assert limits == [3, 1000]
-    assert "there are fewer than 1000 samples: larger sizes are left out" in printed
+    assert "there are fewer than 1000 samples: larger sizes are skipped" in printed
     found = curve_of("toy-smollm2-toy")
     assert [point["name"] for point in found["points"]] == ["samples-3", "samples-1000"]
     notes = found["notes"]
     assert "toy / toy: the first 5 expressions only" in notes
     assert "samples-3: 1 steps in all, while the learning rate rises for train.warmup_steps=9 of them" in notes
-    assert not any("keeps few adapters" in note for note in notes)
+    assert not any("keeps few intermediate adapters" in note for note in notes)
 
     told = fail(RunError, "curve", *sizes, *options, "train.max_steps=1", "train.learning_rate=0.5")
-    assert "samples-3 was trained by another recipe; name another curve with --name, or rm -r runs/curve" in told
+    assert "samples-3 is of another recipe; name another with --name, or rm -r runs/curve" in told
     assert "train.learning_rate: 0.01 there, 0.5 now" in told
 
 

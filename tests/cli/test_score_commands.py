@@ -15,7 +15,7 @@ from llm_wrapper.cli import commands, main
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import DataSection, compose
-from llm_wrapper.report import tables
+from llm_wrapper.report import formatting
 
 TOY = Path(__file__).parents[2] / "data" / "toy"
 NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
@@ -46,7 +46,7 @@ def section(data: str, root: Path) -> DataSection:
 
 def wrong_every_fifth(data: DataSection, split: str, path: Path) -> int:
     """Write the targets as boxes, less the first sample, with a box elsewhere at every fifth; return how many lines."""
-    samples = datasets.load(data, split).samples[1:]
+    samples = datasets.load_dataset(data, split).samples[1:]
     rows = []
     for place, each in enumerate(samples):
         assert each.target is not None
@@ -74,7 +74,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     assert report["notes"] == [line for line in lines if "have no prediction" in line or "a prediction alone" in line]
     share = (num_lines - len(range(0, num_lines, 5))) / num_lines
     assert f"over the {num_lines} samples with a prediction alone, P@1 is {100 * share:.1f}" in lines
-    assert (folder / "report-val.md").read_text() == tables.markdown(commands.summaries_of(rows))
+    assert (folder / "report-val.md").read_text() == formatting.summary_markdown(commands.summaries_of(rows))
     again = CliRunner().invoke(main.app, ["report", str(folder)])
     assert printed.partition(report["notes"][0])[0].strip() in again.stdout
 
@@ -148,7 +148,7 @@ def test_real_refcocog_as_an_image_and_words_file() -> None:
     root = os.environ.get("LLM_WRAPPER_REAL_DATA")
     if not root:
         pytest.skip("LLM_WRAPPER_REAL_DATA is not set: no real annotations")
-    samples = datasets.load(section("refcocog", Path(root) / "refer"), "val").samples
+    samples = datasets.load_dataset(section("refcocog", Path(root) / "refer"), "val").samples
     rows = [
         {"image": f"COCO_train2014_{int(s.image_id):012d}.jpg", "expression": s.expression, "box": s.target.xyxy}
         for s in {(s.image_id, s.expression): s for s in samples}.values()

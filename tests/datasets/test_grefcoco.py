@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.datasets import check, grefcoco, refer
+from llm_wrapper.datasets import check, refer
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.records import Box, Sample, from_dict, to_dict
 from tests.datasets import replicas
@@ -48,7 +48,7 @@ ZEBRA, OTHER = Box(400.25, 300.5, 516.74, 400.75), Box(12, 88, 300, 410)
     ids=["one", "one, not in a list", "several", "one named twice", "none", "none, not in a list"],
 )
 def test_targets(tmp_path: Path, ann_ids: Any, kind: str, target: Box | None, further: tuple[Box, ...]) -> None:
-    (sample,) = grefcoco.load(write(tmp_path, [ref(1, ann_ids)]), "val").samples
+    (sample,) = refer.load_grefcoco(write(tmp_path, [ref(1, ann_ids)]), "val").samples
     assert (sample.kind, sample.target, sample.further_targets) == (kind, target, further)
     assert (sample.sample_id, sample.ref_id, sample.image_id) == ("101", "1", "380440")
     assert (sample.expression, sample.image_wh, sample.image_path) == ("all zebras", (640, 480), None)
@@ -59,8 +59,8 @@ def test_single_targets_equal_those_of_the_refer_tree(tmp_path: Path) -> None:
     replicas.write_refer(tmp_path, content)
     write(tmp_path, [{**each, "ann_id": [each["ann_id"]], "category_id": [each["category_id"]]} for each in content])
     for split in ("train", "val", "testA", "testB", "test"):
-        found = grefcoco.load(tmp_path, split, text="raw")
-        expected = refer.load(tmp_path, split, name="refcoco", split_by="unc", text="raw")
+        found = refer.load_grefcoco(tmp_path, split, text="raw")
+        expected = refer.load_refer(tmp_path, split, name="refcoco", split_by="unc", text="raw")
         assert {sample.kind for sample in found.samples} == {"single_target"}
         assert [{**to_dict(sample), "kind": None} for sample in found.samples] == list(map(to_dict, expected.samples))
         assert found.objects == expected.objects
@@ -69,7 +69,7 @@ def test_single_targets_equal_those_of_the_refer_tree(tmp_path: Path) -> None:
 def test_images_lie_where_those_of_a_refer_tree_do(tmp_path: Path) -> None:
     folder = tmp_path / "images" / "mscoco" / "images" / "train2014"
     folder.mkdir(parents=True)
-    (sample,) = grefcoco.load(write(tmp_path, [ref(1, [-1])]), "val").samples
+    (sample,) = refer.load_grefcoco(write(tmp_path, [ref(1, [-1])]), "val").samples
     assert sample.image_path == str(folder / "COCO_train2014_000000380440.jpg")
 
 
@@ -91,7 +91,7 @@ def test_images_lie_where_those_of_a_refer_tree_do(tmp_path: Path) -> None:
 )
 def test_a_bad_ref_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=rf"ref 1( \(ref_id 2\))?: .*{message}"):
-        grefcoco.load(write(tmp_path, [ref(1, [10]), ref(2, [10], **changes)]), "val")
+        refer.load_grefcoco(write(tmp_path, [ref(1, [10]), ref(2, [10], **changes)]), "val")
 
 
 def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
     instances["annotations"][1]["bbox"] = [12, 88, 0, 322]
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
     with pytest.raises(DataError, match=r"ref 0 \(ref_id 1\): annotation 11: box .* has no area"):
-        grefcoco.load(tmp_path, "val")
+        refer.load_grefcoco(tmp_path, "val")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
 )
 def test_a_ref_that_cannot_be_used_is_skipped_and_counted(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     refs = [ref(1, [10]), ref(2, [10], **changes), ref(3, [-1])]
-    dataset = grefcoco.load(write(tmp_path, refs), "val")
+    dataset = refer.load_grefcoco(write(tmp_path, refs), "val")
     assert [sample.ref_id for sample in dataset.samples] == ["1", "3"]
     assert {key: len(places) for key, places in dataset.skipped.items()} == {reason: 1}
     assert "ref 1" in dataset.skipped[reason][0]
@@ -129,7 +129,7 @@ def test_targets_that_are_crowds_are_known(tmp_path: Path) -> None:
     instances = json.loads(json.dumps(replicas.INSTANCES))
     instances["annotations"][1]["iscrowd"] = 1
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
-    dataset = grefcoco.load(tmp_path, "val")
+    dataset = refer.load_grefcoco(tmp_path, "val")
     assert dataset.crowd_targets == {"102", "104"}
     assert any("2 of 4 expressions mean a crowd region" in note for note in dataset.notes())
 
@@ -142,7 +142,7 @@ def test_one_unusable_entry_of_the_instances_is_counted(tmp_path: Path) -> None:
         {"id": 91, "image_id": 8, "category_id": 1, "bbox": [1, 2, 3, 4]},
     ]
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
-    dataset = grefcoco.load(tmp_path, "val")
+    dataset = refer.load_grefcoco(tmp_path, "val")
     assert len(dataset.samples) == 2
     assert {reason: len(places) for reason, places in dataset.skipped.items()} == {
         "row that cannot be read": 1,
@@ -157,45 +157,47 @@ def test_an_image_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -
     instances["images"][0]["file_name"] = "../../../../../elsewhere.jpg"
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
     with pytest.raises(DataError, match=r"image '\.\./.*elsewhere\.jpg' lies outside .*train2014"):
-        grefcoco.load(tmp_path, "val")
+        refer.load_grefcoco(tmp_path, "val")
 
 
 def test_all_bad_refs_are_listed_at_once(tmp_path: Path) -> None:
     refs = [ref(0, [99, 98]), ref(1, [10]), ref(2, [], sentences=[]), ref(3, [77], "train")]
     with pytest.raises(DataError, match=r"cannot be used: 2 of 3 rows are unusable \(2 problems\)") as caught:
-        grefcoco.load(write(tmp_path, refs), "val")
+        refer.load_grefcoco(write(tmp_path, refs), "val")
     assert "ref 3" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1], "x"], ids=["object", "numbers", "text"])
 def test_another_file_is_refused(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(DataError, match=r"grefs\(unc\)\.json holds something else than the list of refs"):
-        grefcoco.load(write(tmp_path, content), "val")
+    with pytest.raises(
+        DataError, match=r"grefs\(unc\)\.json holds (a (dict|str), not a list of|refs that cannot be read)"
+    ):
+        refer.load_grefcoco(write(tmp_path, content), "val")
 
 
 def test_what_does_not_exist_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"grefs\(unc\)\.json does not exist\. Fetch gRefCOCO"):
-        grefcoco.load(tmp_path, "val")
+        refer.load_grefcoco(tmp_path, "val")
     write(tmp_path, [ref(1, [10]), ref(2, [10], "train")])
     with pytest.raises(DataError, match=r"no split 'testA'\. Its splits are: train, val"):
-        grefcoco.load(tmp_path, "testA")
+        refer.load_grefcoco(tmp_path, "testA")
     with pytest.raises(RecipeError, match=r"data\.settings\.text='tokens': it must be 'sent'"):
-        grefcoco.load(tmp_path, "val", text="tokens")  # type: ignore[arg-type]
+        refer.load_grefcoco(tmp_path, "val", text="tokens")  # type: ignore[arg-type]
 
 
 def test_the_check_counts_what_has_no_target_and_sees_leaks(tmp_path: Path) -> None:
     write(tmp_path, [ref(1, [10], "train"), ref(2, [10, 11]), ref(3, [-1])])
-    report = check.check([grefcoco.load(tmp_path, split) for split in ("train", "val")])
+    report = check.check_datasets([refer.load_grefcoco(tmp_path, split) for split in ("train", "val")])
     assert [counts.num_without_box for counts in report.splits] == [0, 1]
     assert [finding.count for finding in report.findings if finding.what == "images shared"] == [1]
 
 
 def test_the_digest_follows_both_files(tmp_path: Path) -> None:
-    before = grefcoco.load(write(tmp_path, [ref(1, [10])]), "val").digest
-    assert grefcoco.load(write(tmp_path, [ref(1, [10])]), "val").digest == before
-    assert grefcoco.load(write(tmp_path, [ref(1, [11])]), "val").digest != before
+    before = refer.load_grefcoco(write(tmp_path, [ref(1, [10])]), "val").digest
+    assert refer.load_grefcoco(write(tmp_path, [ref(1, [10])]), "val").digest == before
+    assert refer.load_grefcoco(write(tmp_path, [ref(1, [11])]), "val").digest != before
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps({**replicas.INSTANCES, "info": 1}))
-    assert grefcoco.load(tmp_path, "val").digest != before
+    assert refer.load_grefcoco(tmp_path, "val").digest != before
 
 
 def test_further_targets_survive_plain_data_and_need_a_target() -> None:

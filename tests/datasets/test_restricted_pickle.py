@@ -23,7 +23,7 @@ REF = {"ref_id": 7, "split": "val", "sentences": [{"sent": "left zebra", "tokens
 def read(content: bytes, tmp_path: Path) -> Any:
     path = tmp_path / "refs(unc).p"
     path.write_bytes(content)
-    return restricted_pickle.load(path)
+    return restricted_pickle.read_pickle(path)
 
 
 def lists_of_lists(depth: int) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from llm_wrapper.datasets import hub, snapshot
+from llm_wrapper.datasets import hub, hub_files
 from llm_wrapper.errors import DataError
 from tests.datasets import replicas
 
@@ -42,7 +42,7 @@ def test_files_are_found_by_their_names(tmp_path: Path, names: list[str], split:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.stem for path in snapshot.files_of(tmp_path, split, REPO)] == expected
+    assert [path.stem for path in hub_files.find_split_files(tmp_path, split, REPO)] == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_copy_that_is_not_whole_is_refused_with_the_command(tmp_path: Path, na
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=message) as caught:
-        snapshot.files_of(tmp_path, "val", REPO)
+        hub_files.find_split_files(tmp_path, "val", REPO)
     command = f"hf download jxu124/refcoco --repo-type dataset --revision abc --local-dir {tmp_path}"
     assert command in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_half_of_a_joined_split_is_no_split(tmp_path: Path, split: str) -> None:
     for name in ("testA.parquet", "val.parquet"):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=f"no split '{split}'"):
-        snapshot.files_of(tmp_path, split, REPO)
+        hub_files.find_split_files(tmp_path, split, REPO)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]
     path = next(tmp_path.rglob("validation-*.parquet"))
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(DataError, match=r"validation-\S+ is no Parquet file, damaged or cut off: .*git-lfs"):
-        hub.load_refs(tmp_path, "val", repo=REPO)
+        hub.load_hub_refs(tmp_path, "val", repo=REPO)
 
 
 def test_an_absent_folder_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_an_absent_folder_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     root = tmp_path / "new"
-    assert [len(hub.load_refs(root, split, repo=REPO).samples) for split in ("val", "train")] == [3, 3]
+    assert [len(hub.load_hub_refs(root, split, repo=REPO).samples) for split in ("val", "train")] == [3, 3]
     assert calls == [
         {
             **{"repo_id": "jxu124/refcoco", "repo_type": "dataset", "revision": "abc", "local_dir": root},
@@ -119,7 +119,7 @@ def test_an_absent_folder_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_network_the_command_is_told(tmp_path: Path) -> None:
     root = tmp_path / "new"
     with pytest.raises(DataError) as caught:
-        hub.load_refs(root, "val", repo=REPO)
+        hub.load_hub_refs(root, "val", repo=REPO)
     assert f"{root} has no Parquet files, and {REPO} cannot be fetched: " in str(caught.value)
     assert str(caught.value).endswith(f"--revision abc --local-dir {root}")
 
@@ -148,11 +148,11 @@ def test_the_replicas_have_the_types_of_the_cards() -> None:
 def test_a_pipe_is_no_file_of_a_split(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     os.mkfifo(tmp_path / "old-val.parquet")
-    assert len(hub.load_refs(tmp_path, "val", repo=REPO).samples) == 3
+    assert len(hub.load_hub_refs(tmp_path, "val", repo=REPO).samples) == 3
 
 
 def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
-    monkeypatch.setattr(snapshot, "_MAX_GROUP", 100)
+    monkeypatch.setattr(hub_files, "_MAX_GROUP", 100)
     with pytest.raises(DataError, match=r"validation-\S+ has a row group of \d+ bytes, more than the 100 that"):
-        hub.load_refs(tmp_path, "val", repo=REPO)
+        hub.load_hub_refs(tmp_path, "val", repo=REPO)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_wrapper.datasets.toy import load
+from llm_wrapper.datasets.toy import load_toy
 from llm_wrapper.datasets.toy_grammar import KINDS
 from llm_wrapper.datasets.toy_scenes import SPLIT_SIZES, main, make_scene, rows
 from llm_wrapper.errors import DataError
@@ -35,7 +35,7 @@ def test_scenes_made_again_equal_the_committed_files(split: str) -> None:
 def test_no_scene_is_in_two_splits_and_no_image_is_orphaned() -> None:
     digests: dict[str, str] = {}
     for split, num_scenes in SPLIT_SIZES.items():
-        images = load(ROOT, split).images()
+        images = load_toy(ROOT, split).images()
         assert len(images) == num_scenes
         for sample in images:
             assert sample.image_path is not None
@@ -47,7 +47,7 @@ def test_no_scene_is_in_two_splits_and_no_image_is_orphaned() -> None:
 
 @pytest.mark.parametrize("split", SPLIT_SIZES)
 def test_kinds_are_balanced(split: str) -> None:
-    counts = Counter(sample.kind for sample in load(ROOT, split).samples)
+    counts = Counter(sample.kind for sample in load_toy(ROOT, split).samples)
     assert counts == dict.fromkeys(KINDS, SPLIT_SIZES[split])
 
 
@@ -77,7 +77,7 @@ def line(**changes: Any) -> str:
 
 def test_load_gives_samples(tmp_path: Path) -> None:
     write_split(tmp_path, [line(), line(sample_id="a-1", expression="the st\u2028ar", box=[0, 0, 240, 180])])
-    dataset = load(tmp_path, "val")
+    dataset = load_toy(tmp_path, "val")
     first, second = dataset.samples
     assert (dataset.name, dataset.split, len(dataset.digest)) == ("toy", "val", 64)
     assert first.target == Box(1, 2, 30, 40)
@@ -87,9 +87,9 @@ def test_load_gives_samples(tmp_path: Path) -> None:
 
 def test_digest_follows_the_annotations(tmp_path: Path) -> None:
     write_split(tmp_path, [line()])
-    before = load(tmp_path, "val").digest
+    before = load_toy(tmp_path, "val").digest
     write_split(tmp_path, [line(expression="blue star")])
-    assert load(tmp_path, "val").digest != before
+    assert load_toy(tmp_path, "val").digest != before
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_digest_follows_the_annotations(tmp_path: Path) -> None:
 def test_load_names_the_line_the_problem_and_the_remedy(text: str, word: str, tmp_path: Path) -> None:
     write_split(tmp_path, [line(sample_id="good"), text])
     with pytest.raises(DataError) as error:
-        load(tmp_path, "val")
+        load_toy(tmp_path, "val")
     message = str(error.value)
     assert "val.jsonl: line 2" in message
     assert word in message
@@ -125,7 +125,7 @@ def test_load_names_the_line_the_problem_and_the_remedy(text: str, word: str, tm
 def test_load_lists_all_problems(tmp_path: Path) -> None:
     write_split(tmp_path, [line(), line(), line(sample_id="b", kind="x", image="images/b.png"), "{"])
     with pytest.raises(DataError, match="4 problems") as error:
-        load(tmp_path, "val")
+        load_toy(tmp_path, "val")
     assert "'a-0' stands on an earlier line too" in str(error.value)
 
 
@@ -133,11 +133,11 @@ def test_load_lists_all_problems(tmp_path: Path) -> None:
 def test_load_refuses_a_file_without_rows(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "val.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=r"python -m llm_wrapper\.datasets\.toy_scenes"):
-        load(tmp_path, "val")
+        load_toy(tmp_path, "val")
 
 
 def test_load_names_the_splits_and_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'testA'.*train, val, test"):
-        load(tmp_path, "testA")
+        load_toy(tmp_path, "testA")
     with pytest.raises(DataError, match=r"val\.jsonl does not exist.*python -m llm_wrapper\.datasets\.toy_scenes"):
-        load(tmp_path, "val")
+        load_toy(tmp_path, "val")

@@ -30,7 +30,7 @@ def test_expressions_that_do_not_exist_are_not_made_up() -> None:
 def test_written_crowds_read_back(tmp_path: Path) -> None:
     crowds = [toy_crowds.make_crowd(number, 3, 4) for number in range(2)]
     toy_crowds.write(tmp_path / "crowds.jsonl", iter(crowds), limit=6)
-    samples = jsonl.load(tmp_path / "crowds.jsonl", "val").samples
+    samples = jsonl.load_jsonl(tmp_path / "crowds.jsonl", "val").samples
     assert [sample.expression for sample in samples] == [text for crowd in crowds for text, _ in crowd.expressions][:6]
     text, index = crowds[1].expressions[1]
     assert (samples[5].expression, samples[5].target) == (text, crowds[1].things[index].box)

@@ -48,7 +48,7 @@ def shown(answer: Detections) -> list[_Shown]:
 
 
 def read_back(path: Path, known: list[Sample], **settings: Any) -> list[list[_Shown]]:
-    detector = imported.create({"path": path, **settings}, Dataset("mine", "val", known, "digest"))
+    detector = imported.create_imported({"path": path, **settings}).bind(Dataset("mine", "val", known, "digest"))
     return [shown(detect_sample(detector, sample)) for sample in known]
 
 

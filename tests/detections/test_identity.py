@@ -49,8 +49,8 @@ def write_cache(
     recipe: Recipe, recorded: Sequence[Mapping[str, Any]], identity: Mapping[str, Any] | None = None
 ) -> Path:
     """Write a complete cache of a recipe's detector as if it had answered; return its folder."""
-    dataset = datasets.load(recipe.data, "val")
-    detector = detectors.create(recipe.detector, dataset)
+    dataset = datasets.load_dataset(recipe.data, "val")
+    detector = detectors.create_detector(recipe.detector, dataset)
     folder = cache_folder(detector.name, recipe.data, "val")
     answer = Detections((Detection(Box(1.0, 2.0, 3.0, 4.0), "cat", None, "rec"),))
     with DetectionCache.resume(folder, identity or identity_of(detector, dataset)) as cache:
@@ -63,8 +63,8 @@ def write_cache(
 
 def earlier_identity(recipe: Recipe, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the identity that the version before wrote: all in one, the commit in the place of the revision."""
-    dataset = datasets.load(recipe.data, "val")
-    identity = identity_of(detectors.create(recipe.detector, dataset), dataset)
+    dataset = datasets.load_dataset(recipe.data, "val")
+    identity = identity_of(detectors.create_detector(recipe.detector, dataset), dataset)
     kept = {name: value for name, value in recorded.items() if name not in ("commit", "device")}
     return {**identity, "settings": {**identity["settings"], **kept, "revision": recorded["commit"]}}
 

@@ -53,7 +53,7 @@ def broken() -> Faulty:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper[ray]'")
+    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper-rec[ray]'")
     found.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield found
     found.shutdown()
@@ -71,7 +71,7 @@ def on_ray(folder: Path, detector: Faulty, workers: int | None = None, **options
 
 
 def test_a_cluster_is_started_for_the_while_where_there_is_none(tmp_path: Path) -> None:
-    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper[ray]'")
+    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper-rec[ray]'")
     found.shutdown()
     assert on_ray(tmp_path / "ray", Faulty(), workers=1) == whole(tmp_path / "local", Faulty())
     assert not found.is_initialized()
@@ -158,7 +158,7 @@ def test_what_costs_money_is_refused_before_it_is_agreed_to(tmp_path: Path) -> N
 
 def test_without_ray_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RecipeError, match=r"--engine ray needs Ray: pip install 'llm-wrapper\[ray\]'"):
+    with pytest.raises(RecipeError, match=r"--engine ray needs Ray: pip install 'llm-wrapper-rec\[ray\]'"):
         fill(Faulty(), split(), tmp_path, engine=RayEngine(Faulty), **SIZES)
 
 

@@ -82,8 +82,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 
 def cached(recipe: Recipe, split: str = "val") -> PreparedSplit:
-    dataset = datasets.load(recipe.data, split)
-    detector = detectors.create(recipe.detector, dataset)
+    dataset = datasets.load_dataset(recipe.data, split)
+    detector = detectors.create_detector(recipe.detector, dataset)
     fill(detector, dataset, cache_folder(detector.name, recipe.data, split), progress=False)
     return load_prepared_split(recipe, recipe.data, split)
 

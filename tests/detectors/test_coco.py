@@ -25,7 +25,7 @@ def _dataset(objects: Sequence[AnnotatedObject] = _OBJECTS) -> Dataset:
 
 
 def test_gives_all_objects_without_scores() -> None:
-    detector = coco.create_coco({}, _dataset())
+    detector = coco.create_coco({}).bind(_dataset())
     assert (detector.name, detector.levels, detector.reads_images) == ("coco", ("image",), False)
     first, second = (detect_sample(detector, _sample(image_id)) for image_id in "ab")
     assert [(item.label, item.score, item.source) for item in first.items] == [
@@ -39,7 +39,7 @@ def test_gives_all_objects_without_scores() -> None:
 
 def test_annotation_order_and_expression_reveal_nothing() -> None:
     answers = {
-        detect_sample(coco.create_coco({}, _dataset(order)), _sample("a", expression))
+        detect_sample(coco.create_coco({}).bind(_dataset(order)), _sample("a", expression))
         for order in permutations(_OBJECTS)
         for expression in ("the mug", "the table")
     }
@@ -48,20 +48,20 @@ def test_annotation_order_and_expression_reveal_nothing() -> None:
 
 def test_identity_follows_the_annotations() -> None:
     other = Dataset("mine", "val", [], "other", {})
-    assert coco.create_coco({}, _dataset()).identity() == {"detector": "coco", "annotations": "digest"}
-    assert coco.create_coco({}, other).identity() != coco.create_coco({}, _dataset()).identity()
+    assert coco.create_coco({}).bind(_dataset()).identity() == {"detector": "coco", "annotations": "digest"}
+    assert coco.create_coco({}).bind(other).identity() != coco.create_coco({}).bind(_dataset()).identity()
 
 
 def test_unknown_images_are_all_named() -> None:
     with pytest.raises(DataError, match=r"(?s)2 problems.*image x is not.*image y is not"):
-        coco.create_coco({}, _dataset()).detect([Question(_sample(image_id), "image") for image_id in "xayx"], {})
+        coco.create_coco({}).bind(_dataset()).detect([Question(_sample(image_id), "image") for image_id in "xayx"], {})
 
 
 def test_a_data_set_without_objects_is_refused() -> None:
     with pytest.raises(DataError, match="data set mine has no annotated objects"):
-        coco.create_coco({}, Dataset("mine", "val", [], "digest"))
+        coco.create_coco({}).bind(Dataset("mine", "val", [], "digest"))
 
 
 def test_settings_are_refused() -> None:
     with pytest.raises(RecipeError, match="unknown key 'threshold'"):
-        coco.create_coco({"threshold": 0.3}, _dataset())
+        coco.create_coco({"threshold": 0.3}).bind(_dataset())

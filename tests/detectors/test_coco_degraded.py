@@ -30,7 +30,7 @@ def dataset(objects: list[AnnotatedObject] | None = None, *, count: int = 300) -
 
 
 def made(**settings: Any) -> CocoDegradedDetector:
-    return create_coco_degraded(settings, dataset())
+    return create_coco_degraded(settings).bind(dataset())
 
 
 def answers(detector: CocoDegradedDetector) -> list[Any]:
@@ -68,10 +68,10 @@ def test_answers_depend_on_seed_image_and_boxes_alone() -> None:
     assert answers(made()) == first
     assert answers(made(seed=1)) != first
     assert len(set(first)) > 250
-    few = create_coco_degraded({}, dataset(count=3))
+    few = create_coco_degraded({}).bind(dataset(count=3))
     assert [detect_sample(few, sample(str(number), "another")) for number in range(3)] == first[:3]
     for order in permutations(OBJECTS):
-        assert detect_sample(create_coco_degraded({}, dataset(list(order), count=1)), sample("0")) == first[0]
+        assert detect_sample(create_coco_degraded({}).bind(dataset(list(order), count=1)), sample("0")) == first[0]
 
 
 def test_the_largest_box_as_given_comes_first() -> None:
@@ -113,6 +113,6 @@ def test_settings_are_checked(settings: dict[str, Any], told: str) -> None:
 
 def test_data_without_objects_or_super_categories_is_refused() -> None:
     with pytest.raises(DataError, match="has no annotated objects"):
-        create_coco_degraded({}, Dataset("mine", "val", [], "digest"))
+        create_coco_degraded({}).bind(Dataset("mine", "val", [], "digest"))
     with pytest.raises(DataError, match=r"(?s)have no super-category.*car"):
-        create_coco_degraded({}, dataset([AnnotatedObject(Box(0, 0, 1, 1), "car", "1")]))
+        create_coco_degraded({}).bind(dataset([AnnotatedObject(Box(0, 0, 1, 1), "car", "1")]))

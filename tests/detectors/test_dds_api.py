@@ -469,7 +469,7 @@ def test_crash_reports_of_the_sdk_are_off(server: MisbehavingServer, sample: Sam
 
 def test_without_the_sdk_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
-    with pytest.raises(RecipeError, match=r"pip install 'llm-wrapper\[dds\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'llm-wrapper-rec\[paid-api\]'"):
         dds_client.load_sdk.__wrapped__()
 
 
@@ -478,7 +478,7 @@ def test_building_and_the_identity_need_neither_sdk_nor_key_nor_budget(monkeypat
     monkeypatch.setitem(sys.modules, "dds_cloudapi_sdk", None)
     settings = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["detector"]["settings"]
     assert "max_cost" not in settings
-    built = create_dds(settings, Dataset("mine", "val", [], "digest"))
+    built = create_dds(settings)
     assert built.name == "groundingdino-1.5-pro"
     assert (built.levels, built.reads_images, isinstance(built, PaidDetector)) == (("expression",), True, True)
     assert built.identity() == {
@@ -511,7 +511,7 @@ def test_the_identity_is_what_decides_the_answers(changed: dict[str, Any], same:
 def test_all_wrong_settings_are_told_at_once() -> None:
     wrong = {"model": "../gd", "price": 0.02, "bbox_threshold": 2, "max_edge": "big", "api_key": "x"}
     with pytest.raises(RecipeError) as caught:
-        create_dds(wrong, Dataset("mine", "val", [], "digest"))
+        create_dds(wrong)
     text = str(caught.value)
     assert "5 problems" in text
     for part in ("model:", "key 'price_per_call' is missing", "unknown keys 'price', 'api_key'", "bbox_threshold:"):

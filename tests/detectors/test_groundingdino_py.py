@@ -14,7 +14,7 @@ from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector
 from llm_wrapper.detectors.grounding_dino import GroundingDinoSettings as TheirSettings
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
-from llm_wrapper.images import read
+from llm_wrapper.images import read_image
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_grounding_dino as tiny
 from tests.detectors import twin_grounding_dino as twins
@@ -36,7 +36,7 @@ def _photographs() -> list[Path]:
 
 def _samples(paths: Sequence[Path], expressions: Sequence[str]) -> list[Sample]:
     return [
-        Sample(f"{path.stem}/{number}", f"ref-{number}", path.stem, str(path), read(path).size, expression, None)
+        Sample(f"{path.stem}/{number}", f"ref-{number}", path.stem, str(path), read_image(path).size, expression, None)
         for path in paths
         for number, expression in enumerate(expressions)
     ]
@@ -55,7 +55,7 @@ _Raw = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 def _raw(model: Any, path: Path, text: str, *, edges: tuple[int, int] = twins.EDGES) -> _Raw:
     """Ask either model about equal pixels and equal text."""
-    inputs = twins.processor(edges)(images=read(path), text=text, return_tensors="pt")
+    inputs = twins.processor(edges)(images=read_image(path), text=text, return_tensors="pt")
     with torch.inference_mode():
         if hasattr(model, "specical_tokens"):  # the authors' spelling
             answer = model(inputs["pixel_values"], captions=[text])

@@ -10,7 +10,6 @@ import transformers
 import yaml
 
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import groundingdino_py
 from llm_wrapper.detectors.base import Question
 from llm_wrapper.detectors.groundingdino_py import GroundingDinoPyDetector, build_groundingdino, create_groundingdino_py
@@ -20,7 +19,6 @@ from tests.detectors import tiny_grounding_dino as tiny
 from tests.detectors import twin_grounding_dino as twins
 
 _ROOT = Path(__file__).parents[2]
-_DATASET = Dataset("mine", "val", (), "digest")
 
 pytestmark = twins.AS_IT_WARNS
 
@@ -77,7 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _from(folder: Path, **settings: Any) -> GroundingDinoPyDetector:
     found = {**twins.SETTINGS, "model": str(folder), "text_encoder": str(folder), "device": "cpu", **settings}
-    return create_groundingdino_py({**found, "box_threshold": 1e-4}, _DATASET)
+    return create_groundingdino_py({**found, "box_threshold": 1e-4})
 
 
 @twins.needs_package
@@ -128,21 +126,21 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for name in [name for name in sys.modules if name.split(".")[0] == "groundingdino"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "groundingdino", None)
-    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[groundingdino\]'"):
-        create_groundingdino_py(twins.SETTINGS, _DATASET).prepare(tiny.sample(tmp_path, "dog"))
+    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper-rec\[groundingdino\]'"):
+        create_groundingdino_py(twins.SETTINGS).prepare(tiny.sample(tmp_path, "dog"))
 
 
 def test_every_wrong_setting_is_listed() -> None:
     settings = {"model": "a/b", "config": "SwinL", "box_treshold": 0.2, "text_threshold": 2, "device": "gpu"}
     with pytest.raises(RecipeError, match="5 problems") as caught:
-        create_groundingdino_py(settings, _DATASET)
+        create_groundingdino_py(settings)
     for told in ("'file' is missing", "box_treshold", "box_threshold", "text_threshold", "config", "device"):
         assert told in str(caught.value)
 
 
 def test_identity_has_what_decides_the_answers_and_nothing_else() -> None:
     def identity(**settings: Any) -> dict[str, Any]:
-        return create_groundingdino_py({**twins.SETTINGS, **settings}, _DATASET).identity()
+        return create_groundingdino_py({**twins.SETTINGS, **settings}).identity()
 
     plain = identity()
     assert identity(device="cpu") == plain
@@ -160,5 +158,5 @@ def test_the_shipped_recipe() -> None:
     path = _ROOT / "recipes" / "vlm" / "gd-py.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     CandidatePolicy.model_validate(recipe["candidates"])
-    assert create_groundingdino_py(recipe["detector"]["settings"], _DATASET).name == "groundingdino_swint_ogc-gd"
+    assert create_groundingdino_py(recipe["detector"]["settings"]).name == "groundingdino_swint_ogc-gd"
     assert "Apache-2.0" in path.read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def read(path: Path, content: Any, dataset: Dataset = TWO, **settings: Any) -> i
         names = path.with_name("names.yaml" if isinstance(settings["categories"], str) else "names.json")
         names.write_text(names_text(settings["categories"]))
         settings["categories"] = names
-    return imported.create({"path": path, **settings}, dataset)
+    return imported.create_imported({"path": path, **settings}).bind(dataset)
 
 
 def names_text(names: Any) -> str:
@@ -331,4 +331,4 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
     for name in ("x.jsonl", "x.json", "x.csv"):
         (tmp_path / name).write_bytes('[{"image_id": "a.jpg"}]'.encode("utf-16"))
         with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):
-            imported.create({"path": tmp_path / name}, TWO)
+            imported.create_imported({"path": tmp_path / name}).bind(TWO)

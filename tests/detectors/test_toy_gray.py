@@ -6,8 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from llm_wrapper.boxes import array, pairwise_iou
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.toy import load
+from llm_wrapper.datasets.toy import load_toy
 from llm_wrapper.detectors.base import Detector, detect_sample
 from llm_wrapper.detectors.toy import ToyDetector, ToyGrayDetector, create_toy_gray
 from llm_wrapper.errors import ImageError, RecipeError
@@ -57,7 +56,7 @@ def test_a_blank_image_has_no_detections(size: tuple[int, int], mode: str, tmp_p
 
 
 def test_it_finds_some_of_what_the_other_misses_and_misses_more() -> None:
-    dataset = load(ROOT, "val")
+    dataset = load_toy(ROOT, "val")
     images = dataset.images()[:30]
     kept = {image.image_id for image in images}
     held = []
@@ -71,17 +70,16 @@ def test_it_finds_some_of_what_the_other_misses_and_misses_more() -> None:
 
 
 def test_scores_fall_and_are_shares() -> None:
-    for image in load(ROOT, "test").images()[:5]:
+    for image in load_toy(ROOT, "test").images()[:5]:
         scores = [item.score or 0.0 for item in detect_sample(ToyGrayDetector(), image).items]
         assert scores == sorted(scores, reverse=True)
         assert all(0 < score <= 1 for score in scores)
 
 
 def test_create_takes_no_settings_and_unreadable_images_are_named(tmp_path: Path) -> None:
-    dataset = Dataset("toy", "val", (), "")
-    detector: Detector = create_toy_gray({}, dataset)
+    detector: Detector = create_toy_gray({})
     assert (detector.name, detector.levels, detector.reads_images) == ("toy-gray", ("image",), True)
     with pytest.raises(RecipeError, match=r"(?s)'toy-gray' cannot be built.*unknown key 'blur'; none is known here"):
-        create_toy_gray({"blur": 1}, dataset)
+        create_toy_gray({"blur": 1})
     with pytest.raises(ImageError, match=r"gone\.png"):
         detector.prepare(Sample("s", "r", "i", str(tmp_path / "gone.png"), (1, 1), "x", None))

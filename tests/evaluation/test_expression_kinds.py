@@ -81,7 +81,7 @@ def labelled(held_out: bool) -> list[tuple[str, frozenset[str]]]:
     texts = {
         (f"{name}-val", sample.sample_id): sample.expression
         for name, split_by in _SPLIT_BY.items()
-        for sample in refer.load(Path(root) / "refer", "val", name=name, split_by=split_by, text="sent").samples
+        for sample in refer.load_refer(Path(root) / "refer", "val", name=name, split_by=split_by, text="sent").samples
     }
     rows: list[dict[str, Any]] = [json.loads(line) for line in _LABELS.read_text(encoding="utf-8").splitlines()[1:]]
     wanted = [row for row in rows if row["held_out"] == held_out]

@@ -76,7 +76,7 @@ def test_it_is_written_in_the_type_of_the_checkpoint(section: LLMSection, tmp_pa
 
 
 def test_a_gpu_is_left_alone(section: LLMSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(loading, "choose_device", lambda: torch.device("cuda"))
     export(section.model_copy(update={"quantization": "auto"}), tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 

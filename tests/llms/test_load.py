@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from llm_wrapper import devices
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import gguf_files
 from llm_wrapper.llms import load as load_module
@@ -247,12 +248,12 @@ def test_other_gpus_are_not_used_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.mps, "is_available", lambda: True)
-    load_module._say_what_is_not_used.cache_clear()
-    assert [load_module.device().type for _ in range(2)] == ["cpu", "cpu"]
+    devices._warn_of_unused_gpus.cache_clear()
+    assert [devices.choose_device().type for _ in range(2)] == ["cpu", "cpu"]
     assert [record.getMessage() for record in caplog.records] == [
         "models run on the CPU: the GPU of this machine (mps) is not used, only CUDA is"
     ]
-    load_module._say_what_is_not_used.cache_clear()
+    devices._warn_of_unused_gpus.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -302,7 +303,7 @@ def test_nf4_with_double_quantization(asked: Any, where: torch.device, monkeypat
 def test_nf4_without_bitsandbytes_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = saved(tmp_path).model_copy(update={"quantization": "nf4"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[quantization\]'.*llm\.quantization=none"):
+    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper-rec\[gpu\]'.*llm\.quantization=none"):
         load_model(section)
 
 

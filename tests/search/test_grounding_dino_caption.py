@@ -59,7 +59,7 @@ def test_weights_are_loaded_once_for_all_captions(monkeypatch: pytest.MonkeyPatc
 
     loads = []
     monkeypatch.setattr(grounding_dino, "_load", lambda _: loads.append(1) or Loaded(*tiny.pair()))
-    first = grounding_dino.create_grounding_dino(SETTINGS, None)  # type: ignore[arg-type]
+    first = grounding_dino.create_grounding_dino(SETTINGS)
     second = first.with_caption("one {expression}")
     for detector in (second, first, first.with_caption("two {expression}")):
         detector.prepare(tiny.sample(tmp_path, "dog"))
@@ -71,4 +71,4 @@ def test_a_caption_without_its_place_is_refused(plain: GroundingDinoDetector, ca
     with pytest.raises(RecipeError, match=r"needs \{expression\} exactly once"):
         plain.with_caption(caption)
     with pytest.raises(RecipeError, match=r"needs \{expression\} exactly once"):
-        create_grounding_dino({**SETTINGS, "caption": caption}, None)  # type: ignore[arg-type]
+        create_grounding_dino({**SETTINGS, "caption": caption})

@@ -16,13 +16,13 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.training.examples import (
-    Example,
     Group,
-    examples_of,
+    TrainingExample,
+    find_target_index,
+    make_examples,
     make_groups,
-    schedule,
-    target_index,
-    unlabelled_groups,
+    make_unlabelled_groups,
+    schedule_groups,
 )
 
 WH = (640, 480)
@@ -73,7 +73,7 @@ def reasons(left_out: dict[str, int]) -> dict[str, int]:
 )
 def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, expected: int | None) -> None:
     each = prepared_sample("1", target)
-    assert target_index(each.built, each.sample) == expected
+    assert find_target_index(each.built, each.sample) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,17 @@ def test_half_an_overlap_is_not_enough(height: float, expected: int | None) -> N
     each = prepared_sample(
         "1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),)
     )
-    assert target_index(each.built, each.sample) == expected
+    assert find_target_index(each.built, each.sample) == expected
 
 
 def test_the_first_of_equal_candidates_is_the_target() -> None:
     each = prepared_sample("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
-    assert target_index(each.built, each.sample) == 1
+    assert find_target_index(each.built, each.sample) == 1
 
 
 def test_no_candidate_is_no_target() -> None:
     each = prepared_sample("1", candidates=())
-    assert target_index(each.built, each.sample) is None
+    assert find_target_index(each.built, each.sample) is None
 
 
 # groups
@@ -181,7 +181,7 @@ def many(count: int) -> list[Group]:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 130, 600])
 def test_each_epoch_is_a_permutation(count: int) -> None:
-    rows = schedule(many(count), section(epochs=3))
+    rows = schedule_groups(many(count), section(epochs=3))
     assert [epoch for epoch, _ in rows] == [epoch for epoch in range(3) for _ in range(count)]
     for epoch in range(3):
         assert sorted(place for each, place in rows if each == epoch) == list(range(count))
@@ -189,18 +189,18 @@ def test_each_epoch_is_a_permutation(count: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     groups = many(40)
-    rows = schedule(groups, section(epochs=2))
+    rows = schedule_groups(groups, section(epochs=2))
     first, second = ([place for epoch, place in rows if epoch == each] for each in range(2))
-    other = [place for _, place in schedule(groups, section(seed=1))]
+    other = [place for _, place in schedule_groups(groups, section(seed=1))]
     assert first != second
     assert first != other
     assert first != list(range(40))
-    assert schedule(groups, section(epochs=2)) == rows
+    assert schedule_groups(groups, section(epochs=2)) == rows
 
 
 def test_the_groups_of_a_step_are_of_similar_size() -> None:
     groups = many(512)
-    rows = schedule(groups, section(groups_per_step=8))
+    rows = schedule_groups(groups, section(groups_per_step=8))
     sizes = [groups[place].size for _, place in rows]
     steps = [sizes[start : start + 8] for start in range(0, len(sizes), 8)]
     assert max(max(step) - min(step) for step in steps) <= 1
@@ -216,8 +216,8 @@ def test_the_groups_of_a_step_are_of_similar_size() -> None:
 )
 def test_max_steps_cuts_the_end_off(max_steps: int | None, expected: int) -> None:
     groups = many(30)
-    rows = schedule(groups, section(max_steps=max_steps, groups_per_step=4, epochs=2))
-    assert rows == schedule(groups, section(groups_per_step=4, epochs=2))[:expected]
+    rows = schedule_groups(groups, section(max_steps=max_steps, groups_per_step=4, epochs=2))
+    assert rows == schedule_groups(groups, section(groups_per_step=4, epochs=2))[:expected]
     assert len(rows) == expected
 
 
@@ -231,12 +231,12 @@ GROUP = Group(
 )
 
 
-def targets(examples: list[Example]) -> list[Box]:
+def targets(examples: list[TrainingExample]) -> list[Box]:
     return [example.prompt.candidates[example.index].box for example in examples]
 
 
 def test_examples_ask_in_the_order_of_the_group() -> None:
-    examples = examples_of(GROUP, "coords", section(), epoch=0)
+    examples = make_examples(GROUP, "coords", section(), epoch=0)
     assert [example.index for example in examples] == [1, 2]
     assert [example.prompt.sample_id for example in examples] == ["1", "2"]
     assert {example.prompt.candidates for example in examples} == {ZEBRAS}
@@ -244,17 +244,17 @@ def test_examples_ask_in_the_order_of_the_group() -> None:
 
 
 def test_without_shuffling_all_epochs_are_alike() -> None:
-    assert examples_of(GROUP, "coords", section(), epoch=0) == examples_of(GROUP, "coords", section(), epoch=1)
+    assert make_examples(GROUP, "coords", section(), epoch=0) == make_examples(GROUP, "coords", section(), epoch=1)
 
 
 def test_shuffled_candidates_take_their_labels_with_them() -> None:
     chosen = section(shuffle_candidates=True)
     orders = set()
     for epoch in range(20):
-        examples = examples_of(GROUP, "coords", chosen, epoch=epoch)
+        examples = make_examples(GROUP, "coords", chosen, epoch=epoch)
         assert targets(examples) == [ZEBRAS[1].box, ZEBRAS[2].box]
         assert len({example.prompt.candidates for example in examples}) == 1
-        assert examples == examples_of(GROUP, "coords", chosen, epoch=epoch)
+        assert examples == make_examples(GROUP, "coords", chosen, epoch=epoch)
         orders.add(tuple(ZEBRAS.index(candidate) for candidate in examples[0].prompt.candidates))
     assert len(orders) == 6
 
@@ -262,7 +262,7 @@ def test_shuffled_candidates_take_their_labels_with_them() -> None:
 def test_groups_are_shuffled_differently() -> None:
     chosen = section(shuffle_candidates=True)
     groups = [Group((prepared_sample(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
-    shown = {examples_of(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
+    shown = {make_examples(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
     assert len(shown) > 1
 
 
@@ -271,9 +271,9 @@ def test_groups_are_shuffled_differently() -> None:
 )
 def test_generated_company_fills_the_group_up(expressions: int, generated: int, expected: int) -> None:
     chosen = section(expressions_per_group=expressions, generated_per_group=generated)
-    examples = examples_of(GROUP, "relations", chosen, epoch=0)
+    examples = make_examples(GROUP, "relations", chosen, epoch=0)
     company = [example for example in examples if "generated" in example.prompt.sample_id]
-    assert examples[:2] == examples_of(GROUP, "relations", section(), epoch=0)
+    assert examples[:2] == make_examples(GROUP, "relations", section(), epoch=0)
     assert (len(company), len(examples)) == (expected, 2 + expected)
     assert len({example.prompt.sample_id for example in examples}) == len(examples)
     assert {example.prompt.candidates for example in company} <= {ZEBRAS}
@@ -283,8 +283,8 @@ def test_generated_company_is_true_of_the_shuffled_candidates_and_new_in_each_ep
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True)
     contents = set()
     for epoch in range(10):
-        examples = examples_of(GROUP, "coords", chosen, epoch=epoch)
-        assert examples == examples_of(GROUP, "coords", chosen, epoch=epoch)
+        examples = make_examples(GROUP, "coords", chosen, epoch=epoch)
+        assert examples == make_examples(GROUP, "coords", chosen, epoch=epoch)
         for example in examples[2:]:
             expression = example.prompt.messages[0].content.rpartition("Expression: ")[2]
             box = example.prompt.candidates[example.index].box
@@ -300,19 +300,19 @@ def test_generated_company_is_true_of_the_shuffled_candidates_and_new_in_each_ep
 
 _IN_ANOTHER_PROCESS = """
 import json
-from llm_wrapper.training.examples import examples_of, schedule
+from llm_wrapper.training.examples import make_examples, schedule_groups
 from tests.training.test_examples import GROUP, many, section
 chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
-shown = [[e.prompt.messages[0].content, e.index] for e in examples_of(GROUP, "relations", chosen, epoch=1)]
-print(json.dumps([schedule(many(30), chosen), shown]))
+shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]
+print(json.dumps([schedule_groups(many(30), chosen), shown]))
 """
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_another_process_trains_on_the_same(hash_seed: str) -> None:
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
-    shown = [[e.prompt.messages[0].content, e.index] for e in examples_of(GROUP, "relations", chosen, epoch=1)]
-    here = json.loads(json.dumps([schedule(many(30), chosen), shown]))
+    shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]
+    here = json.loads(json.dumps([schedule_groups(many(30), chosen), shown]))
     done = subprocess.run(
         [sys.executable, "-c", _IN_ANOTHER_PROCESS],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -339,7 +339,7 @@ def test_images_are_talked_about_whatever_their_annotations_say() -> None:
         prepared_sample("4", image_id="one box", candidates=ZEBRAS[:1]),
         prepared_sample("5", image_id="none can be told apart", candidates=ALIKE),
     ]
-    groups = unlabelled_groups(samples, section())
+    groups = make_unlabelled_groups(samples, section())
     assert [(group.samples[0].image_id, group.num_labelled) for group in groups] == [("zebras", 0), ("other", 0)]
 
 
@@ -347,26 +347,26 @@ def test_the_first_steps_are_generated_and_the_epochs_follow() -> None:
     labelled = many(30)
     groups = [
         *labelled,
-        *unlabelled_groups([prepared_sample(str(n), None, image_id=str(n)) for n in range(10)], section()),
+        *make_unlabelled_groups([prepared_sample(str(n), None, image_id=str(n)) for n in range(10)], section()),
     ]
     chosen = section(generated_steps=10, groups_per_step=4)
-    rows = schedule(groups, chosen)
+    rows = schedule_groups(groups, chosen)
     first, rest = rows[:40], rows[40:]
     assert {place for _, place in first} == set(range(30, 40))
     assert max(epoch for epoch, _ in first) == 4  # eight of the ten, in full batches, each time
-    assert rest == schedule(labelled, chosen)
-    assert schedule(groups, chosen.model_copy(update={"max_steps": 6})) == rows[:24]
+    assert rest == schedule_groups(labelled, chosen)
+    assert schedule_groups(groups, chosen.model_copy(update={"max_steps": 6})) == rows[:24]
 
 
 def test_without_annotations_only_the_generated_steps_are_left() -> None:
-    groups = unlabelled_groups([prepared_sample("1", None)], section())
-    rows = schedule(groups, section(generated_steps=3, groups_per_step=2, epochs=4))
+    groups = make_unlabelled_groups([prepared_sample("1", None)], section())
+    rows = schedule_groups(groups, section(generated_steps=3, groups_per_step=2, epochs=4))
     assert rows == [(epoch, 0) for epoch in range(6)]
 
 
 def test_a_group_without_targets_is_filled_with_expressions_that_differ_by_epoch() -> None:
-    group = unlabelled_groups([prepared_sample("1", NOWHERE, expression="secret")], section())[0]
-    epochs = [examples_of(group, "relations", section(expressions_per_group=4), epoch=epoch) for epoch in range(3)]
+    group = make_unlabelled_groups([prepared_sample("1", NOWHERE, expression="secret")], section())[0]
+    epochs = [make_examples(group, "relations", section(expressions_per_group=4), epoch=epoch) for epoch in range(3)]
     assert [len(examples) for examples in epochs] == [4, 4, 4]
     asked = {example.prompt.messages[0].content for examples in epochs for example in examples}
     assert len(asked) > 4

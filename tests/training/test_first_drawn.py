@@ -10,7 +10,7 @@ import pytest
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.records import Sample
-from llm_wrapper.training.pool import first_drawn
+from llm_wrapper.training.pool import draw_samples
 
 SAMPLES = [
     PreparedSample(
@@ -23,7 +23,7 @@ SAMPLES = [
 
 
 def ids(limit: int | None, seed: int = 0) -> list[str]:
-    return [prepared.sample.sample_id for prepared in first_drawn(SAMPLES, limit, seed=seed)]
+    return [prepared.sample.sample_id for prepared in draw_samples(SAMPLES, limit, seed=seed)]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 30, 59, 60, 1000])
@@ -50,6 +50,6 @@ def test_a_smaller_subset_is_part_of_a_larger_one_and_no_limit_is_all() -> None:
 def test_the_seed_draws_and_the_place_in_the_file_does_not() -> None:
     assert ids(12) == ids(12)
     assert set(ids(12)) != set(ids(12, seed=1))
-    turned = first_drawn(SAMPLES[::-1], 12, seed=0)
+    turned = draw_samples(SAMPLES[::-1], 12, seed=0)
     assert {prepared.sample.sample_id for prepared in turned} == set(ids(12))
     assert set(ids(12)) != {prepared.sample.sample_id for prepared in SAMPLES[:12]}

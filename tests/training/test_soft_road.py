@@ -22,10 +22,10 @@ from llm_wrapper.llms.load import add_adapter, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card
-from llm_wrapper.training import outline, plan, sft
-from llm_wrapper.training.adapted import adapted, adapter_config
+from llm_wrapper.training import memory_estimate, model_sizes, trainer
+from llm_wrapper.training.adapters import adapter_config, create_adapter
 from tests.llms import tiny
-from tests.training.test_sft import log_of, recipe, train_groups
+from tests.training.test_trainer import log_of, recipe, train_groups
 
 pytestmark = pytest.mark.slow
 
@@ -116,16 +116,16 @@ def test_the_plan_counts_what_is_trained(architecture: str, method: str, tmp_pat
     llm.model.save_pretrained(tmp_path)
     chosen = recipe(method=method, virtual_tokens=7)
     section = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    skeleton = outline.outline(section)
-    found = outline.sizes_of(skeleton, adapter_config(chosen.train, skeleton))
+    skeleton = model_sizes.build_weightless_model(section)
+    found = model_sizes.count_sizes(skeleton, adapter_config(chosen.train, skeleton))
     assert found.num_parameters == sum(parameter.numel() for parameter in llm.model.parameters())
-    assert found.num_trainable == adapted(llm, chosen).get_nb_trainable_parameters()[0]
+    assert found.num_trainable == create_adapter(llm, chosen).get_nb_trainable_parameters()[0]
 
 
-def planned(folder: Path, **train: Any) -> outline.Planned:
+def planned(folder: Path, **train: Any) -> model_sizes.TrainingEstimate:
     tiny.model("llama").save_pretrained(folder)
     llm = LLMSection(model=str(folder), dtype="float32", quantization="none", attention="eager")
-    return outline.planned(
+    return model_sizes.estimate_training(
         Recipe(
             detector=DetectorSection(name="tiny"),
             data=DataSection(name="tiny", reader="tiny", root=Path()),
@@ -145,7 +145,7 @@ def test_learned_tokens_are_planned_for(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["ia3", *SOFT])
 def test_no_change_is_proposed_that_the_method_does_not_know(method: str, tmp_path: Path) -> None:
     found = planned(tmp_path, method=method)
-    changes = list(plan.changes(found.sizes, found.setup, found.batch, alpha=32))
+    changes = list(memory_estimate.suggest_changes(found.sizes, found.setup, found.batch, alpha=32))
     assert changes
     assert not [change for change in changes if "rank" in change.overrides]
     proposed = [change for change in changes if "gradient_checkpointing" in change.overrides]
@@ -154,7 +154,7 @@ def test_no_change_is_proposed_that_the_method_does_not_know(method: str, tmp_pa
 
 def test_dora_of_fused_experts_is_refused() -> None:
     with pytest.raises(ModelError, match=r"fused experts take no DoRA: set train\.method=lora"):
-        adapted(tiny.llm("mixtral"), recipe(method="dora"))
+        create_adapter(tiny.llm("mixtral"), recipe(method="dora"))
 
 
 # --- soft prompts of others ------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_each_method_trains_a_4bit_model(method: str, tmp_path: Path) -> None:
     llm.tokenizer.save_pretrained(tmp_path / "tiny")
     section = LLMSection(model=str(tmp_path / "tiny"), dtype="float32", quantization="nf4", attention="eager")
     chosen = recipe(method=method, virtual_tokens=5, epochs=3)
-    sft.train(load_model(section), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(load_model(section), train_groups(), chosen, tmp_path)
     losses = [row["loss"] for row in log_of(tmp_path) if "loss" in row]
     assert sum(losses[-5:]) < sum(losses[:5])
     question = [tiny.prompt("number 1", 3)]
