@@ -13,6 +13,7 @@ override STAMP := .venv/.installed
 # The words of ARGS are split by the command line itself, which knows quotes and runs nothing. A row of the paper's tables
 # (PAPER=flo2-llama3-refcocog) is read there, too; what is typed wins over it.
 override PROGRAM := $(BIN)/llm-wrapper
+override BENCH := LLM_WRAPPER_ARGS="$$ARGS" $(BIN)/python benchmarks
 override BEFORE := $${PLUGIN:+--plugin "$$PLUGIN"} $${PAPER:+--recipe "$$PAPER"}
 override CLI := LLM_WRAPPER_ARGS="$$ARGS" $(PROGRAM) $(BEFORE)
 override DATA_FLAGS := $${DATA:+--data "$$DATA"} $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
@@ -117,22 +118,22 @@ predict: $(STAMP) ## Find one box: IMAGE=photo.jpg EXPRESSION="the man on the le
 bench: bench-score ## The measurement that needs no data of yours
 
 bench-score: $(STAMP) ## Time index scoring against plain batches and greedy generation
-	$(CLI) bench score
+	$(BENCH)/score.py
 
 bench-train: $(STAMP) ## Time packed training against TRL's SFTTrainer on real rows: DATA_ROOT
-	$(CLI) bench train $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
+	$(BENCH)/train.py $${DATA_ROOT:+--data-root "$$DATA_ROOT"}
 
 bench-detect: $(STAMP) ## Time full-size detectors (random weights) against the plain loop: DATA, DATA_ROOT
-	$(CLI) bench detect $(DATA_FLAGS)
+	$(BENCH)/detect.py $(DATA_FLAGS)
 
 bench-memory: $(STAMP) ## Load a random Mixtral in 4 bit: peak memory against its 16-bit size (6 GB of disk)
-	$(CLI) bench memory
+	$(BENCH)/memory.py
 
 bench-metrics: $(STAMP) ## Metrics over a million predictions against a plain loop
-	$(CLI) bench metrics
+	$(BENCH)/metrics.py
 
 bench-growth: $(STAMP) ## Time per expression for 100 to 10,000 expressions and 2 to 20 candidates, with a plot (ARGS="--size 100")
-	$(CLI) bench growth
+	$(BENCH)/growth.py
 
 headroom: $(STAMP) ## What a selector can gain on cached detections, before paying for training: VLM, DATA, DATA_ROOT
 	$(CLI) detections headroom $${VLM:+--vlm "$$VLM"} $(DATA_FLAGS)

@@ -39,8 +39,7 @@ from llm_wrapper.datasets import coco_instances, restricted_pickle
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.canonical import FINAL
-from llm_wrapper.detections.parts import SCHEMA, read_part, row_detections
+from llm_wrapper.detections.contents import SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.evaluation import foreign, predictions
 from llm_wrapper.recipe import LLMSection, files
@@ -156,12 +155,12 @@ def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use
             shutil.rmtree(cache, ignore_errors=True)
             shutil.copytree(whole, cache)
             if is_staged:
-                (cache / FINAL).mkdir()
-                (cache / "manifest.json").rename(cache / FINAL / "manifest.json")
-            path = cache / FINAL / name if is_staged else cache / name
+                (cache / ".final").mkdir()
+                (cache / "manifest.json").rename(cache / ".final" / "manifest.json")
+            path = cache / ".final" / name if is_staged else cache / name
             path.write_bytes(content)
-            maintain.verify(cache)
-            maintain.info(cache)
+            maintain.verify_cache(cache)
+            maintain.summarize_cache(cache)
             try:
                 opened = DetectionCache.open_complete(cache, IDENTITY)
             except LLMWrapperError:
@@ -239,7 +238,7 @@ def imported(ending: str) -> Callable[[Path], Use]:
 
 def use_template(folder: Path) -> Use:
     """Return what renders a chat template."""
-    from llm_wrapper.llms.chat_template import ChatTemplate
+    from llm_wrapper.llms.chat import ChatTemplate
 
     rows = [{"role": "user", "content": "left zebra"}]
 
@@ -266,9 +265,9 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
     """Return what reads the body of a server's reply."""
 
     def prepare(folder: Path) -> Use:
-        from llm_wrapper.calls import CallError
         from llm_wrapper.llms.exchange import Reply
         from llm_wrapper.llms.server import Server
+        from llm_wrapper.services import CallError
 
         section = LLMSection.model_validate({"backend": "openai", "model": "m", "decode": decode})
         server = Server(section)

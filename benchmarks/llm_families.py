@@ -33,7 +33,7 @@ from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.llms.sharing import can_share_prefixes
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Box, Candidate, Prompt, Sample
 
@@ -438,7 +438,7 @@ def _question(text: str, count: int, first: int, number: int) -> Prompt:
         for i in range(count)
     )
     sample = Sample(f"image/{number}", f"ref-{number}", "image", None, (640, 480), text, None)
-    return render(sample, candidates, "compact")
+    return render_prompt(sample, candidates, "compact")
 
 
 @torch.no_grad()

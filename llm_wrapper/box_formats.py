@@ -17,15 +17,12 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_wrapper.columns import rowwise_iou
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
+from llm_wrapper.metrics import rowwise_iou
 
 __all__ = ["BOX_FORMATS", "BoxFormat", "TargetPairs", "check", "fits", "to_pixels"]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
 
 BoxFormat = Literal[
     "xyxy", "xywh", "yxyx", "cxcywh",

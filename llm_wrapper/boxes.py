@@ -12,9 +12,22 @@ import numpy.typing as npt
 
 from llm_wrapper.records import Box
 
-__all__ = ["array", "clip", "from_xywh", "iou", "is_inside", "pairwise_iou", "to_xywh"]
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "array",
+    "clip",
+    "from_xywh",
+    "iou",
+    "is_inside",
+    "pairwise_iou",
+    "to_xywh",
+]
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.intp]
 
 
 def from_xywh(box_xywh: Sequence[float]) -> Box:

@@ -21,8 +21,8 @@ from llm_wrapper import boxes
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Candidate, Detection, Detections
 
-__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build", "detector_choice", "detector_order",
-           "merge", "order_rng"]  # fmt: skip
+__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build_candidates", "detector_choice",
+           "detector_order", "merge_candidates", "order_rng"]  # fmt: skip
 
 OWN_ANSWER_SOURCE = "rec"
 """The source of detections that answer the expression itself (Florence-2's referring-expression task)."""
@@ -71,7 +71,7 @@ class _Kept:
     origin: int
 
 
-def build(
+def build_candidates(
     detections: Detections,
     sample_wh: tuple[int, int],
     policy: CandidatePolicy,
@@ -117,7 +117,7 @@ def build(
     return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), counts)
 
 
-def merge(
+def merge_candidates(
     parts: Sequence[BuiltCandidates],
     policy: CandidatePolicy,
     *,

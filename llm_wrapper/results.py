@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import DataError
 
 __all__ = [
@@ -88,7 +88,7 @@ def _deciding(name: str, section: Any) -> Any:
 def stored_question(path: Path) -> dict[str, Any] | None:
     """Return the question of a JSON file of results; None where it is not known, as without a file that can be read."""
     try:
-        facts = artifacts.read_json(path)
+        facts = storage.read_json(path)
     except DataError:
         return None
     if not isinstance(facts, dict):
@@ -107,7 +107,7 @@ def is_same(stored: Mapping[str, Any] | None, question: Mapping[str, Any]) -> bo
         if not all(key in each for each in both):
             for each in both:
                 each.pop(key, None)
-    a, b = map(artifacts.canonical, both)
+    a, b = map(storage.canonical, both)
     return a == b
 
 
@@ -144,4 +144,4 @@ def free_folder(folder: Path, files: tuple[str, ...], question: Mapping[str, Any
 
 
 def _digest(question: Mapping[str, Any]) -> str:
-    return artifacts.digest_value(dict(question))[:8]
+    return storage.digest_value(dict(question))[:8]

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from llm_wrapper.boxes import FloatArray
+
 __all__ = ["Estimate", "Interval", "McNemar", "bootstrap_interval", "difference", "estimate", "mcnemar",
            "paired_bootstrap"]  # fmt: skip
 
-FloatArray = npt.NDArray[np.float64]
 
 _MOST_CELLS = 1 << 22
 """Numbers drawn at a time: 32 MiB."""

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, overload
 from PIL import Image
 
 from llm_wrapper import candidates, detectors, images, runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.samples import PreparedSample
@@ -42,7 +42,7 @@ from llm_wrapper.records import Answer, Box, Prediction, Prompt, Sample
 from llm_wrapper.report import pictures
 from llm_wrapper.training.pool import load_prompt_builder
 
-__all__ = ["Preparer", "RankedBox", "Result", "Wrapper", "require_probabilities"]
+__all__ = ["Preparer", "RankedBox", "Result", "Wrapper", "require_expressions", "require_probabilities"]
 
 Expressions: TypeAlias = list[str] | tuple[str, ...]
 
@@ -161,7 +161,7 @@ class Preparer:
             DataError: If an expression is empty, or a file of boxes cannot be used.
             RecipeError: If the recipe has no detector.
         """
-        _require_expressions(expressions)
+        require_expressions(expressions)
         with _as_file(image) as path:
             wh = images.read_image(path).size
             samples = _samples(path.stem, wh, expressions, image_path=str(path))
@@ -225,7 +225,7 @@ class Wrapper:
             recipe: A recipe, the path of one, or names such as {"vlm": "flo2", "llm": "llama3"}; without a detector
                 `choose` works alone. Its `prompt` must be what the adapter was trained with. Examples come from its
                 training split.
-            adapter: A folder; as text also a repository of the hub, see `adapter_files.locate`.
+            adapter: A folder; as text also a repository of the hub, see `adapter_files.find_adapter`.
             progress: Whether to show a progress bar, on standard error.
 
         Raises:
@@ -243,7 +243,7 @@ class Wrapper:
         from llm_wrapper.llms.base import load_llm
 
         builder = load_prompt_builder(recipe)
-        folder = locate(adapter).folder if isinstance(adapter, str) else adapter
+        folder = find_adapter(adapter).folder if isinstance(adapter, str) else adapter
         num_tokens = recipe.prompt.reasoning_tokens
         return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=num_tokens, progress=progress), builder)
 
@@ -309,7 +309,7 @@ class Wrapper:
             DataError: If a box, a label, a score or an expression cannot be used.
         """
         expressions = _as_list(expression)
-        _require_expressions(expressions)
+        require_expressions(expressions)
         wh = parse_image_size(image_size)
         found = read_given_boxes(boxes, labels, image_wh=wh, scores=scores, box_format=box_format)
         is_scored = all(item.score is not None for item in found.items)
@@ -319,7 +319,9 @@ class Wrapper:
         prepared = []
         for sample in _samples("image", wh, expressions):
             rng = candidates.order_rng(self.recipe.train.seed, sample.sample_id)
-            prepared.append(PreparedSample(sample, candidates.build(found, wh, policy, detector=GIVEN, rng=rng)))
+            prepared.append(
+                PreparedSample(sample, candidates.build_candidates(found, wh, policy, detector=GIVEN, rng=rng))
+            )
         results = self.answer(prepared)
         return results[0] if isinstance(expression, str) else results
 
@@ -377,7 +379,7 @@ def _as_list(expression: str | Expressions) -> list[str]:
     return [expression] if isinstance(expression, str) else list(expression)
 
 
-def _require_expressions(expressions: Sequence[str]) -> None:
+def require_expressions(expressions: Sequence[str]) -> None:
     """Refuse no expressions, and any that says nothing."""
     if not expressions:
         raise DataError("there is no expression: say what to find")

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import runs, wrapper
+from llm_wrapper import runs
 from llm_wrapper.cli import commands, main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
@@ -136,99 +135,6 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("heavy: set()")
     assert (tmp_path / "runs" / "predict.png").is_file()
-
-
-# prediction
-
-
-def test_predict_ranks_prints_and_draws(toy: Path, tmp_path: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    printed = run("predict", image, "the one that is blue", "--llm", "rule", "--vlm", "toy", "--out", "deep/answer.png")
-    lines = printed.splitlines()
-    assert lines[0].startswith("* ")
-    assert not [line for line in lines[1:] if line.startswith("*")]
-    assert lines[-1] == "decided by: rule; picture: deep/answer.png"
-    with Image.open(tmp_path / "deep" / "answer.png") as drawn, Image.open(image) as original:
-        assert drawn.format == "PNG"
-        assert drawn.width >= original.width
-
-
-def test_predict_takes_boxes_of_any_detector(toy: Path, tmp_path: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    boxes = tmp_path / "boxes # of: mine.jsonl"
-    rows = [{"box": [x, 20, x + 30, 60], "label": "[red]mug", "score": 0.5} for x in (150, 20)]
-    boxes.write_text(json.dumps({"file_name": image.name, "detections": rows}))
-    printed = run("predict", image, "the mug on the left", "--llm", "rule", "--boxes", boxes)
-    assert printed.splitlines()[:2] == [
-        "*  0   [red]mug  (20.0, 20.0, 50.0, 60.0)",
-        "   1   [red]mug  (150.0, 20.0, 180.0, 60.0)",
-    ]
-    printed += run("predict", image, "the mug on the right", "--llm", "rule", "--boxes", boxes)
-    drawn = [line.partition("picture: ")[2] for line in printed.splitlines() if "picture: " in line]
-    assert len(set(drawn)) == len(drawn) == 2
-    assert all(Path(path).is_file() and path.startswith("runs/predict/toy-val-0000-") for path in drawn)
-
-
-def test_predict_says_which_picture_cannot_be_read() -> None:
-    told = fail(DataError, "predict", "absent.png", "x", "--llm", "rule", "--vlm", "toy")
-    assert "absent.png cannot be read as an image" in told
-
-
-@pytest.mark.parametrize("more", [[], ["--llm", "rule"], ["--llm", "smollm2"]], ids=["bare", "rule", "llm"])
-def test_predict_never_takes_a_detector_that_cannot_see_photographs(toy: Path, more: list[str]) -> None:
-    told = fail(RecipeError, "predict", toy / "images" / "toy-val-0000.png", "the left giraffe", *more)
-    assert "--vlm flo2" in told
-    assert "--boxes boxes.jsonl" in told
-    assert "--run runs/.." in told
-
-
-@pytest.mark.parametrize("expression", ["", "  \t", "\n"], ids=["empty", "blank", "line"])
-def test_predict_needs_an_expression(toy: Path, expression: str) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    assert "is empty: say what to find" in fail(
-        DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule"
-    )
-
-
-@pytest.mark.parametrize(
-    ("out", "told"),
-    [
-        pytest.param("answer", "no suffix is no kind of picture", id="no-suffix"),
-        pytest.param("answer.[bold]txt", ".[bold]txt is no kind of picture", id="markup"),
-        pytest.param("toy-val-0000.png", "is the picture itself", id="itself"),
-    ],
-)
-def test_predict_refuses_what_it_cannot_draw_to(toy: Path, tmp_path: Path, out: str, told: str) -> None:
-    image = tmp_path / "toy-val-0000.png"
-    image.write_bytes((toy / "images" / image.name).read_bytes())
-    before = image.read_bytes()
-    args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule")
-    assert told in fail(RecipeError, *args, "--out", tmp_path / out)
-    assert image.read_bytes() == before
-
-
-def test_a_picture_that_cannot_be_written_is_an_error_line(toy: Path, tmp_path: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    (tmp_path / "file").touch()
-    args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule", "--out", "file/answer.png")
-    assert "file/answer.png was not written" in fail(LLMWrapperError, *args)
-
-
-def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wrapper.Wrapper, "from_recipe", lambda *_: pytest.fail("an LLM was loaded"))
-    boxes = tmp_path / "boxes.jsonl"
-    boxes.write_text('{"file_name": "other.png", "detections": []}')
-    image = toy / "images" / "toy-val-0000.png"
-    assert "made for other data: it names 'other.png'" in fail(
-        DataError, "predict", image, "left star", "--boxes", boxes
-    )
-
-
-def test_boxes_and_a_detector_are_one_too_many(toy: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    assert "leave out --vlm toy" in fail(RecipeError, "predict", image, "x", "--boxes", "b.jsonl", "--vlm", "toy")
 
 
 # data check
@@ -384,7 +290,7 @@ def test_errors_are_printed_without_a_traceback(
 
 @pytest.mark.parametrize(
     "args",
-    [["no-such-verb"], ["eval", "--no-such-option"], ["eval", "--limit", "0"], ["predict"]],
+    [["no-such-verb"], ["eval", "--no-such-option"], ["eval", "--limit", "0"], ["export"]],
     ids=" ".join,
 )
 def test_a_wrong_call_ends_with_2(args: list[str]) -> None:

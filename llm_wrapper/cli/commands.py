@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper import adapter_files, artifacts, datasets, results, runs
+from llm_wrapper import adapter_files, datasets, results, runs, storage
 from llm_wrapper.cli.asking_commands import Evaluation, by_llm, notes, with_training
 from llm_wrapper.cli.detection_commands import cache, prepared_notes
 from llm_wrapper.datasets import Dataset, leaks
@@ -22,11 +22,11 @@ from llm_wrapper.errors import DataError, ModelError, RunError, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.names import folder_name, inside
 from llm_wrapper.readers import read_text
 from llm_wrapper.recipe import Recipe, data_folders
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, evaluations, formatting, page, pictures
+from llm_wrapper.storage import folder_name, inside
 from llm_wrapper.terminal import say
 from llm_wrapper.training import callbacks, processes
 from llm_wrapper.training.examples import count_answered_none
@@ -131,7 +131,7 @@ def write_card(run: Path) -> None:
     paths = sorted(run.glob("report-*.md"))
     found = {path.stem.removeprefix("report-"): read_text(inside(run, path)) for path in paths}
     text = card.card(runs.recipe_of(run), runs.facts_of(run), found)
-    artifacts.write_atomic(inside(run, Path("adapter") / "README.md"), text)
+    storage.write_atomic(inside(run, Path("adapter") / "README.md"), text)
 
 
 def _digests(sets: Sequence[PreparedSplit]) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ def _digests(sets: Sequence[PreparedSplit]) -> list[dict[str, Any]]:
             "name": each.dataset.name,
             "split": each.dataset.split,
             "annotations": each.dataset.digest,
-            "detections": artifacts.digest_value(each.identity),
+            "detections": storage.digest_value(each.identity),
             "dropped": each.dropped,
         }
         for each in sets
@@ -176,22 +176,22 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "data": _digests([prepared_split]),
         "run": str(job.run) if job.run else None,
         "adapter": job.adapter.facts() if job.adapter else None,
-        "weights": adapter_files.identity(adapter) if adapter else None,
-        "model_files": artifacts.digest_model(recipe.llm.model),
+        "weights": adapter_files.digest_adapter(adapter) if adapter else None,
+        "model_files": storage.digest_model(recipe.llm.model),
         "prompt": builder.facts if builder else {},
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
     facts["notes"] = [*prepared_notes(prepared_split), *_own_training_data(job, recipe, prepared_split.dataset)]
-    facts["question"] = json.loads(artifacts.canonical(results.evaluation_question(facts)))
+    facts["question"] = json.loads(storage.canonical(results.evaluation_question(facts)))
     folder, name = _place(job, recipe, facts["question"])
     if not job.untrained:
         rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
     summaries = summaries_of(rows)
     files.save_predictions(folder / f"predictions-{name}.parquet", rows)
-    artifacts.write_json(folder / f"report-{name}.json", {"rows": formatting.summary_values(summaries), **facts})
+    storage.write_json(folder / f"report-{name}.json", {"rows": formatting.summary_values(summaries), **facts})
     bullets = "".join(f"\n- {formatting.escape_markdown(each)}" for each in facts["notes"])
-    artifacts.write_atomic(
+    storage.write_atomic(
         folder / f"report-{name}.md", formatting.summary_markdown(summaries) + (bullets and f"{bullets}\n")
     )
     if adapter is not None and folder == job.run:
@@ -314,7 +314,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         train(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     summary = results.free_file(folder / "summary.json", done.question)
-    artifacts.write_json(summary, {"rows": formatting.summary_values(done.summaries), "question": done.question})
+    storage.write_json(summary, {"rows": formatting.summary_values(done.summaries), "question": done.question})
     _draw_examples(done, recipe, console)
 
 

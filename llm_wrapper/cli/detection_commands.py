@@ -15,22 +15,20 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from llm_wrapper import artifacts, datasets, detectors, results, runs
-from llm_wrapper.detections import export as exporting
+from llm_wrapper import datasets, detectors, results, runs, storage
 from llm_wrapper.detections import maintain
-from llm_wrapper.detections.contents import MANIFEST, dataset_options
-from llm_wrapper.detections.fill import fill
-from llm_wrapper.detections.identity import describe_recorded
-from llm_wrapper.detections.local_engine import Engine, answer_locally
-from llm_wrapper.detections.maintain import Info
+from llm_wrapper.detections.contents import MANIFEST
+from llm_wrapper.detections.fill import Engine, answer_locally, fill_cache
+from llm_wrapper.detections.identity import dataset_options, describe_recorded
+from llm_wrapper.detections.maintain import CacheSummary
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, build, cache_folder, load_prepared_split
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
 
 __all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "prepared_notes", "verify"]
@@ -69,7 +67,7 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     options = asdict(how)
     build = partial(detectors.create_detector, section, dataset, detectors.loaded_plugins())
     engine = _engine(options.pop("engine"), options.pop("workers"), build)
-    manifest = fill(detector, dataset, folder, engine=engine, **options).manifest
+    manifest = fill_cache(detector, dataset, folder, engine=engine, **options).manifest
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0
     more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
@@ -110,7 +108,7 @@ def _engine(name: Literal["local", "ray"], workers: int | None, build: Callable[
 
 def info(folders: Sequence[Path], console: Console, *, identity: bool = False, as_json: bool = False) -> None:
     """Print what cache folders hold, a column for each; with `identity` all that decided the answers, too."""
-    found = [maintain.info(folder) for folder in folders]
+    found = [maintain.summarize_cache(folder) for folder in folders]
     if as_json:
         say(console, json.dumps([asdict(each) for each in found], indent=2))
         return
@@ -124,7 +122,7 @@ def info(folders: Sequence[Path], console: Console, *, identity: bool = False, a
         say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
 
 
-def _facts(found: Info) -> list[tuple[str, str]]:
+def _facts(found: CacheSummary) -> list[tuple[str, str]]:
     known = found.identity or {}
     numbers = {
         "rows": found.num_rows,
@@ -147,7 +145,7 @@ def _facts(found: Info) -> list[tuple[str, str]]:
 
 def verify(folders: Sequence[Path], console: Console) -> bool:
     """Print every problem of cache folders with what mends it; tell whether there is none."""
-    found = {folder: maintain.verify(folder) for folder in folders}
+    found = {folder: maintain.verify_cache(folder) for folder in folders}
     for folder, problems in found.items():
         for problem in problems:
             say(console, f"{problem.text}\n  {problem.remedy}")
@@ -158,7 +156,7 @@ def verify(folders: Sequence[Path], console: Console) -> bool:
 
 def merge(out: Path, folders: Sequence[Path], console: Console) -> None:
     """Join caches in a folder, and print what came of it."""
-    merged = maintain.merge(out, folders)
+    merged = maintain.merge_caches(out, folders)
     say(console, f"{out}: {merged.num_added} answers added, {merged.num_repeated} given more than once")
     if not merged.is_complete:
         say(console, f"To ask what may still be missing, and to finish it: {merged.command}")
@@ -166,11 +164,11 @@ def merge(out: Path, folders: Sequence[Path], console: Console) -> None:
 
 def export(folder: Path, out: Path, console: Console) -> None:
     """Write the detections of a cache as a file, and print how it is read back."""
-    *categories, results = exporting.export(folder, out)
+    *categories, results = maintain.export_cache(folder, out)
     settings = [("path", results), *(("categories", path) for path in categories)]
     # In quotes of JSON: a `#` or `: ` in a path would mean something in YAML.
     overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
-    identity = artifacts.read_json(folder / MANIFEST)["identity"]
+    identity = storage.read_json(folder / MANIFEST)["identity"]
     words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
     say(
         console,
@@ -211,10 +209,10 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
         "split": split,
         "limit": limit,
         "detections": found.identity,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
-    artifacts.write_json(out, facts)
+    storage.write_json(out, facts)
     say(console, f"kept in {out}")
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import artifacts, curve_points, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import commands
 from llm_wrapper.cli.options import (
     Data,
@@ -49,12 +49,12 @@ from llm_wrapper.evaluation.grid import (
     transfer_systems,
 )
 from llm_wrapper.evaluation.methods import UNTRAINED
-from llm_wrapper.names import folder_name
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report.grid import write_study
 from llm_wrapper.report.grid_values import CurvePoint, curve_values, matrix_values
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console, say
 from llm_wrapper.training.pool import load_prompt_builder
 
@@ -252,7 +252,7 @@ def _recipe_notes(found: _Matrix) -> list[str]:
     return [
         f"{name} is of another recipe than {names[0]}: {difference}"
         for name, part in zip(names[1:], parts[1:], strict=True)
-        for difference in artifacts.differences(parts[0], part, places=("there", "here"))
+        for difference in storage.differences(parts[0], part, places=("there", "here"))
     ]
 
 
@@ -261,7 +261,7 @@ def _write(kind: str, folder: Path, values: Mapping[str, Any]) -> None:
     stem = "curve" if kind == "curve" else "matrix"
     names = tuple(f"{stem}.{suffix}" for suffix in ("json", "md", "png"))
     place = results.free_folder(folder, names, values["question"])
-    known = {"git": artifacts.git_revision(), "versions": artifacts.versions()}
+    known = {"git": storage.git_revision(), "versions": storage.versions()}
     write_study(kind, place, {**values, **known}, _console)
 
 
@@ -282,7 +282,7 @@ def _column_recipes(
             for each in vlms or nothing:
                 recipe = chosen({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
                 values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
-                found.setdefault(artifacts.digest_value({**values, "seed": recipe.train.seed}), recipe)
+                found.setdefault(storage.digest_value({**values, "seed": recipe.train.seed}), recipe)
     return list(found.values())
 
 
@@ -332,7 +332,7 @@ def _points_of_run(run: Path) -> list[CurvePoint]:
     series = f"one training, so far ({run.name})"
     return [
         CurvePoint(f"step-{each.num_steps}", series, each.num_samples, each.num_steps, each.folder)
-        for each in curve_points.of_run(run)
+        for each in runs.intermediate_adapters(run)
     ]
 
 
@@ -361,7 +361,7 @@ def require_same_recipe(folder: Path, recipe: Recipe) -> None:
         RunError: With every difference and the command that removes the folder.
     """
     parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
-    found = artifacts.differences(parts[0], parts[1], places=("there", "now"))
+    found = storage.differences(parts[0], parts[1], places=("there", "now"))
     if found:
         remedy = f"name another with --name, or rm -r {shell_word(folder)}"
         raise RunError(listed(f"{folder} is of another recipe; {remedy}", found))

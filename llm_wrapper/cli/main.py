@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from llm_wrapper import runs
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.cli import (
     commands,
@@ -23,10 +23,8 @@ from llm_wrapper.cli import (
     none_cli,
     plan_commands,
     score_commands,
-    use_commands,
 )
 from llm_wrapper.cli.asking_commands import require_one_adapter
-from llm_wrapper.cli.bench_cli import app as bench_app
 from llm_wrapper.cli.detections_cli import app as detections_app
 from llm_wrapper.cli.options import (
     Data,
@@ -38,13 +36,13 @@ from llm_wrapper.cli.options import (
     Train,
     Vlm,
     add_common,
-    assigned,
     chosen,
     extra_words,
     name_of,
 )
+from llm_wrapper.cli.predict import add_predict_verbs
 from llm_wrapper.cli.prompts_cli import app as prompts_app
-from llm_wrapper.errors import LLMWrapperError, RecipeError
+from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.terminal import log_to_stderr, open_console, say
 
 __all__ = ["app", "main"]
@@ -53,7 +51,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before it costs hours.")
 app.add_typer(data_app, name="data")
 app.add_typer(detections_app, name="detections")
-app.add_typer(bench_app, name="bench")
 app.add_typer(prompts_app, name="prompts")
 grids.add_to(app)
 methods.add_to(app)
@@ -62,12 +59,6 @@ add_common(app)
 
 _console = open_console()
 _errors = open_console(stderr=True)
-
-_NO_DETECTOR = (
-    "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes of any "
-    "detector (--boxes boxes.jsonl), or a run, whose detector is taken (--run runs/..). --vlm toy is for the drawn "
-    "shapes of data/toy only"
-)
 
 Run = Annotated[Path | None, typer.Option(help="Run folder.")]
 Wording = Annotated[
@@ -196,57 +187,11 @@ def evaluate(  # noqa: PLR0913 (each is an option of the verb)
     recipe = chosen(names, overrides, data_root, run=run)
     job = commands.Evaluation(recipe, run, split, limit, untrained=untrained, prompt=prompt)
     if adapter:
-        job = dataclasses.replace(job, adapter=locate(adapter))
+        job = dataclasses.replace(job, adapter=find_adapter(adapter))
     commands.evaluate(job, _console)
 
 
-@app.command()
-def predict(  # noqa: PLR0913 (each is an option of the verb)
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    expression: Annotated[str, typer.Argument(help="What to find.")],
-    overrides: Overrides = None,
-    *,
-    vlm: Vlm = None,
-    llm: Llm = None,
-    run: Run = None,
-    adapter: Foreign = None,
-    prompt: Wording = None,
-    data: Annotated[str | None, typer.Option(help="Whose training split examples come from, if not the run's.")] = None,
-    data_root: DataRoot = None,
-    boxes: Annotated[Path | None, typer.Option(help="Boxes of this picture from any detector (JSONL).")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the drawn picture goes, if not to a new file in runs/predict.")
-    ] = None,
-) -> None:
-    """Find the box that an expression describes, and draw the ranked candidates."""
-    require_one_adapter(run, adapter)
-    if boxes and vlm:
-        raise RecipeError(f"--boxes {boxes} takes the place of a detector; leave out --vlm {vlm}")
-    if not (run or boxes or vlm):
-        raise RecipeError(_NO_DETECTOR)
-    more = [assigned("detector.settings.path", boxes)] if boxes else []
-    names = _names("import" if boxes else vlm, llm, data or (None if run else "mine"), prompt=prompt)
-    recipe = chosen(names, [*more, *(overrides or [])], data_root, run=run)
-    job = commands.Evaluation(recipe, run, adapter=locate(adapter) if adapter else None, prompt=prompt)
-    use_commands.predict_and_draw(job, (image, expression), out, _console)
-
-
-@app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
-    out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
-    overrides: Overrides = None,
-    *,
-    llm: Annotated[str | None, typer.Option(help="LLM of that adapter: a file of recipes/llm.")] = None,
-) -> None:
-    """Merge an adapter into its base model: one folder that any server loads."""
-    if llm is None and overrides:
-        raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
-    if llm is None:
-        use_commands.export(Path(run), out, _console)
-    else:
-        section = chosen(_names("toy", llm, "toy"), overrides).llm
-        use_commands.export_adapter(section, run, out, _console)
+add_predict_verbs(app)
 
 
 @app.command()

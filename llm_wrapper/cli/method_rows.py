@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import runs, storage
 from llm_wrapper.cli import commands, search_commands
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import methods, systems
@@ -18,7 +18,7 @@ from llm_wrapper.evaluation.methods import Cost, Method, MethodResult
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.search.history import Begun, History
+from llm_wrapper.search.history import History, SearchStart
 from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["MethodRow", "make_row", "step_tokens"]
@@ -111,12 +111,12 @@ def _count_cost(folder: Path) -> Iterator[None]:
             seconds = round(before.seconds + time.perf_counter() - started, 1)
             if folder.is_dir():  # else nothing was begun
                 facts = {"tokens": (before.tokens or 0) + meter.tokens, "seconds": seconds}
-                artifacts.write_json(folder / _COST, facts)
+                storage.write_json(folder / _COST, facts)
 
 
 def _read_cost(folder: Path) -> Cost:
     path = folder / _COST
-    return Cost(**artifacts.read_json(path)) if path.is_file() else Cost(0, 0.0)
+    return Cost(**storage.read_json(path)) if path.is_file() else Cost(0, 0.0)
 
 
 def _answers(
@@ -164,7 +164,7 @@ def _training_notes(row: MethodRow) -> list[str]:
 
 def _search_notes(row: MethodRow) -> list[str]:
     history = History(row.folder / "history.jsonl")
-    confirmed = {each["name"]: each for each in artifacts.read_json(row.folder / "confirmed.json")["rows"]}
+    confirmed = {each["name"]: each for each in storage.read_json(row.folder / "confirmed.json")["rows"]}
     best = confirmed["best 1"]
     num_usable = len({each.prompt for each in history.evaluated if each.iteration})
     refused = f"{len(history.refused)} refused"
@@ -184,7 +184,7 @@ def _steering_notes(row: MethodRow, history: History) -> list[str]:
     section = row.recipe.search
     if section is None or not section.alphas:
         return []
-    if any(not isinstance(each, Begun) and each.alpha is not None for each in history.rows):
+    if any(not isinstance(each, SearchStart) and each.alpha is not None for each in history.rows):
         return []
     is_served = (section.proposer or row.recipe.llm).backend == "openai"
     why = "the proposer is on a server" if is_served else "it begins when a prompt has beaten the seed prompt"

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from llm_wrapper import artifacts, results, runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import commands, method_rows
 from llm_wrapper.cli.grids import require_same_recipe
 from llm_wrapper.cli.method_rows import MethodRow
@@ -30,11 +30,11 @@ from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.grid import Column, Filled, System, compare_cells, load_columns
 from llm_wrapper.evaluation.methods import UNTRAINED, Method, MethodResult
 from llm_wrapper.metrics import summarize
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.report.formatting import summary_markdown, summary_values
 from llm_wrapper.report.grid import write_study
 from llm_wrapper.report.grid_values import methods_values
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console, say
 
 __all__ = ["Job", "add_to", "compare"]
@@ -151,9 +151,9 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
         require_same_recipe(row.folder, row.recipe)
     predictions, report = row.folder / f"predictions-{job.part}.parquet", row.folder / f"report-{job.part}.json"
     if report.is_file():
-        facts = artifacts.read_json(report)
-        now = json.loads(artifacts.canonical(column.facts))
-        if problems := artifacts.differences(facts["column"], now, places=("there", "now")):
+        facts = storage.read_json(report)
+        now = json.loads(storage.canonical(column.facts))
+        if problems := storage.differences(facts["column"], now, places=("there", "now")):
             remedy = f"name another with --name, or rm -r {shell_word(row.folder)}"
             raise RunError(listed(f"{row.folder} is about other samples; {remedy}", problems))
         say(_console, f"{row.folder} is there already")
@@ -165,8 +165,8 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
     rows = [*systems.by_detector(samples), *systems.by_rule(samples), *done.rows, *systems.by_oracle(samples)]
     files.save_predictions(predictions, rows)
     summaries = commands.summaries_of(rows)
-    artifacts.write_atomic(row.folder / f"report-{job.part}.md", summary_markdown(summaries))
-    artifacts.write_json(
+    storage.write_atomic(row.folder / f"report-{job.part}.md", summary_markdown(summaries))
+    storage.write_json(
         report,
         {
             "rows": summary_values(summaries),
@@ -176,8 +176,8 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
             "column": column.facts,
             "prompt": builder.facts,
             "method": done.facts(),
-            "git": artifacts.git_revision(),
-            "versions": artifacts.versions(),
+            "git": storage.git_revision(),
+            "versions": storage.versions(),
         },
     )
     return done
@@ -208,8 +208,8 @@ def _write(job: Job, made: Mapping[str, MethodResult | str], column: Column, not
         "recipe": job.base.model_dump(mode="json"),
         "notes": [*notes, *mass_notes(answered)],
         "question": question,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
     folder = results.free_folder(job.folder, ("methods.json", "methods.md"), question)
     write_study("methods", folder, values, _console)

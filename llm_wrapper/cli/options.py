@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import __version__, artifacts, runs
+from llm_wrapper import __version__, runs, storage
 from llm_wrapper.detectors import load_plugin
 from llm_wrapper.errors import RecipeError, RunError, nearest
-from llm_wrapper.keys import allow_typed_keys
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import Recipe, RecipeFile, compose, read_recipe_file
+from llm_wrapper.services import allow_typed_keys
+from llm_wrapper.storage import folder_name
 
 __all__ = [
     "Data",
@@ -41,6 +41,7 @@ __all__ = [
     "overridden",
     "require_run",
     "root",
+    "starts_with",
 ]
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/tr
 Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.", callback=_name)]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+
+
+def starts_with(kind: str) -> bool:
+    """Tell whether the file of `--recipe` settles a kind."""
+    return _start.get().gives(kind)
 
 
 def assigned(key: str, path: Path) -> str:
@@ -171,7 +177,7 @@ _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
 def overridden(run: Path, recipe: Recipe) -> list[str]:
     """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
     parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
-    found = artifacts.differences(parts[0], parts[1], places=(f"in {run}", "here"))
+    found = storage.differences(parts[0], parts[1], places=(f"in {run}", "here"))
     return [f"not as the run was trained: {each}" for each in found]
 
 

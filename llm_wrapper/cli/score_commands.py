@@ -12,16 +12,16 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, results, runs
+from llm_wrapper import datasets, results, runs, storage
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import foreign, grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import formatting
+from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 
 __all__ = ["Job", "score"]
@@ -64,19 +64,19 @@ def score(job: Job, console: Console) -> Summary:
         "recipe": {"data": job.data.model_dump(mode="json")},
         "split": split,
         "data": [{"name": dataset.name, "split": split, "annotations": dataset.digest}],
-        "file": {"name": job.file.name, "digest": artifacts.digest(job.file), "box_format": job.box_format},
+        "file": {"name": job.file.name, "digest": storage.digest(job.file), "box_format": job.box_format},
     }
     folder, other = _folder(job, summary.system, facts)
     notes = [*dataset.notes(), *result.notes, *_of_answered(result.predictions), *_without_target(result.predictions)]
     facts |= {
         "question": _question(facts),
         "notes": notes,
-        "git": artifacts.git_revision(),
-        "versions": artifacts.versions(),
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
     }
     files.save_predictions(folder / f"predictions-{split}.parquet", result.predictions)
-    artifacts.write_json(folder / f"report-{split}.json", {"rows": formatting.summary_values([summary]), **facts})
-    artifacts.write_atomic(folder / f"report-{split}.md", formatting.summary_markdown([summary]))
+    storage.write_json(folder / f"report-{split}.json", {"rows": formatting.summary_values([summary]), **facts})
+    storage.write_atomic(folder / f"report-{split}.md", formatting.summary_markdown([summary]))
     console.print(formatting.summary_table([summary]))
     for line in [*notes, *other, f"kept in {folder}"]:
         say(console, line)

@@ -15,23 +15,21 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from llm_wrapper import artifacts, datasets, runs
+from llm_wrapper import datasets, runs, storage
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
-from llm_wrapper.locking import locked
 from llm_wrapper.recipe import LLMSection, Recipe, SearchSection
 from llm_wrapper.records import Sample
 from llm_wrapper.report import search as shown
-from llm_wrapper.search.confirm import Confirmed, confirm
-from llm_wrapper.search.fitness import CaptionFitness, Fitness, SelectorFitness, right
-from llm_wrapper.search.history import Evaluated, History
-from llm_wrapper.search.proposals import Known
-from llm_wrapper.search.proposers import LocalProposer, ServedProposer
-from llm_wrapper.search.search import Ground, Proposer, search, seed_prompt
-from llm_wrapper.search.slices import Slices, cut
-from llm_wrapper.search.standing import Standing
-from llm_wrapper.search.tasks import task_of
+from llm_wrapper.search.confirm import ConfirmedPrompt, confirm_prompts
+from llm_wrapper.search.fitness import CaptionFitness, Fitness, SearchSlices, SelectorFitness, cut_slices, mark_right
+from llm_wrapper.search.history import EvaluatedPrompt, History
+from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.proposals import ForbiddenText, LocalProposer, Proposer, ServedProposer
+from llm_wrapper.search.search import SearchProblem, choose_seed_prompt, search_prompts
+from llm_wrapper.search.tasks import search_task
+from llm_wrapper.storage import locked
 from llm_wrapper.terminal import say
 
 __all__ = ["history", "run_search"]
@@ -40,7 +38,7 @@ _log = logging.getLogger(__name__)
 _HISTORY = "history.jsonl"
 
 
-def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed]:
+def run_search(recipe: Recipe, folder: Path, console: Console) -> list[ConfirmedPrompt]:
     """Search on one slice of the training split, confirm on another, and keep the best prompt in best.yaml.
 
     Raises:
@@ -54,7 +52,7 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
     dataset = datasets.load_dataset(recipe.data, recipe.data.train_split)
     (evaluated,) = leaks.find_evaluated_images([(recipe.data, dataset)])
     sizes = (section.slice, section.confirm)
-    slices = cut(dataset.samples, sizes, without=evaluated, seed=section.seed)
+    slices = cut_slices(dataset.samples, sizes, without=evaluated, seed=section.seed)
     prepared_samples = _prepared_samples(recipe, section, dataset)
     runs.open_run(folder, recipe)
     with locked(folder):
@@ -63,11 +61,11 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
         ground = _ground(recipe, section, fitness, (slices.search, known, propose))
         past = History(folder / _HISTORY)
         try:
-            standing = search(section, ground, past, lambda line: say(console, line))
+            leaderboard = search_prompts(section, ground, past, lambda line: say(console, line))
         except KeyboardInterrupt:
             say(console, f"interrupted; {past.path} holds what was measured, and the same command resumes from it")
             raise
-        rows = confirm(section, fitness, slices.confirm, standing, folder)
+        rows = confirm_prompts(section, fitness, slices.confirm, leaderboard, folder)
         _keep(recipe, folder, rows)
     console.print(shown.confirmed_table(rows))
     _tell(folder, past, rows, console)
@@ -114,7 +112,7 @@ def _section(recipe: Recipe) -> SearchSection:
         raise RecipeError(listed("a prompt cannot be searched for by this recipe", problems))
     if section.seed_prompt is None and section.target == "instruction":
         section = section.model_copy(update={"seed_prompt": recipe.prompt.instruction})
-    seed_prompt(section, task_of(section.target))
+    choose_seed_prompt(section, search_task(section.target))
     return section
 
 
@@ -163,8 +161,8 @@ def _proposer(proposing: LLMSection, section: SearchSection, llm: Any) -> Propos
 
 
 def _known(
-    dataset: Dataset, slices: Slices, prepared_samples: Sequence[PreparedSample] | None, special: Sequence[str]
-) -> Known:
+    dataset: Dataset, slices: SearchSlices, prepared_samples: Sequence[PreparedSample] | None, special: Sequence[str]
+) -> ForbiddenText:
     """Return what no proposal may hold: expressions and labels of both slices, and special tokens."""
     places = [*slices.search, *slices.confirm]
     samples = [dataset.samples[place] for place in places]
@@ -175,22 +173,22 @@ def _known(
     )
     objects = dataset.objects or {}
     labels |= {each.label for sample in samples for each in objects.get(sample.image_id, ())}
-    return Known({sample.expression for sample in samples}, labels, special)
+    return ForbiddenText({sample.expression for sample in samples}, labels, special)
 
 
 def _ground(
-    recipe: Recipe, section: SearchSection, fitness: Fitness, parts: tuple[Sequence[int], Known, Proposer]
-) -> Ground:
+    recipe: Recipe, section: SearchSection, fitness: Fitness, parts: tuple[Sequence[int], ForbiddenText, Proposer]
+) -> SearchProblem:
     places, known, propose = parts
 
     def measure(prompt: str, start: int, end: int) -> Sequence[bool]:
-        return right(fitness.predictions(prompt, places[start:end]), section.fitness)
+        return mark_right(fitness.predictions(prompt, places[start:end]), section.fitness)
 
-    return Ground(
-        task=task_of(section.target),
+    return SearchProblem(
+        task=search_task(section.target),
         description=section.description or _description(recipe, [fitness.samples[place] for place in places]),
         images=[fitness.samples[place].image_id for place in places],
-        identity=artifacts.digest_value(fitness.identity(places)),
+        identity=storage.digest_value(fitness.identity(places)),
         known=known,
         measure=measure,
         propose=propose,
@@ -203,19 +201,19 @@ def _description(recipe: Recipe, samples: Sequence[Sample]) -> str:
     return f"It is called {recipe.data.name}. Its expressions have {words:.0f} words on average."
 
 
-def _keep(recipe: Recipe, folder: Path, rows: Sequence[Confirmed]) -> None:
+def _keep(recipe: Recipe, folder: Path, rows: Sequence[ConfirmedPrompt]) -> None:
     """Write what came of a search, the manifest last."""
     found = History(folder / _HISTORY)
-    best = Standing(found.rows).best()
+    best = Leaderboard(found.rows).best()
     assert best is not None  # the seed prompt at least
-    artifacts.write_json(folder / "confirmed.json", {"rows": [row.facts() for row in rows]})
-    artifacts.write_atomic(folder / "best.yaml", _best(recipe, best, folder / "best.yaml"))
+    storage.write_json(folder / "confirmed.json", {"rows": [row.facts() for row in rows]})
+    storage.write_atomic(folder / "best.yaml", _best(recipe, best, folder / "best.yaml"))
     shown.plot(found, folder / "history.png")
     facts = {"prompts": len({row.prompt for row in found.evaluated}), "refused": len(found.refused)}
     runs.finish(folder, {**facts, "best": best.prompt, "cost": shown.costs(found)})
 
 
-def _best(recipe: Recipe, best: Evaluated, path: Path) -> str:
+def _best(recipe: Recipe, best: EvaluatedPrompt, path: Path) -> str:
     """Return the best prompt as a recipe: of recipes/prompt, or, a caption, of recipes/vlm."""
     if recipe.search is not None and recipe.search.target == "instruction":
         head = f"# Found by a search in round {best.iteration}: make eval PROMPT={shell_word(path)}\n"
@@ -228,7 +226,7 @@ def _best(recipe: Recipe, best: Evaluated, path: Path) -> str:
     return head + yaml.safe_dump(values, sort_keys=False)
 
 
-def _tell(folder: Path, past: History, rows: Sequence[Confirmed], console: Console) -> None:
+def _tell(folder: Path, past: History, rows: Sequence[ConfirmedPrompt], console: Console) -> None:
     """Print what a reader should know of the winner, and where it is."""
     first = next(row for row in rows if row.name == "best 1")
     assert first.row is not None

@@ -21,7 +21,7 @@ READERS = {
     "ref_l4": "llm_wrapper.datasets.hub:load_ref_l4",
     "talk2car": "llm_wrapper.datasets.talk2car:load_talk2car",
     "jsonl": "llm_wrapper.datasets.jsonl:load_jsonl",
-    "toy": "llm_wrapper.datasets.toy:load_toy",
+    "toy": "llm_wrapper.datasets.jsonl:load_toy",
 }
 """Reader name -> "module:function"; imported on first use. A function takes (root, split, **settings)."""
 

@@ -63,7 +63,7 @@ class Dataset:
         return list(first.values())
 
     def notes(self) -> list[str]:
-        """Return what a reader of any result on this split must know, one sentence each; usually nothing."""
+        """Return the facts that belong beside every result on this split, one sentence each; usually none."""
         where = f"{self.name} {self.split}"
         notes = [f"{where}: skipped {len(places):,}: {reason}" for reason, places in self.skipped.items()]
         if self.crowd_targets:

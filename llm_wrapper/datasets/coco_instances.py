@@ -129,7 +129,7 @@ def _readable(kind: type[_Entry], values: list[Any], where: str, skipped: Skippe
 def _unknown(
     annotation: CocoAnnotation, images: Mapping[str, CocoImage], categories: Mapping[str, CocoCategory]
 ) -> str | None:
-    """Return what an annotation refers to that the file does not have."""
+    """Return the reference of an annotation that the file lacks."""
     if annotation.image_id not in images:
         return f"image {annotation.image_id}, which is not among the images"
     if annotation.category_id not in categories:
@@ -159,6 +159,6 @@ def _instances(
         found = AnnotatedObject(box, category.name, annotation.id, category.supercategory)
         objects[annotation.image_id].append(found)
     if num_crowd or num_degenerate:
-        _log.info("%s: left out %d crowd regions and %d boxes without area", path, num_crowd, num_degenerate)
+        _log.info("%s: skipped %d crowd regions and %d boxes without area", path, num_crowd, num_degenerate)
     frozen = {image_id: tuple(found) for image_id, found in objects.items()}
     return Instances(images, annotations, frozen, num_crowd, num_degenerate, skipped)

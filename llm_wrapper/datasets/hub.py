@@ -37,7 +37,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, Json
 
-from llm_wrapper import artifacts, images
+from llm_wrapper import images, storage
 from llm_wrapper.datasets import hub_files, rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file, image_folder
 from llm_wrapper.datasets.rows import Collector
@@ -213,7 +213,7 @@ class _ObjectReader:
         if path not in self._sizes:
             size = images.read_size(content)
             if not path.is_file() or path.stat().st_size != len(content):
-                artifacts.write_atomic(path, content)
+                storage.write_atomic(path, content)
             self._sizes[path] = size
         return self._sizes[path]
 

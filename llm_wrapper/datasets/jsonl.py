@@ -1,4 +1,4 @@
-"""A user's own expressions: one JSON object a line (or a JSON list of them), beside a folder of images.
+"""Expressions of a user, one JSON object a line (or a JSON list of them), beside a folder of images; the toy data too.
 
     {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96], "split": "train"}
 
@@ -17,6 +17,7 @@ import hashlib
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +32,14 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
 from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 
-__all__ = ["EXAMPLE", "load_jsonl"]
+__all__ = ["EXAMPLE", "load_jsonl", "load_toy"]
 
 EXAMPLE = '{"image": "a.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96]}'
 """One right line, as messages show it."""
 
 _RIGHT = f"A right line: {EXAMPLE}, with box null where nothing fits; bbox_xywh instead of box for width and height."
 _LAYOUTS: dict[Literal["box", "bbox_xywh"], BoxFormat] = {"box": "xyxy", "bbox_xywh": "xywh"}
+_TOY_SPLITS = ("train", "val", "test")
 _Size = tuple[int, int]
 
 
@@ -154,6 +156,23 @@ def load_jsonl(
     if val_share is not None:
         digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
     return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped={**skipped, **unusable})
+
+
+def load_toy(root: Path, split: str) -> Dataset:
+    """Read one split of the toy data, from the folder that holds `<split>.jsonl` and `images/`.
+
+    Raises:
+        DataError: If the split is unknown, or the file is missing or damaged.
+    """
+    if split not in _TOY_SPLITS:
+        raise DataError(f"The toy data has no split {split!r}. It has {', '.join(_TOY_SPLITS)}.")
+    path = root / f"{split}.jsonl"
+    remedy = "The whole toy data is the folder data/toy of the repository: copy it from there, or correct data.root."
+    try:
+        dataset = load_jsonl(require_file(path, remedy), split)
+    except DataError as error:
+        raise DataError(f"{error}\n{remedy}") from error
+    return replace(dataset, name="toy", has_splits=True)
 
 
 def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:

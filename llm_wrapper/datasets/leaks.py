@@ -42,7 +42,7 @@ _COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(0{6}\d{6})\.jpg")
 _NUM_EXAMPLES = 5
 
 _Key = tuple[str, ...]
-"""What names an image; the first part says how it does."""
+"""A name of an image; the first part is the kind of name."""
 
 _Image = tuple[str, str | None]
 """Image id, and path of the file if there is one."""
@@ -86,7 +86,7 @@ def find_shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[Da
 
 
 def describe_own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[DataSection]) -> str | None:
-    """Return what every result on a split must be reported with if its images were trained on; `None` if none was.
+    """Return the warning beside every result on a split whose images were trained on; `None` if none was.
 
     Args:
         evaluated: The split that is evaluated, and the section that names it.
@@ -189,7 +189,7 @@ def _keys(section: DataSection, image: _Image) -> Iterable[_Key]:
 
 def _coco_number(section: DataSection, image: _Image) -> str | None:
     image_id, path = image
-    # RefCLEF has the layout of REFER, but images of its own.
+    # RefCLEF has the layout of REFER, but its own images.
     is_coco = section.reader in _COCO_READERS and section.settings.get("name") != "refclef"
     if is_coco and image_id.isdecimal():
         return str(int(image_id))
@@ -198,5 +198,5 @@ def _coco_number(section: DataSection, image: _Image) -> str | None:
 
 
 def _own(section: DataSection) -> str:
-    """Return what tells a data set from others, whichever split of it is meant."""
+    """Return the identity of a data set, whichever split of it is meant."""
     return json.dumps([section.reader, str(section.folder.resolve()), section.settings], sort_keys=True, default=str)

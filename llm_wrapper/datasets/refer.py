@@ -25,8 +25,8 @@ from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require
 from llm_wrapper.datasets.coco_instances import Instances
 from llm_wrapper.datasets.rows import Collector, Skipped
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.names import folder_name
 from llm_wrapper.records import Box, Sample
+from llm_wrapper.storage import folder_name
 
 __all__ = ["USUAL_SPLIT_BY", "NumberedRefs", "load_grefcoco", "load_refer", "read_refs"]
 

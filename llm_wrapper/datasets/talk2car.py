@@ -19,8 +19,8 @@ from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file, image_folder
 from llm_wrapper.datasets.rows import Collector
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.names import folder_name
 from llm_wrapper.records import Sample
+from llm_wrapper.storage import folder_name
 
 __all__ = ["load_talk2car"]
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llm_wrapper.detections.local_engine import AHEAD, READERS, Answered, Reading, ask, recorded_of
+from llm_wrapper.detections.fill import AHEAD, READERS, Answered, ReadingBatch, answer_questions, recorded_of
 from llm_wrapper.detectors.base import Detector, PaidDetector, Question
 from llm_wrapper.errors import DataError, ModelError, RecipeError
 
@@ -120,9 +120,9 @@ class _Worker:
     def answer(self, batch: Sequence[Question]) -> Answered:
         """Answer a batch: its images are read while another thread may use the model."""
         detector = self._built()
-        questions, prepared, unreadable = Reading(self._pool, detector, batch).result()
+        questions, prepared, unreadable = ReadingBatch(self._pool, detector, batch).result()
         with self._asking:
-            return Answered(ask(detector, questions, prepared), unreadable, recorded_of(detector))
+            return Answered(answer_questions(detector, questions, prepared), unreadable, recorded_of(detector))
 
     def _built(self) -> Detector:
         """Build the detector at the first question: an error would reach nobody from a worker that is starting."""

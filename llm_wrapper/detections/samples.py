@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, candidates, datasets, detectors
+from llm_wrapper import candidates, datasets, detectors, storage
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.identity import describe_recorded, identity_of
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe, files
 from llm_wrapper.records import Detections, Sample
+from llm_wrapper.storage import folder_name
 
 __all__ = ["PreparedSample", "PreparedSplit", "build", "cache_folder", "load_prepared_split"]
 
@@ -76,13 +76,13 @@ def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: 
     """
     rng = candidates.order_rng(recipe.train.seed, sample.sample_id)
     if len(answers) == 1:
-        return candidates.build(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
+        return candidates.build_candidates(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
     policies = [each.candidates.model_copy(update={"order": "detector"}) for each in recipe.detectors()]
     parts = [
-        candidates.build(answer, sample.image_wh, policy, detector=name)
+        candidates.build_candidates(answer, sample.image_wh, policy, detector=name)
         for answer, policy, name in zip(answers, policies, names, strict=True)
     ]
-    return candidates.merge(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
+    return candidates.merge_candidates(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
 
 
 def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
@@ -99,7 +99,7 @@ def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
 def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> None:
     """Warn where the local model that a recipe names is no longer the one that detected."""
     name = detector.settings.get("model")
-    now = artifacts.digest_model(name) if isinstance(name, str) else None
+    now = storage.digest_model(name) if isinstance(name, str) else None
     known = {each["files"] for each in cache.recorded if "files" in each}
     if now and known and now not in known:
         _log.warning(

@@ -24,8 +24,8 @@ from llm_wrapper.detectors.base import (
     detections_from_raw,
 )
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe import DetectorSection, Recipe
+from llm_wrapper.storage import folder_name
 
 __all__ = [
     "PLUGIN_GROUP",

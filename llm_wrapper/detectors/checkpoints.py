@@ -11,10 +11,10 @@ import torch
 import transformers
 from transformers.utils import cached_file, extract_commit_hash
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import ModelError
 
-__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load"]
+__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ class Weights:
             return self._built
 
 
-def load(name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any) -> Loaded:
+def load_checkpoint(
+    name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any
+) -> Loaded:
     """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
     Args:
@@ -105,7 +107,7 @@ def load(name: str, revision: str | None, architecture: Architecture, *, where: 
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
         model = _model(name, commit or asked, architecture, options)
         processor = architecture.processor.from_pretrained(name, revision=commit or asked, trust_remote_code=False)
-        return Loaded(model.to(where).eval(), processor, commit, artifacts.digest_model(name))
+        return Loaded(model.to(where).eval(), processor, commit, storage.digest_model(name))
     except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
         what = f"detector.settings.model={name} (revision {asked}) cannot be used"
         raise ModelError(f"{what}: {type(error).__name__}: {error}. {architecture.remedy}") from error

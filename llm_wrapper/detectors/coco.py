@@ -50,7 +50,7 @@ class CocoDetector:
         self._digest = digest
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the answers: the annotation files' digest."""
+        """Return the digest of the annotation files, which decides the answers."""
         return {"detector": self.name, "annotations": self._digest}
 
     def prepare(self, sample: Sample) -> None:
@@ -105,7 +105,7 @@ class CocoDegradedDetector(CocoDetector):
         self._settings = settings
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the answers: the annotation files' digest and the settings."""
+        """Return the digest of the annotation files and the settings."""
         return {**super().identity(), "revision": 1, **self._settings.model_dump()}
 
     def _detect_in(self, image_id: str) -> Detections:

@@ -30,12 +30,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from llm_wrapper.calls import CallError, seconds_to_wait
 from llm_wrapper.datasets.rows import Number, validate_row
 from llm_wrapper.detectors.paid_calls import PaidCalls, PaidTerms
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.keys import hide_key, read_key
 from llm_wrapper.readers import MIB
+from llm_wrapper.services import CallError, hide_key, read_key, seconds_to_wait
 
 __all__ = ["DDSSettings", "Exchange", "TaskLostError", "api_key", "judge_reply", "load_sdk"]
 
@@ -47,11 +46,11 @@ _IN_PROGRESS = 202001
 _Code = Annotated[int, Field(strict=True)]
 _POLL_SECONDS = 0.5
 _MAX_LOST = 2
-"""How often a task that the service lost is submitted anew; each time is charged."""
+"""How often a task that the service lost is submitted again; each time is charged."""
 _MOST, _CHUNK = 16 * MIB, MIB // 16
 """Bytes of a reply, unpacked, and of what is unpacked at a time."""
 _NO_CONNECTION = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError", "SSLError")
-"""What urllib3 names as the cause where a request did not reach the service."""
+"""Causes in urllib3's errors of a request that did not reach the service."""
 
 
 class DDSSettings(PaidTerms):
@@ -76,7 +75,7 @@ class DDSSettings(PaidTerms):
 
 
 class Exchange:
-    """One question on its way to its answer; a further try goes on where the last one stopped."""
+    """One question on its way to its answer; a retry continues where the last attempt stopped."""
 
     def __init__(self, calls: PaidCalls, settings: DDSSettings, *, body: Mapping[str, Any], sample_id: str) -> None:
         self._calls = calls
@@ -99,7 +98,7 @@ class Exchange:
                 raise
             # With the old idempotency key the service would give the same task again.
             self._task = self._new_task(uuid.uuid4().hex)
-            raise CallError(f"{lost}; it is submitted anew", again=True) from lost
+            raise CallError(f"{lost}; it is submitted again", again=True) from lost
 
     def _polled(self) -> list[DDSObject]:
         deadline = self._calls.clock() + self._settings.task_seconds
@@ -122,7 +121,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class _Sdk:
-    """What is used of the SDK: the classes of a task and of its configuration, and the errors of its requests."""
+    """The used parts of the SDK: the classes of a task and its configuration, and the errors of requests."""
 
     task: Any
     config: Any
@@ -240,7 +239,7 @@ def judge_reply(status: int, content: bytes, *, polled: bool, retry_after: str |
 
     Args:
         status: The HTTP status.
-        content: The body, without anything secret: parts of it stand in error messages.
+        content: The body, without secrets: parts of it are shown in error messages.
         polled: Whether it answers a question about a task, which costs nothing, or a submission.
         retry_after: The header of that name.
 
@@ -292,8 +291,8 @@ def _parsed(content: bytes) -> Any:
 def _require(form: type[BaseModel], body: Any) -> None:
     problems: list[str] = []
     if validate_row(form, body, where="reply", problems=problems) is None:
-        told = "; ".join(problems[:5])
-        raise CallError(f"the service replies in a form that this version does not know: {told}", charged=True)
+        details = "; ".join(problems[:5])
+        raise CallError(f"the service replies in a form that this version does not know: {details}", charged=True)
 
 
 def _short(message: Any) -> str:

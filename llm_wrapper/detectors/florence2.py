@@ -107,7 +107,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         chosen = self._settings
         where = choose_device(chosen.device)
         default = torch.float16 if where.type == "cuda" else torch.float32
-        return checkpoints.load(
+        return checkpoints.load_checkpoint(
             chosen.model,
             chosen.revision,
             _ARCHITECTURE,

@@ -1,8 +1,8 @@
 """Grounding-DINO, MM-Grounding-DINO and LLMDet through transformers' own classes.
 
-What depends on the image alone is computed once per image, however many expressions it has (`share_image`), and every
-answer is the one that a call for one expression alone would give: to the bit where expressions are asked one at a time,
-to rounding where several are asked at once.
+The part that depends on the image alone is computed once per image, however many expressions it has (`share_image`).
+Every answer is the one of a call for one expression alone: to the bit where expressions are asked one at a time, to
+rounding where several are asked at once.
 
     image -> backbone -> projections -> first encoder layer, before it meets the text      once per image
     expressions -> text encoder -> all other layers -> logits, boxes                        once per batch
@@ -18,7 +18,7 @@ alone: on several threads a matrix product is rounded by its number of rows.
 
 Both keep the model's code, and every number to the last bit. That matters more than it seems: the model ranks about
 18,000 places and gives its queries to the first 900, so that an error of rounding can swap two of them and move boxes
-by several pixels. During a call some modules are replaced by stand-ins; that is all.
+by several pixels. During a call some modules are replaced; that is all.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ _ATTENTION = "sdpa"
 """Of text encoder and backbone. Eager would be wrong: BERT's adds 1 where the mask allows, and hides nothing."""
 
 _PERIOD = [101, 1012, 102]
-"""A text without a word, as the model's code expects it: [CLS], the period that ends a phrase, [SEP]."""
+"""An empty text, as the model's code expects it: [CLS], the period that ends a phrase, [SEP]."""
 
 _ROWS = 512
 """Places of the image at a time, at most: the largest tensor of the attention then has 8 MB instead of 300."""
 
-_StandIn = tuple[nn.Module, str, nn.Module]
+_Replacement = tuple[nn.Module, str, nn.Module]
 """The parent of a module, the module's name, and its replacement."""
 
 _PLAIN_CAPTION = "{expression}"
@@ -111,7 +111,7 @@ class GroundingDinoDetector:
     """Finds what an expression names; scores are probabilities, labels are words of the expression.
 
     Attributes:
-        name: The last part of the model's id, in lower case, with the mode: each keeps a cache of its own.
+        name: The last part of the model's id, in lower case, with the mode: each has its own cache.
     """
 
     levels: tuple[Level, ...] = ("expression",)
@@ -169,7 +169,7 @@ class GroundingDinoDetector:
         return pad_to_queries(PreparedPixels(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an expression without a word names nothing, and nothing is found.
+        """Answer each question; an empty expression has no detections.
 
         Raises:
             ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
@@ -198,7 +198,7 @@ class GroundingDinoDetector:
         return [found.get(text, Detections(())) for text in texts]
 
     def _text(self, sample: Sample) -> str:
-        """Return what the model reads of an expression, and warn once if that is not all of it."""
+        """Return the text that the model reads of an expression, and warn once if the expression is cut."""
         model, processor = self._loaded()
         most = model.config.max_text_len
         text, is_cut = fit_expression(sample.expression, processor.tokenizer, most)
@@ -307,20 +307,20 @@ def share_image(model: Any) -> Iterator[None]:
     Args:
         model: A GroundingDinoForObjectDetection or MMGroundingDinoForObjectDetection. Not for two threads at a time.
     """
-    stand_ins = [*_shared(model.model)]
+    replacements = [*_shared(model.model)]
     if model.device.type == "cpu":
-        stand_ins += [_in_parts(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
-    modules = [parent.get_submodule(name) for parent, name, _ in stand_ins]
+        replacements += [_in_parts(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
+    modules = [parent.get_submodule(name) for parent, name, _ in replacements]
     try:
-        for parent, name, stand_in in stand_ins:
-            setattr(parent, name, stand_in)
+        for parent, name, replacement in replacements:
+            setattr(parent, name, replacement)
         yield
     finally:
-        for (parent, name, _), module in zip(stand_ins, modules, strict=True):
+        for (parent, name, _), module in zip(replacements, modules, strict=True):
             setattr(parent, name, module)
 
 
-def _shared(core: Any) -> Iterator[_StandIn]:
+def _shared(core: Any) -> Iterator[_Replacement]:
     fusion = core.encoder.layers[0].fusion_layer
     levels = core.input_proj_vision
     places: list[tuple[nn.Module, str]] = [(core, "backbone"), *((levels, str(i)) for i in range(len(levels)))]
@@ -329,8 +329,8 @@ def _shared(core: Any) -> Iterator[_StandIn]:
         yield parent, name, _Once(parent.get_submodule(name))
 
 
-def _in_parts(attention: Any) -> _StandIn:
-    """Return a stand-in for the attention's core: the points where each place looks, and their weights, in parts."""
+def _in_parts(attention: Any) -> _Replacement:
+    """Return the replacement of the attention's core; inputs 4 and 5 (points and weights of each place) are split."""
     return attention, "attn", _InParts(attention.attn, (4, 5))
 
 

@@ -8,12 +8,12 @@ Mode `gd`, the detector as published: the score of a box is the highest probabil
 
 Mode `gdrec` (arXiv 2409.11919): a box is scored by the tokens of one noun group of the expression, reduced to one
 number (`reduction`, by default the least of them), and labelled with that group. Boxes enter from three sources, each
-with a threshold of its own, and one box may enter from several:
+with its own threshold, and one box may enter from several:
 
 - `subject`: the group that names the thing referred to. The detector's own answer is the best of these. An expression
   that names nothing ("far left one") is taken whole in the subject's place: scored and labelled as in mode `gd`, above
   `subject_threshold`.
-- `noun_group`: the other groups, each scored by its own tokens: what the subject may be told apart by.
+- `noun_group`: the other groups, each scored by its own tokens: they tell the subject from others.
 - `sentence`: the whole expression where it has a subject, scored and labelled as in mode `gd`. It is not reduced by the
   least, because hardly any box is like "left", "of" and "with" at once, and none would reach the threshold.
 
@@ -161,8 +161,8 @@ def fit_expression(expression: str, tokenizer: Any, most_tokens: int) -> tuple[s
 
     Lower case, and one space between words. The model takes "." and "?" for the border between two phrases, which then
     know nothing of each other: inside an expression both become spaces, so that it stays one phrase. "##" needs
-    nothing: the tokenizer reads it as two number signs, and words are told apart by their characters, never by their
-    tokens. What is too long loses whole words at its end, so that the text still ends with a period: without one the
+    nothing: the tokenizer reads it as two number signs, and words are separated by their characters, never by their
+    tokens. A text that is too long loses whole words at its end, so that it still ends with a period: without one the
     model lets no word see another.
 
     Args:
@@ -215,7 +215,7 @@ def raw_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> RawA
 
 
 def score_answer(answer: RawAnswer, text: ReadText, groups: NounGroups | None, scoring: Scoring) -> Detections:
-    """Score an answer; the boxes of each source stand in the order of falling score, the subject's first.
+    """Score an answer; the boxes of each source are in the order of falling score, the subject's first.
 
     Args:
         answer: The model's.
@@ -224,7 +224,7 @@ def score_answer(answer: RawAnswer, text: ReadText, groups: NounGroups | None, s
         scoring: The mode, thresholds and reduction.
 
     Returns:
-        Nothing for a text without a word, such as control characters, which the tokenizer drops.
+        Nothing for a text without words, such as control characters, which the tokenizer drops.
     """
     if not text.words:
         return Detections(())

@@ -93,7 +93,7 @@ class GroundingDinoPyDetector:
     """Finds what an expression names, one expression at a time; see `grounding_dino` for what it answers.
 
     Attributes:
-        name: The checkpoint's file without its ending, with the mode: each keeps a cache of its own.
+        name: The checkpoint's file without its ending, with the mode: each has its own cache.
     """
 
     levels: tuple[Level, ...] = ("expression",)
@@ -135,7 +135,7 @@ class GroundingDinoPyDetector:
         return pad_to_queries(whole, model.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an expression without a word names nothing, and nothing is found.
+        """Answer each question; an empty expression has no detections.
 
         Raises:
             ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.

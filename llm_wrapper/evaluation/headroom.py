@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import boxes
+from llm_wrapper.boxes import BoolArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation.systems import by_detector
@@ -21,8 +22,6 @@ __all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Spread", "compare_hea
 
 DUPLICATE_IOU = 0.95
 """Above this overlap two candidates of one label are the same to whoever reads them."""
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

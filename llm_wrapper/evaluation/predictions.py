@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper.artifacts import write_parquet
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import require_distinct
 from llm_wrapper.readers import GIB, parse_parquet_schema, parse_parquet_table, read_bytes
 from llm_wrapper.records import Prediction
+from llm_wrapper.storage import write_parquet
 
 __all__ = ["SCHEMA", "load_predictions", "save_predictions"]
 

@@ -14,11 +14,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from llm_wrapper import columns
+from llm_wrapper import metrics
+from llm_wrapper.boxes import BoolArray, FloatArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
-from llm_wrapper.columns import Columns
-from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, recall_at
-from llm_wrapper.prompts.vocabulary import SYNONYMS, singular, words_of
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, Columns, ious, recall_at
+from llm_wrapper.prompts.rule import SYNONYMS, singularize, split_words
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
 
@@ -37,8 +37,6 @@ __all__ = [
     "weakest_slices",
 ]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 UNKNOWN = "unknown"
 """The slice of samples for which a family's number is not known."""
@@ -62,7 +60,7 @@ def masks(predictions: Sequence[Prediction]) -> dict[str, dict[str, BoolArray]]:
 def by_slice(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, dict[str, Estimate]]:
     """Return family -> slice -> P@1 (> 0.5) of one system over the samples with a target; an empty one has no value."""
     scored = [prediction for prediction in predictions if prediction.target is not None]
-    right, images = ious(scored) > IOU_THRESHOLD, columns.codes(prediction.image_id for prediction in scored)
+    right, images = ious(scored) > IOU_THRESHOLD, metrics.codes(prediction.image_id for prediction in scored)
     return {
         family: {name: estimate(right[mask], images[mask], seed=seed) for name, mask in slices.items()}
         for family, slices in masks(scored).items()
@@ -80,7 +78,7 @@ def differences_by_slice(
     """
     scored = [pair for pair in pairs if pair[0].target is not None]
     a, b = (ious([pair[place] for pair in scored]) > IOU_THRESHOLD for place in (0, 1))
-    images = columns.codes(first.image_id for first, _ in scored)
+    images = metrics.codes(first.image_id for first, _ in scored)
     return {
         family: {name: difference(a[mask], b[mask], images[mask], seed=seed) for name, mask in slices.items()}
         for family, slices in masks([first for first, _ in scored]).items()
@@ -109,12 +107,12 @@ def distractors(predictions: Sequence[Prediction]) -> FloatArray:
     The target's label is that of the best candidate, where it has IoU > 0.5; a distractor has the same label, without
     regard to case, and IoU <= 0.5 with the target. NaN where no candidate is right: then the label is not known.
     """
-    table = columns.of_records(predictions)
-    found = columns.candidate_overlaps(table)
-    best = columns.best_overlaps(table, found)
+    table = metrics.to_columns(predictions)
+    found = metrics.candidate_overlaps(table)
+    best = metrics.best_overlaps(table, found)
     rows = np.repeat(np.arange(len(predictions)), table.counts)
-    place = columns.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
-    labels = columns.codes(candidate.label.strip().lower() for each in predictions for candidate in each.candidates)
+    place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
+    labels = metrics.codes(candidate.label.strip().lower() for each in predictions for candidate in each.candidates)
     own = np.full(len(predictions), -1)
     known = place >= 0
     own[known] = labels[(_starts(table) + place)[known]]
@@ -145,7 +143,7 @@ def _kinds(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
 
 
 def _lengths(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
-    return _between([len(words_of(prediction.expression)) or np.nan for prediction in predictions], _WORDS)
+    return _between([len(split_words(prediction.expression)) or np.nan for prediction in predictions], _WORDS)
 
 
 def _numbers(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
@@ -184,8 +182,8 @@ def recall(
         if prediction.candidates and prediction.origins is None:
             return None
         orders.append(detector_order(BuiltCandidates(prediction.candidates, prediction.origins or (), {})))
-    table = columns.of_records(predictions)
-    if not columns.knows_candidates(table):
+    table = metrics.to_columns(predictions)
+    if not metrics.knows_candidates(table):
         return None
     starts = np.cumsum(table.counts) - table.counts
     places = [start + place for start, order in zip(starts, orders, strict=True) for place in order]
@@ -304,13 +302,13 @@ _NO_THING = _set(
     "number letter logo writing word handle lid pattern design print name label tag sticker cover trim frosting icing "
     "light dot"
 )
-_NAMES = _set(" ".join(singular(word) for name, more in SYNONYMS.items() for word in words_of(f"{name} {more}")))
+_NAMES = _set(" ".join(singularize(word) for name, more in SYNONYMS.items() for word in split_words(f"{name} {more}")))
 
 
 @lru_cache(maxsize=1 << 17)
 def kinds_of(expression: str) -> frozenset[str]:
     """Return the kinds of an expression, never none: `OTHER` where no rule fits."""
-    words = words_of(expression.replace("-", " "))
+    words = split_words(expression.replace("-", " "))
     text = " ".join(re.findall(r"[a-z0-9']+", expression.lower()))
     found = {kind for kind, pattern in _PATTERNS.items() if pattern.search(text)}
     if any(word in _ACTIONS or (word.endswith("ing") and word not in _NO_ACTION) for word in words):
@@ -341,9 +339,9 @@ def _names_thing(words: Sequence[str], start: int) -> bool:
         elif group:
             break
     named = [word for word in group if word not in _COLOURS and word != "orange"]
-    return bool(named) and not any(word in _NO_THING or singular(word) in _NO_THING for word in named)
+    return bool(named) and not any(word in _NO_THING or singularize(word) in _NO_THING for word in named)
 
 
 def _is_name(words: Sequence[str]) -> bool:
     content = [word for word in words if word not in _ARTICLES]
-    return len(content) == 1 or (bool(content) and all(singular(word) in _NAMES for word in content))
+    return len(content) == 1 or (bool(content) and all(singularize(word) in _NAMES for word in content))

@@ -46,7 +46,10 @@ def by_detector(samples: Sequence[PreparedSample]) -> list[Prediction]:
 def by_rule(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with fixed rules over labels, positions and sizes."""
     return _predict(
-        samples, "rule", "rule", lambda prepared: rule.choose(prepared.sample.expression, prepared.built.candidates)
+        samples,
+        "rule",
+        "rule",
+        lambda prepared: rule.choose_by_rule(prepared.sample.expression, prepared.built.candidates),
     )
 
 

@@ -139,7 +139,7 @@ def _require_room(llm: LoadedLLM, prompts: Sequence[Prompt]) -> None:
     Raises:
         PromptError: With their number and the first of them.
     """
-    from llm_wrapper.llms.virtual import num_virtual
+    from llm_wrapper.llms.soft_prompts import num_virtual
 
     limit = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:

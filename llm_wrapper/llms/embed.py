@@ -12,9 +12,8 @@ import transformers
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.checked_config import require_sane
-from llm_wrapper.llms.packages import find_in_package
-from llm_wrapper.prompts.text import clean
+from llm_wrapper.llms.model_files import find_in_package, require_sane
+from llm_wrapper.prompts.text import clean_text
 
 __all__ = ["SentenceEmbedder"]
 
@@ -58,7 +57,7 @@ class SentenceEmbedder:
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """Return shape (n, d), in order."""
-        rows = [clean(text) for text in texts]
+        rows = [clean_text(text) for text in texts]
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         vectors = np.zeros((len(rows), self._model.config.hidden_size))
         for start in range(0, len(order), _BATCH):

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx2
 
-from llm_wrapper.calls import CallError
 from llm_wrapper.readers import MIB
+from llm_wrapper.services import CallError
 
 __all__ = ["Poster", "Reply"]
 

@@ -20,7 +20,7 @@ from llm_wrapper.llms.sharing import (
     rounding_of,
     trial,
 )
-from llm_wrapper.llms.virtual import is_soft, num_virtual, to_continue
+from llm_wrapper.llms.soft_prompts import is_soft, num_virtual, to_continue
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["continuations", "generate"]

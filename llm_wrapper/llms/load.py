@@ -9,31 +9,26 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants as hub
-from huggingface_hub import get_session, try_to_load_from_cache
 
 from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError, listed
-from llm_wrapper.llms import adapters
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
-from llm_wrapper.llms.checked_config import require_sane
-from llm_wrapper.llms.gguf_files import GGUF, plain_copy
+from llm_wrapper.llms.model_files import require_sane, resolve_model
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["LoadedLLM", "add_adapter", "load_config", "load_model", "load_tokenizer", "require_fit"]
+__all__ = ["LoadedLLM", "load_config", "load_model", "load_tokenizer", "loading_failure"]
 
 _log = logging.getLogger(__name__)
 
 _MAX_ERROR = 600
 """Characters of a library's message: one of transformers lists 180 classes."""
-_REACH_SECONDS = 10
 _FLEX = "flex_attention"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -126,35 +121,8 @@ def _load_weights(name: str, section: LLMSection, where: torch.device) -> Any:
     return model
 
 
-def _name(section: LLMSection) -> str:
-    """Return the hub id or folder that transformers loads."""
-    if section.model is None:
-        raise ModelError("llm.model is not set: give a hub id, a folder, gguf:PACKAGE or gguf:FILE.gguf")
-    if section.model.startswith(GGUF):
-        return str(plain_copy(section.model.removeprefix(GGUF)))
-    _require_within_reach(section.model, section.revision)
-    return section.model
-
-
-@cache
-def _require_within_reach(name: str, revision: str | None) -> None:
-    """Refuse a model that is not here and cannot be fetched; the hub's client would retry for a minute and a half."""
-    try:
-        is_here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    except ValueError:  # no name that a hub would have; whoever loads it says so
-        return
-    if is_here or hub.HF_HUB_OFFLINE:
-        return
-    try:
-        get_session().head(hub.ENDPOINT, timeout=_REACH_SECONDS)
-    except Exception as error:  # of the network, a proxy or a certificate; the remedy is the same
-        raise ModelError(
-            f"llm.model={name} cannot be loaded: it is not on this machine, and {hub.ENDPOINT} cannot be reached "
-            f"({error}). Fetch it where there is a network: hf download {name}; or name a folder: llm.model=FOLDER"
-        ) from error
-
-
-def _failed(section: LLMSection, error: Exception) -> ModelError:
+def loading_failure(section: LLMSection, error: Exception) -> ModelError:
+    """Return the error to raise where a model's files cannot be loaded, with a library's message cut short."""
     said = str(error) if len(str(error)) <= _MAX_ERROR else f"{str(error)[:_MAX_ERROR]} .."
     if "trust_remote_code" in said:
         said = "it brings code of its own, which is never run here; choose a model that transformers itself has"
@@ -167,11 +135,11 @@ def load_config(section: LLMSection) -> Any:
     Raises:
         ModelError: If they cannot be read, or are not those of a model that can be used here.
     """
-    name = _name(section)
+    name = resolve_model(section)
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=section.revision, trust_remote_code=False)
     except Exception as error:  # files of strangers: what their readers may raise is open
-        raise _failed(section, error) from error
+        raise loading_failure(section, error) from error
     require_sane(config, str(section.model))
     return config
 
@@ -184,12 +152,12 @@ def load_tokenizer(section: LLMSection) -> Any:
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            _name(section), revision=section.revision, trust_remote_code=False
+            resolve_model(section), revision=section.revision, trust_remote_code=False
         )
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises Exception itself
-        raise _failed(section, error) from error
+        raise loading_failure(section, error) from error
     if tokenizer.pad_token_id is None:
         # Padding is seen by nothing, so any token will do where there is no end of a text.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -213,42 +181,20 @@ def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
         ModelError: If the model cannot be found or loaded as the section asks, its chat template gives no answers that
             can be told apart, or its scores would not be those of its own forward pass.
     """
+    from llm_wrapper.llms import adapters  # they load models too
+
     load_config(section)
     if adapter:
-        require_fit(section, adapter)
+        adapters.require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
     try:
-        model = _load_weights(_name(section), section, choose_device())
+        model = _load_weights(resolve_model(section), section, choose_device())
     except ModelError:
         raise
     except Exception as error:  # files of strangers: what their readers may raise is open
-        raise _failed(section, error) from error
+        raise loading_failure(section, error) from error
     _pad_within(tokenizer, model, str(section.model))
     llm = LoadedLLM(model.eval(), tokenizer, section)
     require_exact(llm.model, str(section.model))
     llm.encoder.completion(0)
-    return add_adapter(llm, adapter) if adapter else llm
-
-
-def require_fit(section: LLMSection, adapter: Path) -> None:
-    """Refuse an adapter that does not fit a recipe's model, before any weight of the model is loaded.
-
-    Raises:
-        ModelError: With every reason at once, or if the model's settings cannot be read.
-    """
-    config = load_config(section)
-    try:
-        with torch.device("meta"):
-            skeleton = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise _failed(section, error) from error
-    adapters.check(skeleton, adapter, str(section.model))
-
-
-def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
-    """Put a PEFT adapter on a loaded base model.
-
-    Raises:
-        ModelError: If the folder holds no adapter, or one that does not fit the model.
-    """
-    return LoadedLLM(adapters.put_on(llm.model, adapter, str(llm.section.model)), llm.tokenizer, llm.section)
+    return adapters.add_adapter(llm, adapter) if adapter else llm

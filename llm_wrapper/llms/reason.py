@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llm_wrapper.prompts.text import clean
+from llm_wrapper.prompts.text import clean_text
 from llm_wrapper.records import Answer, Message, Prompt
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def answer_now(prompt: Prompt, reasoning: str) -> Prompt:
         reasoning: What the LLM wrote. It is made harmless like foreign text: an expression may have told the LLM to
             write a chat token, which would end its turn.
     """
-    said = clean(reasoning)
+    said = clean_text(reasoning)
     if not said:
         return prompt
     turns = (Message("assistant", said), Message("user", ANSWER_NOW))
@@ -65,4 +65,4 @@ class ReasoningLLM:
 
 def _together(answer: Answer, reasons: Answer) -> Answer:
     count = None if reasons.num_tokens is None else reasons.num_tokens + (answer.num_tokens or 0)
-    return replace(answer, reasoning=clean(reasons.text or ""), num_tokens=count)
+    return replace(answer, reasoning=clean_text(reasons.text or ""), num_tokens=count)

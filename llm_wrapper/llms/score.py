@@ -19,7 +19,7 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import Pack, by_budget, common_prefix_length, pack_tree
 from llm_wrapper.llms.sharing import base_of, can_share_prefixes, logits_at, model_batch, model_failure
-from llm_wrapper.llms.virtual import num_columns, num_virtual, prepended
+from llm_wrapper.llms.soft_prompts import num_columns, num_virtual, prepended
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 

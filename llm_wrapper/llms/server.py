@@ -13,19 +13,17 @@ from typing import Any
 
 from rich.progress import Progress
 
-from llm_wrapper.artifacts import digest_value
-from llm_wrapper.calls import CallError, delay_after, seconds_to_wait
 from llm_wrapper.errors import DataError, ModelError
-from llm_wrapper.keys import hide_key, key_for
 from llm_wrapper.llms import answers
 from llm_wrapper.llms.answers import AnswerFile
 from llm_wrapper.llms.base import writing_section
 from llm_wrapper.llms.exchange import Poster, Reply
 from llm_wrapper.llms.server_ways import Way, way_of
-from llm_wrapper.names import MAX_NAME
 from llm_wrapper.readers import parse_json
 from llm_wrapper.recipe import LLMSection, ServerSection
 from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.services import CallError, delay_after, hide_key, key_for, seconds_to_wait
+from llm_wrapper.storage import MAX_NAME, digest_value
 from llm_wrapper.terminal import as_description, open_console, printable
 
 __all__ = ["Server", "ServerLLM"]

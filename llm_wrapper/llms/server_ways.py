@@ -19,10 +19,10 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from llm_wrapper.calls import CallError
 from llm_wrapper.errors import ModelError
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.services import CallError
 
 __all__ = ["Way", "way_of"]
 

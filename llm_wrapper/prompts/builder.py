@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_wrapper.errors import PromptError
 from llm_wrapper.prompts.examples import ExampleSelector, Exemplar
-from llm_wrapper.prompts.render import PromptInput, render
+from llm_wrapper.prompts.render import PromptInput, render_prompt
 from llm_wrapper.prompts.text import require_instruction
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Message, Prompt
@@ -47,7 +47,7 @@ class PromptBuilder:
     def build(self, questions: Sequence[PromptInput]) -> list[Prompt]:
         """Return one prompt for each question, in order."""
         prompts = [
-            render(
+            render_prompt(
                 sample,
                 candidates,
                 self.section.format,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llm_wrapper.records import Box, Candidate
 
-__all__ = ["Rank", "Relations", "cardinal", "ordinal", "relate"]
+__all__ = ["Rank", "Relations", "compute_relations", "spell_cardinal", "spell_ordinal"]
 
 _CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -54,12 +54,12 @@ class Relations:
     extent: str
 
 
-def ordinal(rank: int) -> str:
+def spell_ordinal(rank: int) -> str:
     """Spell a 1-based rank: first, second, ... tenth, 11th."""
     return _ORDINALS[rank - 1] if rank <= len(_ORDINALS) else f"{rank}th"
 
 
-def cardinal(count: int) -> str:
+def spell_cardinal(count: int) -> str:
     """Spell a number from 1: one, two, ... ten, 11."""
     return _CARDINALS[count - 1] if count <= len(_CARDINALS) else str(count)
 
@@ -86,7 +86,7 @@ def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callabl
     return {index: Rank(rank, len(members)) for rank, index in enumerate(ordered, start=1)}
 
 
-def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[Relations]:
+def compute_relations(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[Relations]:
     """Compute the relations of each candidate, in the order given.
 
     Args:

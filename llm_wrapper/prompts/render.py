@@ -12,18 +12,18 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from llm_wrapper.bounded_process import BoundedProcess
+from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.prompts import own_template_worker, rule
-from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
-from llm_wrapper.prompts.text import clean, clean_label, fill_instruction, require_expression, require_instruction
+from llm_wrapper.prompts import rule
+from llm_wrapper.prompts.relations import Rank, Relations, compute_relations, spell_cardinal, spell_ordinal
+from llm_wrapper.prompts.text import clean_label, clean_text, fill_instruction, require_expression, require_instruction
 from llm_wrapper.readers import read_text
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 from llm_wrapper.terminal import printable
 
-__all__ = ["FORMATS", "MAX_PROMPT", "PromptInput", "ShownCandidate", "render"]
+__all__ = ["MAX_PROMPT", "PROMPT_FORMATS", "PromptInput", "ShownCandidate", "render_prompt"]
 
-FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
+PROMPT_FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
 
 PromptInput = tuple[Sample, Sequence[Candidate]]
@@ -35,9 +35,6 @@ _OBJECTS = "objects"
 MAX_PROMPT = 200_000
 """Characters of one question; with 20 candidates it has 2,000."""
 _MOST_BYTES = 1 << 16
-_SECONDS = 10.0
-"""For one rendering, which takes a fraction of a millisecond."""
-_WORKER = BoundedProcess(own_template_worker.__file__, seconds=_SECONDS)
 _NONE = "none_index"
 """The variable of a template that is the index of "none of these", or none where that is no answer."""
 
@@ -93,10 +90,10 @@ class ShownCandidate:
         own = self.relations
         if own.left.count == 1:
             return "only"
-        order = _extreme(own.left, "leftmost", "rightmost") or ordinal(own.left.rank)
-        size = _extreme(own.size, "largest", "smallest") or f"size {cardinal(own.size.rank)}"
+        order = _extreme(own.left, "leftmost", "rightmost") or spell_ordinal(own.left.rank)
+        size = _extreme(own.size, "largest", "smallest") or f"size {spell_cardinal(own.size.rank)}"
         depth = _extreme(own.near, "front", "back")
-        return " ".join(word for word in (order, "of", cardinal(own.left.count), size, depth) if word)
+        return " ".join(word for word in (order, "of", spell_cardinal(own.left.count), size, depth) if word)
 
 
 def _extreme(rank: Rank, first: str, last: str) -> str:
@@ -118,8 +115,8 @@ def _own(name: str, _folder: str) -> str:
         return read_text(name, most=_MOST_BYTES)
     except DataError as error:
         raise PromptError(
-            f"prompt format {name!r} is neither one of {', '.join(FORMATS)} nor a readable template file ({error}). A "
-            "recipe's own lies beside it: copy it there"
+            f"prompt format {name!r} is neither one of {', '.join(PROMPT_FORMATS)} nor a readable template file "
+            f"({error}). A recipe's own template lies beside it: copy it there"
         ) from error
 
 
@@ -139,9 +136,11 @@ def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[S
             score=candidate.score,
             grid=_grid(candidate.box, image_wh),
             relations=relations,
-            origin=f" {clean(candidate.detector)}" if mixed else "",
+            origin=f" {clean_text(candidate.detector)}" if mixed else "",
         )
-        for index, (candidate, relations) in enumerate(zip(candidates, relate(candidates, image_wh), strict=True))
+        for index, (candidate, relations) in enumerate(
+            zip(candidates, compute_relations(candidates, image_wh), strict=True)
+        )
     ]
 
 
@@ -155,7 +154,7 @@ def _content(prompt_format: str, instruction: str | None, known: Mapping[str, An
 
 def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
     """Return what a template writes, or one of its blocks."""
-    if prompt_format not in FORMATS:
+    if prompt_format not in PROMPT_FORMATS:
         return _rendered_apart(prompt_format, block, known)
     template = _shipped(prompt_format)
     if block is None:
@@ -166,9 +165,8 @@ def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -
 def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
     """Render a template that may be somebody else's: it may run for ever, or fill the memory."""
     shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
-    request = {"template": _own(prompt_format, os.getcwd()), "block": block, "known": {**known, **shown}}
     try:
-        reply = _WORKER.ask(request)
+        reply = TEMPLATES.render_prompt(_own(prompt_format, os.getcwd()), {**known, **shown}, block)
     except (OSError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
     if "missing" in reply:
@@ -181,8 +179,8 @@ def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, A
     if "error" in reply:
         for each in known["candidates"] if "required_score" in reply["error"] else ():
             _ = each.required_score
-        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'])}")
-    return reply["text"]
+        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'] or reply['kind'])}")
+    return str(reply["text"])
 
 
 def _plain(shown: ShownCandidate) -> dict[str, Any]:
@@ -209,7 +207,7 @@ def _require_none(content: str, prompt_format: str, instruction: str | None, kno
         )
 
 
-def render(
+def render_prompt(
     sample: Sample,
     candidates: Sequence[Candidate],
     prompt_format: str,
@@ -239,8 +237,8 @@ def render(
     """
     expression = require_expression(sample.expression)
     shown = _shown(candidates, sample.image_wh)
-    likely = rule.rank(sample.expression, candidates)
-    company = rule.companions(sample.expression, candidates, likely)
+    likely = rule.rank_by_rule(sample.expression, candidates)
+    company = rule.find_companions(sample.expression, candidates, likely)
     known = {
         "candidates": shown,
         "likely": [shown[index] for index in likely],

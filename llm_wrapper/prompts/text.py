@@ -19,8 +19,8 @@ __all__ = [
     "MAX_LABEL_WORDS",
     "PLACEHOLDERS",
     "check_instruction",
-    "clean",
     "clean_label",
+    "clean_text",
     "fill_instruction",
     "require_expression",
     "require_instruction",
@@ -62,7 +62,7 @@ _INVISIBLE = dict.fromkeys(
 """Characters that show nothing, and are neither space nor control: fillers, selectors, and the blank of Braille."""
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     r"""Return a text as one line without brackets of any chat template.
 
     Every chat token of every model known to us is written with ``<``, ``[``, ``{`` or ``|``
@@ -93,7 +93,7 @@ def _few_marks(text: str) -> str:
 
 def clean_label(label: str) -> str:
     """Return a label as a clean, lower-case line of at most `MAX_LABEL_WORDS` words; `object` where nothing is left."""
-    return " ".join(clean(label[:_MAX_LABEL]).lower().split()[:MAX_LABEL_WORDS]) or "object"
+    return " ".join(clean_text(label[:_MAX_LABEL]).lower().split()[:MAX_LABEL_WORDS]) or "object"
 
 
 def require_expression(expression: str) -> str:
@@ -106,7 +106,7 @@ def require_expression(expression: str) -> str:
         raise PromptError(
             f"the expression {expression[:40]!r}.. has {len(expression)} characters; {MAX_EXPRESSION} is the most"
         )
-    text = clean(expression)
+    text = clean_text(expression)
     if all(unicodedata.category(char)[0] in "MZ" for char in text):  # an accent alone says nothing
         raise PromptError(f"the expression {expression[:40]!r} is empty: say what to find")
     return text

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
-from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, compose_yaml, read_text
+from llm_wrapper.storage import inside
 
 __all__ = [
     "DEFAULT_PROMPT",

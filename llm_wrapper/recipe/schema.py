@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.names import folder_name
 from llm_wrapper.recipe.files import shipped_folder, template_beside
+from llm_wrapper.storage import folder_name
 
 __all__ = [
     "TEMPLATE_DATE",
@@ -97,8 +97,8 @@ class OtherDetector(Section):
 class EnsembleSection(Section):
     """The detectors beside the recipe's own, by label: `--vlm a+b` puts b here.
 
-    `nms_iou` is the IoU above which boxes of different detectors are taken for one, see `candidates.merge`. Detectors
-    cut one object differently, so it is lower than that within most detectors.
+    `nms_iou` is the IoU above which boxes of different detectors are taken for one, see
+    `candidates.merge_candidates`. Detectors cut one object differently, so it is lower than that within most detectors.
     """
 
     also: dict[FolderName, OtherDetector] = {}
@@ -313,7 +313,7 @@ class SamplingSection(Section):
 
 
 class SearchSection(Section):
-    """How an LLM searches for a better prompt, see `search.search` (GLOV, arXiv 2410.06154).
+    """How an LLM searches for a better prompt, see `search.search_prompts` (GLOV, arXiv 2410.06154).
 
     Attributes:
         target: The selector's instruction, or the caption that an open-vocabulary detector is asked with.

@@ -19,10 +19,10 @@ from llm_wrapper.evaluation.calibration import (
     threshold_for_risk,
 )
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
-from llm_wrapper.names import inside
 from llm_wrapper.report.evaluations import Evaluation
 from llm_wrapper.report.formatting import Figure, Section, Table, number
 from llm_wrapper.report.plots import Chart, Series
+from llm_wrapper.storage import inside
 
 __all__ = ["confidence", "learning"]
 

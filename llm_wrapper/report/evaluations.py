@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from llm_wrapper import artifacts, readers
+from llm_wrapper import readers, storage
 from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.names import inside
 from llm_wrapper.records import Prediction
 from llm_wrapper.results import is_same, plain_name, stored_question
+from llm_wrapper.storage import inside
 
 __all__ = ["COMPARED", "Evaluation", "OtherSystem", "add_comparison", "facts_of_evaluation", "load_evaluations"]
 
@@ -197,11 +197,11 @@ def add_comparison(folder: Path, other: Path) -> None:
             f"{', '.join(sorted(there))}. Evaluate both on the same: make eval RUN={shell_word(other)}"
         )
     kept = _free_place(folder, other, found)
-    artifacts.write_json(inside(folder, kept / _SOURCE), _source(other))
+    storage.write_json(inside(folder, kept / _SOURCE), _source(other))
     for path in found:
         for each in (path, _facts_beside(path)):
             if each.is_file():
-                artifacts.write_atomic(inside(folder, kept / each.name), readers.read_bytes(inside(other, each)))
+                storage.write_atomic(inside(folder, kept / each.name), readers.read_bytes(inside(other, each)))
 
 
 def _free_place(folder: Path, other: Path, found: Sequence[Path]) -> Path:
@@ -218,7 +218,7 @@ def _free_place(folder: Path, other: Path, found: Sequence[Path]) -> Path:
             is_same(stored_question(inside(folder, mine)), stored_question(inside(other, theirs)) or {})
             for mine, theirs in pairs
         )
-    return kept if is_its else kept.with_name(f"{kept.name}-{artifacts.digest_value(_source(other))[:8]}")
+    return kept if is_its else kept.with_name(f"{kept.name}-{storage.digest_value(_source(other))[:8]}")
 
 
 def _source(other: Path) -> dict[str, str]:
@@ -298,7 +298,7 @@ def _differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """List where two recipes differ; what one of them does not say (boxes from elsewhere) is said once."""
     unsaid = [name for name in _DECIDE if name in own and name not in other]
     both = [{name: each[name] for name in _DECIDE if name in own and name in other} for each in (own, other)]
-    found = artifacts.differences(both[0], both[1], places=("here", "there"))
+    found = storage.differences(both[0], both[1], places=("here", "there"))
     return [*found, *([f"not known there: {', '.join(unsaid)}"] if unsaid else [])]
 
 

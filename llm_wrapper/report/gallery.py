@@ -15,7 +15,7 @@ from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, paired
 from llm_wrapper.evaluation.slices import masks, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, rowwise_iou
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
 from llm_wrapper.report.evaluations import Evaluation
@@ -213,7 +213,7 @@ def _prompt(evaluation: Evaluation, asked: Prediction, wh: tuple[int, int] | Non
     Examples that were shown before the question are training expressions, which the run's folder does not hold.
     """
     section = evaluation.recipe.get("prompt") or {}
-    if wh is None or section.get("format") not in FORMATS or asked.decided_by not in ("llm", "fallback"):
+    if wh is None or section.get("format") not in PROMPT_FORMATS or asked.decided_by not in ("llm", "fallback"):
         return None
     sample = Sample(asked.sample_id, "", asked.image_id, None, wh, asked.expression, None)
     try:

@@ -20,10 +20,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation.methods import TRAINING, UNTRAINED
-from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.report.formatting import (
     NO_DATA,
@@ -35,6 +34,7 @@ from llm_wrapper.report.formatting import (
 from llm_wrapper.report.grid_values import MAX_ROWS, CurveFile, MatrixFile, MethodCosts, MethodsFile
 from llm_wrapper.report.plots import MAX_CELLS, Chart, Heat, Series, save_plots, series_of
 from llm_wrapper.statistics import Estimate
+from llm_wrapper.storage import inside
 from llm_wrapper.terminal import say
 
 __all__ = ["STUDIES", "add_studies", "study_section", "study_sections", "write_study"]
@@ -53,8 +53,8 @@ def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Con
     stem = _STEMS[kind]
     section = study_section(kind, folder.name, values)
     text = section.markdown()
-    artifacts.write_json(folder / f"{stem}.json", dict(values))
-    artifacts.write_atomic(folder / f"{stem}.md", text)
+    storage.write_json(folder / f"{stem}.json", dict(values))
+    storage.write_atomic(folder / f"{stem}.md", text)
     for suffix in ("png", "svg") if kind == "methods" else ("png",):
         save_plots([figure.plot for figure in section.figures], folder / f"{stem}.{suffix}", title=section.title)
     console.print(Markdown(text))
@@ -213,7 +213,7 @@ def add_studies(folder: Path) -> None:
         if kind == "methods" and path.parent != runs:  # rows of different comparisons have the same names
             named = {run for run in named if run.parent.name == runs.name}
         if named:
-            artifacts.write_json(inside(folder, Path(STUDIES) / f"{kind}-{path.parent.name}.json"), found)
+            storage.write_json(inside(folder, Path(STUDIES) / f"{kind}-{path.parent.name}.json"), found)
 
 
 def _find_studies(runs: Path) -> Iterator[tuple[str, Path]]:

@@ -17,13 +17,13 @@ from typing import Any
 import jinja2
 import yaml
 
-from llm_wrapper import artifacts
-from llm_wrapper.names import inside
+from llm_wrapper import storage
 from llm_wrapper.readers import MIB, read_json, read_text
 from llm_wrapper.report import confidence, gallery, grid, sections, thumbnails
 from llm_wrapper.report.evaluations import Evaluation, facts_of_evaluation, load_evaluations
 from llm_wrapper.report.formatting import Section, Table, escape_markdown
 from llm_wrapper.report.gallery import Gallery
+from llm_wrapper.storage import inside
 from llm_wrapper.terminal import printable
 
 __all__ = ["HTML", "MARKDOWN", "facts_of_run", "write_report"]
@@ -95,8 +95,8 @@ def write_report(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         )
     )
-    artifacts.write_atomic(folder / HTML, content)
-    artifacts.write_atomic(folder / MARKDOWN, _markdown(title, shown, (further, empty), facts))
+    storage.write_atomic(folder / HTML, content)
+    storage.write_atomic(folder / MARKDOWN, _markdown(title, shown, (further, empty), facts))
     return folder / HTML, folder / MARKDOWN
 
 
@@ -113,7 +113,7 @@ def _title(recipe: Mapping[str, Any]) -> str:
 
 def _prepare(folder: Path, evaluation: Evaluation, roots: Sequence[Path]) -> _Shown:
     split = str(evaluation.facts.get("split") or evaluation.name)
-    pictures = thumbnails.add(folder, evaluation.recipe, split, gallery.picture_ids(evaluation), roots)
+    pictures = thumbnails.add_thumbnails(folder, evaluation.recipe, split, gallery.picture_ids(evaluation), roots)
     summary, empty = _filled([build(evaluation) for build in _SUMMARY])
     cases = gallery.choose_cases(evaluation, pictures)
     details, more = _filled([build(evaluation) for build in _DETAILS])

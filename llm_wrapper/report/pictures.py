@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from llm_wrapper import artifacts, images
+from llm_wrapper import images, storage
 from llm_wrapper.errors import DataError
 from llm_wrapper.images import ImageSource
 from llm_wrapper.records import Box, Candidate, Prediction
@@ -110,7 +110,7 @@ def save_picture(image: Image.Image, out: Path) -> None:
         raise DataError(
             f"{out}: no picture can be written as {out.suffix or 'a file without suffix'}; name it .png"
         ) from error
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
 def label_text(label: str) -> str:

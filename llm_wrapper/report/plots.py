@@ -11,7 +11,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import printable
 
@@ -240,7 +240,7 @@ def save_plots(plots: Sequence[Chart | Heat], out: Path, title: str = "") -> Non
         if title:
             figure.suptitle(figure_text(title, longest=90), fontsize=10)
         figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
 def _scale_by_factors(axes: Axes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from llm_wrapper import columns
+from llm_wrapper import metrics
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import comparison, grec
 from llm_wrapper.evaluation.comparison import compare_systems, flips, paired
@@ -116,7 +116,7 @@ def _results_table(evaluation: Evaluation) -> Table:
             "failures"]  # fmt: skip
     lines = []
     for name, rows in evaluation.systems.items():
-        summary, scores = summarize(rows), measure(columns.of_records(rows))
+        summary, scores = summarize(rows), measure(metrics.to_columns(rows))
         known = published.get(name)
         without = f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target)
         lines.append(

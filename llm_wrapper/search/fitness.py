@@ -1,26 +1,44 @@
-"""What a prompt makes of expressions: predictions by the selector LLM, or by a detector with a caption."""
+"""Measure a prompt: on which expressions (slices), how many of them (successive halving), and what it has right.
+
+training split --cut--> search slice, confirmation slice       no image in both
+search slice --rungs--> first, 2 x first, 4 x first, ..        a prompt that is surely worse stops early
+prompt --SelectorFitness / CaptionFitness--> predictions --right--> 1 or 0 for each expression
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from llm_wrapper import detectors
-from llm_wrapper.artifacts import digest_value
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
 from llm_wrapper.detectors.base import Detector
-from llm_wrapper.errors import RecipeError
+from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Prediction, Sample, to_dict
+from llm_wrapper.search.history import Verdict
+from llm_wrapper.statistics import difference
+from llm_wrapper.storage import digest_value
 
-__all__ = ["CaptionFitness", "Fitness", "SelectorFitness", "right"]
+__all__ = [
+    "CaptionFitness",
+    "Fitness",
+    "SearchSlices",
+    "SelectorFitness",
+    "cut_slices",
+    "halving_sizes",
+    "is_surely_worse",
+    "judge_prompt",
+    "mark_right",
+]
 
 
 class Fitness(Protocol):
@@ -41,7 +59,7 @@ class Fitness(Protocol):
         ...
 
 
-def right(predictions: Sequence[Prediction], fitness: Literal["p_at_1", "oracle"]) -> list[bool]:
+def mark_right(predictions: Sequence[Prediction], fitness: Literal["p_at_1", "oracle"]) -> list[bool]:
     """Tell of each prediction whether its box is right, or (`oracle`) whether one of its candidates is."""
     found = ious(predictions) if fitness == "p_at_1" else oracle_ious(predictions)
     return [bool(each) for each in found > IOU_THRESHOLD]
@@ -119,7 +137,7 @@ class CaptionFitness:
         part = self._part(places)
         detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
-        cache = fill(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
+        cache = fill_cache(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
         prepared_samples = [
             PreparedSample(sample, build(self._recipe, sample, [cache.lookup(sample)], [self._detector.name]))
             for sample in part.samples
@@ -134,3 +152,91 @@ class CaptionFitness:
         samples = [self.samples[place] for place in places]
         digest = digest_value([sample.sample_id for sample in samples])[:12]
         return replace(self._dataset, samples=samples, split=f"{self._dataset.split}-part-{digest}")
+
+
+def halving_sizes(first: int, total: int) -> list[int]:
+    """Return after how many expressions a prompt is judged: `first`, twice as many, .., `total`.
+
+    What would be left for the last rung alone is at least as much as the first rung: a rest of few is asked with the
+    one before.
+    """
+    found = [first]
+    while 2 * found[-1] + first <= total:
+        found.append(2 * found[-1])
+    return [*found, total] if found[-1] < total else found
+
+
+def is_surely_worse(right: Sequence[bool], best: Sequence[bool], images: Sequence[str]) -> bool:
+    """Tell whether a prompt is worse than the best one, so far that its paired 95 % interval lies below zero.
+
+    Args:
+        right: What it had right, for the first expressions.
+        best: The same of the best prompt, for these expressions at least.
+        images: The image of each expression; whole images are resampled.
+    """
+    n = len(right)
+    interval = difference([*right], [*best[:n]], list(images[:n])).ci
+    return interval is not None and interval.high < 0
+
+
+def judge_prompt(right: Sequence[bool], best: Sequence[bool] | None, images: Sequence[str]) -> Verdict:
+    """Judge a prompt; without a best one (the seed prompt itself) nothing is hopeless.
+
+    Args:
+        right: As for `is_hopeless`.
+        best: As for `is_hopeless`, or `None`.
+        images: The image of each expression of the whole slice.
+    """
+    if len(right) == len(images):
+        return "complete"
+    return "stopped" if best is not None and is_surely_worse(right, best, images) else "open"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSlices:
+    """Places of the expressions among the samples that were cut, in the order in which they are asked about."""
+
+    search: Sequence[int]
+    confirm: Sequence[int]
+
+
+def cut_slices(samples: Sequence[Sample], sizes: tuple[int, int], *, without: Iterable[str], seed: int) -> SearchSlices:
+    """Cut two slices of so many expressions each.
+
+    Images come in an order that hangs on the seed and their ids alone, so that any beginning of a slice is a fair part
+    of it. The last image of each slice may give only some of its expressions; the others are not used.
+
+    Args:
+        samples: Of a training split; those without a target tell nothing and are not used.
+        sizes: Expressions to search on, and to confirm on.
+        without: Ids of images that are evaluated on.
+        seed: Of the order.
+
+    Raises:
+        DataError: If there are too few expressions; the message has the numbers.
+    """
+    forbidden = set(without)
+    of_image: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        if sample.target is not None and sample.image_id not in forbidden:
+            of_image.setdefault(sample.image_id, []).append(place)
+    images = sorted(of_image, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).digest())
+    found: list[list[int]] = []
+    rest = iter(images)
+    for size in sizes:
+        places: list[int] = []
+        while len(places) < size and (image := next(rest, None)) is not None:
+            places += of_image[image][: size - len(places)]
+        found.append(places)
+    if [len(places) for places in found] != [*sizes]:
+        raise DataError(_too_few(sizes, [len(places) for places in found], of_image))
+    return SearchSlices(*found)
+
+
+def _too_few(sizes: tuple[int, int], found: Sequence[int], of_image: dict[str, list[int]]) -> str:
+    num = sum(map(len, of_image.values()))
+    return (
+        f"search.slice={sizes[0]} and search.confirm={sizes[1]} need {sum(sizes)} expressions of separate images, and "
+        f"the training split has {num} with a target, of {len(of_image)} images that are not evaluated on (they give "
+        f"{found[0]} and {found[1]}). Ask for less: search.slice={max(2, num // 3)} search.confirm={max(2, num // 3)}"
+    )

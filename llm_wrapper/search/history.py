@@ -17,10 +17,20 @@ from pydantic.dataclasses import dataclass
 
 from llm_wrapper import readers
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
-from llm_wrapper.names import inside
 from llm_wrapper.records import to_dict
+from llm_wrapper.storage import inside
 
-__all__ = ["Begun", "Cost", "Evaluated", "History", "Refused", "Row", "Verdict", "bits", "written"]
+__all__ = [
+    "EvaluatedPrompt",
+    "History",
+    "HistoryRow",
+    "RefusedProposal",
+    "SearchCost",
+    "SearchStart",
+    "Verdict",
+    "read_bits",
+    "write_bits",
+]
 
 _log = logging.getLogger(__name__)
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -31,7 +41,7 @@ Verdict = Literal["open", "stopped", "complete"]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Begun:
+class SearchStart:
     """What the prompts are measured on: the digest of the expressions in their order, and how many there are."""
 
     expressions: str
@@ -40,7 +50,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Cost:
+class SearchCost:
     """What a row took: tokens that the proposing LLM wrote (`None`: not told), questions asked to measure, seconds."""
 
     tokens: int | None
@@ -49,7 +59,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Evaluated:
+class EvaluatedPrompt:
     """A prompt measured on the first expressions of the slice; a later row of the same prompt holds more of them.
 
     Attributes:
@@ -74,7 +84,7 @@ class Evaluated:
     interval: tuple[_Share, _Share] | None
     verdict: Verdict
     alpha: float | None
-    cost: Cost
+    cost: SearchCost
     kind: Literal["evaluated"] = "evaluated"
 
     def __post_init__(self) -> None:
@@ -83,7 +93,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Refused:
+class RefusedProposal:
     """A proposal that was not measured, and why; of an endless answer the beginning is kept, and its length."""
 
     iteration: int
@@ -92,20 +102,20 @@ class Refused:
     length: int
     reasons: tuple[str, ...]
     alpha: float | None
-    cost: Cost
+    cost: SearchCost
     kind: Literal["refused"] = "refused"
 
 
-Row = Begun | Evaluated | Refused
-_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
+HistoryRow = SearchStart | EvaluatedPrompt | RefusedProposal
+_ROW: TypeAdapter[HistoryRow] = TypeAdapter(Annotated[HistoryRow, Field(discriminator="kind")])
 
 
-def bits(row: Evaluated) -> list[bool]:
+def read_bits(row: EvaluatedPrompt) -> list[bool]:
     """Return what a prompt had right, one truth value for each expression of the slice's beginning."""
     return [bit == "1" for bit in row.right]
 
 
-def written(right: Sequence[bool]) -> str:
+def write_bits(right: Sequence[bool]) -> str:
     """Return truth values as `Evaluated.right` holds them."""
     return "".join("1" if each else "0" for each in right)
 
@@ -131,9 +141,9 @@ class History:
         if rest:
             _log.warning("%s: the last line was cut off (%d bytes) and is left out", path, len(rest))
         lines = whole.split(b"\n") if newline else []
-        self.rows: list[Row] = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+        self.rows: list[HistoryRow] = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
 
-    def add(self, row: Row) -> None:
+    def add(self, row: HistoryRow) -> None:
         """Write a row, and be sure that it is on disk.
 
         Raises:
@@ -156,16 +166,16 @@ class History:
         self.rows.append(row)
 
     @property
-    def evaluated(self) -> list[Evaluated]:
+    def evaluated(self) -> list[EvaluatedPrompt]:
         """All measurements, in their order."""
-        return [row for row in self.rows if isinstance(row, Evaluated)]
+        return [row for row in self.rows if isinstance(row, EvaluatedPrompt)]
 
     @property
-    def refused(self) -> list[Refused]:
+    def refused(self) -> list[RefusedProposal]:
         """All refused proposals, in their order."""
-        return [row for row in self.rows if isinstance(row, Refused)]
+        return [row for row in self.rows if isinstance(row, RefusedProposal)]
 
-    def begin(self, begun: Begun) -> None:
+    def begin(self, begun: SearchStart) -> None:
         """Write what is measured on, or make sure that it is what an interrupted search was measured on.
 
         Raises:
@@ -188,7 +198,7 @@ def _content(path: Path) -> bytes:
         raise RunError(str(error)) from error
 
 
-def _row(path: Path, number: int, line: bytes) -> Row:
+def _row(path: Path, number: int, line: bytes) -> HistoryRow:
     try:
         return _ROW.validate_python(readers.parse_json(line, f"{path}, line {number}"))
     except (ValueError, DataError) as error:

@@ -1,16 +1,39 @@
-"""What the proposing LLM is asked, and what is made of its answer: a clean text, or reasons to refuse it."""
+"""Ask an LLM for a new prompt, clean its answer, or list the reasons to refuse it.
+
+leaderboard --meta_prompt--> Request --LocalProposer / ServedProposer--> Proposed --clean--> prompt, or refusals
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llm_wrapper.search.history import Evaluated
-from llm_wrapper.search.standing import Standing
-from llm_wrapper.search.tasks import Task
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.llms.answers import AnswerFile
+from llm_wrapper.llms.server import Server, answers_path
+from llm_wrapper.llms.server_ways import way_of
+from llm_wrapper.recipe import LLMSection, SearchSection
+from llm_wrapper.recipe.schema import SamplingSection
+from llm_wrapper.records import Answer, Message, Prompt
+from llm_wrapper.search.history import EvaluatedPrompt
+from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.tasks import SearchTask
 
-__all__ = ["Known", "clean", "meta_prompt", "refusals", "same"]
+__all__ = [
+    "ForbiddenText",
+    "LocalProposer",
+    "Proposal",
+    "Proposer",
+    "Request",
+    "ServedProposer",
+    "build_meta_prompt",
+    "clean_proposal",
+    "find_refusals",
+    "is_same_prompt",
+]
 
 _SYSTEM = (
     "You write prompts for another model. Each prompt was tried on the same questions, and its accuracy is the share "
@@ -41,7 +64,7 @@ _LEAST_LABELS = 3
 
 
 @dataclass(frozen=True)
-class Known:
+class ForbiddenText:
     """What no proposal may hold.
 
     Attributes:
@@ -55,34 +78,34 @@ class Known:
     special: Collection[str] = ()
 
 
-def meta_prompt(task: Task, description: str, standing: Standing, most: int) -> str:
+def build_meta_prompt(task: SearchTask, description: str, leaderboard: Leaderboard, most: int) -> str:
     """Word the question that asks for one new prompt.
 
     It is one text, not a system message and a question, because not every chat template knows the former. Accuracies
-    of prompts that saw a part of the expressions are as `Standing.expected` says.
+    of prompts that saw a part of the expressions are as `Leaderboard.expected` says.
 
     Args:
         task: What is searched for.
         description: What the data is.
-        standing: Of the rounds before.
+        leaderboard: Of the rounds before.
         most: How many of the best and of the worst prompts are shown; at most half of the history each.
     """
-    worst, best = standing.extremes(most)
+    worst, best = leaderboard.extremes(most)
     parts = [_SYSTEM, f"The task. {task.about}", f"The data. {description}"]
     if worst:
-        parts.append("Prompts that did badly, from worse to better:\n\n" + _shown(worst, standing))
+        parts.append("Prompts that did badly, from worse to better:\n\n" + _shown(worst, leaderboard))
     if best:
-        parts.append("Prompts that did well, from worse to better:\n\n" + _shown(best, standing))
+        parts.append("Prompts that did well, from worse to better:\n\n" + _shown(best, leaderboard))
     parts.append(f"Write one new prompt that will be more accurate than all of these. {task.rules}")
     parts.append("Write the prompt and nothing else.")
     return "\n\n".join(parts)
 
 
-def _shown(rows: Sequence[Evaluated], standing: Standing) -> str:
-    return "\n\n".join(f"Prompt:\n{row.prompt}\nAccuracy: {100 * standing.expected(row):.1f} %" for row in rows)
+def _shown(rows: Sequence[EvaluatedPrompt], leaderboard: Leaderboard) -> str:
+    return "\n\n".join(f"Prompt:\n{row.prompt}\nAccuracy: {100 * leaderboard.expected(row):.1f} %" for row in rows)
 
 
-def clean(answer: str) -> str:
+def clean_proposal(answer: str) -> str:
     """Return the prompt in an answer: without code fence, announcement, quotes, and what is said about it afterwards.
 
     Line breaks within a prompt stay; those that were written as backslash and n become some.
@@ -99,12 +122,12 @@ def clean(answer: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def same(one: str, other: str) -> bool:
+def is_same_prompt(one: str, other: str) -> bool:
     """Tell whether two prompts are the same but for spaces."""
     return one.split() == other.split()
 
 
-def refusals(text: str, task: Task, known: Known) -> list[str]:
+def find_refusals(text: str, task: SearchTask, known: ForbiddenText) -> list[str]:
     """Return every reason why a cleaned proposal is not measured, one sentence each; nothing where it is."""
     problems = list(task.problems(text))
     if token := next(_chat_tokens(text, known.special), None):
@@ -146,3 +169,130 @@ def _label_list(text: str, labels: Collection[str]) -> list[str]:
 
 def _stands(label: str, words: str, *, first: bool) -> bool:
     return words.endswith(label) if first else words.startswith(label)
+
+
+if TYPE_CHECKING:
+    from llm_wrapper.llms.load import LoadedLLM
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One proposal that is asked for.
+
+    Attributes:
+        text: The question, see `meta_prompt`.
+        seed: Of the draw.
+        guides: The best prompt and the second best, from which to steer; `None` where nothing is steered.
+        alpha: How strongly.
+    """
+
+    text: str
+    seed: int
+    guides: tuple[str, str] | None = None
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the proposing LLM wrote, and in how many tokens, if it is known."""
+
+    text: str
+    tokens: int | None
+
+
+class Proposer(Protocol):
+    """An LLM that proposes prompts.
+
+    Attributes:
+        can_be_guided: Whether it looks at `Request.guides`.
+    """
+
+    can_be_guided: bool
+
+    def __call__(self, request: Request) -> Proposal:
+        """Answer; the same request has the same answer."""
+        ...
+
+
+def _prompt(text: str) -> Prompt:
+    return Prompt("proposal", (Message("user", text),), (), "proposal")
+
+
+class LocalProposer:
+    """Draws from a local LLM, steered where a request says so."""
+
+    can_be_guided = True
+
+    def __init__(self, llm: LoadedLLM, section: SearchSection) -> None:
+        self._llm, self._section = llm, section
+        self._offsets: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, request: Request) -> Proposal:
+        """Draw a proposal; the same request draws the same one."""
+        from llm_wrapper.llms.steering import sample_text
+
+        with self._steered(request):
+            text, num_tokens = sample_text(self._llm, _prompt(request.text), self._section.sampling, seed=request.seed)
+        return Proposal(text, num_tokens)
+
+    def _steered(self, request: Request) -> AbstractContextManager[None]:
+        from llm_wrapper.llms.steering import offset, steered
+
+        if request.guides is None:
+            return nullcontext()
+        layer = self._section.layer
+        if request.guides not in self._offsets:
+            self._offsets = {request.guides: offset(self._llm, *request.guides, layer)}
+        return steered(self._llm.model, request.alpha * self._offsets[request.guides], layer)
+
+
+class ServedProposer:
+    """Asks an OpenAI-compatible server; each answer is kept on disk, and not asked for again.
+
+    It cannot be guided: nobody reaches the hidden states of a server. The seed is sent, and whether the server heeds it
+    or not, a resumed search reads the answers that are kept.
+    """
+
+    can_be_guided = False
+
+    def __init__(self, section: LLMSection, sampling: SamplingSection) -> None:
+        if section.backend != "openai":
+            raise RecipeError(f"search.proposer: llm.backend={section.backend} is no server")
+        self._section = section.model_copy(update={"decode": "generate", "max_new_tokens": sampling.max_new_tokens})
+        self._sampling = sampling
+
+    def __call__(self, request: Request) -> Proposal:
+        """Ask for a proposal.
+
+        Raises:
+            ModelError: If the server refuses, or is not there.
+        """
+        kept = AnswerFile(answers_path(self._section))
+        prompt = _prompt(request.text)
+        kept.warn_of_damage()
+        server = Server(self._section)
+        server.way = _Drawn(self._section, self._sampling, request.seed)
+        key = server.key_of(prompt)
+        if key not in kept:
+            kept.keep(key, server.ask(prompt), sample_id=prompt.sample_id)
+        return Proposal(kept[key].text or "", kept[key].num_tokens)
+
+
+class _Drawn:
+    """Asks as `generate` does, but for a draw in place of the most probable answer."""
+
+    def __init__(self, section: LLMSection, sampling: SamplingSection, seed: int) -> None:
+        self._plain, self._sampling, self._seed = way_of(section), sampling, seed
+
+    @property
+    def path(self) -> str:
+        return self._plain.path
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        drawn = {**self._plain.body(prompt), "seed": self._seed}
+        drawn |= {"temperature": self._sampling.temperature, "top_p": self._sampling.top_p}
+        # Not a part of OpenAI's interface; vLLM, SGLang and llama.cpp take it.
+        return drawn if self._sampling.top_k is None else {**drawn, "top_k": self._sampling.top_k}
+
+    def answer(self, prompt: Prompt, reply: Any) -> Answer:
+        return self._plain.answer(prompt, reply)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from llm_wrapper.prompts.text import check_instruction
 
-__all__ = ["CAPTION", "INSTRUCTION", "Task", "other_demand", "task_of"]
+__all__ = ["CAPTION", "INSTRUCTION", "SearchTask", "find_other_demand", "search_task"]
 
 _MAX_CAPTION = 200
 """Letters of a caption; detectors read some hundred tokens, and the expression needs most of them."""
@@ -25,7 +25,7 @@ _COUNT = re.compile(r"\b(?:how many|count the|count all|number of (?:the )?(?:ob
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class SearchTask:
     """What is searched for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Task:
     problems: Callable[[str], list[str]]
 
 
-def other_demand(text: str) -> str | None:
+def find_other_demand(text: str) -> str | None:
     """Return what an instruction demands instead of an index, `None` where nothing is found.
 
     A heuristic over English words: it counts objects, or it has a word for another answer (coordinates, yes or no, a
@@ -56,7 +56,7 @@ def other_demand(text: str) -> str | None:
 
 def _instruction_problems(text: str) -> list[str]:
     problems = check_instruction(text)
-    demand = other_demand(text)
+    demand = find_other_demand(text)
     return [*problems, f"it asks for something else than an index: {demand!r}"] if demand else problems
 
 
@@ -75,7 +75,7 @@ def _caption_problems(text: str) -> list[str]:
     return problems
 
 
-INSTRUCTION = Task(
+INSTRUCTION = SearchTask(
     name="instruction",
     about=(
         "A detector has found objects in an image, and a person refers to one of them by an expression. A language "
@@ -94,7 +94,7 @@ INSTRUCTION = Task(
     problems=_instruction_problems,
 )
 
-CAPTION = Task(
+CAPTION = SearchTask(
     name="caption",
     about=(
         "A detector that understands short texts is given an image and a caption, and returns boxes of what the "
@@ -110,6 +110,6 @@ CAPTION = Task(
 )
 
 
-def task_of(target: Literal["instruction", "caption"]) -> Task:
+def search_task(target: Literal["instruction", "caption"]) -> SearchTask:
     """Return the task that a recipe names."""
     return INSTRUCTION if target == "instruction" else CAPTION

@@ -16,7 +16,7 @@ from typing import Any
 
 import transformers
 
-from llm_wrapper import artifacts, curve_points, readers, runs
+from llm_wrapper import readers, runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.recipe import TrainSection
@@ -80,7 +80,7 @@ def truncate_log(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = readers.read_bytes(path).decode(errors="replace").splitlines()
-    artifacts.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+    storage.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:
@@ -124,7 +124,7 @@ class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
             return
         rows_per_step = args.train_batch_size * args.world_size
         for checkpoint in checkpoints.find_checkpoints(Path(args.output_dir)):
-            step = curve_points.step_of(checkpoint)
+            step = runs.step_of(checkpoint)
             if self._is_kept(step) and step < state.max_steps:  # the last one is the run's adapter
                 row = min(step * rows_per_step, len(self.samples_seen) - 1)
                 _copy(checkpoint, Path(args.output_dir).parent, self.samples_seen[row])
@@ -137,15 +137,15 @@ class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
 
 def _copy(checkpoint: Path, run: Path, samples_seen: int) -> None:
     """Copy an adapter, unless it is there; what it has seen is written last, so that half a copy is none."""
-    target = curve_points.folder_of(run, curve_points.step_of(checkpoint))
-    if (target / curve_points.PROGRESS).is_file():
+    target = runs.intermediate_folder(run, runs.step_of(checkpoint))
+    if (target / runs.PROGRESS).is_file():
         return
     with checkpoints.explain_save_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         for path in checkpoint.glob("adapter_*"):
             shutil.copyfile(path, target / path.name)
     digests = runs.digests_of(target, (CONFIG, WEIGHTS))
-    artifacts.write_json(target / curve_points.PROGRESS, {"samples_seen": samples_seen, "sha256": digests})
+    storage.write_json(target / runs.PROGRESS, {"samples_seen": samples_seen, "sha256": digests})
 
 
 PROJECT = "llm-wrapper"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import safetensors
 
-from llm_wrapper import artifacts, readers, runs
-from llm_wrapper.curve_points import step_of
+from llm_wrapper import readers, runs, storage
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
+from llm_wrapper.runs import step_of
 
 __all__ = [
     "explain_disk_full",
@@ -67,7 +67,7 @@ def remove_after(folder: Path, step: int) -> None:
 def write_digests(checkpoint: Path) -> None:
     """Write down the digests of all files of a checkpoint, which are whole now."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != _DIGESTS)
-    artifacts.write_json(checkpoint / _DIGESTS, runs.digests_of(checkpoint, names))
+    storage.write_json(checkpoint / _DIGESTS, runs.digests_of(checkpoint, names))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
@@ -136,7 +136,7 @@ def explain_save_errors(folder: Path) -> Iterator[None]:
 
 def explain_disk_full(folder: Path) -> AbstractContextManager[None]:
     """Explain that the disk of a run's folder is full, whatever library meets it."""
-    return artifacts.explaining_full_disk(folder, _remedy(folder))
+    return storage.explaining_full_disk(folder, _remedy(folder))
 
 
 def _remedy(folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import Pack, by_budget, collate, pack_tree
 from llm_wrapper.llms.sharing import attention_mask, can_share_prefixes, takes_blocks
-from llm_wrapper.llms.virtual import num_virtual
+from llm_wrapper.llms.soft_prompts import num_virtual
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import processes
 from llm_wrapper.training.examples import Group, TrainingExample, make_examples

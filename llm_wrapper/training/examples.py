@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
 from llm_wrapper.training.generated_expressions import generate_absent_expression, generate_expressions
@@ -214,7 +214,9 @@ def make_examples(
     places = [*order, len(order)]  # "none of these" stands last in any order
     real = [(sample, places.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
     return [
-        TrainingExample(render(sample, candidates, prompt_format, instruction=instruction, none=group.none), index)
+        TrainingExample(
+            render_prompt(sample, candidates, prompt_format, instruction=instruction, none=group.none), index
+        )
         for sample, index in [*real, *_company(group, candidates, rng, section)]
     ]
 

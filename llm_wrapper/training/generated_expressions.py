@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_wrapper.boxes import FloatArray, array
-from llm_wrapper.prompts.relations import Relations, ordinal, relate
+from llm_wrapper.prompts.relations import Relations, compute_relations, spell_ordinal
+from llm_wrapper.prompts.rule import SYNONYMS, find_names, split_words
 from llm_wrapper.prompts.text import clean_label
-from llm_wrapper.prompts.vocabulary import SYNONYMS, names_of, words_of
 from llm_wrapper.records import Candidate
 
 __all__ = ["GeneratedExpression", "generate_absent_expression", "generate_expressions"]
@@ -70,12 +70,12 @@ class _Scene:
 
 def _own_name(label: str) -> str:
     """Return the words of a label; labels of the same words are one kind, whatever stands between the words."""
-    return " ".join(words_of(label)) or clean_label(label)
+    return " ".join(split_words(label)) or clean_label(label)
 
 
 def _names(own: str, present: set[str]) -> list[str]:
     """Return names of a kind that name no other kind present, its own most often."""
-    others = [name for other in present if other != own for name in names_of(other)]
+    others = [name for other in present if other != own for name in find_names(other)]
     synonyms = [word for word in SYNONYMS.get(own, "").split()[:14] if (word,) not in others]
     return [own] * max(1, len(synonyms)) + synonyms
 
@@ -108,7 +108,9 @@ def _order_claims(scene: _Scene, members: Sequence[int]) -> Iterator[tuple[int, 
             yield from ((index, text) for text in _MIDDLE)
         for place, side in ((rank, "left"), (count - 1 - rank, "right")):
             if count > 2 and place < 4:
-                yield from ((index, text.replace("{o}", ordinal(place + 1)).replace("{d}", side)) for text in _ORDINAL)
+                yield from (
+                    (index, text.replace("{o}", spell_ordinal(place + 1)).replace("{d}", side)) for text in _ORDINAL
+                )
 
 
 def _depth_claims(scene: _Scene, members: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -178,7 +180,7 @@ def generate_expressions(
     for index, candidate in enumerate(candidates):
         groups.setdefault(_own_name(candidate.label), []).append(index)
     shares = array([candidate.box for candidate in candidates]) / np.array([*image_wh, *image_wh], dtype=np.float64)
-    scene = _Scene(candidates, relate(candidates, image_wh), groups, shares)
+    scene = _Scene(candidates, compute_relations(candidates, image_wh), groups, shares)
     pools = {label: [kind for kind in _claims(scene, members) if kind] for label, members in groups.items()}
     labels = [label for label, kinds in pools.items() if kinds for _ in range(min(len(groups[label]), 2))]
     drawn: dict[str, int] = {}
@@ -199,6 +201,6 @@ def generate_absent_expression(candidates: Sequence[Candidate], rng: random.Rand
     present = {_own_name(candidate.label) for candidate in candidates}
     if not present <= SYNONYMS.keys():
         return None
-    taken = {name for kind in present for name in names_of(kind)}
-    kind = rng.choice([kind for kind in SYNONYMS if taken.isdisjoint(names_of(kind))])
+    taken = {name for kind in present for name in find_names(kind)}
+    kind = rng.choice([kind for kind in SYNONYMS if taken.isdisjoint(find_names(kind))])
     return rng.choice(_ONLY).replace("{n}", rng.choice(_names(kind, present)))

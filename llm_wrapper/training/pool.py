@@ -7,14 +7,20 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets import leaks
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
 from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.examples import ExampleSelector, Exemplar, FixedExamples, draw_examples
-from llm_wrapper.prompts.lexical import Lexical
-from llm_wrapper.prompts.retrieve import Embed, NearestExamples
+from llm_wrapper.prompts.examples import (
+    Embed,
+    ExampleSelector,
+    Exemplar,
+    FixedExamples,
+    NearestExamples,
+    draw_examples,
+    fit_tfidf,
+)
 from llm_wrapper.prompts.text import require_instruction
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.training.examples import Group, make_groups, make_unlabelled_groups
@@ -111,7 +117,7 @@ def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
         "pool": len(pool),
         "sets": [
             {"name": each.dataset.name, "split": each.dataset.split, "annotations": each.dataset.digest}
-            | {"detections": artifacts.digest_value(each.identity)}
+            | {"detections": storage.digest_value(each.identity)}
             for each in sets
         ],
     }
@@ -177,7 +183,7 @@ def _selector(recipe: Recipe, pool: Sequence[Exemplar]) -> ExampleSelector:
 
 def _embed(name: str, pool: Sequence[Exemplar]) -> Embed:
     if name == "lexical":
-        return Lexical([each.sample.expression for each in pool])
+        return fit_tfidf([each.sample.expression for each in pool])
     from llm_wrapper.llms.embed import SentenceEmbedder
 
     return SentenceEmbedder(name)

@@ -16,11 +16,11 @@ import torch
 import transformers
 from rich.progress import track
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
-from llm_wrapper.llms.virtual import num_columns
+from llm_wrapper.llms.soft_prompts import num_columns
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.terminal import open_console
 from llm_wrapper.training import checkpoints, processes
@@ -162,7 +162,7 @@ class WatchedTrainer(transformers.Trainer):  # type: ignore[misc]
                 for batch in self._batches
             ],
         }
-        artifacts.write_json(path, kept)
+        storage.write_json(path, kept)
         self.accelerator.wait_for_everyone()
         raise ModelError(
             f"{problem} at step {step}; lower train.learning_rate or set llm.dtype=float32. The step's samples, "

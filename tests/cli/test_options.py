@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import keys, runs
+from llm_wrapper import runs, services
 from llm_wrapper.cli import commands, curve_cli, main, transfer_cli, transfer_commands
 from llm_wrapper.cli.options import chosen, name_of, named, overridden
 from llm_wrapper.errors import RecipeError, RunError
@@ -261,7 +261,7 @@ def test_ways_that_use_the_servers_chat_template_say_so(
 def test_what_is_typed_allows_a_key_and_what_a_run_says_does_not(
     toy: Path, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_typed", {})
+    monkeypatch.setattr(services, "_typed", {})
     monkeypatch.setenv("VLLM_API_KEY", "0123456789")
     recipe = finished(toy)
     server = recipe.llm.server.model_copy(update={"base_url": "http://node:8000/v1", "key_variable": "VLLM_API_KEY"})
@@ -269,7 +269,7 @@ def test_what_is_typed_allows_a_key_and_what_a_run_says_does_not(
     runs.finish(runs.open_run(Path("runs/served"), recipe.model_copy(update={"llm": llm})), {})
     found = chosen({}, words.split(), run=Path("runs/served")).llm.server
     if words:
-        assert keys.key_for("VLLM_API_KEY", found.base_url)
+        assert services.key_for("VLLM_API_KEY", found.base_url)
     else:
         with pytest.raises(RecipeError, match="you have not allowed that"):
-            keys.key_for("VLLM_API_KEY", found.base_url)
+            services.key_for("VLLM_API_KEY", found.base_url)

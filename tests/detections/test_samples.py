@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import artifacts, datasets, detectors
+from llm_wrapper import datasets, detectors, storage
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import samples
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSplit, cache_folder, load_prepared_split
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.errors import CacheError, DataError, RecipeError
@@ -56,10 +55,10 @@ class Local(Scripted):
         self._model = model
 
     def recorded(self) -> dict[str, Any]:
-        return {"files": artifacts.digest_model(self._model)}
+        return {"files": storage.digest_model(self._model)}
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> Scripted:
+def create(settings: Mapping[str, Any]) -> Scripted:
     return Local(**settings) if "model" in settings else Scripted(**settings)
 
 
@@ -84,7 +83,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def cached(recipe: Recipe, split: str = "val") -> PreparedSplit:
     dataset = datasets.load_dataset(recipe.data, split)
     detector = detectors.create_detector(recipe.detector, dataset)
-    fill(detector, dataset, cache_folder(detector.name, recipe.data, split), progress=False)
+    fill_cache(detector, dataset, cache_folder(detector.name, recipe.data, split), progress=False)
     return load_prepared_split(recipe, recipe.data, split)
 
 
@@ -172,7 +171,7 @@ def test_an_unfinished_cache_names_the_command(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("what", ["settings", "annotations"])
-def test_a_cache_that_was_made_otherwise_is_refused(recipe: Recipe, what: str) -> None:
+def test_a_cache_of_other_settings_or_annotations_is_refused(recipe: Recipe, what: str) -> None:
     cached(recipe)
     if what == "settings":
         changed = DetectorSection(name="scripted", settings={"shift": 1.0})
@@ -180,7 +179,7 @@ def test_a_cache_that_was_made_otherwise_is_refused(recipe: Recipe, what: str) -
     else:
         with Path("mine.jsonl").open("a") as stream:
             stream.write("\n")
-    with pytest.raises(CacheError, match=r"made otherwise(.|\n)*--overwrite"):
+    with pytest.raises(CacheError, match=r"of another detector, setting or data set(.|\n)*--overwrite"):
         load_prepared_split(recipe, recipe.data, "val")
 
 

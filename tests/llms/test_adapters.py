@@ -16,10 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llm_wrapper.adapter_files import locate
+from llm_wrapper import adapter_files
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.errors import DataError, ModelError
-from llm_wrapper.llms import adapter_settings, nf4
-from llm_wrapper.llms.load import add_adapter, require_fit
+from llm_wrapper.llms import nf4
+from llm_wrapper.llms.adapters import add_adapter, require_fit
 from tests.llms import tiny
 
 PAPERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
@@ -267,7 +268,7 @@ def test_what_does_not_fit_is_refused_and_both_models_are_named(
 def test_patterns_that_never_end_are_refused(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_settings, "_SECONDS", 0.5)
+    monkeypatch.setattr(adapter_files, "_SECONDS", 0.5)
     folder = changed(foreign(tmp_path), **settings)
     with pytest.raises(ModelError, match=r"patterns take longer than 0\.5 s to be matched: \(\.\*"):
         add_adapter(tiny.llm(), folder)
@@ -279,7 +280,7 @@ def test_settings_of_endless_depth_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):
         add_adapter(tiny.llm(), folder)
     with pytest.raises(DataError, match=r"adapter_config\.json"):
-        locate(str(folder)).facts()
+        find_adapter(str(folder)).facts()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '"LORA"', "{}", "\ud800"], ids=repr)
@@ -326,7 +327,7 @@ def test_weights_as_a_pickle_are_never_opened(tmp_path: Path) -> None:
 
     (foreign(tmp_path) / WEIGHTS).unlink()
     torch.save({"a": Bomb()}, tmp_path / "adapter_model.bin")
-    for load in (lambda: add_adapter(tiny.llm(), tmp_path), lambda: locate(str(tmp_path))):
+    for load in (lambda: add_adapter(tiny.llm(), tmp_path), lambda: find_adapter(str(tmp_path))):
         with pytest.raises(ModelError, match=r"adapter_model\.safetensors.*missing.*is a pickle"):
             load()
     assert not (tmp_path / "exploded").exists()

@@ -14,12 +14,12 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import artifacts
-from llm_wrapper.adapter_files import locate
+from llm_wrapper import storage
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import asking_commands, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import add_adapter
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
 from tests.llms import tiny
@@ -90,7 +90,7 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
     assert report["adapter"]["name"] == "theirs"
     assert report["adapter"]["trained_on"] == "tiny"
     weights = "adapter_model.safetensors"
-    assert report["adapter"]["sha256"][weights] == artifacts.digest(Path("theirs") / weights)
+    assert report["adapter"]["sha256"][weights] == storage.digest(Path("theirs") / weights)
     assert (report["run"], report["recipe"]["prompt"]["format"]) == (None, "theirs.j2")
 
     rows = files.load_predictions(folder / "predictions-val-first-6.parquet")
@@ -104,7 +104,7 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
 def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
     recipe = compose(names, OURS)
-    job = asking_commands.Evaluation(recipe, None, adapter=locate("theirs"))
+    job = asking_commands.Evaluation(recipe, None, adapter=find_adapter("theirs"))
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
         assert asking_commands.with_training(job) == (recipe, Path("theirs"))
     assert f"prompt.format={recipe.prompt.format}; was it trained so?" in caplog.text

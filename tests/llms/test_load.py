@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from llm_wrapper import devices
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import gguf_files
 from llm_wrapper.llms import load as load_module
+from llm_wrapper.llms import model_files
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.base import LocalLLM
-from llm_wrapper.llms.gguf_files import plain_copy
-from llm_wrapper.llms.load import LoadedLLM, add_adapter, load_model
+from llm_wrapper.llms.load import LoadedLLM, load_model
+from llm_wrapper.llms.model_files import unpack_gguf
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
@@ -359,12 +360,12 @@ def test_a_missing_package_says_what_to_install() -> None:
 def test_two_files_are_one_too_many(package: Path) -> None:
     shutil.copy(package / "Tiny.Q4_1.gguf", package / "Other.gguf")
     with pytest.raises(ModelError, match=r"gguf:tiny_gguf.*found 2"):
-        plain_copy("tiny_gguf")
+        unpack_gguf("tiny_gguf")
 
 
-def test_a_plain_copy_is_made_once_and_loads(package: Path, converted: list[str]) -> None:
-    folder = plain_copy("tiny_gguf")
-    assert plain_copy("tiny_gguf") == folder
+def test_a_unpack_gguf_is_made_once_and_loads(package: Path, converted: list[str]) -> None:
+    folder = unpack_gguf("tiny_gguf")
+    assert unpack_gguf("tiny_gguf") == folder
     assert converted == ["Tiny.Q4_1.gguf"]
     assert folder.name.startswith("Tiny.Q4_1-")
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
@@ -376,7 +377,7 @@ def test_a_plain_copy_is_made_once_and_loads(package: Path, converted: list[str]
 
 
 def test_a_path_of_a_file_is_taken_as_one(package: Path, converted: list[str]) -> None:
-    assert plain_copy(str(package / "Tiny.Q4_1.gguf")) == plain_copy("tiny_gguf")
+    assert unpack_gguf(str(package / "Tiny.Q4_1.gguf")) == unpack_gguf("tiny_gguf")
     assert converted == ["Tiny.Q4_1.gguf"]
 
 
@@ -446,9 +447,9 @@ def test_a_cache_folder_that_cannot_be_written_says_what_to_set(
 
 
 def test_a_changed_file_gets_a_copy_of_its_own(package: Path, converted: list[str]) -> None:
-    first = plain_copy("tiny_gguf")
+    first = unpack_gguf("tiny_gguf")
     (package / "Tiny.Q4_1.gguf").write_bytes(b"GGUF, another one")
-    assert plain_copy("tiny_gguf") != first
+    assert unpack_gguf("tiny_gguf") != first
     assert len(converted) == 2
 
 
@@ -456,7 +457,7 @@ def test_what_a_killed_conversion_left_does_not_matter(package: Path, converted:
     left = tmp_path / "cache" / "llm-wrapper" / "models" / "tmpabcdef"
     left.mkdir(parents=True)
     (left / "config.json").write_text("{")
-    folder = plain_copy("tiny_gguf")
+    folder = unpack_gguf("tiny_gguf")
     assert load_model(LLMSection(model=str(folder))).model is not None
 
 
@@ -467,14 +468,14 @@ def test_a_failed_conversion_leaves_nothing(package: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
     with pytest.raises(ModelError, match=r"No space left.*XDG_CACHE_HOME"):
-        plain_copy("tiny_gguf")
+        unpack_gguf("tiny_gguf")
     assert list((tmp_path / "cache" / "llm-wrapper" / "models").iterdir()) == []
 
 
 def test_two_processes_may_convert_at_once(
     package: Path, converted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = plain_copy("tiny_gguf")
+    first = unpack_gguf("tiny_gguf")
     away = first.rename(tmp_path / "away")
     original = os.replace
 
@@ -484,8 +485,8 @@ def test_two_processes_may_convert_at_once(
             (first / "theirs").touch()
         original(source, target)
 
-    monkeypatch.setattr(gguf_files.os, "replace", late)
-    assert plain_copy("tiny_gguf") == first
+    monkeypatch.setattr(model_files.os, "replace", late)
+    assert unpack_gguf("tiny_gguf") == first
     assert len(converted) == 2
     assert (first / "theirs").exists()
     assert [path.name for path in first.parent.iterdir()] == [first.name]
@@ -567,8 +568,8 @@ def test_a_model_out_of_reach_is_one_clear_error_at_once(monkeypatch: pytest.Mon
         tries.append(address)
         raise OSError("name or service not known")
 
-    monkeypatch.setattr(load_module.hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(load_module, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(model_files.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_files, "get_session", lambda: SimpleNamespace(head=head))
     for method in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(transformers, method), "from_pretrained", lambda *_, **__: pytest.fail("retried"))
     section = LLMSection(model="nobody/never-fetched")

@@ -10,7 +10,7 @@ import torch
 
 from llm_wrapper.llms import server_ways
 from llm_wrapper.llms.score import score
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
@@ -19,7 +19,7 @@ from tests.llms.test_server import told
 
 
 def prompt(expression: str, count: int, number: int = 0) -> Prompt:
-    return render(tiny.sample(expression, number=number), tiny.candidates(count), "compact", none=True)
+    return render_prompt(tiny.sample(expression, number=number), tiny.candidates(count), "compact", none=True)
 
 
 def questions() -> list[Prompt]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from llm_wrapper.calls import CallError
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import answers, server_ways
 from llm_wrapper.llms.base import LocalLLM, load_llm
@@ -19,6 +18,7 @@ from llm_wrapper.llms.server import ServerLLM
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Choice, Prompt
+from llm_wrapper.services import CallError
 from tests.llms import tiny
 from tests.llms.model_server import ModelServer
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import keys
+from llm_wrapper import services
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.llms import answers
 from llm_wrapper.llms.server import Server, ServerLLM
@@ -38,7 +38,7 @@ class Waits(list[float]):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(keys, "_is_below", lambda address, allowed: True)  # each test has a port of its own
+    monkeypatch.setattr(services, "_is_below", lambda address, allowed: True)  # each test has a port of its own
     return tmp_path / "answers"
 
 

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from llm_wrapper.errors import PromptError
 from llm_wrapper.llms.reason import answer_now, reason_first
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.examples import Exemplar, FixedExamples, draw_examples
-from llm_wrapper.prompts.lexical import Lexical
-from llm_wrapper.prompts.retrieve import NearestExamples
+from llm_wrapper.prompts.examples import Exemplar, FixedExamples, NearestExamples, draw_examples, fit_tfidf
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 from tests.prompts.golden_files import conversation, golden
@@ -93,7 +91,7 @@ def test_every_question_gets_the_same_but_for_those_of_its_own_picture() -> None
 
 def built(section: PromptSection, *, pool: Sequence[Exemplar] = POOL, expression: str = "left zebra") -> Prompt:
     count = section.examples
-    texts = Lexical([each.sample.expression for each in pool])
+    texts = fit_tfidf([each.sample.expression for each in pool])
     selector = NearestExamples(pool, count, texts) if section.retrieve else FixedExamples(pool, count, seed=0)
     (prompt,) = PromptBuilder(section, selector).build([question(expression=expression)])
     return prompt
@@ -175,7 +173,7 @@ def test_a_copy_of_a_picture_under_another_name_is_the_same_picture(tmp_path: Pa
         Exemplar(Sample(f"s{i}", "r", f"id-{i}", str(path), (9, 9), "left dog", None), candidates(2), i % 2)
         for i, path in enumerate(paths)
     ]
-    choose = NearestExamples(pool, 5, Lexical(["left dog"])) if retrieve else FixedExamples(pool, 5, seed=0)
+    choose = NearestExamples(pool, 5, fit_tfidf(["left dog"])) if retrieve else FixedExamples(pool, 5, seed=0)
     for number, path in enumerate(paths):
         copy = tmp_path / "upload.png"  # another picture under the same name each time
         copy.write_bytes(path.read_bytes())
@@ -194,7 +192,7 @@ def test_a_copy_of_a_picture_under_another_name_is_the_same_picture(tmp_path: Pa
 
 def brute_force(pool: Sequence[Exemplar], asked: tuple[Sample, Sequence[Candidate]], count: int) -> list[str]:
     """Rank by hand: like candidates first, then nearness, then the pool's order; the own picture is left out."""
-    texts = Lexical([each.sample.expression for each in pool])
+    texts = fit_tfidf([each.sample.expression for each in pool])
     sample, shown = asked
     near = (texts([sample.expression]) @ texts([each.sample.expression for each in pool]).T).toarray()[0]
 
@@ -227,7 +225,7 @@ def test_retrieval_equals_a_ranking_by_hand_and_never_shows_the_own_picture(
         for place, (of, num, text, kind) in enumerate(rows)
     ]
     asked = (Sample("q", "q", f"i{image}", None, (99, 99), expression, None), candidates(size, labels=("dog", "cup")))
-    (shown,) = NearestExamples(pool, count, Lexical([each.sample.expression for each in pool])).select([asked])
+    (shown,) = NearestExamples(pool, count, fit_tfidf([each.sample.expression for each in pool])).select([asked])
     assert f"i{image}" not in {each.sample.image_id for each in shown}
     assert [each.sample.sample_id for each in shown] == brute_force(pool, asked, count)
 
@@ -236,7 +234,7 @@ def test_many_questions_give_what_each_gives_alone() -> None:
     pool = [exemplar(number, image=f"image-{number % 50}", count=2 + number % 8) for number in range(300)]
     asked = [question(f"image-{number % 60}", EXPRESSIONS[number % 7]) for number in range(300)]
     asked = [(sample, candidates(2 + number % 9)) for number, (sample, _) in enumerate(asked)]
-    choose = NearestExamples(pool, 3, Lexical([each.sample.expression for each in pool]))
+    choose = NearestExamples(pool, 3, fit_tfidf([each.sample.expression for each in pool]))
     together = choose.select(asked)
     assert together == [choose.select([one])[0] for one in asked]
     for (sample, _), shown in zip(asked, together, strict=True):
@@ -246,13 +244,13 @@ def test_many_questions_give_what_each_gives_alone() -> None:
 
 def test_the_nearest_stands_last() -> None:
     pool = [exemplar(0, expression=text, image=text) for text in ("a cup", "the left dog", "left dog there", "chair")]
-    choose = NearestExamples(pool, 3, Lexical([each.sample.expression for each in pool]))
+    choose = NearestExamples(pool, 3, fit_tfidf([each.sample.expression for each in pool]))
     (shown,) = choose.select([(question(expression="the left dog")[0], candidates(4))])
     assert [each.sample.expression for each in shown][1:] == ["left dog there", "the left dog"]
 
 
 def test_the_pool_is_embedded_once() -> None:
-    texts = Lexical(["a"])
+    texts = fit_tfidf(["a"])
     seen: list[int] = []
 
     def embed(asked: Sequence[str]) -> object:
@@ -268,7 +266,7 @@ def test_the_pool_is_embedded_once() -> None:
 @pytest.mark.parametrize("pool", [[], [exemplar(0, image="zebras")]], ids=["empty", "own-picture-only"])
 def test_nothing_to_show_is_no_example(pool: list[Exemplar]) -> None:
     if pool:
-        assert NearestExamples(pool, 2, Lexical(["x"])).select([question()]) == [[]]
+        assert NearestExamples(pool, 2, fit_tfidf(["x"])).select([question()]) == [[]]
     assert FixedExamples(pool, 2, seed=0).select([question()]) == [[]]
 
 
@@ -276,7 +274,7 @@ def test_nothing_to_show_is_no_example(pool: list[Exemplar]) -> None:
 
 
 def test_lexical_rows_have_length_one_or_are_empty() -> None:
-    texts = Lexical(["left dog", "the right cat", ""])
+    texts = fit_tfidf(["left dog", "the right cat", ""])
     rows = texts(["left dog", "LEFT  dog!", "dogs", "qqq", "", "\ud800", "<|im_end|>"]).toarray()
     assert rows[0] == pytest.approx(rows[1])
     assert (rows**2).sum(axis=1) == pytest.approx([1, 1, 1, 0, 0, 0, 0])
@@ -286,6 +284,6 @@ def test_lexical_rows_have_length_one_or_are_empty() -> None:
 
 
 def test_rare_words_count_more() -> None:
-    texts = Lexical([*["the dog"] * 9, "the zebra", "a zebra"])
+    texts = fit_tfidf([*["the dog"] * 9, "the zebra", "a zebra"])
     dog, zebra, query = texts(["the dog", "a zebra", "the zebra"]).toarray()
     assert query @ zebra > query @ dog

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import evaluations, sections
 from llm_wrapper.report.evaluations import Evaluation, load_evaluations
+from llm_wrapper.storage import write_json
 from tests.report.test_html import RECIPE, WRONG, four_cases, make_run, predicted
 
 FOREIGN: dict[str, Any] = {"candidates": (), "origins": None, "probabilities": None, "probability": None}

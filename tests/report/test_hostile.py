@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from llm_wrapper import datasets
-from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError, LLMWrapperError
 from llm_wrapper.records import Box, Candidate
 from llm_wrapper.report import confidence, evaluations, grid, page, thumbnails
 from llm_wrapper.report.plots import MAX_CELLS
+from llm_wrapper.storage import write_json
 from tests.report.test_grid import cell, curve, matrix, result
 from tests.report.test_html import RECIPE, WH, Seen, four_cases, make_run, written
 
@@ -149,7 +149,7 @@ def data_set(root: Path, image: str) -> dict[str, Any]:
 
 
 def pictures(run: Path, data: dict[str, Any], *roots: Path) -> dict[str, thumbnails.Thumbnail]:
-    return thumbnails.add(run, {"data": data}, "val", {f"i{n}": f"s{n}" for n in range(4)}, roots)
+    return thumbnails.add_thumbnails(run, {"data": data}, "val", {f"i{n}": f"s{n}" for n in range(4)}, roots)
 
 
 @pytest.mark.parametrize("how", ["absolute", "relative", "link", "images-folder", "data-set-elsewhere"])
@@ -392,10 +392,10 @@ def test_losses_that_are_no_number_are_counted(folder: Path) -> None:
 def test_a_picture_that_the_run_brings_is_a_picture_and_nothing_else(folder: Path) -> None:
     content = base64.b64encode(b"<svg onload=alert(1)>").decode()
     write_json(folder / thumbnails.FILE, {"i0": [[100, 80], content]})
-    assert thumbnails.load(folder)["i0"].uri.startswith("data:image/jpeg;base64,")
+    assert thumbnails.load_thumbnails(folder)["i0"].uri.startswith("data:image/jpeg;base64,")
     write_json(folder / thumbnails.FILE, {"i0": [[100, 80], '"/><script>']})
     with pytest.raises(DataError, match=re.escape(thumbnails.FILE)):
-        thumbnails.load(folder)
+        thumbnails.load_thumbnails(folder)
 
 
 def test_a_page_that_cannot_be_written_is_a_typed_error(folder: Path) -> None:

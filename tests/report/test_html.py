@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from llm_wrapper.artifacts import write_json, write_parquet
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, DecidedBy, Prediction, to_dict
@@ -25,6 +24,7 @@ from llm_wrapper.report.gallery import choose_cases
 from llm_wrapper.report.plots import Chart, Series, svg_of
 from llm_wrapper.report.published import beside, on_same_split
 from llm_wrapper.report.thumbnails import FILE
+from llm_wrapper.storage import write_json, write_parquet
 
 pytestmark = pytest.mark.slow  # minutes together; CI runs them
 

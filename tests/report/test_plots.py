@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llm_wrapper.report import growth
 from llm_wrapper.report.plots import MAX_CELLS, Chart, Heat, Series, figure_text, save_plots
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]  # matplotlib takes seconds a picture
@@ -41,7 +40,6 @@ def test_any_name_is_drawn_as_text(tmp_path: Path, name: str) -> None:
     with Image.open(tmp_path / "all.png") as image:
         assert max(image.size) < 3_600
     assert "mathdefault" not in (tmp_path / "all.svg").read_text()
-    (tmp_path / "growth.svg").write_bytes(growth.picture({10: {name: 1.0}, 100: {name: 2.0}}, {}, kind="svg"))
 
 
 def test_a_matrix_too_large_is_not_drawn_and_no_earlier_picture_stays(

@@ -47,7 +47,7 @@ class CaptionedDetector:
     def __init__(self, caption: str = "{expression}") -> None:
         self.caption = caption
 
-    def worded(self, caption: str) -> CaptionedDetector:
+    def with_caption(self, caption: str) -> CaptionedDetector:
         return CaptionedDetector(caption)
 
     def identity(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_wrapper.report import search as shown
-from llm_wrapper.search.history import Begun, Cost, History, Refused
+from llm_wrapper.search.history import History, RefusedProposal, SearchCost, SearchStart
 from tests.search.made import evaluated
 
 
@@ -31,12 +31,12 @@ def history(tmp_path: Path) -> History:
         ("'{answer}' is no placeholder; there are {objects} and {expression}",),
     ]
     rows = [
-        Begun("digest", 4),
+        SearchStart("digest", 4),
         evaluated("0110", "seed [bold]words", iteration=0),
         evaluated("01", "open", verdict="open"),
         evaluated("0111", "open", alpha=0.25),
         evaluated("00", "bad", number=1, verdict="stopped"),
-        *(Refused(2, place, "a", 1, why, None, Cost(3, 0, 0.5)) for place, why in enumerate(refusals)),
+        *(RefusedProposal(2, place, "a", 1, why, None, SearchCost(3, 0, 0.5)) for place, why in enumerate(refusals)),
     ]
     for row in rows:
         found.add(row)

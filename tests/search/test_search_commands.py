@@ -19,7 +19,7 @@ from llm_wrapper.cli import main, prompts_cli
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.base import LocalLLM
-from llm_wrapper.search.history import Evaluated, History
+from llm_wrapper.search.history import EvaluatedPrompt, History
 from tests.detectors.misbehaving_server import Step
 from tests.first_images import copy_first_images
 from tests.llms import tiny
@@ -278,4 +278,4 @@ def test_other_detections_than_the_search_began_with_are_refused(cached: list[st
     lines[0] = lines[0].replace('"expressions": "', '"expressions": "other')
     (RUN / "history.jsonl").write_text("".join(line + "\n" for line in lines))
     assert "other expressions" in fail(RunError, "prompts", "search", *SIZES, *cached, proposer(server))
-    assert isinstance(History(RUN / "history.jsonl").rows[1], Evaluated)
+    assert isinstance(History(RUN / "history.jsonl").rows[1], EvaluatedPrompt)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft.utils import load_peft_weights
 
-from llm_wrapper import curve_points, runs
+from llm_wrapper import runs
 from llm_wrapper.errors import LLMWrapperError, RunError
-from llm_wrapper.llms.load import add_adapter
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.training import trainer
 from llm_wrapper.training.callbacks import IntermediateAdapters, count_samples_seen
 from tests.llms import tiny
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.slow
 
 def steps_of(run: Path) -> list[int]:
     """The steps of all kept adapters, each of which is whole."""
-    folders = sorted((run / "adapters").glob("step-*"), key=curve_points.step_of)
+    folders = sorted((run / "adapters").glob("step-*"), key=runs.step_of)
     names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
     assert names == [["adapter_config.json", "adapter_model.safetensors", "progress.json"]] * len(folders)
-    return [curve_points.step_of(folder) for folder in folders]
+    return [runs.step_of(folder) for folder in folders]
 
 
 @pytest.mark.parametrize(("keep", "expected"), [("last", []), ("doubling", [1, 2, 4]), ("all", [1, 2, 3, 4, 5])])
@@ -37,7 +37,7 @@ def test_a_run_keeps_the_adapters_that_its_recipe_names(keep: str, expected: lis
     assert {path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-6"}
 
     runs.finish(tmp_path, {"training": outcome})
-    found = curve_points.of_run(tmp_path)
+    found = runs.intermediate_adapters(tmp_path)
     assert [(each.num_steps, each.num_samples) for each in found] == [(s, 2 * s) for s in [*expected, 6]]
     assert found[-1].folder == tmp_path / "adapter"
 
@@ -66,10 +66,10 @@ def test_steps_between_those_that_are_saved_do_not_count(tmp_path: Path) -> None
 def test_a_copy_that_was_cut_off_is_made_again_and_a_whole_one_is_left(tmp_path: Path) -> None:
     chosen = recipe(keep_adapters="all", save_steps=1, max_steps=3)
     trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path)
-    folder = curve_points.folder_of(tmp_path, 2)
+    folder = runs.intermediate_folder(tmp_path, 2)
     (folder / "progress.json").unlink()
     (folder / "adapter_model.safetensors").write_bytes(b"half")
-    first = curve_points.folder_of(tmp_path, 1) / "adapter_model.safetensors"
+    first = runs.intermediate_folder(tmp_path, 1) / "adapter_model.safetensors"
     before = first.stat().st_mtime_ns
     arguments = trainer.training_arguments(tiny.llm(), chosen, tmp_path)
     state = type("State", (), {"max_steps": 3})
@@ -89,31 +89,31 @@ def test_samples_are_counted_as_the_schedule_goes() -> None:
 
 def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no finished training; resume it with: llm-wrapper train --run"):
-        curve_points.of_run(tmp_path)
+        runs.intermediate_adapters(tmp_path)
 
 
 def test_a_run_that_did_not_count_its_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"training": {"steps": 3}}))
     with pytest.raises(RunError, match="did not count the samples of its steps; train it again"):
-        curve_points.of_run(tmp_path)
+        runs.intermediate_adapters(tmp_path)
 
 
 def finished(folder: Path) -> Path:
     """A finished run with one intermediate adapter, and return that."""
     trainer.train_adapter(tiny.llm(), train_groups(6), recipe(save_steps=1, epochs=1), folder)
     runs.finish(folder, {"training": {"steps": 3, "samples_seen": 6}})
-    return curve_points.folder_of(folder, 1)
+    return runs.intermediate_folder(folder, 1)
 
 
 @pytest.mark.slow
 def test_a_changed_adapter_of_the_way_is_refused(tmp_path: Path) -> None:
     path = finished(tmp_path) / "adapter_model.safetensors"
-    assert [each.num_steps for each in curve_points.of_run(tmp_path)] == [1, 2, 3]
+    assert [each.num_steps for each in runs.intermediate_adapters(tmp_path)] == [1, 2, 3]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(RunError, match=r"step-1/adapter_model\.safetensors is not as it was written"):
-        curve_points.of_run(tmp_path)
+        runs.intermediate_adapters(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_what_is_no_adapter_of_the_way(tmp_path: Path, name: str, content: str, 
     (folder / "progress.json").write_text(content)
     runs.finish(tmp_path, {"training": {"steps": 3, "samples_seen": 6}})
     if reason is None:
-        assert [each.num_steps for each in curve_points.of_run(tmp_path)] == [3]
+        assert [each.num_steps for each in runs.intermediate_adapters(tmp_path)] == [3]
         return
     with pytest.raises(LLMWrapperError, match=reason):
-        curve_points.of_run(tmp_path)
+        runs.intermediate_adapters(tmp_path)

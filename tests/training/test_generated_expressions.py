@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from llm_wrapper.prompts.vocabulary import SYNONYMS
+from llm_wrapper.prompts.rule import SYNONYMS
 from llm_wrapper.records import Box, Candidate
 from llm_wrapper.training.generated_expressions import GeneratedExpression, generate_expressions
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import load as loading
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.load import LoadedLLM, add_adapter
+from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.score import score
-from llm_wrapper.llms.virtual import SoftPromptModel, prepended
+from llm_wrapper.llms.soft_prompts import SoftPromptModel, prepended
 from llm_wrapper.records import Prompt
 from llm_wrapper.training import trainer
 from llm_wrapper.training.adapters import SOFT_PROMPT_TEXT, create_adapter
@@ -239,7 +239,7 @@ def test_a_model_in_16_bit_answers_by_tokens_in_32(method: str, tmp_path: Path) 
     expected = dict(score(llm, prompts()))
     half = tiny.llm()
     half.model.to(torch.bfloat16)
-    found = dict(score(loading.add_adapter(half, tmp_path), prompts()))
-    weight = loading.add_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
+    found = dict(score(add_adapter(half, tmp_path), prompts()))
+    weight = add_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
     assert weight.dtype == torch.float32
     assert found[0].probabilities == pytest.approx(expected[0].probabilities, abs=0.1)

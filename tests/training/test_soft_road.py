@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from llm_wrapper.cli import main
 from llm_wrapper.errors import ModelError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import add_adapter, load_model
+from llm_wrapper.llms.adapters import add_adapter
+from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.score import score
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card

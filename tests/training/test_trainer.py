@@ -17,7 +17,8 @@ import torch
 import transformers
 
 from llm_wrapper.errors import DataError, ModelError
-from llm_wrapper.llms.load import LoadedLLM, add_adapter
+from llm_wrapper.llms.adapters import add_adapter
+from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import collate, pack_tree
 from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.training import trainer
