@@ -1,7 +1,7 @@
 # Thin aliases over the command line. `make help` lists them; `make demo` works as the first command of a fresh clone.
 
-# What is typed or stands in the environment stays text. Make would expand a `$(shell ..)` in it, and the shell would run
-# what stands behind a `;`: so no variable below is expanded by make, and each reaches the shell quoted, as "$$NAME".
+# Variables from the command line and the environment stay text. Make would expand a `$(shell ..)` in them, and the shell
+# would run what follows a `;`: so no variable below is expanded by make, and each reaches the shell quoted, as "$$NAME".
 $(foreach each,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(each)))),$(eval override $(each) := $$(value $(each)))))
 PYTHON ?= python3
 UV ?= uv
@@ -41,7 +41,7 @@ $(STAMP): requirements.lock requirements-nodeps.lock pyproject.toml
 	$(BIN)/python -m pip install --no-deps --editable .
 	@touch $@
 
-# uv keeps the pins that still fit; ARGS=--upgrade renews all. torch brings the CUDA packages of its own build itself.
+# uv keeps the pins that still fit; ARGS=--upgrade renews all. torch brings the CUDA packages of its build.
 lock: ## Pin what pyproject.toml asks for in requirements.lock (needs uv; ARGS=--upgrade renews every pin)
 	@command -v "$$UV" >/dev/null || { echo "uv is needed: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
 	@cp requirements.lock requirements.lock.new
@@ -75,7 +75,7 @@ test-wheel: .venv-wheel/.installed ## Install the package with its dependencies 
 	.venv-wheel/bin/python -m pip install --no-deps -r requirements-nodeps.lock
 	@touch $@
 
-# It has an environment of its own, with a torch and a torchvision that are made for each other (5.5 GB).
+# In a separate environment, with a torch and a torchvision that are made for each other (5.5 GB).
 test-groundingdino: .venv-groundingdino/.installed ## Compare Grounding-DINO with its authors' code, in .venv-groundingdino
 	OMP_NUM_THREADS=1 PYTEST_ADDOPTS="$$ARGS" .venv-groundingdino/bin/python -m pytest tests/detectors/test_groundingdino_py*.py
 

@@ -41,7 +41,7 @@ from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
-from llm_wrapper.evaluation import foreign, predictions
+from llm_wrapper.evaluation import external, predictions
 from llm_wrapper.recipe import LLMSection, files
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Message, Prediction, Prompt, Sample
 
@@ -353,7 +353,12 @@ _READERS = [
     Reader("imported-json", imported(".json"), these(text(RESULTS)), deep),
     Reader("imported-jsonl", imported(".jsonl"), these(LINES), deep),
     Reader("imported-csv", imported(".csv"), these(SINK), these(SINK + b"9" * 5000 + b"," * 5000)),
-    Reader("scored", of_path("p.jsonl", lambda path: foreign.read(path, DATASET)), these(SCORED), deep),
+    Reader(
+        "scored",
+        of_path("p.jsonl", lambda path: external.read_external_predictions(path, DATASET)),
+        these(SCORED),
+        deep,
+    ),
     Reader("own-data", of_path("mine.jsonl", use_own_data), these(lines(*OWN)), deep),
     Reader("instances", of_path("instances.json", coco_instances.load_instances), these(text(INSTANCES)), deep),
     Reader("chat-template", use_template, these(TEMPLATE), these(*TEMPLATES)),

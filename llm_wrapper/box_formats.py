@@ -18,8 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
-from llm_wrapper.metrics import rowwise_iou
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 
 __all__ = ["BOX_FORMATS", "BoxFormat", "TargetPairs", "check", "fits", "to_pixels"]
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_wrapper import boxes
-from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, Interval, bootstrap_interval, estimate
@@ -43,7 +43,6 @@ __all__ = [
     "overlaps",
     "recall_at",
     "require_distinct",
-    "rowwise_iou",
     "summarize",
     "to_columns",
 ]
@@ -62,7 +61,7 @@ _MOST_LISTED = 1000
 """Names in a message: a file of a million repeated rows needs no million lines."""
 
 UNTAGGED = "untagged"
-"""Stands for samples without a kind where others have one."""
+"""The kind of samples without one, where others have one."""
 
 _BLOCK = 1 << 19
 """Pairs of boxes compared at a time, so that a million predictions do not need gigabytes."""
@@ -187,21 +186,6 @@ def first_right(columns: Columns, is_right: BoolArray) -> IntArray:
     return result
 
 
-def rowwise_iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Intersection over union of row i of `a` (n, 4) with row i of `b` (n, 4), xyxy pixels -> (n,)."""
-    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
-    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    intersection = np.clip(width, 0.0, None) * np.clip(height, 0.0, None)
-    union = _area(a) + _area(b) - intersection
-    result: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-    return result
-
-
-def _area(corners: FloatArray) -> FloatArray:
-    area: FloatArray = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    return area
-
-
 def _starts(columns: Columns) -> IntArray:
     """Where each sample's candidates begin, shape (n,)."""
     starts: IntArray = np.cumsum(columns.counts) - columns.counts
@@ -306,7 +290,7 @@ def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) ->
     """Return rank k -> share of samples for which one of the first k candidates has IoU > 0.5.
 
     Args:
-        table: Its candidates must stand in the detector's own order; see `evaluation.slices.recall` for records.
+        table: Its candidates are in the detector's own order; see `evaluation.slices.recall` for records.
         ranks: From 1.
         seed: Of the bootstrap.
     """
@@ -370,7 +354,7 @@ def only_system(predictions: Sequence[Prediction]) -> str:
 
 
 def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
-    """Raise a DataError that lists the (system, sample id) that stand more than once in `where`."""
+    """Raise a DataError that lists the (system, sample id) that occur more than once in `where`."""
     counts = Counter((prediction.system, prediction.sample_id) for prediction in predictions)
     repeated = [
         f"system {system!r} has {n} predictions for sample {sample_id!r}"

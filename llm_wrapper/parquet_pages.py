@@ -1,4 +1,4 @@
-"""How much a Parquet file unpacks to, by the headers of its pages: what a reader allocates by.
+"""The size to which a Parquet file unpacks, by the headers of its pages, from which a reader allocates.
 
     footer -> column chunks -> [page header | packed page] [page header | packed page] ...
 
@@ -125,7 +125,7 @@ class _Thrift:
         while head := self._byte():
             name = name + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
-            # The type of a field tells a boolean, which has no byte of its own then.
+            # A boolean is in the type of its field; no byte follows.
             fields[name] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
         return fields
 

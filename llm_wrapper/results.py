@@ -72,7 +72,7 @@ def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def column_question(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the facts of a column say of its question: all but where the data lies."""
+    """Return the question of a column from its facts: all of them but the place of the data."""
     return {**facts, "data": _deciding("data", facts.get("data"))}
 
 

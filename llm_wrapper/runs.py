@@ -65,7 +65,7 @@ _STAMP = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z"
 
 
 def new_name(prefix: str) -> str:
-    """Return `<prefix>-<utc>-<git>`, a name of its own for a new run."""
+    """Return `<prefix>-<utc>-<git>`, a unique name for a new run."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     revision = storage.git_revision()
     return "-".join([prefix, stamp, revision[:7] if revision else "nogit"])
@@ -193,7 +193,7 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write a recipe into a folder, with the template of its own that it may have: that may change elsewhere.
+    """Write a recipe into a folder, with a copy of the user's template if it names one: the original may change.
 
     Raises:
         RunError: If another template lies there.

@@ -86,7 +86,7 @@ def allow_key(variable: str, address: str) -> None:
 def allow_typed_keys(overrides: Iterable[str]) -> None:
     """Allow what a user typed as overrides of one command: an address together with the variable that goes there.
 
-    An address alone allows only the key of self-hosted servers: a command that somebody else worded may set it, and
+    An address alone allows only the key of self-hosted servers: a command that somebody else wrote may set it, and
     must not turn a key for a company's service into one for its author.
 
     Args:

@@ -92,7 +92,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Folders that do not exist are made.
 
     Raises:
-        LLMWrapperError: If the disk is full or the file cannot be written; nothing new then stands under `path`.
+        LLMWrapperError: If the disk is full or the file cannot be written; `path` is then as it was.
     """
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -121,7 +121,7 @@ def _write_problem(path: Path, error: OSError, num_bytes: int) -> str:
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("inline_container", "No space left", "os error 28", "os error 122", "os error 27")
-"""In what torch, safetensors and tokenizers say of a full disk; their errors have no number."""
+"""In the messages of torch, safetensors and tokenizers about a full disk; their errors have no number."""
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str | None:
-    """Return the commit that `folder` stands at, with `-dirty` where tracked files were changed.
+    """Return the commit that `folder` has checked out, with `-dirty` where tracked files were changed.
 
     `None` where git does not track the folder's files (as in an installed package), or has no answer. Never raises.
     """
@@ -265,7 +265,7 @@ def differences(
     Args:
         found: One identity.
         wanted: The other.
-        places: Where each of the two stands, as the message says it.
+        places: Where each of the two comes from, as the message says it.
         prefix: Path of the fields that are compared.
     """
     rows: list[str] = []
@@ -328,21 +328,21 @@ def _holder(path: Path) -> str:
     return content.decode() if _PID.fullmatch(content) else "unknown"
 
 
-def folder_name(name: str, what: str) -> str:
+def folder_name(name: str, source: str) -> str:
     """Return a name that is safe as one part of a path.
 
     Args:
         name: Letters, digits, `_`, `.`, `+` and `-`; it does not begin with a dot.
-        what: Where it was given, as the message names it (`data.name`, `--split`).
+        source: Where it was given, as the message names it (`data.name`, `--split`).
 
     Raises:
         RecipeError: If it is anything else, such as `..` or an absolute path.
     """
     if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME:
-        raise RecipeError(f"{what}: a name of {len(name)} characters; a folder's has at most {MAX_NAME} bytes.")
+        raise RecipeError(f"{source}: a name of {len(name)} characters; a folder's has at most {MAX_NAME} bytes.")
     if not _PLAIN.fullmatch(name) or _RESERVED.fullmatch(name):
         raise RecipeError(
-            f"{what}={name!r} becomes a folder's name: use letters, digits, '_', '.', '+' and '-', "
+            f"{source}={name!r} becomes a folder's name: use letters, digits, '_', '.', '+' and '-', "
             "and no dot at the beginning."
         )
     return name

@@ -1,4 +1,4 @@
-"""What is printed: text of other people can neither move the cursor nor write the clipboard nor forge markup."""
+"""Printing: text of other people can neither move the cursor nor write the clipboard nor forge markup."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_shown(char) for char in text)
+    return "".join(_escape(char) for char in text)
 
 
-def _shown(char: str) -> str:
+def _escape(char: str) -> str:
     if char in _KEPT:
         return char
     category = unicodedata.category(char)

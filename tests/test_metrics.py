@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper import boxes, metrics
+from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import (
     IOU_THRESHOLDS,
@@ -22,7 +23,6 @@ from llm_wrapper.metrics import (
     oracle_ious,
     recall_at,
     require_distinct,
-    rowwise_iou,
     summarize,
 )
 from llm_wrapper.records import Box, Candidate, Prediction
@@ -246,7 +246,7 @@ def test_invariants_of_scores(candidates: list[list[Box]], random: Random) -> No
     assert all(0 <= value <= 1 for value in [*(each.value for each in single), *recalls] if value is not None)
     assert None not in recalls
     assert recalls == sorted(recalls)  # type: ignore[type-var]
-    assert recalls[-1] == scores.oracle_p_at_1.value, "nothing stands behind the last rank"
+    assert recalls[-1] == scores.oracle_p_at_1.value, "nothing comes after the last rank"
     falling = [each.value for each in scores.accuracy_at.values()]
     assert falling == sorted(falling, reverse=True)  # type: ignore[type-var]
     shuffled = [

@@ -1,4 +1,4 @@
-"""Recipes: every shipped file composes, and everything that is wrong is told at once, with its place."""
+"""Recipes: every shipped file composes, and every problem is listed at once, with its place."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_an_override_is_bounded_as_a_file_is(text: str) -> None:
     assert "not valid YAML" in refused(NAMES, f"train.lora={text}")[1]
 
 
-# templates of one's own
+# the user's templates
 
 OWN = "{{ expression }} {{ candidates | length }}"
 
@@ -304,7 +304,7 @@ def test_a_template_is_named_by_its_path_on_the_command_line() -> None:
     assert compose(NAMES, ["prompt.format=some/own.j2"]).prompt.format == "some/own.j2"
 
 
-# what is wrong in files
+# problems of files
 
 BROKEN_TRAIN = """\
 train:
@@ -543,7 +543,7 @@ def test_other_kinds_may_have_a_plus() -> None:
     assert compose({**NAMES, "vlm": "coco", "data": "refcoco+"}).data.name == "refcoco+"
 
 
-# what no section takes: infinite numbers, and numbers by which anything would be made without bound
+# values that every section refuses: infinite numbers, and numbers that would make anything without bound
 
 
 def float_fields() -> list[Any]:

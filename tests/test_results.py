@@ -35,7 +35,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "_console", Console(width=400))
 
 
-def kept(path: Path, facts: object) -> None:
+def write_facts(path: Path, facts: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts), encoding="utf-8")
 
@@ -56,7 +56,7 @@ def kept(path: Path, facts: object) -> None:
 def test_another_question_gets_another_place(stored: object, is_free: bool) -> None:
     path = Path("runs/a/report-val.json")
     if stored is not None:
-        kept(path, stored)
+        write_facts(path, stored)
     assert (results.free_name(path.parent, "val", ASKED) == "val") == is_free
     assert (results.free_file(path, ASKED) == path) == is_free
     found = results.free_folder(path.parent, (path.name, "predictions-val.parquet"), ASKED)
@@ -66,7 +66,7 @@ def test_another_question_gets_another_place(stored: object, is_free: bool) -> N
 
 
 def test_predictions_without_their_question_are_not_overwritten() -> None:
-    kept(Path("runs/a/predictions-val.parquet"), 0)
+    write_facts(Path("runs/a/predictions-val.parquet"), 0)
     assert results.free_name(Path("runs/a"), "val", ASKED).startswith("val-")
 
 
@@ -118,11 +118,11 @@ def test_of_a_server_its_address_counts(change: Mapping[str, Any], is_same: bool
 
 def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() -> None:
     now = results.evaluation_question({**facts(), "weights": {"adapter_model.safetensors": "w"}})
-    kept(Path("report-val.json"), facts())
+    write_facts(Path("report-val.json"), facts())
     assert results.is_same(results.stored_question(Path("report-val.json")), now)
-    kept(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
+    write_facts(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
-    kept(Path("report-val.json"), facts(candidates={"cap": 5}))
+    write_facts(Path("report-val.json"), facts(candidates={"cap": 5}))
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
 
 

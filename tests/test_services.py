@@ -21,7 +21,7 @@ VARIABLES = ("OPENAI_API_KEY", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keys are set, and nobody has allowed anything."""
+    """Keys are set, and no address is allowed."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv(services.PERMISSIONS, raising=False)
     monkeypatch.setattr(services, "_typed", {})

@@ -15,7 +15,7 @@ from rich.console import Console
 from llm_wrapper import datasets, results, runs, storage
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import foreign, grec
+from llm_wrapper.evaluation import external, grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.recipe import DataSection
@@ -32,7 +32,7 @@ class Job:
     """Whose boxes to score, and on what.
 
     Attributes:
-        file: See `evaluation.foreign`.
+        file: See `evaluation.external`.
         data: The data set.
         split: Of that data set.
         name: Of the system, if not by the file.
@@ -56,7 +56,7 @@ def score(job: Job, console: Console) -> Summary:
     dataset = datasets.load_dataset(job.data, split)
     if not any(sample.target for sample in dataset.samples):
         raise DataError(f"{job.data.name} {split} has no box to compare with")
-    result = foreign.read(job.file, dataset, name=job.name, box_format=job.box_format)
+    result = external.read_external_predictions(job.file, dataset, name=job.name, box_format=job.box_format)
     summary = summarize(result.predictions)
     if not any(prediction.candidates for prediction in result.predictions):
         summary = replace(summary, oracle_p_at_1=None)  # of no candidate that is known, not 0.0

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import metrics
+from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation.decide import prediction_of
 from llm_wrapper.metrics import IOU_THRESHOLD, Columns, ious, only_system
@@ -244,7 +245,7 @@ def near_ties(predictions: Sequence[Prediction], *, seed: int = 0) -> NearTies:
     ranked = np.lexsort((-found, rows))
     starts = np.cumsum(table.counts) - table.counts
     best, second = (table.candidates[ranked[starts + place]].reshape(-1, 4) for place in (0, 1))
-    twin = (metrics.rowwise_iou(best, second) >= NEAR_IOU)[kept]
+    twin = (rowwise_iou(best, second) >= NEAR_IOU)[kept]
     right, images = (metrics.overlaps(table) > IOU_THRESHOLD)[kept], table.images[kept]
     shares = (estimate(right[mask], images[mask], seed=seed) for mask in (twin, ~twin))
     return NearTies(estimate(twin, images, seed=seed), *shares)
@@ -260,5 +261,5 @@ def _nearly_best(
     asked = np.flatnonzero((place >= 0) & table.has_box)
     starts = np.cumsum(table.counts) - table.counts
     other = table.candidates[(starts + place)[asked]].reshape(-1, 4)
-    result[asked] = metrics.rowwise_iou(table.boxes[asked], other) >= NEAR_IOU
+    result[asked] = rowwise_iou(table.boxes[asked], other) >= NEAR_IOU
     return result

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llm_wrapper import boxes, metrics
-from llm_wrapper.boxes import BoolArray, FloatArray, IntArray
-from llm_wrapper.metrics import IOU_THRESHOLD, rowwise_iou
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
+from llm_wrapper.metrics import IOU_THRESHOLD
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, estimate
 

@@ -1,6 +1,6 @@
 """Recipes: one short YAML file per choice, composed by name and validated at once."""
 
-from llm_wrapper.recipe.compose import compose, load_recipe, load_resolved, prompt_of
+from llm_wrapper.recipe.compose import Recipe, compose, load_recipe, load_resolved, prompt_of
 from llm_wrapper.recipe.files import (
     KINDS,
     RecipeFile,
@@ -19,7 +19,6 @@ from llm_wrapper.recipe.schema import (
     OtherData,
     OtherDetector,
     PromptSection,
-    Recipe,
     SearchSection,
     ServerSection,
     TrainSection,

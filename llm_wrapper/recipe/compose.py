@@ -1,6 +1,6 @@
 """Compose a recipe: one short YAML file per choice, a file to start from, `section.key=value`; validated at once.
 
-    recipes/vlm/flo2.yaml         detector, candidates     `--vlm a+b`: b stands in `ensemble`
+    recipes/vlm/flo2.yaml         detector, candidates     `--vlm a+b`: b goes to `ensemble`
     recipes/llm/llama3.yaml       llm
     recipes/data/refcocog.yaml    data
     recipes/train/default.yaml    train, and the name of its prompt
@@ -12,13 +12,16 @@ No file inherits from another.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import parse_yaml
 from llm_wrapper.recipe.files import (
@@ -30,15 +33,84 @@ from llm_wrapper.recipe.files import (
     read_recipe_file,
     read_sections,
     recipe_folders,
+    template_beside,
 )
-from llm_wrapper.recipe.schema import Recipe
+from llm_wrapper.recipe.schema import (
+    DataSection,
+    DetectorSection,
+    EnsembleSection,
+    LLMSection,
+    OtherDetector,
+    PromptSection,
+    SearchSection,
+    Section,
+    TrainSection,
+)
 
-__all__ = ["compose", "load_recipe", "load_resolved", "prompt_of"]
+__all__ = ["Recipe", "compose", "load_recipe", "load_resolved", "prompt_of"]
 
 _MAX_SHOWN = 300
 
 _JOINED = {"vlm": "detector", "prompt": "prompt"}
 """Kinds of which several files may be named, and what one of them is called."""
+
+
+class Recipe(Section):
+    """All choices of one run, resolved."""
+
+    detector: DetectorSection
+    candidates: CandidatePolicy = CandidatePolicy()
+    ensemble: EnsembleSection = EnsembleSection()
+    data: DataSection
+    prompt: PromptSection = PromptSection()
+    llm: LLMSection
+    train: TrainSection = TrainSection()
+    search: SearchSection | None = None
+
+    @property
+    def vlm(self) -> str:
+        """The labels of the detectors, joined by `+`."""
+        return "+".join(each.detector.label or each.detector.name for each in self.detectors())
+
+    def detectors(self) -> list[OtherDetector]:
+        """Return all detectors with their candidates, the recipe's own first."""
+        return [OtherDetector(detector=self.detector, candidates=self.candidates), *self.ensemble.also.values()]
+
+    def with_detectors(self, kept: Sequence[OtherDetector]) -> Recipe:
+        """Return a recipe of some detectors only, the first of them as its own."""
+        first, *others = kept
+        also = {each.detector.label or each.detector.name: each for each in others}
+        ensemble = self.ensemble.model_copy(update={"also": also})
+        return self.model_copy(
+            update={"detector": first.detector, "candidates": first.candidates, "ensemble": ensemble}
+        )
+
+    def without_cap(self) -> Recipe:
+        """Return a recipe without the cap on candidates."""
+        no_cap = {"cap": sys.maxsize}
+        return self.with_detectors(
+            [
+                each.model_copy(update={"candidates": each.candidates.model_copy(update=no_cap)})
+                for each in self.detectors()
+            ]
+        )
+
+    def training_data(self) -> list[DataSection]:
+        """Return the data set and those that are trained on beside it."""
+        others = [self.data.model_copy(update=other.model_dump()) for other in self.train.also]
+        return [self.data, *others]
+
+    def in_folder(self, folder: Path) -> Recipe:
+        """Return the recipe as it reads back from a folder that keeps it and a copy of its template."""
+        template = template_beside(folder / "recipe.yaml", self.prompt.format)
+        if template is None:
+            return self
+        return self.model_copy(update={"prompt": self.prompt.model_copy(update={"format": str(template)})})
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe as YAML that `load_resolved` reads back."""
+        # In ASCII: of the line breaks of Unicode PyYAML reads back only those that are escaped.
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class _Reader:
@@ -62,11 +134,11 @@ class _Reader:
             self.problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
         values = {key: value for key, value in values.items() if key in KINDS[kind]}
         if kind == "train" and "prompt" in values:
-            values["prompt"], more = self._named_prompt(values["prompt"], lines["prompt",])
+            values["prompt"], more = self._prompt_by_name(values["prompt"], lines["prompt",])
             lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | more
         return values, lines
 
-    def _named_prompt(self, name: Any, place: str) -> tuple[dict[str, Any], Places]:
+    def _prompt_by_name(self, name: Any, place: str) -> tuple[dict[str, Any], Places]:
         """Return the prompt that a training names."""
         if isinstance(name, str):
             return self.prompt(name)

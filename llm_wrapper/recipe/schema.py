@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.recipe.files import shipped_folder, template_beside
+from llm_wrapper.recipe.files import shipped_folder
 from llm_wrapper.storage import folder_name
 
 __all__ = [
@@ -27,7 +24,6 @@ __all__ = [
     "OtherData",
     "OtherDetector",
     "PromptSection",
-    "Recipe",
     "SamplingSection",
     "SearchSection",
     "Section",
@@ -35,15 +31,14 @@ __all__ = [
     "TrainSection",
 ]
 
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What NumPy takes."""
+"""The range of NumPy's seeds."""
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """The day that chat templates write; Llama 3.1's has it as its own. Today's would give other prompts tomorrow."""
 
 _MANY = 1_000_000
-"""More of anything that a recipe has made (steps, groups, epochs) than a training takes; each is an object."""
+"""The largest number of steps, groups or tokens: each becomes an object in memory."""
 
 
 def _safe(name: str, info: ValidationInfo) -> str:
@@ -54,7 +49,7 @@ def _safe(name: str, info: ValidationInfo) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_safe)]
-"""A word that becomes a part of a path: detections, answers and results lie under it."""
+"""A word that becomes a part of a path: detections, answers and results are under it."""
 
 
 def _short(path: Path) -> Path:
@@ -70,7 +65,7 @@ _Line = Annotated[str, Field(max_length=1000)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: it refuses unknown keys and infinite numbers, and is not changed once it is made."""
+    """A part of a recipe: immutable, without unknown keys and infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=200_000)
 
@@ -117,7 +112,7 @@ class DataSection(Section):
 
     @property
     def folder(self) -> Path:
-        """The root, or, where the working folder has none such, that of the data that come with the package."""
+        """The root; where a relative one does not exist, that of the data that come with the package."""
         shipped = shipped_folder() / self.root
         is_shipped = not self.root.is_absolute() and ".." not in self.root.parts and not os.path.exists(self.root)
         return shipped if is_shipped and shipped.is_dir() else self.root
@@ -132,7 +127,7 @@ class OtherData(Section):
 
 
 class PromptSection(Section):
-    """How candidates are worded: a shipped format or a `.j2` template, and what stands around the lines.
+    """The text of a question: a shipped format or a `.j2` template, examples, and whether "none of these" is an answer.
 
     A template is named by its path on the command line; a recipe's file names one that lies beside it.
 
@@ -140,7 +135,7 @@ class PromptSection(Section):
     (`prompts/instruction.py`). `examples` many training expressions are shown with their answers before the question:
     the same for all, or with `retrieve` those nearest to it by `embedder`, which is `lexical`, a hub id or folder of a
     BERT for sentences, or `package:NAME` for one inside an installed Python package. With `reasoning_tokens` the LLM
-    first writes so many tokens at most, and is asked for the answer after them. An LLM is trained with format,
+    first writes at most that number of tokens, and is asked for the answer after them. An LLM is trained with format,
     instruction and `none` alone.
 
     With `none` the LLM may answer that none of the candidates is meant, and is trained to say so of expressions without
@@ -174,12 +169,11 @@ class PromptSection(Section):
 
 
 class ServerSection(Section):
-    """Where an OpenAI-compatible server is, and how hard it may be asked.
+    """Where an OpenAI-compatible server is, and how many requests it gets at once.
 
-    `key_variable` names the environment variable whose value is sent as the key, to an address that this user has
-    allowed for it (`keys.py`); without it none is sent. `tokenizer` is a hub id or a folder, where the server knows the
-    model by another name than `llm.model`; only scoring needs it. `request_seconds` is the most that one request may
-    take as a whole.
+    `key_variable` names the environment variable with the key, which is sent only to an address that this user has
+    allowed for it (`services.py`). `tokenizer` is a hub id or a folder, where the server knows the model by another
+    name than `llm.model`; only scoring needs it. `request_seconds` limits one request as a whole.
     """
 
     base_url: str = Field("http://localhost:8000/v1", pattern=r"^https?://[^\s@?#]+$", max_length=1000)
@@ -195,8 +189,7 @@ class LLMSection(Section):
     `model` is a hub id, a local folder, `gguf:PATH.gguf` for a GGUF file, or `gguf:PACKAGE` for one inside an
     installed Python package; for a server the name that it serves the model under. `decode` is what the answer is
     read from; a local model knows only `score` and `generate` (`llms/server_ways.py` says what the others are).
-    With `orders` over one, probabilities are averaged over so many orders of the candidates, at as many times the
-    cost.
+    Probabilities are averaged over `orders` orders of the candidates, at that multiple of the cost.
 
     Chat templates write a date (Llama 3.2, SmolLM3, Granite, gpt-oss) and an empty or open thought (Qwen3, GLM-4,
     Nemotron): `template_date` is the date that they get, and `enable_thinking` what they are given by that name.
@@ -239,18 +232,18 @@ class TrainSection(Section):
     """Supervised fine-tuning. A group is one image with some of its expressions behind one shared prefix.
 
     `limit` annotated expressions, of whole images drawn by the seed, are all that is used; those of a smaller limit are
-    among those of a larger one. A checkpoint is written every `save_steps` steps, and the last two are kept to go on
-    from. `keep_adapters` says of which ones the adapter is kept beside the last, for `make curve`: `doubling` keeps
-    those of 1, 2, 4, 8 .. times `save_steps`. `report_to` names trackers that are sent what is logged.
+    among those of a larger one. A checkpoint is written every `save_steps` steps, and training resumes from one of the
+    last two. `keep_adapters` chooses the intermediate adapters that `make curve` needs: `doubling` keeps those of 1, 2,
+    4, 8 .. times `save_steps`. `report_to` names trackers that receive the training log.
 
     A step is of `groups_per_step` groups, which go through the model in parts of at most `tokens_per_batch` tokens with
-    padding: the one says what is learned, the other how much memory it takes.
+    padding: the first decides what is learned, the second only the memory.
 
     The first `generated_steps` steps are on generated expressions alone, for which no annotation is needed; after
     them, up to `generated_per_group` of a group's expressions are generated.
 
-    `lora` is for the methods LoRA and DoRA, which change the weights, as (IA)3 does; the other methods learn so many
-    `virtual_tokens` before the prompt, and leave the weights as they are.
+    `lora` is for the methods LoRA and DoRA, which change the weights, as (IA)3 does; the other methods learn
+    `virtual_tokens` tokens before the prompt, and leave the weights as they are.
     """
 
     method: Literal["lora", "dora", "ia3", "prompt-tuning", "prefix-tuning"] = "lora"
@@ -318,19 +311,18 @@ class SearchSection(Section):
     Attributes:
         target: The selector's instruction, or the caption that an open-vocabulary detector is asked with.
         seed_prompt: Where the search begins; by default `prompt.instruction`, or plain words.
-        description: What the task and the data are, as the proposing LLM is told; by default what we know of them.
+        description: Task and data, in words for the proposing LLM; by default a text from the recipe.
         iterations: Rounds of proposals.
         samples: Proposals a round.
-        shown: So many of the best and of the worst prompts are shown to the proposing LLM.
-        slice: Expressions that a prompt is measured on.
-        first: So many of them come first; who is hopeless there goes no further.
-        confirm: Other expressions, of other images, that the winner is measured on once.
+        shown: Number of best and of worst prompts that the proposing LLM sees.
+        slice: Expressions to measure a prompt on.
+        first: Size of their first part; a prompt that is far behind there is measured no further.
+        confirm: Other expressions, of other images, to measure the winner on once.
         fitness: What is counted as right: the chosen box, or (of a caption) that any candidate is.
         ensemble: How the best three decide together: by their mean probability, or by vote.
-        alphas: Strengths of the guidance, spread over the samples of a round; none: no guidance.
-        layer: The decoder layer after which is guided, from 1; by default half of the depth.
+        alphas: Strengths of the activation steering, spread over the samples of a round; empty: none.
+        layer: The decoder layer after which activations are steered, from 1; by default half of the depth.
         proposer: The proposing LLM, if it is not the selector itself.
-        seed: Of the slices and of the draws.
     """
 
     target: Literal["instruction", "caption"] = "instruction"
@@ -357,60 +349,3 @@ class SearchSection(Section):
         if self.fitness == "oracle" and self.target == "instruction":
             raise ValueError("search.fitness=oracle is for search.target=caption: an instruction changes no candidate")
         return self
-
-
-class Recipe(Section):
-    """All choices of one run, resolved."""
-
-    detector: DetectorSection
-    candidates: CandidatePolicy = CandidatePolicy()
-    ensemble: EnsembleSection = EnsembleSection()
-    data: DataSection
-    prompt: PromptSection = PromptSection()
-    llm: LLMSection
-    train: TrainSection = TrainSection()
-    search: SearchSection | None = None
-
-    @property
-    def vlm(self) -> str:
-        """The labels of the detectors, joined by `+`."""
-        return "+".join(each.detector.label or each.detector.name for each in self.detectors())
-
-    def detectors(self) -> list[OtherDetector]:
-        """Return all detectors with their candidates, the recipe's own first."""
-        return [OtherDetector(detector=self.detector, candidates=self.candidates), *self.ensemble.also.values()]
-
-    def with_detectors(self, kept: Sequence[OtherDetector]) -> Recipe:
-        """Return a recipe of some detectors only, the first of them as its own."""
-        first, *others = kept
-        also = {each.detector.label or each.detector.name: each for each in others}
-        ensemble = self.ensemble.model_copy(update={"also": also})
-        return self.model_copy(
-            update={"detector": first.detector, "candidates": first.candidates, "ensemble": ensemble}
-        )
-
-    def without_cap(self) -> Recipe:
-        """Return a recipe by which every detection may become a candidate that this one leaves out for number alone."""
-        also = {
-            label: each.model_copy(update={"candidates": each.candidates.model_copy(update={"cap": sys.maxsize})})
-            for label, each in self.ensemble.also.items()
-        }
-        whole = {"candidates": self.candidates.model_copy(update={"cap": sys.maxsize})}
-        return self.model_copy(update={**whole, "ensemble": self.ensemble.model_copy(update={"also": also})})
-
-    def training_data(self) -> list[DataSection]:
-        """Return the data set and those that are trained on beside it."""
-        others = [self.data.model_copy(update=other.model_dump()) for other in self.train.also]
-        return [self.data, *others]
-
-    def in_folder(self, folder: Path) -> Recipe:
-        """Return the recipe as it reads back from a folder that keeps it: a template of its own lies there, too."""
-        template = template_beside(folder / "recipe.yaml", self.prompt.format)
-        if template is None:
-            return self
-        return self.model_copy(update={"prompt": self.prompt.model_copy(update={"format": str(template)})})
-
-    def to_yaml(self) -> str:
-        """Return the resolved recipe as YAML that `load_resolved` reads back."""
-        # In ASCII: of the line breaks of Unicode PyYAML reads back only those that are escaped.
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

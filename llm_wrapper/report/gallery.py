@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, paired
 from llm_wrapper.evaluation.slices import masks, weakest_slices
-from llm_wrapper.metrics import IOU_THRESHOLD, ious, rowwise_iou
+from llm_wrapper.metrics import IOU_THRESHOLD, ious
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import PromptSection

@@ -106,7 +106,7 @@ def test_a_box_partly_outside_is_kept(tmp_path: Path) -> None:
         ({**_ROW, "license": "cc-by"}, r"unknown key .license. \(known: "),
         ({**_ROW, "expression": "\u200b\u3164 "}, "'expression' is empty: nothing of .* can be seen"),
         ({**_ROW, "width": 50, "height": 100}, "a.png is 50 x 100, but 100 x 50 in a line before"),
-        ('{"image": "a.png", "image": "b.png", "expression": "x"}', "key 'image' stands twice in one object"),
+        ('{"image": "a.png", "image": "b.png", "expression": "x"}', "key 'image' is given twice in one object"),
         ({**_ROW, "box": [float("nan"), 2, 3, 4]}, "box .*not finite"),
         ({**_ROW, "box": [30, 2, 3, 40]}, "box .* reversed or has no area"),
         ({**_ROW, "box": [3, 2, 3, 40]}, "box .* reversed or has no area"),

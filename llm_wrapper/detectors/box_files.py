@@ -1,6 +1,12 @@
-"""Rows of boxes that other programs wrote, read one by one; see `imported` for what they look like.
+"""Files of boxes that other programs wrote -> entries: the name of an image or a sample, and its boxes as written.
 
-file -> rows (JSON, JSON lines) -> entries: a name, and boxes as written -> `imported`, which matches and checks
+- `.jsonl`: one image or one expression a line, named by image_id, file_name or sample_id, with
+  `detections`: a list of {box (xyxy) or bbox_xywh, label, score (a number in 0..1, or null)}; `box` may be an object
+  {xmin, ymin, xmax, ymax} as the pipelines of transformers write it. Or one box a line, with the image's name.
+- `.json`, COCO results: a list of {image_id, category_id, bbox (xywh), score}, such as ultralytics' predictions.json.
+- `.json` of the field: MAttNet's list, ReCLIP's {image id: [[x, y, w, h], ..]}, REFER's {"dets": ..}, a response of
+  Roboflow ({"predictions": ..}).
+- `.json` and `.csv` of supervision's `JSONSink` and `CSVSink`, see `supervision_files`.
 """
 
 from __future__ import annotations
@@ -13,17 +19,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat
+from llm_wrapper.box_values import parse_box
 from llm_wrapper.datasets import rows
 from llm_wrapper.errors import DataError
 
-__all__ = ["Entry", "Item", "Named", "Notes", "RawBox", "Scored", "entries_of_json", "entries_of_lines"]
-
-_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
-_SIZES = (("x", "y", "w", "h"), ("x", "y", "width", "height"))
+__all__ = [
+    "BoxFileNotes",
+    "Entry",
+    "NamedRow",
+    "RawBox",
+    "RawDetection",
+    "ScoredRow",
+    "read_json_boxes",
+    "read_line_boxes",
+]
 
 _LINE_KEYS = ("image_id", "file_name", "image", "sample_id", "detections")
 _LABEL_KEYS = ("label", "category_name", "class_name", "name", "class")
@@ -35,11 +48,11 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class RawBox:
-    """One box as a file writes it.
+    """One box of a file.
 
     Attributes:
         values: Four numbers.
-        box_format: What its key says; `None` where only the setting or the file's own kind does.
+        box_format: The format of its key; `None` where only the setting or the kind of file has one.
         label: A text, empty where there is none, or the id of a category.
         score: In 0..1, NaN where the file says that.
     """
@@ -54,7 +67,7 @@ class RawBox:
 class Entry:
     """Boxes of one image or sample; `names` are spellings of one image, the likeliest first, or none is known.
 
-    `is_whole` tells whether these are all of its boxes, so that a second entry contradicts the first.
+    `is_whole` is true where these are all of its boxes, so that a second entry contradicts the first.
     """
 
     where: str
@@ -65,8 +78,8 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Notes:
-    """What is wrong with a file, and what is only worth a sentence.
+class BoxFileNotes:
+    """The problems of a file, and facts about its kind.
 
     Attributes:
         problems: One sentence each, with the place.
@@ -81,15 +94,15 @@ class Notes:
     is_from_one: bool = False
 
 
-class Named(BaseModel):
-    """A row that says which image or which expression it is about; an image may be named by id and by file name."""
+class NamedRow(BaseModel):
+    """A row about one image or one expression; an image may be named by id and by file name."""
 
     image_id: rows.Id | None = None
     file_name: str | None = Field(None, validation_alias=AliasChoices("file_name", "image"))
     sample_id: rows.Id | None = None
 
     @model_validator(mode="after")
-    def _has_one_id(self) -> Named:
+    def _has_one_id(self) -> NamedRow:
         if (self.sample_id is None) == (not self.names):
             raise ValueError("give exactly one of 'image_id', 'file_name' and 'sample_id'")
         return self
@@ -100,10 +113,10 @@ class Named(BaseModel):
         return tuple(name for name in (self.image_id, self.file_name) if name is not None)
 
 
-class Scored(BaseModel):
-    """A row with a score, which must be in 0..1 if it is a number at all."""
+class ScoredRow(BaseModel):
+    """A row with a score, which must be in 0..1 if it is a finite number; other keys are not read."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
     @field_validator("score", check_fields=False)
     @classmethod
@@ -115,43 +128,31 @@ class Scored(BaseModel):
         return min(max(score, 0.0), 1.0)
 
 
-_Label = Annotated[int, Field(strict=True)] | str | None
-
-
-class Item(Scored):
+class RawDetection(ScoredRow):
     """One detection: a box by one of its keys, with a label and a score where there are any."""
 
     model_config = ConfigDict(extra="allow")
 
     box: rows.FourNumbers | None = None
     bbox_xywh: rows.FourNumbers | None = None
-    label: _Label = Field(None, validation_alias=AliasChoices(*_LABEL_KEYS))
+    label: Annotated[int, Field(strict=True)] | str | None = Field(None, validation_alias=AliasChoices(*_LABEL_KEYS))
     score: rows.Number | None = Field(None, validation_alias=AliasChoices("score", "confidence"))
 
     @model_validator(mode="after")
-    def _has_one_box(self) -> Item:
+    def _has_one_box(self) -> RawDetection:
         if (self.box is None) == (self.bbox_xywh is None):
             raise ValueError("give exactly one of 'box' and 'bbox_xywh'")
         return self
 
-    def raw(self, box_format: BoxFormat | None = None) -> RawBox:
-        """Return the box as written, with the format that its key says, if one does."""
-        label = self.label if isinstance(self.label, int) else (self.label or "").strip()
-        if self.bbox_xywh is not None:
-            return RawBox(self.bbox_xywh, "xywh", label, self.score)
-        return RawBox(self.box or [], box_format, label, self.score)
 
-
-class _Line(Named):
+class _Line(NamedRow):
     model_config = ConfigDict(extra="allow")
 
     detections: list[Any]
 
 
-class _Result(Scored):
+class _Result(ScoredRow):
     """A COCO result. ultralytics names its image twice, by id (the stem) and by file name."""
-
-    model_config = ConfigDict(extra="ignore")  # segmentations and areas of other tools
 
     image_id: rows.Id | None = None
     file_name: str | None = None
@@ -160,18 +161,14 @@ class _Result(Scored):
     score: rows.Number | None
 
 
-class _ReferDetection(Scored):
-    model_config = ConfigDict(extra="ignore")
-
+class _ReferDetection(ScoredRow):
     image_id: rows.Id
     box: dict[str, rows.Number]
     label: str = Field("", validation_alias=AliasChoices("label", "category_name"))
     score: rows.Number | None = None
 
 
-class _Roboflow(Scored):
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
-
+class _RoboflowPrediction(ScoredRow):
     x: rows.Number
     y: rows.Number
     width: rows.Number
@@ -181,23 +178,22 @@ class _Roboflow(Scored):
     image_path: str | None = None
 
 
-def entries_of_lines(path: Path, notes: Notes) -> list[Entry]:
+def read_line_boxes(path: Path, notes: BoxFileNotes) -> list[Entry]:
     """Read JSON lines: one image or sample a line, or one box a line; places count from line 1."""
     values, damaged = readers.read_json_lines(path, nan=True)
     notes.problems.extend(damaged)
     return [entry for number, value in values for entry in _of_value(value, f"line {number}", notes)]
 
 
-def entries_of_json(content: Any, path: Path, notes: Notes) -> list[Entry]:
+def read_json_boxes(content: Any, path: Path, notes: BoxFileNotes) -> list[Entry]:
     """Read one JSON value that is no sink of supervision; rows of a list count from row 0.
 
     Raises:
         DataError: If it is of no kind that is known.
     """
     if isinstance(content, list):
-        is_results = any(isinstance(value, dict) and "bbox" in value for value in content)
-        read = _of_result if is_results else _of_value
-        return [entry for number, value in enumerate(content) for entry in read(value, f"row {number}", notes)]
+        read = _of_result if any(isinstance(value, dict) and "bbox" in value for value in content) else _of_value
+        return [entry for index, value in enumerate(content) for entry in read(value, f"row {index}", notes)]
     if isinstance(content, dict) and isinstance(content.get("dets"), list):
         return list(_of_refer(content["dets"], notes))
     if isinstance(content, dict) and isinstance(content.get("predictions"), list):
@@ -213,7 +209,7 @@ def entries_of_json(content: Any, path: Path, notes: Notes) -> list[Entry]:
     )
 
 
-def _of_value(value: Any, where: str, notes: Notes) -> Iterator[Entry]:
+def _of_value(value: Any, where: str, notes: BoxFileNotes) -> Iterator[Entry]:
     """Yield the entry of one line or row, by the keys that it has."""
     keys = value.keys() if isinstance(value, dict) else set()
     if "detections" not in keys and "bbox" in keys:
@@ -228,122 +224,103 @@ def _of_value(value: Any, where: str, notes: Notes) -> Iterator[Entry]:
             yield Entry(where, line.names, line.sample_id, items, is_whole=True)
 
 
-def _items(values: Sequence[Any], where: str, notes: Notes) -> list[RawBox]:
-    items = (_item(value, f"{where}[{place}]", notes) for place, value in enumerate(values))
+def _items(values: Sequence[Any], where: str, notes: BoxFileNotes) -> list[RawBox]:
+    items = (_item(value, f"{where}[{index}]", notes) for index, value in enumerate(values))
     return [box for box in items if box is not None]
 
 
-def _item(value: Any, where: str, notes: Notes) -> RawBox | None:
-    """Return one detection; what is wrong with it is noted."""
+def _item(value: Any, where: str, notes: BoxFileNotes) -> RawBox | None:
+    """Return one detection; its problems are noted."""
     box_format: BoxFormat | None = None
     if _has_typos(value, _ITEM_KEYS, where, notes):
         return None
     if isinstance(value, dict) and isinstance(value.get("box"), dict):
         try:
-            numbers, box_format = _of_keys(value["box"])
+            box = parse_box(value["box"])
         except ValueError as error:
             notes.problems.append(f"{where}: {error}")
             return None
-        value = {**value, "box": numbers}
-    item = rows.validate_row(Item, value, where=where, problems=notes.problems)
+        value, box_format = {**value, "box": box.numbers}, box.usual
+    item = rows.validate_row(RawDetection, value, where=where, problems=notes.problems)
     if item is None:
         return None
     notes.unread.update(list(item.model_extra or ()))
-    return item.raw(box_format)
+    label = item.label if isinstance(item.label, int) else (item.label or "").strip()
+    if item.bbox_xywh is not None:
+        return RawBox(item.bbox_xywh, "xywh", label, item.score)
+    return RawBox(item.box or [], box_format, label, item.score)
 
 
-def _of_result(value: Mapping[str, Any], where: str, notes: Notes) -> Iterator[Entry]:
+def _of_result(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Iterator[Entry]:
     """Yield a COCO result, whose `bbox` is xywh and whose category ids count from 1."""
     notes.default, notes.is_from_one = "xywh", True
     row = rows.validate_row(_Result, value, where=where, problems=notes.problems)
     if row is None:
         return
     names = tuple(name for name in (row.image_id, row.file_name) if name is not None)
-    if not names:
-        notes.problems.append(f"{where}: names no image: give 'image_id' or 'file_name'")
-        return
     category = row.category_id
     if isinstance(category, str) and category.isdecimal():
         category = int(category)
-    if isinstance(category, str):
+    if not names:
+        notes.problems.append(f"{where}: names no image: give 'image_id' or 'file_name'")
+    elif isinstance(category, str):
         notes.problems.append(f"{where}: category_id {category!r} is no number")
-        return
-    yield Entry(where, names, None, [RawBox(row.bbox, None, category, row.score)])
+    else:
+        yield Entry(where, names, None, [RawBox(row.bbox, None, category, row.score)])
 
 
-def _of_flat(value: Mapping[str, Any], where: str, notes: Notes) -> Iterator[Entry]:
+def _of_flat(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Iterator[Entry]:
     """Yield one box with its image, as MAttNet (`box` is xywh there) and others write them."""
     about = {name: value[name] for name in ("image_id", "file_name", "image", "sample_id") if name in value}
     item = {key: each for key, each in value.items() if key not in about}
     if value.keys() & {"det_id", "h5_id"} and isinstance(item.get("box"), list):
         item["bbox_xywh"] = item.pop("box")
-    named = rows.validate_row(Named, about, where=where, problems=notes.problems)
+    named = rows.validate_row(NamedRow, about, where=where, problems=notes.problems)
     box = _item(item, where, notes)
     if named is not None and box is not None:
         yield Entry(where, named.names, named.sample_id, [box])
 
 
-def _of_refer(values: Sequence[Any], notes: Notes) -> Iterator[Entry]:
+def _of_refer(values: Sequence[Any], notes: BoxFileNotes) -> Iterator[Entry]:
     """Yield the entries of REFER's {"dets": [{box: {x, y, w, h}, image_id, object_id, score}]}."""
-    for number, value in enumerate(values):
-        where = f"dets[{number}]"
+    for index, value in enumerate(values):
+        where = f"dets[{index}]"
         row = rows.validate_row(_ReferDetection, value, where=where, problems=notes.problems)
-        if row is None:
-            continue
-        try:
-            box = RawBox(*_of_keys(row.box), row.label, row.score)
-        except ValueError as error:
-            notes.problems.append(f"{where}: {error}")
-            continue
-        yield Entry(where, (row.image_id,), None, [box])
+        box = None if row is None else _item({"box": row.box, "label": row.label, "score": row.score}, where, notes)
+        if row is not None and box is not None:
+            yield Entry(where, (row.image_id,), None, [box])
 
 
-def _of_roboflow(values: Sequence[Any], notes: Notes) -> Iterator[Entry]:
+def _of_roboflow(values: Sequence[Any], notes: BoxFileNotes) -> Iterator[Entry]:
     """Yield the entries of a Roboflow response, which is about one picture and rarely names it; x, y are a center."""
     if not values:
         yield Entry("predictions", (), None, [])
-    for number, value in enumerate(values):
-        where = f"predictions[{number}]"
-        row = rows.validate_row(_Roboflow, value, where=where, problems=notes.problems)
+    for index, value in enumerate(values):
+        where = f"predictions[{index}]"
+        row = rows.validate_row(_RoboflowPrediction, value, where=where, problems=notes.problems)
         if row is not None:
             box = RawBox([row.x, row.y, row.width, row.height], "cxcywh", row.label.strip(), row.score)
             yield Entry(where, (row.image_path,) if row.image_path else (), None, [box])
 
 
-def _of_image(name: str, values: Sequence[Any], notes: Notes) -> Entry | None:
+def _of_image(name: str, values: Sequence[Any], notes: BoxFileNotes) -> Entry | None:
     """Return the entry of one image of ReCLIP's {image id: [[x, y, w, h], ..]}; `None` where it is something else."""
-    if all(isinstance(value, dict) and value.keys() & {"box", "bbox_xywh"} for value in values) and values:
-        return Entry(f"key {name!r}", (name,), None, _items(values, f"key {name!r}", notes), is_whole=True)
+    where = f"key {name!r}"
+    if values and all(isinstance(value, dict) and value.keys() & {"box", "bbox_xywh"} for value in values):
+        return Entry(where, (name,), None, _items(values, where, notes), is_whole=True)
     boxes = []
-    for place, value in enumerate(values):
-        try:
-            box = _Four.model_validate({"box": value}).box
-        except ValidationError:
-            if not isinstance(value, list):
-                return None
-            notes.problems.append(f"key {name!r}[{place}]: a box has four numbers, this has {len(value)}")
-            continue
-        boxes.append(RawBox(box, None, "", None))
+    for index, value in enumerate(values):
+        if not isinstance(value, list):
+            return None
+        if len(value) == 4 and all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
+            boxes.append(RawBox([float(each) for each in value], None, "", None))
+        else:
+            notes.problems.append(f"{where}[{index}]: a box has four numbers, this has {len(value)}")
     notes.default = "xywh"
-    return Entry(f"key {name!r}", (name,), None, boxes, is_whole=True)
+    return Entry(where, (name,), None, boxes, is_whole=True)
 
 
-class _Four(BaseModel):
-    box: rows.FourNumbers
-
-
-def _of_keys(box: Mapping[str, Any]) -> tuple[list[Any], BoxFormat]:
-    """Return the numbers of a box that is an object, in the order of their format."""
-    for keys in _CORNERS:
-        if box.keys() == set(keys):
-            return [box[key] for key in keys], "xyxy"
-    for keys in _SIZES:
-        if box.keys() == set(keys):
-            return [box[key] for key in keys], "xywh"
-    raise ValueError(f"a box with the keys {', '.join(box) or 'none'}: give xmin, ymin, xmax, ymax or x, y, w, h")
-
-
-def _has_typos(value: Any, known: Collection[str], where: str, notes: Notes) -> bool:
+def _has_typos(value: Any, known: Collection[str], where: str, notes: BoxFileNotes) -> bool:
     """Note keys that are nearly one that is read and is absent; any other key is only counted as not read."""
     if not isinstance(value, dict):
         return False

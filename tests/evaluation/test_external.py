@@ -12,7 +12,7 @@ import pytest
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import foreign, predictions
+from llm_wrapper.evaluation import external, predictions
 from llm_wrapper.evaluation.comparison import completed
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Prediction, Sample
@@ -62,7 +62,7 @@ def lines(tmp_path: Path, rows: Sequence[object], name: str = "white box.jsonl")
 
 def refused(path: Path, dataset: Dataset = DATASET, **options: Any) -> str:
     with pytest.raises(DataError) as error:
-        foreign.read(path, dataset, **options)
+        external.read_external_predictions(path, dataset, **options)
     return str(error.value)
 
 
@@ -112,7 +112,7 @@ def test_every_form_gives_the_same_predictions(tmp_path: Path, form: str, as_lis
     path = lines(tmp_path, [row(each) for each in reversed(SAMPLES)])
     if as_list:
         path.write_text(json.dumps([row(each) for each in SAMPLES], indent=1), encoding="utf-8-sig")
-    found = foreign.read(path, DATASET, box_format=told)  # type: ignore[arg-type]
+    found = external.read_external_predictions(path, DATASET, box_format=told)  # type: ignore[arg-type]
     assert [each.sample_id for each in found.predictions] == [each.sample_id for each in SAMPLES]
     assert {each.system for each in found.predictions} == {"white box"}
     for prediction, each in zip(found.predictions, SAMPLES, strict=True):
@@ -131,14 +131,14 @@ def test_every_form_gives_the_same_predictions(tmp_path: Path, form: str, as_lis
 def test_one_object_from_sample_id_to_box(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({each.sample_id: sized(each) for each in SAMPLES[1:]} | {"s1": None}))
-    found = foreign.read(path, DATASET, box_format="xywh").predictions
+    found = external.read_external_predictions(path, DATASET, box_format="xywh").predictions
     assert [each.box for each in found] == [None, *(each.target for each in SAMPLES[1:])]
     assert [each.decided_by for each in found] == ["no_candidate", *["detector"] * 9]
 
 
 def test_missing_ones_count_as_wrong_and_are_named(tmp_path: Path) -> None:
     path = lines(tmp_path, [{"sample_id": each.sample_id, "box": corners(each)} for each in SAMPLES[:3]])
-    found = foreign.read(path, DATASET, name="glip")
+    found = external.read_external_predictions(path, DATASET, name="glip")
     assert found.notes == ["7 of 10 samples have no prediction and count as wrong: s4, s5, s6, s7, s8, ..."]
     summary = summarize(found.predictions)
     assert (summary.system, summary.n, summary.p_at_1) == ("glip", 10, 0.3)
@@ -154,8 +154,8 @@ def test_missing_ones_count_as_wrong_and_are_named(tmp_path: Path) -> None:
 def test_a_box_that_is_none_counts_as_wrong(tmp_path: Path, box: list[float]) -> None:
     rows = [{"sample_id": each.sample_id, "box": corners(each)} for each in SAMPLES]
     rows[4]["box"] = box
-    found = foreign.read(lines(tmp_path, rows), DATASET)
-    assert (found.predictions[4].box, found.predictions[4].failure) == (None, foreign.UNUSABLE_BOX)
+    found = external.read_external_predictions(lines(tmp_path, rows), DATASET)
+    assert (found.predictions[4].box, found.predictions[4].failure) == (None, external.UNUSABLE_BOX)
     assert found.notes == [
         "1 samples have an answer without a usable box (reversed, without area or not finite), wrong: s5"
     ]
@@ -276,7 +276,7 @@ QWEN = f'```json\n[{{"bbox_2d": {GOOD}, "label": "x"}}]\n```'
 def test_answers_of_models_are_read(tmp_path: Path, given: dict[str, Any]) -> None:
     rows: list[dict[str, Any]] = [{"sample_id": each.sample_id, "box": corners(each)} for each in SAMPLES]
     rows[4] = {"sample_id": "s5", **given}
-    found = foreign.read(lines(tmp_path, rows), DATASET)
+    found = external.read_external_predictions(lines(tmp_path, rows), DATASET)
     assert (found.predictions[4].box, found.notes) == (SAMPLES[4].target, [])
 
 
@@ -293,7 +293,7 @@ def test_families_that_write_y_first(tmp_path: Path, given: Callable[[list[float
     for each in SAMPLES:
         x0, y0, x1, y1 = scaled(corners(each), unit)
         rows.append({"sample_id": each.sample_id, **given([y0, x0, y1, x1])})
-    found = foreign.read(lines(tmp_path, rows), DATASET)
+    found = external.read_external_predictions(lines(tmp_path, rows), DATASET)
     assert summarize(found.predictions).p_at_1 == 1.0
 
 
@@ -315,7 +315,7 @@ def test_families_that_write_y_first(tmp_path: Path, given: Callable[[list[float
 def test_answers_without_a_box_are_counted_as_wrong(tmp_path: Path, given: dict[str, Any], note: str) -> None:
     rows: list[dict[str, Any]] = [{"sample_id": each.sample_id, "box": corners(each)} for each in SAMPLES]
     rows[4] = {"sample_id": "s5", **given}
-    found = foreign.read(lines(tmp_path, rows), DATASET)
+    found = external.read_external_predictions(lines(tmp_path, rows), DATASET)
     assert found.predictions[4].box is None
     assert note in found.notes[0]
     assert summarize(found.predictions).p_at_1 == 0.9
@@ -325,7 +325,7 @@ def test_of_several_boxes_the_first_is_taken_and_said(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"sample_id": each.sample_id, "box": corners(each)} for each in SAMPLES]
     rows[4]["box"] = [corners(SAMPLES[4]), corners(SAMPLES[0])]
     rows[5] = {"sample_id": "s6", "response": f"{corners(SAMPLES[5])} or {corners(SAMPLES[0])}"}
-    found = foreign.read(lines(tmp_path, rows), DATASET)
+    found = external.read_external_predictions(lines(tmp_path, rows), DATASET)
     assert found.notes == ["2 answers hold several boxes, and the first one is taken: line 5, line 6"]
     assert summarize(found.predictions).p_at_1 == 1.0
 
@@ -336,7 +336,7 @@ def test_of_several_boxes_the_first_is_taken_and_said(tmp_path: Path) -> None:
 def test_predictions_for_other_samples_are_counted_and_ignored(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"sample_id": each.sample_id, "box": corners(each)} for each in SAMPLES]
     rows += [{"sample_id": "t1", "box": GOOD}, {"image": "b/none.jpg", "expression": "x", "box": GOOD}]
-    found = foreign.read(lines(tmp_path, rows), DATASET)
+    found = external.read_external_predictions(lines(tmp_path, rows), DATASET)
     assert found.notes == [
         "2 of 12 predictions are not for mine val, ignored: "
         "line 11: sample 't1' is not in mine val, line 12: image 'b/none.jpg' is not in mine val"
@@ -351,7 +351,7 @@ def test_images_are_named_in_any_spelling(tmp_path: Path, name: str, key: str) -
         {key: name.format(int(each.image_id)), "sents": each.expression.title() + ".", "box": corners(each)}
         for each in SAMPLES
     ]
-    assert summarize(foreign.read(lines(tmp_path, rows), DATASET).predictions).p_at_1 == 1.0
+    assert summarize(external.read_external_predictions(lines(tmp_path, rows), DATASET).predictions).p_at_1 == 1.0
 
 
 TWINS = Dataset(
@@ -369,7 +369,7 @@ A_BOX, ANOTHER = [10.0, 10.0, 90.0, 90.0], [20.0, 10.0, 90.0, 90.0]
 
 @pytest.mark.parametrize("boxes", [(A_BOX,), (A_BOX, A_BOX)], ids=["once", "each-alike"])
 def test_one_answer_serves_all_samples_of_the_same_words(tmp_path: Path, boxes: tuple[list[float], ...]) -> None:
-    found = foreign.read(lines(tmp_path, of_twins(*boxes)), TWINS)
+    found = external.read_external_predictions(lines(tmp_path, of_twins(*boxes)), TWINS)
     assert [each.box for each in found.predictions[-2:]] == [Box(*A_BOX), Box(*A_BOX)]
     (note,) = found.notes
     assert "one box answers several samples" in note
@@ -401,7 +401,7 @@ def test_a_file_name_of_two_images_needs_its_folder(tmp_path: Path) -> None:
     name = Path(both[0].image_path or "").name
     dataset = Dataset("mine", "val", both, "0")
     rows = [{"image": f"{folder}/{name}", "expression": "a cat", "box": corners(both[0])} for folder in ("a", "b")]
-    assert foreign.read(lines(tmp_path, rows), dataset).notes == []
+    assert external.read_external_predictions(lines(tmp_path, rows), dataset).notes == []
     told = refused(lines(tmp_path, [{**rows[0], "image": name}]), dataset)
     assert f"line 1: '{name}' is shared by images 1, other: use image_id" in told
 
@@ -418,7 +418,7 @@ def _fields(each: Sample) -> dict[str, Any]:
         pytest.param("s1,1,2,3,4\n", "is neither JSON", id="csv"),
         pytest.param("[]", "holds no prediction", id="empty-list"),
         pytest.param('[{"sample_id": "s1", "box":', "is not valid JSON", id="cut-list"),
-        pytest.param('{"s1": [1, 2, 3, 4], "s1": [1, 2, 3, 4]}', "stands twice in one object", id="key-twice"),
+        pytest.param('{"s1": [1, 2, 3, 4], "s1": [1, 2, 3, 4]}', "is given twice in one object", id="key-twice"),
         pytest.param('{"annotations": [{"id": 1}], "info": {}}', "no box: give one of the keys", id="other-json"),
         pytest.param("[[" * 9999, "nested more than 64 levels", id="deep"),
         pytest.param("[[" * 40 + "]]" * 40, "nested more than 64 levels", id="nested"),
@@ -448,9 +448,11 @@ def test_our_own_predictions_are_kept_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "predictions-val.parquet"
     rows = [ours("rule", each) for each in SAMPLES]
     predictions.save_predictions(path, rows)
-    assert foreign.read(path, DATASET).predictions == rows
-    assert {each.system for each in foreign.read(path, DATASET, name="other").predictions} == {"other"}
-    assert "leave out --box-format xywh" in refused(path, box_format="xywh")
+    assert external.read_external_predictions(path, DATASET).predictions == rows
+    assert {each.system for each in external.read_external_predictions(path, DATASET, name="other").predictions} == {
+        "other"
+    }
+    assert "omit --box-format xywh" in refused(path, box_format="xywh")
 
 
 def test_one_of_several_systems_is_chosen_by_name(tmp_path: Path) -> None:
@@ -458,7 +460,7 @@ def test_one_of_several_systems_is_chosen_by_name(tmp_path: Path) -> None:
     predictions.save_predictions(path, [*(ours("rule", each) for each in SAMPLES[:9]), ours("oracle", SAMPLES[0])])
     assert "choose one with --name (rule, oracle)" in refused(path)
     assert "choose one with --name (rule, oracle)" in refused(path, name="rul")
-    found = foreign.read(path, DATASET, name="rule")
+    found = external.read_external_predictions(path, DATASET, name="rule")
     assert found.notes == ["1 of 10 samples have no prediction and count as wrong: s10"]
 
 
