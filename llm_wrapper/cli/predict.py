@@ -25,12 +25,13 @@ from llm_wrapper import adapter_files, images, readers, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli.asking_commands import Evaluation, notes, require_one_adapter, with_training
 from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, starts_with
+from llm_wrapper.detections.single_image import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
-from llm_wrapper.wrapper import Preparer, Result, Wrapper, require_expressions
+from llm_wrapper.wrapper import Result, Wrapper
 
 __all__ = ["add_predict_verbs", "export", "predict"]
 
@@ -137,7 +138,7 @@ class _Predicting:
         if self.out is not None and is_one:
             _require_new_picture(self.out, asked[0][0])
         recipe, adapter = with_training(self.job)
-        preparer, wrapper = Preparer(recipe), None
+        preparer, wrapper = Preparer(recipe, progress=is_one), None
         skipped: list[str] = []
         predictions: list[Prediction] = []
         for image, expressions in asked:
@@ -157,11 +158,6 @@ class _Predicting:
                 predictions.append(result.prediction)
         for line in notes(self.job, predictions):
             self._note(line)
-        if recipe.llm.backend == "transformers" and adapter is None:
-            self._note(
-                f"{recipe.llm.model} was not trained to choose boxes: train it (llm-wrapper train), name a run with "
-                "--run, or take the rules with --llm rule"
-            )
         if skipped:
             say(_errors, listed(f"{len(skipped)} of {len(asked)} images were skipped", skipped), style="red")
         return not skipped
