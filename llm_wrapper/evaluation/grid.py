@@ -257,14 +257,18 @@ def transfer_systems(
             builders[key] = builder_of(recipe)
         return builders[key]
 
-    before: dict[str, System] = {}
-    for recipe in [*([untrained] if untrained else []), *trained.values()]:
+    def untrained_row(recipe: Recipe) -> System:
         if recipe.llm.backend == "rule":
-            row = free_system("rule", systems.by_rule)
-        else:
-            name = f"untrained {_short(recipe.llm)}, {recipe.prompt.summary}"
-            row = llm_system(name, recipe, builder=shared_builder(recipe))
-        before.setdefault(storage.digest_value(dict(row.identity)), row)
+            return free_system("rule", systems.by_rule)
+        name = f"untrained {_short(recipe.llm)}, {recipe.prompt.summary}"
+        return llm_system(name, recipe, builder=shared_builder(recipe))
+
+    before: dict[str, System] = {}
+    keys: list[str] = []
+    for recipe in [*trained.values(), *([untrained] if untrained else [])]:
+        row = untrained_row(recipe)
+        keys.append(storage.digest_value(dict(row.identity)))
+        before.setdefault(keys[-1], row)
     names = _distinct([row.name for row in before.values()], [key[:8] for key in before])
     before = {key: replace(row, name=name) for (key, row), name in zip(before.items(), names, strict=True)}
     titles = [f"tuned on {each.vlm} / {'+'.join(data.name for data in each.training_data())}"
@@ -275,11 +279,11 @@ def transfer_systems(
             recipe,
             folder / "adapter",
             builder=shared_builder(recipe),
-            baseline=before[storage.digest_value(_identity(recipe, None))].name,
+            baseline=before[key].name,
             home=frozenset(f"{recipe.vlm} / {data.name}" for data in recipe.training_data()),
         )
-        for title, (folder, recipe) in zip(
-            _distinct(titles, [folder.name for folder in trained]), trained.items(), strict=True
+        for key, title, (folder, recipe) in zip(
+            keys, _distinct(titles, [folder.name for folder in trained]), trained.items(), strict=False
         )
     ]
     detector, oracle = free_system(DETECTOR, systems.by_detector), free_system("oracle", systems.by_oracle)

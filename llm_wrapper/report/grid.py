@@ -51,9 +51,9 @@ _MAX_BYTES = 64 * MIB
 def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Console) -> None:
     """Write a grid as JSON, as Markdown and as a picture into a folder, and print it."""
     stem = _STEMS[kind]
+    storage.write_json(folder / f"{stem}.json", dict(values))
     section = study_section(kind, folder.name, values)
     text = section.markdown()
-    storage.write_json(folder / f"{stem}.json", dict(values))
     storage.write_atomic(folder / f"{stem}.md", text)
     for suffix in ("png", "svg") if kind == "methods" else ("png",):
         save_plots([figure.plot for figure in section.figures], folder / f"{stem}.{suffix}", title=section.title)
