@@ -265,7 +265,7 @@ def transfer_systems(
 
     before: dict[str, System] = {}
     keys: list[str] = []
-    for recipe in [*trained.values(), *([untrained] if untrained else [])]:
+    for recipe in [*([untrained] if untrained else []), *trained.values()]:
         row = untrained_row(recipe)
         keys.append(storage.digest_value(dict(row.identity)))
         before.setdefault(keys[-1], row)
@@ -283,7 +283,7 @@ def transfer_systems(
             home=frozenset(f"{recipe.vlm} / {data.name}" for data in recipe.training_data()),
         )
         for key, title, (folder, recipe) in zip(
-            keys, _distinct(titles, [folder.name for folder in trained]), trained.items(), strict=False
+            keys[-len(trained) :], _distinct(titles, [folder.name for folder in trained]), trained.items(), strict=False
         )
     ]
     detector, oracle = free_system(DETECTOR, systems.by_detector), free_system("oracle", systems.by_oracle)
