@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_wrapper import results, runs, storage
-from llm_wrapper.cli import commands
+from llm_wrapper.cli import options
 from llm_wrapper.cli.options import (
     Data,
     DataRoot,
@@ -31,6 +31,7 @@ from llm_wrapper.cli.options import (
     require_run,
     root,
 )
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import PromptError, RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import systems
@@ -55,12 +56,11 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.report.grid import write_study
 from llm_wrapper.report.grid_values import CurvePoint, curve_values, matrix_values
 from llm_wrapper.storage import folder_name
-from llm_wrapper.terminal import open_console, say
+from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
 
 __all__ = ["add_to", "require_same_recipe"]
 
-_console = open_console()
 
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
 DataRoots = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data, if not the recipes'.")]
@@ -77,9 +77,9 @@ _FEW = 3
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    app.command()(transfer)
-    app.command()(ensemble)
-    app.command()(curve)
+    app.command(rich_help_panel="Studies")(transfer)
+    app.command(rich_help_panel="Studies")(ensemble)
+    app.command(rich_help_panel="Studies")(curve)
 
 
 def transfer(  # noqa: PLR0913 (each is an option of the verb)
@@ -262,7 +262,7 @@ def _write(kind: str, folder: Path, values: Mapping[str, Any]) -> None:
     names = tuple(f"{stem}.{suffix}" for suffix in ("json", "md", "png"))
     place = results.free_folder(folder, names, values["question"])
     known = {"git": storage.git_revision(), "versions": storage.versions()}
-    write_study(kind, place, {**values, **known}, _console)
+    write_study(kind, place, {**values, **known}, options.CONSOLE)
 
 
 def _all_predictions(filled: Filled) -> list[Prediction]:
@@ -343,14 +343,14 @@ def _points_of_sizes(folder: Path, recipe: Recipe, sizes: Sequence[int]) -> Iter
         own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"limit": size})})
         if runs.is_complete(place):
             require_same_recipe(place, own)
-            say(_console, f"{place} is trained already")
+            say(options.CONSOLE, f"{place} is trained already")
         else:
-            commands.train(own, place, _console)
+            run_training(own, place, options.CONSOLE)
         facts = runs.facts_of(place)
         yield CurvePoint(place.name, _OWN_TRAININGS, facts["samples"], facts["training"]["steps"], place / "adapter")
         counted = {reason: count for reason, count in facts["left_out"].items() if reason != _NOT_DRAWN}
         if facts["samples"] + sum(counted.values()) < size:
-            say(_console, f"there are fewer than {size} samples: larger sizes are skipped")
+            say(options.CONSOLE, f"there are fewer than {size} samples: larger sizes are skipped")
             return
 
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from llm_wrapper import results, runs, storage
-from llm_wrapper.cli import commands, method_rows
+from llm_wrapper.cli import method_rows, options
 from llm_wrapper.cli.grids import require_same_recipe
 from llm_wrapper.cli.method_rows import MethodRow
 from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, name_of, named, root
@@ -29,18 +29,17 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.grid import Column, Filled, System, compare_cells, load_columns
 from llm_wrapper.evaluation.methods import UNTRAINED, Method, MethodResult
-from llm_wrapper.metrics import summarize
+from llm_wrapper.metrics import summarize, summarize_systems
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.report.formatting import summary_markdown, summary_values
 from llm_wrapper.report.grid import write_study
 from llm_wrapper.report.grid_values import methods_values
 from llm_wrapper.storage import folder_name
-from llm_wrapper.terminal import open_console, say
+from llm_wrapper.terminal import say
 
 __all__ = ["Job", "add_to", "compare"]
 
 _log = logging.getLogger(__name__)
-_console = open_console()
 
 _FORMAT = "prompt.format=relations"
 _EPOCHS = "train.epochs=10"
@@ -156,15 +155,15 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
         if problems := storage.differences(facts["column"], now, places=("there", "now")):
             remedy = f"name another with --name, or rm -r {shell_word(row.folder)}"
             raise RunError(listed(f"{row.folder} is about other samples; {remedy}", problems))
-        say(_console, f"{row.folder} is there already")
+        say(options.CONSOLE, f"{row.folder} is there already")
         found = [each for each in files.load_predictions(predictions) if each.system == row.method.name]
         return MethodResult.from_facts(row.folder, found, facts["method"])
-    say(_console, f"{row.method.name}: {row.folder}")
-    done, builder = method_rows.make_row(row, column.samples, _console)
+    say(options.CONSOLE, f"{row.method.name}: {row.folder}")
+    done, builder = method_rows.make_row(row, column.samples, options.CONSOLE)
     samples = column.samples
     rows = [*systems.by_detector(samples), *systems.by_rule(samples), *done.rows, *systems.by_oracle(samples)]
     files.save_predictions(predictions, rows)
-    summaries = commands.summaries_of(rows)
+    summaries = summarize_systems(rows)
     storage.write_atomic(row.folder / f"report-{job.part}.md", summary_markdown(summaries))
     storage.write_json(
         report,
@@ -212,12 +211,12 @@ def _write(job: Job, made: Mapping[str, MethodResult | str], column: Column, not
         "versions": storage.versions(),
     }
     folder = results.free_folder(job.folder, ("methods.json", "methods.md"), question)
-    write_study("methods", folder, values, _console)
+    write_study("methods", folder, values, options.CONSOLE)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("compare-methods")(compare_methods)
+    app.command("compare-methods", rich_help_panel="Studies")(compare_methods)
 
 
 def compare_methods(  # noqa: PLR0913 (each is an option of the verb)

@@ -1,4 +1,4 @@
-"""What detectors with weights of a hub share: which commit is loaded, where to, and that no weight is missing."""
+"""Load the weights of detectors: from which commit, onto which device, and with no weight missing."""
 
 from __future__ import annotations
 
