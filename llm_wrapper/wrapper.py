@@ -26,8 +26,7 @@ from PIL import Image
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
-from llm_wrapper.detections import samples as preparing
-from llm_wrapper.detections.samples import PreparedSample
+from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
 from llm_wrapper.detections.single_image import Preparer, image_samples, require_expressions
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
 from llm_wrapper.errors import RecipeError
@@ -285,7 +284,7 @@ class Wrapper:
         found = read_given_boxes(boxes, labels, image_wh=wh, scores=scores, box_format=box_format)
         results = self.answer(
             [
-                PreparedSample(sample, preparing.build(self._for_given(found), sample, [found], [GIVEN]))
+                PreparedSample(sample, prepare_candidates(self._for_given(found), sample, [found], [GIVEN]))
                 for sample in image_samples("image", wh, expressions)
             ]
         )

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from llm_wrapper import detectors, images
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections.samples import PreparedSample, build
+from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
 from llm_wrapper.detectors import Detector
 from llm_wrapper.detectors.base import detect_samples
 from llm_wrapper.errors import DataError, PromptError
@@ -52,7 +52,7 @@ class Preparer:
             samples = [replace(sample, image_path=None) for sample in samples]
         names = [detector.name for detector in created]
         return [
-            PreparedSample(sample, build(self._recipe, sample, each, names))
+            PreparedSample(sample, prepare_candidates(self._recipe, sample, each, names))
             for sample, each in zip(samples, zip(*answers, strict=True), strict=True)
         ]
 

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs, services
-from llm_wrapper.cli import commands, curve_cli, main, transfer_cli, transfer_commands
+from llm_wrapper.cli import grids
 from llm_wrapper.cli.options import chosen, name_of, named, overridden
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.grid import Column
 from llm_wrapper.recipe import Recipe, compose
 from tests.first_images import copy_first_images
 from tests.test_cli import fail, run
@@ -28,8 +29,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, curve_cli, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def finished(toy: Path, folder: Path = RUN, **names: str) -> Recipe:
@@ -153,6 +153,22 @@ def test_predict_with_a_run_takes_its_detector(toy: Path) -> None:
     assert boxes_of[0] == boxes_of[1] != boxes_of[2]
 
 
+def column_recipes(monkeypatch: pytest.MonkeyPatch, verb: str, *args: str) -> list[Recipe]:
+    """Run a verb on empty columns, and return the recipes that it makes columns of."""
+    seen: list[Recipe] = []
+
+    def load_columns(recipes: list[Recipe], *_: object, **__: object) -> tuple[list[Column], list[str]]:
+        seen.extend(recipes)
+        return [Column(each.vlm, []) for each in recipes], []
+
+    monkeypatch.setattr(grids, "load_columns", load_columns)
+    monkeypatch.setattr(
+        grids, "fill", lambda rows, columns, _: {(row.name, c.name): "-" for row in rows for c in columns}
+    )
+    run(verb, "--run", RUN, *args)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("args", "columns", "folder"),
     [
@@ -167,11 +183,9 @@ def test_transfer_is_about_the_columns_of_its_runs(
 ) -> None:
     finished(toy)
     finished(toy, Path("runs/other"), vlm="toy", data="mine")
-    jobs: list[transfer_commands.Job] = []
-    monkeypatch.setattr(transfer_commands, "transfer", lambda job, console: jobs.append(job))
-    run("transfer", "--run", RUN, "--run", "runs/other", *args, f"data.root={json.dumps(str(toy))}")
-    assert [f"{each.vlm} / {each.data.name}" for each in jobs[0].recipes] == columns
-    assert jobs[0].folder == Path("runs/transfer") / folder
+    recipes = column_recipes(monkeypatch, "transfer", "--run", "runs/other", *args, f"data.root={json.dumps(str(toy))}")
+    assert [f"{each.vlm} / {each.data.name}" for each in recipes] == columns
+    assert (Path("runs/transfer") / folder / "matrix.json").is_file()
 
 
 def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,10 +195,9 @@ def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPat
     told = fail(RecipeError, "ensemble", "--run", RUN, "--run", "runs/other")
     assert "several detectors and data sets (toy-gray / toy, toy / toy): name one by --vlm and --data" in told
     finished(toy, Path("runs/both"), vlm="toy+toy-gray")
-    jobs: list[transfer_commands.Job] = []
-    monkeypatch.setattr(transfer_commands, "ensemble", lambda job, console: jobs.append(job))
-    run("ensemble", "--run", RUN, "--run", "runs/both")
-    assert [each.vlm for each in jobs[0].recipes] == ["toy+toy-gray"]
+    recipes = column_recipes(monkeypatch, "ensemble", "--run", "runs/both")
+    assert [each.vlm for each in recipes] == ["toy+toy-gray", "toy", "toy-gray"]
+    assert Path("runs/ensemble/toy+toy-gray-toy/matrix.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +219,9 @@ def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.
     recipe = compose({"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
-    monkeypatch.setattr(commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
+    monkeypatch.setattr(
+        "llm_wrapper.cli.train.run_training", lambda recipe, folder, console, **_: opened.append(recipe)
+    )
     run("train", "--run", RUN)
     run("train", "--run", "runs/new", "--train", "fast")
     assert opened[0] == recipe

@@ -11,10 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main, methods_cli, methods_commands
+from llm_wrapper.cli import main, method_rows, methods
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
+from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.report import page
 from tests.first_images import copy_first_images
 from tests.llms import tiny
@@ -42,8 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A folder to work in, and what chooses data and LLM."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, methods_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = [f"llm.model='{source / 'tiny'}'", "llm.dtype=float32"]
     return ["--data-root", str(source / "toy"), "--name", "mine", "--labelled", "8", *llm]
 
@@ -99,7 +100,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
     # What the table says is what the predictions say, and each row is a run with the others beside it.
     for row in found["rows"]:
         rows = files.load_predictions(Path(row["run"]) / "predictions-val.parquet")
-        by_name = {each.system: each for each in commands.summaries_of(rows)}
+        by_name = {each.system: each for each in summarize_systems(rows)}
         assert [*by_name] == ["detector", "rule", row["name"], "oracle"]
         assert by_name[row["name"]].p_at_1 == row["result"]["p_at_1"]
         assert runs.recipe_of(Path(row["run"])).prompt.format == "relations"
@@ -127,14 +128,14 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
     assert (FOLDER / "methods.md").read_text(encoding="utf-8") == table
     assert {path: path.stat().st_mtime_ns for path in (FOLDER / "lora").rglob("*") if path.is_file()} == before
 
-    written, _ = page.write(FOLDER / "lora")
+    written, _ = page.write_report(FOLDER / "lora")
     shown = written.read_text(encoding="utf-8")
     assert "Methods: mine" in shown
     assert "P@1 against compute" in shown
 
     # Other samples: the adapter is used again, and the budget of the first question decides nothing.
     with monkeypatch.context() as context:
-        context.setattr(commands, "train", None)
+        context.setattr("llm_wrapper.cli.method_rows.run_training", None)
         compare(*args, "--limit", "5")
     assert (FOLDER / "lora" / "predictions-val-first-5.parquet").is_file()
     (beside,) = FOLDER.parent.glob("mine-*/methods.md")
@@ -146,15 +147,14 @@ def test_a_row_that_fails_loses_no_other_and_is_tried_again(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = (*THREE, *options, *LORA, "--limit", "4", "train.save_steps=1")
-    train = commands.train
 
     def breaks(recipe: Any, folder: Path, console: Console) -> Path:
-        train(recipe, folder, console)
+        run_training(recipe, folder, console)
         (folder / "manifest.json").unlink()
         raise RuntimeError("out of | memory")
 
     with monkeypatch.context() as context:
-        context.setattr(commands, "train", breaks)
+        context.setattr("llm_wrapper.cli.method_rows.run_training", breaks)
         printed = compare(*args, code=1)
     found = {row["name"]: row for row in facts()["rows"]}
     assert found["lora"]["problem"] == "RuntimeError: out of | memory"
@@ -177,7 +177,7 @@ def test_without_the_untrained_llm_there_are_no_gains(options: list[str], monkey
     (FOLDER / "untrained" / "predictions-val-first-4.parquet").write_bytes(b"")
     printed = compare("--method", "in-context", *options, "--limit", "4", code=1)
     assert "untrained failed: DataError" in printed
-    assert "nothing can be said of gains" in printed
+    assert "there are no gains, as there is no untrained LLM" in printed
     (beside,) = FOLDER.parent.glob("mine-*/methods.json")
     assert json.loads(beside.read_text(encoding="utf-8"))["rows"][1]["over_untrained"] is None
 
@@ -233,7 +233,7 @@ def test_a_training_whose_length_cannot_be_told_fails_alone(
     def step_tokens(_: object) -> float:
         raise CacheError("no detections")
 
-    monkeypatch.setattr(methods_commands, "step_tokens", step_tokens)
+    monkeypatch.setattr(method_rows, "step_tokens", step_tokens)
     printed = compare(*THREE, *options, "--limit", "4", "--compute", "1", *LORA, code=1)
     assert "lora failed: CacheError: no detections" in printed
     assert took()["in-context"]["num_asked"] == 4
@@ -255,7 +255,7 @@ def test_a_stop_is_no_failure_of_a_row(options: list[str], monkeypatch: pytest.M
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(methods_commands, "made_of", stop)
+    monkeypatch.setattr(method_rows, "make_row", stop)
     assert invoke("compare-methods", *THREE, *options).exit_code != 0
     assert not (FOLDER / "methods.json").exists()
 
@@ -271,7 +271,7 @@ def test_a_stop_is_no_failure_of_a_row(options: list[str], monkeypatch: pytest.M
         pytest.param(["--llm", "rule", "llm.model=null"], "LLM=rule is no LLM", id="rule"),
         pytest.param(["--split", "train"], "untrained: split train is evaluated on", id="train-is-evaluated"),
         pytest.param(["data.train_split=test"], "lora: split test is evaluated on", id="test-is-trained-on"),
-        pytest.param(["train.limit=9"], "train.limit=9: say it by --labelled", id="own-option"),
+        pytest.param(["train.limit=9"], "train.limit=9: use --labelled", id="own-option"),
         pytest.param(["prompt.reasoning_tokens=9"], "reasoning_tokens=9: it is for none of untrained", id="none"),
         pytest.param(["train.learning_rat=9"], "unknown key 'train.learning_rat'", id="typing-error"),
     ],
@@ -293,11 +293,11 @@ def test_missing_detections_are_told_before_anything_is_loaded(
 def test_another_llm_may_propose(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def compared(job: Any, console: Console) -> Any:
+    def compared(job: Any) -> dict[str, Any]:
         asked.update(job.recipes)
-        return type("Found", (), {"rows": ()})
+        return {}
 
-    monkeypatch.setattr(methods_commands, "compare", compared)
+    monkeypatch.setattr(methods, "compare", compared)
     compare("--proposer", "llama3", "--method", "glov", "--method", "lora", *options)
     assert asked["glov"].search.proposer.model == "meta-llama/Meta-Llama-3-8B-Instruct"
     assert asked["glov"].llm.model.endswith("tiny")
