@@ -18,8 +18,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.results import plain_name
-from llm_wrapper.storage import folder_name
+from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.wrapper import require_probabilities
 
 __all__ = ["Evaluation", "by_llm", "notes", "require_one_adapter", "with_training"]
@@ -54,10 +53,10 @@ class Evaluation:
         llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend).replace("+", "-")
         name = f"{self.recipe.vlm}-{llm}-{folder_name(self.recipe.data.name, 'data.name')}"
         if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
-            return runs.ROOT / f"{name}-served"
+            return runs.RUNS / f"{name}-served"
         if self.adapter:
-            return runs.ROOT / f"{name}-{self.adapter.label}"
-        return self.run or runs.ROOT / f"{name}-untrained"
+            return runs.RUNS / f"{name}-{self.adapter.label}"
+        return self.run or runs.RUNS / f"{name}-untrained"
 
 
 def notes(job: Evaluation, rows: Sequence[Prediction]) -> list[str]:

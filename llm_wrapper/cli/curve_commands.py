@@ -110,7 +110,7 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
 
 def _require_same(folder: Path, recipe: Recipe) -> None:
     parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
-    found = storage.differences(parts[0], parts[1], places=("there", "now"))
+    found = storage.describe_differences(parts[0], parts[1], places=("there", "now"))
     if found:
         raise RunError(
             listed(

@@ -144,7 +144,7 @@ def train(
     names = _names(vlm, llm, data, train, prompt=prompt)
     begun = run if run and (run / "recipe.yaml").is_file() else None
     recipe = chosen(names, overrides, data_root, run=begun)
-    commands.train(recipe, run or runs.ROOT / runs.new_name(name_of(names)), _console, is_new=run is None)
+    commands.train(recipe, run or runs.RUNS / runs.new_name(name_of(names)), _console, is_new=run is None)
 
 
 @app.command()

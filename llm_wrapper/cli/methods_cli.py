@@ -72,7 +72,7 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
     if proposer:
         section = chosen({**choices, "llm": proposer}, where).llm
         recipes = {each: _proposed(recipe, section) for each, recipe in recipes.items()}
-    folder = runs.ROOT / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
+    folder = runs.RUNS / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
     found = methods_commands.compare(methods_commands.Job(folder, recipes, limit, compute), _console)
     if any(row.problem for row in found.rows):
         raise typer.Exit(1)

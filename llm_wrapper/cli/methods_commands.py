@@ -151,7 +151,7 @@ def _done(job: Job, row: Line, ground: transfer_columns.Ground, console: Console
 
 
 def _require_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    found = storage.differences(there, now, places=("there", "now"))
+    found = storage.describe_differences(there, now, places=("there", "now"))
     if found:
         raise RunError(
             listed(f"{folder} is of another recipe; name another with --name, or rm -r {shell_word(folder)}", found)

@@ -45,7 +45,7 @@ def search(  # noqa: PLR0913 (each is an option of the verb)
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
     names["search"] = search or (None if begun else _SEARCH)
     recipe = chosen(names, overrides, data_root, run=begun)
-    folder = run or runs.ROOT / "prompts" / f"{name_of(names)}-{names['search']}"
+    folder = run or runs.RUNS / "prompts" / f"{name_of(names)}-{names['search']}"
     search_commands.run_search(recipe, folder, _console)
 
 

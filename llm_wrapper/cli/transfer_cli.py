@@ -57,7 +57,7 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
     recipes = _columns(vlm or [], data or [], run or [], more)
     label = "_".join(dict.fromkeys(each.vlm for each in recipes))
     sets = "_".join(dict.fromkeys(each.data.name for each in recipes))
-    folder = runs.ROOT / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
+    folder = runs.RUNS / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
     untrained = _untrained(recipes[0], llm, train, overrides)
     transfer_commands.transfer(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
 
@@ -87,7 +87,7 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
     if len(recipes) > 1:
         names = ", ".join(f"{each.vlm} / {each.data.name}" for each in recipes)
         raise RecipeError(f"the runs are of several detectors and data sets ({names}): name one by --vlm and --data")
-    folder = runs.ROOT / "ensemble" / folder_name(name or f"{recipes[0].vlm}-{recipes[0].data.name}", "--name")
+    folder = runs.RUNS / "ensemble" / folder_name(name or f"{recipes[0].vlm}-{recipes[0].data.name}", "--name")
     untrained = _untrained(recipes[0], llm, train, overrides)
     transfer_commands.ensemble(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
 

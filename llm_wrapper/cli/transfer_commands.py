@@ -145,7 +145,7 @@ def _notes(compared: _Compared) -> list[str]:
     return [
         f"{name} is of another recipe than {names[0]}: {difference}"
         for name, part in zip(names[1:], parts[1:], strict=True)
-        for difference in storage.differences(parts[0], part, places=("there", "here"))
+        for difference in storage.describe_differences(parts[0], part, places=("there", "here"))
     ]
 
 

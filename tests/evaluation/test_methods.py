@@ -20,7 +20,7 @@ from llm_wrapper.evaluation.methods import (
     measure,
     shares,
 )
-from llm_wrapper.recipe import KINDS, Recipe, compose
+from llm_wrapper.recipe import RECIPE_KINDS, Recipe, compose
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import methods as shown
 from tests.evaluation.made import TARGET, WRONG, made
@@ -30,7 +30,7 @@ NUM = 10
 
 def recipe(name: str, *overrides: str) -> Recipe:
     method = METHODS[name]
-    more: dict[str, str] = {method.kind: method.file} if method.kind in KINDS else {}
+    more: dict[str, str] = {method.kind: method.file} if method.kind in RECIPE_KINDS else {}
     return compose({"vlm": "toy", "llm": "smollm2", "data": "toy", **more}, overrides)
 
 
