@@ -91,13 +91,13 @@ demo: $(STAMP) ## The whole road on the toy data, with a report in runs/demo (AR
 	$(CLI) demo
 
 data-check: $(STAMP) ## Check a data set before it costs hours: DATA, DATA_ROOT
-	$(CLI) data check $(DATA_FLAGS)
+	$(CLI) check-data $(DATA_FLAGS)
 
 cache-detections: $(STAMP) ## Ask the detector once and keep its boxes: VLM, DATA, DATA_ROOT
 	$(CLI) cache-detections $${VLM:+--vlm "$$VLM"} $(DATA_FLAGS) $${TRAIN:+--train "$$TRAIN"}
 
 plan: $(STAMP) ## What a training takes and whether it fits, before it starts: VLM, LLM, DATA, DATA_ROOT, TRAIN
-	$(CLI) plan $(CHOICES)
+	$(CLI) train --plan $(CHOICES)
 
 # Any free port, so that two trainings can share a machine.
 train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_ROOT, TRAIN; several GPUs: PROCESSES, ACCELERATE
@@ -150,7 +150,7 @@ curve: $(STAMP) ## P@1 against training samples: RUN=runs/a, or SAMPLES="100 300
 	$(call EACH,SAMPLES,samples) $(CLI) curve $${RUN:+--run "$$RUN"} $(CHOICES) "$$@"
 
 search-prompts: $(STAMP) ## An LLM searches for a better prompt, without training: SEARCH=glov and VLM, LLM, DATA, DATA_ROOT
-	$(CLI) prompts search $${SEARCH:+--search "$$SEARCH"} $(CHOICES) $${PROMPT:+--prompt "$$PROMPT"} $${RUN:+--run "$$RUN"}
+	$(CLI) search-prompts $${SEARCH:+--search "$$SEARCH"} $(CHOICES) $${PROMPT:+--prompt "$$PROMPT"} $${RUN:+--run "$$RUN"}
 
 compare-methods: $(STAMP) ## Prompting, prompt search and training at one budget, in one table: VLM, LLM, DATA, DATA_ROOT (ARGS="--labelled 200")
 	$(CLI) compare-methods $(CHOICES)

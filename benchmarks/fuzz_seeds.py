@@ -39,7 +39,7 @@ from llm_wrapper.datasets import coco_instances, restricted_pickle
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import SCHEMA, read_part, row_detections
+from llm_wrapper.detections.contents import PART_SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.evaluation import external, predictions
 from llm_wrapper.recipe import LLMSection, files
@@ -134,7 +134,7 @@ def parquet_bombs(count: int = 60_000_000) -> list[bytes]:
     item = {"box": {"x0": 0.0, "y0": 0.0, "x1": 1.0, "y1": 1.0}, "label": "x" * 1_000_000, "score": 0.5, "source": "od"}
     rows = [{"image_id": f"i{n}", "sample_id": None, "items": [item], "num_dropped": 0} for n in range(600)]
     nulls = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.nulls(count))
-    return [packed(pa.Table.from_pylist(rows, schema=SCHEMA)), packed(pa.table({"a": nulls}))]
+    return [packed(pa.Table.from_pylist(rows, schema=PART_SCHEMA)), packed(pa.table({"a": nulls}))]
 
 
 def use_part(path: Path) -> None:
@@ -265,8 +265,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
     """Return what reads the body of a server's reply."""
 
     def prepare(folder: Path) -> Use:
-        from llm_wrapper.llms.exchange import Reply
-        from llm_wrapper.llms.server import Server
+        from llm_wrapper.llms.server import Reply, Server
         from llm_wrapper.services import CallError
 
         section = LLMSection.model_validate({"backend": "openai", "model": "m", "decode": decode})
@@ -276,7 +275,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
 
         def use(content: bytes) -> object:
             try:
-                return server.way.answer(prompt, server._judged(Reply(200, {}, content)))
+                return server.format.answer(prompt, server._judged(Reply(200, {}, content)))
             except CallError as error:  # `ask` says it as a ModelError
                 raise LLMWrapperError(str(error)) from error
 

@@ -16,7 +16,7 @@ from llm_wrapper.datasets import Dataset, jsonl
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.identity import identity_of
-from llm_wrapper.detections.samples import PreparedSample, build
+from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
@@ -94,7 +94,7 @@ def prepare_samples(
 def _samples(finder: _Finder, dataset: Dataset, folder: Path, recipe: Recipe) -> list[PreparedSample]:
     cache = DetectionCache.open_complete(folder, identity_of(finder, dataset))
     return [
-        PreparedSample(sample, build(recipe, sample, [cache.lookup(sample)], [finder.name]))
+        PreparedSample(sample, prepare_candidates(recipe, sample, [cache.lookup(sample)], [finder.name]))
         for sample in dataset.samples
     ]
 

@@ -19,7 +19,7 @@ from measurements import compose_recipe, run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper.cli.detection_commands import cache
+from llm_wrapper.cli.detections import cache
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model

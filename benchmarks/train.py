@@ -17,7 +17,7 @@ from measurements import DataRoot, compose_recipe, run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper.cli.detection_commands import cache
+from llm_wrapper.cli.detections import cache
 from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import DataError
 from llm_wrapper.llms.load import LoadedLLM, load_model

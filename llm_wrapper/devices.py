@@ -1,16 +1,20 @@
-"""The device that models run on: detectors, LLMs and training choose it in one way."""
+"""The device that models run on, and how their weights are loaded: one way for detectors, LLMs and training."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+from transformers.utils import logging as bars
 
 from llm_wrapper.errors import RecipeError
+from llm_wrapper.terminal import SHOWS_LOADING
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "loading_bars"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +36,19 @@ def choose_device(setting: str = "auto") -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     _warn_of_unused_gpus()
     return torch.device("cpu")
+
+
+@contextmanager
+def loading_bars() -> Iterator[None]:
+    """Show the progress bars of transformers while weights are loaded, unless `SHOWS_LOADING` says no."""
+    if SHOWS_LOADING.get() or not bars.is_progress_bar_enabled():
+        yield
+        return
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
 
 
 @cache

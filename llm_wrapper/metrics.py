@@ -44,6 +44,7 @@ __all__ = [
     "recall_at",
     "require_distinct",
     "summarize",
+    "summarize_systems",
     "to_columns",
 ]
 
@@ -326,6 +327,12 @@ def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
         failures=_counts(p.failure for p in predictions if p.failure is not None),
         by_kind=_by_kind([p.kind for p in predictions if p.target is not None], right, images, seed=seed),
     )
+
+
+def summarize_systems(predictions: Sequence[Prediction]) -> list[Summary]:
+    """Summarize each system of a list of predictions, in order of appearance."""
+    names = dict.fromkeys(row.system for row in predictions)
+    return [summarize([row for row in predictions if row.system == name]) for name in names]
 
 
 def ious(predictions: Sequence[Prediction]) -> FloatArray:

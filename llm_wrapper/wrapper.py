@@ -1,48 +1,48 @@
 """Find the box that an expression describes, among the boxes of a detector or among your own.
 
-from llm_wrapper import Wrapper
+    from llm_wrapper import Wrapper
 
-wrapper = Wrapper.from_run("runs/demo")                                      # loads the LLM once
-wrapper.predict("photo.jpg", "the man on the left").box                      # detects, then chooses
-wrapper.choose(boxes, labels, "the man on the left", image_size=(640, 480))  # chooses among your boxes
+    wrapper = Wrapper.from_run("runs/demo")
+    wrapper.predict("photo.jpg", "the man on the left").box
+    wrapper.choose(boxes, labels, "the man on the left", image_size=(640, 480)).box
 
-image -> detector.detect -> Detections -.
->- candidates.build -> PreparedSample -> prompt -> LLM -> Prediction -> Result
-your boxes -> read_given_boxes ---------'
+Both share all but the first step:
+
+    predict   image -> Preparer ---------+
+                                         +-> PreparedSample -> prompt -> LLM -> Prediction -> Result
+    choose    boxes -> read_given_boxes -+
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, overload
 
 from PIL import Image
 
-from llm_wrapper import candidates, detectors, images, runs
+from llm_wrapper import runs
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
-from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.detections.samples import build as build_candidates
-from llm_wrapper.detectors import Detector
-from llm_wrapper.detectors.base import detect_samples
+from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
+from llm_wrapper.detections.single_image import Preparer, image_samples, require_expressions
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
-from llm_wrapper.errors import DataError, PromptError, RecipeError
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.images import ImageSource
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.text import require_expression
 from llm_wrapper.recipe import Recipe, load_recipe
-from llm_wrapper.records import Answer, Box, Prediction, Prompt, Sample
+from llm_wrapper.records import Answer, Box, Detections, Prediction, Prompt
 from llm_wrapper.report import pictures
+from llm_wrapper.terminal import loading_bars_shown
 from llm_wrapper.training.pool import load_prompt_builder
 
-__all__ = ["Preparer", "RankedBox", "Result", "Wrapper", "require_expressions", "require_probabilities"]
+__all__ = ["RankedBox", "Result", "Wrapper", "require_probabilities"]
+
+_log = logging.getLogger(__name__)
 
 Expressions: TypeAlias = list[str] | tuple[str, ...]
 
@@ -62,7 +62,7 @@ class RankedBox:
     row: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """The answer to one expression about one image.
 
@@ -76,7 +76,14 @@ class Result:
     prediction: Prediction
     prompts: tuple[Prompt, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
-    image: ImageSource | None = field(default=None, repr=False, compare=False)
+    image: ImageSource | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """Say what was chosen, in one line."""
+        if self.box is None:
+            return f"Result({self.expression!r}: no box, decided_by={self.prediction.decided_by!r})"
+        first = self.ranked[0]
+        return f"Result({self.expression!r}: {first.label!r} at {first.box.xyxy}, probability={self.probability})"
 
     @property
     def expression(self) -> str:
@@ -143,50 +150,6 @@ class Result:
         return drawn
 
 
-class Preparer:
-    """Turns an image and expressions into candidates, by the detectors of a recipe.
-
-    The detectors' weights are loaded at the first image and kept.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._detectors: list[Detector] = []
-
-    def prepare(self, image: ImageSource, expressions: Sequence[str]) -> list[PreparedSample]:
-        """Detect once in an image, and build the candidates of each expression.
-
-        Raises:
-            ImageError: If the image cannot be read.
-            DataError: If an expression is empty, or a file of boxes cannot be used.
-            RecipeError: If the recipe has no detector.
-        """
-        require_expressions(expressions)
-        with _as_file(image) as path:
-            wh = images.read_image(path).size
-            samples = _samples(path.stem, wh, expressions, image_path=str(path))
-            created = self._create(samples)
-            answers = [detect_samples(detector, samples) for detector in created]
-        if not isinstance(image, (str, Path)):  # the temporary file is gone
-            samples = [replace(sample, image_path=None) for sample in samples]
-        names = [detector.name for detector in created]
-        return [
-            PreparedSample(sample, build_candidates(self._recipe, sample, each, names))
-            for sample, each in zip(samples, zip(*answers, strict=True), strict=True)
-        ]
-
-    def _create(self, samples: Sequence[Sample]) -> Sequence[Detector]:
-        """Return the detectors; those that read no image are made for this one, as they look it up in a file."""
-        dataset = Dataset("predict", "predict", samples, "")
-        if not self._detectors:
-            self._detectors = list(detectors.create_detectors(self._recipe, dataset))
-            return self._detectors
-        for place, section in enumerate(self._recipe.detectors()):
-            if not self._detectors[place].reads_images:
-                self._detectors[place] = detectors.create_detector(section.detector, dataset)
-        return self._detectors
-
-
 class Wrapper:
     """A detector and the LLM that chooses among its boxes, each loaded once.
 
@@ -242,10 +205,17 @@ class Wrapper:
             return cls(recipe, None)
         from llm_wrapper.llms.base import load_llm
 
+        if adapter is None and recipe.llm.backend == "transformers":
+            _log.warning(
+                "%s was not trained to choose boxes: train it (llm-wrapper train), name a run, or take LLM=rule",
+                recipe.llm.model,
+            )
         builder = load_prompt_builder(recipe)
         folder = find_adapter(adapter).folder if isinstance(adapter, str) else adapter
         num_tokens = recipe.prompt.reasoning_tokens
-        return cls(recipe, load_llm(recipe.llm, folder, reasoning_tokens=num_tokens, progress=progress), builder)
+        with loading_bars_shown(progress):
+            llm = load_llm(recipe.llm, folder, reasoning_tokens=num_tokens, progress=progress)
+        return cls(recipe, llm, builder)
 
     @overload
     def predict(self, image: ImageSource, expression: str) -> Result: ...
@@ -312,18 +282,21 @@ class Wrapper:
         require_expressions(expressions)
         wh = parse_image_size(image_size)
         found = read_given_boxes(boxes, labels, image_wh=wh, scores=scores, box_format=box_format)
-        is_scored = all(item.score is not None for item in found.items)
-        policy = self.recipe.candidates.model_copy(
-            update={"sources": None} if is_scored else {"sources": None, "min_score": None}
+        results = self.answer(
+            [
+                PreparedSample(sample, prepare_candidates(self._for_given(found), sample, [found], [GIVEN]))
+                for sample in image_samples("image", wh, expressions)
+            ]
         )
-        prepared = []
-        for sample in _samples("image", wh, expressions):
-            rng = candidates.order_rng(self.recipe.train.seed, sample.sample_id)
-            prepared.append(
-                PreparedSample(sample, candidates.build_candidates(found, wh, policy, detector=GIVEN, rng=rng))
-            )
-        results = self.answer(prepared)
         return results[0] if isinstance(expression, str) else results
+
+    def _for_given(self, found: Detections) -> Recipe:
+        """Return the recipe without the sources of its detector, and without a threshold of scores that are absent."""
+        update: dict[str, Any] = {"sources": None}
+        if any(item.score is None for item in found.items):
+            update["min_score"] = None
+        policy = self.recipe.candidates.model_copy(update=update)
+        return self.recipe.with_detectors(self.recipe.detectors()[:1]).model_copy(update={"candidates": policy})
 
     def answer(self, prepared: Sequence[PreparedSample], image: ImageSource | None = None) -> list[Result]:
         """Choose among the candidates of prepared samples.
@@ -377,39 +350,3 @@ def require_probabilities(recipe: Recipe) -> None:
 
 def _as_list(expression: str | Expressions) -> list[str]:
     return [expression] if isinstance(expression, str) else list(expression)
-
-
-def require_expressions(expressions: Sequence[str]) -> None:
-    """Refuse no expressions, and any that says nothing."""
-    if not expressions:
-        raise DataError("there is no expression: say what to find")
-    for expression in expressions:
-        if not isinstance(expression, str):
-            raise DataError(f"the expression {expression!r} is not a text")
-        try:
-            require_expression(expression)
-        except PromptError as error:
-            raise DataError(str(error)) from error
-
-
-def _samples(
-    name: str, wh: tuple[int, int], expressions: Sequence[str], *, image_path: str | None = None
-) -> list[Sample]:
-    """Return a sample for each expression about one image; a single one is named after the image, as files name it."""
-    ids = [name] if len(expressions) == 1 else [f"{name}#{number}" for number in range(len(expressions))]
-    return [
-        Sample(sample_id, name, name, image_path, wh, expression, None)
-        for sample_id, expression in zip(ids, expressions, strict=True)
-    ]
-
-
-@contextmanager
-def _as_file(image: ImageSource) -> Iterator[Path]:
-    """Give the path of an image: detectors read files, so pixels are written to a temporary one."""
-    if isinstance(image, (str, Path)):
-        yield Path(image)
-        return
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "image.bmp"  # uncompressed, as it is read once
-        images.read_image(image).save(path)
-        yield path

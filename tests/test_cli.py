@@ -14,9 +14,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main
+from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import available, compose
 from llm_wrapper.report import tables
 from tests.first_images import copy_first_images
@@ -35,8 +36,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
-    monkeypatch.setattr(main, "_errors", Console(stderr=True, width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
+    monkeypatch.setattr(main, "_ERRORS", Console(stderr=True, width=400))
 
 
 def invoke(*args: str | Path) -> Result:
@@ -68,7 +69,7 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     folder = Path("runs/toy-rule-toy-untrained")
     report = json.loads((folder / "report-val.json").read_text())
     rows = files.load_predictions(folder / "predictions-val.parquet")
-    assert json.loads(json.dumps(tables.rows(commands.summaries_of(rows)))) == report["rows"]
+    assert json.loads(json.dumps(tables.rows(summarize_systems(rows)))) == report["rows"]
     assert [row["name"] for row in report["rows"]] == ["detector", "rule", "oracle"]
     detector, rule, oracle = (row["p_at_1"] for row in report["rows"])
     assert detector <= oracle
@@ -77,7 +78,7 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     assert report["recipe"]["data"]["root"] == str(toy)
     assert [data["split"] for data in report["data"]] == ["val"]
     table = printed.partition("kept in")[0].strip()
-    assert (folder / "report-val.md").read_text() == tables.markdown(commands.summaries_of(rows))
+    assert (folder / "report-val.md").read_text() == tables.markdown(summarize_systems(rows))
     for target in (folder, folder / "predictions-val.parquet"):
         assert table in run("report", target)
 
@@ -120,7 +121,7 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
         ["cache-detections", "--data-root", str(toy), "--split", "val"],
         ["eval", "--llm", "rule", "--data-root", str(toy)],
         ["report", "runs/toy-rule-toy-untrained"],
-        ["data", "check", "--data-root", str(toy)],
+        ["check-data", "--data-root", str(toy)],
         ["predict", str(image), "left star", "--llm", "rule", "--vlm", "toy", "--out", "runs/predict.png"],
     ]
     code = (
@@ -141,7 +142,7 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
 
 
 def test_data_check_counts_and_is_content(toy: Path) -> None:
-    printed = run("data", "check", "--data-root", toy)
+    printed = run("check-data", "--data-root", toy)
     assert "nothing found that needs a hand" in printed
     assert [line.split()[:2] for line in printed.splitlines()[1:4]] == [
         ["toy", split] for split in ("train", "val", "test")
@@ -149,7 +150,7 @@ def test_data_check_counts_and_is_content(toy: Path) -> None:
 
 
 def test_data_check_of_the_shipped_toy_data_is_content() -> None:
-    assert "nothing found" in run("data", "check", f"data.root={TOY}")
+    assert "nothing found" in run("check-data", f"data.root={TOY}")
 
 
 def expressions(path: Path, *rows: dict[str, object]) -> Path:
@@ -164,7 +165,7 @@ def test_data_check_finds_what_spoils_results(tmp_path: Path) -> None:
         {"image": "gone.png", "split": "train", **size},
         {"image": "gone.png", "split": "val", **size},
     )
-    result = invoke("data", "check", "--data", "mine", "--data-root", path)
+    result = invoke("check-data", "--data", "mine", "--data-root", path)
     assert result.exit_code == 1
     assert "images shared" in result.stdout
     assert "image files missing" in result.stdout
@@ -173,14 +174,14 @@ def test_data_check_finds_what_spoils_results(tmp_path: Path) -> None:
 def test_a_file_without_splits_does_not_leak_into_itself(toy: Path, tmp_path: Path) -> None:
     path = expressions(tmp_path / "mine.jsonl", {"image": str(toy / "images" / "toy-val-0000.png")})
     images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
-    printed = run("data", "check", "--data", "mine", "--data-root", path, images)
+    printed = run("check-data", "--data", "mine", "--data-root", path, images)
     assert "images shared" not in printed
     assert len([line for line in printed.splitlines() if line.startswith("mine")]) == 1
 
 
 def test_data_check_of_nothing_names_the_file() -> None:
     assert "absent.jsonl does not exist" in fail(
-        DataError, "data", "check", "--data", "mine", "--data-root", "absent.jsonl"
+        DataError, "check-data", "--data", "mine", "--data-root", "absent.jsonl"
     )
 
 
@@ -297,28 +298,13 @@ def test_a_wrong_call_ends_with_2(args: list[str]) -> None:
     assert invoke(*args).exit_code == 2
 
 
-VERBS = [
-    "cache-detections",
-    "plan",
-    "train",
-    "eval",
-    "predict",
-    "report",
-    "score",
-    "demo",
-    "data check",
-    "transfer",
-    "none-below",
-    "ensemble",
-    "export",
-    "curve",
-    "compare-methods",
-]
+VERBS = ["train", "eval", "predict", "demo", "report", "export", "check-data", "cache-detections", "score"]
+STUDIES = ["transfer", "ensemble", "curve", "compare-methods", "none-below", "search-prompts"]
 
 
 def test_all_verbs_are_known() -> None:
     verbs = [command.name or getattr(command.callback, "__name__", "") for command in main.app.registered_commands]
-    assert sorted([*verbs, "data check"]) == sorted(VERBS)
+    assert verbs == [*VERBS, *STUDIES]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -227,14 +227,14 @@ def train(prepare: Callable[[Path], object]) -> None:
     """Train into a run folder that others have prepared, which ends before any data is read."""
     from rich.console import Console
 
-    from llm_wrapper.cli import commands
+    from llm_wrapper.cli.train import run_training
 
     recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     folder = runs.open_run(Path("runs/mine"), recipe)
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "load_training_pool", lambda *_: pytest.fail("it trains"))
-        commands.train(recipe, folder, Console(quiet=True))
+        patch.setattr("llm_wrapper.cli.train.load_training_pool", lambda *_: pytest.fail("it trains"))
+        run_training(recipe, folder, Console(quiet=True))
 
 
 def two_trainings() -> None:

@@ -189,7 +189,7 @@ CLI = "llm-wrapper"
         pytest.param(["demo", "ARGS=--fast"], [CLI, "demo"], "--fast", id="demo"),
         pytest.param(["test", "ARGS=-k 'a b'"], ["pytest"], "-n 2 -k 'a b'", id="test"),
         pytest.param(["test-slow"], ["pytest"], "-m slow ", id="test-slow"),
-        pytest.param(["data-check"], [CLI, "data", "check"], "", id="data-check"),
+        pytest.param(["data-check"], [CLI, "check-data"], "", id="data-check"),
         pytest.param(
             ["cache-detections", "VLM=flo2", "DATA=refcocog", "DATA_ROOT=/data/my refer"],
             [CLI, "cache-detections", "--vlm", "flo2", "--data", "refcocog", "--data-root", "/data/my refer"],
@@ -258,7 +258,7 @@ CLI = "llm-wrapper"
         pytest.param(["report", "RUN=runs/a"], [CLI, "report", "runs/a"], "", id="report"),
         pytest.param(
             ["search-prompts", "SEARCH=glov", "RUN=runs/a"],
-            [CLI, "prompts", "search", "--search", "glov", "--run", "runs/a"],
+            [CLI, "search-prompts", "--search", "glov", "--run", "runs/a"],
             "",
             id="search-prompts",
         ),

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main, none_cli
+from llm_wrapper.cli import evaluate
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import grec
 from llm_wrapper.evaluation import predictions as files
@@ -27,8 +27,7 @@ RUN = Path("runs/mine")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, none_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def half_without(split: str, num_images: int) -> list[str]:
@@ -114,6 +113,6 @@ def test_a_report_takes_other_runs_beside_it() -> None:
 def test_a_run_that_is_asked_as_it_was_trained_keeps_its_place() -> None:
     recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     runs.open_run(RUN, recipe)
-    assert commands._place(commands.Evaluation(recipe, RUN), recipe, {"split": "val"}) == (RUN, "val")
-    without = commands.Evaluation(recipe, None)
-    assert commands._place(without, recipe, {"split": "val"}) == (without.folder, "val")
+    assert evaluate._place(evaluate.Evaluation(recipe, RUN), recipe, {"split": "val"}) == (RUN, "val")
+    without = evaluate.Evaluation(recipe, None)
+    assert evaluate._place(without, recipe, {"split": "val"}) == (without.folder, "val")

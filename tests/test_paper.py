@@ -10,7 +10,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llm_wrapper.cli import commands
 from llm_wrapper.cli.main import app
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import Recipe, compose
@@ -57,7 +56,7 @@ def test_the_docs_name_no_row_that_does_not_exist() -> None:
 def recipe_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Recipe:
     """The recipe that a verb is called with."""
     found: list[Recipe] = []
-    monkeypatch.setattr(commands, "train", lambda recipe, *_, **__: found.append(recipe))
+    monkeypatch.setattr("llm_wrapper.cli.train.run_training", lambda recipe, *_, **__: found.append(recipe))
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(app, list(words))
     if done.exception and not isinstance(done.exception, SystemExit):

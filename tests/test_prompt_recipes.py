@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper.cli import main, transfer_cli
+from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import available, prompt_of
@@ -38,8 +38,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
     """The toy's detections cached in a folder of its own, and the options that choose data and LLM."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     run("cache-detections", "--data-root", ground / "toy")
     model = [f"llm.model={ground / 'tiny'}", "llm.dtype=float32", "llm.quantization=none"]
     return ["--data-root", ground / "toy", *model]

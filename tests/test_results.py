@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import results, runs
-from llm_wrapper.cli import main, transfer_cli
-from llm_wrapper.cli.commands import Evaluation, _with_known_untrained
+from llm_wrapper.cli.evaluate import Evaluation, _with_known_untrained
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from tests.evaluation.test_predictions import FULL
@@ -31,8 +30,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def write_facts(path: Path, facts: object) -> None:

@@ -23,7 +23,7 @@ RUN = Path("runs/mine")
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tiny LLM in a folder, and the overrides that choose it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")

@@ -23,6 +23,7 @@ from llm_wrapper.datasets import Dataset
 from llm_wrapper.errors import DataError, ImageError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, load_recipe
 from llm_wrapper.records import Answer, Box, Detection, Detections, Prompt, Sample
+from llm_wrapper.terminal import SHOWS_LOADING
 from llm_wrapper.wrapper import Result, Wrapper
 from tests.fake_llm import FakeLLM
 
@@ -233,6 +234,7 @@ class CountingDetector:
     def prepare(self, sample: Sample) -> Image.Image:
         if not self.calls:
             self.loads += 1
+            assert not SHOWS_LOADING.get(), "a bar would be shown while weights are loaded"
         return images.read_sample(sample)
 
     def detect(self, questions: Sequence[detectors.Question], prepared: object) -> list[Detections]:
@@ -252,14 +254,25 @@ def test_a_hundred_predictions_load_the_weights_once(picture: Path, monkeypatch:
     made: list[dict[str, object]] = []
     monkeypatch.setitem(detectors.REGISTRY, "counting", lambda settings: made.append(settings) or detector)
     answers = FakeLLM(lambda prompts: [Answer(probabilities=(0.2, 0.3, 0.5), mass=1.0) for _ in prompts])
-    load = SimpleNamespace(load_model=lambda section, adapter: loaded.append(adapter))
+    load = SimpleNamespace(load_model=lambda section, adapter: loaded.append((adapter, SHOWS_LOADING.get())))
     monkeypatch.setitem(sys.modules, "llm_wrapper.llms.load", load)
     monkeypatch.setattr(llms, "LocalLLM", lambda weights, *, title, progress: answers)
     transformers = recipe(DetectorSection(name="counting")).model_copy(update={"llm": LLMSection(model="tiny")})
     wrapper = Wrapper.from_recipe(transformers, picture.parent)
     for number in range(100):
         assert wrapper.predict(picture, f"square {number}").prediction.decided_by == "llm"
-    assert (loaded, detector.loads, len(made), len(detector.calls)) == ([picture.parent], 1, 1, 100)
+    assert (loaded, detector.loads, len(made), len(detector.calls)) == ([(picture.parent, False)], 1, 1, 100)
+
+
+def test_an_llm_that_was_not_trained_is_warned_of(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(llms, "load_llm", lambda section, adapter, **options: FakeLLM(never))
+    section = recipe().model_copy(update={"llm": LLMSection(model="owner/tiny")})
+    Wrapper.from_recipe(section, picture.parent)
+    assert not caplog.text
+    Wrapper.from_recipe(section)
+    assert "owner/tiny was not trained to choose boxes" in caplog.text
 
 
 def test_several_expressions_share_one_pass_of_detector_and_llm(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +323,14 @@ def test_the_prompt_is_what_the_llm_was_sent(picture: Path) -> None:
     assert result.prompt == result.prompts[0].messages[0].content
     assert result.prompt.endswith("square")
     assert Wrapper.from_recipe(recipe()).predict(picture, "square").prompt is None, "a rule is sent nothing"
+
+
+def test_a_result_reads_as_one_line(picture: Path) -> None:
+    wrapper = Wrapper.from_recipe(recipe())
+    expected = "Result('left square': 'red square' at (10.0, 40.0, 31.0, 61.0), probability=None)"
+    assert repr(wrapper.predict(picture, "left square")) == expected
+    none = wrapper.predict(Image.new("RGB", (40, 20)), "left square")
+    assert repr(none) == "Result('left square': no box, decided_by='no_candidate')"
 
 
 def test_a_result_is_drawn_on_its_image(picture: Path, tmp_path: Path) -> None:

@@ -8,20 +8,17 @@ from typing import Annotated
 import typer
 
 from llm_wrapper import runs
-from llm_wrapper.cli import curve_commands
+from llm_wrapper.cli import curve_commands, options
 from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split, Train, Vlm, chosen, name_of
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.storage import folder_name
-from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]
-
-_console = open_console()
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command()(curve)
+    app.command(rich_help_panel="Studies")(curve)
 
 
 def curve(  # noqa: PLR0913 (each is an option of the verb)
@@ -50,4 +47,4 @@ def curve(  # noqa: PLR0913 (each is an option of the verb)
     recipe = chosen(names, overrides, data_root, run=run)
     label = folder_name(name or (run.resolve().name if run else name_of(names)), "--name")
     job = curve_commands.Job(runs.RUNS / "curve" / label, recipe, run, samples or [], split, limit)
-    curve_commands.curve(job, _console)
+    curve_commands.curve(job, options.CONSOLE)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from llm_wrapper import results, runs, storage
-from llm_wrapper.cli import commands
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import transfer_columns
 from llm_wrapper.evaluation.calibration import mass_notes
@@ -98,7 +98,7 @@ def _of_sizes(job: Job, console: Console) -> Iterator[Point]:
             _require_same(folder, recipe)
             say(console, f"{folder} is trained already")
         else:
-            commands.train(recipe, folder, console)
+            run_training(recipe, folder, console)
         facts = runs.facts_of(folder)
         steps = facts["training"]["steps"]
         yield Point(folder.name, _OWN, facts["samples"], steps, folder / "adapter")

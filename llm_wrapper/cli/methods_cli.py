@@ -9,18 +9,15 @@ from typing import Annotated
 import typer
 
 from llm_wrapper import runs
-from llm_wrapper.cli import methods_commands
+from llm_wrapper.cli import methods_commands, options
 from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, name_of, named, root
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.evaluation import methods
 from llm_wrapper.evaluation.methods import Method
 from llm_wrapper.recipe import LLMSection, Recipe, prompt_of
 from llm_wrapper.storage import folder_name
-from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]
-
-_console = open_console()
 
 _FORMAT = "prompt.format=relations"
 _EPOCHS = "train.epochs=10"
@@ -34,7 +31,7 @@ _OWN = {"train.limit": "--labelled", "search.slice": "--labelled", "search.confi
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("compare-methods")(compare_methods)
+    app.command("compare-methods", rich_help_panel="Studies")(compare_methods)
 
 
 def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
@@ -73,7 +70,7 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
         section = chosen({**choices, "llm": proposer}, where).llm
         recipes = {each: _proposed(recipe, section) for each, recipe in recipes.items()}
     folder = runs.RUNS / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
-    found = methods_commands.compare(methods_commands.Job(folder, recipes, limit, compute), _console)
+    found = methods_commands.compare(methods_commands.Job(folder, recipes, limit, compute), options.CONSOLE)
     if any(row.problem for row in found.rows):
         raise typer.Exit(1)
 

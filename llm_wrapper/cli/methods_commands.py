@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from llm_wrapper import results, runs, storage
-from llm_wrapper.cli import commands
 from llm_wrapper.cli.methods_row_commands import Line, made_of, step_tokens
 from llm_wrapper.datasets import leaks
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
@@ -27,6 +26,7 @@ from llm_wrapper.evaluation import methods, systems, transfer_columns
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.methods import Done, Method, Methods
+from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import methods as shown
@@ -164,7 +164,7 @@ def _write(job: Job, done: Done, builder: PromptBuilder, of: tuple[Line, transfe
     samples = ground.columns[0].samples
     rows = [*systems.by_detector(samples), *systems.by_rule(samples), *done.rows, *systems.by_oracle(samples)]
     files.save_predictions(row.folder / f"predictions-{job.part}.parquet", rows)
-    summaries = commands.summaries_of(rows)
+    summaries = summarize_systems(rows)
     storage.write_atomic(row.folder / f"report-{job.part}.md", tables.markdown(summaries))
     facts = {
         "rows": tables.rows(summaries),

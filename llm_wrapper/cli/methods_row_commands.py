@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from llm_wrapper import runs, storage
-from llm_wrapper.cli import commands, search_commands
+from llm_wrapper.cli.search import run_search
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import methods, systems
 from llm_wrapper.evaluation.methods import Cost, Done, Method
@@ -92,7 +93,7 @@ def step_tokens(recipe: Recipe) -> float | None:
 def _prepare(row: Line, console: Console) -> None:
     if runs.is_complete(row.folder):
         return
-    prepare = commands.train if row.method.kind == "train" else search_commands.run_search
+    prepare = run_training if row.method.kind == "train" else run_search
     with _counted(row.folder):
         prepare(row.recipe, row.folder, console)
 

@@ -1,4 +1,4 @@
-"""Options that several verbs of the command line have, each worded once, and the recipe that they choose.
+"""Options that several verbs share, and the recipe that they choose.
 
 An option that is not given is `None`: only then can the recipe of a run, or the default, take its place.
 """
@@ -22,13 +22,18 @@ from llm_wrapper.errors import RecipeError, RunError, nearest
 from llm_wrapper.recipe import Recipe, RecipeFile, compose, read_recipe_file
 from llm_wrapper.services import allow_typed_keys
 from llm_wrapper.storage import folder_name
+from llm_wrapper.terminal import open_console
 
 __all__ = [
+    "CONSOLE",
+    "AdapterName",
     "Data",
     "DataRoot",
     "Limit",
     "Llm",
     "Overrides",
+    "PromptName",
+    "Run",
     "Split",
     "Train",
     "Vlm",
@@ -38,13 +43,18 @@ __all__ = [
     "extra_words",
     "name_of",
     "named",
+    "names_by_kind",
     "overridden",
+    "require_one_adapter",
     "require_run",
     "root",
     "starts_with",
 ]
 
 _log = logging.getLogger(__name__)
+
+CONSOLE = open_console()
+"""Where all verbs print."""
 
 _WORDS = "LLM_WRAPPER_ARGS"
 """Environment variable with more words of the command line; `make` hands its ARGS over in it."""
@@ -79,6 +89,20 @@ Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/tr
 Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.", callback=_name)]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+Run = Annotated[Path | None, typer.Option(help="Run folder; its recipe is used, and what is typed beside it wins.")]
+PromptName = Annotated[
+    str | None, typer.Option("--prompt", help="Prompt: a file of recipes/prompt, a+b for both, or the path of one.")
+]
+AdapterName = Annotated[
+    str | None, typer.Option("--adapter", help="A PEFT adapter of another program: folder, or owner/name of the hub.")
+]
+
+
+def names_by_kind(
+    vlm: str | None, llm: str | None, data: str | None, train: str | None = None, *, prompt: str | None = None
+) -> dict[str, str | None]:
+    """Return kind of recipe -> name of its file, or None."""
+    return {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
 
 
 def starts_with(kind: str) -> bool:
@@ -157,6 +181,12 @@ def _with_template(recipe: Recipe, trained: Recipe, run: Path) -> Recipe:
             recipe.llm.decode,
         )
     return recipe.model_copy(update={"llm": recipe.llm.model_copy(update=carried)})
+
+
+def require_one_adapter(run: Path | None, adapter: str | None) -> None:
+    """Refuse a run and an adapter at once."""
+    if run and adapter:
+        raise RecipeError(f"{run} has its own adapter; name it or {adapter}, not both")
 
 
 def require_run(folder: Path) -> None:

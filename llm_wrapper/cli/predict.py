@@ -23,16 +23,18 @@ from rich.console import Console
 
 from llm_wrapper import adapter_files, images, readers, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
-from llm_wrapper.cli.asking_commands import Evaluation, notes, require_one_adapter, with_training
-from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, starts_with
+from llm_wrapper.cli import options
+from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
+from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, require_one_adapter, starts_with
+from llm_wrapper.detections.single_image import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
-from llm_wrapper.wrapper import Preparer, Result, Wrapper, require_expressions
+from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["add_predict_verbs", "export", "predict"]
+__all__ = ["export", "predict"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of the files in a folder that are taken for images."""
@@ -48,17 +50,10 @@ _NO_DETECTOR = (
     "shapes of data/toy only"
 )
 
-_console = open_console()
 _errors = open_console(stderr=True)
 
 Asked = list[tuple[Path, list[str]]]
 """Images, each with the expressions that are asked about it."""
-
-
-def add_predict_verbs(app: typer.Typer) -> None:
-    """Add `predict` and `export` to the command line."""
-    app.command()(predict)
-    app.command()(export)
 
 
 def predict(  # noqa: PLR0913 (each is an option of the verb)
@@ -137,7 +132,7 @@ class _Predicting:
         if self.out is not None and is_one:
             _require_new_picture(self.out, asked[0][0])
         recipe, adapter = with_training(self.job)
-        preparer, wrapper = Preparer(recipe), None
+        preparer, wrapper = Preparer(recipe, progress=is_one), None
         skipped: list[str] = []
         predictions: list[Prediction] = []
         for image, expressions in asked:
@@ -157,11 +152,6 @@ class _Predicting:
                 predictions.append(result.prediction)
         for line in notes(self.job, predictions):
             self._note(line)
-        if recipe.llm.backend == "transformers" and adapter is None:
-            self._note(
-                f"{recipe.llm.model} was not trained to choose boxes: train it (llm-wrapper train), name a run with "
-                "--run, or take the rules with --llm rule"
-            )
         if skipped:
             say(_errors, listed(f"{len(skipped)} of {len(asked)} images were skipped", skipped), style="red")
         return not skipped
@@ -178,18 +168,18 @@ class _Predicting:
             pictures.save_picture(images.read_image(image).crop(corners), crop)
             files["crop"] = str(crop)
         if self.as_json:
-            say(_console, json.dumps({"image": str(image), **_as_json(result), **files}))
+            say(options.CONSOLE, json.dumps({"image": str(image), **_as_json(result), **files}))
             return
         if not is_one:
-            say(_console, f"{image}: {result.expression}")
+            say(options.CONSOLE, f"{image}: {result.expression}")
         for each in result.ranked:
             coordinates = ", ".join(f"{value:.1f}" for value in each.box.xyxy)
             mark = "*" if each.index == result.index else " "
             percent = "" if each.probability is None else f"{each.probability:6.3f}"
-            say(_console, f"{mark} {each.index:2d} {percent}  {each.label}  ({coordinates})")
+            say(options.CONSOLE, f"{mark} {each.index:2d} {percent}  {each.label}  ({coordinates})")
         none = "none of these is meant; " if result.prediction.says_none else ""
         places = "; ".join(f"{kind}: {path}" for kind, path in files.items())
-        say(_console, f"{none}decided by: {result.prediction.decided_by}; {places}")
+        say(options.CONSOLE, f"{none}decided by: {result.prediction.decided_by}; {places}")
 
     def _out_of(self, recipe: Recipe, adapter: Path | None, image: Path, result: Result, is_one: bool) -> Path:
         """Return a file for the drawn picture that no other question has."""
@@ -207,7 +197,7 @@ class _Predicting:
         return (self.out or runs.RUNS / "predict") / name
 
     def _note(self, line: str) -> None:
-        say(_errors if self.as_json else _console, line)
+        say(_errors if self.as_json else options.CONSOLE, line)
 
     def _note_photograph(self, recipe: Recipe, image: Path) -> None:
         """Say that a detector of drawn shapes sees nothing in a photograph."""
@@ -353,7 +343,7 @@ def export(
     folder = Path(run)
     if llm is not None:
         section = chosen({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
-        _merge(section, find_adapter(run).folder, out, "--vlm .. --data ..", _console)
+        _merge(section, find_adapter(run).folder, out, "--vlm .. --data ..", options.CONSOLE)
         return
     if overrides:
         raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
@@ -363,7 +353,7 @@ def export(
             f"program is exported with its LLM: llm-wrapper export {shlex.quote(run)} {shlex.quote(str(out))} "
             "--llm llama3"
         )
-    _merge(runs.recipe_of(folder).llm, folder / runs.ADAPTER, out, f"--run {shlex.quote(run)}", _console)
+    _merge(runs.recipe_of(folder).llm, folder / runs.ADAPTER, out, f"--run {shlex.quote(run)}", options.CONSOLE)
 
 
 def _merge(section: Any, adapter: Path, out: Path, options: str, console: Console) -> None:

@@ -9,16 +9,13 @@ from typing import Annotated
 import typer
 
 from llm_wrapper import runs, storage
-from llm_wrapper.cli import transfer_commands
+from llm_wrapper.cli import options, transfer_commands
 from llm_wrapper.cli.options import Data, Limit, Overrides, Split, chosen, require_run, root
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.storage import folder_name
-from llm_wrapper.terminal import open_console
 
 __all__ = ["add_to"]
-
-_console = open_console()
 
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data sets lie, if not where their recipes say.")]
@@ -31,8 +28,8 @@ _ENSEMBLE = "toy+toy-gray"
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    app.command()(transfer)
-    app.command()(ensemble)
+    app.command(rich_help_panel="Studies")(transfer)
+    app.command(rich_help_panel="Studies")(ensemble)
 
 
 def transfer(  # noqa: PLR0913 (each is an option of the verb)
@@ -59,7 +56,8 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
     sets = "_".join(dict.fromkeys(each.data.name for each in recipes))
     folder = runs.RUNS / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
     untrained = _untrained(recipes[0], llm, train, overrides)
-    transfer_commands.transfer(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
+    job = transfer_commands.Job(folder, recipes, run or [], untrained, split, limit)
+    transfer_commands.transfer(job, options.CONSOLE)
 
 
 def ensemble(  # noqa: PLR0913 (each is an option of the verb)
@@ -89,7 +87,8 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
         raise RecipeError(f"the runs are of several detectors and data sets ({names}): name one by --vlm and --data")
     folder = runs.RUNS / "ensemble" / folder_name(name or f"{recipes[0].vlm}-{recipes[0].data.name}", "--name")
     untrained = _untrained(recipes[0], llm, train, overrides)
-    transfer_commands.ensemble(transfer_commands.Job(folder, recipes, run or [], untrained, split, limit), _console)
+    job = transfer_commands.Job(folder, recipes, run or [], untrained, split, limit)
+    transfer_commands.ensemble(job, options.CONSOLE)
 
 
 def _columns(

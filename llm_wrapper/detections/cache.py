@@ -30,10 +30,10 @@ from llm_wrapper import storage
 from llm_wrapper.detections.contents import (
     MANIFEST,
     PART_NAME,
+    CachePart,
     Contents,
     Key,
     Manifest,
-    Part,
     count_answers,
     read_folder,
     read_part,
@@ -73,7 +73,7 @@ class DetectionCache:
         self.identity: dict[str, Any] = json.loads(storage.canonical(identity))
         self.manifest: Manifest | None = None
         self.damaged: list[Path] = []
-        self._parts: list[Part] = []
+        self._parts: list[CachePart] = []
         self._rows: dict[Key, tuple[pa.Table, int]] = {}
         self._next_number = 0
         self._writable = False
@@ -211,7 +211,7 @@ class DetectionCache:
     def lookup(self, sample: Sample) -> Detections:
         """Return the detections of a sample: those of its expression first, then those of its image.
 
-        A sample of an image that was left out has none, unless it was answered before the image was lost.
+        A sample of an image that was skipped has none, unless it was answered before the image was lost.
 
         Raises:
             CacheError: If the cache has no answer for the sample.
@@ -285,7 +285,7 @@ class DetectionCache:
                 raise CacheError(f"{message}\n{remedy}")
         return found
 
-    def _index(self, parts: Iterable[Part]) -> None:
+    def _index(self, parts: Iterable[CachePart]) -> None:
         """Make the rows of parts known."""
         for part in parts:
             self._parts.append(part)
@@ -348,7 +348,7 @@ class DetectionCache:
         self._index(found.parts if self.manifest else self._without_repeats(found.parts))
         self._number_parts()
 
-    def _without_repeats(self, parts: Sequence[Part]) -> list[Part]:
+    def _without_repeats(self, parts: Sequence[CachePart]) -> list[CachePart]:
         """Remove each part of which other parts hold all answers; a killed rewriting leaves such parts."""
         num_holders = Counter(key for part in parts for key in part.keys)
         remaining = []

@@ -1,7 +1,7 @@
 """The files of a cache folder: Parquet parts and a manifest, read and checked as far as the folder itself can tell.
 
-A part is written once and carries the identity of its cache. Until a cache is finished, parts may repeat answers of
-other parts, if they are equal: a process that was killed while it rewrote parts leaves such repeats.
+A part is written once and carries the identity of its cache. Until a cache is finished, parts may repeat equal answers
+of other parts: a process that was killed while it rewrote parts leaves such repeats.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from llm_wrapper.records import Box, Detection, Detections, from_dict, to_dict
 __all__ = [
     "MANIFEST",
     "PART_NAME",
-    "SCHEMA",
+    "PART_SCHEMA",
+    "CachePart",
     "Contents",
     "DamagedPartError",
     "Key",
     "Manifest",
-    "Part",
     "Problem",
     "count_answers",
     "describe_key",
@@ -64,8 +64,8 @@ _BOX = pa.struct([_required(name, pa.float64()) for name in ("x0", "y0", "x1", "
 _ITEM = pa.struct(
     [_required("box", _BOX), _required("label", pa.string()), ("score", pa.float64()), _required("source", pa.string())]
 )
-_COLUMNS = [_required("image_id", pa.string()), ("sample_id", pa.string()), _required("items", pa.list_(_ITEM))]
-SCHEMA = pa.schema([*_COLUMNS, _required("num_dropped", pa.int64())])
+_KEY = [_required("image_id", pa.string()), ("sample_id", pa.string())]
+PART_SCHEMA = pa.schema([*_KEY, _required("items", pa.list_(_ITEM)), _required("num_dropped", pa.int64())])
 """Columns of a part; `sample_id` is null where the answer holds for the whole image. Boxes are xyxy pixels."""
 
 _IDENTITY, _DIGEST, _RECORDED = (f"llm_wrapper.{name}".encode() for name in ("identity", "identity_sha256", "recorded"))
@@ -90,7 +90,7 @@ class PartEntry:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class CachePart:
     """One part in memory: its rows as an Arrow table, the question of each row, and how the rows were computed."""
 
     entry: PartEntry
@@ -145,8 +145,8 @@ class Contents:
     folder: Path
     manifest: Manifest | None
     identity: Mapping[str, Any] | None
-    parts: tuple[Part, ...]
-    others: tuple[Part, ...]
+    parts: tuple[CachePart, ...]
+    others: tuple[CachePart, ...]
     problems: tuple[Problem, ...]
 
     @property
@@ -182,15 +182,15 @@ def write_part(
 def write_rows(
     path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any], recorded: Recorded = ()
 ) -> None:
-    """Write plain rows of `SCHEMA` as one part, as `write_part` does."""
+    """Write plain rows of `PART_SCHEMA` as one part, as `write_part` does."""
     # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
     metadata = {_IDENTITY: storage.canonical(identity).encode(), _DIGEST: storage.digest_value(identity).encode()}
     if recorded:
         metadata[_RECORDED] = storage.canonical(recorded).encode()
-    storage.write_parquet(path, rows, SCHEMA.with_metadata(metadata))
+    storage.write_parquet(path, rows, PART_SCHEMA.with_metadata(metadata))
 
 
-def read_part(path: Path, sha256: str | None = None) -> Part:
+def read_part(path: Path, sha256: str | None = None) -> CachePart:
     """Read and verify one part.
 
     Args:
@@ -206,15 +206,18 @@ def read_part(path: Path, sha256: str | None = None) -> Part:
     if sha256 not in (None, found):
         raise DamagedPartError(f"{path} is damaged: its sha256 is {found}, the manifest says {sha256}")
     try:
-        table = parse_parquet_table(content, str(path), most=_MAX_UNPACKED, schema=SCHEMA)
+        table = parse_parquet_table(content, str(path), most=_MAX_UNPACKED, schema=PART_SCHEMA)
     except DataError as error:
         raise DamagedPartError(str(error)) from error
     _require_detections(path, table)
     keys = tuple(zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
     metadata = table.schema.metadata or {}
     identity, earlier = split_recorded(_part_identity(path, metadata))
-    recorded = distinct([*_part_recorded(path, metadata), *earlier])
-    return Part(PartEntry(path.name, found, len(keys)), table, keys, identity, recorded)
+    try:
+        recorded = _RECORDS.validate_python(parse_json(metadata.get(_RECORDED, b"[]"), str(path)))
+    except (DataError, ValueError) as error:
+        raise DamagedPartError(f"{path} is damaged: it does not say how its answers were computed") from error
+    return CachePart(PartEntry(path.name, found, len(keys)), table, keys, identity, distinct([*recorded, *earlier]))
 
 
 def _require_detections(path: Path, table: pa.Table) -> None:
@@ -257,13 +260,6 @@ def _part_identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any
     return identity
 
 
-def _part_recorded(path: Path, metadata: Mapping[bytes, bytes]) -> Recorded:
-    try:
-        return _RECORDS.validate_python(parse_json(metadata.get(_RECORDED, b"[]"), str(path)))
-    except (DataError, ValueError) as error:
-        raise DamagedPartError(f"{path} is damaged: it does not say how its answers were computed") from error
-
-
 def row_detections(table: pa.Table, row: int) -> Detections:
     """Return the answer in one row of a part's table."""
     items = tuple(
@@ -279,7 +275,7 @@ def describe_key(key: Key) -> str:
     return f"image {image_id!r}" if sample_id is None else f"sample {sample_id!r} of image {image_id!r}"
 
 
-def count_answers(parts: Sequence[Part]) -> dict[str, int]:
+def count_answers(parts: Sequence[CachePart]) -> dict[str, int]:
     """Return the counts of a manifest, by its names."""
     tables = [part.table for part in parts]
     return {
@@ -309,7 +305,7 @@ def read_folder(folder: Path, *, identity: Mapping[str, Any] | None = None, may_
         )
     manifest, damage = _read_manifest(folder / MANIFEST)
     outcomes = dict(_read_parts(folder, manifest))
-    readable = [outcome for outcome in outcomes.values() if isinstance(outcome, Part)]
+    readable = [outcome for outcome in outcomes.values() if isinstance(outcome, CachePart)]
     wanted = identity or (manifest.identity if manifest else readable[0].identity if readable else {})
     if manifest is not None:
         manifest = replace(manifest, identity=adopt_revision(manifest.identity, manifest.recorded, wanted))
@@ -318,13 +314,13 @@ def read_folder(folder: Path, *, identity: Mapping[str, Any] | None = None, may_
     found = manifest.identity if manifest else readable[0].identity if readable else None
     others = tuple(part for part in readable if part.identity != wanted)
     outcomes.update(_contradictions(folder, [part for part in readable if part.identity == wanted]))
-    parts = tuple(each for each in outcomes.values() if isinstance(each, Part) and each.identity == wanted)
+    parts = tuple(each for each in outcomes.values() if isinstance(each, CachePart) and each.identity == wanted)
     remedy = f"Run `{fill_command(wanted, folder)}`: it computes again only what is lost."
     problems = [Problem(text, remedy) for text in damage]
     for path, error in outcomes.items():
         if isinstance(error, CacheError):
             problems.append(Problem(str(error).removesuffix("."), remedy, part=path))
-        elif not isinstance(error, Part):
+        elif not isinstance(error, CachePart):
             advice = "Make it a file that you may read."
             problems.append(Problem(str(error).removesuffix("."), advice, part=path, blocks=True))
     problems += [_of_another_cache(folder, part, wanted) for part in others]
@@ -349,7 +345,7 @@ def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
         return None, [f"{path} is damaged: {error}".removesuffix(".")]
 
 
-def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path, Part | LLMWrapperError]]:
+def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path, CachePart | LLMWrapperError]]:
     """Yield each part, or why it cannot be used; those that are missing come first."""
     known = None if manifest is None else {entry.name: entry.sha256 for entry in manifest.parts}
     paths = sorted(folder.glob("part-*.parquet"))
@@ -366,7 +362,7 @@ def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path,
             yield path, error
 
 
-def _contradictions(folder: Path, parts: Iterable[Part]) -> Iterator[tuple[Path, DamagedPartError]]:
+def _contradictions(folder: Path, parts: Iterable[CachePart]) -> Iterator[tuple[Path, DamagedPartError]]:
     """Yield each part that answers a question twice, or otherwise than an earlier part."""
     rows: dict[Key, tuple[pa.Table, int]] = {}
     for part in parts:
@@ -384,22 +380,21 @@ def _contradictions(folder: Path, parts: Iterable[Part]) -> Iterator[tuple[Path,
             rows.update({key: (part.table, row) for row, key in enumerate(part.keys)})
 
 
-def _of_another_cache(folder: Path, part: Part, wanted: Mapping[str, Any]) -> Problem:
+def _of_another_cache(folder: Path, part: CachePart, wanted: Mapping[str, Any]) -> Problem:
     differences = storage.describe_differences(part.identity, wanted, places=("in this part", "in the others"))
     text = f"{folder / part.entry.name} is not of the same detector and data as the others: {'; '.join(differences)}"
     remedy = f"Move it to another folder and run `{fill_command(wanted, folder)}`."
     return Problem(text, remedy, part=folder / part.entry.name, blocks=True)
 
 
-def _miscounted(path: Path, manifest: Manifest, parts: Sequence[Part]) -> Iterator[str]:
+def _miscounted(path: Path, manifest: Manifest, parts: Sequence[CachePart]) -> Iterator[str]:
     """Yield each claim of a manifest about its parts that is not true: a lookup would believe it."""
     answered = {"image" if sample_id is None else "expression" for part in parts for _, sample_id in part.keys}
     if unsaid := sorted(answered - set(manifest.levels)):
         yield f"{path} says levels={list(manifest.levels)}, but its parts hold answers of level {', '.join(unsaid)}"
     counts = {part.entry.name: part.entry.num_rows for part in parts}
-    for entry in manifest.parts:
-        if counts.get(entry.name) != entry.num_rows:
-            yield f"{path} says that {entry.name} has {entry.num_rows} rows, but it has {counts.get(entry.name)}"
+    for entry in (each for each in manifest.parts if counts.get(each.name) != each.num_rows):
+        yield f"{path} says that {entry.name} has {entry.num_rows} rows, but it has {counts.get(entry.name)}"
     for name, number in count_answers(parts).items():
         if getattr(manifest, name) != number:
             yield f"{path} says {name}={getattr(manifest, name)}, but its parts hold {number}"

@@ -38,7 +38,7 @@ from llm_wrapper.terminal import as_description, open_console
 
 __all__ = [
     "AHEAD",
-    "READERS",
+    "NUM_READERS",
     "Answered",
     "Engine",
     "ReadingBatch",
@@ -51,7 +51,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 60.0
 
-READERS = 4
+NUM_READERS = 4
 """Threads that read images, in each process."""
 AHEAD = 2
 """Batches whose images are read while the model works on another."""
@@ -105,7 +105,7 @@ class ReadingBatch:
 def _read_ahead(
     detector: Detector, batches: Sequence[Sequence[Question]]
 ) -> Iterator[tuple[list[Question], dict[str, Any], dict[str, str]]]:
-    pool = ThreadPoolExecutor(READERS)
+    pool = ThreadPoolExecutor(NUM_READERS)
     waiting: deque[ReadingBatch] = deque()
     try:
         for batch in batches:
@@ -157,21 +157,19 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
 ) -> DetectionCache:
     """Ask a detector all that a split's cache lacks, and return the complete cache.
 
-    A question of level `image` is asked once per image, one of level `expression` once per expression; all about one
-    image are in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed process loses at most
-    its last minute and one batch, one of a paid detector at most one answer. The same call resumes, and the rows of
-    the complete cache are the same then. A complete cache is returned without a call.
+    All questions about one image are in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed
+    process loses at most its last minute and one batch, one of a paid detector at most one answer. The same call
+    resumes, and the rows of the complete cache are the same then. A complete cache is returned without a call.
 
     Args:
-        detector: The detector.
-        dataset: The samples that it is asked about.
+        detector: Answers questions about the samples of the data set.
+        dataset: One split.
         folder: The cache, `data/detections/<detector>/<dataset>/<split>`; made where it does not exist.
         engine: Asks the detector: in this process, or a `RayEngine`.
-        images_per_batch: How many images the detector gets in one call. Batches do not depend on what is cached, so a
-            resumed run asks what an uninterrupted one would have asked.
-        rows_per_part: How many answers a Parquet part of the complete cache has. While it is filled, parts end with a
-            batch, so that no batch is ever asked about in two halves; a minute writes one, too.
-        overwrite: Throw away what the cache holds and ask everything again.
+        images_per_batch: Images in one call. Batches do not depend on the cache, so a resumed run computes what an
+            uninterrupted one would have computed.
+        rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
+        overwrite: Remove all answers first, and ask everything again.
         skip_unreadable: Finish without the images that are missing or broken; the manifest names them.
         progress: Show a progress bar on standard error.
 
@@ -182,34 +180,33 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
         CacheError: If the folder is of another identity or in use, or the detector does not answer each question.
         LLMWrapperError: If a part cannot be written, for instance because the disk is full.
     """
-    if min(images_per_batch, rows_per_part) < 1:
-        raise RecipeError(
-            f"images_per_batch={images_per_batch} and rows_per_part={rows_per_part}: both must be 1 or more."
-        )
-    _check(dataset)
+    _check(dataset, images_per_batch=images_per_batch, rows_per_part=rows_per_part)
     with DetectionCache.resume(folder, identity_of(detector, dataset), overwrite=overwrite) as cache:
         images = _by_image(detector, dataset)
         batches = list(_lacking(images, cache, images_per_batch))
         if cache.manifest is not None and not batches:
             _log.info("%s is complete: %d answers, nothing to ask", folder, cache.manifest.num_rows)
             return cache
-        skipped = cache.manifest.unanswered.keys() if cache.manifest else set()
+        skipped = list(cache.manifest.unanswered) if cache.manifest else []
         if detector.reads_images and not skip_unreadable:
             _require_files(batches, skipped)
         with closing(engine(detector, batches)) as answers:
-            total = sum(map(len, batches))
-            cost = _confirm_cost(detector, total)
+            cost = _confirm_cost(detector, sum(map(len, batches)))
             with _progress_bar(cost, shown=progress) as bar, _Writer(cache, 1 if cost else rows_per_part) as writer:
-                task = bar.add_task(as_description(f"{detector.name} on {dataset.name} {dataset.split}"), total=total)
+                task = bar.add_task(_title(detector, dataset), total=sum(map(len, batches)))
                 unreadable = _write_all(answers, writer, lambda number: bar.advance(task, number))
         if unreadable and not skip_unreadable:
-            text = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
-            raise ImageError(listed(text, unreadable.values()))
+            problem = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
+            raise ImageError(listed(problem, unreadable.values()))
         order = [question.key for image in images for question in image]
         cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
         if len(cache.recorded) > 1:
-            _log.warning("%s: its answers were computed in several ways: %s", folder, describe_recorded(cache.recorded))
+            _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
+
+
+def _title(detector: Detector, dataset: Dataset) -> str:
+    return as_description(f"{detector.name} on {dataset.name} {dataset.split}")
 
 
 def _confirm_cost(detector: Detector, num_questions: int) -> _Cost | None:
@@ -239,8 +236,10 @@ def _remedy(images: Collection[str], skipped: Collection[str]) -> str:
     return "Restore the files, or leave their samples without detections: --skip-unreadable."
 
 
-def _check(dataset: Dataset) -> None:
-    """Refuse a split that cannot be cached."""
+def _check(dataset: Dataset, **sizes: int) -> None:
+    """Refuse sizes below one, and a split that cannot be cached."""
+    if min(sizes.values()) < 1:
+        raise RecipeError(f"{' and '.join(f'{name}={size}' for name, size in sizes.items())}: both must be 1 or more.")
     place = f"{dataset.name} {dataset.split}"
     if not dataset.samples:
         raise DataError(f"{place} has no samples, so there is nothing to detect. Check the split's name and files.")

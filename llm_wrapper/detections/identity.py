@@ -1,4 +1,4 @@
-"""What decides the detections of a split, what is only recorded about them, and the command that computes them.
+"""Identity of cached detections: the facts that decide them, those only recorded, and the command that computes them.
 
 A cache that was filled on a GPU in float16 holds answers to the same questions as one filled on a CPU in float32. So
 number format, device, attention kernel and image processor are recorded beside the answers and printed, but never

@@ -1,4 +1,4 @@
-"""Sample + cached detections -> sample + candidates: what training and evaluation both start from."""
+"""Sample + cached detections -> prepared sample: the start of training and of evaluation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from llm_wrapper.recipe import DataSection, DetectorSection, Recipe, files
 from llm_wrapper.records import Detections, Sample
 from llm_wrapper.storage import folder_name
 
-__all__ = ["PreparedSample", "PreparedSplit", "build", "cache_folder", "load_prepared_split"]
+__all__ = ["PreparedSample", "PreparedSplit", "cache_folder", "load_prepared_split", "prepare_candidates"]
 
 _log = logging.getLogger(__name__)
 
-ROOT = Path("data/detections")
+CACHE_ROOT = Path("data/detections")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,37 @@ class PreparedSplit:
 
     @property
     def identity(self) -> Any:
-        """What decides the detections: that of the cache, a list of them for an ensemble."""
+        """Identity of the cache, a list of them for an ensemble."""
         found = [cache.identity for cache in self.caches]
         return found if len(found) > 1 else found[0]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run or a report records of the split: digests and counts."""
+        return {
+            "name": self.dataset.name,
+            "split": self.dataset.split,
+            "annotations": self.dataset.digest,
+            "detections": storage.digest_value(self.identity),
+            "dropped": self.dropped,
+        }
+
+    def notes(self) -> list[str]:
+        """Return notes on annotations and detections that belong beside any result on the split."""
+        has_candidates: dict[str, bool] = {}
+        for prepared in self.samples:
+            image = prepared.sample.image_id
+            has_candidates[image] = has_candidates.get(image, False) or bool(prepared.built.candidates)
+        num_empty = sum(not each for each in has_candidates.values())
+        where = f"{self.dataset.name} {self.dataset.split}"
+        notes = self.dataset.notes()
+        if num_empty:
+            notes.append(f"{where}: {num_empty:,} of {len(has_candidates):,} images have no candidate at all")
+        for cache in self.caches:
+            if cache.manifest and (skipped := len(cache.manifest.unanswered)):
+                notes.append(
+                    f"{where}: {skipped:,} images could not be read when {cache.identity['detector']} was asked"
+                )
+        return notes
 
 
 def cache_folder(detector: str, data: DataSection, split: str) -> Path:
@@ -62,10 +90,12 @@ def cache_folder(detector: str, data: DataSection, split: str) -> Path:
         RecipeError: If a name is no plain part of a path.
     """
     detector = folder_name(detector, "detector.label")
-    return ROOT / detector / folder_name(data.name, "data.name") / folder_name(split, "the split")
+    return CACHE_ROOT / detector / folder_name(data.name, "data.name") / folder_name(split, "the split")
 
 
-def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: Sequence[str]) -> BuiltCandidates:
+def prepare_candidates(
+    recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: Sequence[str]
+) -> BuiltCandidates:
     """Build the candidates of a sample from the answers of all detectors of a recipe.
 
     Args:
@@ -86,7 +116,7 @@ def build(recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: 
 
 
 def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
-    """Return what a command must say of data and boxes that their recipes do not, so that it means the same."""
+    """Return the options that a command needs where data and boxes differ from their recipes."""
     known = _recipe_values("data", data.name)
     words = [] if str(known.get("root")) == str(data.root) else ["--data-root", str(data.root)]
     usual = known.get("settings") or {}
@@ -152,7 +182,7 @@ def load_prepared_split(
     dropped: Counter[str] = Counter()
     samples = []
     for sample in dataset.samples[:limit]:
-        built = build(recipe, sample, [cache.lookup(sample) for cache in caches], names)
+        built = prepare_candidates(recipe, sample, [cache.lookup(sample) for cache in caches], names)
         dropped.update(built.counts)
         samples.append(PreparedSample(sample, built))
     return PreparedSplit(samples, dataset, caches, dict(dropped))

@@ -264,7 +264,7 @@ def _of_result(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Ite
     if not names:
         notes.problems.append(f"{where}: names no image: give 'image_id' or 'file_name'")
     elif isinstance(category, str):
-        notes.problems.append(f"{where}: category_id {category!r} is no number")
+        notes.problems.append(f"{where}: category_id {category!r} is not a number")
     else:
         yield Entry(where, names, None, [RawBox(row.bbox, None, category, row.score)])
 

@@ -12,6 +12,7 @@ import transformers
 from transformers.utils import cached_file, extract_commit_hash
 
 from llm_wrapper import storage
+from llm_wrapper.devices import loading_bars
 from llm_wrapper.errors import ModelError
 
 __all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
@@ -105,7 +106,8 @@ def load_checkpoint(
     asked = revision or "main"
     try:
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
-        model = _model(name, commit or asked, architecture, options)
+        with loading_bars():
+            model = _model(name, commit or asked, architecture, options)
         processor = architecture.processor.from_pretrained(name, revision=commit or asked, trust_remote_code=False)
         return Loaded(model.to(where).eval(), processor, commit, storage.digest_model(name))
     except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory

@@ -50,7 +50,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     score_answer,
     widen,
 )
-from llm_wrapper.devices import choose_device
+from llm_wrapper.devices import choose_device, loading_bars
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
@@ -271,9 +271,10 @@ def _load(settings: GroundingDinoSettings) -> Loaded:
             transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
         )
         options: dict[str, Any] = {"dtype": _DTYPES[settings.dtype], "attn_implementation": parts}
-        model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-            name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
-        )
+        with loading_bars():
+            model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
+                name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
+            )
         # transformers fills what a checkpoint lacks with random numbers, and only logs it.
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")

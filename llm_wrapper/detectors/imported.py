@@ -79,7 +79,7 @@ class ImportedDetector:
     """Answers from a file. An image or expression that the file does not name has no detections.
 
     Attributes:
-        name: The setting `name`, or `import-` and the file's name without its ending: each file has a cache of its own,
+        name: The setting `name`, or `import-` and the file's name without its ending: each file has another cache,
             and none of them that of a detector by the same name.
         levels: `expression` if the rows name samples, else `image`.
         num_unanswered: How many images (or expressions) of the data set the file does not name.
@@ -264,7 +264,7 @@ def _answers(
     detections = {key: detections_from_raw(_raw_rows(items, counts), _SOURCE) for key, items in pixels.items()}
     if counts["scores"]:
         deciding["scores"] = "NaN is none"
-        remarks.append(f"{_boxes_have(counts['scores'])} a score that is no number, used without it")
+        remarks.append(f"{_boxes_have(counts['scores'])} a score that is not finite, used without it")
     if counts["labels"]:
         remarks.append(f"{_boxes_have(counts['labels'])} no label; prompts call them 'object'")
     return _Answers(level, detections, tuple(remarks), deciding)

@@ -1,10 +1,13 @@
 """The door to every LLM: `load_llm` gives an object that answers prompts, whether the LLM runs here or on a server.
 
-load_llm(section, adapter).answer([Prompt, ..]) -> [Answer, ..]
+    load_llm(section, adapter).answer([Prompt, ..]) -> [Answer, ..]
 
-LocalLLM       weights on this machine: exact scores of every index (`llms.score`), or text (`llms.generate`)
-ServerLLM      an OpenAI-compatible server (`llms.server`)
-ReasoningLLM   lets either of them write its reasons first (`llms.reason`)
+    LocalLLM       weights on this machine: exact scores of every index (`llms.score`), or text (`llms.generate`)
+    ServerLLM      an OpenAI-compatible server (`llms.server`)
+    ReasoningLLM   lets either of them write its reasons first, and asks for the answer after them
+
+The answer after reasons is read as the recipe says (`llm.decode`): with scoring it is the exact probability of every
+index given the reasons, so no text has to be searched for a number.
 """
 
 from __future__ import annotations
@@ -17,15 +20,27 @@ from typing import TYPE_CHECKING, Protocol
 from rich.progress import Progress
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.llms.reason import ReasoningLLM
+from llm_wrapper.prompts.text import clean_text
 from llm_wrapper.recipe import LLMSection
-from llm_wrapper.records import Answer, Prompt
+from llm_wrapper.records import Answer, Message, Prompt
 from llm_wrapper.terminal import as_description, open_console
 
 if TYPE_CHECKING:
     from llm_wrapper.llms.load import LoadedLLM
 
-__all__ = ["LLM", "LocalLLM", "WriterLLM", "add_reasoning", "load_llm", "writing_section"]
+__all__ = [
+    "ANSWER_NOW",
+    "LLM",
+    "REASON_FIRST",
+    "LocalLLM",
+    "ReasoningLLM",
+    "WriterLLM",
+    "add_reasoning",
+    "answer_now",
+    "load_llm",
+    "reason_first",
+    "writing_section",
+]
 
 _CHUNK = 256
 """Prompts tokenized and packed at a time; long enough for batches of similar length, short enough for memory."""
@@ -35,6 +50,9 @@ _INDEX_TOKENS = 3
 
 _FRAME = 512
 """Tokens that a chat template may add to the messages."""
+
+REASON_FIRST = "Reason in one or two sentences first. Do not give the number yet."
+ANSWER_NOW = "Now answer with the number alone."
 
 
 class LLM(Protocol):
@@ -65,7 +83,7 @@ def load_llm(
         section: The recipe's section.
         adapter: Folder of an adapter, for an LLM on this machine.
         title: Shown beside the progress bar.
-        reasoning_tokens: The most that it may write before each answer, see `llms.reason`.
+        reasoning_tokens: The most that it may write before each answer, see `ReasoningLLM`.
         progress: Whether to show a progress bar, on standard error.
 
     Raises:
@@ -129,6 +147,52 @@ class LocalLLM:
         """Return the same model, generating a text of at most `num_tokens` tokens."""
         loaded = replace(self.loaded, section=writing_section(self.loaded.section, num_tokens))
         return LocalLLM(loaded, title=f"{self._title}: reasons", progress=self._progress)
+
+
+def reason_first(prompt: Prompt) -> Prompt:
+    """Return the prompt that asks for reasons and not yet for the answer."""
+    *before, question = prompt.messages
+    return replace(prompt, messages=(*before, Message("user", f"{question.content}\n\n{REASON_FIRST}")))
+
+
+def answer_now(prompt: Prompt, reasoning: str) -> Prompt:
+    """Return the prompt that asks for the answer after the reasons; without any it is the question as it stands.
+
+    Args:
+        prompt: The question.
+        reasoning: What the LLM wrote. It is made harmless like foreign text: an expression may have told the LLM to
+            write a chat token, which would end its turn.
+    """
+    said = clean_text(reasoning)
+    if not said:
+        return prompt
+    turns = (Message("assistant", said), Message("user", ANSWER_NOW))
+    return replace(prompt, messages=(*reason_first(prompt).messages, *turns))
+
+
+class ReasoningLLM:
+    """Lets an LLM write its reasons before each answer.
+
+    Its answers hold the reasons as they were kept, and the tokens of both.
+
+    Args:
+        llm: Answers prompts as the recipe says.
+        writer: Answers prompts with a text of at most as many tokens as the reasons may have.
+    """
+
+    def __init__(self, llm: LLM, writer: LLM) -> None:
+        self._llm, self._writer = llm, writer
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the answer to each prompt, in order."""
+        reasons = self._writer.answer([reason_first(prompt) for prompt in prompts])
+        questions = [answer_now(prompt, each.text or "") for prompt, each in zip(prompts, reasons, strict=True)]
+        return [_together(answer, each) for answer, each in zip(self._llm.answer(questions), reasons, strict=True)]
+
+
+def _together(answer: Answer, reasons: Answer) -> Answer:
+    count = None if reasons.num_tokens is None else reasons.num_tokens + (answer.num_tokens or 0)
+    return replace(answer, reasoning=clean_text(reasons.text or ""), num_tokens=count)
 
 
 def _require_room(llm: LoadedLLM, prompts: Sequence[Prompt]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from llm_wrapper.devices import choose_device
+from llm_wrapper.devices import choose_device, loading_bars
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
 from llm_wrapper.llms.model_files import require_sane, resolve_model
@@ -188,7 +188,8 @@ def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
         adapters.require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
     try:
-        model = _load_weights(resolve_model(section), section, choose_device())
+        with loading_bars():
+            model = _load_weights(resolve_model(section), section, choose_device())
     except ModelError:
         raise
     except Exception as error:  # files of strangers: what their readers may raise is open

@@ -188,7 +188,7 @@ class LLMSection(Section):
 
     `model` is a hub id, a local folder, `gguf:PATH.gguf` for a GGUF file, or `gguf:PACKAGE` for one inside an
     installed Python package; for a server the name that it serves the model under. `decode` is what the answer is
-    read from; a local model knows only `score` and `generate` (`llms/server_ways.py` says what the others are).
+    read from; a local model knows only `score` and `generate` (`llms/server_formats.py` says what the others are).
     Probabilities are averaged over `orders` orders of the candidates, at that multiple of the cost.
 
     Chat templates write a date (Llama 3.2, SmolLM3, Granite, gpt-oss) and an empty or open thought (Qwen3, GLM-4,

@@ -156,7 +156,9 @@ class _Pen:
             left, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
             size = (right - left + 4, bottom - top + 4)
             # A place that hides nothing, else the one that hides least.
-            spot = min(self._places(box, size), key=lambda each: sum(_shared(each, x) for x in [*self._clear, *placed]))
+            spot = min(
+                self._places(box, size), key=lambda each: sum(_shared(each, x) for x in [*self._clear, *placed, box])
+            )
             placed.append(spot)
             self._draw.rectangle(spot, fill=color)
             self._draw.text((spot[0] + 2 - left, spot[1] + 2 - top), text, fill="white", font=self._font)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from llm_wrapper import detectors
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detections.samples import PreparedSample, build, cache_folder
+from llm_wrapper.detections.samples import PreparedSample, cache_folder, prepare_candidates
 from llm_wrapper.detectors.base import Detector
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.evaluation import systems
@@ -139,7 +139,9 @@ class CaptionFitness:
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
         cache = fill_cache(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
         prepared_samples = [
-            PreparedSample(sample, build(self._recipe, sample, [cache.lookup(sample)], [self._detector.name]))
+            PreparedSample(
+                sample, prepare_candidates(self._recipe, sample, [cache.lookup(sample)], [self._detector.name])
+            )
             for sample in part.samples
         ]
         return [replace(each, system=name) for each in systems.by_detector(prepared_samples)]

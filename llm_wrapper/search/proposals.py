@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.llms.answers import AnswerFile
 from llm_wrapper.llms.server import Server, answers_path
-from llm_wrapper.llms.server_ways import way_of
+from llm_wrapper.llms.server_formats import request_format
 from llm_wrapper.recipe import LLMSection, SearchSection
 from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Answer, Message, Prompt
@@ -271,7 +271,7 @@ class ServedProposer:
         prompt = _prompt(request.text)
         kept.warn_of_damage()
         server = Server(self._section)
-        server.way = _Drawn(self._section, self._sampling, request.seed)
+        server.format = _Drawn(self._section, self._sampling, request.seed)
         key = server.key_of(prompt)
         if key not in kept:
             kept.keep(key, server.ask(prompt), sample_id=prompt.sample_id)
@@ -282,7 +282,7 @@ class _Drawn:
     """Asks as `generate` does, but for a draw in place of the most probable answer."""
 
     def __init__(self, section: LLMSection, sampling: SamplingSection, seed: int) -> None:
-        self._plain, self._sampling, self._seed = way_of(section), sampling, seed
+        self._plain, self._sampling, self._seed = request_format(section), sampling, seed
 
     @property
     def path(self) -> str:

@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
@@ -33,7 +32,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def asked_with_mass(mass: float) -> object:
 def test_an_evaluation_keeps_and_prints_the_mass(
     toy: Path, monkeypatch: pytest.MonkeyPatch, mass: float, warns: bool
 ) -> None:
-    monkeypatch.setattr(commands, "by_llm", asked_with_mass(mass))
+    monkeypatch.setattr("llm_wrapper.cli.evaluate.by_llm", asked_with_mass(mass))
     run("cache-detections", "--data-root", toy, "--split", "val")
     printed = run("eval", "--data-root", toy, "--llm", "smollm2")
     (path,) = Path("runs").glob("*/predictions-val.parquet")

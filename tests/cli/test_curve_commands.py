@@ -12,10 +12,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, curve_cli, main
+from llm_wrapper.cli import main
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
+from llm_wrapper.metrics import summarize_systems
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
@@ -37,8 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A tiny LLM in a folder, cached boxes, and the options that choose both."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, curve_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -105,7 +106,7 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     for point in points:
         rows = files.load_predictions(Path(point["predictions"]))
         assert {row.system for row in rows} == {point["name"]}
-        (summary,) = commands.summaries_of(rows)
+        (summary,) = summarize_systems(rows)
         assert (summary.p_at_1, summary.n) == (point["result"]["p_at_1"], n)
     assert [point["over_previous"] is None for point in points].count(True) == 2
     assert [row[0] for row in table_of("mine")] == ["detector", "rule", "oracle", "untrained", *names]
@@ -117,7 +118,7 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     asked = {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.parquet")}
     drawn, table = picture.read_bytes(), table_of("mine")
     monkeypatch.setattr(load, "load_model", None)  # whoever trains or asks now must fail
-    monkeypatch.setattr(commands, "train", None)
+    monkeypatch.setattr("llm_wrapper.cli.curve_commands.run_training", None)
     assert "samples-12 is trained already" in run(*args)
     assert {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.safetensors")} == before
     assert {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.parquet")} == asked
@@ -126,13 +127,13 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
 
 def test_subsets_are_nested_and_end_where_the_data_does(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[int | None] = []
-    original = commands.train
+    original = run_training
 
     def train(recipe: Any, folder: Path, console: Console) -> Path:
         limits.append(recipe.train.limit)
         return original(recipe, folder, console)
 
-    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setattr("llm_wrapper.cli.curve_commands.run_training", train)
     sizes = ("--samples", 2000, "--samples", 3, "--samples", 1000)
     printed = run("curve", *sizes, "--limit", 5, *options, "train.max_steps=1", "train.warmup_steps=9")
     assert limits == [3, 1000]

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import storage
-from llm_wrapper.cli import detection_commands, detections_cli, main
+from llm_wrapper.cli import detections, main
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import read_folder, row_detections
 from llm_wrapper.detections.fill import answer_locally
@@ -38,8 +38,7 @@ SIZE = {"width": 100, "height": 50}
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
-    monkeypatch.setattr(detections_cli, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def invoke(*args: str | Path) -> Result:
@@ -336,13 +335,13 @@ def test_the_annotated_objects_of_refcocog_hold_every_target() -> None:
 
 def test_options_of_caching_reach_the_work(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
-    fill = detection_commands.fill_cache
+    fill = detections.fill_cache
 
     def watched(*args: Any, **options: Any) -> DetectionCache:
         given.append(options)
         return fill(*args, **options)
 
-    monkeypatch.setattr(detection_commands, "fill_cache", watched)
+    monkeypatch.setattr(detections, "fill_cache", watched)
     run("cache-detections", *MINE, BOXES)
     assert given[0].pop("engine") is answer_locally
     run("cache-detections", *MINE, BOXES, "--overwrite", "--skip-unreadable", "--images-per-batch", "3")
@@ -389,11 +388,11 @@ def test_unreadable_images_are_left_out_by_choice_alone(toy: Path) -> None:
 # the frame
 
 
-VERBS = ["info", "verify", "merge", "export", "headroom"]
+VERBS = ["headroom", "info", "verify", "merge", "export"]
 
 
 def test_all_verbs_are_known() -> None:
-    commands = detections_cli.app.registered_commands
+    commands = detections.app.registered_commands
     assert [command.name or getattr(command.callback, "__name__", "") for command in commands] == VERBS
 
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main, methods_cli, methods_commands
+from llm_wrapper.cli import main, methods_commands
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
+from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.report import page
 from tests.first_images import copy_first_images
 from tests.llms import tiny
@@ -42,8 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A folder to work in, and what chooses data and LLM."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, methods_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = [f"llm.model='{source / 'tiny'}'", "llm.dtype=float32"]
     return ["--data-root", str(source / "toy"), "--name", "mine", "--labelled", "8", *llm]
 
@@ -99,7 +100,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
     # What the table says is what the predictions say, and each row is a run with the others beside it.
     for row in found["rows"]:
         rows = files.load_predictions(Path(row["run"]) / "predictions-val.parquet")
-        by_name = {each.system: each for each in commands.summaries_of(rows)}
+        by_name = {each.system: each for each in summarize_systems(rows)}
         assert [*by_name] == ["detector", "rule", row["name"], "oracle"]
         assert by_name[row["name"]].p_at_1 == row["result"]["p_at_1"]
         assert runs.recipe_of(Path(row["run"])).prompt.format == "relations"
@@ -134,7 +135,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
 
     # Other samples: the adapter is used again, and the budget of the first question decides nothing.
     with monkeypatch.context() as context:
-        context.setattr(commands, "train", None)
+        context.setattr("llm_wrapper.cli.methods_row_commands.run_training", None)
         compare(*args, "--limit", "5")
     assert (FOLDER / "lora" / "predictions-val-first-5.parquet").is_file()
     (beside,) = FOLDER.parent.glob("mine-*/methods.md")
@@ -146,15 +147,14 @@ def test_a_row_that_fails_loses_no_other_and_is_tried_again(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = (*THREE, *options, *LORA, "--limit", "4", "train.save_steps=1")
-    train = commands.train
 
     def breaks(recipe: Any, folder: Path, console: Console) -> Path:
-        train(recipe, folder, console)
+        run_training(recipe, folder, console)
         (folder / "manifest.json").unlink()
         raise RuntimeError("out of | memory")
 
     with monkeypatch.context() as context:
-        context.setattr(commands, "train", breaks)
+        context.setattr("llm_wrapper.cli.methods_row_commands.run_training", breaks)
         printed = compare(*args, code=1)
     found = {row["name"]: row for row in facts()["rows"]}
     assert found["lora"]["problem"] == "RuntimeError: out of | memory"

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs, services
-from llm_wrapper.cli import commands, curve_cli, main, transfer_cli, transfer_commands
+from llm_wrapper.cli import transfer_commands
 from llm_wrapper.cli.options import chosen, name_of, named, overridden
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
@@ -28,8 +28,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, curve_cli, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def finished(toy: Path, folder: Path = RUN, **names: str) -> Recipe:
@@ -206,7 +205,9 @@ def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.
     recipe = compose({"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
-    monkeypatch.setattr(commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
+    monkeypatch.setattr(
+        "llm_wrapper.cli.train.run_training", lambda recipe, folder, console, **_: opened.append(recipe)
+    )
     run("train", "--run", RUN)
     run("train", "--run", "runs/new", "--train", "fast")
     assert opened[0] == recipe

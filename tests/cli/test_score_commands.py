@@ -11,9 +11,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import datasets
-from llm_wrapper.cli import commands, main
+from llm_wrapper.cli import main
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import DataSection, compose
 from llm_wrapper.report import tables
 
@@ -24,7 +25,7 @@ NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=300))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=300))
 
 
 def score(*args: str | Path) -> str:
@@ -74,7 +75,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     assert report["notes"] == [line for line in lines if "have no prediction" in line or "a prediction alone" in line]
     share = (num_lines - len(range(0, num_lines, 5))) / num_lines
     assert f"over the {num_lines} samples with a prediction alone, P@1 is {100 * share:.1f}" in lines
-    assert (folder / "report-val.md").read_text() == tables.markdown(commands.summaries_of(rows))
+    assert (folder / "report-val.md").read_text() == tables.markdown(summarize_systems(rows))
     again = CliRunner().invoke(main.app, ["report", str(folder)])
     assert printed.partition(report["notes"][0])[0].strip() in again.stdout
 

@@ -13,7 +13,7 @@ import pytest
 from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import SCHEMA, Key, write_part
+from llm_wrapper.detections.contents import PART_SCHEMA, Key, write_part
 from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.errors import CacheError, LLMWrapperError
 from llm_wrapper.readers import read_parquet_table
@@ -158,7 +158,7 @@ def test_the_manifest_explains_the_cache(tmp_path: Path) -> None:
 def test_pandas_reads_a_cache_in_one_line(tmp_path: Path) -> None:
     make(tmp_path)
     frame = pandas.read_parquet(list(tmp_path.glob("part-*.parquet")))
-    assert list(frame.columns) == SCHEMA.names
+    assert list(frame.columns) == PART_SCHEMA.names
     assert sorted(frame["sample_id"]) == [f"s{number}" for number in range(6)]
 
 

@@ -17,7 +17,7 @@ import pytest
 from llm_wrapper import storage
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import SCHEMA, DamagedPartError, read_part, write_rows
+from llm_wrapper.detections.contents import PART_SCHEMA, DamagedPartError, read_part, write_rows
 from llm_wrapper.detections.samples import cache_folder
 from llm_wrapper.errors import CacheError, RecipeError
 from llm_wrapper.recipe import DataSection
@@ -181,7 +181,7 @@ def test_what_is_no_file_never_blocks(kind: str, name: str, tmp_path: Path) -> N
 
 def test_an_identity_that_is_no_object_is_damage(tmp_path: Path) -> None:
     metadata = {b"llm_wrapper.identity": b"[]", b"llm_wrapper.identity_sha256": storage.digest_value([]).encode()}
-    storage.write_parquet(tmp_path / PART, [row(0)], SCHEMA.with_metadata(metadata))
+    storage.write_parquet(tmp_path / PART, [row(0)], PART_SCHEMA.with_metadata(metadata))
     with pytest.raises(DamagedPartError, match="identity"):
         read_part(tmp_path / PART)
 
@@ -195,13 +195,13 @@ def test_recorded_facts_that_are_none_are_damage(recorded: bytes, tmp_path: Path
         b"llm_wrapper.identity_sha256": digest,
         b"llm_wrapper.recorded": recorded,
     }
-    storage.write_parquet(tmp_path / PART, [row(0)], SCHEMA.with_metadata(metadata))
+    storage.write_parquet(tmp_path / PART, [row(0)], PART_SCHEMA.with_metadata(metadata))
     with pytest.raises(DamagedPartError, match="how its answers were computed"):
         read_part(tmp_path / PART)
 
 
 def test_a_label_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
-    table = pa.Table.from_pylist([row(0, item(label="ab"))], schema=SCHEMA)
+    table = pa.Table.from_pylist([row(0, item(label="ab"))], schema=PART_SCHEMA)
     metadata = {b"llm_wrapper.identity": b"{}", b"llm_wrapper.identity_sha256": storage.digest_value({}).encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="none", use_dictionary=False)

@@ -154,7 +154,7 @@ def test_splits_and_data_sets_have_folders_of_their_own(recipe: Recipe) -> None:
         cache_folder("flo2", data, split) for data in other.training_data() for split in ("train", data.eval_split)
     }
     assert folders == {
-        samples.ROOT / "flo2" / name / split for name in ("mine", "theirs") for split in ("train", "val")
+        samples.CACHE_ROOT / "flo2" / name / split for name in ("mine", "theirs") for split in ("train", "val")
     }
 
 

@@ -199,7 +199,7 @@ def test_scores(tmp_path: Path, name: str, score: float | None, expected: float 
     detector = read(tmp_path / name, [row if name == "x.json" else line], categories={"1": "dog"})
     assert shown(detector, TWO)[0] == [(LEFT, "dog", expected)]
     is_odd = isinstance(score, float) and expected is None
-    assert any("a score that is no number" in remark for remark in detector.remarks) is is_odd
+    assert any("a score that is not finite" in remark for remark in detector.remarks) is is_odd
     assert ("scores" in detector.identity()) is is_odd
 
 

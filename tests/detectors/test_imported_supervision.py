@@ -134,7 +134,7 @@ def test_boxes_that_are_none_are_counted(change: dict[str, Any], tmp_path: Path)
 def test_a_score_that_is_no_number_is_none(tmp_path: Path) -> None:
     detector = read(tmp_path / "boxes.json", json_rows({"confidence": float("nan")}, {}))
     assert shown(detector)[0] == [(*MUG[:2], None), MUG]
-    assert "1 box has a score that is no number, used without it" in detector.remarks
+    assert "1 box has a score that is not finite, used without it" in detector.remarks
 
 
 @pytest.mark.parametrize(

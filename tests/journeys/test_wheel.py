@@ -119,7 +119,7 @@ def test_the_demo_gives_its_table(empty: Path) -> None:
 
 def test_verbs_find_recipes_and_toy_data(python: Path, empty: Path) -> None:
     program = command(python)
-    assert "540" in run(program, "data", "check", cwd=empty)
+    assert "540" in run(program, "check-data", cwd=empty)
     boxes = {"detections": [{"box": box, "label": "cup"} for box in ([5, 5, 40, 40], [60, 10, 110, 80])]}
     (empty / "boxes.jsonl").write_text(json.dumps({"image": "photo.jpg", **boxes}), encoding="utf-8")
     words = ("--run", "runs/demo-fast", "--boxes", "boxes.jsonl")

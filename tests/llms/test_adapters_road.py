@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from llm_wrapper import storage
 from llm_wrapper.adapter_files import find_adapter
-from llm_wrapper.cli import asking_commands, main
+from llm_wrapper.cli import evaluate, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.adapters import add_adapter
@@ -55,7 +55,7 @@ def toy(tmp_path: Path) -> Path:
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny LLM, an adapter for it, and the template of the docs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -104,9 +104,9 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
 def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
     recipe = compose(names, OURS)
-    job = asking_commands.Evaluation(recipe, None, adapter=find_adapter("theirs"))
+    job = evaluate.Evaluation(recipe, None, adapter=find_adapter("theirs"))
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
-        assert asking_commands.with_training(job) == (recipe, Path("theirs"))
+        assert evaluate.with_training(job) == (recipe, Path("theirs"))
     assert f"prompt.format={recipe.prompt.format}; was it trained so?" in caplog.text
 
 

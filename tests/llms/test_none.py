@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_wrapper.llms import server_ways
+from llm_wrapper.llms import server_formats
 from llm_wrapper.llms.score import score
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
@@ -45,7 +45,9 @@ def test_scores_equal_brute_force_and_those_that_share_nothing(architecture: str
 
 
 def way(decode: str) -> Any:
-    return server_ways.way_of(LLMSection.model_validate({"backend": "openai", "model": "tiny", "decode": decode}))
+    return server_formats.request_format(
+        LLMSection.model_validate({"backend": "openai", "model": "tiny", "decode": decode})
+    )
 
 
 def said(text: str) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.evaluation.systems import averaged
-from llm_wrapper.llms import answers, server_ways
-from llm_wrapper.llms.base import LocalLLM, add_reasoning, load_llm
-from llm_wrapper.llms.reason import ReasoningLLM, answer_now, reason_first
+from llm_wrapper.llms import answers, server_formats
+from llm_wrapper.llms.base import LocalLLM, ReasoningLLM, add_reasoning, answer_now, load_llm, reason_first
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
@@ -94,7 +93,7 @@ def test_a_server_reasons_and_nothing_is_asked_twice(
     decode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
-    monkeypatch.setattr(server_ways, "_tokenizer", lambda section: tiny.tokenizer("chatml"))
+    monkeypatch.setattr(server_formats, "_tokenizer", lambda section: tiny.tokenizer("chatml"))
     server = ModelServer(tiny.llm())
     with server:
         section = LLMSection.model_validate(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.llms.reason import answer_now, reason_first
+from llm_wrapper.llms.base import answer_now, reason_first
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.examples import Exemplar, FixedExamples, NearestExamples, draw_examples, fit_tfidf
 from llm_wrapper.recipe import PromptSection

@@ -16,7 +16,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from llm_wrapper.cli import plan_commands
+from llm_wrapper.cli import train
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import nf4
 from llm_wrapper.recipe import (
@@ -360,7 +360,7 @@ def test_the_verdict_is_printed(
         model_sizes, "find_device", lambda: model_sizes.TrainingDevice("a [test] device", needed - 1000 * missing)
     )
     console = Console(width=300, record=True, file=io.StringIO())
-    assert plan_commands.plan(chosen, console) == (missing == 0)
+    assert train.plan_training(chosen, console) == (missing == 0)
     printed = console.export_text()
     for text in (*expected, "unknown: ", "none.jsonl", "a [test] device", "trainable", "expected peak"):
         assert text in printed
@@ -397,7 +397,7 @@ def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
 def test_only_local_models_are_planned(backend: Any, saved: LLMSection) -> None:
     llm = LLMSection(backend=backend, model="some-model")
     with pytest.raises(ModelError, match=f"llm.backend={backend} has nothing to train"):
-        plan_commands.plan(recipe(llm), Console(quiet=True))
+        train.plan_training(recipe(llm), Console(quiet=True))
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

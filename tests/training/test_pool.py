@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from llm_wrapper.cli.detection_commands import cache
+from llm_wrapper.cli.detections import cache
 from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import CacheError, DataError, ModelError, PromptError, RecipeError
 from llm_wrapper.prompts.builder import PromptBuilder

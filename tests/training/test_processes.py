@@ -148,7 +148,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def test_two_processes_one_of_them_killed_give_the_losses_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in (("cli.commands", "load_training_pool"), ("llms.load", "load_model")):
+    for module, name in (("cli.train", "load_training_pool"), ("llms.load", "load_model")):
         monkeypatch.setattr(f"llm_wrapper.{module}.{name}", None)  # `train` sets them; here they are put back
     tiny_run.train(tmp_path / "one", {**OPTIONS})
     expected = rows(tmp_path / "one")

@@ -63,7 +63,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @methods
 def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cached)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     folder, merged = Path("runs") / method, Path("merged") / method
     chosen = ["llm.model=tiny", "llm.dtype=float32", "train.limit=16", "train.groups_per_step=4", "train.max_steps=2"]
     train = "default" if method == "lora" else method

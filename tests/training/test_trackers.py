@@ -12,7 +12,7 @@ import pytest
 import transformers
 from rich.console import Console
 
-from llm_wrapper.cli import commands
+from llm_wrapper.cli import train
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.training import callbacks, trainer
 from tests.llms import tiny
@@ -70,7 +70,7 @@ def test_missing_packages_are_all_named_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"wandb, trackio, which is not installed: pip install wandb trackio"):
-        commands.train(recipe(report_to=["wandb", "trackio"]), tmp_path / "run", Console())
+        train.run_training(recipe(report_to=["wandb", "trackio"]), tmp_path / "run", Console())
     assert not (tmp_path / "run").exists()
 
 

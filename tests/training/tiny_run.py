@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper.cli import commands
+from llm_wrapper.cli import train as training
 from llm_wrapper.llms import load
 from llm_wrapper.recipe import LoraSection
 from llm_wrapper.training import processes, trainer
@@ -38,13 +38,13 @@ def groups() -> list[Group]:
 
 def train(folder: Path, options: dict[str, Any]) -> None:
     """Train as the command line does, without its data and weights."""
-    commands.load_training_pool = lambda _: TrainingPool(groups(), {}, [])
+    training.load_training_pool = lambda _: TrainingPool(groups(), {}, [])
     load.load_model = lambda _: tiny.llm()
     step = os.environ.get(DIES_AT)
     if step and os.environ.get("RANK") == str(processes.process_count() - 1):
         _die_in(int(step))
     lora = LoraSection(**options.pop("lora"))
-    commands.train(recipe(lora=lora, **options), folder, Console(width=200))
+    training.run_training(recipe(lora=lora, **options), folder, Console(width=200))
 
 
 def _die_in(step: int) -> None:

@@ -1,28 +1,147 @@
-"""What the verb `plan` prints: what a training takes, whether the device at hand has it, and what to change if not."""
+"""`train`: fine-tune the LLM, or print what that takes.
+
+runs/<vlm>-<llm>-<data>-<utc>-<git>/  recipe.yaml  train_log.jsonl  adapter/  manifest.json (written last)
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from llm_wrapper import runs
+from llm_wrapper.cli import options
+from llm_wrapper.cli.options import (
+    Data,
+    DataRoot,
+    Llm,
+    Overrides,
+    PromptName,
+    Train,
+    Vlm,
+    chosen,
+    name_of,
+)
 from llm_wrapper.errors import CacheError, DataError, ModelError
 from llm_wrapper.recipe import Recipe
+from llm_wrapper.report import card
 from llm_wrapper.terminal import as_cell, say
+from llm_wrapper.training import callbacks, processes
+from llm_wrapper.training.examples import count_answered_none
+from llm_wrapper.training.pool import load_training_pool, require_trainable
+from llm_wrapper.training.processes import exit_on_signal
 
 if TYPE_CHECKING:
     from llm_wrapper.training.examples import Group
     from llm_wrapper.training.model_sizes import TrainingEstimate
 
-__all__ = ["plan"]
+
+__all__ = ["plan_training", "run_training", "train_verb"]
+
 
 _DTYPES = {2: "16 bit", 4: "32 bit"}
 
 
-def plan(recipe: Recipe, console: Console) -> bool:
+def train_verb(  # noqa: PLR0913 (each is an option of the verb)
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    train: Train = None,
+    prompt: PromptName = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run folder: an interrupted one is resumed by its own recipe, a new one is made."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print memory, tokens and steps, and whether the device has it; then stop.")
+    ] = False,
+) -> None:
+    """Fine-tune the LLM to choose the right box; write the adapter to a new folder in runs/.
+
+    Start: llm-wrapper train --vlm flo2 --llm llama3 --data refcocog
+
+    Resume after an interruption: llm-wrapper train --run runs/flo2-llama3-refcocog-..
+
+    Memory and steps alone: llm-wrapper train --vlm flo2 --llm llama3 --data refcocog --plan
+    """
+    names = options.names_by_kind(vlm, llm, data, train, prompt=prompt)
+    begun = run if run and (run / "recipe.yaml").is_file() else None
+    recipe = chosen(names, overrides, data_root, run=begun)
+    if plan:
+        if not plan_training(recipe, options.CONSOLE):
+            raise typer.Exit(1)
+        return
+    run_training(recipe, run or runs.RUNS / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
+
+
+def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
+    """Train an adapter and leave it in the run folder, which is complete once its manifest is there.
+
+    Args:
+        recipe: Of the run.
+        folder: Of the run.
+        console: Where the course is printed.
+        is_new: Make a folder that does not exist yet, see `runs.claim_run`.
+    """
+    if recipe.llm.backend == "rule":
+        raise ModelError("LLM=rule has nothing to train; evaluate it with: llm-wrapper eval --llm rule")
+    if recipe.llm.backend == "openai":
+        raise ModelError(
+            "a served LLM cannot be trained from here: train it as a local one (LLM=llama3), then serve it"
+        )
+    require_trainable(recipe.prompt)
+    with processes.print_from_main(console), contextlib.ExitStack() as held:
+        processes.require_devices()
+        processes.groups_per_process(recipe.train.groups_per_step)
+        callbacks.require_trackers(recipe.train.report_to)
+        folder = processes.open_run_together(
+            folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
+        )
+        with exit_on_signal(folder, console):
+            _adapt(recipe, folder, console)
+    return folder
+
+
+def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
+    """Train in an open run and finish it."""
+    pool = load_training_pool(recipe)
+    from llm_wrapper.llms.load import load_model
+    from llm_wrapper.training import trainer
+
+    llm = load_model(recipe.llm)
+    groups, num_too_long = trainer.fit_to_length(llm, pool.groups, recipe)
+    left_out = {**pool.left_out, "too_long": num_too_long}
+    num_samples = sum(group.num_labelled for group in groups)
+    labelled = [group for group in groups if group.num_labelled]
+    images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
+    none = f"; answered by none of these: {count_answered_none(groups)}" if recipe.prompt.none else ""
+    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
+    say(console, found)
+    outcome = trainer.train_adapter(llm, groups, recipe, folder)
+    if not processes.leave_process_group():
+        return
+    facts = {
+        "samples": num_samples,
+        "left_out": left_out,
+        "training": outcome,
+        "data": [each.facts() for each in pool.sets],
+    }
+    facts |= {"answered_none": count_answered_none(groups)} if recipe.prompt.none else {}
+    runs.finish(folder, facts)
+    card.write_card(folder)
+    say(console, f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s")
+
+
+def plan_training(recipe: Recipe, console: Console) -> bool:
     """Print what a training would take, without loading the model; tell whether it fits the device at hand.
 
     Raises:
@@ -30,7 +149,8 @@ def plan(recipe: Recipe, console: Console) -> bool:
     """
     if recipe.llm.backend != "transformers":
         raise ModelError(
-            f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: llm-wrapper plan --llm llama3"
+            f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: "
+            "llm-wrapper train --plan --llm llama3"
         )
     from llm_wrapper.training.model_sizes import estimate_training
     from llm_wrapper.training.pool import load_training_pool

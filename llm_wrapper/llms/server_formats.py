@@ -1,4 +1,4 @@
-"""The ways to ask an OpenAI-compatible server: what each sends, and what it makes of the reply.
+"""The formats in which an OpenAI-compatible server is asked: the request of a prompt, the answer of a reply.
 
 - `score`: every index, as the token ids that the chat template gives it, behind the prompt's; the server echoes their
   log-probabilities (`/completions` with `echo` and `logprobs`: vLLM, SGLang). What `score` is for a local model.
@@ -24,7 +24,7 @@ from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.services import CallError
 
-__all__ = ["Way", "way_of"]
+__all__ = ["RequestFormat", "request_format"]
 
 _NUM_ALTERNATIVES = 20
 """The most that OpenAI and, unless it is told otherwise, vLLM give."""
@@ -47,7 +47,7 @@ _LogProb = Annotated[Annotated[float, Field(strict=True, le=1e-3)] | None, Befor
 _Form = TypeVar("_Form", bound=BaseModel)
 
 
-class Way(Protocol):
+class RequestFormat(Protocol):
     """How a prompt becomes a request, and its reply an answer."""
 
     @property
@@ -111,8 +111,8 @@ class _Chats(BaseModel):
     usage: _Spent | None = None
 
 
-def way_of(section: LLMSection) -> Way:
-    """Return the way that a recipe names in `llm.decode`."""
+def request_format(section: LLMSection) -> RequestFormat:
+    """Return the request format that a recipe names in `llm.decode`."""
     return _Scored(section) if section.decode == "score" else _Chatted(section)
 
 

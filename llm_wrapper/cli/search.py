@@ -1,6 +1,6 @@
-"""What `prompts search` and `prompts history` do: an LLM searches for a better prompt, and the history is shown.
+"""`search-prompts`: let an LLM search for a better prompt, without training.
 
-runs/prompts/<name>/   recipe.yaml  history.jsonl      what was measured so far; the same command resumes from it
+runs/prompts/<name>/   recipe.yaml  history.jsonl      what was measured; the same command resumes from it
                        confirmed-*.parquet  confirmed.json  best.yaml  history.png
                        manifest.json                   written last
 """
@@ -10,12 +10,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from rich.console import Console
 
 from llm_wrapper import datasets, runs, storage
+from llm_wrapper.cli import options
+from llm_wrapper.cli.options import (
+    Data,
+    DataRoot,
+    Llm,
+    Overrides,
+    Vlm,
+    chosen,
+    name_of,
+)
 from llm_wrapper.datasets import Dataset, leaks
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
@@ -32,10 +43,47 @@ from llm_wrapper.search.tasks import search_task
 from llm_wrapper.storage import locked
 from llm_wrapper.terminal import say
 
-__all__ = ["history", "run_search"]
+__all__ = ["HISTORY", "run_search", "search_prompts_verb", "show_history"]
+
 
 _log = logging.getLogger(__name__)
-_HISTORY = "history.jsonl"
+
+
+HISTORY = "history.jsonl"
+
+
+_SEARCH = "glov"
+
+
+def search_prompts_verb(  # noqa: PLR0913 (each is an option of the verb)
+    overrides: Overrides = None,
+    *,
+    search: Annotated[
+        str | None, typer.Option(help=f"How to search: a file of recipes/search; {_SEARCH} unless --run says it.")
+    ] = None,
+    vlm: Vlm = None,
+    llm: Llm = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    train: Annotated[str | None, typer.Option(help="Format of the prompt: a file of recipes/train.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Where to begin: a file of recipes/prompt, or the path of one.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder, if not one in runs/prompts."),
+    ] = None,
+) -> None:
+    """Search for a better prompt with an LLM, without training; write best.yaml and the history to runs/prompts.
+
+    It searches on one slice of the training data and confirms on another. The same command resumes a search.
+    """
+    begun = run if run and (run / "recipe.yaml").is_file() else None
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
+    names["search"] = search or (None if begun else _SEARCH)
+    recipe = chosen(names, overrides, data_root, run=begun)
+    folder = run or runs.RUNS / "prompts" / f"{name_of(names)}-{names['search']}"
+    run_search(recipe, folder, options.CONSOLE)
 
 
 def run_search(recipe: Recipe, folder: Path, console: Console) -> list[ConfirmedPrompt]:
@@ -59,7 +107,7 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
         fitness, propose, special = _parties(recipe, section, dataset, prepared_samples)
         known = _known(dataset, slices, prepared_samples, special)
         ground = _ground(recipe, section, fitness, (slices.search, known, propose))
-        past = History(folder / _HISTORY)
+        past = History(folder / HISTORY)
         try:
             leaderboard = search_prompts(section, ground, past, lambda line: say(console, line))
         except KeyboardInterrupt:
@@ -72,19 +120,19 @@ def run_search(recipe: Recipe, folder: Path, console: Console) -> list[Confirmed
     return rows
 
 
-def history(folder: Path, console: Console, *, most: int | None = None) -> None:
+def show_history(folder: Path, console: Console) -> None:
     """Print the ranking of a search, finished or not, and draw best so far as history.png in its folder.
 
     Raises:
         RunError: If there is no history, or it is damaged.
     """
-    path = folder / _HISTORY
+    path = folder / HISTORY
     if not path.is_file():
-        raise RunError(f"{folder} holds no {_HISTORY}; search with: make search-prompts SEARCH=glov")
+        raise RunError(f"{folder} holds no {HISTORY}; search with: make search-prompts SEARCH=glov")
     found = History(path)
     if not found.evaluated:
         raise RunError(f"{path} holds no measured prompt yet; go on with the command that began it")
-    console.print(shown.ranking(found, most))
+    console.print(shown.ranking(found, None))
     for line in [*shown.refused(found), shown.costs(found)]:
         say(console, line)
     shown.plot(found, folder / "history.png")
@@ -203,7 +251,7 @@ def _description(recipe: Recipe, samples: Sequence[Sample]) -> str:
 
 def _keep(recipe: Recipe, folder: Path, rows: Sequence[ConfirmedPrompt]) -> None:
     """Write what came of a search, the manifest last."""
-    found = History(folder / _HISTORY)
+    found = History(folder / HISTORY)
     best = Leaderboard(found.rows).best()
     assert best is not None  # the seed prompt at least
     storage.write_json(folder / "confirmed.json", {"rows": [row.facts() for row in rows]})

@@ -1,4 +1,4 @@
-"""What `score` does: another system's boxes, in the same table, predictions file and JSON as an evaluation leaves.
+"""`report` and `score`: tables from predictions alone, of a run or of any other system.
 
 runs/score/<data>-<name>/   predictions-<split>.parquet  report-<split>.json  report-<split>.md
 """
@@ -8,23 +8,95 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from llm_wrapper import datasets, results, runs, storage
 from llm_wrapper.box_formats import BoxFormat
-from llm_wrapper.errors import DataError
+from llm_wrapper.cli import options
+from llm_wrapper.cli.options import (
+    Data,
+    DataRoot,
+    Overrides,
+    Split,
+    chosen,
+)
+from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.evaluation import external, grec
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.recipe import DataSection
+from llm_wrapper.metrics import Summary, summarize, summarize_systems
+from llm_wrapper.recipe import DataSection, data_folders
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import tables
+from llm_wrapper.report import compared, page, tables
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 
-__all__ = ["Job", "score"]
+__all__ = ["Job", "recompute", "report_verb", "score", "score_verb"]
+
+
+def report_verb(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
+    *,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to stand beside it; kept.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where pictures may be shown from, if not from the folder data.")
+    ] = None,
+) -> None:
+    """Print the tables of a run or a prompt search again, and write report.html and report.md to its folder.
+
+    Computed from the stored predictions alone: needs neither torch nor data.
+    """
+    if (run / "history.jsonl").is_file():
+        if compare:
+            raise RunError(f"{run} is a prompt search; --with is for runs and scores")
+        from llm_wrapper.cli.search import show_history
+
+        show_history(run, options.CONSOLE)
+    else:
+        recompute(run, options.CONSOLE, beside=compare or [], data_root=data_root)
+
+
+def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data_root: Path | None = None) -> None:
+    """Print the table of a predictions file, or of every one in a run folder, from the records alone.
+
+    A run folder also gets its page, as HTML and as Markdown; the folders `beside` it are kept in it and compared. Its
+    pictures come from the folder `data`, or from `data_root`.
+    """
+    if beside and not path.is_dir():
+        raise RunError(f"{path} is a predictions file; other runs are kept in a run's folder: name that")
+    for other in beside:
+        compared.add(path, other)
+    found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
+    if not found:
+        raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
+    for file in found:
+        say(console, file.name)
+        console.print(tables.table(summarize_systems(files.load_predictions(file))))
+    if path.is_dir():
+        written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
+        say(console, f"the report: {' and '.join(map(str, written))}")
+
+
+def score_verb(
+    file: Annotated[Path, typer.Argument(help="Boxes of any system: JSON lines, a JSON list, or our own Parquet.")],
+    overrides: Overrides = None,
+    *,
+    data: Data = None,
+    data_root: DataRoot = None,
+    split: Split = None,
+    name: Annotated[str | None, typer.Option(help="Of the system, if not by the file.")] = None,
+    box_format: Annotated[
+        BoxFormat | None, typer.Option(help="Of the boxes, if the file does not say; shares are norm, or 1000.")
+    ] = None,
+) -> None:
+    """Score a file of boxes of any other system on a split; write the table of eval to runs/score."""
+    recipe = chosen(options.names_by_kind("toy", "rule", data), overrides, data_root)
+    job = Job(file, recipe.data, split or recipe.data.eval_split, name, box_format)
+    score(job, options.CONSOLE)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""What the verbs around cached detections do and print; those that read only a cache folder need no data set."""
+"""The verbs of cached detections: `cache-detections`, and the group `detections`.
+
+data/detections/<vlm>/<data>/<split>/  part-*.parquet  manifest.json
+runs/headroom/<name>-<split>.json
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import typer
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
 from llm_wrapper import datasets, detectors, results, runs, storage
+from llm_wrapper.cli import options
+from llm_wrapper.cli.options import (
+    Data,
+    DataRoot,
+    Limit,
+    Overrides,
+    Split,
+    Train,
+    Vlm,
+    chosen,
+    name_of,
+)
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.contents import MANIFEST
 from llm_wrapper.detections.fill import Engine, answer_locally, fill_cache
 from llm_wrapper.detections.identity import dataset_options, describe_recorded
 from llm_wrapper.detections.maintain import CacheSummary
-from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, build, cache_folder, load_prepared_split
+from llm_wrapper.detections.samples import (
+    PreparedSample,
+    PreparedSplit,
+    cache_folder,
+    load_prepared_split,
+    prepare_candidates,
+)
 from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
@@ -31,7 +54,14 @@ from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
 
-__all__ = ["Filling", "cache", "export", "headroom", "info", "merge", "prepared_notes", "verify"]
+__all__ = ["Filling", "app", "cache", "cache_detections_verb", "export", "info", "measure_headroom", "merge", "verify"]
+
+
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, join and export cached detections.")
+
+
+Folder = Annotated[Path, typer.Argument(help="A cache: data/detections/<detector>/<dataset>/<split>.")]
+Folders = Annotated[list[Path], typer.Argument(help="Caches: data/detections/<detector>/<dataset>/<split>.")]
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,80 @@ class Filling:
 
 
 _USUAL = Filling()
+
+
+def cache_detections_verb(  # noqa: PLR0913 (each is an option of the verb)
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    train: Train = None,
+    split: Split = None,
+    overwrite: Annotated[bool, typer.Option(help="Throw away what is cached and ask again.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option(help="Finish without missing or broken images; they are named.")
+    ] = False,
+    images_per_batch: Annotated[int, typer.Option(min=1, help="Images that the detector is given at once.")] = 8,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Ask in this process, or in workers of Ray.")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many workers, if not as many as fit.")] = None,
+) -> None:
+    """Run the detector once on the training and evaluation splits; write its boxes to data/detections."""
+    recipe = chosen(options.names_by_kind(vlm, "rule", data, train), overrides, data_root)
+    splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
+    how = Filling(overwrite, skip_unreadable, images_per_batch, engine, workers)
+    cache(recipe, splits, options.CONSOLE, how=how)
+
+
+@app.command("headroom")
+def headroom_verb(
+    overrides: Overrides = None,
+    *,
+    vlm: Vlm = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Measure how much a perfect choice among the cached boxes would gain; write runs/headroom/*.json."""
+    recipe = chosen(options.names_by_kind(vlm, "rule", data), overrides, data_root)
+    split = split or recipe.data.eval_split
+    measure_headroom(recipe, name_of({"vlm": vlm, "data": data}), options.CONSOLE, split=split, limit=limit)
+
+
+@app.command("info")
+def info_verb(
+    folders: Folders,
+    *,
+    identity: Annotated[bool, typer.Option(help="Print all that decided the answers, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone, with the identity.")] = False,
+) -> None:
+    """Print what caches hold and whether they are complete."""
+    info(folders, options.CONSOLE, identity=identity, as_json=as_json)
+
+
+@app.command("verify")
+def verify_verb(folders: Folders) -> None:
+    """Check every digest, column, identity and answer of caches; print remedies. Changes nothing."""
+    if not verify(folders, options.CONSOLE):
+        raise typer.Exit(1)
+
+
+@app.command("merge")
+def merge_verb(out: Annotated[Path, typer.Argument(help="The result, new or begun.")], folders: Folders) -> None:
+    """Join caches of one detector and split, such as those of several machines, into a new one; resumable."""
+    merge(out, folders, options.CONSOLE)
+
+
+@app.command("export")
+def export_verb(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="COCO results where it ends in .json, else our JSONL in .jsonl.")],
+) -> None:
+    """Write cached detections as COCO results or JSONL for other programs; VLM=import reads them back."""
+    export(folder, out, options.CONSOLE)
 
 
 def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filling = _USUAL) -> None:
@@ -76,23 +180,6 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
         what = "images" if detector.levels == ("image",) else "expressions"
         more += f"; its file names {total - absent:,} of {total:,} {what}, and the others count as without detections"
     return "\n".join([f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}", *dataset.notes()])
-
-
-def prepared_notes(found: PreparedSplit) -> list[str]:
-    """Return what a reader of any result on a split must know of its annotations and detections."""
-    detected: dict[str, bool] = {}
-    for prepared in found.samples:
-        image = prepared.sample.image_id
-        detected[image] = detected.get(image, False) or bool(prepared.built.candidates)
-    num_empty = sum(not each for each in detected.values())
-    where = f"{found.dataset.name} {found.dataset.split}"
-    notes = found.dataset.notes()
-    if num_empty:
-        notes.append(f"{where}: {num_empty:,} of {len(detected):,} images have no candidate at all")
-    for cache in found.caches:
-        if cache.manifest and (skipped := len(cache.manifest.unanswered)):
-            notes.append(f"{where}: {skipped:,} images could not be read when {cache.identity['detector']} was asked")
-    return notes
 
 
 def _engine(name: Literal["local", "ray"], workers: int | None, build: Callable[[], Detector]) -> Engine:
@@ -177,7 +264,7 @@ def export(folder: Path, out: Path, console: Console) -> None:
     say(console, f"It is read back by: llm-wrapper cache-detections {shlex.join(words)}")
 
 
-def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:
+def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:
     """Print what a selector can gain on a split's cached detections, and keep it in runs/headroom/<name>-<split>.json.
 
     Results of another question, such as another file of boxes, are not touched, see `results`.
@@ -188,7 +275,7 @@ def headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: 
     found = load_prepared_split(recipe, recipe.data, split, limit=limit)
     result = compare_headroom(_uncapped(found, recipe), found.samples)
     console.print(_headroom_table(result, recipe.candidates.cap))
-    for line in [*_headroom_lines(result, recipe.candidates.cap), *prepared_notes(found)]:
+    for line in [*_headroom_lines(result, recipe.candidates.cap), *found.notes()]:
         say(console, line)
     split = folder_name(split, "the split")
     out = runs.RUNS / "headroom" / f"{storage.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
@@ -224,7 +311,7 @@ def _uncapped(found: PreparedSplit, recipe: Recipe) -> list[PreparedSample]:
     for prepared in found.samples:
         if prepared.built.counts["over_cap"]:
             answers = [cache.lookup(prepared.sample) for cache in found.caches]
-            prepared = PreparedSample(prepared.sample, build(everything, prepared.sample, answers, names))  # noqa: PLW2901 (the same sample, with more candidates)
+            prepared = PreparedSample(prepared.sample, prepare_candidates(everything, prepared.sample, answers, names))  # noqa: PLW2901 (the same sample, with more candidates)
         samples.append(prepared)
     return samples
 
