@@ -6,18 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_wrapper.detectors import register_detector
+    from llm_wrapper.detectors import ImageDetector, register_detector
     from llm_wrapper.recipe import Recipe, load_recipe
     from llm_wrapper.records import Box, Detection
     from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["Box", "Detection", "Recipe", "Result", "Wrapper", "load_recipe", "register_detector"]
+__all__ = ["Box", "Detection", "ImageDetector", "Recipe", "Result", "Wrapper", "load_recipe", "register_detector"]
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "Box": "records",
     "Detection": "records",
+    "ImageDetector": "detectors",
     "Recipe": "recipe",
     "Result": "wrapper",
     "Wrapper": "wrapper",

@@ -1,4 +1,4 @@
-"""Box geometry. What other programs' numbers mean is decided in `box_formats`.
+"""Box geometry; formats of other programs are in `box_formats`.
 
 `Box` is xyxy pixels. `box_xywh` is (left, top, width, height) in pixels as COCO and REFER store it.
 """

@@ -28,7 +28,7 @@ ImageSource: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
 """Path of an image, a PIL image in any mode, or RGB pixels of shape (height, width, 3), uint8."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is read, by content and not by name. Pillow knows forty more, of which EPS starts another program."""
+"""Formats that are read, known by content. Pillow knows forty more, of which EPS starts another program."""
 
 MAX_PIXELS = 89_000_000
 """A photograph of 89 megapixels takes 0.3 GB as RGB, and a detector makes several copies; above it Pillow warns."""
@@ -127,7 +127,7 @@ def _from_pixels(pixels: Any) -> Image.Image:
 
 
 def _opened(source: str | Path | bytes, use: Callable[[Image.Image], _Result]) -> _Result:
-    """Return what `use` makes of an open image; whatever goes wrong in it is an ImageError."""
+    """Open an image and return the result of `use`; any failure in it is an ImageError."""
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else readers.open_regular(source)

@@ -46,7 +46,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import card, compared, tables
+from llm_wrapper.report import card, evaluations, formatting
 from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
@@ -247,12 +247,14 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
     summaries = summarize_systems(rows)
     files.save_predictions(folder / f"predictions-{name}.parquet", rows)
-    storage.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
-    bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
-    storage.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
+    storage.write_json(folder / f"report-{name}.json", {"rows": formatting.summary_values(summaries), **facts})
+    bullets = "".join(f"\n- {formatting.escape_markdown(each)}" for each in facts["notes"])
+    storage.write_atomic(
+        folder / f"report-{name}.md", formatting.summary_markdown(summaries) + (bullets and f"{bullets}\n")
+    )
     if adapter is not None and folder == job.run:
         card.write_card(job.run)
-    console.print(tables.table(summaries))
+    console.print(formatting.summary_table(summaries))
     how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
     first = f", the first {job.limit} expressions" if job.limit else ""
     what = f"{recipe.vlm} on {recipe.data.name} {split}{first}{how}"
@@ -284,10 +286,10 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     trained = runs.recipe_of(job.run)
     if _data(recipe) != _data(trained):
-        name = f"{storage.plain_name(recipe.data.name)}-{name}"
+        name = f"{results.plain_name(recipe.data.name)}-{name}"
     if others := _otherwise(job, recipe, trained):
         place = "-".join(others)
-        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / compared.FOLDER / place
+        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     return folder, results.free_name(folder, name, question)
 
@@ -301,7 +303,7 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
     """Name in what a run is asked otherwise than it was trained, as parts of a folder's name."""
     others = []
     if (recipe.detector, recipe.ensemble) != (trained.detector, trained.ensemble):
-        others.append(f"vlm-{storage.plain_name(recipe.vlm)}")
+        others.append(f"vlm-{results.plain_name(recipe.vlm)}")
     if recipe.candidates.order != trained.candidates.order:
         others.append(f"order-{recipe.candidates.order}")
     same_order = {"order": trained.candidates.order}
@@ -312,10 +314,10 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
         others.append(f"none-below-{below:g}")
     same_threshold = {"none_below": trained.prompt.none_below}
     if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
-        others.append(f"prompt-{storage.plain_name(Path(recipe.prompt.format).stem)}")
+        others.append(f"prompt-{results.plain_name(Path(recipe.prompt.format).stem)}")
     a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
     if a != b:
-        others.append(f"llm-{storage.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
+        others.append(f"llm-{results.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
     return others
 
 

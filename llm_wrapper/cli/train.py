@@ -119,7 +119,7 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
 
     llm = load_model(recipe.llm)
     groups, num_too_long = trainer.fit_to_length(llm, pool.groups, recipe)
-    left_out = {**pool.left_out, "too_long": num_too_long}
+    left_out = {**pool.skipped, "too_long": num_too_long}
     num_samples = sum(group.num_labelled for group in groups)
     labelled = [group for group in groups if group.num_labelled]
     images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""

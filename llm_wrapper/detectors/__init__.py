@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import (
     Detector,
+    ImageDetector,
     Level,
     PaidDetector,
     Question,
@@ -32,6 +33,7 @@ __all__ = [
     "REGISTRY",
     "Detector",
     "Factory",
+    "ImageDetector",
     "Level",
     "PaidDetector",
     "Question",
@@ -149,8 +151,8 @@ def _factory(name: str) -> Factory:
     if name not in installed:
         names = [*REGISTRY, *installed]
         raise RecipeError(
-            f"no detector is named {name!r}{nearest(name, names)} ({', '.join(names)}). One of your own is named with "
-            "--plugin MODULE before the verb"
+            f"no detector is named {name!r}{nearest(name, names)} ({', '.join(names)}). A detector of a "
+            "module of yours is found with --plugin MODULE before the verb"
         )
     found: Factory = installed[name].load()
     return found
@@ -179,7 +181,7 @@ def create_detectors(recipe: Recipe, dataset: Dataset) -> Sequence[Detector]:
     """Create the detectors of a recipe, its own first; of an ensemble there are several.
 
     Raises:
-        RecipeError: As `create_detector`, or if two have one name: their candidates could not be told apart.
+        RecipeError: As `create_detector`, or if two have one name: their candidates would look alike.
     """
     created = [create_detector(each.detector, dataset) for each in recipe.detectors()]
     names = [detector.name for detector in created]

@@ -1,4 +1,4 @@
-"""What every detector offers: an identity for the cache, and answers to questions about images and expressions."""
+"""The protocol of detectors: an identity for the cache, and answers to questions about images and expressions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from llm_wrapper import images
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.datasets.rows import validate_row
 from llm_wrapper.detectors.paid_calls import CostEstimate
@@ -19,6 +21,7 @@ from llm_wrapper.records import Box, Detection, Detections, Sample
 __all__ = [
     "LEVELS",
     "Detector",
+    "ImageDetector",
     "Level",
     "NoSettings",
     "PaidDetector",
@@ -44,14 +47,14 @@ LEVELS: tuple[Level, ...] = ("expression", "image")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a detector is asked: about one sample's image alone, or about its expression in that image."""
+    """A question to a detector: about one sample's image alone, or about its expression in that image."""
 
     sample: Sample
     level: Level
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What the answer is stored under: (image_id, sample_id), or (image_id, None) for the whole image."""
+        """The key of the stored answer: (image_id, sample_id), or (image_id, None) for the whole image."""
         return (self.sample.image_id, None if self.level == "image" else self.sample.sample_id)
 
 
@@ -89,7 +92,7 @@ class Detector(Protocol):
         """Answer each question, in order; an answer of level `image` must not depend on the expression.
 
         Args:
-            questions: Those about one image stand together.
+            questions: Those about one image are neighbours.
             prepared: Image id -> what `prepare` gave for it.
         """
         ...
@@ -140,7 +143,7 @@ class PaidDetector(Detector, Protocol):
 
 
 def questions_about(sample: Sample, levels: Iterable[Level]) -> list[Question]:
-    """Return what a detector of these levels is asked about a sample, in the order of `LEVELS`."""
+    """Return the questions about a sample for a detector of these levels, in the order of `LEVELS`."""
     wanted = set(levels)
     return [Question(sample, level) for level in LEVELS if level in wanted]
 
@@ -191,6 +194,47 @@ def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]
     if num_unscored:
         _log.warning("%s: scores that are not finite: %d; their boxes stay without a score", source, num_unscored)
     return Detections(tuple(items), num_dropped)
+
+
+class ImageDetector:
+    """A detector that is a function of an image: the short way to register one.
+
+        @register_detector("mine")
+        def create(settings):
+            return ImageDetector("mine", lambda image: [((12, 30, 80, 96), "mug", 0.9)], settings)
+
+    Args:
+        name: Short name; also the folder name of its cached detections.
+        function: RGB image -> rows of (xyxy pixels, label, score or None), the best first; load weights when it is
+            first called, so that cached detections are read without them.
+        settings: All that decides the answers, as JSON values.
+    """
+
+    levels: tuple[Level, ...] = ("image",)
+    reads_images = True
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Image.Image], Iterable[tuple[Sequence[float], str, float | None]]],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.name, self._function, self._identity = name, function, {"id": name, **settings}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name and the settings."""
+        return dict(self._identity)
+
+    def prepare(self, sample: Sample) -> Image.Image:
+        """Read the image of a sample."""
+        return images.read_sample(sample)
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Call the function for the image of each question."""
+        return [
+            detections_from_raw(self._function(prepared[each.sample.image_id]), self._identity["id"])
+            for each in questions
+        ]
 
 
 class NoSettings(BaseModel):

@@ -1,4 +1,4 @@
-"""What detectors with weights of a hub share: which commit is loaded, where to, and that no weight is missing."""
+"""Load the weights of detectors: from which commit, onto which device, and with no weight missing."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The `model_type` that a checkpoint must have, transformers' classes for it, and what to do without one."""
+    """The `model_type`s that a checkpoint may have, transformers' classes for it, and what to do without one."""
 
-    model_type: str
+    model_types: tuple[str, ...]
     model: Any
     processor: Any
     remedy: str
@@ -117,8 +117,8 @@ def load_checkpoint(
 
 def _model(name: str, revision: str, architecture: Architecture, options: dict[str, Any]) -> Any:
     kind = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
-    if kind != architecture.model_type:
-        raise ValueError(f"it is a {kind}, not a {architecture.model_type}")
+    if kind not in architecture.model_types:
+        raise ValueError(f"it is a {kind}, not a {' or '.join(architecture.model_types)}")
     model, report = architecture.model.from_pretrained(
         name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
     )

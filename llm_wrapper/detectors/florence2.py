@@ -18,9 +18,8 @@ import torch
 import transformers
 from pydantic import Field
 
-from llm_wrapper.detectors import checkpoints
 from llm_wrapper.detectors.base import detections_from_raw, parse_settings
-from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
 from llm_wrapper.detectors.prompted import (
     Prompt,
     PromptedDetector,
@@ -58,7 +57,7 @@ _POLYGON = re.compile(r"<poly>(.*?)</poly>")
 _LOCATION = re.compile(r"<loc_(\d+)>")
 
 _ARCHITECTURE = Architecture(
-    "florence2",
+    ("florence2",),
     transformers.Florence2ForConditionalGeneration,
     transformers.Florence2Processor,
     "Checkpoints in transformers' own format are florence-community/Florence-2-large, -large-ft, -base and -base-ft "
@@ -107,7 +106,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         chosen = self._settings
         where = choose_device(chosen.device)
         default = torch.float16 if where.type == "cuda" else torch.float32
-        return checkpoints.load_checkpoint(
+        return load_checkpoint(
             chosen.model,
             chosen.revision,
             _ARCHITECTURE,

@@ -21,7 +21,7 @@ from llm_wrapper.records import Box, Detection, Detections
 __all__ = ["GIVEN", "create_given", "parse_image_size", "read_given_boxes"]
 
 GIVEN = "given"
-"""Name, in the registry and in candidates, of what stands in for a detector."""
+"""The detector's name in the registry and in candidates, where a caller brings the boxes."""
 
 
 def create_given(settings: Mapping[str, Any]) -> NoReturn:

@@ -26,10 +26,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
-import safetensors
 import torch
 import transformers
 from pydantic import Field, field_validator
@@ -38,10 +36,9 @@ from torch import nn
 from llm_wrapper import images
 from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.base import Level, Question, parse_settings
-from llm_wrapper.detectors.checkpoints import Loaded, Weights
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, Weights, load_checkpoint
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
-    ReadText,
     Scoring,
     fit_expression,
     pad_to_queries,
@@ -50,7 +47,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     score_answer,
     widen,
 )
-from llm_wrapper.devices import choose_device, loading_bars
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
@@ -75,8 +72,28 @@ _Replacement = tuple[nn.Module, str, nn.Module]
 
 _PLAIN_CAPTION = "{expression}"
 
-_MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+class _Processor:
+    """Both parts of the processor, as `checkpoints` loads it."""
+
+    @staticmethod
+    def from_pretrained(name: str, *, revision: str, **_: Any) -> Any:
+        return transformers.GroundingDinoProcessor(
+            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
+            transformers.AutoImageProcessor.from_pretrained(
+                name, revision=revision, backend="pil", trust_remote_code=False
+            ),
+            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
+        )
+
+
+_ARCHITECTURE = Architecture(
+    ("grounding-dino", "mm-grounding-dino"),
+    transformers.AutoModelForZeroShotObjectDetection,
+    _Processor,
+    "Give the id of a Grounding-DINO on the Hugging Face hub, or a folder that `save_pretrained` wrote; without a "
+    "network fetch it before with: hf download",
+)
 
 
 class GroundingDinoSettings(Scoring):
@@ -128,7 +145,7 @@ class GroundingDinoDetector:
         self.name = f"{settings.model.rstrip('/').rsplit('/', 1)[-1].lower()}-{settings.mode}"
         self._settings = settings
         built = None if model is None else _checked(Loaded(model.eval(), processor))
-        self._weights = Weights(partial(_load, settings), built)
+        self._weights = Weights(self._load, built)
         self._has_warned = False
 
     def identity(self) -> dict[str, Any]:
@@ -151,8 +168,7 @@ class GroundingDinoDetector:
         Raises:
             RecipeError: If the caption does not hold the expression.
         """
-        settings = _parse_settings({**self._settings.model_dump(exclude_unset=True), "caption": caption})
-        other = GroundingDinoDetector(None, None, settings)
+        other = create_grounding_dino({**self._settings.model_dump(exclude_unset=True), "caption": caption})
         other._weights = self._weights
         return other
 
@@ -202,12 +218,9 @@ class GroundingDinoDetector:
         model, processor = self._loaded()
         most = model.config.max_text_len
         text, is_cut = fit_expression(sample.expression, processor.tokenizer, most)
-        if (
-            text and self._settings.caption != _PLAIN_CAPTION
-        ):  # an empty expression is never asked, whatever the caption
-            text, is_cut = fit_expression(
-                self._settings.caption.replace("{expression}", sample.expression), processor.tokenizer, most
-            )
+        if text:  # an empty expression is never asked, whatever the caption
+            caption = self._settings.caption.replace("{expression}", sample.expression)
+            text, is_cut = fit_expression(caption, processor.tokenizer, most)
         if is_cut and not self._has_warned:
             self._has_warned = True
             _log.warning(
@@ -235,12 +248,22 @@ class GroundingDinoDetector:
         )
         logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
         read = [read_text(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
-        return [self._scored(raw_answer(logits[i], boxes[i], image_wh), each) for i, each in enumerate(read)]
-
-    def _scored(self, answer: Any, text: ReadText) -> Detections:
         is_gdrec = self._settings.mode == "gdrec"
-        groups = noun_groups.subject_and_groups(text.text) if is_gdrec else None
-        return score_answer(answer, text, groups, self._settings)
+        groups = [noun_groups.subject_and_groups(text) if is_gdrec else None for text in texts]
+        answers = [raw_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]
+        return [score_answer(*each, self._settings) for each in zip(answers, read, groups, strict=True)]
+
+    def _load(self) -> Loaded:
+        chosen = self._settings
+        loaded = load_checkpoint(
+            chosen.model,
+            chosen.revision,
+            _ARCHITECTURE,
+            where=choose_device(chosen.device),
+            dtype=getattr(torch, chosen.dtype),
+            attn_implementation={"text_config": _ATTENTION, "backbone_config": _ATTENTION},
+        )
+        return _checked(loaded)
 
     def _loaded(self) -> tuple[Any, Any]:
         loaded = self._weights.loaded()
@@ -249,43 +272,7 @@ class GroundingDinoDetector:
 
 def create_grounding_dino(settings: Mapping[str, Any]) -> GroundingDinoDetector:
     """Build the detector; the weights are loaded when the first image is read."""
-    return GroundingDinoDetector(None, None, _parse_settings(settings))
-
-
-def _parse_settings(settings: Mapping[str, Any]) -> GroundingDinoSettings:
-    return parse_settings(GroundingDinoSettings, settings, "grounding-dino")
-
-
-def _load(settings: GroundingDinoSettings) -> Loaded:
-    name, revision = settings.model, settings.revision
-    parts = {"text_config": _ATTENTION, "backbone_config": _ATTENTION}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if config.model_type not in _MODEL_TYPES:
-            raise ValueError(f"it is a {config.model_type!r}, and this detector reads {' and '.join(_MODEL_TYPES)}")
-        processor = transformers.GroundingDinoProcessor(
-            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
-            transformers.AutoImageProcessor.from_pretrained(
-                name, revision=revision, backend="pil", trust_remote_code=False
-            ),
-            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
-        )
-        options: dict[str, Any] = {"dtype": _DTYPES[settings.dtype], "attn_implementation": parts}
-        with loading_bars():
-            model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-                name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
-            )
-        # transformers fills what a checkpoint lacks with random numbers, and only logs it.
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
-        model = model.to(choose_device(settings.device)).eval()
-        return _checked(Loaded(model, processor, getattr(model.config, "_commit_hash", None)))
-    except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(
-            f"detector.settings.model={name} (revision {revision}, device {settings.device}) cannot be loaded: "
-            f"{error}. Give the id of a Grounding-DINO on the Hugging Face hub, or a folder that `save_pretrained` "
-            "wrote; without a network it must have been downloaded before."
-        ) from error
+    return GroundingDinoDetector(None, None, parse_settings(GroundingDinoSettings, settings, "grounding-dino"))
 
 
 def _checked(loaded: Loaded) -> Loaded:

@@ -23,9 +23,8 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from llm_wrapper.detectors import checkpoints
 from llm_wrapper.detectors.base import detections_from_raw, joined, parse_settings
-from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
 from llm_wrapper.detectors.prompted import (
     Prompt,
     PromptedDetector,
@@ -76,7 +75,7 @@ _LEAST_ROOM = 32
 """Tokens that a question about an image can always have."""
 
 _ARCHITECTURE = Architecture(
-    "kosmos-2",
+    ("kosmos-2",),
     transformers.Kosmos2ForConditionalGeneration,
     transformers.Kosmos2Processor,
     "The checkpoint is microsoft/kosmos-2-patch14-224; without a network, give a folder or fetch it before with: "
@@ -109,7 +108,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
     level_of = MappingProxyType({name: task.level for name, task in KOSMOS2_TASKS.items()})
 
     def _load(self) -> Loaded:
-        return checkpoints.load_checkpoint(
+        return load_checkpoint(
             self._settings.model,
             self._settings.revision,
             _ARCHITECTURE,

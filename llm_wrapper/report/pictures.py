@@ -22,7 +22,7 @@ Color = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]
 
 CANDIDATE_COLOR: Color = (128, 128, 128)
-# Vermilion and blue can be told apart with every kind of color blindness.
+# Vermilion and blue differ for every kind of color blindness.
 CHOSEN_COLOR: Color = (213, 94, 0)
 TARGET_COLOR: Color = (0, 114, 178)
 
@@ -165,7 +165,7 @@ class _Pen:
         return self._image if expression is None else self._under(_visible(expression))
 
     def _places(self, box: _Rectangle, size: tuple[float, float]) -> list[_Rectangle]:
-        """Return where a label of a box may stand, the usual place first: above, below, beside, within."""
+        """Return possible places of a box's label, the usual one first: above, below, beside, within."""
         (x0, y0, x1, y1), (width, height) = box, size
         corners = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x1, y0), (x0 - width, y0)]
         corners += [(x1, y1 - height), (x0 - width, y1 - height), (x0, y0), (x0, y1 - height)]

@@ -53,15 +53,14 @@ SOFT_PROMPT_TEXT = (
     "Each object has a number, a kind, a place and a size. Find the one object that the words describe, by its kind, "
     "its place, its size and what is next to it. Answer with its number."
 )
-"""What a soft prompt says before it is trained, over and over if it is longer. From random numbers, larger than any
-embedding, a small model hardly learns."""
+"""Initial text of a soft prompt, repeated to its length; from random embeddings a small model hardly learns."""
 
 
 def adapter_config(section: TrainSection, model: Any) -> peft.PeftConfig:
-    """Return what a recipe means to PEFT.
+    """Convert the training section of a recipe to PEFT's configuration.
 
-    (IA)3 scales what PEFT names for the architecture: of Llama keys, values and the feed-forward layer's inner states,
-    as in its paper (arXiv 2205.05638).
+    (IA)3 scales the layers that PEFT names for the architecture: for Llama keys, values and the inner states of the
+    feed-forward layer (arXiv 2205.05638).
 
     Raises:
         ModelError: If the recipe names layers that cannot be adapted.
@@ -75,11 +74,7 @@ def adapter_config(section: TrainSection, model: Any) -> peft.PeftConfig:
 
 
 def lora_config(section: LoraSection, model: Any, *, use_dora: bool = False) -> peft.LoraConfig:
-    """Return what the section of LoRA means to PEFT.
-
-    Raises:
-        ModelError: If it names layers that cannot be adapted.
-    """
+    """Convert the LoRA section to PEFT's configuration; refuse layers that cannot be adapted (ModelError)."""
     config = peft.LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
@@ -105,7 +100,7 @@ def create_adapter(llm: LoadedLLM, recipe: Recipe) -> Any:
         model = adapt_layers(llm.model, config)
         if processes.is_main_process():
             _log.info("adapters: %s", describe_targets(model))
-    # In adapters of the way too: where a copy of the model lies on this machine helps nobody else.
+    # Intermediate adapters too name the model as the recipe does, not by its folder on this machine.
     model.peft_config["default"].base_model_name_or_path = recipe.llm.model
     if recipe.train.gradient_checkpointing:
         model.enable_input_require_grads()
@@ -119,24 +114,24 @@ def _with_soft_prompt(llm: LoadedLLM, config: peft.PeftConfig) -> SoftPromptMode
         raise ModelError("soft prompts do not go with llm.attention=flex_attention; set llm.attention=auto")
     if processes.is_sharded():
         raise ModelError(
-            "soft prompts are too small to be shared out by FSDP, and PEFT cannot save the parts; use "
+            "soft prompts are too small to be split by FSDP, and PEFT cannot save the parts; use "
             "recipes/accelerate/ddp.yaml"
         )
     model = SoftPromptModel(llm.model, config)
-    _begin(model, llm.tokenizer(SOFT_PROMPT_TEXT, add_special_tokens=False)["input_ids"])
+    _initialize(model, llm.tokenizer(SOFT_PROMPT_TEXT, add_special_tokens=False)["input_ids"])
     return model
 
 
 @torch.no_grad()
-def _begin(model: SoftPromptModel, token_ids: list[int]) -> None:
-    """Set learned tokens to what the model makes of given ones: their embeddings, or their keys and values."""
+def _initialize(model: SoftPromptModel, token_ids: list[int]) -> None:
+    """Set soft prompts to the embeddings of a text's tokens, or to their keys and values."""
     base, config = model.get_base_model(), model.active_peft_config
     chosen = itertools.islice(itertools.cycle(token_ids), config.num_virtual_tokens)
     ids = torch.tensor([list(chosen)], device=base.device)
     if config.peft_type == peft.PeftType.PROMPT_TUNING:
         values = base.get_input_embeddings()(ids)[0]
     else:
-        # Not the model's own cache: that of local attention forgets what is further back than its window.
+        # Not the model's own cache: that of local attention forgets tokens beyond its window.
         layers = base(input_ids=ids, past_key_values=transformers.DynamicCache(), use_cache=True).past_key_values.layers
         both = torch.cat([states for layer in layers for states in (layer.keys, layer.values)])  # (2 layers, h, v, d)
         values = both.permute(2, 0, 1, 3).flatten(1)

@@ -19,34 +19,26 @@ import transformers
 from llm_wrapper import readers, runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import RecipeError, RunError
-from llm_wrapper.recipe import TrainSection
+from llm_wrapper.recipe.schema import TrainSection
 from llm_wrapper.training import checkpoints
 from llm_wrapper.training.examples import Group
 
-__all__ = [
-    "LOG_NAME",
-    "PROJECT",
-    "IntermediateAdapters",
-    "LossProgress",
-    "StepLog",
-    "count_samples_seen",
-    "find_nonfinite",
-    "report_to_trackers",
-    "require_trackers",
-    "truncate_log",
-]
+__all__ = ["LOG_NAME", "PROJECT", "IntermediateAdapters", "LossProgress", "StepLog", "count_samples_seen",
+           "find_nonfinite", "report_to_trackers", "require_trackers", "truncate_log"]  # fmt: skip
 
 LOG_NAME = "train_log.jsonl"
+PROJECT = "llm-wrapper"
+"""The project that trackers file runs under."""
 
 
 class StepLog(transformers.TrainerCallback):  # type: ignore[misc]
-    """Appends the row of each step to a file of JSON lines; the main process alone writes."""
+    """Appends one JSON line for each step; the main process alone writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write the row of a step; what is said of a whole training is no step's and is left out.
+        """Write the row of a step; the summary of the whole training is no step's row.
 
         Raises:
             RunError: If the row cannot be written.
@@ -64,7 +56,7 @@ class StepLog(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class LossProgress(transformers.ProgressCallback):  # type: ignore[misc]
-    """The bar of transformers with the loss behind it, in place of a line for each step."""
+    """The progress bar of transformers with the loss, in place of a line for each step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Show the loss of the last step."""
@@ -73,18 +65,13 @@ class LossProgress(transformers.ProgressCallback):  # type: ignore[misc]
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop the rows behind a step: they are computed again, and would stand there twice.
-
-    A last row that a kill cut off goes too.
-    """
-    if not path.is_file():
-        return
-    lines = readers.read_bytes(path).decode(errors="replace").splitlines()
-    storage.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+    """Drop the rows after a step, which are computed again, and a last row that a kill cut off."""
+    if path.is_file():
+        lines = readers.read_bytes(path).decode(errors="replace").splitlines()
+        storage.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of_row(line) <= step))
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a row; infinity where it is no whole row."""
+def _step_of_row(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -92,11 +79,11 @@ def _step_of(line: str) -> float:
 
 
 def find_nonfinite(logs: Mapping[str, Any], *, skips_overflow: bool) -> str | None:
-    """Say what of a step is no number; None if all is well.
+    """Return which value of a step's row is infinite or NaN, as a sentence; None if there is none.
 
     Args:
         logs: The step's row.
-        skips_overflow: Whether a step of infinite gradients is left out by itself, as with half precision.
+        skips_overflow: Whether the trainer skips a step of infinite gradients, as with half precision.
     """
     names = {"loss": "loss"} if skips_overflow else {"loss": "loss", "grad_norm": "norm of the gradient"}
     for key, name in names.items():
@@ -107,19 +94,22 @@ def find_nonfinite(logs: Mapping[str, Any], *, skips_overflow: bool) -> str | No
 
 
 def count_samples_seen(groups: Sequence[Group], rows: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the annotated samples before each row of a schedule and behind the last one, shape (len(rows) + 1,)."""
-    return list(itertools.accumulate((groups[place].num_labelled for _, place in rows), initial=0))
+    """Return the annotated samples before each row of a schedule and after the last one, shape (len(rows) + 1,)."""
+    return list(itertools.accumulate((groups[group].num_labelled for _, group in rows), initial=0))
 
 
 class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
-    """Copies the adapters that `train.keep_adapters` names; the optimizer's state, twice their size, stays behind."""
+    """Copies the adapters that `train.keep_adapters` names from checkpoints, for a learning curve.
+
+    The optimizer's state, twice their size, is not copied.
+    """
 
     def __init__(self, samples_seen: Sequence[int], section: TrainSection) -> None:
-        """Take what `count_samples_seen` gives for the rows that the trainer goes through."""
+        """Take `count_samples_seen` of the rows that the trainer goes through."""
         self.samples_seen, self.section = samples_seen, section
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Copy from all checkpoints that there are: a kill may have come between the last one and its copy."""
+        """Copy from all existing checkpoints: a kill may have come between the last one and its copy."""
         if not args.should_save:
             return
         rows_per_step = args.train_batch_size * args.world_size
@@ -127,7 +117,7 @@ class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
             step = runs.step_of(checkpoint)
             if self._is_kept(step) and step < state.max_steps:  # the last one is the run's adapter
                 row = min(step * rows_per_step, len(self.samples_seen) - 1)
-                _copy(checkpoint, Path(args.output_dir).parent, self.samples_seen[row])
+                _copy_adapter(checkpoint, Path(args.output_dir).parent, self.samples_seen[row])
 
     def _is_kept(self, step: int) -> bool:
         times, rest = divmod(step, self.section.save_steps)
@@ -135,8 +125,8 @@ class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
         return not rest and {"last": False, "doubling": is_doubled, "all": True}[self.section.keep_adapters]
 
 
-def _copy(checkpoint: Path, run: Path, samples_seen: int) -> None:
-    """Copy an adapter, unless it is there; what it has seen is written last, so that half a copy is none."""
+def _copy_adapter(checkpoint: Path, run: Path, samples_seen: int) -> None:
+    """Copy an adapter unless it was copied; the progress file is written last, so that half a copy does not count."""
     target = runs.intermediate_folder(run, runs.step_of(checkpoint))
     if (target / runs.PROGRESS).is_file():
         return
@@ -148,15 +138,11 @@ def _copy(checkpoint: Path, run: Path, samples_seen: int) -> None:
     storage.write_json(target / runs.PROGRESS, {"samples_seen": samples_seen, "sha256": digests})
 
 
-PROJECT = "llm-wrapper"
-"""What trackers of several projects file our runs under."""
-
-
 def require_trackers(names: Sequence[str]) -> None:
-    """Check that the trackers are installed; each is the package of its name.
+    """Refuse trackers that are not installed; each is the package of its name.
 
     Raises:
-        RecipeError: With the command that installs those that are not.
+        RecipeError: With the command that installs them.
     """
     missing = [name for name in dict.fromkeys(names) if not _is_installed(name)]
     if missing:
@@ -166,31 +152,29 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def _is_installed(name: str) -> bool:
-    # A folder of that name in the working folder, which W&B makes, looks like a package without a file of its own.
+    # A folder of that name in the working folder, such as W&B makes, has a spec too, but no origin.
     found = importlib.util.find_spec(name)
     return found is not None and found.origin is not None
 
 
 @contextmanager
 def report_to_trackers(names: Sequence[str], folder: Path) -> Iterator[None]:
-    """Let trackers write into a run's folder while it is trained, unless the environment says where.
+    """Let trackers write into a run's folder while it is trained, unless the environment names another one.
 
-    TensorBoard writes to `tensorboard/`, W&B to `wandb/`. trackio keeps all projects in its own folder, where
-    `trackio show` looks for them. Nothing ends W&B's run with the training: of two trainings in one process the second
-    would be sent to the run of the first.
+    TensorBoard writes to `tensorboard/`, W&B to `wandb/`; trackio keeps all projects in its own folder.
     """
     require_trackers(names)
     ours = {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"), "WANDB_DIR": str(folder)}
     added = {key: value for key, value in {**ours, "WANDB_PROJECT": PROJECT}.items() if key not in os.environ}
     wandb = importlib.import_module("wandb") if "wandb" in names else None
-    begun = wandb.run if wandb else None
+    run_before = wandb.run if wandb else None
     if names:
-        folder.mkdir(parents=True, exist_ok=True)  # W&B writes elsewhere where there is no such folder
+        folder.mkdir(parents=True, exist_ok=True)  # else W&B writes elsewhere
         os.environ.update(added)
     try:
         yield
     finally:
         for key in added:
             os.environ.pop(key, None)
-        if wandb and wandb.run is not begun:
-            wandb.finish()
+        if wandb and wandb.run is not run_before:
+            wandb.finish()  # else the next training of this process would report to this run

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed training resumes from: which are whole, and what to do about one that is not.
+"""Find, verify and remove the checkpoints that a killed training resumes from.
 
 checkpoints/checkpoint-<step>/   adapter_model.safetensors  optimizer.pt  scheduler.pt  rng_state.pth
                                  trainer_state.json  written last by the trainer
@@ -34,7 +34,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _STATE = "trainer_state.json"
-"""Written last by the trainer, so a checkpoint that was cut off has none, or one that is no JSON."""
+"""Written last by the trainer, so that an incomplete checkpoint has none, or one that is no JSON."""
 _DIGESTS = "sha256.json"
 _NAME = re.compile(r"checkpoint-[0-9]{1,12}")
 
@@ -58,24 +58,20 @@ def find_last_complete(folder: Path) -> Path | None:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove what was written behind a step: nothing resumes from it, and it may be what filled the disk."""
+    """Remove checkpoints after a step: nothing resumes from them, and they may have filled the disk."""
     for path in find_checkpoints(folder):
         if step_of(path) > step:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def write_digests(checkpoint: Path) -> None:
-    """Write down the digests of all files of a checkpoint, which are whole now."""
+    """Write the digests of all files of a complete checkpoint."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != _DIGESTS)
     storage.write_json(checkpoint / _DIGESTS, runs.digests_of(checkpoint, names))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which a file is not as it was written, or cannot be one.
-
-    Raises:
-        RunError: With the command that removes it, so that the one before it is taken.
-    """
+    """Refuse a changed or damaged checkpoint, with the command that removes it (RunError)."""
     from transformers import TrainerState
 
     with explain_resume_errors(checkpoint):
@@ -92,36 +88,23 @@ def verify_checkpoint(checkpoint: Path) -> None:
 
 @contextmanager
 def explain_resume_errors(checkpoint: Path) -> Iterator[None]:
-    """Explain a failure to read a checkpoint.
-
-    Raises:
-        RunError: In place of the many ways in which torch, safetensors and pickle say that a file is none of theirs.
-    """
+    """Replace the many errors of torch, safetensors and pickle about a damaged file by one RunError."""
     try:
         yield
     except Exception as error:
         is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if is_memory or (isinstance(error, LLMWrapperError) and not isinstance(error, DataError)):
             raise
-        raise _unreadable(checkpoint, error) from error
-
-
-def _unreadable(checkpoint: Path, error: Exception) -> RunError:
-    reason = (str(error).splitlines() or [""])[0]
-    return RunError(
-        f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
-        f"checkpoint before it: rm -r {shell_word(checkpoint)} && {runs.resume_command(_run_of(checkpoint))}"
-    )
+        reason = (str(error).splitlines() or [""])[0]
+        raise RunError(
+            f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
+            f"checkpoint before it: rm -r {shell_word(checkpoint)} && {runs.resume_command(_run_of(checkpoint))}"
+        ) from error
 
 
 @contextmanager
 def explain_save_errors(folder: Path) -> Iterator[None]:
-    """Explain a failure to write a checkpoint or an adapter into `folder`.
-
-    Raises:
-        RunError: In place of the ways in which torch, safetensors and tokenizers say that a disk is full, and if the
-            folder is a link, which would be written through.
-    """
+    """Replace the many errors of a full disk by one RunError, and refuse to write a checkpoint through a link."""
     if folder.is_symlink():
         raise RunError(
             f"{folder} is a link and would be written through: remove it, then: {runs.resume_command(_run_of(folder))}"
@@ -135,7 +118,7 @@ def explain_save_errors(folder: Path) -> Iterator[None]:
 
 
 def explain_disk_full(folder: Path) -> AbstractContextManager[None]:
-    """Explain that the disk of a run's folder is full, whatever library meets it."""
+    """Replace the error of a full disk, raised by any library, by one that names the run's command."""
     return storage.explaining_full_disk(folder, _remedy(folder))
 
 
@@ -144,7 +127,6 @@ def _remedy(folder: Path) -> str:
 
 
 def _run_of(folder: Path) -> Path:
-    """Return the run that a folder is, or lies in."""
     if folder.parent.name in ("checkpoints", "adapters"):
         return folder.parents[1]
     return folder.parent if folder.name == runs.ADAPTER else folder

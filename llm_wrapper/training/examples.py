@@ -1,7 +1,7 @@
-"""Prepared samples -> groups of training examples. Pure: no model, no tokens.
+"""Group prepared samples by image, schedule the groups, and make the training examples of each epoch.
 
 A group is one image: its candidates once, and some of its expressions with the index of the right candidate. A group
-without any is for expressions that are generated (`train.generated_steps`).
+without targets is for generated expressions (`train.generated_steps`). No model, no tokens.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ __all__ = [
 ]  # fmt: skip
 
 _BUCKET = 64
-"""Steps whose groups are sorted by size together, so that one batch holds groups of similar length."""
+"""Steps whose groups are sorted by size together, so that a batch holds groups of similar length."""
 _ABSENT = 0.2
-"""Share of the generated expressions that mean none of the candidates, where that is an answer."""
+"""Share of generated expressions that mean none of the candidates, where that is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Samples of one image that have the same candidates, with the index of each one's target.
 
-    Without targets it is for generated expressions alone, and its one sample tells which image it is. `size` says how
-    long its prompts are: tokens of the longest, 0 before they are measured. With `none`, "none of these" is an answer,
-    and its index the number of candidates.
+    Without targets its one sample gives the image. `size` is the tokens of the longest prompt, 0 before it is measured.
+    With `none`, "none of these" is an answer; its index is the number of candidates.
     """
 
     samples: tuple[Sample, ...]
@@ -54,7 +53,7 @@ class Group:
 
     @property
     def num_labelled(self) -> int:
-        """How many annotated expressions it holds."""
+        """Annotated expressions."""
         return len(self.targets)
 
 
@@ -78,7 +77,7 @@ def find_target_index(built: BuiltCandidates, sample: Sample) -> int | None:
 
 
 def _answer(prepared: PreparedSample, section: TrainSection, *, none: bool) -> int | str:
-    """Return the index that answers a sample, or the reason to leave it out."""
+    """Return the index that answers a sample, or the reason to skip it."""
     sample, candidates = prepared.sample, prepared.built.candidates
     if sample.target is None and not none:
         return "no_target"
@@ -95,18 +94,18 @@ def _answer(prepared: PreparedSample, section: TrainSection, *, none: bool) -> i
 def make_groups(
     samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False
 ) -> tuple[list[Group], dict[str, int]]:
-    """Group usable samples by image and candidates; count those left out by reason.
+    """Group usable samples by image and candidates; count skipped samples by reason.
 
     A sample is used if it has one target, at least `min_candidates` candidates, and one of them overlaps the target
-    with IoU > 0.5 (paper, training details). With `none`, one without a target, or whose target no candidate overlaps
-    so far, is answered by "none of these", which counts as one candidate more.
+    with IoU > 0.5 (paper, training details). With `none`, a sample whose target is missing or not among the candidates
+    is answered by "none of these", which counts as a candidate.
     """
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     usable: list[tuple[PreparedSample, int]] = []
     for prepared in samples:
         answer = _answer(prepared, section, none=none)
         if isinstance(answer, str):
-            left_out[answer] += 1
+            skipped[answer] += 1
         else:
             usable.append((prepared, answer))
     members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
@@ -118,7 +117,7 @@ def make_groups(
         for start in range(0, len(rows), size):
             samples, targets = zip(*rows[start : start + size], strict=True)
             groups.append(Group(samples, targets, candidates, none=none))
-    return groups, dict(left_out)
+    return groups, dict(skipped)
 
 
 def count_answered_none(groups: Sequence[Group]) -> dict[str, int]:
@@ -136,10 +135,9 @@ def count_answered_none(groups: Sequence[Group]) -> dict[str, int]:
 def make_unlabelled_groups(
     samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False
 ) -> list[Group]:
-    """Return one group without targets for each image that something can be said about; annotations are not looked at.
+    """Return one group without targets for each image that expressions can be generated for.
 
-    Images with fewer than `min_candidates` candidates have none, nor have those whose boxes are too much alike for any
-    generated expression to be true of one alone.
+    Skipped are images with too few candidates, and those where no expression is true of one box alone.
     """
     found: dict[tuple[str, tuple[Candidate, ...]], Sample] = {}
     for prepared in samples:
@@ -153,39 +151,38 @@ def make_unlabelled_groups(
 
 
 def schedule_groups(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
-    """Return (epoch, place of a group) in training order: each epoch shuffled, batches of groups of similar size.
+    """Return (epoch, index of a group) in training order: each epoch shuffled, batches of groups of similar size.
 
-    The first `generated_steps` steps are of groups without targets, gone through as often as it takes; then come the
-    epochs of the others. The order depends on the groups and the seed alone, so a resumed run sees what an
-    uninterrupted one would have seen.
+    The first `generated_steps` steps cycle through the groups without targets; then come the epochs of the others. The
+    order depends on the groups and the seed alone, so that a resumed run sees the same.
     """
-    labelled = [place for place, group in enumerate(groups) if group.num_labelled]
-    unlabelled = [place for place, group in enumerate(groups) if not group.num_labelled]
+    labelled = [i for i, group in enumerate(groups) if group.num_labelled]
+    unlabelled = [i for i, group in enumerate(groups) if not group.num_labelled]
     per_step = section.groups_per_step
     warm_up = itertools.islice(_rounds(groups, unlabelled, section), section.generated_steps * per_step)
     rows = list(warm_up)
     for epoch in range(section.epochs if labelled else 0):
-        rows += [(epoch, place) for batch in _batches(groups, labelled, section, epoch) for place in batch]
+        rows += [(epoch, i) for batch in _batches(groups, labelled, section, epoch) for i in batch]
     return rows if section.max_steps is None else rows[: section.max_steps * per_step]
 
 
-def _rounds(groups: Sequence[Group], places: Sequence[int], section: TrainSection) -> Iterator[tuple[int, int]]:
-    """Yield (epoch, place) of full batches without end, or nothing where there is nothing."""
-    for epoch in itertools.count() if places else ():
-        batches = _batches(groups, places, section, epoch)
+def _rounds(groups: Sequence[Group], indices: Sequence[int], section: TrainSection) -> Iterator[tuple[int, int]]:
+    """Yield (epoch, index) of full batches without end."""
+    for epoch in itertools.count() if indices else ():
+        batches = _batches(groups, indices, section, epoch)
         full = [batch for batch in batches if len(batch) == section.groups_per_step]
-        yield from ((epoch, place) for batch in full or batches for place in batch)
+        yield from ((epoch, i) for batch in full or batches for i in batch)
 
 
-def _batches(groups: Sequence[Group], places: Sequence[int], section: TrainSection, epoch: int) -> list[list[int]]:
+def _batches(groups: Sequence[Group], indices: Sequence[int], section: TrainSection, epoch: int) -> list[list[int]]:
     """Return the batches of one epoch, each of groups of similar size, in random order."""
     rng = random.Random(f"{section.seed}/{epoch}")
-    order = list(places)
+    order = list(indices)
     rng.shuffle(order)
     chunk = section.groups_per_step * _BUCKET
     batches: list[list[int]] = []
     for start in range(0, len(order), chunk):
-        similar = sorted(order[start : start + chunk], key=lambda place: groups[place].size)
+        similar = sorted(order[start : start + chunk], key=lambda i: groups[i].size)
         batches += [
             similar[first : first + section.groups_per_step]
             for first in range(0, len(similar), section.groups_per_step)
@@ -199,20 +196,20 @@ def _batches(groups: Sequence[Group], places: Sequence[int], section: TrainSecti
 def make_examples(
     group: Group, prompt_format: str, section: TrainSection, *, epoch: int, instruction: str | None = None
 ) -> list[TrainingExample]:
-    """Return the examples of a group as they are seen in one epoch.
+    """Return the examples of a group in one epoch.
 
-    Order augmentation and generated expressions are drawn afresh for each epoch, from the seed, the epoch and the
-    sample, so the same epoch always gives the same examples.
+    The order of candidates and the generated expressions are drawn from the seed, the epoch and the sample, so that the
+    same epoch always gives the same examples.
     """
     first = group.samples[0]
     rng = random.Random(f"{section.seed}/{epoch}/{first.sample_id}")
     order = list(range(len(group.candidates)))
     if section.shuffle_candidates:
         rng.shuffle(order)
-    candidates = tuple(group.candidates[place] for place in order)
+    candidates = tuple(group.candidates[i] for i in order)
     labelled = group.samples[: group.num_labelled]
-    places = [*order, len(order)]  # "none of these" stands last in any order
-    real = [(sample, places.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
+    indices = [*order, len(order)]  # "none of these" is last in any order
+    real = [(sample, indices.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
     return [
         TrainingExample(
             render_prompt(sample, candidates, prompt_format, instruction=instruction, none=group.none), index

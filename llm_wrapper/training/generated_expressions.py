@@ -1,8 +1,7 @@
-"""Expressions generated from boxes and labels alone: exact, unlimited, no annotation.
+"""Generate expressions from boxes and labels alone, each true of exactly one candidate, with a margin.
 
-Each expression is true of exactly one candidate by construction, with a margin, so a model that learns them learns
-names, position, order, size and neighbourhood. Used as company for real expressions of the same image, whose
-candidate lines they share, or alone where there are none.
+They teach names, position, order, size and neighbourhood without annotations, beside the real expressions of an image,
+whose candidate lines they share, or alone.
 """
 
 from __future__ import annotations
@@ -69,12 +68,12 @@ class _Scene:
 
 
 def _own_name(label: str) -> str:
-    """Return the words of a label; labels of the same words are one kind, whatever stands between the words."""
+    """Return the words of a label; labels of the same words are one kind, whatever separates them."""
     return " ".join(split_words(label)) or clean_label(label)
 
 
 def _names(own: str, present: set[str]) -> list[str]:
-    """Return names of a kind that name no other kind present, its own most often."""
+    """Return names of a kind that fit no other kind present, its own label most often."""
     others = [name for other in present if other != own for name in find_names(other)]
     synonyms = [word for word in SYNONYMS.get(own, "").split()[:14] if (word,) not in others]
     return [own] * max(1, len(synonyms)) + synonyms
@@ -168,13 +167,13 @@ def generate_expressions(
 ) -> list[GeneratedExpression]:
     """Draw up to `count` different expressions about the candidates of one image.
 
-    Labels with several members are drawn twice as often as lonely ones, which need nothing but their name.
+    Labels with several members are drawn twice as often as single ones, which need nothing but their name.
 
     Args:
-        candidates: At least two candidates, in the order in which they are shown.
+        candidates: In the order in which they are shown.
         image_wh: Width and height of the image in pixels.
         rng: Source of all random choices.
-        count: How many are wanted; fewer come back where the scene has not enough to say.
+        count: The most to return.
     """
     groups: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
@@ -194,9 +193,9 @@ def generate_expressions(
 
 
 def generate_absent_expression(candidates: Sequence[Candidate], rng: random.Random) -> str | None:
-    """Draw an expression that none of the candidates is meant by: it names a kind that no label names.
+    """Draw an expression that names a kind of object not among the candidates.
 
-    None where a label is not of the vocabulary: a free word may mean anything.
+    None where a label is not in the vocabulary, since such a label may mean anything.
     """
     present = {_own_name(candidate.label) for candidate in candidates}
     if not present <= SYNONYMS.keys():

@@ -1,6 +1,6 @@
-"""What a step of training takes: arithmetic over counts, free of any model.
+"""Compute the memory of a training step from counts, without a model.
 
-Only the activations are an estimate; `activation_bytes` says what of, docs/plan.md how far off it was.
+Only the activations are an estimate; docs/plan.md compares it with measurements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _MARGIN, _SURPLUS = 1.25, 250_000_000
-"""What must be free: a quarter more than the peak, and these bytes. docs/plan.md has what processes took."""
+"""A quarter more than the peak and these bytes must be free; docs/plan.md has measurements."""
 _SMALL_RANK = 16
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a packed weight: 4 bits, a byte per block of 64, a float32 per 256 of these (double quantization)."""
@@ -31,28 +31,22 @@ _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """What the arithmetic needs to know of a model with adapters; tied weights are counted once.
-
-    `num_packable` counts the weights that 4 bit packs: of linear layers and experts, not the output layer. `inner` is
-    the width of the feed-forward layer, times the experts that a token is sent to; `attended` that of all heads
-    together. `adapter_inputs` are the numbers that a token brings into all adapters of the layers, `num_adapters` how
-    many of them it passes. `num_rebuilt` counts the fused expert weights that PEFT adds adapters to in every pass.
-    """
+    """Counts of a model with adapters; tied weights are counted once."""
 
     num_parameters: int
-    num_packable: int
+    num_packable: int  # weights that 4 bit packs: linear layers and experts, not the output layer
     num_trainable: int
     rank: int
     num_layers: int
     hidden: int
-    inner: int
-    attended: int
+    inner: int  # width of the feed-forward layer, times the experts of a token
+    attended: int  # width of all heads together
     num_heads: int
     vocabulary: int
-    adapter_inputs: int
-    num_adapters: int
+    adapter_inputs: int  # numbers that a token brings into all adapters of the layers
+    num_adapters: int  # adapters that a token passes
     largest_weight: int
-    num_rebuilt: int = 0
+    num_rebuilt: int = 0  # fused expert weights that PEFT adds adapters to in every pass
 
 
 ADAPTER_BYTES = 4
@@ -61,26 +55,21 @@ ADAPTER_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetup:
-    """How the model is held and trained; `number_bytes` is the size of a number of the model's own type.
+    """How the model is loaded and trained."""
 
-    `has_mask` says whether a batch brings a mask of all its pairs of tokens; flex attention has one of blocks.
-    `can_checkpoint` says whether gradient checkpointing goes with the method, `can_pack` whether loading takes the
-    model in 4 bit.
-    """
-
-    number_bytes: int
+    number_bytes: int  # of a number of the model's own type
     is_4bit: bool
     is_eager: bool
     has_dropout: bool
     has_checkpointing: bool
-    has_mask: bool = True
-    can_checkpoint: bool = True
-    can_pack: bool = True
+    has_mask: bool = True  # of all pairs of tokens; flex attention has one of blocks
+    can_checkpoint: bool = True  # the method allows gradient checkpointing
+    can_pack: bool = True  # the model can be loaded in 4 bit
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """The shape of what goes through the model at a time: rows of `length` tokens with padding, labelled tokens."""
+    """Rows of `length` tokens with padding that go through the model at once, and their labelled tokens."""
 
     num_rows: int
     length: int
@@ -109,7 +98,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """All together, beside what Python and the libraries take."""
+        """All together, without Python and the libraries."""
         return sum((self.weights, self.adapter, self.gradients, self.optimizer, self.activations, self.working))
 
 
@@ -123,8 +112,8 @@ def with_rank(sizes: ModelSizes, rank: int) -> ModelSizes:
 def estimate_memory(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> MemoryEstimate:
     """Return the bytes of a training step.
 
-    AdamW keeps two numbers per trainable parameter, in the parameter's own type. `working` is what comes and goes: the
-    gradients of one layer's activations, adapters in the type that products are computed in, one unpacked weight.
+    AdamW keeps two numbers per trainable parameter, in the parameter's own type. `working` holds the gradients of one
+    layer's activations, adapters in the type of products, and one unpacked weight.
     """
     packed = sizes.num_packable if setup.is_4bit else 0
     adapter = sizes.num_trainable * ADAPTER_BYTES
@@ -143,11 +132,11 @@ def estimate_memory(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) 
 
 
 def activation_bytes(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> int:
-    """Estimate what the forward pass keeps for the backward pass; the base is frozen, so its inputs are not kept.
+    """Estimate the bytes that the forward pass keeps for the backward pass of a frozen base.
 
     With gradient checkpointing each layer keeps its input alone, and one layer at a time everything. Outside the
-    layers: the mask (boolean and additive), logits of the answers' places in every row with their gradients, and three
-    float32 copies of those that count.
+    layers: the mask (boolean and additive), logits at the answers' columns of every row with their gradients, and three
+    float32 copies of the labelled ones.
     """
     size, rows, answers = setup.number_bytes, batch.num_rows, batch.num_answers
     layer = _layer_bytes(sizes, setup, batch)
@@ -158,13 +147,11 @@ def activation_bytes(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape)
 
 
 def _layer_bytes(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> int:
-    """Estimate what one layer keeps.
+    """Estimate the bytes that one layer keeps.
 
-    Two norms in float32; queries, keys, values, and either their mix or, with eager attention, the probabilities, in
-    float32 and, for a 16-bit model, once more in 16 bit; three inner states of the gated feed-forward layer; and for
-    each adapter a copy of its input (with the mask of a dropout, a byte a number) and its `rank` numbers. In a 32-bit
-    model adapters with the same input share it, which is not allowed for. Adapted fused experts are kept whole,
-    whichever of them the tokens are sent to.
+    Two norms in float32; queries, keys, values, and either their mix or, with eager attention, the probabilities (in
+    float32, and for a 16-bit model in 16 bit too); three inner states of the gated feed-forward layer; for each adapter
+    a copy of its input (with a byte a number for dropout's mask) and its `rank` numbers; adapted fused experts whole.
     """
     size = setup.number_bytes
     probabilities = sizes.num_heads * batch.length * (4 if size == 4 else 4 + size)
@@ -175,7 +162,7 @@ def _layer_bytes(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> 
 
 
 def fits_memory(peak: int, free: int) -> bool:
-    """Tell whether a peak fits into what is free, with a quarter of it and 0.25 GB to spare."""
+    """Tell whether a peak fits into free memory, with a quarter of it and 0.25 GB to spare."""
     return peak * _MARGIN + _SURPLUS <= free
 
 
@@ -190,9 +177,9 @@ class SuggestedChange:
 def suggest_changes(
     sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape, *, alpha: float
 ) -> Iterator[SuggestedChange]:
-    """Yield what lowers the peak: each change alone, then all together.
+    """Yield overrides that lower the peak: each alone, then all together.
 
-    A smaller rank keeps alpha / rank; the expressions of a step stay the same, however few go through at a time.
+    A smaller rank keeps alpha / rank; the expressions of a step stay the same.
     """
     found: list[tuple[str, ModelSizes, TrainingSetup, BatchShape]] = []
     if not setup.is_4bit and setup.can_pack:
@@ -207,12 +194,7 @@ def suggest_changes(
     for overrides, their_sizes, their_setup, their_batch in found:
         yield SuggestedChange(overrides, estimate_memory(their_sizes, their_setup, their_batch).peak)
     if len(found) > 1:
-        yield SuggestedChange(" ".join(row[0] for row in found), estimate_memory(*_together(sizes, setup, batch)).peak)
-
-
-def _together(
-    sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape
-) -> tuple[ModelSizes, TrainingSetup, BatchShape]:
-    small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
-    together = replace(setup, is_4bit=setup.is_4bit or setup.can_pack, has_checkpointing=setup.can_checkpoint)
-    return small, together, batch.of_one_row()
+        small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
+        together = replace(setup, is_4bit=setup.is_4bit or setup.can_pack, has_checkpointing=setup.can_checkpoint)
+        peak = estimate_memory(small, together, batch.of_one_row()).peak
+        yield SuggestedChange(" ".join(row[0] for row in found), peak)

@@ -1,12 +1,12 @@
-"""A model without weights, for counting: built on the meta device from its settings, with PEFT's adapters on it.
+"""Count a model without its weights: build it on the meta device, put PEFT's adapters on it, measure some prompts.
 
-Every count is that of the real training, and Mixtral 8x7B is counted on a laptop in seconds.
+The counts are those of the real training; Mixtral 8x7B is counted on a laptop in seconds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,13 @@ __all__ = [
 
 _SAMPLED = 128
 """Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
-
-
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says what a container may take, which the machine's own figure does not know."""
+"""Where Linux keeps the memory limit of a container."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingDevice:
-    """What a training would run on, and how many bytes it has free, beside what this process holds already."""
+    """The device of a training, and its free bytes."""
 
     name: str
     free: int
@@ -75,10 +73,10 @@ class EpochSize:
 
 
 def build_weightless_model(section: LLMSection) -> Any:
-    """Build the model of a recipe section without weights; only its settings are read.
+    """Build the model of a recipe section without weights, from its settings alone.
 
     Raises:
-        ModelError: If the settings cannot be read, or are of no known architecture.
+        ModelError: If the settings cannot be read, or their architecture is unknown.
     """
     if section.model is None:
         raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
@@ -110,11 +108,7 @@ def add_tokenizer(model: Any, section: LLMSection) -> LoadedLLM:
 
 
 def count_sizes(model: Any, adapter: peft.PeftConfig) -> ModelSizes:
-    """Count the parameters of a model without weights, put adapters on it, and count these.
-
-    Raises:
-        ModelError: If the model has none of the modules that adapters are asked for.
-    """
+    """Count the parameters of a model without weights, put adapters on it, and count these."""
     return _counted(model, adapter)[0]
 
 
@@ -176,20 +170,14 @@ def describe_setup(recipe: Recipe, model: Any) -> TrainingSetup:
 
 
 def longest_batch(recipe: Recipe) -> BatchShape:
-    """Return the largest batch that could come where prompts are not known: every row as long as allowed."""
+    """Return the largest possible batch: every row as long as `train.max_tokens` allows."""
     section = recipe.train
     rows = min(section.groups_per_step, max(1, section.tokens_per_batch // section.max_tokens))
     return BatchShape(rows, section.max_tokens, 2 * rows)
 
 
 def measure_epoch(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> EpochSize | None:
-    """Measure some of the groups as the trainer will batch them; None if none of them fits `train.max_tokens`.
-
-    Args:
-        llm: May be without weights; its tokenizer and its settings are used.
-        groups: All groups of an epoch; up to 128 of them, evenly spread, are measured.
-        recipe: Says how prompts are worded, shared and batched.
-    """
+    """Measure up to 128 evenly spread groups as the trainer will batch them; None if none fits `train.max_tokens`."""
     measured = groups[:: -(-len(groups) // _SAMPLED) or 1]
     kept, _ = trainer.fit_to_length(llm, measured, recipe)
     if not kept:
@@ -199,7 +187,9 @@ def measure_epoch(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Ep
     rows = [{"epoch": epoch, "group": place} for epoch, place in schedule_groups(kept, section)]
     size = section.groups_per_step
     batches = [
-        _shape(part) for start in range(0, len(rows), size) for part in collate(rows[start : start + size])["parts"]
+        BatchShape(len(part["labels"]), part["labels"].shape[1], int((part["labels"] != IGNORED).sum()))
+        for start in range(0, len(rows), size)
+        for part in collate(rows[start : start + size])["parts"]
     ]
     share = len(groups) / len(measured)
     num_groups = recipe.train.epochs * round(share * len(kept))
@@ -211,17 +201,9 @@ def measure_epoch(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> Ep
     )
 
 
-def _shape(part: Mapping[str, torch.Tensor]) -> BatchShape:
-    num_rows, length = part["input_ids"].shape
-    return BatchShape(num_rows, length, int((part["labels"] != IGNORED).sum()))
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingEstimate:
-    """A training that is planned: what is counted, what it runs on; `epoch` is None where prompts are not known.
-
-    `targets` says which layers carry adapters, and which do not.
-    """
+    """The estimate of a training: `targets` names the adapted layers, `epoch` is None where prompts are unknown."""
 
     sizes: ModelSizes
     targets: str
@@ -232,21 +214,21 @@ class TrainingEstimate:
 
     @property
     def memory(self) -> MemoryEstimate:
-        """The bytes of its largest step."""
+        """Bytes of its largest step."""
         return estimate_memory(self.sizes, self.setup, self.batch)
 
     @property
     def fits(self) -> bool:
-        """Whether the device has them free."""
+        """Whether the device has that much memory free."""
         return fits_memory(self.memory.peak, self.device.free)
 
 
 def estimate_training(recipe: Recipe, groups: Sequence[Group] | None) -> TrainingEstimate:
-    """Plan the training of a recipe on the device at hand, without loading the model.
+    """Estimate the training of a recipe on this machine's device, without loading the model.
 
     Args:
         recipe: Its LLM is one of transformers.
-        groups: What would be trained on; without any, prompts are taken for as long as `train.max_tokens` allows.
+        groups: Without any, prompts count as long as `train.max_tokens` allows.
 
     Raises:
         ModelError: If the settings cannot be read, or adapters cannot be put on the model.
@@ -259,7 +241,7 @@ def estimate_training(recipe: Recipe, groups: Sequence[Group] | None) -> Trainin
         sizes, targets = _counted(model, adapter)
     except ModelError:
         raise
-    except Exception as error:  # an architecture that was never tried: what its settings lack is open
+    except Exception as error:  # an untested architecture may lack any setting
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"llm.model={recipe.llm.model} cannot be planned: {reason}") from error
     batch = epoch.largest if epoch else longest_batch(recipe)
@@ -269,7 +251,7 @@ def estimate_training(recipe: Recipe, groups: Sequence[Group] | None) -> Trainin
 
 
 def find_device() -> TrainingDevice:
-    """Return the GPU with its free memory, else the CPU with the memory that a container or the machine has left."""
+    """Return the GPU with its free memory, else the CPU with the free memory of the container or the machine."""
     where = choose_device()
     if where.type == "cuda":
         return TrainingDevice(torch.cuda.get_device_name(where), torch.cuda.mem_get_info(where)[0])

@@ -1,4 +1,7 @@
-"""What a recipe trains on: the samples of its data sets, without images that are evaluated on, in groups."""
+"""Collect the training expressions of a recipe: groups to train on, or few-shot examples to show.
+
+data sets --exclude_evaluated--> --draw_samples(train.limit)--> groups to train on, or exemplars of a PromptBuilder
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_p
 from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.examples import (
-    Embed,
     ExampleSelector,
     Exemplar,
     FixedExamples,
@@ -40,19 +42,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingPool:
-    """Groups to train on, the samples left out by reason, and the sets that both came from.
+    """Groups to train on, skipped samples by reason, and the splits that both came from.
 
-    Groups without targets are there where the recipe asks for generated expressions first; they are of all images,
-    whatever `train.limit` leaves of the annotations.
+    With `train.generated_steps` there are groups without targets too, of all images whatever `train.limit` is.
     """
 
     groups: Sequence[Group]
-    left_out: dict[str, int]
+    skipped: dict[str, int]
     sets: Sequence[PreparedSplit]
 
 
 def load_training_pool(recipe: Recipe) -> TrainingPool:
-    """Read all data sets that a recipe trains on and group what can be used.
+    """Read all data sets that a recipe trains on and group their usable samples.
 
     Raises:
         DataError: If annotations cannot be read.
@@ -61,11 +62,11 @@ def load_training_pool(recipe: Recipe) -> TrainingPool:
     sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
     samples = exclude_evaluated(recipe, sets)
     drawn, none = draw_samples(samples, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
-    groups, left_out = make_groups(drawn, recipe.train, none=none)
-    left_out["image_in_an_evaluation_split"] = sum(len(each.samples) for each in sets) - len(samples)
+    groups, skipped = make_groups(drawn, recipe.train, none=none)
+    skipped["image_in_an_evaluation_split"] = sum(len(each.samples) for each in sets) - len(samples)
     if recipe.train.generated_steps:
         groups += make_unlabelled_groups(samples, recipe.train, none=none)
-    return TrainingPool(groups, left_out, sets)
+    return TrainingPool(groups, skipped, sets)
 
 
 def exclude_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[PreparedSample]:
@@ -80,20 +81,18 @@ def exclude_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[Pre
 
 
 def draw_samples(samples: Sequence[PreparedSample], limit: int | None, *, seed: int) -> list[PreparedSample]:
-    """Draw `limit` samples, image by image; a smaller limit draws a subset of a larger one.
+    """Draw `limit` samples, image by image, by the seed; a smaller limit draws a subset of a larger one.
 
-    Images are taken in an order that hangs on the seed and their ids alone: the first ones of a file may be of one
-    kind, and a curve over nested subsets shows what more samples add rather than what other samples are. What is kept
-    stays in its order, so that a limit that leaves nothing out changes nothing.
+    A learning curve over nested subsets shows the effect of more samples rather than of other ones. The samples keep
+    their order.
     """
     if limit is None:
         return list(samples)
 
-    def drawn(place: int) -> tuple[bytes, int]:
-        return hashlib.sha256(f"{seed}/{samples[place].sample.image_id}".encode()).digest(), place
+    def key(i: int) -> tuple[bytes, int]:
+        return hashlib.sha256(f"{seed}/{samples[i].sample.image_id}".encode()).digest(), i
 
-    kept = sorted(sorted(range(len(samples)), key=drawn)[:limit])
-    return [samples[place] for place in kept]
+    return [samples[i] for i in sorted(sorted(range(len(samples)), key=key)[:limit])]
 
 
 def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
@@ -121,50 +120,37 @@ def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
             for each in sets
         ],
     }
-    if not section.retrieve:  # one more is drawn, for questions about one of these pictures
+    if not section.retrieve:  # one more is drawn, see FixedExamples
         shown = draw_examples(pool, section.examples + 1, seed=recipe.train.seed)
         facts["examples"] = [each.sample.sample_id for each in shown]
     return PromptBuilder(section, _selector(recipe, pool), facts)
 
 
 def load_exemplars(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[Exemplar]:
-    """Return the training expressions that can be shown as examples: those that could be trained on.
-
-    None is of an image that is in an evaluation split, and `train.limit` is the most that are used.
-
-    Args:
-        recipe: Gives limit, seed and the fewest candidates.
-        sets: The training splits, one for each of `recipe.training_data()`.
+    """Return up to `train.limit` training expressions to show as examples: those that could be trained on.
 
     Raises:
         DataError: If there is none.
     """
-    samples: list[PreparedSample] = draw_samples(
-        exclude_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed
-    )
-    groups, left_out = make_groups(samples, recipe.train, none=recipe.prompt.none)
-    found = [
+    samples = draw_samples(exclude_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed)
+    groups, skipped = make_groups(samples, recipe.train, none=recipe.prompt.none)
+    exemplars = [
         Exemplar(sample, group.candidates, target)
         for group in groups
         for sample, target in zip(group.samples, group.targets, strict=True)
     ]
-    if found:
-        return found
+    if exemplars:
+        return exemplars
     data = recipe.data
     raise DataError(
         f"none of the {sum(len(each.samples) for each in sets)} expressions of {data.name} {data.train_split} can be "
-        f"shown as an example (prompt.examples={recipe.prompt.examples}): {left_out or 'all are of evaluated images'}. "
+        f"shown as an example (prompt.examples={recipe.prompt.examples}): {skipped or 'all are of evaluated images'}. "
         f"See what is there with: make data-check DATA={shell_word(data.name)}; or set prompt.examples=0"
     )
 
 
 def require_trainable(section: PromptSection) -> None:
-    """Refuse to train with what only an LLM that is not trained is asked with.
-
-    Raises:
-        RecipeError: If there are examples, or reasoning.
-        PromptError: If the instruction cannot be used.
-    """
+    """Refuse to train with examples or reasoning (RecipeError), or with an unusable instruction (PromptError)."""
     if section.instruction is not None:
         require_instruction(section.instruction)
     if section.examples or section.reasoning_tokens:
@@ -178,12 +164,8 @@ def _selector(recipe: Recipe, pool: Sequence[Exemplar]) -> ExampleSelector:
     section = recipe.prompt
     if not section.retrieve:
         return FixedExamples(pool, section.examples, seed=recipe.train.seed)
-    return NearestExamples(pool, section.examples, _embed(section.embedder, pool))
-
-
-def _embed(name: str, pool: Sequence[Exemplar]) -> Embed:
-    if name == "lexical":
-        return fit_tfidf([each.sample.expression for each in pool])
+    if section.embedder == "lexical":
+        return NearestExamples(pool, section.examples, fit_tfidf([each.sample.expression for each in pool]))
     from llm_wrapper.llms.embed import SentenceEmbedder
 
-    return SentenceEmbedder(name)
+    return NearestExamples(pool, section.examples, SentenceEmbedder(section.embedder))

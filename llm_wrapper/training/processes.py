@@ -44,11 +44,7 @@ def is_main_process() -> bool:
 
 
 def groups_per_process(groups_per_step: int) -> int:
-    """Return how many groups of a step each process takes, so that a recipe means the same run for any number of them.
-
-    Raises:
-        RecipeError: If the groups of a step cannot be shared out evenly.
-    """
+    """Return the groups of a step that each process takes; refuse an uneven division (RecipeError)."""
     num = process_count()
     if groups_per_step % num:
         even = [number for number in range(1, groups_per_step + 1) if groups_per_step % number == 0]
@@ -65,11 +61,7 @@ def is_sharded() -> bool:
 
 
 def require_devices() -> None:
-    """Check that what `accelerate launch` was asked for can be done here.
-
-    Raises:
-        RecipeError: If weights are to be shared out (FSDP) without GPUs: accelerate would copy them without a word.
-    """
+    """Refuse FSDP without GPUs or with one process (RecipeError); accelerate would copy the model instead."""
     if not is_sharded():
         return
     import torch
@@ -81,12 +73,10 @@ def require_devices() -> None:
 
 
 def open_run_together(folder: Path, open_run: Callable[[Path], Path]) -> Path:
-    """Let the main process open the run; return its folder, which all processes then agree on.
-
-    A folder's name may hold the time, which is not quite the same in two processes.
+    """Let the main process open the run; return its folder, which may hold the time, to all processes.
 
     Raises:
-        LLMWrapperError: In the main process, if the run cannot be opened. The others then exit without a word.
+        LLMWrapperError: In the main process, if the run cannot be opened; the others exit with status 2.
     """
     if process_count() == 1:
         return open_run(folder)
@@ -111,7 +101,7 @@ def open_run_together(folder: Path, open_run: Callable[[Path], Path]) -> Path:
 
 
 def leave_process_group() -> bool:
-    """Leave the group of processes, when nothing is done together any more; tell whether to go on as the main one."""
+    """Leave the group of processes; return whether this is the main one, which continues alone."""
     if process_count() > 1:
         import torch
 
@@ -121,7 +111,7 @@ def leave_process_group() -> bool:
 
 @contextmanager
 def print_from_main(console: Console) -> Iterator[None]:
-    """Let the main process alone print, also an error that all of them meet."""
+    """Let the main process alone print, also an error that all processes raise."""
     console.quiet = not is_main_process()
     try:
         yield
@@ -135,18 +125,14 @@ _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class _Stopped(BaseException):
-    """A signal arrived; no `except Exception` on the way up may take it for an error of its own."""
+    """A signal arrived; not an `Exception`, so that no library handles it as an error."""
 
 
 @contextmanager
 def exit_on_signal(run: Path, console: Console) -> Iterator[None]:
-    """Turn the two signals into a message and exit status 130 or 143, without a traceback.
+    """Turn Ctrl-C and SIGTERM into a message with the command that resumes, and exit status 130 or 143.
 
-    A second signal while the first is being handled changes nothing. Outside the main thread signals cannot be
-    taken, and nothing is done.
-
-    Raises:
-        SystemExit: After a signal.
+    A second signal is ignored. Outside the main thread signals cannot be caught, and nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -165,18 +151,14 @@ def exit_on_signal(run: Path, console: Console) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # Libraries may turn what a signal raised inside them into an error of their own.
+        # Libraries may wrap `_Stopped` in another exception.
         if not caught:
             raise
-        say(console, _parting(run, _NAMES[signal.Signals(caught[0])]))
+        checkpoint = checkpoints.find_last_complete(run / "checkpoints")
+        place = f"after step {checkpoints.step_of(checkpoint)}" if checkpoint else "from the start (no checkpoint yet)"
+        name = _NAMES[signal.Signals(caught[0])]
+        say(console, f"stopped by {name}. To resume {place}: {runs.resume_command(run)}")
         raise SystemExit(128 + caught[0]) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _parting(run: Path, reason: str) -> str:
-    """Say where a training stopped for good, and how to go on."""
-    checkpoint = checkpoints.find_last_complete(run / "checkpoints")
-    place = f"after step {checkpoints.step_of(checkpoint)}" if checkpoint else "from the start (no checkpoint yet)"
-    return f"stopped by {reason}. To resume {place}: {runs.resume_command(run)}"

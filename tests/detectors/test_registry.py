@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from llm_wrapper import detectors
@@ -69,6 +71,28 @@ def test_the_command_line_names_a_plugin() -> None:
     Path("mine_for_cli.py").write_text(PLUGIN)
     result = CliRunner().invoke(app, ["--plugin", "mine_for_cli", "predict", "--help"])
     assert (result.exit_code, "mine" in detectors.REGISTRY) == (0, True)
+
+
+def test_a_plugin_detects_on_the_command_line() -> None:
+    """The journey of the documentation: a file of a few lines, a recipe that names it, and an answer."""
+    Path("mine_on_the_way.py").write_text(
+        "from llm_wrapper import ImageDetector, register_detector\n"
+        '@register_detector("mine")\n'
+        "def create(settings):\n"
+        "    rows = [((5, 5, 9, 9), 'mug', 0.9), ((20, 5, 29, 9), 'mug', 0.8), ((9, 9, 5, 5), 'no box', None)]\n"
+        '    return ImageDetector("mine", lambda image: rows, settings)\n'
+    )
+    Path("recipes/vlm").mkdir(parents=True)
+    Path("recipes/vlm/mine.yaml").write_text("detector:\n  name: mine\n  settings: {size: 3}\n")
+    Image.new("RGB", (40, 20)).save("photo.png")
+    words = ["predict", "photo.png", "the right mug", "--vlm", "mine", "--llm", "rule", "--json"]
+    result = CliRunner().invoke(app, ["--plugin", "mine_on_the_way.py", *words])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["box"] == [20, 5, 29, 9]
+    assert name_of("mine") == {"id": "mine", "size": 3}
+    del detectors.REGISTRY["mine"]
+    with pytest.raises(RecipeError, match="no detector is named 'mine'"):
+        name_of("mine")
 
 
 @pytest.mark.parametrize(

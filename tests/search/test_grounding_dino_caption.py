@@ -58,7 +58,7 @@ def test_weights_are_loaded_once_for_all_captions(monkeypatch: pytest.MonkeyPatc
     from llm_wrapper.detectors import grounding_dino
 
     loads = []
-    monkeypatch.setattr(grounding_dino, "_load", lambda _: loads.append(1) or Loaded(*tiny.pair()))
+    monkeypatch.setattr(grounding_dino, "load_checkpoint", lambda *_, **__: loads.append(1) or Loaded(*tiny.pair()))
     first = grounding_dino.create_grounding_dino(SETTINGS)
     second = first.with_caption("one {expression}")
     for detector in (second, first, first.with_caption("two {expression}")):

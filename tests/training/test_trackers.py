@@ -130,7 +130,7 @@ def test_each_training_reports_to_its_own_folder(tmp_path: Path, monkeypatch: py
 
     integrations: ModuleType = transformers.integrations.integration_utils
     monkeypatch.setitem(integrations.INTEGRATION_TO_CALLBACK, "tensorboard", Told)
-    monkeypatch.setattr(callbacks, "require", lambda names: None)
+    monkeypatch.setattr(callbacks, "require_trackers", lambda names: None)
     for name in ("a", "b"):
         trainer.train_adapter(tiny.llm(), train_groups(2), recipe(report_to=["tensorboard"]), tmp_path / name)
     assert told[0] == "a/tensorboard True"
