@@ -286,7 +286,7 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     trained = runs.recipe_of(job.run)
     if _data(recipe) != _data(trained):
-        name = f"{results.plain_name(recipe.data.name)}-{name}"
+        name = f"{storage.plain_name(recipe.data.name)}-{name}"
     if others := _otherwise(job, recipe, trained):
         place = "-".join(others)
         folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
@@ -303,7 +303,7 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
     """Name in what a run is asked otherwise than it was trained, as parts of a folder's name."""
     others = []
     if (recipe.detector, recipe.ensemble) != (trained.detector, trained.ensemble):
-        others.append(f"vlm-{results.plain_name(recipe.vlm)}")
+        others.append(f"vlm-{storage.plain_name(recipe.vlm)}")
     if recipe.candidates.order != trained.candidates.order:
         others.append(f"order-{recipe.candidates.order}")
     same_order = {"order": trained.candidates.order}
@@ -314,10 +314,10 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
         others.append(f"none-below-{below:g}")
     same_threshold = {"none_below": trained.prompt.none_below}
     if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
-        others.append(f"prompt-{results.plain_name(Path(recipe.prompt.format).stem)}")
+        others.append(f"prompt-{storage.plain_name(Path(recipe.prompt.format).stem)}")
     a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
     if a != b:
-        others.append(f"llm-{results.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
+        others.append(f"llm-{storage.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
     return others
 
 

@@ -25,7 +25,7 @@ from tests.evaluation.made import TARGET, made
 
 def recipe(name: str, *overrides: str) -> Recipe:
     method = METHODS[name]
-    more: dict[str, str] = {method.kind: method.file} if method.kind in KINDS else {}
+    more: dict[str, str] = {method.kind: method.file} if method.kind in RECIPE_KINDS else {}
     return compose({"vlm": "toy", "llm": "smollm2", "data": "toy", **more}, overrides)
 
 
