@@ -19,7 +19,7 @@ from llm_wrapper.evaluation.methods import (
     select_methods,
     split_labels,
 )
-from llm_wrapper.recipe import Recipe, compose
+from llm_wrapper.recipe import RECIPE_KINDS, Recipe, compose
 from tests.evaluation.made import TARGET, made
 
 
