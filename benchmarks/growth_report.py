@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from llm_wrapper.report.formatting import escape_markdown
 from llm_wrapper.report.plots import drawing_settings, figure_text
-from llm_wrapper.report.tables import escape_markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import render_prompt
@@ -217,8 +217,8 @@ def measure_candidates(samples: Sequence[PreparedSample], recipe: Recipe, folder
     first = {each.sample.image_id: prompt for each, prompt in zip(reversed(samples), reversed(prompts), strict=True)}
     asked = {"shared": prompts, "single": list(first.values())[::-1]}
     for name, some in asked.items():
-        list(score(llm, some[:2]))
-        clock.timed(name, lambda some=some: list(score(llm, some)))  # type: ignore[misc]
+        list(score_prompts(llm, some[:2]))
+        clock.timed(name, lambda some=some: list(score_prompts(llm, some)))  # type: ignore[misc]
     found = {name: clock.seconds[name] / len(some) for name, some in asked.items()}
     num_tokens = sum(len(llm.encoder.encode(prompt)) for prompt in prompts)
     return {"tokens": num_tokens / len(prompts), **found, "training": _step(llm, samples, recipe, folder)}

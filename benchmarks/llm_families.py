@@ -31,7 +31,7 @@ from training_cells import training_cell
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import can_share_prefixes
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe.schema import LLMSection
@@ -455,7 +455,7 @@ def plain_scores(llm: LoadedLLM, prompt: Prompt) -> torch.Tensor:
 def score_error(llm: LoadedLLM) -> float:
     """Return the largest difference of a probability, or of a mass relative to itself."""
     prompts, worst = questions(), 0.0
-    for place, answer in score(llm, prompts):
+    for place, answer in score_prompts(llm, prompts):
         assert answer.probabilities is not None
         assert answer.mass is not None
         truth = plain_scores(llm, prompts[place])

@@ -23,7 +23,7 @@ from llm_wrapper.cli.detections import cache
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import Recipe
@@ -47,7 +47,7 @@ class Timing:
 
 def score_all(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> list[Answer]:
     """Return the answer to each prompt, in order."""
-    return [answer for _, answer in sorted(score(llm, prompts, share=share), key=lambda pair: pair[0])]
+    return [answer for _, answer in sorted(score_prompts(llm, prompts, share=share), key=lambda pair: pair[0])]
 
 
 def _one_by_one(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
@@ -132,7 +132,7 @@ def measure(recipe: Recipe, samples: Sequence[PreparedSample], adapter: Path) ->
     }
 
 
-def bench_score(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
+def bench_score_prompts(recipe: Recipe, console: Console, *, num_expressions: int) -> None:
     """Measure with an adapter that is trained for it, print ratios, write runs/bench/score.json."""
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
     split = load_prepared_split(recipe, recipe.data, recipe.data.eval_split)
@@ -155,7 +155,7 @@ def bench_score(recipe: Recipe, console: Console, *, num_expressions: int) -> No
 def main(expressions: Annotated[int, typer.Option(min=2, help="Expressions that each way is asked.")] = 60) -> None:
     """Time shared-prefix scoring against plain batches and greedy generation on the toy split."""
     recipe = compose_recipe({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "demo"}, SETTINGS)
-    bench_score(recipe, open_console(), num_expressions=expressions)
+    bench_score_prompts(recipe, open_console(), num_expressions=expressions)
 
 
 if __name__ == "__main__":

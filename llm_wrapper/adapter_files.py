@@ -65,7 +65,7 @@ class Adapter:
         return "-".join([re.sub(r"[^\w.-]+", "-", stem), storage.digest_value(digest_adapter(self.folder))[:8]])
 
     def facts(self) -> dict[str, Any]:
-        """Return what a report says about it: its name, its digests, and the model it says it was trained on."""
+        """Return its facts for a report: its name, its digests, and the model it says it was trained on."""
         settings = readers.read_json(self.folder / CONFIG, most=readers.MIB)
         base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
         return {"name": self.name, "trained_on": base, "sha256": digest_adapter(self.folder)}
@@ -163,7 +163,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, int]]:
 def require_quick(settings: Mapping[str, Any], names: Iterable[str]) -> None:
     """Refuse patterns that take longer than seconds to match with the names in a model.
 
-    They are matched in a process of their own, which can be ended.
+    They are matched in another process, which can be ended.
 
     Args:
         settings: Of `read_settings`.

@@ -44,7 +44,7 @@ class TemplateRenderer:
     """The process that renders, started on first use, and again after it had to be ended."""
 
     seconds = 10.0
-    """The most that one rendering may take; it takes a fraction of a millisecond, a start a tenth of a second."""
+    """Limit of one rendering, which needs a fraction of a millisecond; a start needs a tenth of a second."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class TemplateRenderer:
             selector.register(process.stdout, selectors.EVENT_READ)
             while not reply.endswith(b"\n"):
                 if not selector.select(max(0.0, end - time.monotonic())):
-                    raise ValueError(f"it takes longer than {self.seconds:g} seconds")
+                    raise ValueError(f"it runs longer than {self.seconds:g} seconds")
                 piece = os.read(process.stdout.fileno(), _READ)
                 if not piece:
                     raise ValueError("it ends the process that renders it")
@@ -207,7 +207,7 @@ def _objects(value: Any) -> Any:
 
 
 def _prompt_variables(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what the package's own templates are given, under the names of `render.ShownCandidate`."""
+    """Return the variables of the package's own templates, under the names of `render.ShownCandidate`."""
     company = {int(index): labels for index, labels in values.pop("company").items()}
     shown = {name: list(map(_objects, values.pop(name))) for name in ("candidates", "likely")}
     return {**values, "company": company, **shown}

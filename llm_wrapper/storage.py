@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -177,13 +178,16 @@ def digest_value(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results, as far as they are installed."""
-    found = {"python": platform.python_version(), "llm-wrapper": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version for name in _PACKAGES if (version := _installed_version(name)) is not None}
+    return {"python": platform.python_version(), "llm-wrapper": __version__, **found}
+
+
+@functools.cache
+def _installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str | None:

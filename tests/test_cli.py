@@ -19,7 +19,7 @@ from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelErro
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import available, compose
-from llm_wrapper.report import tables
+from llm_wrapper.report import formatting
 from tests.first_images import copy_first_images
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
@@ -69,7 +69,7 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     folder = Path("runs/toy-rule-toy-untrained")
     report = json.loads((folder / "report-val.json").read_text())
     rows = files.load_predictions(folder / "predictions-val.parquet")
-    assert json.loads(json.dumps(tables.rows(summarize_systems(rows)))) == report["rows"]
+    assert json.loads(json.dumps(formatting.summary_values(summarize_systems(rows)))) == report["rows"]
     assert [row["name"] for row in report["rows"]] == ["detector", "rule", "oracle"]
     detector, rule, oracle = (row["p_at_1"] for row in report["rows"])
     assert detector <= oracle
@@ -78,7 +78,7 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     assert report["recipe"]["data"]["root"] == str(toy)
     assert [data["split"] for data in report["data"]] == ["val"]
     table = printed.partition("kept in")[0].strip()
-    assert (folder / "report-val.md").read_text() == tables.markdown(summarize_systems(rows))
+    assert (folder / "report-val.md").read_text() == formatting.summary_markdown(summarize_systems(rows))
     for target in (folder, folder / "predictions-val.parquet"):
         assert table in run("report", target)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from llm_wrapper import candidates, images, runs, storage
 from llm_wrapper.candidates import CandidatePolicy
@@ -28,10 +29,11 @@ from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import write_rows
 from llm_wrapper.errors import ImageError
-from llm_wrapper.evaluation.transfer import Cell, Matrix
+from llm_wrapper.evaluation.grid import Cell
 from llm_wrapper.recipe import LLMSection, compose
 from llm_wrapper.records import Box, Detection, Detections
 from llm_wrapper.report.card import card
+from llm_wrapper.report.grid_values import matrix_values
 from tests.attacks import PICTURE, Attack, bounded, check, command, row
 
 IDENTITY = {"detector": "toy", "settings": {}, "dataset": "zebras", "split": "val", "annotations": "aa11"}
@@ -297,11 +299,11 @@ def odd_facts(folder: Path) -> None:
 
 def matrix(rows: int, columns: int, name: str) -> Attack:
     def attack() -> None:
-        from llm_wrapper.report.matrix import heat_map
+        from llm_wrapper.report.grid import write_study
 
         systems, places = ([f"{name}{number}" for number in range(count)] for count in (rows, columns))
-        cells = {(s, c): Cell(s, c, at_home=False, problem="-") for s in systems for c in places}
-        heat_map(Matrix(systems, places, cells), Path("matrix.png"))
+        cells = [Cell(s, c, problem="-") for s in systems for c in places]
+        write_study("transfer", Path("matrix"), matrix_values(cells), Console(quiet=True))
 
     return bounded(attack, gigabytes=2)
 
@@ -352,7 +354,7 @@ ATTACKS = [
     row("report-with-a-picture", report(picture_of_a_user), slow=True),
     row("report-with-an-address", report(lambda folder: None, text="see http://evil.example/x"), slow=True),
     row("report-of-odd-facts", report(odd_facts), "report-val", slow=True),
-    row("matrix-of-many-cells", matrix(600, 60, "x"), slow=True),
+    row("matrix-of-many-cells", matrix(100, 60, "x"), slow=True),
     row("matrix-with-mathematics", matrix(1, 1, r"$\frac$"), slow=True),
     row("card-forged", forged_card),
     row("picture-of-no-kind", picture_out("out.nothing")),

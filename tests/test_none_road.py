@@ -14,7 +14,7 @@ from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from llm_wrapper.report import compared
+from llm_wrapper.report import evaluations
 from tests.llms import tiny
 from tests.test_cli import fail, run
 
@@ -70,14 +70,14 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert f"{len(tuned)} samples of val" in table
     assert "N-acc" in table
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
-    beside = RUN / compared.FOLDER / "none-below-0.99" / "predictions-val.parquet"
+    beside = RUN / evaluations.COMPARED / "none-below-0.99" / "predictions-val.parquet"
     below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
     assert below == grec.apply_threshold(tuned, 0.99)
     assert grec.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
     assert "prompt.none_below=0.99" in fail(RunError, "none-below", beside)
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
-    assert (RUN / compared.FOLDER / "order-shuffled" / "predictions-val.parquet").is_file()
+    assert (RUN / evaluations.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
     assert [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.report import pictures, tables
+from llm_wrapper.report import formatting, pictures
 from llm_wrapper.terminal import say
 
 __all__ = ["demo", "demo_verb"]
@@ -50,7 +50,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
         run_training(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
     summary = results.free_file(folder / "summary.json", done.question)
-    storage.write_json(summary, {"rows": tables.rows(done.summaries), "question": done.question})
+    storage.write_json(summary, {"rows": formatting.summary_values(done.summaries), "question": done.question})
     _draw_examples(done, recipe, console)
 
 

@@ -49,7 +49,7 @@ from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
-from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say

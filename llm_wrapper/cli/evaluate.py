@@ -46,7 +46,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import card, compared, tables
+from llm_wrapper.report import card, evaluations, formatting
 from llm_wrapper.results import plain_name
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
@@ -248,12 +248,14 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
     summaries = summarize_systems(rows)
     files.save_predictions(folder / f"predictions-{name}.parquet", rows)
-    storage.write_json(folder / f"report-{name}.json", {"rows": tables.rows(summaries), **facts})
-    bullets = "".join(f"\n- {tables.escape_markdown(each)}" for each in facts["notes"])
-    storage.write_atomic(folder / f"report-{name}.md", tables.markdown(summaries) + (bullets and f"{bullets}\n"))
+    storage.write_json(folder / f"report-{name}.json", {"rows": formatting.summary_values(summaries), **facts})
+    bullets = "".join(f"\n- {formatting.escape_markdown(each)}" for each in facts["notes"])
+    storage.write_atomic(
+        folder / f"report-{name}.md", formatting.summary_markdown(summaries) + (bullets and f"{bullets}\n")
+    )
     if adapter is not None and folder == job.run:
         card.write_card(job.run)
-    console.print(tables.table(summaries))
+    console.print(formatting.summary_table(summaries))
     how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
     first = f", the first {job.limit} expressions" if job.limit else ""
     what = f"{recipe.vlm} on {recipe.data.name} {split}{first}{how}"
@@ -288,7 +290,7 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
         name = f"{results.plain_name(recipe.data.name)}-{name}"
     if others := _otherwise(job, recipe, trained):
         place = "-".join(others)
-        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / compared.FOLDER / place
+        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     return folder, results.free_name(folder, name, question)
 

@@ -12,19 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from llm_wrapper.cli import (
-    curve_cli,
     data,
     demo,
     detections,
     evaluate,
-    methods_cli,
+    grids,
+    methods,
     none_cli,
     options,
     predict,
     score,
     search,
     train,
-    transfer_cli,
 )
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.terminal import log_to_stderr, open_console, say
@@ -78,9 +77,8 @@ _add("check-data", data.check_data_verb, _DATA)
 _add("cache-detections", detections.cache_detections_verb, _DATA)
 _add("score", score.score_verb, _DATA)
 app.add_typer(detections.app, name="detections", rich_help_panel=_DATA)
-transfer_cli.add_to(app)
-curve_cli.add_to(app)
-methods_cli.add_to(app)
+grids.add_to(app)
+methods.add_to(app)
 none_cli.add_to(app)
 _add("search-prompts", search.search_prompts_verb, _STUDIES)
 options.add_common(app)

@@ -13,8 +13,8 @@ from llm_wrapper.cli import options
 from llm_wrapper.errors import RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.grec import thresholds
-from llm_wrapper.report import compared
-from llm_wrapper.report.parts import percent
+from llm_wrapper.report import evaluations
+from llm_wrapper.report.formatting import percent
 from llm_wrapper.terminal import say
 
 __all__ = ["add_to", "none_below"]
@@ -44,7 +44,7 @@ def none_below(file: Path, system: str, console: Console) -> None:
         RunError: If the system is not in it, gives no probabilities, or was asked with a threshold.
     """
     rows = [row for row in files.load_predictions(file) if row.system == system]
-    facts = compared.facts_of_evaluation(file.parent, file)
+    facts = evaluations.facts_of_evaluation(file.parent, file)
     used = ((facts.get("recipe") or {}).get("prompt") or {}).get("none_below")
     if used:
         raise RunError(f"{file} was made with prompt.none_below={used}; choose from predictions made without")

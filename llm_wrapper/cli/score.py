@@ -29,7 +29,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import Summary, summarize, summarize_systems
 from llm_wrapper.recipe import DataSection, data_folders
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import compared, page, tables
+from llm_wrapper.report import evaluations, formatting, page
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 
@@ -71,15 +71,15 @@ def recompute(path: Path, console: Console, *, beside: Sequence[Path] = (), data
     if beside and not path.is_dir():
         raise RunError(f"{path} is a predictions file; other runs are kept in a run's folder: name that")
     for other in beside:
-        compared.add(path, other)
+        evaluations.add_comparison(path, other)
     found = sorted(path.glob("predictions-*.parquet")) if path.is_dir() else [path]
     if not found:
         raise RunError(f"{path} holds no predictions; make some with: llm-wrapper eval --run {shell_word(path)}")
     for file in found:
         say(console, file.name)
-        console.print(tables.table(summarize_systems(files.load_predictions(file))))
+        console.print(formatting.summary_table(summarize_systems(files.load_predictions(file))))
     if path.is_dir():
-        written = page.write(path, [*data_folders(), *([data_root] if data_root else [])])
+        written = page.write_report(path, [*data_folders(), *([data_root] if data_root else [])])
         say(console, f"the report: {' and '.join(map(str, written))}")
 
 
@@ -149,9 +149,9 @@ def score(job: Job, console: Console) -> Summary:
         "versions": storage.versions(),
     }
     files.save_predictions(folder / f"predictions-{split}.parquet", result.predictions)
-    storage.write_json(folder / f"report-{split}.json", {"rows": tables.rows([summary]), **facts})
-    storage.write_atomic(folder / f"report-{split}.md", tables.markdown([summary]))
-    console.print(tables.table([summary]))
+    storage.write_json(folder / f"report-{split}.json", {"rows": formatting.summary_values([summary]), **facts})
+    storage.write_atomic(folder / f"report-{split}.md", formatting.summary_markdown([summary]))
+    console.print(formatting.summary_table([summary]))
     for line in [*notes, *other, f"kept in {folder}"]:
         say(console, line)
     return summary

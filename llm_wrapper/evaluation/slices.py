@@ -34,6 +34,7 @@ __all__ = [
     "masks",
     "recall",
     "target_shares",
+    "weakest_slices",
 ]
 
 
@@ -82,6 +83,22 @@ def differences_by_slice(
         family: {name: difference(a[mask], b[mask], images[mask], seed=seed) for name, mask in slices.items()}
         for family, slices in masks([first for first, _ in scored]).items()
     }
+
+
+def weakest_slices(
+    predictions: Sequence[Prediction], *, fewest: int = 50, most: int = 3
+) -> list[tuple[str, str, Estimate]]:
+    """Return family, slice and P@1 of the slices with the lowest P@1, lowest first.
+
+    A slice of fewer than `fewest` expressions is not called weak: its P@1 is mostly chance.
+    """
+    found = [
+        (family, name, share)
+        for family, shares in by_slice(predictions).items()
+        for name, share in shares.items()
+        if share.value is not None and share.n >= fewest and name != UNKNOWN
+    ]
+    return sorted(found, key=lambda each: each[2].value or 0.0)[:most]
 
 
 def distractors(predictions: Sequence[Prediction]) -> FloatArray:

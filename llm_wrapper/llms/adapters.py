@@ -214,7 +214,7 @@ def _adapted(skeleton: Any, config: Any) -> Any:
 
 
 def _compare(model: Any, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
-    """Return what does not fit, and the weights of the base model that the file holds, by their names there."""
+    """Return the misfits, and the names in the file of the base model's weights that it holds."""
     own = model.state_dict()
     copies = sorted(weights.keys() & own.keys())
     try:

@@ -130,10 +130,10 @@ class LocalLLM:
             PromptError: If prompts are longer than the model's limit.
         """
         from llm_wrapper.llms.generate import generate
-        from llm_wrapper.llms.score import score
+        from llm_wrapper.llms.score import score_prompts
 
         _require_room(self.loaded, prompts)
-        method = score if self.loaded.section.decode == "score" else generate
+        method = score_prompts if self.loaded.section.decode == "score" else generate
         answers: dict[int, Answer] = {}
         with Progress(console=open_console(stderr=True), disable=not self._progress, transient=True) as bar:
             task = bar.add_task(as_description(self._title), total=len(prompts))
@@ -156,12 +156,12 @@ def reason_first(prompt: Prompt) -> Prompt:
 
 
 def answer_now(prompt: Prompt, reasoning: str) -> Prompt:
-    """Return the prompt that asks for the answer after the reasons; without any it is the question as it stands.
+    """Return the prompt that asks for the answer after the reasons; without any the prompt stays as it is.
 
     Args:
         prompt: The question.
-        reasoning: What the LLM wrote. It is made harmless like foreign text: an expression may have told the LLM to
-            write a chat token, which would end its turn.
+        reasoning: The text of the LLM. It is cleaned like any input: an expression may have asked the LLM to write a
+            chat token, which would end its turn.
     """
     said = clean_text(reasoning)
     if not said:

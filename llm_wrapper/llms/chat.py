@@ -3,7 +3,7 @@
     <|im_start|>user ... <|im_start|>assistant <think></think>  7  <|im_end|>
     |------------------- encode ------------------------------|-completion-|
 
-What a template writes before every number (an empty thought, the channel that answers go to) belongs to the prompt.
+Text that a template writes before every number (an empty thought, the channel of answers) belongs to the prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llm_wrapper.terminal import printable
 __all__ = ["ChatEncoder", "ChatTemplate", "chat_encoder"]
 
 _NUM_CHECKED = 25
-"""Indices whose completions are held against each other: one digit, two, and both beginnings of tens."""
+"""Indices whose completions are compared with each other: one digit, two, and both beginnings of tens."""
 _MAX_TEMPLATE = 1_000_000
 
 
@@ -155,7 +155,7 @@ class ChatEncoder:
         """Return the token ids of an index and the end of the turn.
 
         Raises:
-            ModelError: If the chat template gives no answers that can be told apart.
+            ModelError: If the chat template does not give distinct answers.
         """
         constant, written = self._constant, self._completion(index)
         if written[: len(constant)] != constant:
@@ -186,7 +186,7 @@ class ChatEncoder:
         return constant if self.tokenizer.decode(constant).strip() else ()
 
     def _completion(self, index: int) -> tuple[int, ...]:
-        """Return what the template writes behind the question for an index, up to the end of the turn."""
+        """Return the tokens of an answer as the template writes it, up to the end of the turn."""
         if index not in self._written:
             question = Message("user", "?")
             head = self._text([question], add_generation_prompt=True)

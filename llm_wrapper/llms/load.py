@@ -67,7 +67,7 @@ def _attention(section: LLMSection, where: torch.device) -> str | None:
 
     Elsewhere None: transformers then takes SDPA, and eager for architectures that have no SDPA (Gemma 2, GPT-Neo).
     Flex attention has to be asked for. It spares the mask, a hundredth of a gigabyte for four packs of 1,024 tokens,
-    but needs a compiler, compiles anew as shapes change, and has not run on a GPU.
+    but needs a compiler, recompiles as shapes change, and has not run on a GPU.
 
     Raises:
         ModelError: If flex attention is asked for where torch cannot train with it.
@@ -125,7 +125,7 @@ def loading_failure(section: LLMSection, error: Exception) -> ModelError:
     """Return the error to raise where a model's files cannot be loaded, with a library's message cut short."""
     said = str(error) if len(str(error)) <= _MAX_ERROR else f"{str(error)[:_MAX_ERROR]} .."
     if "trust_remote_code" in said:
-        said = "it brings code of its own, which is never run here; choose a model that transformers itself has"
+        said = "it brings its own code, which is never run here; choose a model that transformers itself has"
     return ModelError(f"llm.model={section.model} cannot be loaded: {said or type(error).__name__}")
 
 
@@ -178,8 +178,8 @@ def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out.
 
     Raises:
-        ModelError: If the model cannot be found or loaded as the section asks, its chat template gives no answers that
-            can be told apart, or its scores would not be those of its own forward pass.
+        ModelError: If the model cannot be found or loaded as the section asks, its chat template does not give distinct
+            answers, or its scores would differ from those of its forward pass.
     """
     from llm_wrapper.llms import adapters  # they load models too
 

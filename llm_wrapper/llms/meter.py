@@ -1,4 +1,4 @@
-"""What a method costs in one unit: tokens that go through the LLM, and tokens that it reads and writes per answer.
+"""Measure the cost of a method in tokens: those that go through the LLM, and those read and written per answer.
 
 The first is measured in the model itself, so whatever asks or trains it is counted alike: padding is, and a prefix that
 several questions share is once. The second is what an answer would cost if its question went alone, to a server say.

@@ -85,7 +85,7 @@ class Poster:
         """Send a request and read its reply; for threads, each with its own connection.
 
         Raises:
-            CallError: If there is no server, it takes too long, or its reply is too large or packed.
+            CallError: If there is no server, no whole reply in time, or one that is too large or packed.
         """
         try:
             return asyncio.run(asyncio.wait_for(self._posted(url, body), self._seconds))
@@ -129,7 +129,7 @@ class Server:
 
     Args:
         section: The recipe's section.
-        wait: Sleeps for so many seconds, and tells whether to give up; an event's `wait` does.
+        wait: Sleeps for a number of seconds, and tells whether to give up; an event's `wait` does.
 
     Raises:
         RecipeError: If the recipe names a key that this user has not allowed to go there.
@@ -185,7 +185,7 @@ class Server:
         try:
             reply = self._poster.post(self.url, sent)
         except CallError as error:
-            raise CallError(self._shown(str(error)), again=error.again) from None
+            raise CallError(self._excerpt(str(error)), again=error.again) from None
         if (name := _refused_parameter(reply)) and name in sent:
             if name not in self._refused:
                 self._refused.add(name)
@@ -195,7 +195,7 @@ class Server:
 
     def _judged(self, reply: Reply) -> Any:
         status = reply.status
-        said = f"HTTP {status}: {self._shown(reply.content[:_MOST_READ].decode('utf-8', 'replace'))}"
+        said = f"HTTP {status}: {self._excerpt(reply.content[:_MOST_READ].decode('utf-8', 'replace'))}"
         if status in (408, 425, 429) or status >= 500:
             wait = seconds_to_wait(reply.headers.get("Retry-After"))
             raise CallError(f"the server is busy or in trouble ({said})", again=True, wait=wait)
@@ -216,7 +216,7 @@ class Server:
             return "llm.server.key_variable names the environment variable whose value is sent as the key; none is"
         return f"the environment variable {name} {'holds another' if self._key else 'is not set'}"
 
-    def _shown(self, text: str) -> str:
+    def _excerpt(self, text: str) -> str:
         """Return the beginning of a text in one line; a server may send the key back."""
         return textwrap.shorten(printable(str(hide_key(text, self._key))[:_MOST_SHOWN]), 300) or "nothing"
 

@@ -1,7 +1,7 @@
 """The formats in which an OpenAI-compatible server is asked: the request of a prompt, the answer of a reply.
 
 - `score`: every index, as the token ids that the chat template gives it, behind the prompt's; the server echoes their
-  log-probabilities (`/completions` with `echo` and `logprobs`: vLLM, SGLang). What `score` is for a local model.
+  log-probabilities (`/completions` with `echo` and `logprobs`: vLLM, SGLang), as `score` does for a local model.
 - `first_token`: one generated answer, and the alternatives to its first token (`logprobs`: vLLM, SGLang, llama.cpp,
   OpenAI). Probabilities only where each index is one token.
 - `choice`: one answer that the server holds to the indices (`response_format` with a JSON schema: vLLM, SGLang,
@@ -27,14 +27,14 @@ from llm_wrapper.services import CallError
 __all__ = ["RequestFormat", "request_format"]
 
 _NUM_ALTERNATIVES = 20
-"""The most that OpenAI and, unless it is told otherwise, vLLM give."""
+"""The most that OpenAI and, by default, vLLM give."""
 _DIGITS = 10
-"""Up to so many answers every index is one token of every tokenizer."""
+"""Up to this number of answers every index is one token of every tokenizer."""
 
 _MAX_TEXT = 1_000_000
 """Characters of an answer; it is kept, and the longest reasons have 4,096 tokens."""
 _IMPOSSIBLE = -9999.0
-"""What vLLM and OpenAI write for minus infinity."""
+"""Written by vLLM and OpenAI for minus infinity."""
 
 
 def _number(value: Any) -> Any:
@@ -146,8 +146,8 @@ class _Scored:
             raise CallError(f"the server answers {len(found.choices)} of the {len(tails)} prompts of a request")
         num_sent = sum(len(head) + len(tail) for tail in tails)
         if found.usage and found.usage.prompt_tokens != num_sent:
-            told = found.usage.prompt_tokens
-            raise CallError(f"the server read {told} tokens where {num_sent} were sent: it adds tokens of its own")
+            num_read = found.usage.prompt_tokens
+            raise CallError(f"the server read {num_read} tokens where {num_sent} were sent: it adds tokens")
         spans = [_span(rows[index], len(head), len(tail)) for index, tail in enumerate(tails)]
         if all(value is None for span in spans for value in span):
             raise _no_echo(len(rows[0]), len(head) + len(tails[0]))
@@ -272,8 +272,8 @@ def _read(form: type[_Form], reply: Any) -> _Form:
     try:
         return form.model_validate(reply)
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, row['loc'])) or 'reply'}: {row['msg']}" for row in error.errors()[:5]]
-        raise CallError(f"the reply has not the form that was asked for: {'; '.join(told)}") from error
+        faults = [f"{'.'.join(map(str, row['loc'])) or 'reply'}: {row['msg']}" for row in error.errors()[:5]]
+        raise CallError(f"the reply has not the form that was asked for: {'; '.join(faults)}") from error
 
 
 def _tokenizer(section: LLMSection) -> Any:

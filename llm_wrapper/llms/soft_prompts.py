@@ -1,10 +1,13 @@
-"""Soft prompts: learned tokens that stand before everything a frozen model reads (prompt and prefix tuning).
+"""Soft prompts: learned tokens before everything a frozen model reads (prompt and prefix tuning).
 
-PEFT puts them before plain rows alone: it drops positions, and takes masks of two dimensions only. Here they go before
-packs too, where they are ancestors of every token, so packed sequences go on seeing what they would see alone.
+PEFT puts them before plain rows alone: it drops positions, and takes masks of two dimensions only. Here they precede
+packs too, as ancestors of every token, so packed sequences still see what they would see alone:
 
-Prompt tuning learns rows of the embeddings (arXiv 2104.08691), so its tokens take columns of their own in the row;
-prefix tuning learns keys and values of every layer (arXiv 2101.00190), which come as a cache that is filled already.
+    prompt tuning   v0 v1 | A B 0 . 1 .     columns in the row: embeddings in place of token ids
+    prefix tuning    (v)  | A B 0 . 1 .     keys and values of every layer: a cache that is filled already
+    position        0  1    2 3 4 5 4 5
+
+Prompt tuning learns rows of the embeddings (arXiv 2104.08691), prefix tuning keys and values (arXiv 2101.00190).
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ _WEIGHT = "prompt_embeddings"
 
 
 def is_soft(model: Any) -> bool:
-    """Tell whether learned tokens stand before what a model reads."""
+    """Tell whether a model reads learned tokens first."""
     return isinstance(model, peft.PeftModel) and bool(model.active_peft_config.is_prompt_learning)
 
 
@@ -45,13 +48,13 @@ def num_virtual(model: Any) -> int:
 
 
 def num_columns(model: Any) -> int:
-    """Return how many columns of a model's outputs stand before that of the first token."""
+    """Return how many columns of a model's outputs precede that of the first token."""
     is_in_row = is_soft(model) and model.active_peft_config.peft_type == peft.PeftType.PROMPT_TUNING
     return num_virtual(model) if is_in_row else 0
 
 
 def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the base model takes for a batch, with the learned tokens before it; without any the batch itself.
+    """Put the learned tokens before a batch of the base model; without any the batch stays as it is.
 
     Args:
         model: With or without a soft prompt.
@@ -97,7 +100,7 @@ def _seen(mask: torch.Tensor, count: int, *, in_row: bool) -> torch.Tensor:
 
 
 def to_continue(model: Any, input_ids: torch.Tensor, mask: torch.Tensor, *, fill: int) -> dict[str, Any]:
-    """Return what the base model's `generate` takes to continue rows that are padded on the left.
+    """Return the arguments with which the base model's `generate` continues rows that are padded on the left.
 
     Not PEFT's own `generate`: it counts padding as positions behind the tokens of prompt tuning, so an answer would
     depend on the other rows.
@@ -139,7 +142,7 @@ def require_fitting(skeleton: Any, config: peft.PeftConfig, weights: Mapping[str
         ValueError: With every difference.
     """
     wanted = copy.deepcopy(config)
-    wanted.inference_mode = True  # or a foreign one may have PEFT load a tokenizer that it names
+    wanted.inference_mode = True  # or PEFT would load the tokenizer that a third-party adapter names
     for name in _SHAPE:  # PEFT takes these from the adapter, whatever the model is
         setattr(wanted, name, None)
     with torch.device("meta"):  # nothing is allocated for a number of tokens that the file does not hold

@@ -1,8 +1,11 @@
-"""Steers a local LLM while it writes, from a worse prompt towards a better one (GLOV, arXiv 2410.06154).
+"""Steer a local LLM while it writes, from a worse prompt towards a better one (GLOV, arXiv 2410.06154).
 
-A prompt is represented by the mean of its tokens' hidden states after a middle layer. What a better prompt has more
-than a worse one, times a strength, is added to the hidden state from which each new token is made. The strength is
-constant: what was added for one token is kept in the cache of the later layers, and not added again.
+A prompt is represented by the mean of its tokens' hidden states after a middle layer. The difference of
+a better prompt and a worse one, times a strength, is added to the hidden state from which each new token is made. The
+strength is constant: an addition for one token stays in the cache of the later layers, and is not added again.
+
+    layer l output (1, t, d)   h0 h1 .. ht        after the cache is filled, t = 1: each new token is steered once
+                                        + alpha * (mean h(better) - mean h(worse))
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def layer_of(model: Any, number: int | None) -> torch.nn.Module:
     """Return a decoder layer, counted from 1; by default the middle one.
 
     Raises:
-        ModelError: If there are not so many.
+        ModelError: If there are fewer layers.
     """
     layers = _layers(model)
     wanted = middle(model) if number is None else number
@@ -59,7 +62,7 @@ def _hidden(output: Any) -> torch.Tensor:
 def pooled_state(llm: LoadedLLM, text: str, layer: int | None = None) -> torch.Tensor:
     """Return the mean of the hidden states of a text's tokens after a layer, (d,) in float32.
 
-    Special tokens that the tokenizer puts around a text are left out: they are the same for all texts, and the state of
+    Special tokens that the tokenizer puts around a text do not count: they are the same for all texts, and the state of
     the first one is so large in many models that it would be most of the mean.
     """
     tokens = llm.tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
@@ -74,7 +77,7 @@ def pooled_state(llm: LoadedLLM, text: str, layer: int | None = None) -> torch.T
 
 
 def offset(llm: LoadedLLM, better: str, worse: str, layer: int | None = None) -> torch.Tensor:
-    """Return what a better prompt's pooled state has more than a worse one's, (d,) in float32."""
+    """Return the pooled state of a better prompt minus that of a worse one, (d,) in float32."""
     return pooled_state(llm, better, layer) - pooled_state(llm, worse, layer)
 
 

@@ -14,7 +14,7 @@ from llm_wrapper import runs, storage
 from llm_wrapper.errors import DataError
 from llm_wrapper.readers import read_text
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.report.tables import escape_markdown
+from llm_wrapper.report.formatting import escape_markdown
 from llm_wrapper.storage import inside
 
 __all__ = ["card", "write_card"]

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from llm_wrapper import storage
+from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.report.plots import drawing_settings
-from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.search.confirm import ConfirmedPrompt
 from llm_wrapper.search.history import EvaluatedPrompt, History, RefusedProposal
 from llm_wrapper.search.leaderboard import Leaderboard

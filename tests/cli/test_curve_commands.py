@@ -118,7 +118,7 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     asked = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")}
     drawn, table = picture.read_bytes(), table_of("mine")
     monkeypatch.setattr(load, "load_model", None)  # whoever trains or asks now must fail
-    monkeypatch.setattr("llm_wrapper.cli.curve_commands.run_training", None)
+    monkeypatch.setattr("llm_wrapper.cli.grids.run_training", None)
     assert "samples-12 is trained already" in run(*args)
     assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")} == before
     assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")} == asked
@@ -133,20 +133,20 @@ def test_subsets_are_nested_and_end_where_the_data_does(options: list[str], monk
         limits.append(recipe.train.limit)
         return original(recipe, folder, console)
 
-    monkeypatch.setattr("llm_wrapper.cli.curve_commands.run_training", train)
+    monkeypatch.setattr("llm_wrapper.cli.grids.run_training", train)
     sizes = ("--samples", 2000, "--samples", 3, "--samples", 1000)
     printed = run("curve", *sizes, "--limit", 5, *options, "train.max_steps=1", "train.warmup_steps=9")
     assert limits == [3, 1000]
-    assert "there are fewer than 1000 samples: larger sizes are left out" in printed
+    assert "there are fewer than 1000 samples: larger sizes are skipped" in printed
     found = curve_of("toy-smollm2-toy")
     assert [point["name"] for point in found["points"]] == ["samples-3", "samples-1000"]
     notes = found["notes"]
     assert "toy / toy: the first 5 expressions only" in notes
     assert "samples-3: 1 steps in all, while the learning rate rises for train.warmup_steps=9 of them" in notes
-    assert not any("keeps few adapters" in note for note in notes)
+    assert not any("keeps few intermediate adapters" in note for note in notes)
 
     told = fail(RunError, "curve", *sizes, *options, "train.max_steps=1", "train.learning_rate=0.5")
-    assert "samples-3 was trained by another recipe; name another curve with --name, or rm -r runs/curve" in told
+    assert "samples-3 is of another recipe; name another with --name, or rm -r runs/curve" in told
     assert "train.learning_rate: 0.01 there, 0.5 now" in told
 
 

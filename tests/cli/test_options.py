@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs, services
-from llm_wrapper.cli import transfer_commands
+from llm_wrapper.cli import grids
 from llm_wrapper.cli.options import chosen, name_of, named, overridden
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.grid import Column
 from llm_wrapper.recipe import Recipe, compose
 from tests.first_images import copy_first_images
 from tests.test_cli import fail, run
@@ -152,6 +153,22 @@ def test_predict_with_a_run_takes_its_detector(toy: Path) -> None:
     assert boxes_of[0] == boxes_of[1] != boxes_of[2]
 
 
+def column_recipes(monkeypatch: pytest.MonkeyPatch, verb: str, *args: str) -> list[Recipe]:
+    """Run a verb on empty columns, and return the recipes that it makes columns of."""
+    seen: list[Recipe] = []
+
+    def load_columns(recipes: list[Recipe], *_: object, **__: object) -> tuple[list[Column], list[str]]:
+        seen.extend(recipes)
+        return [Column(each.vlm, []) for each in recipes], []
+
+    monkeypatch.setattr(grids, "load_columns", load_columns)
+    monkeypatch.setattr(
+        grids, "fill", lambda rows, columns, _: {(row.name, c.name): "-" for row in rows for c in columns}
+    )
+    run(verb, "--run", RUN, *args)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("args", "columns", "folder"),
     [
@@ -166,11 +183,9 @@ def test_transfer_is_about_the_columns_of_its_runs(
 ) -> None:
     finished(toy)
     finished(toy, Path("runs/other"), vlm="toy", data="mine")
-    jobs: list[transfer_commands.Job] = []
-    monkeypatch.setattr(transfer_commands, "transfer", lambda job, console: jobs.append(job))
-    run("transfer", "--run", RUN, "--run", "runs/other", *args, f"data.root={json.dumps(str(toy))}")
-    assert [f"{each.vlm} / {each.data.name}" for each in jobs[0].recipes] == columns
-    assert jobs[0].folder == Path("runs/transfer") / folder
+    recipes = column_recipes(monkeypatch, "transfer", "--run", "runs/other", *args, f"data.root={json.dumps(str(toy))}")
+    assert [f"{each.vlm} / {each.data.name}" for each in recipes] == columns
+    assert (Path("runs/transfer") / folder / "matrix.json").is_file()
 
 
 def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,10 +195,9 @@ def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPat
     told = fail(RecipeError, "ensemble", "--run", RUN, "--run", "runs/other")
     assert "several detectors and data sets (toy-gray / toy, toy / toy): name one by --vlm and --data" in told
     finished(toy, Path("runs/both"), vlm="toy+toy-gray")
-    jobs: list[transfer_commands.Job] = []
-    monkeypatch.setattr(transfer_commands, "ensemble", lambda job, console: jobs.append(job))
-    run("ensemble", "--run", RUN, "--run", "runs/both")
-    assert [each.vlm for each in jobs[0].recipes] == ["toy+toy-gray"]
+    recipes = column_recipes(monkeypatch, "ensemble", "--run", "runs/both")
+    assert [each.vlm for each in recipes] == ["toy+toy-gray", "toy", "toy-gray"]
+    assert Path("runs/ensemble/toy+toy-gray-toy/matrix.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import DataSection, compose
-from llm_wrapper.report import tables
+from llm_wrapper.report import formatting
 
 TOY = Path(__file__).parents[2] / "data" / "toy"
 NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
@@ -75,7 +75,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     assert report["notes"] == [line for line in lines if "have no prediction" in line or "a prediction alone" in line]
     share = (num_lines - len(range(0, num_lines, 5))) / num_lines
     assert f"over the {num_lines} samples with a prediction alone, P@1 is {100 * share:.1f}" in lines
-    assert (folder / "report-val.md").read_text() == tables.markdown(summarize_systems(rows))
+    assert (folder / "report-val.md").read_text() == formatting.summary_markdown(summarize_systems(rows))
     again = CliRunner().invoke(main.app, ["report", str(folder)])
     assert printed.partition(report["notes"][0])[0].strip() in again.stdout
 

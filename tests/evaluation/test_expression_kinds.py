@@ -122,6 +122,6 @@ def test_an_expression_of_nothing_but_prepositions_is_read_once(monkeypatch: pyt
             copied.append(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 0)
             return super().__getitem__(key)
 
-    monkeypatch.setattr(slices, "words_of", lambda text: Words(text.split()))
+    monkeypatch.setattr(slices, "split_words", lambda text: Words(text.split()))
     kinds_of("in " * 5_000)
     assert sum(copied) < 10 * 5_000

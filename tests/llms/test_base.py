@@ -28,8 +28,8 @@ def prompts(*lengths: int) -> list[tiny.Prompt]:
 
 @pytest.mark.parametrize("decode", ["score", "generate"])
 def test_all_prompts_beyond_the_limit_are_named_at_once(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("score", "generate"):
-        monkeypatch.setattr(f"llm_wrapper.llms.{name}.{name}", lambda *_: pytest.fail("a prompt was asked"))
+    for name in ("score.score_prompts", "generate.generate"):
+        monkeypatch.setattr(f"llm_wrapper.llms.{name}", lambda *_: pytest.fail("a prompt was asked"))
     llm = small_llm(decode=decode)
     with pytest.raises(
         PromptError, match=r"prompts of 2 samples .* samples s1 \(.* tokens\), s3 \(.* tokens\)\."

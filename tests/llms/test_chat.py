@@ -286,7 +286,7 @@ def test_a_template_that_fails_is_one_error_that_says_what_to_set(template: str,
 def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(9)) + "{% endfor %}" * 9
     monkeypatch.setattr(TEMPLATES, "seconds", 0.5)
-    with pytest.raises(ModelError, match=r"fails: it takes longer than 0.5 seconds"):
+    with pytest.raises(ModelError, match=r"fails: it runs longer than 0.5 seconds"):
         ChatEncoder(tiny.tokenizer("chatml"), loops).encode(tiny.said("dog"))
     monkeypatch.undo()
     assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog"))

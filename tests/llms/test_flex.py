@@ -25,7 +25,7 @@ from transformers.integrations import flex_attention as integration
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load, sharing
 from llm_wrapper.llms.packing import Pack, block_mask, collate, pack_tree
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import additive_mask
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.training import memory_estimate, model_sizes, trainer
@@ -233,8 +233,8 @@ def test_scores_are_those_of_unshared_prompts(architecture: str, style: str) -> 
 
 
 def assert_scores_are_unshared(architecture: str, style: str) -> None:
-    ours = dict(score(tiny.llm(architecture, style, attention="flex_attention"), some_prompts()))
-    theirs = dict(score(tiny.llm(architecture, style, attention="sdpa"), some_prompts(), share=False))
+    ours = dict(score_prompts(tiny.llm(architecture, style, attention="flex_attention"), some_prompts()))
+    theirs = dict(score_prompts(tiny.llm(architecture, style, attention="sdpa"), some_prompts(), share=False))
     for place, answer in theirs.items():
         assert ours[place].probabilities == pytest.approx(answer.probabilities, abs=1e-5)
         assert ours[place].mass == pytest.approx(answer.mass, rel=1e-4)

@@ -138,7 +138,7 @@ CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "Auto
         pytest.param(
             "tokenizer_config.json",
             {"auto_map": CODE, "tokenizer_class": "T"},
-            "code of its own",
+            "its own code",
             id="tokenizer's code",
         ),
     ],

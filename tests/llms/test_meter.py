@@ -10,7 +10,7 @@ import torch
 from llm_wrapper.llms.base import LocalLLM, add_reasoning
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.meter import CountingLLM, Spoken, metered
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
@@ -41,13 +41,13 @@ def test_scoring_counts_packs_and_generation_what_is_new() -> None:
     (question, *_) = prompts()
     length = len(llm.encoder.encode(question))
     with metered(training=THREE) as alone:
-        list(score(llm, [question]))
+        list(score_prompts(llm, [question]))
     # Behind the prompt come the first tokens of the answers, and ends of turn.
     assert length < alone.tokens <= length + sum(len(llm.encoder.completion(i)) for i in range(3))
     with metered(training=THREE) as unshared:
-        list(score(llm, prompts(), share=False))
+        list(score_prompts(llm, prompts(), share=False))
     with metered(training=THREE) as shared:
-        list(score(llm, prompts()))
+        list(score_prompts(llm, prompts()))
     assert shared.tokens < unshared.tokens
     with metered(training=THREE) as written:
         ((_, answer),) = generate(llm, [question])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm_wrapper.llms import server_formats
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Prompt
@@ -31,7 +31,7 @@ def questions() -> list[Prompt]:
 @torch.inference_mode()
 def test_scores_equal_brute_force_and_those_that_share_nothing(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style)
-    shared, alone = (dict(score(llm, questions(), share=share)) for share in (True, False))
+    shared, alone = (dict(score_prompts(llm, questions(), share=share)) for share in (True, False))
     for place, asked in enumerate(questions()):
         head, sums = llm.encoder.encode(asked), []
         for index in range(len(asked.candidates) + 1):

@@ -18,7 +18,7 @@ from llm_wrapper.llms import score as score_module
 from llm_wrapper.llms.base import LocalLLM, load_llm
 from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.meter import metered
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import logits_at
 from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
@@ -27,7 +27,7 @@ pairs = pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".
 
 
 def by_place(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
-    answers = list(score(llm, prompts))
+    answers = list(score_prompts(llm, prompts))
     assert sorted(place for place, _ in answers) == list(range(len(prompts)))
     return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
 
@@ -229,7 +229,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     llm = tiny.llm()
     with torch.no_grad():
         llm.model.lm_head.weight[7] = torch.nan
-    with pytest.raises(ModelError, match=r"llm\.model=tiny-llama gives scores that are no numbers.*float32"):
+    with pytest.raises(ModelError, match=r"llm\.model=tiny-llama gives non-finite scores.*float32"):
         by_place(llm, questions())
 
 
@@ -249,7 +249,7 @@ def raising(error: Exception) -> Any:
 
 
 def test_nothing_asked_nothing_answered() -> None:
-    assert list(score(tiny.llm(), [])) == []
+    assert list(score_prompts(tiny.llm(), [])) == []
     assert LocalLLM(tiny.llm(), progress=False).answer([]) == []
 
 

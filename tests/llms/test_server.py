@@ -180,7 +180,7 @@ def echoed(*rows: list[Any], indices: tuple[int, ...] | None = None, read: int |
         pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], indices=(0, 0)), "answers 2 of the 2", id="twice-one"),
         pytest.param(lambda n: echoed(*[[-1.0] * (k - 1) for k in n]), "does not echo", id="one-token-short"),
         pytest.param(lambda n: echoed(*[[-1.0] * (k + 2) for k in n]), "does not echo", id="more-tokens"),
-        pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], read=sum(n) + 2), "adds tokens of its own", id="bos"),
+        pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], read=sum(n) + 2), "it adds tokens", id="bos"),
         pytest.param(lambda n: echoed(*[[None] * k for k in n]), "does not echo", id="all-null"),
         pytest.param(lambda n: echoed(*[[0.9] * k for k in n]), "less than or equal", id="probabilities"),
         pytest.param(

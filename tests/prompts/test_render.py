@@ -283,14 +283,14 @@ def test_a_wrong_template_says_what_is_wrong(tmp_path: Path, source: str, reason
             "{% for i in range(99999) %}" * 25 + "x" + "{% endfor %}" * 25, "nested blocks", id="nested-loops"
         ),
         pytest.param("{% for i in range(99999) %}" * 4 + "x" + "{% endfor %}" * 4, "more than 1,000,000", id="endless"),
-        pytest.param("{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4, "it takes longer", id="silent"),
+        pytest.param("{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4, "it runs longer", id="silent"),
         pytest.param("{# x #}" * 10_000, "more than the 65536", id="source"),
     ],
 )
 def test_a_template_without_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
-    monkeypatch.setattr(rendering.TEMPLATES, "seconds", 0.5 if reason == "it takes longer" else 10.0)
+    monkeypatch.setattr(rendering.TEMPLATES, "seconds", 0.5 if reason == "it runs longer" else 10.0)
     with pytest.raises(PromptError, match=reason):
         render_prompt(SAMPLE, CANDIDATES, own(tmp_path, source))
     assert text(render_prompt(SAMPLE, CANDIDATES, own(tmp_path / "..", "{{ expression }}"))) == SAMPLE.expression

@@ -14,7 +14,7 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.soft_prompts import SoftPromptModel, prepended
 from llm_wrapper.records import Prompt
 from llm_wrapper.training import trainer
@@ -194,8 +194,8 @@ def test_scores_equal_the_log_probabilities_of_pefts_forward_pass(
     architecture: str, style: str, attention: str, method: str, tmp_path: Path
 ) -> None:
     llm = reloaded(architecture, style, method, tmp_path, attention=attention)
-    answers = dict(score(llm, prompts()))
-    bare = dict(score(tiny.llm(architecture, style), prompts()))
+    answers = dict(score_prompts(llm, prompts()))
+    bare = dict(score_prompts(tiny.llm(architecture, style), prompts()))
     for place, prompt in enumerate(prompts()):
         row = llm.encoder.encode(prompt)
         values = torch.tensor([alone(llm, row, llm.encoder.completion(i)) for i in range(len(prompt.candidates))])
@@ -236,10 +236,10 @@ def greedy(llm: LoadedLLM, row: list[int]) -> Iterator[int]:
 @methods
 def test_a_model_in_16_bit_answers_by_tokens_in_32(method: str, tmp_path: Path) -> None:
     llm = reloaded("llama", "chatml", method, tmp_path)
-    expected = dict(score(llm, prompts()))
+    expected = dict(score_prompts(llm, prompts()))
     half = tiny.llm()
     half.model.to(torch.bfloat16)
-    found = dict(score(add_adapter(half, tmp_path), prompts()))
+    found = dict(score_prompts(add_adapter(half, tmp_path), prompts()))
     weight = add_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
     assert weight.dtype == torch.float32
     assert found[0].probabilities == pytest.approx(expected[0].probabilities, abs=0.1)

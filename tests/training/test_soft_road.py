@@ -20,7 +20,7 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.load import load_model
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card
 from llm_wrapper.training import memory_estimate, model_sizes, trainer
@@ -270,6 +270,7 @@ def test_each_method_trains_a_4bit_model(method: str, tmp_path: Path) -> None:
     assert sum(losses[-5:]) < sum(losses[:5])
     question = [tiny.prompt("number 1", 3)]
     untrained, tuned = (
-        dict(score(each, question))[0] for each in (load_model(section), load_model(section, tmp_path / "adapter"))
+        dict(score_prompts(each, question))[0]
+        for each in (load_model(section), load_model(section, tmp_path / "adapter"))
     )
     assert (tuned.mass or 0) > (untrained.mass or 0)

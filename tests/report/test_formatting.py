@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper.metrics import KindSummary, Summary
-from llm_wrapper.report.tables import escape_markdown, markdown, rows, table
+from llm_wrapper.report.formatting import escape_markdown, summary_markdown, summary_table, summary_values
 from llm_wrapper.statistics import Interval
 
 FULL = Summary(
@@ -29,12 +29,12 @@ EMPTY = Summary("nothing", 0, 0, 3, None, None, None, None, None, None, {}, {}, 
 def shown(*summaries: Summary) -> str:
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        console.print(table(summaries))
+        console.print(summary_table(summaries))
     return capture.get()
 
 
 def test_markdown_is_pinned() -> None:
-    assert markdown([FULL, EMPTY]) == (
+    assert summary_markdown([FULL, EMPTY]) == (
         "| system | P@1 > 0.5 (95 % CI) | P@1 >= 0.5 | mean IoU | n | decisions | failures |\n"
         "| --- | ---: | ---: | ---: | ---: | --- | --- |\n"
         "| flo2-llama3 | 68.3 (67.1 to 69.4) | 68.3 | 0.644 | 4896 | llm 4800, fallback 96 | not_a_number 96 |\n"
@@ -44,28 +44,28 @@ def test_markdown_is_pinned() -> None:
 
 def test_terminal_table_holds_the_same_cells() -> None:
     text = shown(FULL, EMPTY)
-    for line in markdown([FULL, EMPTY]).splitlines()[2:]:
+    for line in summary_markdown([FULL, EMPTY]).splitlines()[2:]:
         assert all(cell.strip() in text for cell in line.strip("|").split("|"))
 
 
 def test_a_single_image_shows_that_there_is_no_interval() -> None:
-    assert "| 68.3 (no CI) |" in markdown([replace(FULL, ci=None)])
+    assert "| 68.3 (no CI) |" in summary_markdown([replace(FULL, ci=None)])
 
 
 def test_a_true_zero_is_not_missing() -> None:
-    assert "| 0.0 (0.0 to 0.0) |" in markdown([replace(FULL, p_at_1=0.0, ci=Interval(0.0, 0.0))])
+    assert "| 0.0 (0.0 to 0.0) |" in summary_markdown([replace(FULL, p_at_1=0.0, ci=Interval(0.0, 0.0))])
 
 
 def test_hostile_names_stay_in_their_cell() -> None:
     hostile = replace(FULL, system="[bold]a|b\n<img>[/]", failures={"x|y": 1})
     assert "[bold]a|b" in shown(hostile)
-    (line,) = markdown([hostile]).splitlines()[2:]
+    (line,) = summary_markdown([hostile]).splitlines()[2:]
     assert line.startswith("| \\[bold\\]a\\|b &lt;img>\\[/\\] |")
     assert line.replace("\\|", "").count("|") == 8
 
 
 def test_rows_are_json_with_every_number_unrounded() -> None:
-    full, empty = json.loads(json.dumps(rows([FULL, EMPTY]), allow_nan=False))
+    full, empty = json.loads(json.dumps(summary_values([FULL, EMPTY]), allow_nan=False))
     assert full["name"] == "flo2-llama3"
     assert (full["p_at_1"], full["ci"], full["ci_ge"]) == (0.68284, [0.6712, 0.69449], [0.671, 0.6951])
     assert (full["n"], full["num_images"], full["oracle_p_at_1"]) == (4896, 1300, 0.96)
@@ -78,8 +78,8 @@ def test_rows_are_json_with_every_number_unrounded() -> None:
 
 
 def test_tables_of_nothing_have_a_header_only() -> None:
-    assert markdown([]).count("\n") == 2
-    assert rows([]) == []
+    assert summary_markdown([]).count("\n") == 2
+    assert summary_values([]) == []
     assert "system" in shown()
 
 
@@ -112,7 +112,7 @@ def test_no_interval_breaks_over_two_lines_at_80_columns() -> None:
     console = Console(width=80, color_system=None)
     wide = replace(FULL, system="another-run-with-a-long-name: tuned", num_without_target=3)
     with console.capture() as capture:
-        console.print(table([FULL, wide]))
+        console.print(summary_table([FULL, wide]))
     lines = capture.get().splitlines()
     assert sum("68.3 (67.1 to 69.4)" in line for line in lines) == 2
     assert all(len(line) <= 80 for line in lines)

@@ -10,13 +10,14 @@ import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.evaluation import systems, transfer_rows
-from llm_wrapper.evaluation.transfer import Column, Predict, System, fill, measure
+from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation.grid import Column, Predict, System, compare_cells, fill, llm_system
 from llm_wrapper.llms import base
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
-from llm_wrapper.report import matrix as tables
+from llm_wrapper.report.grid import study_section
+from llm_wrapper.report.grid_values import matrix_values
 from tests.fake_llm import FakeLLM
 
 RIGHT, WRONG = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
@@ -119,15 +120,13 @@ def test_an_interrupted_matrix_goes_on(tmp_path: Path) -> None:
 def test_a_prompt_that_cannot_be_made_leaves_its_cell_empty(tmp_path: Path) -> None:
     llm = Llm(prompt_format="coords_scores")
     columns, rows = [column("with scores / x"), column("without / x", score=None)], [DETECTOR, llm.system]
-    matrix = measure(fill(rows, columns, tmp_path), rows, columns, detector="detector")
-    cell = matrix.cells["tuned on a", "without / x"]
+    cells = {(cell.system, cell.column): cell for cell in compare_cells(fill(rows, columns, tmp_path), rows, columns)}
+    cell = cells["tuned on a", "without / x"]
     assert cell.summary is None
     assert "has no score" in (cell.problem or "")
-    text = tables.markdown(matrix, [])
-    assert "| tuned on a | 100.0 (100.0 to 100.0) | no data |" in text
-    assert "- tuned on a on without / x: candidate 0 (cat) has no score" in text
-    tables.heat_map(matrix, tmp_path / "map.png")
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    section = study_section("transfer", "x", matrix_values([*cells.values()]))
+    assert ["tuned on a", "100.0 (100.0 to 100.0)", "no data"] in section.tables[0].rows
+    assert any(note.startswith("tuned on a on without / x: candidate 0 (cat) has no score") for note in section.notes)
 
 
 def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
@@ -139,26 +138,32 @@ def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_gains_are_over_the_detector_and_the_same_llm_untrained(tmp_path: Path) -> None:
+def test_gains_are_over_the_detector_the_same_llm_untrained_and_the_point_before(tmp_path: Path) -> None:
     before, after = Llm(1, name="untrained"), Llm(0, name="tuned")
     tuned = replace(after.system, baseline="untrained", home=frozenset({"a / x"}))
-    rows, columns = [DETECTOR, before.system, tuned], [column("a / x"), column("b | <x>")]
-    matrix = measure(fill(rows, columns, tmp_path), rows, columns, detector="detector")
-    home = matrix.cells["tuned", "a / x"]
-    assert (home.at_home, matrix.cells["tuned", "b | <x>"].at_home) == (True, False)
+    later = replace(tuned, name="later", previous="tuned")
+    rows, columns = [DETECTOR, before.system, tuned, later], [column("a / x"), column("b | <x>")]
+    cells = {(cell.system, cell.column): cell for cell in compare_cells(fill(rows, columns, tmp_path), rows, columns)}
+    home = cells["tuned", "a / x"]
+    assert (home.at_home, cells["tuned", "b | <x>"].at_home) == (True, False)
     assert home.over_detector is not None
     assert home.over_untrained is not None
     assert (home.over_detector.b, home.over_detector.p_at_1.value) == ("detector", 1.0)
     assert (home.over_untrained.b, home.over_untrained.mcnemar.only_a) == ("untrained", 4)
-    assert matrix.cells["detector", "a / x"].over_detector is None
-    assert matrix.cells["untrained", "a / x"].over_untrained is None
-    text = tables.markdown(matrix, ["a note"])
-    assert "| tuned | **100.0 (100.0 to 100.0)** | 100.0 (100.0 to 100.0) |" in text
-    assert "| tuned | +100.0 (100.0 to 100.0), p = 0.125 | +100.0 (100.0 to 100.0), p = 0.125 |" in text
+    assert cells["detector", "a / x"].over_detector is None
+    assert cells["untrained", "a / x"].over_untrained is None
+    assert home.over_previous is None
+    previous = cells["later", "a / x"].over_previous
+    assert previous is not None
+    assert (previous.b, previous.p_at_1.value) == ("tuned", 0.0)
+    values = matrix_values([*cells.values()])
+    text = study_section("transfer", "x", {**values, "notes": ["a note"]}).markdown()
+    assert "| tuned | 100.0 (100.0 to 100.0) \\* | 100.0 (100.0 to 100.0) |" in text
+    assert "| tuned | +100.0 (+100.0 to +100.0), p = 0.125 | +100.0 (+100.0 to +100.0), p = 0.125 |" in text
     assert "| system | a / x | b \\| &lt;x> |" in text
     assert "- a / x: 4 expressions with a target, 4 images\n" in text
     assert text.endswith("- a note\n")
-    plain = {(cell["system"], cell["column"]): cell for cell in tables.plain(matrix)}
+    plain = {(cell["system"], cell["column"]): cell for cell in values["cells"]}
     assert plain["tuned", "a / x"]["result"]["p_at_1"] == 1.0
     assert plain["tuned", "a / x"]["over_untrained"]["p_at_1"]["value"] == 1.0
     assert plain["detector", "a / x"]["over_detector"] is None
@@ -186,17 +191,17 @@ def served(**changes: object) -> Recipe:
     ],
 )
 def test_a_key_holds_what_decides_answers(changes: dict[str, object], is_same: bool) -> None:
-    first, second = transfer_rows.asked("a", served()), transfer_rows.asked("a", served(**changes))
+    first, second = llm_system("a", served()), llm_system("a", served(**changes))
     assert (dict(first.identity) == dict(second.identity)) == is_same
 
 
 def test_what_was_averaged_is_no_more_taken_for_what_an_earlier_version_asked_once() -> None:
-    assert transfer_rows.asked("a", served(orders=3)).identity["averaged_over"] == 3
-    assert "averaged_over" not in transfer_rows.asked("a", served()).identity
+    assert llm_system("a", served(orders=3)).identity["averaged_over"] == 3
+    assert "averaged_over" not in llm_system("a", served()).identity
 
 
 def test_answers_are_averaged_over_the_orders_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = FakeLLM(lambda prompts: [Answer(probabilities=(0.9, 0.1), mass=1.0) for _ in prompts])
     monkeypatch.setattr(base, "load_llm", lambda *_, **__: llm)
-    rows = transfer_rows.asked("a", served(orders=3), builder=builder("compact")).load()(column("a / x"))
+    rows = llm_system("a", served(orders=3), builder=builder("compact")).load()(column("a / x"))
     assert (len(llm.prompts), len(rows)) == (12, 4)

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import main, methods_commands
+from llm_wrapper.cli import main, method_rows, methods
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
 from llm_wrapper.evaluation import predictions as files
@@ -128,14 +128,14 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
     assert (FOLDER / "methods.md").read_text(encoding="utf-8") == table
     assert {path: path.stat().st_mtime_ns for path in (FOLDER / "lora").rglob("*") if path.is_file()} == before
 
-    written, _ = page.write(FOLDER / "lora")
+    written, _ = page.write_report(FOLDER / "lora")
     shown = written.read_text(encoding="utf-8")
     assert "Methods: mine" in shown
     assert "P@1 against compute" in shown
 
     # Other samples: the adapter is used again, and the budget of the first question decides nothing.
     with monkeypatch.context() as context:
-        context.setattr("llm_wrapper.cli.methods_row_commands.run_training", None)
+        context.setattr("llm_wrapper.cli.method_rows.run_training", None)
         compare(*args, "--limit", "5")
     assert (FOLDER / "lora" / "predictions-val-first-5.parquet").is_file()
     (beside,) = FOLDER.parent.glob("mine-*/methods.md")
@@ -154,7 +154,7 @@ def test_a_row_that_fails_loses_no_other_and_is_tried_again(
         raise RuntimeError("out of | memory")
 
     with monkeypatch.context() as context:
-        context.setattr("llm_wrapper.cli.methods_row_commands.run_training", breaks)
+        context.setattr("llm_wrapper.cli.method_rows.run_training", breaks)
         printed = compare(*args, code=1)
     found = {row["name"]: row for row in facts()["rows"]}
     assert found["lora"]["problem"] == "RuntimeError: out of | memory"
@@ -177,7 +177,7 @@ def test_without_the_untrained_llm_there_are_no_gains(options: list[str], monkey
     (FOLDER / "untrained" / "predictions-val-first-4.parquet").write_bytes(b"")
     printed = compare("--method", "in-context", *options, "--limit", "4", code=1)
     assert "untrained failed: DataError" in printed
-    assert "nothing can be said of gains" in printed
+    assert "there are no gains, as there is no untrained LLM" in printed
     (beside,) = FOLDER.parent.glob("mine-*/methods.json")
     assert json.loads(beside.read_text(encoding="utf-8"))["rows"][1]["over_untrained"] is None
 
@@ -233,7 +233,7 @@ def test_a_training_whose_length_cannot_be_told_fails_alone(
     def step_tokens(_: object) -> float:
         raise CacheError("no detections")
 
-    monkeypatch.setattr(methods_commands, "step_tokens", step_tokens)
+    monkeypatch.setattr(method_rows, "step_tokens", step_tokens)
     printed = compare(*THREE, *options, "--limit", "4", "--compute", "1", *LORA, code=1)
     assert "lora failed: CacheError: no detections" in printed
     assert took()["in-context"]["num_asked"] == 4
@@ -255,7 +255,7 @@ def test_a_stop_is_no_failure_of_a_row(options: list[str], monkeypatch: pytest.M
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(methods_commands, "made_of", stop)
+    monkeypatch.setattr(method_rows, "make_row", stop)
     assert invoke("compare-methods", *THREE, *options).exit_code != 0
     assert not (FOLDER / "methods.json").exists()
 
@@ -271,7 +271,7 @@ def test_a_stop_is_no_failure_of_a_row(options: list[str], monkeypatch: pytest.M
         pytest.param(["--llm", "rule", "llm.model=null"], "LLM=rule is no LLM", id="rule"),
         pytest.param(["--split", "train"], "untrained: split train is evaluated on", id="train-is-evaluated"),
         pytest.param(["data.train_split=test"], "lora: split test is evaluated on", id="test-is-trained-on"),
-        pytest.param(["train.limit=9"], "train.limit=9: say it by --labelled", id="own-option"),
+        pytest.param(["train.limit=9"], "train.limit=9: use --labelled", id="own-option"),
         pytest.param(["prompt.reasoning_tokens=9"], "reasoning_tokens=9: it is for none of untrained", id="none"),
         pytest.param(["train.learning_rat=9"], "unknown key 'train.learning_rat'", id="typing-error"),
     ],
@@ -293,11 +293,11 @@ def test_missing_detections_are_told_before_anything_is_loaded(
 def test_another_llm_may_propose(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def compared(job: Any, console: Console) -> Any:
+    def compared(job: Any) -> dict[str, Any]:
         asked.update(job.recipes)
-        return type("Found", (), {"rows": ()})
+        return {}
 
-    monkeypatch.setattr(methods_commands, "compare", compared)
+    monkeypatch.setattr(methods, "compare", compared)
     compare("--proposer", "llama3", "--method", "glov", "--method", "lora", *options)
     assert asked["glov"].search.proposer.model == "meta-llama/Meta-Llama-3-8B-Instruct"
     assert asked["glov"].llm.model.endswith("tiny")

@@ -1,4 +1,4 @@
-"""How `compare-methods` makes one row: train or search, then ask about every sample, and count what both take."""
+"""One row of `compare-methods`: train or search, then answer every sample, and count the cost of both."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llm_wrapper.cli.search import run_search
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import methods, systems
-from llm_wrapper.evaluation.methods import Cost, Done, Method
+from llm_wrapper.evaluation.methods import Cost, Method, MethodResult
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.search.history import History, SearchStart
 from llm_wrapper.training.pool import load_prompt_builder
 
-__all__ = ["Line", "made_of", "step_tokens"]
+__all__ = ["MethodRow", "make_row", "step_tokens"]
 
 
 _COST = "cost.json"
@@ -30,7 +30,7 @@ _NOT_DRAWN = "image_in_an_evaluation_split"
 
 
 @dataclass(frozen=True)
-class Line:
+class MethodRow:
     """A row to be made, by its recipe, in its folder."""
 
     method: Method
@@ -43,11 +43,11 @@ class Line:
         return self.method.kind in ("train", "search")
 
 
-def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> tuple[Done, PromptBuilder]:
+def make_row(row: MethodRow, samples: Sequence[PreparedSample], console: Console) -> tuple[MethodResult, PromptBuilder]:
     """Train or search, where the method does and it is not done yet, and ask about all samples.
 
     Raises:
-        LLMWrapperError: Whatever training, search or answering raises; what they took until then is written down.
+        LLMWrapperError: Whatever training, search or answering raises; its cost until then is written down.
     """
     recipe, folder = row.recipe, row.folder
     if row.is_prepared:
@@ -62,11 +62,11 @@ def made_of(row: Line, samples: Sequence[PreparedSample], console: Console) -> t
     rows, answered, spoken = _answers(row, recipe, builder, samples)
     num_asked = sum(len(prepared.built.candidates) > 1 for prepared in samples)
     learns = row.is_prepared or recipe.prompt.examples
-    done = Done(
+    done = MethodResult(
         folder=folder,
         rows=rows,
         labelled=recipe.train.limit or 0 if learns else 0,
-        prepared=_prepared(folder),
+        prepared=_read_cost(folder),
         answered=answered,
         num_asked=num_asked,
         per_answer=None if spoken is None or not num_asked else spoken / num_asked,
@@ -90,17 +90,17 @@ def step_tokens(recipe: Recipe) -> float | None:
     return None if epoch is None else methods.TRAINING * epoch.num_tokens * whole.train.epochs / epoch.num_steps
 
 
-def _prepare(row: Line, console: Console) -> None:
+def _prepare(row: MethodRow, console: Console) -> None:
     if runs.is_complete(row.folder):
         return
     prepare = run_training if row.method.kind == "train" else run_search
-    with _counted(row.folder):
+    with _count_cost(row.folder):
         prepare(row.recipe, row.folder, console)
 
 
 @contextmanager
-def _counted(folder: Path) -> Iterator[None]:
-    """Add what a block takes to what is written down in a folder, also where the block fails."""
+def _count_cost(folder: Path) -> Iterator[None]:
+    """Add the cost of a block to that in a folder, also where the block fails."""
     from llm_wrapper.llms.meter import metered
 
     started = time.perf_counter()
@@ -108,20 +108,20 @@ def _counted(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            before = _prepared(folder)
+            before = _read_cost(folder)
             seconds = round(before.seconds + time.perf_counter() - started, 1)
             if folder.is_dir():  # else nothing was begun
                 facts = {"tokens": (before.tokens or 0) + meter.tokens, "seconds": seconds}
                 storage.write_json(folder / _COST, facts)
 
 
-def _prepared(folder: Path) -> Cost:
+def _read_cost(folder: Path) -> Cost:
     path = folder / _COST
     return Cost(**storage.read_json(path)) if path.is_file() else Cost(0, 0.0)
 
 
 def _answers(
-    row: Line, recipe: Recipe, builder: PromptBuilder, samples: Sequence[PreparedSample]
+    row: MethodRow, recipe: Recipe, builder: PromptBuilder, samples: Sequence[PreparedSample]
 ) -> tuple[list[Prediction], Cost, int | None]:
     """Ask the LLM about every sample; return the predictions, their cost, and the tokens read and written alone."""
     from llm_wrapper.llms import meter
@@ -129,7 +129,7 @@ def _answers(
     from llm_wrapper.llms.load import load_model
 
     name, num_tokens, spoken = row.method.name, recipe.prompt.reasoning_tokens, meter.Spoken()
-    is_served = recipe.llm.backend == "openai"  # then nobody can look into it
+    is_served = recipe.llm.backend == "openai"  # its tokens are not known
     if is_served:
         llm: LLM = load_llm(recipe.llm, title=name, reasoning_tokens=num_tokens)
     else:
@@ -144,26 +144,26 @@ def _answers(
     return rows, Cost(through.tokens, seconds), spoken.read + spoken.written
 
 
-def _notes(row: Line) -> list[str]:
-    """Say of a training how much it was, and of a search what came of it."""
+def _notes(row: MethodRow) -> list[str]:
+    """Say how long a training was, and what a search found."""
     if row.method.kind == "train":
-        return _trained(row)
-    return _searched(row) if row.method.kind == "search" else []
+        return _training_notes(row)
+    return _search_notes(row) if row.method.kind == "search" else []
 
 
-def _trained(row: Line) -> list[str]:
+def _training_notes(row: MethodRow) -> list[str]:
     facts, rising = runs.facts_of(row.folder), row.recipe.train.warmup_steps
     steps = facts["training"]["steps"]
     # Images that are evaluated on do not count towards the budget.
-    left_out = {key: count for key, count in facts["left_out"].items() if key != _NOT_DRAWN and count}
-    left = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
-    notes = [f"{facts['samples']} expressions trained on, in {steps} steps{f'; left out: {left}' if left else ''}"]
+    skipped = {key: count for key, count in facts["left_out"].items() if key != _NOT_DRAWN and count}
+    left = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in skipped.items())
+    notes = [f"{facts['samples']} expressions trained on, in {steps} steps{f'; skipped: {left}' if left else ''}"]
     if steps <= 2 * rising:
         notes.append(f"the learning rate rises for train.warmup_steps={rising} of {steps} steps")
     return notes
 
 
-def _searched(row: Line) -> list[str]:
+def _search_notes(row: MethodRow) -> list[str]:
     history = History(row.folder / "history.jsonl")
     confirmed = {each["name"]: each for each in storage.read_json(row.folder / "confirmed.json")["rows"]}
     best = confirmed["best 1"]
@@ -177,11 +177,11 @@ def _searched(row: Line) -> list[str]:
         gain = best["gain_over_seed"]
         over = f"{100 * gain['value']:+.1f} points over the seed prompt on the second slice (n = {gain['n']})"
         notes = [f"found in round {best['iteration']}, among {num_usable} usable proposals, {refused}; {over}"]
-    return [*notes, *_unguided(row, history)]
+    return [*notes, *_steering_notes(row, history)]
 
 
-def _unguided(row: Line, history: History) -> list[str]:
-    """Say why nothing was steered where the recipe wanted it."""
+def _steering_notes(row: MethodRow, history: History) -> list[str]:
+    """Say why nothing was steered where the recipe asks for it."""
     section = row.recipe.search
     if section is None or not section.alphas:
         return []
