@@ -3,8 +3,8 @@
     python tools/count_house.py                  modules, lines, verbs, repeated public names, chains with LLM=rule
     python tools/count_house.py --tiny           the chains with a tiny random LLM too (seconds)
 
-A module is in a chain if one of its functions is called between the reading of the data set and the P@1. Everything is
-imported and run once before, so that nothing that happens at import counts.
+A module is in the chain of a sample if one of its functions is called between the reading of data set and cache and the
+P@1; the chain of `eval` is that of the whole verb. Everything runs once before, so that nothing counts that happens once.
 """
 
 from __future__ import annotations
@@ -85,19 +85,27 @@ def run_verb(*words: str) -> None:
         app(args=list(words))
 
 
-def follow_sample(recipe: Any, llm: Any) -> None:
-    """Take one sample from the data set to its P@1."""
-    from llm_wrapper.detections.samples import load_prepared_split
+def follow_sample(recipe: Any, llm: Any) -> Callable[[], None]:
+    """Return the work of one sample, from its record and the opened cache of detections to its P@1."""
+    from llm_wrapper.detections.samples import PreparedSample, load_prepared_split, prepare_candidates
     from llm_wrapper.evaluation import systems
     from llm_wrapper.metrics import summarize
     from llm_wrapper.training.pool import load_prompt_builder
 
     split = load_prepared_split(recipe, recipe.data, recipe.data.eval_split, limit=1)
-    if llm is None:
-        rows = systems.by_rule(split.samples)
-    else:
-        rows = systems.by_llm(split.samples, "untrained", load_prompt_builder(recipe), llm, orders=recipe.llm.orders)
-    assert summarize(rows).p_at_1 is not None
+    sample, cache = split.samples[0].sample, split.caches[0]
+    builder = load_prompt_builder(recipe) if llm else None
+
+    def work() -> None:
+        built = prepare_candidates(recipe, sample, [cache.lookup(sample)], [cache.identity["detector"]])
+        prepared = [PreparedSample(sample, built)]
+        if builder is None:
+            rows = systems.by_rule(prepared)
+        else:
+            rows = systems.by_llm(prepared, "untrained", builder, llm, orders=recipe.llm.orders)
+        assert summarize(rows).p_at_1 is not None
+
+    return work
 
 
 @contextlib.contextmanager
@@ -126,7 +134,7 @@ def print_chains(*, tiny: bool) -> None:
     with toy_folder() as words:
         overrides = [f"data.root={words[1]}"]
         recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}, overrides)
-        print_chain("one sample, LLM=rule", chain(lambda: follow_sample(recipe, None)))
+        print_chain("one sample, LLM=rule", chain(follow_sample(recipe, None)))
         rule = ("eval", "--llm", "rule", "--limit", "1", *words)
         print_chain("eval, LLM=rule", chain(lambda: run_verb(*rule)))
         if not tiny:
@@ -139,7 +147,7 @@ def print_chains(*, tiny: bool) -> None:
         loaded.tokenizer.save_pretrained("tiny")
         local = [*overrides, "llm.model=tiny", "llm.dtype=float32"]
         recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}, local)
-        print_chain("one sample, tiny LLM", chain(lambda: follow_sample(recipe, LocalLLM(loaded))))
+        print_chain("one sample, tiny LLM", chain(follow_sample(recipe, LocalLLM(loaded))))
         ask = ("eval", "--llm", "smollm2", "--limit", "1", *words, *local[1:])
         print_chain("eval, tiny LLM", chain(lambda: run_verb(*ask)))
 
