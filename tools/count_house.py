@@ -4,7 +4,7 @@
     python tools/count_house.py --tiny           the chains with a tiny random LLM too (seconds)
 
 A module is in the chain of a sample if one of its functions is called between the reading of data set and cache and the
-P@1; the chain of `eval` is that of the whole verb. Everything runs once before, so that nothing counts that happens once.
+P@1; the chain of `eval` is that of the whole verb. Everything runs twice, and the second run counts.
 """
 
 from __future__ import annotations

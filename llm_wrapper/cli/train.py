@@ -80,7 +80,7 @@ def train_verb(  # noqa: PLR0913 (each is an option of the verb)
         if not plan_training(recipe, options.CONSOLE):
             raise typer.Exit(1)
         return
-    run_training(recipe, run or runs.ROOT / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
+    run_training(recipe, run or runs.RUNS / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
 
 
 def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
