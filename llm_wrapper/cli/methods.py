@@ -152,7 +152,7 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
     if report.is_file():
         facts = storage.read_json(report)
         now = json.loads(storage.canonical(column.facts))
-        if problems := storage.differences(facts["column"], now, places=("there", "now")):
+        if problems := storage.describe_differences(facts["column"], now, places=("there", "now")):
             remedy = f"name another with --name, or rm -r {shell_word(row.folder)}"
             raise RunError(listed(f"{row.folder} is about other samples; {remedy}", problems))
         say(options.CONSOLE, f"{row.folder} is there already")
@@ -255,7 +255,7 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
     if proposer:
         section = chosen({**choices, "llm": proposer}, where).llm
         recipes = {each: _with_proposer(recipe, section) for each, recipe in recipes.items()}
-    folder = runs.ROOT / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
+    folder = runs.RUNS / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
     made = compare(Job(folder, recipes, limit, compute))
     if any(isinstance(each, str) for each in made.values()):
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import comparison, grec
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
-from llm_wrapper.metrics import RANKS, measure, summarize
+from llm_wrapper.metrics import RANKS, measure_columns, summarize
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.evaluations import Evaluation
 from llm_wrapper.report.formatting import (
@@ -116,7 +116,7 @@ def _results_table(evaluation: Evaluation) -> Table:
             "failures"]  # fmt: skip
     lines = []
     for name, rows in evaluation.systems.items():
-        summary, scores = summarize(rows), measure(metrics.to_columns(rows))
+        summary, scores = summarize(rows), measure_columns(metrics.to_columns(rows))
         known = published.get(name)
         without = f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target)
         lines.append(
