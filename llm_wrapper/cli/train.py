@@ -102,10 +102,9 @@ def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool
     with processes.print_from_main(console), contextlib.ExitStack() as held:
         processes.require_devices()
         processes.groups_per_process(recipe.train.groups_per_step)
-        if recipe.train.report_to:
-            from llm_wrapper.training.callbacks import require_trackers  # it loads transformers
+        from llm_wrapper.training.callbacks import require_trackers  # it imports transformers
 
-            require_trackers(recipe.train.report_to)
+        require_trackers(recipe.train.report_to)
         folder = processes.open_run_together(
             folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
         )
