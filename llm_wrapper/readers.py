@@ -349,10 +349,11 @@ def _repeated_text(content: bytes, facts: pq.FileMetaData) -> Iterator[int]:
 
     Such a column is read with its texts once (as a dictionary), so that counting costs no more memory than the file.
     """
+    sizes = parquet_pages.column_sizes(content)
     for number in range(facts.num_columns):
         if facts.schema.column(number).physical_type != "BYTE_ARRAY":
             continue
-        num_values, packed = parquet_pages.values_of(content, number)
+        num_values, packed = sizes.get(number, (0, 0))
         if num_values * packed <= _MAX_TEXT:
             continue
         path = facts.schema.column(number).path

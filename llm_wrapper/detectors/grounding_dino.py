@@ -249,7 +249,7 @@ class GroundingDinoDetector:
         logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
         read = [read_text(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
         is_gdrec = self._settings.mode == "gdrec"
-        groups = [noun_groups.subject_and_groups(text) if is_gdrec else None for text in texts]
+        groups = [noun_groups.find_noun_groups(text) if is_gdrec else None for text in texts]
         answers = [raw_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]
         return [score_answer(*each, self._settings) for each in zip(answers, read, groups, strict=True)]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,3 +219,31 @@ def test_an_identity_without_anything_recorded_stays(identity: dict[str, Any]) -
 
 def test_the_same_way_is_said_once() -> None:
     assert describe_recorded(distinct([GPU, {}, GPU])) == ", ".join(f"{name}={GPU[name]}" for name in sorted(GPU))
+
+
+_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers"):
+    sys.modules[name] = None
+from pathlib import Path
+from llm_wrapper.detections.samples import load_prepared_split
+from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
+data = DataSection(name="mine", reader="jsonl", root=Path("mine.jsonl"))
+detector = DetectorSection(name="import", settings={"path": "boxes.jsonl"})
+recipe = Recipe(detector=detector, data=data, llm=LLMSection(backend="rule"))
+print(len(load_prepared_split(recipe, data, "val").samples[0].built.candidates))
+"""
+
+
+def test_a_cache_is_read_without_torch(data: DataSection) -> None:
+    Path("boxes.jsonl").write_text('{"file_name": "a.png", "detections": [{"box": [1, 2, 30, 40], "label": "cat"}]}\n')
+    section = DetectorSection(name="import", settings={"path": "boxes.jsonl"})
+    recipe = Recipe(detector=section, data=data, llm=LLMSection(backend="rule"))
+    dataset = datasets.load_dataset(data, "val")
+    detector = detectors.create_detector(section, dataset)
+    fill_cache(detector, dataset, cache_folder(detector.name, data, "val"), progress=False)
+    assert load_prepared_split(recipe, data, "val").samples
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", _WITHOUT_TORCH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr

@@ -85,7 +85,7 @@ def _assert_same(found: Detections, expected: Detections) -> None:
 def test_answers_are_those_of_plain_calls(
     architecture: str, mode: str, max_prompts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noun_groups, "subject_and_groups", _two_words)
+    monkeypatch.setattr(noun_groups, "find_noun_groups", _two_words)
     settings = GroundingDinoSettings(**(_GD if mode == "gd" else _GDREC), max_prompts=max_prompts)
     samples = [
         tiny.sample(tmp_path, expression, number=number, image=number % 2, wh=((96, 64), (50, 90))[number % 2])
