@@ -244,7 +244,7 @@ def test_a_detector_without_captions_is_refused(options: list[str], server: Prop
         pytest.param(["data.train_split=test"], RecipeError, "data.train_split=test is evaluated on", id="test"),
         pytest.param(["--llm", "rule"], RecipeError, "LLM=rule writes no prompts", id="rule"),
         pytest.param(["prompt.examples=2"], RecipeError, "without prompt.examples", id="examples"),
-        pytest.param(["search.seed_prompt=Which?"], RecipeError, "{objects} stands in the instruction 0", id="seed"),
+        pytest.param(["search.seed_prompt=Which?"], RecipeError, "{objects} occurs in the instruction 0", id="seed"),
         pytest.param(["search.first=9"], RecipeError, "search.first=9 is more than search.slice=8", id="first"),
         pytest.param(["search.fitness=oracle"], RecipeError, "is for search.target=caption", id="oracle"),
         pytest.param(["search.alphas=[-1]"], RecipeError, "search.alphas", id="alpha"),
