@@ -59,7 +59,7 @@ from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
 
-__all__ = ["add_to", "require_same_recipe"]
+__all__ = ["add_grid_verbs", "require_same_recipe"]
 
 
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
@@ -69,13 +69,13 @@ MoreTrain = Annotated[str | None, typer.Option("--train", help="How that LLM is 
 Name = Annotated[str | None, typer.Option(help="Name of the folder of results.")]
 
 _ENSEMBLE = "toy+toy-gray"
-_OWN_TRAININGS = "a training of its own each"
+_OWN_TRAININGS = "one training for each size"
 _NOT_DRAWN = "image_in_an_evaluation_split"
 """Samples skipped for this reason do not count towards `train.limit`."""
 _FEW = 3
 
 
-def add_to(app: typer.Typer) -> None:
+def add_grid_verbs(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command(rich_help_panel="Studies")(transfer)
     app.command(rich_help_panel="Studies")(ensemble)

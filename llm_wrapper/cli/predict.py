@@ -347,6 +347,8 @@ def export_adapter(
         return
     if overrides:
         raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
+    if not folder.exists():
+        raise RunError(f"{run} does not exist{options.list_runs(folder)}")
     if not runs.is_complete(folder):
         raise RunError(
             f"{run} holds no finished training; resume it with: {runs.resume_command(folder)}. An adapter of another "
