@@ -215,7 +215,7 @@ def test_a_matrix_of_other_rows_stands_beside_it(toy: Path) -> None:
 
 def test_a_served_llm_does_not_replace_the_run() -> None:
     recipe = compose({"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"})
-    assert Evaluation(recipe, Path("runs/mine")).folder.parent == runs.ROOT
+    assert Evaluation(recipe, Path("runs/mine")).folder.parent == runs.RUNS
     assert Evaluation(recipe, Path("runs/mine")).folder.name.endswith("-served")
 
 

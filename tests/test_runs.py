@@ -31,7 +31,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def complete(name: str) -> Path:
-    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    folder = runs.open_run(runs.RUNS / name, RECIPE)
     runs.finish(folder, {"samples": 1})
     return folder
 
@@ -125,7 +125,7 @@ def test_the_latest_is_the_newest_complete_one() -> None:
     assert runs.latest("toy-rule-toy") is None
     complete("toy-rule-toy-20250101T000000Z-abc1234")
     newest = complete("toy-rule-toy-20250102T000000Z-0000000")
-    runs.open_run(runs.ROOT / "toy-rule-toy-20250103T000000Z-abc1234", RECIPE)
+    runs.open_run(runs.RUNS / "toy-rule-toy-20250103T000000Z-abc1234", RECIPE)
     assert runs.latest("toy-rule-toy") == newest
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_another_process_trains_is_refused() -> None:
 
 
 def test_new_runs_of_one_second_have_folders_of_their_own() -> None:
-    name = runs.ROOT / runs.new_name("toy-rule-toy")
+    name = runs.RUNS / runs.new_name("toy-rule-toy")
     with runs.claim_run(name, RECIPE, is_new=True) as first, runs.claim_run(name, RECIPE, is_new=True) as second:
         assert (first, second) == (name, name.with_name(f"{name.name}-2"))
     runs.finish(second, {})
@@ -229,7 +229,7 @@ def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def with_adapter(name: str) -> Path:
     """A finished run with the files of an adapter."""
-    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    folder = runs.open_run(runs.RUNS / name, RECIPE)
     (folder / "adapter").mkdir()
     (folder / "adapter" / CONFIG).write_text("{}")
     (folder / "adapter" / WEIGHTS).write_bytes(b"weights")

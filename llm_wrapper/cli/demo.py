@@ -40,7 +40,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
 
     The fast way is a few steps and few samples, in runs/demo-fast: it shows that the road is whole, nothing more.
     """
-    folder = runs.ROOT / ("demo-fast" if fast else "demo")
+    folder = runs.RUNS / ("demo-fast" if fast else "demo")
     if fast:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)

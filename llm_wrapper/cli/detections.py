@@ -278,7 +278,7 @@ def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str,
     for line in [*_headroom_lines(result, recipe.candidates.cap), *found.notes()]:
         say(console, line)
     split = folder_name(split, "the split")
-    out = runs.ROOT / "headroom" / f"{results.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
+    out = runs.RUNS / "headroom" / f"{storage.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
     asked = {"candidates": recipe.candidates, "ensemble": recipe.ensemble}
     question = {
         **{key: section.model_dump(mode="json") for key, section in asked.items()},

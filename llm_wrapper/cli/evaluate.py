@@ -47,8 +47,7 @@ from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, evaluations, formatting
-from llm_wrapper.results import plain_name
-from llm_wrapper.storage import folder_name
+from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
 from llm_wrapper.wrapper import require_probabilities
@@ -121,10 +120,10 @@ class Evaluation:
         llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend).replace("+", "-")
         name = f"{self.recipe.vlm}-{llm}-{folder_name(self.recipe.data.name, 'data.name')}"
         if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
-            return runs.ROOT / f"{name}-served"
+            return runs.RUNS / f"{name}-served"
         if self.adapter:
-            return runs.ROOT / f"{name}-{self.adapter.label}"
-        return self.run or runs.ROOT / f"{name}-untrained"
+            return runs.RUNS / f"{name}-{self.adapter.label}"
+        return self.run or runs.RUNS / f"{name}-untrained"
 
 
 def notes(job: Evaluation, rows: Sequence[Prediction]) -> list[str]:
@@ -287,7 +286,7 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     trained = runs.recipe_of(job.run)
     if _data(recipe) != _data(trained):
-        name = f"{results.plain_name(recipe.data.name)}-{name}"
+        name = f"{storage.plain_name(recipe.data.name)}-{name}"
     if others := _otherwise(job, recipe, trained):
         place = "-".join(others)
         folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
@@ -304,7 +303,7 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
     """Name in what a run is asked otherwise than it was trained, as parts of a folder's name."""
     others = []
     if (recipe.detector, recipe.ensemble) != (trained.detector, trained.ensemble):
-        others.append(f"vlm-{results.plain_name(recipe.vlm)}")
+        others.append(f"vlm-{storage.plain_name(recipe.vlm)}")
     if recipe.candidates.order != trained.candidates.order:
         others.append(f"order-{recipe.candidates.order}")
     same_order = {"order": trained.candidates.order}
@@ -315,10 +314,10 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
         others.append(f"none-below-{below:g}")
     same_threshold = {"none_below": trained.prompt.none_below}
     if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
-        others.append(f"prompt-{results.plain_name(Path(recipe.prompt.format).stem)}")
+        others.append(f"prompt-{storage.plain_name(Path(recipe.prompt.format).stem)}")
     a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
     if a != b:
-        others.append(f"llm-{results.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
+        others.append(f"llm-{storage.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
     return others
 
 

@@ -37,7 +37,7 @@ from llm_wrapper.report.grid_values import methods_values
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 
-__all__ = ["Job", "add_to", "compare"]
+__all__ = ["Job", "add_methods_verb", "compare"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Job:
 def compare(job: Job) -> dict[str, MethodResult | str]:
     """Make every row that is not made yet, and write methods.json, methods.md, methods.png and methods.svg.
 
-    A row that fails is shown with its reason, and tried again by the next command.
+    A row that fails is shown with its reason; the next command makes it again.
 
     Returns:
         Method -> its result, or why it has none.
@@ -118,7 +118,7 @@ def _require_fair(job: Job) -> None:
     split = base.data.eval_split
     problems = []
     if base.llm.backend == "rule":
-        problems.append("LLM=rule is no LLM; the rule has a row of its own")
+        problems.append("LLM=rule is no LLM; the rule has a row anyway")
     if base.prompt.format == _HINTS:
         problems.append("prompt.format=hints tells the LLM what the rule would take; use relations or compact")
     for name, recipe in job.recipes.items():
@@ -152,7 +152,7 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
     if report.is_file():
         facts = storage.read_json(report)
         now = json.loads(storage.canonical(column.facts))
-        if problems := storage.differences(facts["column"], now, places=("there", "now")):
+        if problems := storage.describe_differences(facts["column"], now, places=("there", "now")):
             remedy = f"name another with --name, or rm -r {shell_word(row.folder)}"
             raise RunError(listed(f"{row.folder} is about other samples; {remedy}", problems))
         say(options.CONSOLE, f"{row.folder} is there already")
@@ -214,7 +214,7 @@ def _write(job: Job, made: Mapping[str, MethodResult | str], column: Column, not
     write_study("methods", folder, values, options.CONSOLE)
 
 
-def add_to(app: typer.Typer) -> None:
+def add_methods_verb(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("compare-methods", rich_help_panel="Studies")(compare_methods)
 
@@ -255,7 +255,7 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
     if proposer:
         section = chosen({**choices, "llm": proposer}, where).llm
         recipes = {each: _with_proposer(recipe, section) for each, recipe in recipes.items()}
-    folder = runs.ROOT / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
+    folder = runs.RUNS / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
     made = compare(Job(folder, recipes, limit, compute))
     if any(isinstance(each, str) for each in made.values()):
         raise typer.Exit(1)

@@ -17,12 +17,12 @@ from llm_wrapper.report import evaluations
 from llm_wrapper.report.formatting import percent
 from llm_wrapper.terminal import say
 
-__all__ = ["add_to", "none_below"]
+__all__ = ["add_none_below", "none_below"]
 
 _HEAD = ("prompt.none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these")
 
 
-def add_to(app: typer.Typer) -> None:
+def add_none_below(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("none-below", rich_help_panel="Studies")(_verb)
 

@@ -128,7 +128,8 @@ def named(names: Mapping[str, str | None]) -> dict[str, str]:
 
 def name_of(names: Mapping[str, str | None]) -> str:
     """Return the names of detector, LLM and data, those that there are, as one name for a folder of results."""
-    found = named(names)
+    start = _start.get()
+    found = named({kind: name or start.label(kind) for kind, name in names.items()})
     return "-".join(found[kind] for kind in ("vlm", "llm", "data") if kind in found)
 
 
@@ -196,7 +197,7 @@ def require_run(folder: Path) -> None:
     """
     if (folder / "recipe.yaml").is_file():
         return
-    there = [str(path.parent) for path in sorted(runs.ROOT.glob("*/recipe.yaml"))]
+    there = [str(path.parent) for path in sorted(runs.RUNS.glob("*/recipe.yaml"))]
     listed = f"there are: {', '.join(there)}" if there else "there is none yet; make one with: llm-wrapper train"
     raise RunError(f"{folder} is no run folder{nearest(str(folder), there)} ({listed})")
 
@@ -207,7 +208,7 @@ _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
 def overridden(run: Path, recipe: Recipe) -> list[str]:
     """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
     parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
-    found = storage.differences(parts[0], parts[1], places=(f"in {run}", "here"))
+    found = storage.describe_differences(parts[0], parts[1], places=(f"in {run}", "here"))
     return [f"not as the run was trained: {each}" for each in found]
 
 

@@ -193,8 +193,8 @@ class _Predicting:
             "asked": decides,
             "weights": weights,
         }
-        name = f"{results.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
-        return (self.out or runs.ROOT / "predict") / name
+        name = f"{storage.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
+        return (self.out or runs.RUNS / "predict") / name
 
     def _note(self, line: str) -> None:
         say(_errors if self.as_json else options.CONSOLE, line)

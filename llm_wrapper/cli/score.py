@@ -157,7 +157,7 @@ def score(job: Job, console: Console) -> Summary:
 
 def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
     """Return where a score is stored, and a remark where its usual folder holds that of another file or data set."""
-    usual = runs.ROOT / "score" / folder_name(f"{job.data.name}-{results.plain_name(system)}", "--name")
+    usual = runs.RUNS / "score" / folder_name(f"{job.data.name}-{storage.plain_name(system)}", "--name")
     written = (f"report-{job.split}.json", f"predictions-{job.split}.parquet")
     folder = results.free_folder(usual, written, _question(facts))
     if folder == usual:

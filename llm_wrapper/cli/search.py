@@ -82,7 +82,7 @@ def search_prompts_verb(  # noqa: PLR0913 (each is an option of the verb)
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
     names["search"] = search or (None if begun else _SEARCH)
     recipe = chosen(names, overrides, data_root, run=begun)
-    folder = run or runs.ROOT / "prompts" / f"{name_of(names)}-{names['search']}"
+    folder = run or runs.RUNS / "prompts" / f"{name_of(names)}-{names['search']}"
     run_search(recipe, folder, options.CONSOLE)
 
 

@@ -32,7 +32,7 @@ from llm_wrapper.errors import CacheError, DataError, ModelError
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import card
 from llm_wrapper.terminal import as_cell, say
-from llm_wrapper.training import callbacks, processes
+from llm_wrapper.training import processes
 from llm_wrapper.training.examples import count_answered_none
 from llm_wrapper.training.pool import load_training_pool, require_trainable
 from llm_wrapper.training.processes import exit_on_signal
@@ -80,7 +80,7 @@ def train_verb(  # noqa: PLR0913 (each is an option of the verb)
         if not plan_training(recipe, options.CONSOLE):
             raise typer.Exit(1)
         return
-    run_training(recipe, run or runs.ROOT / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
+    run_training(recipe, run or runs.RUNS / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
 
 
 def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
@@ -102,7 +102,9 @@ def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool
     with processes.print_from_main(console), contextlib.ExitStack() as held:
         processes.require_devices()
         processes.groups_per_process(recipe.train.groups_per_step)
-        callbacks.require_trackers(recipe.train.report_to)
+        from llm_wrapper.training.callbacks import require_trackers  # it imports transformers
+
+        require_trackers(recipe.train.report_to)
         folder = processes.open_run_together(
             folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
         )

@@ -136,7 +136,7 @@ def test_eval_of_a_run_on_other_data_is_another_evaluation(toy: Path) -> None:
 
 
 def test_the_newest_run_is_evaluated_by_its_own_recipe(toy: Path) -> None:
-    folder = runs.ROOT / "toy-gray-rule-toy-20250101T000000Z-nogit"
+    folder = runs.RUNS / "toy-gray-rule-toy-20250101T000000Z-nogit"
     finished(toy, folder)
     run("cache-detections", "--vlm", "toy-gray", "--data-root", toy, "--split", "val")
     printed = run("eval", "--vlm", "toy-gray", "--llm", "rule")

@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_refused_and_both_models_are_named(
 def test_patterns_that_never_end_are_refused(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_files, "_SECONDS", 0.5)
+    monkeypatch.setattr(adapter_files, "_SECONDS", 0.2)
     folder = changed(foreign(tmp_path), **settings)
     with pytest.raises(ModelError, match=r"patterns take longer than 0\.5 s to be matched: \(\.\*"):
         add_adapter(tiny.llm(), folder)
