@@ -42,9 +42,12 @@ def commands(text: str) -> Iterator[list[str]]:
         yield words
 
 
+COMMAND_LINE: Any = typer.main.get_command(main.app)
+
+
 def wrong(words: list[str]) -> str | None:
-    """Say what of a command is not known."""
-    command: Any = typer.main.get_command(main.app)
+    """Name the verb or the options of a command that do not exist."""
+    command = COMMAND_LINE
     rest = [word for word in words if word]
     while hasattr(command, "commands"):
         name = rest.pop(0) if rest else ""

@@ -171,15 +171,15 @@ def test_a_run_of_somebody_else_names_no_file_of_the_user(tmp_path: Path, place:
 HOLDER = """
 import sys
 from pathlib import Path
-from llm_wrapper import runs
-from tests.test_runs import RECIPE
-with runs.claim_run(Path(sys.argv[1]), RECIPE):
+from llm_wrapper.storage import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_a_run_that_another_process_trains_is_refused() -> None:
+    runs.open_run(Path("run"), RECIPE)
     command = [sys.executable, "-c", HOLDER, "run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as other:

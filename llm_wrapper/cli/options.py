@@ -41,6 +41,7 @@ __all__ = [
     "assigned",
     "chosen",
     "extra_words",
+    "list_runs",
     "name_of",
     "named",
     "names_by_kind",
@@ -197,9 +198,14 @@ def require_run(folder: Path) -> None:
     """
     if (folder / "recipe.yaml").is_file():
         return
+    raise RunError(f"{folder} is no run folder{list_runs(folder)}")
+
+
+def list_runs(folder: Path) -> str:
+    """Say which runs there are and which is nearest to a folder, as the end of a message."""
     there = [str(path.parent) for path in sorted(runs.RUNS.glob("*/recipe.yaml"))]
     listed = f"there are: {', '.join(there)}" if there else "there is none yet; make one with: llm-wrapper train"
-    raise RunError(f"{folder} is no run folder{nearest(str(folder), there)} ({listed})")
+    return f"{nearest(str(folder), there)} ({listed})"
 
 
 _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}

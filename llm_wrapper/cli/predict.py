@@ -26,7 +26,7 @@ from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import options
 from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
 from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, require_one_adapter, starts_with
-from llm_wrapper.detections.single_image import Preparer, require_expressions
+from llm_wrapper.detections.samples import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
@@ -34,7 +34,7 @@ from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
 from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["export", "predict"]
+__all__ = ["export_adapter", "predict"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of the files in a folder that are taken for images."""
@@ -332,7 +332,7 @@ def _require_new_picture(out: Path, image: Path) -> None:
         raise RecipeError(f"--out {out} is the picture itself, which would be lost; name another file")
 
 
-def export(
+def export_adapter(
     run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
     out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
@@ -347,6 +347,8 @@ def export(
         return
     if overrides:
         raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
+    if not folder.exists():
+        raise RunError(f"{run} does not exist{options.list_runs(folder)}")
     if not runs.is_complete(folder):
         raise RunError(
             f"{run} holds no finished training; resume it with: {runs.resume_command(folder)}. An adapter of another "

@@ -50,6 +50,8 @@ def report_verb(
 
     Computed from the stored predictions alone: needs neither torch nor data.
     """
+    if not run.exists():
+        raise RunError(f"{run} does not exist{options.list_runs(run)}")
     if (run / "history.jsonl").is_file():
         if compare:
             raise RunError(f"{run} is a prompt search; --with is for runs and scores")

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from rich.progress import Progress
 
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms import answers
@@ -37,7 +36,7 @@ from llm_wrapper.recipe import LLMSection, ServerSection
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.services import CallError, delay_after, hide_key, key_for, seconds_to_wait
 from llm_wrapper.storage import MAX_NAME, digest_value
-from llm_wrapper.terminal import as_description, open_console, printable
+from llm_wrapper.terminal import ProgressBar, as_description, printable
 
 __all__ = ["Poster", "Reply", "Server", "ServerLLM", "answers_path"]
 
@@ -277,7 +276,7 @@ class ServerLLM:
         kept.warn_of_damage()
         if missing:
             _log.info("%d questions go to %s", len(missing), server.url)
-        with Progress(console=open_console(stderr=True), disable=not self._progress, transient=True) as bar:
+        with ProgressBar(shown=self._progress) as bar:
             task = bar.add_task(as_description(self._title), total=len(missing))
             _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
         found = [kept[key] for key in keys]
