@@ -25,8 +25,8 @@ from llm_wrapper import adapter_files, images, readers, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import options
 from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
-from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, require_one_adapter, starts_with
-from llm_wrapper.detections.single_image import Preparer, require_expressions
+from llm_wrapper.cli.options import DataRoot, Llm, assigned, chosen, require_one_adapter, starts_with
+from llm_wrapper.detections.samples import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
@@ -34,7 +34,7 @@ from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
 from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["export", "predict"]
+__all__ = ["export_adapter", "predict"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of the files in a folder that are taken for images."""
@@ -71,7 +71,9 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
             help="Expressions by file, in place of EXPRESSION: JSONL with image and expression, or text lines."
         ),
     ] = None,
-    vlm: Vlm = None,
+    vlm: Annotated[
+        str | None, typer.Option(help="Detector, if not the run's: a file of recipes/vlm; a+b for both.")
+    ] = None,
     llm: Llm = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     adapter: Annotated[
@@ -94,7 +96,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
         bool, typer.Option("--json", help="Print one JSON line an answer; draw only with --out.")
     ] = False,
     save_crop: Annotated[
-        bool, typer.Option(help="Also write the chosen part of the image, as PICTURE-crop.png.")
+        bool, typer.Option("--save-crop", help="Also write the chosen part of the image, as PICTURE-crop.png.")
     ] = False,
 ) -> None:
     """Find the box that an expression describes in images, and draw the ranked candidates."""
@@ -332,7 +334,7 @@ def _require_new_picture(out: Path, image: Path) -> None:
         raise RecipeError(f"--out {out} is the picture itself, which would be lost; name another file")
 
 
-def export(
+def export_adapter(
     run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
     out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
