@@ -49,7 +49,7 @@ from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
-from llm_wrapper.report.formatting import NO_DATA
+from llm_wrapper.report.formatting import NO_DATA, percent
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
@@ -324,7 +324,7 @@ def _headroom_table(result: Headroom, cap: int) -> Table:
     columns = [_shares(offer) for offer in (result.before, result.after)]
     for (name, before), (_, after) in zip(*columns, strict=True):
         numbers = [f"{share.n:,}" for share in (before, after)]
-        table.add_row(name, _percent(before), _percent(after), " / ".join(dict.fromkeys(numbers)))
+        table.add_row(name, percent(before), percent(after), " / ".join(dict.fromkeys(numbers)))
     for name in ("mean", "median", "max"):
         spreads = (offer.per_sample for offer in (result.before, result.after))
         values = [f"{getattr(spread, name):.1f}".removesuffix(".0") for spread in spreads]
@@ -350,13 +350,5 @@ def _headroom_lines(result: Headroom, cap: int) -> list[str]:
     return [
         f"{result.num_samples} expressions of {result.num_images} images{more}",
         f"the cap of {cap} takes {result.num_candidates_lost} candidates from {result.num_capped} expressions; "
-        f"points of oracle P@1 lost by that: {_percent(result.lost)}",
+        f"points of oracle P@1 lost by that: {percent(result.lost)}",
     ]
-
-
-def _percent(share: Estimate) -> str:
-    if share.value is None:
-        return NO_DATA
-    if share.ci is None:
-        return f"{100 * share.value:.1f} (no CI)"
-    return f"{100 * share.value:.1f} ({100 * share.ci.low:.1f} to {100 * share.ci.high:.1f})"

@@ -18,7 +18,6 @@ from llm_wrapper.cli import (
     evaluate,
     grids,
     methods,
-    none_cli,
     options,
     predict,
     score,
@@ -79,7 +78,7 @@ _add("score", score.score_verb, _DATA)
 app.add_typer(detections.app, name="detections", rich_help_panel=_DATA)
 grids.add_grid_verbs(app)
 methods.add_methods_verb(app)
-none_cli.add_none_below(app)
+_add("none-below", score.none_below_verb, _STUDIES)
 _add("search-prompts", search.search_prompts_verb, _STUDIES)
 options.add_common(app)
 

@@ -136,10 +136,10 @@ class LocalLLM:
         with ProgressBar(shown=self._progress) as bar:
             task = bar.add_task(as_description(self._title), total=len(prompts))
             for start in range(0, len(prompts), _CHUNK):
-                for place, answer in method(self.loaded, prompts[start : start + _CHUNK]):
-                    answers[start + place] = answer
+                for index, answer in method(self.loaded, prompts[start : start + _CHUNK]):
+                    answers[start + index] = answer
                     bar.advance(task)
-        return [answers[place] for place in range(len(prompts))]
+        return [answers[index] for index in range(len(prompts))]
 
     def writer(self, num_tokens: int) -> LocalLLM:
         """Return the same model, generating a text of at most `num_tokens` tokens."""
