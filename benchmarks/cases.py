@@ -166,7 +166,7 @@ def labels() -> Iterator[Check]:
     case = "09_coco_results_odd"
     for file, accepted, word in (
         ("nullscore", True, ""),
-        ("nanscore", True, "score that is no number"),
+        ("nanscore", True, "score that is not finite"),
         ("floatid", True, ""),
         ("superset", True, "1 of its 2 images"),
         ("zero", True, ""),

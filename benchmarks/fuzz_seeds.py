@@ -39,10 +39,9 @@ from llm_wrapper.datasets import coco_instances, restricted_pickle
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.canonical import FINAL
-from llm_wrapper.detections.parts import SCHEMA, read_part, row_detections
+from llm_wrapper.detections.contents import PART_SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
-from llm_wrapper.evaluation import foreign, predictions
+from llm_wrapper.evaluation import external, predictions
 from llm_wrapper.recipe import LLMSection, files
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Message, Prediction, Prompt, Sample
 
@@ -135,7 +134,7 @@ def parquet_bombs(count: int = 60_000_000) -> list[bytes]:
     item = {"box": {"x0": 0.0, "y0": 0.0, "x1": 1.0, "y1": 1.0}, "label": "x" * 1_000_000, "score": 0.5, "source": "od"}
     rows = [{"image_id": f"i{n}", "sample_id": None, "items": [item], "num_dropped": 0} for n in range(600)]
     nulls = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.nulls(count))
-    return [packed(pa.Table.from_pylist(rows, schema=SCHEMA)), packed(pa.table({"a": nulls}))]
+    return [packed(pa.Table.from_pylist(rows, schema=PART_SCHEMA)), packed(pa.table({"a": nulls}))]
 
 
 def use_part(path: Path) -> None:
@@ -156,12 +155,12 @@ def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use
             shutil.rmtree(cache, ignore_errors=True)
             shutil.copytree(whole, cache)
             if is_staged:
-                (cache / FINAL).mkdir()
-                (cache / "manifest.json").rename(cache / FINAL / "manifest.json")
-            path = cache / FINAL / name if is_staged else cache / name
+                (cache / ".final").mkdir()
+                (cache / "manifest.json").rename(cache / ".final" / "manifest.json")
+            path = cache / ".final" / name if is_staged else cache / name
             path.write_bytes(content)
-            maintain.verify(cache)
-            maintain.info(cache)
+            maintain.verify_cache(cache)
+            maintain.summarize_cache(cache)
             try:
                 opened = DetectionCache.open_complete(cache, IDENTITY)
             except LLMWrapperError:
@@ -187,7 +186,7 @@ def own_predictions() -> bytes:
     rows = [replace(first, sample_id=f"s{n}", system=system) for n in range(4) for system in ("llm", "rule")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.parquet"
-        predictions.save(path, rows)
+        predictions.save_predictions(path, rows)
         return path.read_bytes()
 
 
@@ -220,7 +219,7 @@ def picture_bombs() -> list[bytes]:
 def use_picture(path: Path) -> None:
     """Measure a picture and decode it."""
     images.read_size(path)
-    images.read(path)
+    images.read_image(path)
 
 
 def imported(ending: str) -> Callable[[Path], Use]:
@@ -239,7 +238,7 @@ def imported(ending: str) -> Callable[[Path], Use]:
 
 def use_template(folder: Path) -> Use:
     """Return what renders a chat template."""
-    from llm_wrapper.llms.chat_template import ChatTemplate
+    from llm_wrapper.llms.chat import ChatTemplate
 
     rows = [{"role": "user", "content": "left zebra"}]
 
@@ -266,9 +265,8 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
     """Return what reads the body of a server's reply."""
 
     def prepare(folder: Path) -> Use:
-        from llm_wrapper.calls import CallError
-        from llm_wrapper.llms.exchange import Reply
-        from llm_wrapper.llms.server import Server
+        from llm_wrapper.llms.server import Reply, Server
+        from llm_wrapper.services import CallError
 
         section = LLMSection.model_validate({"backend": "openai", "model": "m", "decode": decode})
         server = Server(section)
@@ -277,7 +275,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
 
         def use(content: bytes) -> object:
             try:
-                return server.way.answer(prompt, server._judged(Reply(200, {}, content)))
+                return server.format.answer(prompt, server._judged(Reply(200, {}, content)))
             except CallError as error:  # `ask` says it as a ModelError
                 raise LLMWrapperError(str(error)) from error
 
@@ -311,7 +309,7 @@ def use_own_data(path: Path) -> None:
     from llm_wrapper import datasets
     from llm_wrapper.recipe import DataSection
 
-    datasets.load(DataSection(name="mine", reader="jsonl", root=path), "val")
+    datasets.load_dataset(DataSection(name="mine", reader="jsonl", root=path), "val")
 
 
 def pickles() -> list[bytes]:
@@ -349,14 +347,19 @@ _READERS = [
     Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [cache_file("manifest.json")], deep),
     Reader("cache-staged", prepare_cache("replaced.json", is_staged=True), these(b'["part-00003.parquet"]'), deep),
     Reader("predictions", of_path("p.parquet", predictions.load), lambda: [own_predictions()], parquet_bombs),
-    Reader("pickle", of_path("refs(unc).p", restricted_pickle.load), pickles, pickle_bombs),
+    Reader("pickle", of_path("refs(unc).p", restricted_pickle.read_pickle), pickles, pickle_bombs),
     Reader("image", of_path("a.jpg", use_picture), pictures, picture_bombs),
     Reader("imported-json", imported(".json"), these(text(RESULTS)), deep),
     Reader("imported-jsonl", imported(".jsonl"), these(LINES), deep),
     Reader("imported-csv", imported(".csv"), these(SINK), these(SINK + b"9" * 5000 + b"," * 5000)),
-    Reader("scored", of_path("p.jsonl", lambda path: foreign.read(path, DATASET)), these(SCORED), deep),
+    Reader(
+        "scored",
+        of_path("p.jsonl", lambda path: external.read_external_predictions(path, DATASET)),
+        these(SCORED),
+        deep,
+    ),
     Reader("own-data", of_path("mine.jsonl", use_own_data), these(lines(*OWN)), deep),
-    Reader("instances", of_path("instances.json", coco_instances.load), these(text(INSTANCES)), deep),
+    Reader("instances", of_path("instances.json", coco_instances.load_instances), these(text(INSTANCES)), deep),
     Reader("chat-template", use_template, these(TEMPLATE), these(*TEMPLATES)),
     Reader("adapter-config", of_path("adapter_config.json", use_adapter), these(text(ADAPTER)), deep),
     Reader("server-first-token", use_reply("first_token"), these(text(CHAT)), deep),

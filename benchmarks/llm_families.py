@@ -30,11 +30,11 @@ from training_cells import training_cell
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.load import LoadedLLM, load
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.load import LoadedLLM, load_model
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import can_share_prefixes
-from llm_wrapper.prompts.render import render
-from llm_wrapper.recipe.sections import LLMSection
+from llm_wrapper.prompts.render import render_prompt
+from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Box, Candidate, Prompt, Sample
 
 TOLERANCE = 1e-4
@@ -438,7 +438,7 @@ def _question(text: str, count: int, first: int, number: int) -> Prompt:
         for i in range(count)
     )
     sample = Sample(f"image/{number}", f"ref-{number}", "image", None, (640, 480), text, None)
-    return render(sample, candidates, "compact")
+    return render_prompt(sample, candidates, "compact")
 
 
 @torch.no_grad()
@@ -455,7 +455,7 @@ def plain_scores(llm: LoadedLLM, prompt: Prompt) -> torch.Tensor:
 def score_error(llm: LoadedLLM) -> float:
     """Return the largest difference of a probability, or of a mass relative to itself."""
     prompts, worst = questions(), 0.0
-    for place, answer in score(llm, prompts):
+    for place, answer in score_prompts(llm, prompts):
         assert answer.probabilities is not None
         assert answer.mass is not None
         truth = plain_scores(llm, prompts[place])
@@ -514,7 +514,7 @@ def row_of(family: Family, columns: Mapping[str, Column] = COLUMNS) -> tuple[lis
         except Exception as error:  # a configuration that this file has wrong
             return [f"not built: {type(error).__name__}: {str(error).splitlines()[0][:90]}"], False
         try:
-            llm = load(LLMSection(model=folder, dtype="float32", quantization="none", max_new_tokens=4))
+            llm = load_model(LLMSection(model=folder, dtype="float32", quantization="none", max_new_tokens=4))
         except ModelError as error:
             said = str(error).splitlines()[0].replace(folder, "..")
             return [f"refused: {said[:110]}"], family.refused

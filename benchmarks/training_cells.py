@@ -20,11 +20,11 @@ from torch import nn
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.recipe import DataSection, DetectorSection, PromptSection, Recipe, TrainSection
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe.files import find_recipe
 from llm_wrapper.records import Box, Candidate, Sample
-from llm_wrapper.training import sft
-from llm_wrapper.training.collator import sequence
-from llm_wrapper.training.examples import Group, examples_of
+from llm_wrapper.training import trainer
+from llm_wrapper.training.collator import encode_example
+from llm_wrapper.training.examples import Group, make_examples
 
 __all__ = ["training_cell"]
 
@@ -42,7 +42,7 @@ def training_cell(name: str) -> Callable[[LoadedLLM], tuple[str, bool]]:
         with tempfile.TemporaryDirectory() as run:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # what Trainer prints where there is no bar
-                    loss = sft.train(own, groups, recipe, Path(run))["loss"]
+                    loss = trainer.train_adapter(own, groups, recipe, Path(run))["loss"]
             except ModelError as error:
                 return f"refused: {_short(str(error))}", True
         if _has_dropout(llm.model):
@@ -60,7 +60,7 @@ def _short(message: str) -> str:
 
 
 def _recipe(name: str, llm: LoadedLLM) -> Recipe:
-    values = yaml.safe_load((recipes_folder() / "train" / f"{name}.yaml").read_text(encoding="utf-8"))["train"]
+    values = yaml.safe_load(find_recipe("train", name).read_text(encoding="utf-8"))["train"]
     small = {"rank": 4, "alpha": 8}
     cut = {"max_steps": 1, "groups_per_step": 2, "expressions_per_group": 8, "max_tokens": 100_000}
     return Recipe(
@@ -92,8 +92,8 @@ def _groups() -> list[Group]:
 def _plain_loss(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> float:
     total, count = 0.0, 0
     for group in groups:
-        for example in examples_of(group, recipe.prompt.format, recipe.train, epoch=0):
-            tokens, span = sequence(llm, example)
+        for example in make_examples(group, recipe.prompt.format, recipe.train, epoch=0):
+            tokens, span = encode_example(llm, example)
             logits = llm.model(torch.tensor([tokens])).logits[0].double().log_softmax(dim=-1)
             total -= sum(float(logits[place - 1, tokens[place]]) for place in range(len(tokens) - span, len(tokens)))
             count += span

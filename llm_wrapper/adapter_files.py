@@ -1,19 +1,54 @@
-"""The two files of a PEFT adapter that this project did not train: where they are, and by what they are known again."""
+"""The two files of a third-party PEFT adapter: where they are, what identifies them, and whether they are safe to read.
+
+`adapter_config.json` is somebody else's: PEFT allocates what its numbers say, imports what `megatron_core` names, and
+matches its patterns against every name in the model. A pattern such as `(.*.*)*x` would never end, and Python's `re`
+cannot be interrupted.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, readers
+from llm_wrapper import readers, storage
 from llm_wrapper.errors import ModelError, shell_word
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "identity", "locate"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Adapter",
+    "advise_on_pickle",
+    "digest_adapter",
+    "find_adapter",
+    "read_settings",
+    "require_quick",
+]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]*\w)(@(?P<revision>\S+))?")
+_MOST_NUMBER = 1_000_000
+_SECONDS = 5.0
+"""The longest that matching all patterns with all names may take; published ones take milliseconds."""
+_PLAIN = re.compile(r"[\w.-]*")
+_FORMS = (r"(?:%s)", r"(?:^|.*?\.)(?:%s)\.(?P<idx>\d+)\.", r"(.*\.)?(%s)$", r"(^|.*\.)(?:%s)($|\..*)")
+"""How PEFT surrounds patterns: of target modules, layers, ranks and modules that are trained whole."""
+_MATCH = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        continue
+    for name in names:
+        compiled.fullmatch(name), compiled.match(name)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +62,21 @@ class Adapter:
     def label(self) -> str:
         """A name for a folder of results: two adapters never have the same, whatever their folders are called."""
         stem = self.folder.resolve().name if Path(self.name) == self.folder else self.name
-        return "-".join([re.sub(r"[^\w.-]+", "-", stem), artifacts.digest_value(identity(self.folder))[:8]])
+        return "-".join([re.sub(r"[^\w.-]+", "-", stem), storage.digest_value(digest_adapter(self.folder))[:8]])
 
     def facts(self) -> dict[str, Any]:
-        """Return what a report says about it: its name, its digests, and the model it says it was trained on."""
+        """Return its facts for a report: its name, its digests, and the model it says it was trained on."""
         settings = readers.read_json(self.folder / CONFIG, most=readers.MIB)
         base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
-        return {"name": self.name, "trained_on": base, "sha256": identity(self.folder)}
+        return {"name": self.name, "trained_on": base, "sha256": digest_adapter(self.folder)}
 
 
-def identity(folder: Path) -> dict[str, str]:
+def digest_adapter(folder: Path) -> dict[str, str]:
     """Return file name -> SHA-256 of what decides an adapter's answers; DataError where a file cannot be read."""
-    return {name: artifacts.digest(folder / name) for name in (CONFIG, WEIGHTS)}
+    return {name: storage.digest(folder / name) for name in (CONFIG, WEIGHTS)}
 
 
-def locate(name: str) -> Adapter:
+def find_adapter(name: str) -> Adapter:
     """Find an adapter: a folder, else a repository of the hub, `owner/name` or `owner/name@revision`.
 
     Of a repository the settings and the safetensors weights are fetched, nothing else. Weights as `.bin` are a pickle,
@@ -55,13 +90,13 @@ def locate(name: str) -> Adapter:
     missing = [each for each in (CONFIG, WEIGHTS) if not (found.folder / each).is_file()]
     if missing:
         raise ModelError(
-            f"{name} holds no adapter that can be used: {' and '.join(missing)} missing{pickled(found.folder)}"
+            f"{name} holds no adapter that can be used: {' and '.join(missing)} missing{advise_on_pickle(found.folder)}"
         )
     return found
 
 
-def pickled(folder: Path) -> str:
-    """Return what to do about weights that are there as a pickle only; nothing if they are not."""
+def advise_on_pickle(folder: Path) -> str:
+    """Return the advice on weights that are there as a pickle only; empty if they are not."""
     if not (folder / "adapter_model.bin").is_file():
         return ""
     return (
@@ -86,3 +121,81 @@ def _fetched(name: str) -> Path:
             f"a network: hf download {shell_word(found['repo'])} "
             f"--revision {shell_word(found['revision'] or 'main')} --local-dir FOLDER"
         ) from error
+
+
+def read_settings(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read `adapter_config.json` within bounds.
+
+    Args:
+        folder: Of the adapter.
+        shapes: Of the weights in its file: no rank is larger than all of their sizes.
+
+    Raises:
+        DataError: If the file is no JSON within the bounds.
+        ValueError: If it holds what no adapter that can be used has.
+    """
+    values = readers.read_json(folder / CONFIG, most=readers.MIB)
+    if not isinstance(values, dict):
+        raise ValueError(f"{CONFIG} holds no names with values")
+    if values.get("megatron_config") is not None:
+        raise ValueError(f"{CONFIG} names a program to import (megatron_core), which is not done")
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    patterns = values.get("rank_pattern")
+    ranks = {"r": values.get("r"), **(patterns if isinstance(patterns, dict) else {})}
+    for name, rank in ranks.items():
+        if isinstance(rank, int) and rank > largest:
+            raise ValueError(f"{CONFIG} gives {name} the rank {rank:,}, and no weight in the file is so large")
+    for name, number in _numbers(values, ""):
+        if abs(number) > _MOST_NUMBER:
+            raise ValueError(f"{CONFIG}: {name} is {number:,}, and {_MOST_NUMBER:,} is the most that is taken")
+    return values
+
+
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, int]]:
+    """Yield (place, value) of each integer in a JSON value."""
+    if isinstance(value, int):
+        yield place, value
+    rows = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in rows:
+        yield from _numbers(each, f"{place}.{key}".lstrip("."))
+
+
+def require_quick(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse patterns that take longer than seconds to match with the names in a model.
+
+    They are matched in another process, which can be ended.
+
+    Args:
+        settings: Of `read_settings`.
+        names: Of the model's modules and weights.
+
+    Raises:
+        ValueError: If they take longer.
+    """
+    patterns = sorted({each for each in _patterns(settings) if not _PLAIN.fullmatch(each)})
+    if not patterns:
+        return
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-c", _MATCH],
+            input=json.dumps([[form % each for each in patterns for form in _FORMS], list(names)]),
+            text=True,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        shown = ", ".join(each[:80] for each in patterns[:3])
+        raise ValueError(f"its patterns take longer than {_SECONDS:g} s to be matched: {shown}") from error
+
+
+def _patterns(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every text in the settings that PEFT matches as a regular expression."""
+    for name in ("target_modules", "exclude_modules", "feedforward_modules"):
+        value = settings.get(name)
+        if isinstance(value, str) and value != "all-linear":
+            yield value
+    for name in ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters"):
+        value = settings.get(name)
+        rows = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
+        yield from (each for each in rows if isinstance(each, str))

@@ -17,15 +17,11 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_wrapper.columns import rowwise_iou
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 
 __all__ = ["BOX_FORMATS", "BoxFormat", "TargetPairs", "check", "fits", "to_pixels"]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
 
 BoxFormat = Literal[
     "xyxy", "xywh", "yxyx", "cxcywh",
@@ -87,7 +83,7 @@ class TargetPairs:
 
     @classmethod
     def of_rows(cls, targets: Sequence[Sequence[Sequence[float]]]) -> TargetPairs:
-        """Pair each box with the targets (xyxy pixels) of its own row, of which there may be none."""
+        """Pair each box with the targets (xyxy pixels) of its row, of which there may be none."""
         rows = np.repeat(np.arange(len(targets)), [len(each) for each in targets])
         return cls(rows, _stacked([box for each in targets for box in each]), rows)
 
@@ -108,7 +104,7 @@ class TargetPairs:
         shared = [(image, box) for image, box in targets if image in by_image]
         rows: list[int] = []
         owners: list[int] = []
-        taken = [shared[place] for place in _drawn(np.arange(len(shared)), most)]
+        taken = [shared[place] for place in _draw(np.arange(len(shared)), most)]
         for number, (image, _) in enumerate(taken):
             of_image = by_image[image][: _MOST_PAIRS - len(rows)]
             rows += of_image
@@ -187,7 +183,7 @@ def check(
 
 
 class _Votes:
-    """What boxes say about all formats.
+    """The evidence of boxes for and against each format.
 
     Attributes:
         total: Boxes that vote.
@@ -198,7 +194,7 @@ class _Votes:
     def __init__(self, values: FloatArray, image_wh: FloatArray, targets: TargetPairs | None) -> None:
         # No number, or none above zero, is how programs write "no box".
         voters = np.flatnonzero(np.isfinite(values).all(axis=1) & (values > 0).any(axis=1))
-        voters = _drawn(voters, _MOST_VOTERS)
+        voters = _draw(voters, _MOST_VOTERS)
         self._values, self._image_wh = values[voters], image_wh[voters]
         self.total = len(self._values)
         self._fits = {each: fits(self._values, self._image_wh, each) for each in BOX_FORMATS}
@@ -235,7 +231,7 @@ class _Votes:
         return self._num_targets >= _FEWEST and self.overlaps[declared] >= self._good_overlap
 
     def contradiction(self, declared: BoxFormat, how: str) -> str | None:
-        """Return what the images say against a format, if they say enough."""
+        """Return the evidence of the images against a format, if there is enough."""
         misfits = self.misfits[declared]
         better = [each for each in BOX_FORMATS if misfits > 2 * self.misfits[each] and self._is_enough(declared, each)]
         distinct = len(np.unique(self._values[~self._fits[declared]], axis=0))
@@ -247,7 +243,7 @@ class _Votes:
         )
 
     def corner(self, declared: BoxFormat, how: str) -> str | None:
-        """Return what the corner that all boxes lie in says against a format, if anything."""
+        """Return the evidence against a format where all boxes lie in one corner, if it is evidence."""
         finer = self.finer(declared)
         if not finer:
             return None
@@ -280,7 +276,7 @@ class _Votes:
             return "they fit no format that is known here: were they made on images of another size?"
         if self.overlaps:
             formats = sorted(formats, key=lambda each: -self.overlaps[each])
-        named = [self._named(each) for each in formats[:_MOST_NAMED]]
+        named = [self._describe(each) for each in formats[:_MOST_NAMED]]
         more = f" and {len(formats) - len(named)} more" if len(formats) > len(named) else ""
         if len(formats) == 1:
             return f"{named[0]} fits: if that is meant, give {how.format(formats[0])}"
@@ -297,7 +293,7 @@ class _Votes:
         is_share = other.endswith("norm") and not declared.endswith("norm")
         return len(np.unique(against, axis=0)) >= (1 if is_share else _FEWEST)
 
-    def _named(self, each: BoxFormat) -> str:
+    def _describe(self, each: BoxFormat) -> str:
         overlap = f", mean IoU with the targets {self.overlaps[each]:.2f}" if self.overlaps else ""
         return f"{each} ({self.total - self.misfits[each]} of {self.total}{overlap})"
 
@@ -317,7 +313,7 @@ def _overlap(pixels: FloatArray, pairs: TargetPairs) -> float:
     return float(best[np.unique(pairs.numbers)].mean())
 
 
-def _drawn(rows: IntArray, most: int) -> IntArray:
+def _draw(rows: IntArray, most: int) -> IntArray:
     """Draw at most that many rows, always the same ones; evenly spaced ones could all be of one kind."""
     if len(rows) <= most:
         return rows

@@ -1,4 +1,4 @@
-"""Box geometry. What other programs' numbers mean is decided in `box_formats`.
+"""Box geometry; formats of other programs are in `box_formats`.
 
 `Box` is xyxy pixels. `box_xywh` is (left, top, width, height) in pixels as COCO and REFER store it.
 """
@@ -12,9 +12,23 @@ import numpy.typing as npt
 
 from llm_wrapper.records import Box
 
-__all__ = ["array", "clip", "from_xywh", "iou", "is_inside", "pairwise_iou", "to_xywh"]
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "array",
+    "clip",
+    "from_xywh",
+    "iou",
+    "is_inside",
+    "pairwise_iou",
+    "rowwise_iou",
+    "to_xywh",
+]
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.intp]
 
 
 def from_xywh(box_xywh: Sequence[float]) -> Box:
@@ -63,3 +77,18 @@ def pairwise_iou(a: FloatArray, b: FloatArray) -> FloatArray:
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, 0..1."""
     return float(pairwise_iou(array([a]), array([b]))[0, 0])
+
+
+def rowwise_iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over union of row i of `a` (n, 4) with row i of `b` (n, 4), xyxy pixels -> (n,)."""
+    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+    intersection = np.clip(width, 0.0, None) * np.clip(height, 0.0, None)
+    union = _area(a) + _area(b) - intersection
+    result: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return result
+
+
+def _area(corners: FloatArray) -> FloatArray:
+    area: FloatArray = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    return area

@@ -1,7 +1,8 @@
-"""Choose which detections an LLM may choose from, in which order it sees them, and which the detector would choose.
+"""Build the candidates that an LLM chooses from, in the order that it sees, and find the detector's own top-1.
 
-What is dropped is counted by reason, and the order is the order of the returned tuple: it is stored with every
-prompt and prediction and never derived again from a seed.
+Detections -> sources -> clip -> score -> deduplicate -> NMS -> cap -> order -> BuiltCandidates
+
+Dropped boxes are counted by reason. The order is stored with every prompt and prediction, never derived from a seed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from llm_wrapper import boxes
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Candidate, Detection, Detections
 
-__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build", "detector_choice", "detector_order",
-           "merge", "order_rng"]  # fmt: skip
+__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build_candidates", "detector_choice",
+           "detector_order", "merge_candidates", "order_rng"]  # fmt: skip
 
 OWN_ANSWER_SOURCE = "rec"
 """The source of detections that answer the expression itself (Florence-2's referring-expression task)."""
@@ -53,7 +54,7 @@ class CandidatePolicy(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BuiltCandidates:
-    """The candidates in shown order, the place of each among the detections, and what was dropped by reason.
+    """Candidates in the order of the prompt, the row of each among the detections, and counts of those dropped.
 
     The counts and the candidates together account for every output of the detector.
     """
@@ -71,7 +72,7 @@ class _Kept:
     origin: int
 
 
-def build(
+def build_candidates(
     detections: Detections,
     sample_wh: tuple[int, int],
     policy: CandidatePolicy,
@@ -81,17 +82,16 @@ def build(
 ) -> BuiltCandidates:
     """Turn the detections of one sample into candidates.
 
-    The steps: sources, clip to the image, score, duplicates (same box and label), NMS, cap, order. Where two compete
-    (duplicates, NMS, cap), the higher score stays; then comes the detector's own answer to the expression, then the
-    rest in the detector's order. So the detector's own choice is lost only where `sources` or `min_score` exclude it.
-    Of more than 3,000 that are left before NMS, the others are counted as over the cap, however large it is.
+    Where two compete (duplicates, NMS, cap), the higher score wins, then the detector's answer to the expression, then
+    the detector's order. So the detector's own top-1 is lost only where `sources` or `min_score` exclude it. Of more
+    than 3,000 before NMS, the others are counted as over the cap, however large it is.
 
     Args:
-        detections: What the detector said, in its own order.
-        sample_wh: Width and height of the image in pixels.
-        policy: What to keep.
+        detections: In the detector's order.
+        sample_wh: (width, height) of the image in pixels.
+        policy: Which detections to keep, and their order.
         detector: Name of the detector, stored in each candidate.
-        rng: Needed for order "shuffled" only; see `order_rng`.
+        rng: For order "shuffled"; see `order_rng`.
 
     Raises:
         RecipeError: If the policy needs scores and a detection has none, or a generator and there is none.
@@ -117,25 +117,24 @@ def build(
     return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), counts)
 
 
-def merge(
+def merge_candidates(
     parts: Sequence[BuiltCandidates],
     policy: CandidatePolicy,
     *,
     nms_iou: float | None,
     rng: np.random.Generator | None = None,
 ) -> BuiltCandidates:
-    """Put the candidates that several detectors have for one sample together (paper: ensembling).
+    """Merge the candidates of several detectors for one sample (paper: ensembling).
 
     Scores of different detectors are on different scales and are never compared. Of boxes of different detectors that
-    nearly coincide, the one whose detector is named first stays: a further detector adds what the others lack. Under
-    the cap the detectors take turns, each in its own order. So the own choice of the detector named first is never
-    lost. Origins are places among the outputs of all, one after another.
+    nearly coincide, that of the detector named first stays. Under the cap the detectors take turns, each in its own
+    order, so the top-1 of the detector named first is never lost. Origins count the outputs of all, one after another.
 
     Args:
-        parts: Each built by its detector's own policy, in the order in which the detectors are named.
-        policy: Its `cap` and `order` are those of the whole; the rest is every detector's own business.
-        nms_iou: IoU above which boxes of different detectors are taken for one (`None`: both are shown).
-        rng: Needed for order "shuffled" only; see `order_rng`.
+        parts: Built by each detector's own policy, in the order in which the detectors are named.
+        policy: Its `cap` and `order` are those of the whole; the rest belongs to each detector.
+        nms_iou: IoU above which boxes of different detectors are one object (`None`: both are shown).
+        rng: For order "shuffled"; see `order_rng`.
 
     Raises:
         RecipeError: If the order is by score, or "shuffled" without a generator.
@@ -161,24 +160,21 @@ def merge(
 
 
 def detector_choice(built: BuiltCandidates) -> int | None:
-    """Return the index of the candidate that the detector itself would choose; `None` without candidates.
+    """Return the index of the detector's own top-1 candidate; `None` without candidates.
 
-    The highest score where all have one. Else the detector's own answer to the expression (source "rec"); else the
-    highest score there is. A detector with neither scores nor a task that answers the expression is represented by
-    its largest box, by convention. The first in the detector's own order wins a tie, whatever order is shown.
-
-    An ensemble has no answer of its own, since its scores are not comparable: by convention it is that of the detector
-    named first, among those that found anything.
+    The highest score where all have one; else the detector's answer to the expression (source "rec"); else the highest
+    score there is; else, by convention, the largest box. The first in the detector's order wins a tie, whatever order
+    is shown. For an ensemble it is, by convention, that of the first detector that found anything: scores of different
+    detectors are not comparable.
     """
     groups = _by_detector(built)
     return _own(built, groups[0]) if groups else None
 
 
 def detector_order(built: BuiltCandidates) -> list[int]:
-    """Return all indices in the order in which the detector itself would choose them.
+    """Return all indices in the detector's own ranking, `detector_choice` first; detectors of an ensemble take turns.
 
-    Its own choice comes first, see `detector_choice`; behind it the higher score, then its own answer to the
-    expression, then its own order. The detectors of an ensemble take turns, the one named first begins.
+    The higher score comes first, then the answer to the expression, then the detector's order.
     """
     turns = zip_longest(*(_own_order(built, group) for group in _by_detector(built)))
     return [index for turn in turns for index in turn if index is not None]
@@ -201,7 +197,7 @@ def _clipped(items: Sequence[tuple[int, Detection]], sample_wh: tuple[int, int],
 
 
 def _rank(entry: _Kept) -> tuple[float, bool, int]:
-    """Sort key, best first; a candidate without a score stands behind all that have one."""
+    """Sort key, best first; candidates without a score come last."""
     score = entry.candidate.score
     return (np.inf if score is None else -score, entry.candidate.source != OWN_ANSWER_SOURCE, entry.origin)
 
@@ -211,7 +207,7 @@ def _score(entry: _Kept, setting: str) -> float:
     if candidate.score is None:
         raise RecipeError(
             f"candidates.{setting} needs scores, but detector {candidate.detector!r} gave none for {candidate.label!r} "
-            f"(source {candidate.source!r}). Leave it out, or name only sources that score in candidates.sources."
+            f"(source {candidate.source!r}). Remove the setting, or name only sources that score in candidates.sources."
         )
     return candidate.score
 
@@ -234,7 +230,7 @@ def _suppressed(ranked: list[_Kept], nms_iou: float | None) -> list[_Kept]:
         # supervision says once, at import, that it works without OpenCV; that is how it is meant to work here.
         warnings.filterwarnings("ignore", message="OpenCV", category=UserWarning)
         from supervision import box_iou_batch, box_non_max_suppression
-    # The rank stands in for the score, so that candidates without one keep the detector's order.
+    # The rank is used as the score, so that candidates without one keep the detector's order.
     ranks = np.arange(len(ranked), 0, -1, dtype=np.float64)
     rows = np.column_stack([boxes.array([entry.candidate.box for entry in ranked]), ranks])
     kept = np.empty(0, dtype=np.intp)
@@ -248,7 +244,7 @@ def _suppressed(ranked: list[_Kept], nms_iou: float | None) -> list[_Kept]:
 
 
 def _apart_from_others(entries: list[_Kept], nms_iou: float | None) -> list[_Kept]:
-    """Leave out what an earlier one of another detector covers; a detector's own twins are its policy's business."""
+    """Drop boxes that an earlier one of another detector covers; within a detector its own policy decides."""
     if nms_iou is None:
         return entries
     corners = boxes.array([entry.candidate.box for entry in entries])
@@ -257,9 +253,9 @@ def _apart_from_others(entries: list[_Kept], nms_iou: float | None) -> list[_Kep
     for start in range(0, len(entries), _BLOCK):
         rows, before = slice(start, start + _BLOCK), slice(0, start + _BLOCK)
         others = (names[rows, None] != names[None, before]).astype(np.bool_)
-        rivals = (boxes.pairwise_iou(corners[rows], corners[before]) > nms_iou) & others
+        overlaps = (boxes.pairwise_iou(corners[rows], corners[before]) > nms_iou) & others
         for index in range(start, min(start + _BLOCK, len(entries))):
-            if not rivals[index - start, kept].any():
+            if not overlaps[index - start, kept].any():
                 kept.append(index)
     return [entries[index] for index in kept]
 
@@ -273,7 +269,7 @@ def _by_detector(built: BuiltCandidates) -> list[list[int]]:
 
 
 def _own(built: BuiltCandidates, order: Sequence[int]) -> int:
-    """Return which of one detector's candidates, in its own order, it would choose."""
+    """Return the top-1 of one detector's candidates, given in its own order."""
     scores = {i: score for i in order if (score := built.candidates[i].score) is not None}
     answers = [i for i in order if built.candidates[i].source == OWN_ANSWER_SOURCE]
     if answers and len(scores) < len(order):
@@ -284,12 +280,12 @@ def _own(built: BuiltCandidates, order: Sequence[int]) -> int:
 
 
 def _own_order(built: BuiltCandidates, order: Sequence[int]) -> list[int]:
-    """Return one detector's candidates in the order in which it would choose them."""
+    """Return one detector's candidates, best first."""
     own = _own(built, order)
 
     def rank(index: int) -> tuple[bool, bool, float, bool]:
-        found = built.candidates[index]
-        return (index != own, found.score is None, -(found.score or 0.0), found.source != OWN_ANSWER_SOURCE)
+        each = built.candidates[index]
+        return (index != own, each.score is None, -(each.score or 0.0), each.source != OWN_ANSWER_SOURCE)
 
     return sorted(order, key=rank)
 

@@ -9,7 +9,7 @@
     ├── ModelError       an LLM, tokenizer or adapter that cannot be used as asked
     └── RunError         a run folder: exists already, incomplete, or of another recipe
 
-A message says what was wrong, the value, where, and the command or edit that mends it.
+A message says what was wrong, the value, where, and the command or edit that fixes it.
 """
 
 from __future__ import annotations

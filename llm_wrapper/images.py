@@ -12,19 +12,23 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from llm_wrapper import readers
 from llm_wrapper.errors import DataError, ImageError
 from llm_wrapper.records import Sample
 
-__all__ = ["FORMATS", "MAX_PIXELS", "read", "read_sample", "read_size", "read_sizes"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image", "read_sample", "read_size", "read_sizes"]
+
+ImageSource: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
+"""Path of an image, a PIL image in any mode, or RGB pixels of shape (height, width, 3), uint8."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is read, by content and not by name. Pillow knows forty more, of which EPS starts another program."""
+"""Formats that are read, known by content. Pillow knows forty more, of which EPS starts another program."""
 
 MAX_PIXELS = 89_000_000
 """A photograph of 89 megapixels takes 0.3 GB as RGB, and a detector makes several copies; above it Pillow warns."""
@@ -44,37 +48,36 @@ _TURNS = {
 _Result = TypeVar("_Result")
 
 
-def read(path: str | Path) -> Image.Image:
-    """Read an image in any mode as upright RGB; of several frames the first, on white where it is transparent.
+def read_image(source: ImageSource, image_wh: tuple[int, int] | None = None) -> Image.Image:
+    """Return an image as upright RGB; of several frames the first, on white where it is transparent.
+
+    Args:
+        source: A path, a PIL image in any mode, or RGB pixels of shape (height, width, 3), uint8.
+        image_wh: (width, height) that its boxes refer to. Photographs with an EXIF rotation may be annotated before or
+            after it: the size decides, and upright wins where both fit.
 
     Raises:
-        ImageError: If the file is missing, damaged (its EXIF too), none of `FORMATS`, or over `MAX_PIXELS`.
+        ImageError: If a file is missing, damaged (its EXIF too), none of `FORMATS` or over `MAX_PIXELS`; if pixels are
+            of another shape or type; or if the size is another one.
     """
-    return _opened(path, lambda image: _rgb(_upright(_decoded(image))))
 
+    def fitting(image: Image.Image) -> Image.Image:
+        stored = _decoded(image)
+        for turned in (_upright(stored), stored):
+            if image_wh is None or turned.size == image_wh:
+                return _rgb(turned)
+        found, wanted = (" x ".join(map(str, size)) for size in (stored.size, image_wh or ()))
+        raise ImageError(f"{name} is {found} pixels, but its boxes are of {wanted}; use the image that was annotated")
 
-def read_size(source: str | Path | bytes) -> tuple[int, int]:
-    """Return the (width, height) that `read` would give, from the header of a file or of its bytes.
-
-    Raises:
-        ImageError: As `read`.
-    """
-    return read_sizes(source)[0]
-
-
-def read_sizes(source: str | Path | bytes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (width, height) upright and as stored; they differ where EXIF turns the picture by a quarter.
-
-    Raises:
-        ImageError: As `read`.
-    """
-    return _opened(source, _sizes)
+    if isinstance(source, (str, Path)):
+        name = str(source)
+        return _opened(source, fitting)
+    name = "the image"
+    return fitting(source if isinstance(source, Image.Image) else _from_pixels(source))
 
 
 def read_sample(sample: Sample) -> Image.Image:
     """Read the image of a sample, as RGB of the size that its annotations have.
-
-    Annotations of a photograph with an EXIF rotation may be made before or after that; their size tells which.
 
     Raises:
         ImageError: If there is no file, it cannot be read, or is of another size.
@@ -84,23 +87,47 @@ def read_sample(sample: Sample) -> Image.Image:
             f"sample {sample.sample_id!r} has no image file; name the images in the annotations, "
             "or use a detector that reads none (coco, import)"
         )
+    try:
+        return read_image(sample.image_path, sample.image_wh)
+    except ImageError as error:
+        raise ImageError(f"sample {sample.sample_id!r}: {error}") from error
 
-    def fitting(image: Image.Image) -> Image.Image:
-        stored = _decoded(image)
-        for turned in (_upright(stored), stored):
-            if turned.size == sample.image_wh:
-                return _rgb(turned)
-        found, wanted = (" x ".join(map(str, size)) for size in (stored.size, sample.image_wh))
+
+def read_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Return the (width, height) that `read_image` would give, from the header of a file or of its bytes.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
+    return read_sizes(source)[0]
+
+
+def read_sizes(source: str | Path | bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (width, height) upright and as stored; they differ where EXIF turns the picture by a quarter.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
+    return _opened(source, _sizes)
+
+
+def _from_pixels(pixels: Any) -> Image.Image:
+    """Return RGB pixels as an image."""
+    shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
+    if not isinstance(pixels, np.ndarray):
+        raise ImageError(f"{type(pixels).__name__} is no image: pass a path, a PIL image or a NumPy array")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise ImageError(
-            f"{sample.image_path} is {found} pixels, but the annotations of sample {sample.sample_id!r} say {wanted}; "
-            "use the image that was annotated"
+            f"an array of shape {shape} and type {dtype} is no image: pass RGB pixels of shape (height, width, 3), "
+            "uint8 (of OpenCV: image[:, :, ::-1])"
         )
-
-    return _opened(sample.image_path, fitting)
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise ImageError(f"an array of shape {shape} has more than the {MAX_PIXELS:,} pixels that are read")
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _opened(source: str | Path | bytes, use: Callable[[Image.Image], _Result]) -> _Result:
-    """Return what `use` makes of an open image; whatever goes wrong in it is an ImageError."""
+    """Open an image and return the result of `use`; any failure in it is an ImageError."""
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else readers.open_regular(source)

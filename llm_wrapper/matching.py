@@ -126,13 +126,13 @@ class Matcher:
             NotInDataError: If the image is not in the split.
             AmbiguousNameError: If the name or the expression does not say which sample is meant.
         """
-        return self._worded(self._by_image[self.image_of(name)], expression, f"image {name!r}")
+        return self._with_expression(self._by_image[self.image_of(name)], expression, f"image {name!r}")
 
     def samples_of_ref(self, ref_id: str, expression: str | None) -> tuple[Sample, ...]:
         """Return the samples with an expression of a ref, as `samples_of_image`."""
         if ref_id not in self._by_ref:
             raise NotInDataError(f"ref {ref_id!r} is not in {self.place}")
-        return self._worded(self._by_ref[ref_id], expression, f"ref {ref_id!r}")
+        return self._with_expression(self._by_ref[ref_id], expression, f"ref {ref_id!r}")
 
     def _search(self, name: str) -> str:
         parts = _parts(name)
@@ -149,9 +149,9 @@ class Matcher:
 
     def _is_meant(self, image: _Image, last: str, tail: int) -> bool:
         """Tell whether no spelling of the file with the same last part is nearer to the image's path."""
-        return all(_common_tail(image.parts, rival) <= tail for rival in self._spellings.get(last, ()))
+        return all(_common_tail(image.parts, other) <= tail for other in self._spellings.get(last, ()))
 
-    def _worded(self, pool: Sequence[Sample], expression: str | None, named: str) -> tuple[Sample, ...]:
+    def _with_expression(self, pool: Sequence[Sample], expression: str | None, named: str) -> tuple[Sample, ...]:
         if expression is None:
             if len(pool) == 1:
                 return tuple(pool)
@@ -236,7 +236,7 @@ def _number(stem: str) -> str | None:
 
 
 def _keys_of_image(image: _Image) -> set[tuple[str, str]]:
-    """Return what an image can be looked up by; the kinds are those of `_keys_of_name`."""
+    """Return the keys under which an image is found; the kinds are those of `_keys_of_name`."""
     stem, ending = _stem(image.parts[-1])
     number = _number(stem)
     keys = {("name", f"{stem}.{ending}"), ("stem", stem), ("id", _number(image.image_id) or image.image_id)}
@@ -248,7 +248,7 @@ def _keys_of_image(image: _Image) -> set[tuple[str, str]]:
 
 
 def _keys_of_name(name: str) -> list[tuple[str, str]]:
-    """Return what a name is looked up by, the most exact first; only a name without an ending may be an id."""
+    """Return the keys to search for a name, the most exact first; only a name without an ending may be an id."""
     stem, ending = _stem(name)
     number = _number(stem)
     keys = [("name", f"{stem}.{ending}"), ("bare", stem)] if ending else [("stem", stem)]

@@ -1,22 +1,25 @@
-"""P@1, oracle P@1, mean IoU and the like, computed from the stored predictions alone.
+"""P@1, oracle P@1, mean IoU and the like, computed from the stored predictions alone, for millions of them.
 
-`summarize` takes records and gives what every table shows; `measure` and `recall_at` take arrays and give everything.
+    [Prediction] -> to_columns -> Columns (arrays: boxes, targets, candidates) -> measure_columns, recall_at
+    [Prediction] -> summarize -> Summary (the numbers that every table shows)
+
+A missing box is a row of NaN in `Columns`, because an array has no `None`. It never reaches a result: no box overlaps
+with nothing, and without a target there is no overlap.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_wrapper import columns
-from llm_wrapper.columns import Columns, rowwise_iou
+from llm_wrapper import boxes
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.records import Prediction
+from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, Interval, bootstrap_interval, estimate
 
 __all__ = [
@@ -24,20 +27,27 @@ __all__ = [
     "IOU_THRESHOLDS",
     "RANKS",
     "UNTAGGED",
+    "Columns",
     "KindSummary",
     "Scores",
     "Summary",
+    "best_overlaps",
+    "candidate_overlaps",
+    "codes",
+    "first_right",
     "ious",
-    "measure",
+    "knows_candidates",
+    "measure_columns",
     "only_system",
     "oracle_ious",
+    "overlaps",
     "recall_at",
     "require_distinct",
-    "rowwise_iou",
     "summarize",
+    "summarize_systems",
+    "to_columns",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 
 IOU_THRESHOLD = 0.5
 """A box is right above this overlap with the target; papers differ in whether equality counts, so both are given."""
@@ -52,7 +62,149 @@ _MOST_LISTED = 1000
 """Names in a message: a file of a million repeated rows needs no million lines."""
 
 UNTAGGED = "untagged"
-"""Stands for samples without a kind where others have one."""
+"""The kind of samples without one, where others have one."""
+
+_BLOCK = 1 << 19
+"""Pairs of boxes compared at a time, so that a million predictions do not need gigabytes."""
+
+_NO_BOX = (np.nan,) * 4
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One system's predictions for `n` samples with `m` candidates in all.
+
+    Attributes:
+        images: Number of the image of each sample, shape (n,).
+        targets: Shape (n, 4), xyxy pixels; NaN where there is no target.
+        boxes: Chosen boxes, shape (n, 4), xyxy pixels; NaN where there is none.
+        candidates: Shape (m, 4), xyxy pixels, those of the first sample first.
+        counts: Candidates of each sample, shape (n,); they add up to m.
+
+    Raises:
+        ValueError: If shapes do not fit, or a row is NaN in part.
+    """
+
+    images: IntArray
+    targets: FloatArray
+    boxes: FloatArray
+    candidates: FloatArray
+    counts: IntArray
+
+    def __post_init__(self) -> None:
+        n, m = len(self.images), int(self.counts.sum())
+        wanted = {"images": (n,), "targets": (n, 4), "boxes": (n, 4), "candidates": (m, 4), "counts": (n,)}
+        wrong = [f"{k} {getattr(self, k).shape}, not {v}" for k, v in wanted.items() if getattr(self, k).shape != v]
+        if wrong or (self.counts < 0).any():
+            raise ValueError(f"columns do not fit each other: {'; '.join(wrong) or 'a count is negative'}")
+        for name in ("targets", "boxes"):
+            missing = np.isnan(getattr(self, name))
+            if (missing.any(axis=1) != missing.all(axis=1)).any():
+                raise ValueError(f"{name} have a row with some coordinates missing")
+        if not np.isfinite(self.candidates).all():
+            raise ValueError("candidates have a coordinate that is not finite")
+
+    @property
+    def has_target(self) -> BoolArray:
+        """Whether each sample has a target, shape (n,)."""
+        return ~np.isnan(self.targets[:, 0])
+
+    @property
+    def has_box(self) -> BoolArray:
+        """Whether a box was given for each sample, shape (n,)."""
+        return ~np.isnan(self.boxes[:, 0])
+
+
+def knows_candidates(columns: Columns) -> bool:
+    """Tell whether it is known what the system could choose from.
+
+    Somebody else's boxes come without: then there is a box somewhere, and a candidate nowhere. A detector that finds
+    nothing at all has neither.
+    """
+    return bool(columns.counts.any()) or not columns.has_box.any()
+
+
+def to_columns(predictions: Sequence[Prediction]) -> Columns:
+    """Turn the records of one system to arrays, in order."""
+    return Columns(
+        images=codes(prediction.image_id for prediction in predictions),
+        targets=_rows(prediction.target for prediction in predictions),
+        boxes=_rows(prediction.box for prediction in predictions),
+        candidates=boxes.array([candidate.box for each in predictions for candidate in each.candidates]),
+        counts=np.array([len(prediction.candidates) for prediction in predictions], dtype=np.intp),
+    )
+
+
+def codes(values: Iterable[Hashable]) -> IntArray:
+    """Number distinct values in order of appearance, shape (n,)."""
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
+
+
+def overlaps(columns: Columns) -> FloatArray:
+    """IoU of each chosen box with its target, shape (n,): 0 without a box, NaN without a target."""
+    result = np.where(columns.has_target, 0.0, np.nan)
+    rows = np.flatnonzero(columns.has_target & columns.has_box)
+    result[rows] = _in_blocks(columns.boxes, rows, columns.targets, rows)
+    return result
+
+
+def candidate_overlaps(columns: Columns) -> FloatArray:
+    """IoU of each candidate with its sample's target, shape (m,); NaN without a target."""
+    rows = np.repeat(np.arange(len(columns.counts)), columns.counts)
+    result = np.full(len(rows), np.nan)
+    places = np.flatnonzero(columns.has_target[rows])
+    result[places] = _in_blocks(columns.candidates, places, columns.targets, rows[places])
+    return result
+
+
+def best_overlaps(columns: Columns, found: FloatArray) -> FloatArray:
+    """IoU of each sample's best candidate with its target, shape (n,): 0 without candidates, NaN without a target.
+
+    Args:
+        columns: The predictions.
+        found: Their `candidate_overlaps`.
+    """
+    result = np.where(columns.has_target, 0.0, np.nan)
+    filled = columns.counts > 0
+    if filled.any():
+        result[filled] = np.maximum.reduceat(found, _starts(columns)[filled])
+    return result
+
+
+def first_right(columns: Columns, is_right: BoolArray) -> IntArray:
+    """Place of each sample's first right candidate, shape (n,), from 0; -1 where none is right.
+
+    Args:
+        columns: The predictions.
+        is_right: Of each candidate, shape (m,).
+    """
+    result = np.full(len(columns.counts), -1)
+    hits = np.flatnonzero(is_right)
+    rows = np.repeat(np.arange(len(columns.counts)), columns.counts)[hits]
+    # Written from the last to the first, so that the first stays.
+    result[rows[::-1]] = (hits - _starts(columns)[rows])[::-1]
+    return result
+
+
+def _starts(columns: Columns) -> IntArray:
+    """Where each sample's candidates begin, shape (n,)."""
+    starts: IntArray = np.cumsum(columns.counts) - columns.counts
+    return starts
+
+
+def _in_blocks(a: FloatArray, rows_a: IntArray, b: FloatArray, rows_b: IntArray) -> FloatArray:
+    """IoU of `a[rows_a[i]]` with `b[rows_b[i]]`, shape (len(rows_a),)."""
+    result = np.empty(len(rows_a))
+    for start in range(0, len(rows_a), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        result[part] = rowwise_iou(a[rows_a[part]], b[rows_b[part]])
+    return result
+
+
+def _rows(found: Iterable[Box | None]) -> FloatArray:
+    """Stack boxes to shape (n, 4), NaN where there is none."""
+    return np.array([_NO_BOX if box is None else box.xyxy for box in found], dtype=np.float64).reshape(-1, 4)
 
 
 class KindSummary(NamedTuple):
@@ -114,13 +266,13 @@ class Summary:
     by_kind: dict[str, KindSummary]
 
 
-def measure(table: Columns, *, seed: int = 0) -> Scores:
+def measure_columns(table: Columns, *, seed: int = 0) -> Scores:
     """Compute everything that one box per sample can be scored by, from arrays."""
     kept = table.has_target
     images = table.images[kept]
-    overlap = columns.overlaps(table)[kept]
-    best = columns.best_overlaps(table, columns.candidate_overlaps(table))[kept]
-    known = columns.knows_candidates(table)
+    overlap = overlaps(table)[kept]
+    best = best_overlaps(table, candidate_overlaps(table))[kept]
+    known = knows_candidates(table)
     # How many thresholds each overlap exceeds; one that equals a threshold does not exceed it.
     exceeded = np.searchsorted(IOU_THRESHOLDS, overlap, side="left")
     return Scores(
@@ -139,11 +291,11 @@ def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) ->
     """Return rank k -> share of samples for which one of the first k candidates has IoU > 0.5.
 
     Args:
-        table: Its candidates must stand in the detector's own order; see `evaluation.recall` for records.
+        table: Its candidates are in the detector's own order; see `evaluation.slices.recall` for records.
         ranks: From 1.
         seed: Of the bootstrap.
     """
-    place = columns.first_right(table, columns.candidate_overlaps(table) > IOU_THRESHOLD)[table.has_target]
+    place = first_right(table, candidate_overlaps(table) > IOU_THRESHOLD)[table.has_target]
     images = table.images[table.has_target]
     return {rank: estimate((place >= 0) & (place < rank), images, seed=seed) for rank in ranks}
 
@@ -155,11 +307,11 @@ def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
         DataError: If there is no prediction, more than one system, or a sample twice.
     """
     system = only_system(predictions)
-    table = columns.of_records(predictions)
+    table = to_columns(predictions)
     kept = table.has_target
-    overlap, images = columns.overlaps(table)[kept], table.images[kept]
+    overlap, images = overlaps(table)[kept], table.images[kept]
     right, right_ge = overlap > IOU_THRESHOLD, overlap >= IOU_THRESHOLD
-    best = columns.best_overlaps(table, columns.candidate_overlaps(table))[kept]
+    best = best_overlaps(table, candidate_overlaps(table))[kept]
     return Summary(
         system=system,
         n=len(overlap),
@@ -170,22 +322,28 @@ def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
         p_at_1_ge=_mean(right_ge),
         ci_ge=bootstrap_interval(right_ge, images, seed=seed),
         mean_iou=_mean(overlap),
-        oracle_p_at_1=_mean(best > IOU_THRESHOLD) if columns.knows_candidates(table) else None,
+        oracle_p_at_1=_mean(best > IOU_THRESHOLD) if knows_candidates(table) else None,
         decided_by=_counts(prediction.decided_by for prediction in predictions),
         failures=_counts(p.failure for p in predictions if p.failure is not None),
         by_kind=_by_kind([p.kind for p in predictions if p.target is not None], right, images, seed=seed),
     )
 
 
+def summarize_systems(predictions: Sequence[Prediction]) -> list[Summary]:
+    """Summarize each system of a list of predictions, in order of appearance."""
+    names = dict.fromkeys(row.system for row in predictions)
+    return [summarize([row for row in predictions if row.system == name]) for name in names]
+
+
 def ious(predictions: Sequence[Prediction]) -> FloatArray:
     """IoU of each predicted box with its target, shape (n,): 0 without a box, NaN without a target."""
-    return columns.overlaps(columns.of_records(predictions))
+    return overlaps(to_columns(predictions))
 
 
 def oracle_ious(predictions: Sequence[Prediction]) -> FloatArray:
     """IoU of each record's best candidate with its target, shape (n,): 0 without candidates, NaN without a target."""
-    table = columns.of_records(predictions)
-    return columns.best_overlaps(table, columns.candidate_overlaps(table))
+    table = to_columns(predictions)
+    return best_overlaps(table, candidate_overlaps(table))
 
 
 def only_system(predictions: Sequence[Prediction]) -> str:
@@ -203,7 +361,7 @@ def only_system(predictions: Sequence[Prediction]) -> str:
 
 
 def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
-    """Raise a DataError that lists the (system, sample id) that stand more than once in `where`."""
+    """Raise a DataError that lists the (system, sample id) that occur more than once in `where`."""
     counts = Counter((prediction.system, prediction.sample_id) for prediction in predictions)
     repeated = [
         f"system {system!r} has {n} predictions for sample {sample_id!r}"
@@ -215,7 +373,7 @@ def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
         raise DataError(listed(headline, repeated, most=_MOST_LISTED))
 
 
-def _mean(values: npt.NDArray[np.bool_] | FloatArray) -> float | None:
+def _mean(values: BoolArray | FloatArray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
@@ -223,9 +381,7 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _by_kind(
-    kinds: Sequence[str | None], right: npt.NDArray[np.bool_], images: npt.NDArray[np.intp], *, seed: int
-) -> dict[str, KindSummary]:
+def _by_kind(kinds: Sequence[str | None], right: BoolArray, images: IntArray, *, seed: int) -> dict[str, KindSummary]:
     if all(kind is None for kind in kinds):
         return {}
     names = np.array([UNTAGGED if kind is None else kind for kind in kinds])

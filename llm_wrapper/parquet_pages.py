@@ -1,4 +1,4 @@
-"""How much a Parquet file unpacks to, by the headers of its pages: what a reader allocates by.
+"""The size to which a Parquet file unpacks, by the headers of its pages, from which a reader allocates.
 
     footer -> column chunks -> [page header | packed page] [page header | packed page] ...
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["unpacked_bytes", "values_of"]
+__all__ = ["column_sizes", "unpacked_bytes"]
 
 _LEVELS = 8
 """Bytes that a reader takes for each value beside its own: definition and repetition levels, offsets, validity."""
@@ -55,10 +55,14 @@ def unpacked_bytes(content: bytes) -> int:
     return total
 
 
-def values_of(content: bytes, column: int) -> tuple[int, int]:
-    """Return how many values a column has, and the bytes of its unpacked pages; raises ValueError as above."""
-    pages = [page for chunk in _chunks(content) if chunk.column == column for page in _pages(content, chunk)]
-    return sum(count for _, count, _ in pages), sum(size for size, _, _ in pages)
+def column_sizes(content: bytes) -> dict[int, tuple[int, int]]:
+    """Return for each column how many values it has, and the bytes of its unpacked pages; raises as above."""
+    sizes: dict[int, tuple[int, int]] = {}
+    for chunk in _chunks(content):
+        for size, num_values, _ in _pages(content, chunk):
+            values, packed = sizes.get(chunk.column, (0, 0))
+            sizes[chunk.column] = values + num_values, packed + size
+    return sizes
 
 
 def _chunks(content: bytes) -> Iterator[_Chunk]:
@@ -125,7 +129,7 @@ class _Thrift:
         while head := self._byte():
             name = name + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
-            # The type of a field tells a boolean, which has no byte of its own then.
+            # A boolean is in the type of its field; no byte follows.
             fields[name] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
         return fields
 

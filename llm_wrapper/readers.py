@@ -182,7 +182,7 @@ def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
             line = _without_mark(line, path)
         if len(line) > _MAX_LINE:
             raise DataError(f"{path}, line {number + 1} has more than {_MAX_LINE} bytes: write one value a line.")
-        # Some programs end lines by CR alone; inside a JSON value it cannot stand.
+        # Some programs end lines by CR alone; inside a JSON value there can be none.
         for piece in line.rstrip(b"\r\n").split(b"\r"):
             number += 1
             if piece.strip():
@@ -201,7 +201,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {repeated[:80]!r} stands twice in one object")
+        raise ValueError(f"key {repeated[:80]!r} is given twice in one object")
     return value
 
 
@@ -259,7 +259,7 @@ class _PlainLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value[:80]!r} stands twice in one mapping", key.start_mark
+                    None, None, f"key {key.value[:80]!r} is given twice in one mapping", key.start_mark
                 )
             seen.add(str(key.value))
         found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
@@ -345,14 +345,15 @@ def parse_parquet_table(
 
 
 def _repeated_text(content: bytes, facts: pq.FileMetaData) -> Iterator[int]:
-    """Yield the bytes of each column of texts, where a text that stands once in the file could stand often in memory.
+    """Yield the bytes of each column of texts, where a text that is once in the file could be often in memory.
 
     Such a column is read with its texts once (as a dictionary), so that counting costs no more memory than the file.
     """
+    sizes = parquet_pages.column_sizes(content)
     for number in range(facts.num_columns):
         if facts.schema.column(number).physical_type != "BYTE_ARRAY":
             continue
-        num_values, packed = parquet_pages.values_of(content, number)
+        num_values, packed = sizes.get(number, (0, 0))
         if num_values * packed <= _MAX_TEXT:
             continue
         path = facts.schema.column(number).path
@@ -361,7 +362,7 @@ def _repeated_text(content: bytes, facts: pq.FileMetaData) -> Iterator[int]:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """Return the bytes of all texts in an array, each as often as it stands there."""
+    """Return the bytes of all texts in an array, each as often as it occurs."""
     if pa.types.is_struct(values.type):
         return sum(_text_bytes(values.field(number)) for number in range(values.type.num_fields))
     if isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):

@@ -1,7 +1,7 @@
 """The typed records that a sample becomes on its way from image to P@1.
 
 Each record is frozen, validates itself, refuses unknown keys and round-trips through plain Python data
-(`to_dict`, `from_dict`), so JSON and Arrow need no code of their own. A value that is not known is `None`.
+(`to_dict`, `from_dict`), so JSON and Arrow need no further code. A value that is not known is `None`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MAX_EXPRESSION = 10_000
 """Characters of an expression; the longest of the data sets that are read here have some hundred words."""
 
 DecidedBy = Literal["detector", "rule", "llm", "single_candidate", "no_candidate", "fallback", "oracle", "missing"]
-"""Who chose the box; `fallback` is the detector's own choice after an unusable answer, `missing` stands for a
-prediction that was asked for and never made."""
+"""Who chose the box; `fallback` is the detector's top-1 box after an unusable answer, `missing` a prediction that was
+expected and never made."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -121,7 +121,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Detections:
-    """What a detector said of one sample, in the detector's own order.
+    """A detector's output for one sample, in the detector's own order.
 
     `num_dropped` counts outputs that could not become a `Box` (reversed, not finite, no area).
     """
@@ -151,7 +151,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Prompt:
-    """What the LLM is asked. `candidates` stands in the order shown: index i is line i.
+    """A question to the LLM. `candidates` are in the order shown: index i is line i.
 
     With `none`, one more line says "none of these", and its index is the number of candidates.
     """
@@ -173,9 +173,8 @@ class Answer:
     """An LLM's answer: a probability per index, or a text with the reason why it ended.
 
     `probabilities` sums to one over the valid answers: the candidates and, where the prompt offers it, "none of these"
-    behind them. `mass` is the probability that the model gives to all valid
-    answers together before that normalization. `reasoning` is what it wrote before it was asked for the answer, and
-    `num_tokens` counts the tokens that it generated for both, where that is known.
+    behind them. `mass` is the probability of all valid answers together before that normalization. `reasoning` is the
+    text before the answer, and `num_tokens` counts the generated tokens of both, where that is known.
     """
 
     probabilities: tuple[float, ...] | None = None
@@ -199,9 +198,9 @@ class Choice:
 class Prediction:
     """One system's decision for one sample, with all that is needed to score it again.
 
-    `candidates` stands in the order shown to the system, and `origins` says which place each had among the detector's
-    outputs; `failure` names why a fallback was needed. `probability` is that of what was answered, `probabilities` is
-    one per candidate, and `none_probability` is the rest, where "none of these" was an answer. `further_targets` and
+    `candidates` are in the order shown to the system, and `origins` are their indices among the detector's outputs;
+    `failure` names why a fallback was needed. `probability` is that of the answer, `probabilities` is one per
+    candidate, and `none_probability` is the rest, where "none of these" was an answer. `further_targets` and
     `image_wh` are those of the sample, `reasoning`, `num_tokens` and `mass` those of the answer.
 
     Raises:

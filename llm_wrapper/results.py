@@ -10,12 +10,11 @@ of any other question are never touched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.errors import DataError
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "free_folder",
     "free_name",
     "is_same",
-    "plain_name",
     "stored_question",
 ]
 
@@ -38,11 +36,6 @@ _UNNAMED_BEFORE = ("weights", "model_files")
 
 _SERVER = ("base_url", "tokenizer")
 """Keys of `llm.server` that decide an answer."""
-
-
-def plain_name(name: str) -> str:
-    """Return a name as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "other"
 
 
 def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +65,7 @@ def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def column_question(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the facts of a column say of its question: all but where the data lies."""
+    """Return the question of a column from its facts: all of them but the place of the data."""
     return {**facts, "data": _deciding("data", facts.get("data"))}
 
 
@@ -88,7 +81,7 @@ def _deciding(name: str, section: Any) -> Any:
 def stored_question(path: Path) -> dict[str, Any] | None:
     """Return the question of a JSON file of results; None where it is not known, as without a file that can be read."""
     try:
-        facts = artifacts.read_json(path)
+        facts = storage.read_json(path)
     except DataError:
         return None
     if not isinstance(facts, dict):
@@ -107,7 +100,7 @@ def is_same(stored: Mapping[str, Any] | None, question: Mapping[str, Any]) -> bo
         if not all(key in each for each in both):
             for each in both:
                 each.pop(key, None)
-    a, b = map(artifacts.canonical, both)
+    a, b = map(storage.canonical, both)
     return a == b
 
 
@@ -144,4 +137,4 @@ def free_folder(folder: Path, files: tuple[str, ...], question: Mapping[str, Any
 
 
 def _digest(question: Mapping[str, Any]) -> str:
-    return artifacts.digest_value(dict(question))[:8]
+    return storage.digest_value(dict(question))[:8]

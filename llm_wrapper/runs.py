@@ -3,6 +3,7 @@
 runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before anything starts
                                        .lock          held while a process trains
                                        train_log.jsonl  checkpoints/  adapter/
+                                       adapters/step-<n>/  intermediate, each with the samples that it has seen
                                        manifest.json  written last: its presence means that training is complete
                                        predictions-<split>.parquet  report-<split>.json
 """
@@ -13,24 +14,30 @@ import contextlib
 import functools
 import glob
 import logging
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts, readers
+from llm_wrapper import readers, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import RunError, shell_word
-from llm_wrapper.locking import locked
 from llm_wrapper.recipe import Recipe, load_resolved
+from llm_wrapper.storage import locked
 
 __all__ = [
     "ADAPTER",
-    "ROOT",
+    "PROGRESS",
+    "RUNS",
+    "IntermediateAdapter",
     "claim_run",
     "digests_of",
     "facts_of",
     "finish",
+    "intermediate_adapters",
+    "intermediate_folder",
     "is_complete",
     "latest",
     "new_name",
@@ -38,26 +45,29 @@ __all__ = [
     "recipe_of",
     "require_unchanged",
     "resume_command",
+    "step_of",
     "verify_adapter",
     "write_recipe",
 ]
 
 _log = logging.getLogger(__name__)
 
-ROOT = Path("runs")
+RUNS = Path("runs")
 ADAPTER = "adapter"
 _MANIFEST = "manifest.json"
 _RECIPE = "recipe.yaml"
 _LOCK = ".lock"
 _DIGESTS = "sha256"
 _MOST = 16 * readers.MIB
+PROGRESS = "progress.json"
+_STEP = re.compile(r"step-[0-9]{1,12}")
 _STAMP = f"{'[0-9]' * 8}T{'[0-9]' * 6}Z"
 
 
 def new_name(prefix: str) -> str:
-    """Return `<prefix>-<utc>-<git>`, a name of its own for a new run."""
+    """Return `<prefix>-<utc>-<git>`, a unique name for a new run."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    revision = artifacts.git_revision()
+    revision = storage.git_revision()
     return "-".join([prefix, stamp, revision[:7] if revision else "nogit"])
 
 
@@ -73,7 +83,7 @@ def recipe_of(folder: Path) -> Recipe:
         RunError: If the folder is no run, or its recipe is not the one that its training was finished with.
     """
     if not (folder / _RECIPE).is_file():
-        raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {ROOT}")
+        raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {RUNS}")
     if is_complete(folder):
         digests = _digests(folder)
         require_unchanged(folder, digests, names=[name for name in digests or () if name.endswith((_RECIPE, ".j2"))])
@@ -108,7 +118,7 @@ def _digests(folder: Path) -> dict[str, str] | None:
 
 def digests_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of those of some files that a folder has."""
-    return {name: artifacts.digest(folder / name) for name in names if (folder / name).is_file()}
+    return {name: storage.digest(folder / name) for name in names if (folder / name).is_file()}
 
 
 def require_unchanged(folder: Path, digests: dict[str, str] | None, *, names: Sequence[str]) -> None:
@@ -183,7 +193,7 @@ def open_run(folder: Path, recipe: Recipe) -> Path:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write a recipe into a folder, with the template of its own that it may have: that may change elsewhere.
+    """Write a recipe into a folder, with a copy of the user's template if it names one: the original may change.
 
     Raises:
         RunError: If another template lies there.
@@ -194,8 +204,8 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
         text = readers.read_text(source)
         if target.exists() and readers.read_text(target) != text:
             raise RunError(f"{target} is another template than {source}: name another folder with --run")
-        artifacts.write_atomic(target, text)
-    artifacts.write_atomic(folder / _RECIPE, there.to_yaml())
+        storage.write_atomic(target, text)
+    storage.write_atomic(folder / _RECIPE, there.to_yaml())
 
 
 @contextlib.contextmanager
@@ -246,10 +256,68 @@ def finish(folder: Path, facts: dict[str, Any]) -> None:
             *(f"{ADAPTER}/{name}" for name in (CONFIG, WEIGHTS)),
         ],
     )
-    common = {_DIGESTS: digests, "git": artifacts.git_revision(), "versions": artifacts.versions()}
-    artifacts.write_json(folder / _MANIFEST, {**facts, **common})
+    common = {_DIGESTS: digests, "git": storage.git_revision(), "versions": storage.versions()}
+    storage.write_json(folder / _MANIFEST, {**facts, **common})
 
 
 def latest(prefix: str) -> Path | None:
     """Return the newest complete run that `new_name` named with a prefix, by its time stamp."""
-    return max((path for path in ROOT.glob(f"{glob.escape(prefix)}-{_STAMP}-*") if is_complete(path)), default=None)
+    return max((path for path in RUNS.glob(f"{glob.escape(prefix)}-{_STAMP}-*") if is_complete(path)), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class IntermediateAdapter:
+    """An adapter, the steps behind it, and the annotated samples that these saw; one seen twice counts twice."""
+
+    folder: Path
+    num_steps: int
+    num_samples: int
+
+
+def intermediate_folder(run: Path, step: int) -> Path:
+    """Return where the adapter of a step is kept."""
+    return run / "adapters" / f"step-{step}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step that a folder is named after: `step-100`, `checkpoint-100`."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def intermediate_adapters(run: Path) -> list[IntermediateAdapter]:
+    """Return the adapters of a finished run by rising step, the finished one last.
+
+    Raises:
+        RunError: If the run is not finished, or does not tell how many samples it has seen.
+    """
+    if not is_complete(run):
+        raise RunError(f"{run} holds no finished training; resume it with: {resume_command(run)}")
+    outcome = facts_of(run).get("training")
+    if not isinstance(outcome, dict) or not _are_counts(outcome.get("samples_seen"), outcome.get("steps")):
+        raise RunError(f"{run} was trained by a version that did not count the samples of its steps; train it again")
+    found = [
+        IntermediateAdapter(folder, step_of(folder), _samples_seen(folder))
+        for folder in (run / "adapters").glob("step-*")
+        if _STEP.fullmatch(folder.name) and (folder / PROGRESS).is_file()
+    ]
+    return [
+        *sorted(found, key=lambda each: each.num_steps),
+        IntermediateAdapter(run / ADAPTER, outcome["steps"], outcome["samples_seen"]),
+    ]
+
+
+def _samples_seen(folder: Path) -> int:
+    """Return the samples behind an intermediate adapter, whose files are as they were written."""
+    progress = readers.read_json(folder / PROGRESS, most=readers.MIB)
+    seen = progress.get("samples_seen") if isinstance(progress, dict) else None
+    digests = progress.get("sha256") if isinstance(progress, dict) else None
+    if not isinstance(seen, int) or not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
+        raise RunError(
+            f"{folder / PROGRESS} does not say how many samples were seen: remove it: rm -r {shell_word(folder)}"
+        )
+    require_unchanged(folder, digests, names=(CONFIG, WEIGHTS))
+    return seen
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(isinstance(value, int) and value >= 0 for value in values)

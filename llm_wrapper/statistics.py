@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from llm_wrapper.boxes import FloatArray
+
 __all__ = ["Estimate", "Interval", "McNemar", "bootstrap_interval", "difference", "estimate", "mcnemar",
            "paired_bootstrap"]  # fmt: skip
 
-FloatArray = npt.NDArray[np.float64]
 
 _MOST_CELLS = 1 << 22
 """Numbers drawn at a time: 32 MiB."""
@@ -165,7 +166,7 @@ def _require_usable(data: FloatArray, ids: npt.NDArray[Any], num_resamples: int,
 
 
 def _codes(ids: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Number groups, shape (n,); numbers may be left out."""
+    """Number groups, shape (n,); numbers may be skipped."""
     if len(ids) and np.issubdtype(ids.dtype, np.integer) and ids.min() >= 0 and ids.max() < 2 * len(ids):
         return ids.astype(np.intp)  # no sorting, which is most of the time of a million
     codes: npt.NDArray[np.intp] = np.unique(ids, return_inverse=True)[1].astype(np.intp)

@@ -1,18 +1,33 @@
-"""What is printed: text of other people can neither move the cursor nor write the clipboard nor forge markup."""
+"""Printing: text of other people can neither move the cursor nor write the clipboard nor forge markup."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
-__all__ = ["PrintableFormatter", "as_cell", "as_description", "log_to_stderr", "open_console", "printable", "say"]
+__all__ = [
+    "SHOWS_LOADING",
+    "PrintableFormatter",
+    "as_cell",
+    "as_description",
+    "loading_bars_shown",
+    "log_to_stderr",
+    "open_console",
+    "printable",
+    "say",
+]
+
+SHOWS_LOADING: ContextVar[bool] = ContextVar("SHOWS_LOADING", default=True)
+"""Whether progress bars may be shown while weights are loaded."""
 
 _KEPT = {"\n", "\t"}
 
@@ -25,10 +40,10 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_shown(char) for char in text)
+    return "".join(_escape(char) for char in text)
 
 
-def _shown(char: str) -> str:
+def _escape(char: str) -> str:
     if char in _KEPT:
         return char
     category = unicodedata.category(char)
@@ -53,6 +68,16 @@ def as_cell(text: object) -> Text:
 def as_description(text: object) -> str:
     """Return the description of a progress bar, which is always read as markup."""
     return escape(" ".join(printable(str(text)).split()))
+
+
+@contextmanager
+def loading_bars_shown(shown: bool) -> Iterator[None]:
+    """Show or hide the progress bars of weights that are loaded inside."""
+    token = SHOWS_LOADING.set(shown)
+    try:
+        yield
+    finally:
+        SHOWS_LOADING.reset(token)
 
 
 class _PrintableConsole(Console):

@@ -118,7 +118,7 @@ def _run_bounded(attack: Attack, sender: Connection, gigabytes: float, file_byte
 def stranger(change: dict[str, dict[str, Any]]) -> Path:
     """Make a run folder with a recipe that its author has changed."""
     names = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
-    recipe = compose(ROOT / "recipes", names).model_dump(mode="json")
+    recipe = compose(names).model_dump(mode="json")
     for section, values in change.items():
         recipe[section] |= values
     folder = Path("runs/stranger")

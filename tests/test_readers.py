@@ -23,7 +23,7 @@ from llm_wrapper.errors import DataError
     [
         pytest.param("[" * 100_000, "nested", id="depth-beyond-the-stack"),
         pytest.param("[" * 65 + "]" * 65, "nested", id="depth-65"),
-        pytest.param('{"a": 1, "a": 2}', "'a' stands twice", id="repeated-key"),
+        pytest.param('{"a": 1, "a": 2}', "'a' is given twice", id="repeated-key"),
         pytest.param("9" * 5000, "integer of 5000 digits", id="digits"),
         pytest.param('{"alpha": 1e999}', "1e999 is too large", id="infinite"),
         pytest.param("NaN", "no JSON number", id="nan"),
@@ -119,7 +119,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         pytest.param("a: &x [1, 2]\nb: *x\n", "alias", id="alias"),
-        pytest.param("a: 1\nb: 2\na: 3\n", "'a' stands twice", id="repeated-key"),
+        pytest.param("a: 1\nb: 2\na: 3\n", "'a' is given twice", id="repeated-key"),
         pytest.param("[" * 100 + "]" * 100, "nested", id="depth-100"),
         pytest.param("[" * 100_000, "nested|cannot be read", id="depth-beyond-the-stack"),
         pytest.param("a: " + "9" * 5000, "digits", id="digits"),

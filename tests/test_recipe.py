@@ -1,34 +1,39 @@
-"""Recipes: every shipped file composes, and everything that is wrong is told at once, with its place."""
+"""Recipes: every shipped file composes, and every problem is listed at once, with its place."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import sys
 from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, detectors
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.recipe import KINDS, Recipe, TrainSection, available, compose, load_resolved, prompt_of
+from llm_wrapper.prompts.render import PROMPT_FORMATS
+from llm_wrapper.recipe import RECIPE_KINDS, Recipe, available, compose, load_resolved, prompt_of, schema
+from llm_wrapper.recipe.schema import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
 
 # Sections are disjoint, so it is enough that every file occurs; every LLM with every training, which read each other.
-_TRAINED = list(product(available(SHIPPED, "llm"), available(SHIPPED, "train")))
-_OTHERS = [kind for kind in KINDS if kind not in ("llm", "train")]
+_TRAINED = list(product(available("llm"), available("train")))
+_OTHERS = [kind for kind in RECIPE_KINDS if kind not in ("llm", "train")]
 COMBINATIONS = [
     {"llm": llm, "train": train, **dict(zip(_OTHERS, others, strict=True))}
-    for (llm, train), *others in zip(_TRAINED, *(cycle(available(SHIPPED, kind)) for kind in _OTHERS), strict=False)
+    for (llm, train), *others in zip(_TRAINED, *(cycle(available(kind)) for kind in _OTHERS), strict=False)
 ]
-VLMS = ", ".join(available(SHIPPED, "vlm"))
+VLMS = ", ".join(available("vlm"))
 
 
 @pytest.fixture
@@ -37,10 +42,14 @@ def root(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
 
 
+def refused(names: dict[str, str], *overrides: str) -> list[str]:
+    return problems(SHIPPED, names, *overrides)
+
+
 def problems(root: Path, names: dict[str, str], *overrides: str) -> list[str]:
     """Compose what must fail; return the headline and the problems, one a line, without the root."""
     with pytest.raises(RecipeError) as caught:
-        compose(root, names, overrides)
+        compose(names, overrides, folders=[root])
     return [line.removeprefix("  - ").replace(f"{root}/", "") for line in str(caught.value).splitlines()]
 
 
@@ -52,22 +61,22 @@ def with_file(root: Path, kind: str, content: str | bytes) -> dict[str, str]:
 
 def test_every_kind_has_files_and_every_yaml_file_is_of_a_kind() -> None:
     found = {path.relative_to(SHIPPED).parts[0] for path in SHIPPED.rglob("*.yaml")}
-    assert found - {"paper", "accelerate"} == set(KINDS)  # test_paper.py and test_processes.py are about those
-    assert all(available(SHIPPED, kind) for kind in KINDS)
+    assert found - {"paper", "accelerate"} == set(RECIPE_KINDS)  # test_paper.py and test_processes.py are about those
+    assert all(available(kind) for kind in RECIPE_KINDS)
 
 
 def test_the_combinations_hold_every_file_and_every_llm_with_every_training() -> None:
-    for kind in KINDS:
-        assert {names[kind] for names in COMBINATIONS} == set(available(SHIPPED, kind))
+    for kind in RECIPE_KINDS:
+        assert {names[kind] for names in COMBINATIONS} == set(available(kind))
     assert {(names["llm"], names["train"]) for names in COMBINATIONS} == set(_TRAINED)
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "-".join(names.values()))
 def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_path: Path) -> None:
-    recipe = compose(SHIPPED, names)
+    recipe = compose(names)
     assert recipe.detector.name in detectors.REGISTRY
     assert {data.reader for data in recipe.training_data()} <= set(datasets.READERS)
-    assert recipe.prompt.format in FORMATS
+    assert recipe.prompt.format in PROMPT_FORMATS
     assert (recipe.llm.backend == "rule") == (recipe.llm.model is None)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -76,48 +85,48 @@ def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_pa
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for kind in KINDS for path in (SHIPPED / kind).rglob("*.yaml")),
+    sorted(path for kind in RECIPE_KINDS for path in (SHIPPED / kind).rglob("*.yaml")),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_every_shipped_file_gives_the_sections_of_its_kind_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert set(yaml.safe_load(text)) == set(KINDS[path.parent.name])
+    assert set(yaml.safe_load(text)) == set(RECIPE_KINDS[path.parent.name])
     assert text.startswith("# ")
 
 
 def test_also_keeps_root_and_reader_of_the_data_set() -> None:
-    recipe = compose(SHIPPED, {**NAMES, "data": "refcocog", "train": "mixed"}, ["data.root=here"])
+    recipe = compose({**NAMES, "data": "refcocog", "train": "mixed"}, ["data.root=here"])
     first, second = recipe.training_data()
     assert (first, first.name, second.name) == (recipe.data, "refcocog", "refcoco")
     assert (second.reader, second.root) == ("refer", Path("here"))
     assert second.settings["split_by"] == "unc"
 
 
-@pytest.mark.parametrize("name", available(SHIPPED, "train"))
+@pytest.mark.parametrize("name", available("train"))
 def test_the_values_are_those_of_the_file(name: str) -> None:
     written = yaml.safe_load((SHIPPED / "train" / f"{name}.yaml").read_text(encoding="utf-8"))
-    recipe = compose(SHIPPED, {**NAMES, "train": name})
+    recipe = compose({**NAMES, "train": name})
     assert recipe.train == TrainSection.model_validate(written["train"])
-    assert recipe.prompt.format == written["prompt"]["format"]
+    assert recipe.prompt.model_dump(exclude_unset=True) == prompt_of(written["prompt"])
 
 
 # prompts
 
 
 def test_a_prompt_recipe_adds_to_what_the_training_says() -> None:
-    recipe = compose(SHIPPED, {**NAMES, "prompt": "retrieved+chain-of-thought"})
+    recipe = compose({**NAMES, "prompt": "retrieved+chain-of-thought"})
     words = recipe.prompt
     assert (words.format, words.examples, words.retrieve, words.reasoning_tokens) == ("hints", 4, True, 64)
-    assert compose(SHIPPED, {**NAMES, "prompt": "in-context"}, ["prompt.examples=2"]).prompt.examples == 2
+    assert compose({**NAMES, "prompt": "in-context"}, ["prompt.examples=2"]).prompt.examples == 2
 
 
 def test_a_prompt_recipe_may_be_any_file_and_comes_before_the_training(root: Path, tmp_path: Path) -> None:
     best = tmp_path / "a+b" / "best.yaml"
     best.parent.mkdir()
     best.write_text("prompt: {format: coords, instruction: '{objects} {expression}'}\n", encoding="utf-8")
-    words = compose(root, {**NAMES, "prompt": str(best)}).prompt
+    words = compose({**NAMES, "prompt": str(best)}, folders=[root]).prompt
     assert (words.format, words.instruction) == ("coords", "{objects} {expression}")
-    assert prompt_of(root, str(best)) == {"format": "coords", "instruction": "{objects} {expression}"}
+    assert prompt_of(str(best), [root]) == {"format": "coords", "instruction": "{objects} {expression}"}
 
 
 def test_prompts_that_contradict_each_other_are_refused_with_both_places(root: Path) -> None:
@@ -130,7 +139,7 @@ def test_prompts_that_contradict_each_other_are_refused_with_both_places(root: P
     )
     assert problems(root, names)[1:] == [first, second]
     with pytest.raises(RecipeError, match=r"prompt\.examples is 2 here"):
-        prompt_of(root, names["prompt"])
+        prompt_of(names["prompt"], [root])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +165,7 @@ def test_an_unusable_prompt_says_why(root: Path, name: str, content: str, proble
 
 def test_overrides_win_over_files_and_later_ones_over_earlier_ones() -> None:
     overrides = ["train.epochs=2", "train.epochs=3", "train.lora.rank=8", "detector.settings.a.b=[1, x]"]
-    recipe = compose(SHIPPED, NAMES, overrides)
+    recipe = compose(NAMES, overrides)
     assert (recipe.train.epochs, recipe.train.lora.rank, recipe.train.lora.alpha) == (3, 8, 32)
     assert recipe.detector.settings == {"a": {"b": [1, "x"]}}
 
@@ -170,11 +179,11 @@ def test_overrides_win_over_files_and_later_ones_over_earlier_ones() -> None:
     ],
 )
 def test_values_are_yaml(override: str, expected: int | None) -> None:
-    assert compose(SHIPPED, NAMES, [override]).train.max_steps == expected
+    assert compose(NAMES, [override]).train.max_steps == expected
 
 
 def test_only_the_first_equals_sign_separates() -> None:
-    assert compose(SHIPPED, NAMES, ["llm.model='a=b'"]).llm.model == "a=b"
+    assert compose(NAMES, ["llm.model='a=b'"]).llm.model == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +200,7 @@ def test_only_the_first_equals_sign_separates() -> None:
     ],
 )
 def test_a_malformed_override_is_quoted(override: str) -> None:
-    assert problems(SHIPPED, NAMES, override)[1] == f"override {override!r} is not of the form section.key=value"
+    assert refused(NAMES, override)[1] == f"override {override!r} is not of the form section.key=value"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +214,7 @@ def test_a_malformed_override_is_quoted(override: str) -> None:
     ],
 )
 def test_an_unusable_override_says_why(override: str, reason: str) -> None:
-    assert problems(SHIPPED, NAMES, override)[1] == f"override {override!r}: {reason}"
+    assert refused(NAMES, override)[1] == f"override {override!r}: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +227,7 @@ def test_an_unusable_override_says_why(override: str, reason: str) -> None:
     ],
 )
 def test_the_place_of_an_override_is_the_command_line(override: str, problem: str) -> None:
-    (line,) = problems(SHIPPED, NAMES, override)[1:]
+    (line,) = refused(NAMES, override)[1:]
     assert line.startswith(f"override {override!r}: {problem}")
 
 
@@ -230,7 +239,7 @@ def test_the_place_of_an_override_is_the_command_line(override: str, problem: st
 def test_a_name_that_becomes_a_folder_is_plain(key: str, name: str) -> None:
     override = f"{key}={json.dumps(name)}"
     with pytest.raises(RecipeError, match=re.escape(key)) as caught:
-        compose(SHIPPED, NAMES, [override])
+        compose(NAMES, [override])
     assert len(str(caught.value)) < 2000
 
 
@@ -238,18 +247,18 @@ def test_a_name_that_becomes_a_folder_is_plain(key: str, name: str) -> None:
 @pytest.mark.parametrize("kind", ["vlm", "llm", "data", "train", "prompt", "search"])
 def test_a_name_that_no_file_can_have_is_refused(kind: str, name: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        compose(SHIPPED, {**NAMES, kind: name})
+        compose({**NAMES, kind: name})
     assert len(str(caught.value)) < 6000
 
 
 @pytest.mark.parametrize("root", ["x" * 5000, "a/" * 3000, "a/" + "x" * 256])
 def test_a_root_that_no_folder_can_have_is_refused(root: str) -> None:
-    assert "so long a name" in problems(SHIPPED, NAMES, f"data.root={root}")[1]
+    assert "so long a name" in refused(NAMES, f"data.root={root}")[1]
 
 
 def test_every_name_that_leaves_its_folder_is_listed_at_once() -> None:
     keys = ("data.name", "data.train_split", "data.eval_split", "detector.label")
-    found = problems(SHIPPED, NAMES, *(f"{key}=../x" for key in keys), "train.also=[{name: ../x}]")
+    found = refused(NAMES, *(f"{key}=../x" for key in keys), "train.also=[{name: ../x}]")
     assert found[0] == "the recipe cannot be used (5 problems):"
     assert all(any(f"{key}: " in row for row in found) for key in (*keys, "train.also.0.name"))
 
@@ -263,10 +272,10 @@ def test_every_name_that_leaves_its_folder_is_listed_at_once() -> None:
     ],
 )
 def test_an_override_is_bounded_as_a_file_is(text: str) -> None:
-    assert "not valid YAML" in problems(SHIPPED, NAMES, f"train.lora={text}")[1]
+    assert "not valid YAML" in refused(NAMES, f"train.lora={text}")[1]
 
 
-# templates of one's own
+# the user's templates
 
 OWN = "{{ expression }} {{ candidates | length }}"
 
@@ -274,13 +283,13 @@ OWN = "{{ expression }} {{ candidates | length }}"
 def test_a_file_names_a_template_beside_it(root: Path) -> None:
     (root / "prompt" / "own.j2").write_text(OWN, encoding="utf-8")
     (root / "prompt" / "own.yaml").write_text("prompt: {format: own.j2}", encoding="utf-8")
-    assert compose(root, {**NAMES, "prompt": "own"}).prompt.format == str(root / "prompt" / "own.j2")
+    assert compose({**NAMES, "prompt": "own"}, folders=[root]).prompt.format == str(root / "prompt" / "own.j2")
 
 
 @pytest.mark.parametrize("place", ["/etc/secret.j2", "../../secret.j2", "~/secret.j2"])
 def test_a_file_names_no_template_elsewhere(root: Path, place: str) -> None:
     (root / "prompt" / "own.yaml").write_text(f"prompt: {{format: {place}}}", encoding="utf-8")
-    assert compose(root, {**NAMES, "prompt": "own"}).prompt.format == str(root / "prompt" / "secret.j2")
+    assert compose({**NAMES, "prompt": "own"}, folders=[root]).prompt.format == str(root / "prompt" / "secret.j2")
 
 
 def test_a_template_that_is_a_link_to_a_file_elsewhere_is_refused(root: Path, tmp_path: Path) -> None:
@@ -288,14 +297,14 @@ def test_a_template_that_is_a_link_to_a_file_elsewhere_is_refused(root: Path, tm
     (root / "prompt" / "own.j2").symlink_to(tmp_path / "secret")
     (root / "prompt" / "own.yaml").write_text("prompt: {format: own.j2}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"prompt\.format: .*lies outside"):
-        compose(root, {**NAMES, "prompt": "own"})
+        compose({**NAMES, "prompt": "own"}, folders=[root])
 
 
 def test_a_template_is_named_by_its_path_on_the_command_line() -> None:
-    assert compose(SHIPPED, NAMES, ["prompt.format=some/own.j2"]).prompt.format == "some/own.j2"
+    assert compose(NAMES, ["prompt.format=some/own.j2"]).prompt.format == "some/own.j2"
 
 
-# what is wrong in files
+# problems of files
 
 BROKEN_TRAIN = """\
 train:
@@ -360,7 +369,7 @@ def test_problems_of_all_files_names_and_overrides_are_told_together(root: Path)
     ],
 )
 def test_a_wrong_name_says_which_exist(name: str, near: str) -> None:
-    (line,) = problems(SHIPPED, {**NAMES, "vlm": name})[1:]
+    (line,) = refused({**NAMES, "vlm": name})[1:]
     assert line == f"no vlm recipe is named {name!r}{near} (there are: {VLMS}; files in vlm)"
 
 
@@ -427,7 +436,7 @@ def test_nearest_names_only_what_is_close() -> None:
 def test_any_text_survives_the_resolved_recipe(
     tmp_path_factory: pytest.TempPathFactory, text: str, number: float, modules: list[str]
 ) -> None:
-    values = compose(SHIPPED, NAMES).model_dump(mode="json")
+    values = compose(NAMES).model_dump(mode="json")
     values["llm"]["chat_template"] = values["data"]["settings"]["text"] = values["prompt"]["format"] = text
     values["train"]["learning_rate"] = number
     values["train"]["lora"]["target_modules"] = modules
@@ -439,7 +448,7 @@ def test_any_text_survives_the_resolved_recipe(
 
 def test_the_resolved_recipe_names_file_and_line_too(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    text = compose(SHIPPED, NAMES).to_yaml().replace("epochs: 1", "epochs: one")
+    text = compose(NAMES).to_yaml().replace("epochs: 1", "epochs: one")
     path.write_text(text, encoding="utf-8")
     line = text.splitlines().index("  epochs: one") + 1
     with pytest.raises(RecipeError, match=rf"recipe\.yaml:{line}: train\.epochs: Input should be a valid integer"):
@@ -447,17 +456,165 @@ def test_the_resolved_recipe_names_file_and_line_too(tmp_path: Path) -> None:
 
 
 def test_a_recipe_cannot_be_changed() -> None:
-    recipe = compose(SHIPPED, NAMES)
+    recipe = compose(NAMES)
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.epochs = 3  # type: ignore[misc]
 
 
 def test_a_detector_is_labelled_by_its_file_unless_it_says_otherwise() -> None:
-    assert compose(SHIPPED, {**NAMES, "vlm": "gd15"}).detector.label == "gd15"
-    assert compose(SHIPPED, {**NAMES, "vlm": "gd15"}, ["detector.label=gd16"]).detector.label == "gd16"
+    assert compose({**NAMES, "vlm": "gd15"}).detector.label == "gd15"
+    assert compose({**NAMES, "vlm": "gd15"}, ["detector.label=gd16"]).detector.label == "gd16"
 
 
 @pytest.mark.parametrize("label", ["../elsewhere", "a b", "''"])
 def test_a_label_is_a_folder_name(label: str) -> None:
     with pytest.raises(RecipeError, match=r"detector\.label"):
-        compose(SHIPPED, NAMES, [f"detector.label={label}"])
+        compose(NAMES, [f"detector.label={label}"])
+
+
+# --vlm a+b
+
+TOGETHER = {**NAMES, "vlm": "gdrec+flo2+toy"}
+
+
+def test_each_detector_keeps_its_settings_and_its_candidates(tmp_path: Path) -> None:
+    recipe = compose(TOGETHER)
+    assert [each.detector.label for each in recipe.detectors()] == ["gdrec", "flo2", "toy"]
+    assert recipe.vlm == "gdrec+flo2+toy"
+    for name, each in zip(("gdrec", "flo2", "toy"), recipe.detectors(), strict=True):
+        alone = compose({**NAMES, "vlm": name})
+        assert (each.detector, each.candidates) == (alone.detector, alone.candidates)
+        assert (alone.vlm, alone.ensemble.also) == (name, {})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_resolved(path) == recipe
+
+
+def test_overrides_reach_every_detector() -> None:
+    overrides = ["candidates.cap=7", "ensemble.nms_iou=null", "ensemble.also.flo2.detector.settings.num_beams=1",
+                 "ensemble.also.toy.candidates.cap=5"]  # fmt: skip
+    recipe = compose(TOGETHER, overrides)
+    first, second, third = recipe.detectors()
+    assert (first.candidates.cap, second.candidates.cap, third.candidates.cap) == (7, 20, 5)
+    assert (recipe.ensemble.nms_iou, second.detector.settings["num_beams"]) == (None, 1)
+    assert {each.candidates.cap for each in recipe.without_cap().detectors()} == {sys.maxsize}
+
+
+def test_parts_of_an_ensemble_are_the_recipes_of_their_names() -> None:
+    recipe = compose(TOGETHER)
+    _, second, third = recipe.detectors()
+    assert recipe.with_detectors([second, third]) == compose({**NAMES, "vlm": "flo2+toy"})
+    assert recipe.with_detectors([third]) == compose({**NAMES, "vlm": "toy"})
+
+
+@pytest.mark.parametrize(
+    ("vlm", "told"),
+    [
+        pytest.param("toy+tooy", "no vlm recipe is named 'tooy'; did you mean 'toy'", id="unknown"),
+        pytest.param("toy+", "no vlm recipe is named ''", id="empty"),
+        pytest.param("toy+coco+toy", "'toy+coco+toy' names the detector 'toy' twice", id="twice"),
+    ],
+)
+def test_what_is_no_ensemble_is_told(vlm: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose({**NAMES, "vlm": vlm})
+    assert told in str(caught.value)
+
+
+def test_problems_of_a_further_file_have_its_place(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
+    (root / "vlm" / "new.yaml").write_text("detector:\n  name: toy\ncandidates:\n  cap: 1\nmore: 1\n")
+    with pytest.raises(RecipeError) as caught:
+        compose({**NAMES, "vlm": "toy+new"}, ["ensemble.nms_iou=2"], folders=[root])
+    told = str(caught.value)
+    assert "vlm/new.yaml:5: a vlm recipe has no section 'more'" in told
+    assert "vlm/new.yaml:4: ensemble.also.new.candidates.cap: Input should be greater than or equal to 2" in told
+    assert "override 'ensemble.nms_iou=2': ensemble.nms_iou" in told
+
+
+def test_a_file_whose_name_has_a_plus_is_itself(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
+    shutil.copy(root / "vlm" / "toy.yaml", root / "vlm" / "toy+coco.yaml")
+    recipe = compose({**NAMES, "vlm": "toy+coco"}, folders=[root])
+    assert (recipe.vlm, recipe.ensemble.also) == ("toy+coco", {})
+
+
+def test_other_kinds_may_have_a_plus() -> None:
+    assert compose({**NAMES, "vlm": "coco", "data": "refcoco+"}).data.name == "refcoco+"
+
+
+# values that every section refuses: infinite numbers, and numbers that would make anything without bound
+
+
+def float_fields() -> list[Any]:
+    """Each field of each section that takes a number with a fraction."""
+    return [
+        pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+        for kind in (getattr(schema, name) for name in schema.__all__)
+        if isinstance(kind, type) and issubclass(kind, Section)
+        for name, field in kind.model_fields.items()
+        if "float" in str(field.annotation)
+    ]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize(("kind", "name"), float_fields())
+def test_numbers_are_finite(kind: type[Section], name: str, value: float) -> None:
+    given: Any = [value] if name == "alphas" else value
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({name: given})
+    assert any(row["loc"][0] == name for row in caught.value.errors())
+
+
+def test_there_are_such_fields() -> None:
+    assert len(float_fields()) >= 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (LoraSection, "rank"),
+        (TrainSection, "virtual_tokens"),
+        (TrainSection, "epochs"),
+        (TrainSection, "max_steps"),
+        (TrainSection, "groups_per_step"),
+        (TrainSection, "expressions_per_group"),
+        (TrainSection, "generated_steps"),
+        (TrainSection, "generated_per_group"),
+        (TrainSection, "max_tokens"),
+        (TrainSection, "tokens_per_batch"),
+        (TrainSection, "seed"),
+        (SamplingSection, "max_new_tokens"),
+        (SearchSection, "iterations"),
+        (SearchSection, "samples"),
+        (SearchSection, "shown"),
+        (SearchSection, "seed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+@pytest.mark.parametrize("value", [10**12, -1])
+def test_numbers_that_things_are_made_by_are_bounded(kind: type[Section], name: str, value: int) -> None:
+    with pytest.raises(ValidationError):
+        kind.model_validate({name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        pytest.param(LLMSection, "model", "x" * 1001, id="model"),
+        pytest.param(LLMSection, "revision", "x" * 1001, id="revision"),
+        pytest.param(LoraSection, "target_modules", ["x" * 1001], id="module"),
+        pytest.param(LoraSection, "target_modules", ["x"] * 1001, id="modules"),
+        pytest.param(SearchSection, "alphas", [0.5] * 1001, id="alphas"),
+    ],
+)
+def test_texts_and_lists_are_bounded(kind: type[Section], name: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match="1000"):
+        kind(**{name: value})
+
+
+def test_a_seed_is_what_numpy_takes() -> None:
+    seed = TypeAdapter(schema.Seed)
+    assert seed.validate_python(2**32 - 1) == 2**32 - 1
+    with pytest.raises(ValidationError):
+        seed.validate_python(2**32)

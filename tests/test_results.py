@@ -12,11 +12,9 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import results, runs
-from llm_wrapper.cli import main, transfer_cli
-from llm_wrapper.cli.commands import Evaluation, _with_known_untrained
+from llm_wrapper.cli.evaluate import Evaluation, _with_known_untrained
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
 from tests.test_cli import run
@@ -32,11 +30,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
-def kept(path: Path, facts: object) -> None:
+def write_facts(path: Path, facts: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts), encoding="utf-8")
 
@@ -57,7 +54,7 @@ def kept(path: Path, facts: object) -> None:
 def test_another_question_gets_another_place(stored: object, is_free: bool) -> None:
     path = Path("runs/a/report-val.json")
     if stored is not None:
-        kept(path, stored)
+        write_facts(path, stored)
     assert (results.free_name(path.parent, "val", ASKED) == "val") == is_free
     assert (results.free_file(path, ASKED) == path) == is_free
     found = results.free_folder(path.parent, (path.name, "predictions-val.parquet"), ASKED)
@@ -67,12 +64,12 @@ def test_another_question_gets_another_place(stored: object, is_free: bool) -> N
 
 
 def test_predictions_without_their_question_are_not_overwritten() -> None:
-    kept(Path("runs/a/predictions-val.parquet"), 0)
+    write_facts(Path("runs/a/predictions-val.parquet"), 0)
     assert results.free_name(Path("runs/a"), "val", ASKED).startswith("val-")
 
 
 def facts(**sections: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = compose(recipes_folder(), {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
+    recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"})
     values = recipe.model_dump(mode="json")
     for name, changes in sections.items():
         values[name] = {**values[name], **changes}
@@ -119,11 +116,11 @@ def test_of_a_server_its_address_counts(change: Mapping[str, Any], is_same: bool
 
 def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() -> None:
     now = results.evaluation_question({**facts(), "weights": {"adapter_model.safetensors": "w"}})
-    kept(Path("report-val.json"), facts())
+    write_facts(Path("report-val.json"), facts())
     assert results.is_same(results.stored_question(Path("report-val.json")), now)
-    kept(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
+    write_facts(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
-    kept(Path("report-val.json"), facts(candidates={"cap": 5}))
+    write_facts(Path("report-val.json"), facts(candidates={"cap": 5}))
     assert not results.is_same(results.stored_question(Path("report-val.json")), now)
 
 
@@ -217,8 +214,8 @@ def test_a_matrix_of_other_rows_stands_beside_it(toy: Path) -> None:
 
 
 def test_a_served_llm_does_not_replace_the_run() -> None:
-    recipe = compose(recipes_folder(), {"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"})
-    assert Evaluation(recipe, Path("runs/mine")).folder.parent == runs.ROOT
+    recipe = compose({"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"})
+    assert Evaluation(recipe, Path("runs/mine")).folder.parent == runs.RUNS
     assert Evaluation(recipe, Path("runs/mine")).folder.name.endswith("-served")
 
 
@@ -229,5 +226,5 @@ def test_answers_of_the_untrained_llm_stay_where_it_is_not_asked_again(tmp_path:
     )
     path = tmp_path / "predictions-val.parquet"
     assert _with_known_untrained([detector, tuned, oracle], path) == [detector, tuned, oracle]
-    files.save(path, [detector, untrained, tuned, oracle])
+    files.save_predictions(path, [detector, untrained, tuned, oracle])
     assert _with_known_untrained([detector, tuned, oracle], path) == [detector, untrained, tuned, oracle]

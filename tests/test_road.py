@@ -23,7 +23,7 @@ RUN = Path("runs/mine")
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tiny LLM in a folder, and the overrides that choose it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -59,7 +59,7 @@ def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
     assert "More Information Needed" not in card  # PEFT's own form
 
     printed = run("eval", "--data-root", TOY, "--run", RUN, "--limit", 6)
-    rows = files.load(RUN / "predictions-val-first-6.parquet")
+    rows = files.load_predictions(RUN / "predictions-val-first-6.parquet")
     assert {row.system for row in rows} == {"detector", "rule", "untrained", "tuned", "oracle"}
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
 from llm_wrapper.errors import DataError, RecipeError, RunError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
@@ -31,7 +31,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def complete(name: str) -> Path:
-    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    folder = runs.open_run(runs.RUNS / name, RECIPE)
     runs.finish(folder, {"samples": 1})
     return folder
 
@@ -45,7 +45,7 @@ def test_a_name_carries_time_and_revision() -> None:
 
 
 def test_a_name_without_git_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "git_revision", lambda: None)
+    monkeypatch.setattr(storage, "git_revision", lambda: None)
     assert runs.new_name("a").endswith("Z-nogit")
 
 
@@ -104,7 +104,7 @@ def test_the_manifest_holds_facts_code_and_versions() -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert runs.is_complete(folder)
     assert manifest["samples"] == 1
-    assert manifest["git"] == artifacts.git_revision()
+    assert manifest["git"] == storage.git_revision()
     assert manifest["versions"]["pydantic"]
 
 
@@ -125,7 +125,7 @@ def test_the_latest_is_the_newest_complete_one() -> None:
     assert runs.latest("toy-rule-toy") is None
     complete("toy-rule-toy-20250101T000000Z-abc1234")
     newest = complete("toy-rule-toy-20250102T000000Z-0000000")
-    runs.open_run(runs.ROOT / "toy-rule-toy-20250103T000000Z-abc1234", RECIPE)
+    runs.open_run(runs.RUNS / "toy-rule-toy-20250103T000000Z-abc1234", RECIPE)
     assert runs.latest("toy-rule-toy") == newest
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_another_process_trains_is_refused() -> None:
 
 
 def test_new_runs_of_one_second_have_folders_of_their_own() -> None:
-    name = runs.ROOT / runs.new_name("toy-rule-toy")
+    name = runs.RUNS / runs.new_name("toy-rule-toy")
     with runs.claim_run(name, RECIPE, is_new=True) as first, runs.claim_run(name, RECIPE, is_new=True) as second:
         assert (first, second) == (name, name.with_name(f"{name.name}-2"))
     runs.finish(second, {})
@@ -229,7 +229,7 @@ def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def with_adapter(name: str) -> Path:
     """A finished run with the files of an adapter."""
-    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    folder = runs.open_run(runs.RUNS / name, RECIPE)
     (folder / "adapter").mkdir()
     (folder / "adapter" / CONFIG).write_text("{}")
     (folder / "adapter" / WEIGHTS).write_bytes(b"weights")

@@ -9,22 +9,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from llm_wrapper.cli import options
 from llm_wrapper.errors import RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.evaluation.none_below import thresholds
-from llm_wrapper.report import compared
-from llm_wrapper.report.parts import percent
-from llm_wrapper.terminal import open_console, say
+from llm_wrapper.evaluation.grec import thresholds
+from llm_wrapper.report import evaluations
+from llm_wrapper.report.formatting import percent
+from llm_wrapper.terminal import say
 
 __all__ = ["add_to", "none_below"]
 
-_console = open_console()
 _HEAD = ("prompt.none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these")
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("none-below")(_verb)
+    app.command("none-below", rich_help_panel="Studies")(_verb)
 
 
 def _verb(
@@ -33,7 +33,7 @@ def _verb(
     system: Annotated[str, typer.Option(help="Whose choices: untrained, tuned or served.")] = "tuned",
 ) -> None:
     """Show what prompt.none_below gives on a split, to choose it there; report another split with it."""
-    none_below(file, system, _console)
+    none_below(file, system, options.CONSOLE)
 
 
 def none_below(file: Path, system: str, console: Console) -> None:
@@ -43,8 +43,8 @@ def none_below(file: Path, system: str, console: Console) -> None:
         DataError: If the file does not hold predictions.
         RunError: If the system is not in it, gives no probabilities, or was asked with a threshold.
     """
-    rows = [row for row in files.load(file) if row.system == system]
-    facts = compared.facts_of_evaluation(file.parent, file)
+    rows = [row for row in files.load_predictions(file) if row.system == system]
+    facts = evaluations.facts_of_evaluation(file.parent, file)
     used = ((facts.get("recipe") or {}).get("prompt") or {}).get("none_below")
     if used:
         raise RunError(f"{file} was made with prompt.none_below={used}; choose from predictions made without")

@@ -1,4 +1,4 @@
-"""Options that several verbs of the command line have, each worded once, and the recipe that they choose.
+"""Options that several verbs share, and the recipe that they choose.
 
 An option that is not given is `None`: only then can the recipe of a run, or the default, take its place.
 """
@@ -16,35 +16,45 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import artifacts, runs
+from llm_wrapper import __version__, runs, storage
+from llm_wrapper.detectors import load_plugin
 from llm_wrapper.errors import RecipeError, RunError, nearest
-from llm_wrapper.keys import allow_typed_keys
-from llm_wrapper.names import folder_name
-from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import PaperRow, read_paper_row
-from llm_wrapper.recipe.files import folder as recipes_folder
+from llm_wrapper.recipe import Recipe, RecipeFile, compose, read_recipe_file
+from llm_wrapper.services import allow_typed_keys
+from llm_wrapper.storage import folder_name
+from llm_wrapper.terminal import open_console
 
 __all__ = [
+    "CONSOLE",
+    "AdapterName",
     "Data",
     "DataRoot",
     "Limit",
     "Llm",
     "Overrides",
+    "PromptName",
+    "Run",
     "Split",
     "Train",
     "Vlm",
-    "add_paper",
+    "add_common",
     "assigned",
     "chosen",
     "extra_words",
     "name_of",
     "named",
+    "names_by_kind",
     "overridden",
+    "require_one_adapter",
     "require_run",
     "root",
+    "starts_with",
 ]
 
 _log = logging.getLogger(__name__)
+
+CONSOLE = open_console()
+"""Where all verbs print."""
 
 _WORDS = "LLM_WRAPPER_ARGS"
 """Environment variable with more words of the command line; `make` hands its ARGS over in it."""
@@ -54,8 +64,9 @@ _NOT_OF_A_ROW = {("transfer", "llm"), ("export", "llm")}
 _TEMPLATE = ("chat_template", "template_date", "enable_thinking")
 """Keys of `llm` that decide how a training words its chats."""
 
-_row: ContextVar[tuple[str, ...]] = ContextVar("_row", default=())
-"""Overrides of the row that stands before the verb."""
+_NO_FILE = RecipeFile()
+_start: ContextVar[RecipeFile] = ContextVar("_start", default=_NO_FILE)
+"""The file that `--recipe` names before the verb."""
 
 DEFAULTS = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
 """What is taken where neither the command line nor a run names a file of a kind."""
@@ -78,6 +89,25 @@ Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/tr
 Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.", callback=_name)]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
+Run = Annotated[Path | None, typer.Option(help="Run folder; its recipe is used, and what is typed beside it wins.")]
+PromptName = Annotated[
+    str | None, typer.Option("--prompt", help="Prompt: a file of recipes/prompt, a+b for both, or the path of one.")
+]
+AdapterName = Annotated[
+    str | None, typer.Option("--adapter", help="A PEFT adapter of another program: folder, or owner/name of the hub.")
+]
+
+
+def names_by_kind(
+    vlm: str | None, llm: str | None, data: str | None, train: str | None = None, *, prompt: str | None = None
+) -> dict[str, str | None]:
+    """Return kind of recipe -> name of its file, or None."""
+    return {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
+
+
+def starts_with(kind: str) -> bool:
+    """Tell whether the file of `--recipe` settles a kind."""
+    return _start.get().gives(kind)
 
 
 def assigned(key: str, path: Path) -> str:
@@ -98,7 +128,8 @@ def named(names: Mapping[str, str | None]) -> dict[str, str]:
 
 def name_of(names: Mapping[str, str | None]) -> str:
     """Return the names of detector, LLM and data, those that there are, as one name for a folder of results."""
-    found = named(names)
+    start = _start.get()
+    found = named({kind: name or start.label(kind) for kind, name in names.items()})
     return "-".join(found[kind] for kind in ("vlm", "llm", "data") if kind in found)
 
 
@@ -117,20 +148,24 @@ def chosen(
         data_root: Where the data lies.
         run: Gives all that is not named.
 
-    Those of a row of `--paper` come first. They are the word of a file: only what was typed allows a key.
+    The file of `--recipe` comes first. Its overrides are the word of a file: only what was typed allows a key.
 
     Raises:
         RecipeError: If a file is missing, or the recipe is wrong; every problem is listed.
         RunError: If the run is no run folder.
     """
     allow_typed_keys(overrides or [])
-    changes = [*_row.get(), *root(data_root), *(overrides or [])]
-    if run is None:
-        return compose(recipes_folder(), named(names), changes)
-    require_run(run)
+    start = _start.get()
+    changes = [*root(data_root), *(overrides or [])]
     given = {kind: name for kind, name in names.items() if name is not None}
+    if run is None:
+        missing = {kind: DEFAULTS[kind] for kind in names if kind in DEFAULTS and not start.gives(kind)}
+        return compose({**missing, **given}, changes, start=start)
+    require_run(run)
+    if "prompt" in start.names:
+        given.setdefault("prompt", start.names["prompt"])
     trained = runs.recipe_of(run)
-    recipe = compose(recipes_folder(), given, changes, base=trained)
+    recipe = compose(given, [*start.overrides, *changes], start=trained)
     return _with_template(recipe, trained, run) if "llm" in given and recipe.llm.backend == "openai" else recipe
 
 
@@ -148,6 +183,12 @@ def _with_template(recipe: Recipe, trained: Recipe, run: Path) -> Recipe:
     return recipe.model_copy(update={"llm": recipe.llm.model_copy(update=carried)})
 
 
+def require_one_adapter(run: Path | None, adapter: str | None) -> None:
+    """Refuse a run and an adapter at once."""
+    if run and adapter:
+        raise RecipeError(f"{run} has its own adapter; name it or {adapter}, not both")
+
+
 def require_run(folder: Path) -> None:
     """Refuse a folder that is no run, and say which runs there are.
 
@@ -156,7 +197,7 @@ def require_run(folder: Path) -> None:
     """
     if (folder / "recipe.yaml").is_file():
         return
-    there = [str(path.parent) for path in sorted(runs.ROOT.glob("*/recipe.yaml"))]
+    there = [str(path.parent) for path in sorted(runs.RUNS.glob("*/recipe.yaml"))]
     listed = f"there are: {', '.join(there)}" if there else "there is none yet; make one with: llm-wrapper train"
     raise RunError(f"{folder} is no run folder{nearest(str(folder), there)} ({listed})")
 
@@ -167,7 +208,7 @@ _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
 def overridden(run: Path, recipe: Recipe) -> list[str]:
     """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
     parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
-    found = artifacts.differences(parts[0], parts[1], places=(f"in {run}", "here"))
+    found = storage.describe_differences(parts[0], parts[1], places=(f"in {run}", "here"))
     return [f"not as the run was trained: {each}" for each in found]
 
 
@@ -185,31 +226,54 @@ def extra_words() -> list[str]:
         raise RecipeError(f"ARGS={text!r} cannot be split into words: {error}") from error
 
 
-def add_paper(app: typer.Typer) -> None:
-    """Add the option before the verb: a row of the paper's tables, whose choices are the defaults of any verb."""
+def add_common(app: typer.Typer) -> None:
+    """Add the options before the verb."""
     app.callback()(_common)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"llm-wrapper {__version__}")
+        raise typer.Exit
 
 
 def _common(
     context: typer.Context,
-    paper: Annotated[
-        str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper. What is typed wins.")
+    *,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A file to start from: a run's recipe.yaml, your own, or the name of a row in recipes/paper."
+        ),
     ] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="A row of the paper's tables: a file of recipes/paper.", hidden=True)
+    ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(help="A Python module, or a file ending in .py, that registers detectors of yours."),
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    _row.set(())
-    if paper is None:
-        return
-    row = read_paper_row(recipes_folder(), paper)
-    _row.set(row.overrides)
-    context.default_map = _defaults(context.command, row)
+    for module in plugin or []:
+        load_plugin(module)
+    if recipe and paper:
+        raise RecipeError(f"--recipe {recipe} and --paper {paper} both give a recipe; leave one out")
+    name = recipe or paper
+    start = read_recipe_file(name) if name else _NO_FILE
+    _start.set(start)
+    context.default_map = _option_defaults(context.command, start)
 
 
-def _defaults(command: Any, row: PaperRow) -> dict[str, Any]:
-    """Return what a row gives to the options of a verb, or, by name, of each verb of a group."""
+def _option_defaults(command: Any, start: RecipeFile) -> dict[str, Any]:
+    """Return the names that a file gives to the options of a verb, or, by name, of each verb of a group."""
     if hasattr(command, "commands"):
-        return {name: _defaults(inner, row) for name, inner in command.commands.items()}
+        return {name: _option_defaults(inner, start) for name, inner in command.commands.items()}
     return {
         option.name: [value] if option.multiple else value
         for option in command.params
-        if (value := row.names.get(option.name)) and (command.name, option.name) not in _NOT_OF_A_ROW
+        if option.name != "prompt" and (command.name, option.name) not in _NOT_OF_A_ROW
+        if (value := start.names.get(option.name))
     }

@@ -4,49 +4,59 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 
-from llm_wrapper.datasets import grefcoco, hub, jsonl, long_expressions, refer, talk2car, toy
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
 from llm_wrapper.errors import RecipeError, nearest
 from llm_wrapper.recipe import DataSection
 
-__all__ = ["READERS", "AnnotatedObject", "Dataset", "load"]
+__all__ = ["READERS", "AnnotatedObject", "Dataset", "find_reader", "load_dataset"]
 
-READERS: dict[str, Callable[..., Dataset]] = {
-    "refer": refer.load,
-    "hub_refs": hub.load_refs,
-    "hub_objects": hub.load_objects,
-    "grefcoco": grefcoco.load,
-    "hc_refloco": long_expressions.load_hc_refloco,
-    "ref_l4": long_expressions.load_ref_l4,
-    "talk2car": talk2car.load,
-    "jsonl": jsonl.load,
-    "toy": toy.load,
+READERS = {
+    "refer": "llm_wrapper.datasets.refer:load_refer",
+    "grefcoco": "llm_wrapper.datasets.refer:load_grefcoco",
+    "hub_refs": "llm_wrapper.datasets.hub:load_hub_refs",
+    "hub_objects": "llm_wrapper.datasets.hub:load_hub_objects",
+    "hc_refloco": "llm_wrapper.datasets.hub:load_hc_refloco",
+    "ref_l4": "llm_wrapper.datasets.hub:load_ref_l4",
+    "talk2car": "llm_wrapper.datasets.talk2car:load_talk2car",
+    "jsonl": "llm_wrapper.datasets.jsonl:load_jsonl",
+    "toy": "llm_wrapper.datasets.jsonl:load_toy",
 }
-"""Reader name -> function (root, split, **settings) -> Dataset."""
+"""Reader name -> "module:function"; imported on first use. A function takes (root, split, **settings)."""
 
 
-def load(section: DataSection, split: str) -> Dataset:
+def load_dataset(section: DataSection, split: str) -> Dataset:
     """Read one split of the data set that a recipe names.
 
     Raises:
         RecipeError: If the reader is unknown, or does not take one of the settings.
         DataError: If the annotations are missing or wrong.
     """
-    if section.reader not in READERS:
-        names = ", ".join(READERS)
-        raise RecipeError(f"no data reader is named {section.reader!r}{nearest(section.reader, [*READERS])} ({names})")
-    _require_settings(section)
+    read = find_reader(section.reader)
+    _require_settings(section, read)
     try:
-        return READERS[section.reader](Path(section.root), split, **section.settings)
+        return read(section.folder, split, **section.settings)
     except TypeError as error:
         raise RecipeError(f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {error}") from error
 
 
-def _require_settings(section: DataSection) -> None:
+def find_reader(name: str) -> Callable[..., Dataset]:
+    """Import the reader of a name.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    if name not in READERS:
+        raise RecipeError(f"no data reader is named {name!r}{nearest(name, [*READERS])} ({', '.join(READERS)})")
+    module, _, function = READERS[name].partition(":")
+    reader: Callable[..., Dataset] = getattr(import_module(module), function)
+    return reader
+
+
+def _require_settings(section: DataSection, read: Callable[..., Dataset]) -> None:
     """Check the names of a section's settings, which are the named arguments of its reader."""
-    arguments = inspect.signature(READERS[section.reader]).parameters.values()
+    arguments = inspect.signature(read).parameters.values()
     known = {argument.name: argument for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY}
     problems = [f"it has no {key!r}{nearest(key, [*known])}" for key in section.settings if key not in known]
     problems += [

@@ -1,4 +1,4 @@
-"""What every data set becomes: samples of one split, and where their annotations came from."""
+"""The data set that every reader returns: samples of one split, and the origin of their annotations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["AnnotatedObject", "Dataset", "digest_files", "image_file", "require_file"]
+__all__ = ["AnnotatedObject", "Dataset", "digest_files", "image_file", "image_folder", "require_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Dataset:
         return list(first.values())
 
     def notes(self) -> list[str]:
-        """Return what a reader of any result on this split must know, one sentence each; usually nothing."""
+        """Return the facts that belong beside every result on this split, one sentence each; usually none."""
         where = f"{self.name} {self.split}"
         notes = [f"{where}: skipped {len(places):,}: {reason}" for reason, places in self.skipped.items()]
         if self.crowd_targets:
@@ -122,3 +122,19 @@ def image_file(folder: Path, name: str) -> Path:
         f"image {name[:200]!r} lies outside {folder}, and only images under that folder are read: "
         f"if it is meant, {remedy}"
     )
+
+
+def image_folder(root: Path, images: str | Path | None) -> Path | None:
+    """Return the folder of the image files: the one named, else `<root>/images` if there is one.
+
+    Raises:
+        DataError: If the folder that is named does not exist.
+    """
+    if images is None:
+        return root / "images" if (root / "images").is_dir() else None
+    if not Path(images).is_dir():
+        raise DataError(
+            f"the images folder {images} does not exist. Correct data.settings.images, or leave it out: "
+            "detectors that read no pixels need no images."
+        )
+    return Path(images)

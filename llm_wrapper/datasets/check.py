@@ -15,10 +15,10 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["CheckReport", "Finding", "SplitCounts", "check", "render"]
+__all__ = ["CheckReport", "Finding", "SplitCounts", "check_datasets", "format_check"]
 
 _NUM_EXAMPLES = 3
-_IDS = "Give each expression an id of its own: predictions are matched by it."
+_IDS = "Give each expression its own id: predictions are matched by it."
 _MISSING = "Fetch these files or correct the images folder; detectors that read pixels will stop at them."
 _NO_FILES = "Fetch the images where the data set's description says, or use a detector that reads no pixels."
 _OUTSIDE = "Check that the box format and the image size belong together; boxes are used as they are."
@@ -82,7 +82,7 @@ class CheckReport:
         return all(finding.level != "error" for finding in self.findings)
 
 
-def check(datasets: Sequence[Dataset]) -> CheckReport:
+def check_datasets(datasets: Sequence[Dataset]) -> CheckReport:
     """Look through splits for missing images, boxes outside, duplicates, empty expressions and leaks.
 
     A leak is an image that a split called `train` shares with any other split given, of any data set: the same file, or
@@ -95,7 +95,7 @@ def check(datasets: Sequence[Dataset]) -> CheckReport:
     return CheckReport(tuple(map(_counts, datasets)), tuple(findings))
 
 
-def render(report: CheckReport) -> str:
+def format_check(report: CheckReport) -> str:
     """Write a report as lines: a table of counts, then each finding with its remedy."""
     head = ("data set", "split", "expressions", "refs", "images", "without box")
     table = [head, *(_cells(counts) for counts in report.splits)]
@@ -134,28 +134,28 @@ def _of_split(dataset: Dataset) -> Iterable[Finding]:
     samples, firsts = dataset.samples, dataset.images()
     if not dataset.has_splits:
         what, every = "expressions without a split: train and val are one", [sample.sample_id for sample in samples]
-        yield from _found("warning", dataset.name, what, every, _NO_SPLIT)
+        yield from _finding("warning", dataset.name, what, every, _NO_SPLIT)
     for reason, places in dataset.skipped.items():
         remedy = _NO_EXPRESSION if reason == rows.NO_EXPRESSION else _SKIPPED
-        yield from _found("warning", where, f"skipped ({reason})", places, remedy)
+        yield from _finding("warning", where, f"skipped ({reason})", places, remedy)
     crowds = [f"sample {sample.sample_id}" for sample in samples if sample.sample_id in dataset.crowd_targets]
-    yield from _found("warning", where, "targets that are crowd regions", crowds, _CROWD)
+    yield from _finding("warning", where, "targets that are crowd regions", crowds, _CROWD)
     ids = Counter(sample.sample_id for sample in samples)
     conflicting, repeated = _duplicates(samples)
     paths = {sample.image_path: None for sample in samples if sample.image_path is not None}
-    yield from _found("error", where, "image files missing", _missing(paths), _MISSING)
+    yield from _finding("error", where, "image files missing", _missing(paths), _MISSING)
     yield from _of_files(where, firsts)
     without = [sample.image_id for sample in firsts if sample.image_path is None]
-    yield from _found("warning", where, "images without an image file", without, _NO_FILES)
-    yield from _found("warning", where, "boxes more than a pixel outside their image", _outside(samples), _OUTSIDE)
-    yield from _found("error", where, "sample ids used twice", [key for key, num in ids.items() if num > 1], _IDS)
-    yield from _found("warning", where, "expressions of an image with several targets", conflicting, _CONFLICT)
-    yield from _found("warning", where, "expressions of an image repeated for one target", repeated, _REPEATED)
+    yield from _finding("warning", where, "images without an image file", without, _NO_FILES)
+    yield from _finding("warning", where, "boxes more than a pixel outside their image", _outside(samples), _OUTSIDE)
+    yield from _finding("error", where, "sample ids used twice", [key for key, num in ids.items() if num > 1], _IDS)
+    yield from _finding("warning", where, "expressions of an image with several targets", conflicting, _CONFLICT)
+    yield from _finding("warning", where, "expressions of an image repeated for one target", repeated, _REPEATED)
     empty = [f"sample {sample.sample_id}" for sample in samples if rows.is_blank(sample.expression)]
-    yield from _found("error", where, "empty expressions", empty, _EMPTY)
+    yield from _finding("error", where, "empty expressions", empty, _EMPTY)
 
 
-def _found(
+def _finding(
     level: Literal["error", "warning"], where: str, what: str, examples: Sequence[str], remedy: str
 ) -> Iterable[Finding]:
     if examples:
@@ -183,9 +183,9 @@ def _of_files(where: str, samples: Sequence[Sample]) -> Iterable[Finding]:
         if upright_wh != sample.image_wh:
             text = f"{path} is {upright_wh[0]} x {upright_wh[1]}, not {sample.image_wh[0]} x {sample.image_wh[1]}"
             (sideways if stored_wh == sample.image_wh else other_size).append(text)
-    yield from _found("error", where, "image files that cannot be read", unreadable, _UNREADABLE)
-    yield from _found("error", where, "image files of another size than annotated", other_size, _OTHER_SIZE)
-    yield from _found("warning", where, "photographs annotated as stored, not upright", sideways, _SIDEWAYS)
+    yield from _finding("error", where, "image files that cannot be read", unreadable, _UNREADABLE)
+    yield from _finding("error", where, "image files of another size than annotated", other_size, _OTHER_SIZE)
+    yield from _finding("warning", where, "photographs annotated as stored, not upright", sideways, _SIDEWAYS)
 
 
 def _outside(samples: Sequence[Sample]) -> list[str]:
@@ -213,7 +213,7 @@ def _shared(trained: Dataset, evaluated: Dataset) -> Iterable[Finding]:
     keys = {key for sample in trained.images() for key in _image_keys(sample)}
     shared = [sample.image_id for sample in evaluated.images() if keys.intersection(_image_keys(sample))]
     where = f"{trained.name} {trained.split} and {evaluated.name} {evaluated.split}"
-    yield from _found("error", where, "images shared", [f"image {image_id}" for image_id in shared], _SHARED)
+    yield from _finding("error", where, "images shared", [f"image {image_id}" for image_id in shared], _SHARED)
 
 
 def _image_keys(sample: Sample) -> list[object]:

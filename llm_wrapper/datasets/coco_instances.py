@@ -16,7 +16,7 @@ from llm_wrapper.datasets.base import AnnotatedObject
 from llm_wrapper.datasets.rows import Skipped
 from llm_wrapper.errors import DataError, listed
 
-__all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load"]
+__all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load_instances"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ class Instances:
         return annotation is not None and annotation.iscrowd
 
 
-def load(path: Path) -> Instances:
+def load_instances(path: Path) -> Instances:
     """Read a COCO instances file; entries that cannot be used are counted.
 
     Raises:
         DataError: If it is something else, repeats an id, or if most of its entries cannot be used.
     """
     problems: list[str] = []
-    content = rows.validated(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
+    content = rows.validate_row(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
     if content is None:
         raise DataError(listed(f"{path} is no COCO instances file", problems))
     skipped = Skipped()
@@ -122,14 +122,14 @@ def _readable(kind: type[_Entry], values: list[Any], where: str, skipped: Skippe
         # All at once is five times as fast: the published files have up to 200,000 annotations.
         return TypeAdapter(list[kind]).validate_python(values)  # type: ignore[valid-type]
     except ValidationError:
-        each = (skipped.validated(kind, value, f"{where}[{number}]") for number, value in enumerate(values))
+        each = (skipped.validate_row(kind, value, f"{where}[{number}]") for number, value in enumerate(values))
         return [entry for entry in each if entry is not None]
 
 
 def _unknown(
     annotation: CocoAnnotation, images: Mapping[str, CocoImage], categories: Mapping[str, CocoCategory]
 ) -> str | None:
-    """Return what an annotation refers to that the file does not have."""
+    """Return the reference of an annotation that the file lacks."""
     if annotation.image_id not in images:
         return f"image {annotation.image_id}, which is not among the images"
     if annotation.category_id not in categories:
@@ -159,6 +159,6 @@ def _instances(
         found = AnnotatedObject(box, category.name, annotation.id, category.supercategory)
         objects[annotation.image_id].append(found)
     if num_crowd or num_degenerate:
-        _log.info("%s: left out %d crowd regions and %d boxes without area", path, num_crowd, num_degenerate)
+        _log.info("%s: skipped %d crowd regions and %d boxes without area", path, num_crowd, num_degenerate)
     frozen = {image_id: tuple(found) for image_id, found in objects.items()}
     return Instances(images, annotations, frozen, num_crowd, num_degenerate, skipped)

@@ -1,4 +1,4 @@
-"""A user's own expressions: one JSON object a line (or a JSON list of them), beside a folder of images.
+"""Expressions of a user, one JSON object a line (or a JSON list of them), beside a folder of images; the toy data too.
 
     {"image": "kitchen/01.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96], "split": "train"}
 
@@ -17,6 +17,7 @@ import hashlib
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +32,14 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
 from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 
-__all__ = ["EXAMPLE", "load"]
+__all__ = ["EXAMPLE", "load_jsonl", "load_toy"]
 
 EXAMPLE = '{"image": "a.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96]}'
 """One right line, as messages show it."""
 
 _RIGHT = f"A right line: {EXAMPLE}, with box null where nothing fits; bbox_xywh instead of box for width and height."
 _LAYOUTS: dict[Literal["box", "bbox_xywh"], BoxFormat] = {"box": "xyxy", "bbox_xywh": "xywh"}
+_TOY_SPLITS = ("train", "val", "test")
 _Size = tuple[int, int]
 
 
@@ -104,7 +106,7 @@ _Placed = list[tuple[str, int, _Row]]
 """Where each row is, as messages say it; its number, which is its id by default; and the row."""
 
 
-def load(
+def load_jsonl(
     path: Path,
     split: str,
     *,
@@ -156,6 +158,23 @@ def load(
     return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped={**skipped, **unusable})
 
 
+def load_toy(root: Path, split: str) -> Dataset:
+    """Read one split of the toy data, from the folder that holds `<split>.jsonl` and `images/`.
+
+    Raises:
+        DataError: If the split is unknown, or the file is missing or damaged.
+    """
+    if split not in _TOY_SPLITS:
+        raise DataError(f"The toy data has no split {split!r}. It has {', '.join(_TOY_SPLITS)}.")
+    path = root / f"{split}.jsonl"
+    remedy = "The whole toy data is the folder data/toy of the repository: copy it from there, or correct data.root."
+    try:
+        dataset = load_jsonl(require_file(path, remedy), split)
+    except DataError as error:
+        raise DataError(f"{error}\n{remedy}") from error
+    return replace(dataset, name="toy", has_splits=True)
+
+
 def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:
     """Check what a recipe gives: its settings are of any type."""
     if box_format is not None and box_format not in BOX_FORMATS:
@@ -173,7 +192,7 @@ def _parsed(path: Path, problems: list[str]) -> _Placed:
     parsed = [
         (where, number, row)
         for where, number, value in values
-        if (row := rows.validated(_Row, value, where=where, problems=problems)) is not None
+        if (row := rows.validate_row(_Row, value, where=where, problems=problems)) is not None
     ]
     if not parsed and not problems:
         raise DataError(f"{path} holds no expression. Write one JSON object a line. {_RIGHT}")
@@ -318,7 +337,7 @@ class _Reader:
         try:
             target = Box(*pixels)
         except ValueError as error:
-            self._problems.append(f"{where}: {rows.reason(error)}; write null where nothing fits")
+            self._problems.append(f"{where}: {rows.refusal_reason(error)}; write null where nothing fits")
             return None
         if boxes.clip(target, image_wh) is None:
             self._problems.append(f"{where}: box {target.xyxy} lies outside its image, which is {image_wh}")
@@ -342,7 +361,7 @@ def _objects(
     instances_path: Path, samples: Sequence[Sample]
 ) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
     """Return the objects of our images by their ids, and the entries that cannot be used, by reason."""
-    instances = coco_instances.load(instances_path)
+    instances = coco_instances.load_instances(instances_path)
     names = {image_id: image.file_name for image_id, image in instances.images.items()}
     matcher = Matcher(samples, str(instances_path), spellings=names.values())
     found: dict[str, tuple[AnnotatedObject, ...]] = {}

@@ -26,7 +26,7 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Sample
 
-__all__ = ["HELD_OUT", "evaluated_images", "own_training_data", "shared_images"]
+__all__ = ["HELD_OUT", "describe_own_training_data", "find_evaluated_images", "find_shared_images"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(0{6}\d{6})\.jpg")
 _NUM_EXAMPLES = 5
 
 _Key = tuple[str, ...]
-"""What names an image; the first part says how it does."""
+"""A name of an image; the first part is the kind of name."""
 
 _Image = tuple[str, str | None]
 """Image id, and path of the file if there is one."""
@@ -50,19 +50,19 @@ _Image = tuple[str, str | None]
 _REASONS = {"coco": "the same COCO number", "file": "the same file", "own": "the same image id in this data set"}
 
 
-def evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[frozenset[str]]:
+def find_evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[frozenset[str]]:
     """Return for each training split the ids of its images that are also in an evaluation split of any of them.
 
-    What was compared, and what was found and why, is logged. Of a file without splits nothing can be left out, which is
-    a warning, and `own_training_data` says so of its results; a split that is trained on is no evaluation split of its
-    data set.
+    The comparison is logged with its result and reason. A file without splits cannot lose any images, which is a
+    warning, and `describe_own_training_data` says so of its results. A split that is trained on is no evaluation split
+    of its data set.
     """
     for section, dataset in trained:
         if not dataset.has_splits:
             _log.warning(
                 "%s: %s names no split, so what is evaluated on it is trained on as well. Give each line a 'split', or "
                 "divide its images: data.settings.val_share=0.2",
-                *(section.name, section.root),
+                *(section.name, section.folder),
             )
     held_out: dict[_Key, str] = {}
     for section, split, images in _evaluation_splits(trained):
@@ -76,7 +76,7 @@ def evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[fro
     return left_out
 
 
-def shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[DataSection, Dataset]) -> frozenset[str]:
+def find_shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[DataSection, Dataset]) -> frozenset[str]:
     """Return the ids of the images of one split that are also in another, be it of another data set."""
     section, dataset = trained
     known = {key for sample in dataset.images() for key in _keys(section, _image(sample))}
@@ -85,8 +85,8 @@ def shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[DataSec
     return frozenset(s.image_id for s in images if any(key in known for key in _keys(section, _image(s))))
 
 
-def own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[DataSection]) -> str | None:
-    """Return what every result on a split must be reported with if its images were trained on; `None` if none was.
+def describe_own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[DataSection]) -> str | None:
+    """Return the warning beside every result on a split whose images were trained on; `None` if none was.
 
     Args:
         evaluated: The split that is evaluated, and the section that names it.
@@ -102,12 +102,12 @@ def own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[
     for each in trained:
         is_this = each in same and (split == each.train_split or not dataset.has_splits)
         try:
-            found = dataset if is_this else datasets.load(each, each.train_split)
+            found = dataset if is_this else datasets.load_dataset(each, each.train_split)
         except DataError as error:
             return (
                 f"perhaps evaluated on its own training data, as {each.name} {each.train_split} is unreadable: {error}"
             )
-        shared |= shared_images(evaluated, (each, found))
+        shared |= find_shared_images(evaluated, (each, found))
     if not shared:
         return None
     num_shared, total = len(shared), len(dataset.images())
@@ -131,7 +131,7 @@ def _evaluation_splits(
 def _refer_images(section: DataSection) -> dict[str, dict[_Image, None]]:
     """Return the images of each evaluation split of a REFER set; its objects, most of the work, are not read."""
     settings = section.settings
-    refs = refer.read_refs(Path(section.root), name=settings["name"], split_by=settings["split_by"])
+    refs = refer.read_refs(section.folder, name=settings["name"], split_by=settings["split_by"])
     found: defaultdict[str, dict[_Image, None]] = defaultdict(dict)
     for _, ref in refs:
         split = ref["split"]
@@ -142,7 +142,7 @@ def _refer_images(section: DataSection) -> dict[str, dict[_Image, None]]:
 
 def _load(section: DataSection, split: str, trained: Sequence[tuple[DataSection, Dataset]]) -> list[_Image]:
     try:
-        found = datasets.load(section, split)
+        found = datasets.load_dataset(section, split)
     except DataError as error:
         # Most data sets have some of the splits only; but who names one in a recipe counts on it.
         level = logging.WARNING if split == section.eval_split else logging.DEBUG
@@ -189,7 +189,7 @@ def _keys(section: DataSection, image: _Image) -> Iterable[_Key]:
 
 def _coco_number(section: DataSection, image: _Image) -> str | None:
     image_id, path = image
-    # RefCLEF has the layout of REFER, but images of its own.
+    # RefCLEF has the layout of REFER, but its own images.
     is_coco = section.reader in _COCO_READERS and section.settings.get("name") != "refclef"
     if is_coco and image_id.isdecimal():
         return str(int(image_id))
@@ -198,5 +198,5 @@ def _coco_number(section: DataSection, image: _Image) -> str | None:
 
 
 def _own(section: DataSection) -> str:
-    """Return what tells a data set from others, whichever split of it is meant."""
-    return json.dumps([section.reader, str(section.root.resolve()), section.settings], sort_keys=True, default=str)
+    """Return the identity of a data set, whichever split of it is meant."""
+    return json.dumps([section.reader, str(section.folder.resolve()), section.settings], sort_keys=True, default=str)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from llm_wrapper.errors import DataError
 from llm_wrapper.readers import MIB, read_bytes
 
-__all__ = ["load"]
+__all__ = ["read_pickle"]
 
 _MAX_BYTES = 256 * MIB
 """RefCOCOg's references have 60 MB."""
@@ -28,7 +28,7 @@ _MAX_TUPLES = 1000
 _MAX_DEPTH = 64
 _MAX_INTEGER = 10**100
 _MAX_REPEATS = 16
-"""How often, on average, what stands in the file once may stand in the data: equal words are written once."""
+"""How often, on average, a value of the file may occur in the data: equal words are written once."""
 
 _KINDS = frozenset((dict, list, tuple))
 _TEXTS = frozenset((str, bytes))
@@ -50,11 +50,11 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise DataError(
             f"it refers to {module_name:.100}.{global_name:.100}, which is no plain data; it was NOT executed. "
-            "An annotation file holds only dicts, lists, texts and numbers: do not trust this file, fetch it anew."
+            "An annotation file holds only dicts, lists, texts and numbers: do not trust this file, fetch it again."
         )
 
 
-def load(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
     """Return the plain data of a pickle, written by Python 2 or 3.
 
     Byte strings of Python 2 become text: UTF-8, and Latin-1 for bytes that are not UTF-8.
@@ -74,7 +74,7 @@ def load(path: Path) -> Any:
         raise DataError(f"{path} is refused: {error}") from error
     except Exception as error:  # damaged bytes can raise nearly anything inside the unpickler
         reason = str(error)[:200] or type(error).__name__
-        raise DataError(f"{path} is no complete pickle ({reason}): fetch it anew.") from error
+        raise DataError(f"{path} is no complete pickle ({reason}): fetch it again.") from error
     finally:
         if collects:
             gc.enable()
@@ -101,7 +101,7 @@ _REFUSED = frozenset(
 
 
 def _steps() -> tuple[list[int], dict[int, int]]:
-    """Return, by opcode, the bytes that it takes (`_LINE` up to a line break, 0 otherwise), and those of its length."""
+    """Return, by opcode, its number of bytes (`_LINE` up to a line break, 0 otherwise), and those of its length."""
     steps, sizes = [0] * 256, {}
     for opcode in pickletools.opcodes:
         code, argument = ord(opcode.code), opcode.arg.n if opcode.arg else 0
@@ -155,7 +155,7 @@ def _require_bounded(content: bytes) -> int:
 def _require_place(index: int, end: int) -> None:
     # The unpickler makes room for as many values as the index says.
     if index > end:
-        raise DataError(f"it keeps a value at place {index} and has {end} bytes: fetch it anew.")
+        raise DataError(f"it keeps a value at place {index} and has {end} bytes: fetch it again.")
 
 
 def _require_plain(value: Any, num_instructions: int, num_bytes: int) -> None:
@@ -171,9 +171,11 @@ def _require_plain(value: Any, num_instructions: int, num_bytes: int) -> None:
             if str in kinds or bytes in kinds:
                 num_text += sum([len(child) for child in children if type(child) in _TEXTS])
             if int in kinds and any(type(child) is int and abs(child) >= _MAX_INTEGER for child in children):
-                raise DataError("it holds an integer of more than 100 digits: fetch it anew.")
+                raise DataError("it holds an integer of more than 100 digits: fetch it again.")
             if num_values > most_values or num_text > most_text:
-                raise DataError("it is far larger in memory than on disk, because its parts are shared: fetch it anew.")
+                raise DataError(
+                    "it is far larger in memory than on disk, because its parts are shared: fetch it again."
+                )
             if not kinds.isdisjoint(_KINDS):
                 inner += [child for child in children if type(child) in _KINDS]
         if not inner:

@@ -1,21 +1,35 @@
-"""Rows of annotation files: validated one by one, with every problem of a file listed at once."""
+"""Rows of annotation files: validated one by one, counted by the reason why they cannot be used, gathered to a split.
+
+A user's own file is refused with every problem listed at once; a published file, which its reader cannot correct, loses
+single rows and is refused only where most of them cannot be used.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import reprlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
+import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from llm_wrapper import box_formats, boxes
+from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
+from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
+
+if TYPE_CHECKING:
+    from llm_wrapper.datasets.coco_instances import Instances
 
 __all__ = [
     "NO_EXPRESSION",
+    "Collector",
+    "Convention",
     "FourNumbers",
     "Id",
     "Number",
@@ -24,10 +38,12 @@ __all__ = [
     "Skipped",
     "TextKind",
     "is_blank",
-    "reason",
+    "refusal_reason",
     "require_text_kind",
-    "validated",
+    "validate_row",
 ]
+
+_log = logging.getLogger(__name__)
 
 NO_EXPRESSION = "line without an expression"
 """The reason why a line of own data is no sample."""
@@ -44,10 +60,15 @@ FourNumbers = Annotated[list[Number], Field(min_length=4, max_length=4)]
 TextKind = Literal["raw", "sent"]
 """Which text of a REFER sentence is the expression: as typed, or cleaned."""
 
+Convention = Literal["xyxy", "xywh"]
+"""How the four numbers of a box are read; pixels in both."""
+
 Side = Annotated[int, Field(gt=0, le=1_000_000)]
 """Width or height of an image in pixels."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+_NUM_EXAMPLES = 3
 
 _INVISIBLE_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 """Fillers that Unicode counts as letters and symbols, although nothing is seen of them."""
@@ -65,13 +86,11 @@ _WORDS = {
     "int_from_float": "must be a whole number",
     "bool_type": "must be true or false",
 }
-"""What pydantic's messages mean to somebody who has never seen Python; others are cut to `must be ..`."""
+"""Pydantic's messages for somebody who has never seen Python; others are cut to `must be ..`."""
 
 
 class Skipped:
     """Rows of a published file that cannot be used: counted by reason, and refused only if they are most of it.
-
-    Nobody can correct a published file, and its publishers skip such rows too.
 
     Attributes:
         places: Where the rows are, by reason.
@@ -87,10 +106,10 @@ class Skipped:
         self.places[reason].append(where)
         self.problems.append(f"{where}: {detail}")
 
-    def validated(self, kind: type[_Model], value: Any, where: str) -> _Model | None:
+    def validate_row(self, kind: type[_Model], value: Any, where: str) -> _Model | None:
         """Return `value` as a `kind`, or `None` after counting it."""
         problems: list[str] = []
-        found = validated(kind, value, where=where, problems=problems)
+        found = validate_row(kind, value, where=where, problems=problems)
         if found is None:
             self.places["row that cannot be read"].append(where)
             self.problems.extend(problems)
@@ -108,6 +127,91 @@ class Skipped:
             raise DataError(listed(headline, [*causes, *self.problems]))
 
 
+class Collector:
+    """Gathers the samples of a split, and counts the rows that cannot be used.
+
+    Attributes:
+        skipped: The unusable rows; readers add their own.
+        file_names: Names of image files by image id; readers without an instances file add theirs.
+    """
+
+    def __init__(self, source: str, convention: Convention) -> None:
+        self.skipped = Skipped()
+        self.file_names: dict[str, str] = {}
+        self._source = source
+        self._convention: Convention = convention
+        self._boxes: list[Sequence[float]] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._samples: list[Sample] = []
+        self._places: dict[str, str] = {}
+        self._crowds: set[str] = set()
+
+    def box(self, where: str, numbers: Sequence[float], image_wh: tuple[int, int]) -> Box | None:
+        """Return the box that four numbers of a row mean, or `None` after counting the row."""
+        self._boxes.append(numbers)
+        self._sizes.append(image_wh)
+        try:
+            return Box(*numbers) if self._convention == "xyxy" else boxes.from_xywh(numbers)
+        except ValueError as error:
+            self.skipped.add("target that is no box", where, refusal_reason(error))
+            return None
+
+    def add(self, where: str, sample: Sample, *, is_crowd: bool = False) -> None:
+        """Take a sample, unless its expression is empty or too long, or its id was used before.
+
+        Args:
+            where: The place of its row.
+            sample: What the row says.
+            is_crowd: Whether one of its targets is a crowd region.
+        """
+        sample_id = sample.sample_id
+        if is_blank(sample.expression):
+            self.skipped.add("expression that is empty", where, f"the expression of sample {sample_id} is empty")
+            return
+        if len(sample.expression) > MAX_EXPRESSION:
+            detail = f"the expression of sample {sample_id} has {len(sample.expression)} characters"
+            self.skipped.add(f"expression of over {MAX_EXPRESSION} characters", where, detail)
+            return
+        if sample_id in self._places:
+            first = self._places[sample_id]
+            self.skipped.add("id used before", where, f"the id {sample_id} was used for a sample of {first} already")
+            return
+        self._places[sample_id] = where
+        self._samples.append(sample)
+        if is_crowd:
+            self._crowds.add(sample_id)
+
+    def dataset(self, name: str, split: str, digest: str, instances: Instances | None = None) -> Dataset:
+        """Return the split, with the objects of its instances file if it has one, and log what it lacks.
+
+        Raises:
+            DataError: If the boxes cannot be what the reader takes them for, or most rows cannot be used.
+        """
+        if self._boxes:
+            values, sizes = np.array(self._boxes, dtype=np.float64), np.array(self._sizes, dtype=np.float64)
+            wrong = box_formats.check(values, sizes, self._convention, how="a data.reader whose boxes are {}")
+            if wrong:
+                remedy = "Nothing was read: check that data.reader belongs to these files."
+                raise DataError(f"{self._source}: {wrong.removesuffix('?')}. {remedy}")
+        others = Skipped() if instances is None else instances.skipped
+        self.skipped.require_most(self._source, len(self._samples), others.problems)
+        skipped = {**others.places, **self.skipped.places}
+        for reason, places in skipped.items():
+            more = ", ..." if len(places) > _NUM_EXAMPLES else ""
+            examples = ", ".join(places[:_NUM_EXAMPLES])
+            _log.warning("%s: skipped %d: %s (%s%s)", self._source, len(places), reason, examples, more)
+        return Dataset(
+            *(name, split, self._samples, digest, None if instances is None else instances.objects),
+            file_names=self.file_names if instances is None else self._names_of(instances),
+            skipped={reason: tuple(places) for reason, places in skipped.items()},
+            crowd_targets=frozenset(self._crowds),
+        )
+
+    def _names_of(self, instances: Instances) -> dict[str, str]:
+        ids = dict.fromkeys(sample.image_id for sample in self._samples)
+        return {image_id: instances.images[image_id].file_name for image_id in ids if image_id in instances.images}
+
+
 class Sentence(BaseModel):
     """One expression of a REFER ref, in the two forms that the files have."""
 
@@ -120,7 +224,7 @@ class Sentence(BaseModel):
         found = getattr(self, kind)
         return found if isinstance(found, str) and not is_blank(found) else None
 
-    def what_is_missing(self, kind: TextKind) -> str:
+    def missing_text(self, kind: TextKind) -> str:
         """Return why there is no text, and how to take the other form where that has one."""
         other: TextKind = "sent" if kind == "raw" else "raw"
         hint = f"; it has {other!r}: data.settings.text={other}" if self.text(other) else ""
@@ -143,7 +247,7 @@ def is_blank(text: str) -> bool:
     return all(unicodedata.category(char)[0] in "CMZ" or char in _INVISIBLE_LETTERS for char in text)
 
 
-def validated(kind: type[_Model], value: Any, *, where: str, problems: list[str]) -> _Model | None:
+def validate_row(kind: type[_Model], value: Any, *, where: str, problems: list[str]) -> _Model | None:
     """Return `value` as a `kind`; else append what is wrong with it to `problems` and return `None`."""
     try:
         return kind.model_validate(value)
@@ -157,7 +261,7 @@ def validated(kind: type[_Model], value: Any, *, where: str, problems: list[str]
         return None
 
 
-def reason(error: ValueError) -> str:
+def refusal_reason(error: ValueError) -> str:
     """Return why a record such as `Box` refused its values, in one line."""
     if isinstance(error, ValidationError):
         return "; ".join(_message(detail) for detail in error.errors())

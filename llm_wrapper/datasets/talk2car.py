@@ -16,13 +16,13 @@ from pydantic import BaseModel, Field
 
 from llm_wrapper import readers
 from llm_wrapper.datasets import rows
-from llm_wrapper.datasets.base import Dataset, digest_files, image_file
-from llm_wrapper.datasets.collector import Collector, image_folder
+from llm_wrapper.datasets.base import Dataset, digest_files, image_file, image_folder
+from llm_wrapper.datasets.rows import Collector
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.names import folder_name
 from llm_wrapper.records import Sample
+from llm_wrapper.storage import folder_name
 
-__all__ = ["load"]
+__all__ = ["load_talk2car"]
 
 _IMAGE_WH = (1600, 900)
 """Of every nuScenes camera; the toolbox cuts its boxes to it."""
@@ -40,7 +40,7 @@ class _Command(BaseModel):
     box_xywh: rows.FourNumbers | None = Field(None, alias="2d_box")
 
 
-def load(root: Path, split: str, *, images: str | Path | None = None) -> Dataset:
+def load_talk2car(root: Path, split: str, *, images: str | Path | None = None) -> Dataset:
     """Read one split of Talk2Car: one sample per command; `kind` is the object's nuScenes class.
 
     Args:
@@ -58,7 +58,7 @@ def load(root: Path, split: str, *, images: str | Path | None = None) -> Dataset
     first_files: dict[str, str] = {}
     for number, raw in enumerate(_commands(path)):
         where = f"command {number}"
-        command = collector.skipped.validated(_Command, raw, where)
+        command = collector.skipped.validate_row(_Command, raw, where)
         if command is None:
             continue
         file_name = first_files.setdefault(command.sample_token, command.t2c_img)

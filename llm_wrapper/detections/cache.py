@@ -4,16 +4,20 @@
 
 One row is one answer. An answer about an image alone has no `sample_id` and is stored once per image; an answer about
 an expression has one. Every part carries the identity of the cache, so that parts of two recipes never mix, not even
-before there is a manifest. The parts of a complete cache are the same bytes however they came together, see
-`canonical`. `pandas.read_parquet(list(folder.glob("part-*.parquet")))` reads a cache in one line.
+before there is a manifest. The rows of a complete cache are in the order of the data set's questions, however they
+were computed. `pandas.read_parquet(list(folder.glob("part-*.parquet")))` reads a cache in one line.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from itertools import count
@@ -22,20 +26,36 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts
-from llm_wrapper.detections import canonical
-from llm_wrapper.detections.contents import MANIFEST, Contents, Manifest, fill_command, read, totals
-from llm_wrapper.detections.identity import Recorded, commits_of, distinct
-from llm_wrapper.detections.parts import ROWS_PER_PART, Key, Part, read_part, row_detections, write_part
+from llm_wrapper import storage
+from llm_wrapper.detections.contents import (
+    MANIFEST,
+    PART_NAME,
+    CachePart,
+    Contents,
+    Key,
+    Manifest,
+    count_answers,
+    read_folder,
+    read_part,
+    row_detections,
+    write_part,
+    write_rows,
+)
+from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
 from llm_wrapper.detectors.base import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
-from llm_wrapper.locking import locked
 from llm_wrapper.records import Detections, Sample, to_dict
+from llm_wrapper.storage import locked
 
-__all__ = ["DetectionCache", "Manifest"]
+__all__ = ["ROWS_PER_PART", "DetectionCache"]
+
+ROWS_PER_PART = 2000
+"""Answers in each part of a complete cache; the last has the rest."""
 
 _log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"part-([0-9]{5,9})\.")
+_STAGED = ".final"
+"""Folder in which earlier versions rewrote the parts of a cache before they moved them into their place."""
 
 
 class DetectionCache:
@@ -50,10 +70,10 @@ class DetectionCache:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.identity: dict[str, Any] = json.loads(artifacts.canonical(identity))
+        self.identity: dict[str, Any] = json.loads(storage.canonical(identity))
         self.manifest: Manifest | None = None
         self.damaged: list[Path] = []
-        self._parts: list[Part] = []
+        self._parts: list[CachePart] = []
         self._rows: dict[Key, tuple[pa.Table, int]] = {}
         self._next_number = 0
         self._writable = False
@@ -100,7 +120,7 @@ class DetectionCache:
         """
         cache = cls(folder, identity)
         with locked(folder):
-            canonical.settle(folder)
+            cache._adopt_staged()
             cache._clean(overwrite)
             cache._recover()
             cache._writable = True
@@ -136,7 +156,7 @@ class DetectionCache:
             raise CacheError(f"{self.folder} was given two answers to one question; ask only what it does not hold.")
         self._require_commit(recorded)
         self._drop_manifest()
-        path = self.folder / f"part-{self._next_number:05d}.parquet"
+        path = self._next_path()
         write_part(path, list(found.items()), self.identity, distinct(recorded))
         self._index([read_part(path)])
         # Last: an append that is interrupted here and done again replaces its own part.
@@ -151,47 +171,47 @@ class DetectionCache:
         order: Iterable[Key] = (),
         rows_per_part: int = ROWS_PER_PART,
     ) -> Manifest:
-        """Bring the parts into their one form and write the manifest: from now on the cache counts as complete.
+        """Sort the answers and write the manifest: from now on the cache counts as complete.
+
+        Where parts are not sorted, or of other sizes, new ones are written before the old ones are removed, and the
+        manifest comes last: a process that is killed in between leaves equal answers in two parts, which `resume` takes
+        for one.
 
         Args:
             levels: Levels of the detector.
-            unanswered: Image id -> why there is no answer about it, for images that are left out by choice.
+            unanswered: Image id -> why there is no answer about it, for images that are skipped.
             order: The questions in the order of the data set; answers to others follow, sorted.
-            rows_per_part: How many answers each part gets.
+            rows_per_part: Answers in each part.
 
         Raises:
             LLMWrapperError: If something cannot be written, for instance because the disk is full; nothing is lost.
         """
         self._require_writable()
-        wanted = canonical.layout(self._rows.keys(), order, rows_per_part)
-        parts, place = self._parts, self.folder
-        if wanted != {part.entry.name: part.keys for part in parts}:
-            parts, place = canonical.stage(self.folder, wanted, parts, self.identity), self.folder / canonical.FINAL
+        wanted = _sorted_keys(self._rows.keys(), order)
+        chunks = [wanted[start : start + rows_per_part] for start in range(0, len(wanted), rows_per_part)]
+        if [part.keys for part in self._parts] != chunks:
+            self._rewrite(chunks)
         manifest = Manifest(
             identity=self.identity,
             levels=tuple(levels),
             unanswered=dict(unanswered),
-            parts=tuple(part.entry for part in parts),
-            **totals(parts),
+            parts=tuple(part.entry for part in self._parts),
+            **count_answers(self._parts),
             recorded=self.recorded,
-            versions=artifacts.versions(),
+            versions=storage.versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         facts = to_dict(manifest)
         if not manifest.recorded:  # the version before refuses fields that it does not know
             del facts["recorded"]
-        artifacts.write_json(place / MANIFEST, facts)
-        canonical.settle(self.folder)
-        self._parts, self._rows = [], {}
-        self._index(parts)
-        self._next_number = len(parts)
+        storage.write_json(self.folder / MANIFEST, facts)
         self.manifest = manifest
         return manifest
 
     def lookup(self, sample: Sample) -> Detections:
         """Return the detections of a sample: those of its expression first, then those of its image.
 
-        A sample of an image that was left out has none, unless it was answered before the image was lost.
+        A sample of an image that was skipped has none, unless it was answered before the image was lost.
 
         Raises:
             CacheError: If the cache has no answer for the sample.
@@ -212,6 +232,9 @@ class DetectionCache:
     def _command(self) -> str:
         return fill_command(self.identity, self.folder, self._options)
 
+    def _next_path(self) -> Path:
+        return self.folder / f"part-{self._next_number:05d}.parquet"
+
     def _require_writable(self) -> None:
         if not self._writable:
             raise CacheError(f"{self.folder} is not open to add answers; use `with DetectionCache.resume(...)`.")
@@ -230,31 +253,79 @@ class DetectionCache:
         (self.folder / MANIFEST).unlink(missing_ok=True)
         self.manifest = None
 
+    def _rewrite(self, chunks: Sequence[Sequence[Key]]) -> None:
+        """Replace all parts by parts of these questions; every answer is in a whole part at any moment."""
+        old, recorded = self._parts, self.recorded
+        table = pa.concat_tables([part.table for part in old]).combine_chunks()
+        row_of = {key: row for row, key in enumerate(key for part in old for key in part.keys)}
+        self._drop_manifest()
+        new = []
+        for keys in chunks:
+            path = self._next_path()
+            write_rows(path, table.take([row_of[key] for key in keys]).to_pylist(), self.identity, recorded)
+            new.append(read_part(path))
+            self._next_number += 1
+        _sync(self.folder)
+        for part in old:
+            (self.folder / part.entry.name).unlink(missing_ok=True)
+        self._parts, self._rows = [], {}
+        self._index(new)
+
     def _read(self) -> Contents:
         """Read the folder; raise a CacheError that lists how what it holds differs from what is asked for."""
-        found = read(self.folder, identity=self.identity, may_be_empty=True)
-        identities = {self.folder / part.entry.name: part.identity for part in found.foreign}
+        found = read_folder(self.folder, identity=self.identity, may_be_empty=True)
+        identities = {self.folder / part.entry.name: part.identity for part in found.others}
         if found.manifest is not None:
             identities = {self.folder: found.manifest.identity, **identities}
         for place, identity in identities.items():
-            problems = artifacts.differences(identity, self.identity)
+            problems = storage.describe_differences(identity, self.identity)
             if problems:
-                message = listed(f"{place} holds detections that were made otherwise", problems)
+                message = listed(f"{place} holds detections of another detector, setting or data set", problems)
                 remedy = f"Run `{self._command} --overwrite` to replace them, or use another folder."
                 raise CacheError(f"{message}\n{remedy}")
         return found
 
-    def _index(self, parts: Iterable[Part]) -> None:
+    def _index(self, parts: Iterable[CachePart]) -> None:
         """Make the rows of parts known."""
         for part in parts:
             self._parts.append(part)
             self._rows.update({key: (part.table, row) for row, key in enumerate(part.keys)})
 
+    def _adopt_staged(self) -> None:
+        """Take over the parts that an earlier version rewrote; without a manifest they are not all there, nor needed.
+
+        Raises:
+            CacheError: If `.final/` is a link, or holds one. A cache is passed on, and its contents must not move or
+                remove anything outside its folder.
+        """
+        place = self.folder / _STAGED
+        if not place.is_symlink() and not place.exists():
+            return
+        reason = "it is no folder" if place.is_symlink() or not place.is_dir() else ""
+        is_whole = not reason and (place / MANIFEST).exists()
+        parts = sorted(path for path in place.iterdir() if PART_NAME.fullmatch(path.name)) if is_whole else []
+        for path in parts:
+            if path.is_symlink() or not path.is_file():
+                reason = f"{path.name} is no file"
+        if reason:
+            raise CacheError(
+                f"{place} was not made by a filling of this cache: {reason}. Nothing was changed; "
+                f"remove it: rm -r {shlex.quote(str(place))}"
+            )
+        if parts:
+            self._drop_manifest()
+        self._number_parts()
+        for path in parts:
+            path.rename(self._next_path())
+            self._next_number += 1
+        _sync(self.folder)
+        shutil.rmtree(place)
+
     def _clean(self, overwrite: bool) -> None:
         """Remove what a killed process left behind, and all parts where they are to be replaced."""
         if overwrite:
             self._drop_manifest()
-        for pattern in (artifacts.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
+        for pattern in (storage.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
             for path in self.folder.glob(pattern):
                 try:
                     path.unlink()
@@ -274,7 +345,22 @@ class DetectionCache:
         self.manifest = found.manifest
         if found.problems:
             self._drop_manifest()
-        self._index(found.parts)
+        self._index(found.parts if self.manifest else self._without_repeats(found.parts))
+        self._number_parts()
+
+    def _without_repeats(self, parts: Sequence[CachePart]) -> list[CachePart]:
+        """Remove each part of which other parts hold all answers; a killed rewriting leaves such parts."""
+        num_holders = Counter(key for part in parts for key in part.keys)
+        remaining = []
+        for part in reversed(parts):
+            if all(num_holders[key] > 1 for key in part.keys):
+                num_holders.subtract(part.keys)
+                (self.folder / part.entry.name).unlink()
+            else:
+                remaining.append(part)
+        return remaining[::-1]
+
+    def _number_parts(self) -> None:
         numbers = (_NUMBER.match(path.name) for path in self.folder.iterdir())
         self._next_number = 1 + max((int(match[1]) for match in numbers if match), default=-1)
 
@@ -285,3 +371,21 @@ def _set_aside(path: Path) -> Path:
         return path
     names = (f"{path.name}.damaged{f'-{number}' if number else ''}" for number in count())
     return path.rename(next(path.with_name(name) for name in names if not path.with_name(name).exists()))
+
+
+def _sorted_keys(keys: Collection[Key], order: Iterable[Key]) -> tuple[Key, ...]:
+    """Return the questions in the order of a complete cache: those of `order`, then any others, sorted."""
+    ordered = dict.fromkeys(key for key in order if key in keys)
+    others = sorted(set(keys) - ordered.keys(), key=lambda key: (key[0], key[1] is not None, key[1] or ""))
+    return (*ordered, *others)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on disk: a power cut must not undo half of them."""
+    if os.name == "nt":  # Windows has no way to wait for a folder
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

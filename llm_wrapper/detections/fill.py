@@ -1,37 +1,149 @@
-"""Fills a detections cache: asks only what is missing, and never loses an answer it has written.
+"""Fills a detections cache: asks only what is missing, and loses no answer that it has written.
 
-An engine asks, this process writes, on another thread.
+questions, image by image -> batches -> engine (this process, or Ray's workers) -> answers -> parts, on a thread
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.identity import Recorded, describe_recorded, identity_of
-from llm_wrapper.detections.local_engine import Answered, Engine, answer_locally
-from llm_wrapper.detections.parts import ROWS_PER_PART, Key
-from llm_wrapper.detections.progress import Money, progress_bar
-from llm_wrapper.detectors.base import Detector, PaidDetector, Question, questions_about
-from llm_wrapper.errors import DataError, ImageError, RecipeError, listed
-from llm_wrapper.records import Detections
-from llm_wrapper.terminal import as_description
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
-__all__ = ["fill"]
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
+from llm_wrapper.detections.contents import Key
+from llm_wrapper.detections.identity import Recorded, describe_recorded, identity_of, split_recorded
+from llm_wrapper.detectors.base import Detector, PaidDetector, Question, RecordingDetector, questions_about
+from llm_wrapper.errors import CacheError, DataError, ImageError, RecipeError, listed
+from llm_wrapper.records import Detections
+from llm_wrapper.terminal import as_description, open_console
+
+__all__ = [
+    "AHEAD",
+    "NUM_READERS",
+    "Answered",
+    "Engine",
+    "ReadingBatch",
+    "answer_locally",
+    "answer_questions",
+    "fill_cache",
+    "recorded_of",
+]
 
 _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 60.0
 
+NUM_READERS = 4
+"""Threads that read images, in each process."""
+AHEAD = 2
+"""Batches whose images are read while the model works on another."""
 
-def fill(  # noqa: PLR0913 (each is an option of the verb)
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Some answers, the reason for each image that could not be read (by image id), and how they were computed."""
+
+    answers: list[tuple[Key, Detections]]
+    unreadable: dict[str, str]
+    recorded: Recorded = ()
+
+
+Engine = Callable[[Detector, Sequence[Sequence[Question]]], Generator[Answered, None, None]]
+"""Asks batches of questions, in any order; each batch holds all that is asked about its images.
+
+An engine refuses at once what it cannot do, and asks nothing before the first answer is taken from it.
+"""
+
+
+def answer_locally(detector: Detector, batches: Sequence[Sequence[Question]]) -> Generator[Answered, None, None]:
+    """Yield the answers to batches, in order; those of a paid detector one by one."""
+    for questions, prepared, unreadable in _read_ahead(detector, batches):
+        if unreadable:
+            yield Answered([], unreadable)
+        for asked in [[each] for each in questions] if isinstance(detector, PaidDetector) else [questions]:
+            yield Answered(answer_questions(detector, asked, prepared), {}, recorded_of(detector))
+
+
+class ReadingBatch:
+    """The images of a batch while they are being read and preprocessed on other threads."""
+
+    def __init__(self, pool: Executor, detector: Detector, batch: Sequence[Question]) -> None:
+        samples = {question.sample.image_id: question.sample for question in batch}
+        self._batch = batch
+        self._images = {image_id: pool.submit(detector.prepare, sample) for image_id, sample in samples.items()}
+
+    def result(self) -> tuple[list[Question], dict[str, Any], dict[str, str]]:
+        """Return the questions about readable images, their prepared images, and why others could not be read."""
+        prepared: dict[str, Any] = {}
+        unreadable: dict[str, str] = {}
+        for image_id, image in self._images.items():
+            try:
+                prepared[image_id] = image.result()
+            except ImageError as error:
+                unreadable[image_id] = str(error)
+        return [question for question in self._batch if question.sample.image_id in prepared], prepared, unreadable
+
+
+def _read_ahead(
+    detector: Detector, batches: Sequence[Sequence[Question]]
+) -> Iterator[tuple[list[Question], dict[str, Any], dict[str, str]]]:
+    pool = ThreadPoolExecutor(NUM_READERS)
+    waiting: deque[ReadingBatch] = deque()
+    try:
+        for batch in batches:
+            waiting.append(ReadingBatch(pool, detector, batch))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def recorded_of(detector: Detector) -> Recorded:
+    """Return how a detector computes, as far as it records that."""
+    if isinstance(detector, RecordingDetector):
+        return (detector.recorded(),)
+    return split_recorded({"settings": detector.identity()})[1]
+
+
+def answer_questions(
+    detector: Detector, questions: Sequence[Question], prepared: Mapping[str, Any]
+) -> list[tuple[Key, Detections]]:
+    """Ask a detector some questions at once.
+
+    Raises:
+        CacheError: If the detector does not answer each of them.
+    """
+    answers = detector.detect(questions, prepared) if questions else []
+    if len(answers) != len(questions) or not all(isinstance(answer, Detections) for answer in answers):
+        raise CacheError(
+            f"Detector {detector.name!r} was asked {len(questions)} questions (sample "
+            f"{questions[0].sample.sample_id!r} first) and gave {len(answers)} answers; its detect() must return one "
+            "Detections per question, in their order."
+        )
+    return [(question.key, answer) for question, answer in zip(questions, answers, strict=True)]
+
+
+def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
     detector: Detector,
     dataset: Dataset,
     folder: Path,
@@ -45,21 +157,19 @@ def fill(  # noqa: PLR0913 (each is an option of the verb)
 ) -> DetectionCache:
     """Ask a detector all that a split's cache lacks, and return the complete cache.
 
-    A question of level `image` is asked once per image, one of level `expression` once per expression; all about one
-    image stand in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed process loses at most
-    its last minute and one batch, one of a paid detector at most one answer. The same call resumes, and the parts of
-    the complete cache are the same bytes then. A complete cache is returned without a call.
+    All questions about one image are in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed
+    process loses at most its last minute and one batch, one of a paid detector at most one answer. The same call
+    resumes, and the rows of the complete cache are the same then. A complete cache is returned without a call.
 
     Args:
-        detector: What to ask.
-        dataset: The samples to ask it about.
+        detector: Answers questions about the samples of the data set.
+        dataset: One split.
         folder: The cache, `data/detections/<detector>/<dataset>/<split>`; made where it does not exist.
-        engine: Who asks: this process, or a `RayEngine`.
-        images_per_batch: How many images the detector gets in one call. Batches do not depend on what is cached, so a
-            resumed run asks what an uninterrupted one would have asked.
-        rows_per_part: How many answers a Parquet part of the complete cache has. While it is filled, parts end with a
-            batch, so that no batch is ever asked about in two halves; a minute writes one, too.
-        overwrite: Throw away what the cache holds and ask everything again.
+        engine: Asks the detector: in this process, or a `RayEngine`.
+        images_per_batch: Images in one call. Batches do not depend on the cache, so a resumed run computes what an
+            uninterrupted one would have computed.
+        rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
+        overwrite: Remove all answers first, and ask everything again.
         skip_unreadable: Finish without the images that are missing or broken; the manifest names them.
         progress: Show a progress bar on standard error.
 
@@ -70,45 +180,44 @@ def fill(  # noqa: PLR0913 (each is an option of the verb)
         CacheError: If the folder is of another identity or in use, or the detector does not answer each question.
         LLMWrapperError: If a part cannot be written, for instance because the disk is full.
     """
-    if min(images_per_batch, rows_per_part) < 1:
-        raise RecipeError(
-            f"images_per_batch={images_per_batch} and rows_per_part={rows_per_part}: both must be 1 or more."
-        )
-    _check(dataset)
+    _check(dataset, images_per_batch=images_per_batch, rows_per_part=rows_per_part)
     with DetectionCache.resume(folder, identity_of(detector, dataset), overwrite=overwrite) as cache:
         images = _by_image(detector, dataset)
         batches = list(_lacking(images, cache, images_per_batch))
         if cache.manifest is not None and not batches:
             _log.info("%s is complete: %d answers, nothing to ask", folder, cache.manifest.num_rows)
             return cache
-        left_out = cache.manifest.unanswered.keys() if cache.manifest else set()
+        skipped = list(cache.manifest.unanswered) if cache.manifest else []
         if detector.reads_images and not skip_unreadable:
-            _require_files(batches, left_out)
+            _require_files(batches, skipped)
         with closing(engine(detector, batches)) as answers:
-            total = sum(map(len, batches))
-            money = _agreed(detector, total)
-            with progress_bar(money, shown=progress) as bar, _Writer(cache, 1 if money else rows_per_part) as writer:
-                task = bar.add_task(as_description(f"{detector.name} on {dataset.name} {dataset.split}"), total=total)
-                unreadable = _keep(answers, writer, lambda number: bar.advance(task, number))
+            cost = _confirm_cost(detector, sum(map(len, batches)))
+            with _progress_bar(cost, shown=progress) as bar, _Writer(cache, 1 if cost else rows_per_part) as writer:
+                task = bar.add_task(_title(detector, dataset), total=sum(map(len, batches)))
+                unreadable = _write_all(answers, writer, lambda number: bar.advance(task, number))
         if unreadable and not skip_unreadable:
-            text = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, left_out)}"
-            raise ImageError(listed(text, unreadable.values()))
+            problem = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
+            raise ImageError(listed(problem, unreadable.values()))
         order = [question.key for image in images for question in image]
         cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
         if len(cache.recorded) > 1:
-            _log.warning("%s: its answers were computed in several ways: %s", folder, describe_recorded(cache.recorded))
+            _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
 
 
-def _agreed(detector: Detector, num_questions: int) -> Money | None:
-    """Make sure that the user agrees to what is to be paid, if anything; a RecipeError tells that not."""
+def _title(detector: Detector, dataset: Dataset) -> str:
+    return as_description(f"{detector.name} on {dataset.name} {dataset.split}")
+
+
+def _confirm_cost(detector: Detector, num_questions: int) -> _Cost | None:
+    """Let the user confirm the price of a paid detector; a RecipeError is raised where the user does not."""
     if not isinstance(detector, PaidDetector) or num_questions == 0:
         return None
-    return Money(lambda: detector.spent, detector.begin(num_questions).cost)
+    return _Cost(lambda: detector.spent, detector.begin(num_questions).cost)
 
 
-def _keep(answers: Iterable[Answered], writer: _Writer, advance: Callable[[int], None]) -> dict[str, str]:
-    """Write down what an engine gives; return why images could not be read, by image id."""
+def _write_all(answers: Iterable[Answered], writer: _Writer, advance: Callable[[int], None]) -> dict[str, str]:
+    """Write the answers of an engine; return why images could not be read, by image id."""
     unreadable: dict[str, str] = {}
     for answered in answers:
         writer.add(answered.answers, answered.recorded)
@@ -117,9 +226,9 @@ def _keep(answers: Iterable[Answered], writer: _Writer, advance: Callable[[int],
     return dict(sorted(unreadable.items()))
 
 
-def _remedy(images: Collection[str], left_out: Collection[str]) -> str:
-    """Say what helps where images are missing or broken, and whether this was so before."""
-    if set(images) <= set(left_out):
+def _remedy(images: Collection[str], skipped: Collection[str]) -> str:
+    """Return the remedy for images that are missing or broken, and whether this was so before."""
+    if set(images) <= set(skipped):
         return (
             "The cache was finished without them by --skip-unreadable, and nothing has changed that: restore the "
             "files, or give --skip-unreadable again."
@@ -127,13 +236,15 @@ def _remedy(images: Collection[str], left_out: Collection[str]) -> str:
     return "Restore the files, or leave their samples without detections: --skip-unreadable."
 
 
-def _check(dataset: Dataset) -> None:
-    """Refuse a split that cannot be cached."""
+def _check(dataset: Dataset, **sizes: int) -> None:
+    """Refuse sizes below one, and a split that cannot be cached."""
+    if min(sizes.values()) < 1:
+        raise RecipeError(f"{' and '.join(f'{name}={size}' for name, size in sizes.items())}: both must be 1 or more.")
     place = f"{dataset.name} {dataset.split}"
     if not dataset.samples:
         raise DataError(f"{place} has no samples, so there is nothing to detect. Check the split's name and files.")
     counts = Counter(sample.sample_id for sample in dataset.samples)
-    repeated = [f"sample {name!r} stands there {count} times" for name, count in counts.items() if count > 1]
+    repeated = [f"sample {name!r} occurs {count} times" for name, count in counts.items() if count > 1]
     if repeated:
         raise DataError(listed(f"{place} needs one id for each sample", repeated))
 
@@ -150,7 +261,7 @@ def _by_image(detector: Detector, dataset: Dataset) -> list[list[Question]]:
 def _lacking(
     images: Sequence[Sequence[Question]], cache: DetectionCache, images_per_batch: int
 ) -> Iterator[list[Question]]:
-    """Yield what the cache lacks: the same batches whatever is cached, without what is there."""
+    """Yield the batches, which do not depend on the cache, without the questions that it answers already."""
     for start in range(0, len(images), images_per_batch):
         batch = [question for image in images[start : start + images_per_batch] for question in image]
         lacking = [question for question in batch if question.key not in cache]
@@ -158,7 +269,7 @@ def _lacking(
             yield lacking
 
 
-def _require_files(batches: Sequence[Sequence[Question]], left_out: Collection[str]) -> None:
+def _require_files(batches: Sequence[Sequence[Question]], skipped: Collection[str]) -> None:
     """Refuse to start where image files are missing: hours later is too late."""
     paths = {each.sample.image_id: each.sample.image_path for batch in batches for each in batch}
     missing = {
@@ -167,12 +278,12 @@ def _require_files(batches: Sequence[Sequence[Question]], left_out: Collection[s
         if path is None or not Path(path).is_file()
     }
     if missing:
-        text = f"{len(missing)} of {len(paths)} images are missing. {_remedy(missing, left_out)}"
+        text = f"{len(missing)} of {len(paths)} images are missing. {_remedy(missing, skipped)}"
         raise DataError(listed(text, missing.values()))
 
 
 class _Writer:
-    """Collects answers and writes them as parts on a thread; what it holds is written however the block ends."""
+    """Collects answers and writes them as parts on a thread; the rest is written however the block ends."""
 
     def __init__(self, cache: DetectionCache, rows_per_part: int) -> None:
         self._cache = cache
@@ -194,7 +305,7 @@ class _Writer:
             self._thread.shutdown()
 
     def add(self, answers: Sequence[tuple[Key, Detections]], recorded: Recorded) -> None:
-        """Keep answers, and write a part where enough of them or enough time has come together."""
+        """Collect answers, and write a part when there are enough of them or the last one is a minute old."""
         self._answers += answers
         self._recorded += [each for each in recorded if each not in self._recorded]
         if len(self._answers) >= self._rows_per_part or time.monotonic() - self._written >= _FLUSH_SECONDS:
@@ -203,7 +314,7 @@ class _Writer:
                 self._wait()
 
     def _flush(self) -> None:
-        """Start to write what is there, after what is being written."""
+        """Start to write the collected answers, after those that are being written."""
         self._wait()
         if self._answers:
             self._pending = self._thread.submit(self._cache.append, self._answers, tuple(self._recorded))
@@ -211,7 +322,33 @@ class _Writer:
         self._written = time.monotonic()
 
     def _wait(self) -> None:
-        """Wait for the part that is being written, and raise what went wrong with it."""
+        """Wait for the part that is being written, and raise its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+
+class _Cost(ProgressColumn):
+    """Dollars that this run may have cost so far, and the estimate of all of it."""
+
+    def __init__(self, spent: Callable[[], float], estimate: float) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._spent = spent
+        self._estimate = estimate
+
+    def render(self, task: Task) -> Text:
+        """Say it as $0.25 of about $3.00."""
+        return Text(f"${self._spent():.2f} of about ${self._estimate:.2f}")
+
+
+class _Rate(ProgressColumn):
+    """Answers per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
+
+
+def _progress_bar(money: _Cost | None, *, shown: bool) -> Progress:
+    """Return a bar on standard error; with `money` for what costs some."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
+    return Progress(*columns, *([money] if money else []), console=open_console(stderr=True), disable=not shown)

@@ -1,4 +1,4 @@
-"""What decides the detections of a split, and what is only recorded about how they were computed.
+"""Identity of cached detections: the facts that decide them, those only recorded, and the command that computes them.
 
 A cache that was filled on a GPU in float16 holds answers to the same questions as one filled on a CPU in float32. So
 number format, device, attention kernel and image processor are recorded beside the answers and printed, but never
@@ -8,14 +8,26 @@ compared: whoever has a cache can read it, without the detector's weights and on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import Detector
 
-__all__ = ["Recorded", "adopt_revision", "commits_of", "describe_recorded", "distinct", "identity_of", "split_recorded"]
+__all__ = [
+    "Recorded",
+    "adopt_revision",
+    "commits_of",
+    "dataset_options",
+    "describe_recorded",
+    "distinct",
+    "fill_command",
+    "identity_of",
+    "split_recorded",
+]
 
 Recorded = tuple[Mapping[str, Any], ...]
 """How answers were computed: one mapping for each way that was used, such as a GPU first and a CPU later."""
@@ -75,7 +87,7 @@ def commits_of(recorded: Iterable[Mapping[str, Any]]) -> set[Any]:
 
 def distinct(recorded: Iterable[Mapping[str, Any]]) -> Recorded:
     """Return each way of computing once, in an order that does not depend on what came first."""
-    unique = {artifacts.canonical(each): each for each in recorded if each}
+    unique = {storage.canonical(each): each for each in recorded if each}
     return tuple(unique[text] for text in sorted(unique))
 
 
@@ -87,3 +99,42 @@ def describe_recorded(recorded: Recorded) -> str:
 
 def _is_commit(revision: Any) -> bool:
     return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+
+
+def fill_command(identity: Mapping[str, Any] | None, folder: Path, options: Sequence[str] = ()) -> str:
+    """Return the command that fills a cache folder, with blanks for what is not known.
+
+    Args:
+        identity: Of the cache.
+        folder: Where it is.
+        options: Further words that the command needs, such as where the data lies.
+    """
+    known = identity or {}
+    vlm = _quoted(known.get("detector")) or "<detector>"
+    words = ["--vlm", vlm, *dataset_options(identity, folder)]
+    if isinstance(settings := known.get("settings"), dict) and settings.get("detector") == "imported":
+        path = "detector.settings.path="
+        is_known = any(option.startswith(path) for option in options)
+        words = ["--vlm", "import", *words[2:], *([] if is_known else [f"{path}<its file of boxes>"])]
+    return f"llm-wrapper cache-detections {' '.join([*words, *map(shlex.quote, options)])}"
+
+
+def dataset_options(identity: Mapping[str, Any] | None, folder: Path) -> list[str]:
+    """Return the options that name the data set and split of a cache, with blanks for what is not known.
+
+    An identity has the data set's own name, which need not be that of its recipe; the recipe is known only where the
+    folder is called `<detector>/<recipe>/<split>`.
+    """
+    known = identity or {}
+    detector, dataset, split = (known.get(name) for name in ("detector", "dataset", "split"))
+    place = folder.absolute()
+    is_usual = place.parts[-3::2] == (detector, split)
+    return [
+        *("--data", _quoted(place.parent.name) if is_usual else f"<recipe of {_quoted(dataset) or 'dataset'}>"),
+        *("--split", _quoted(split) or "<split>"),
+    ]
+
+
+def _quoted(name: Any) -> str:
+    """Return a name that somebody else may have written as one word of a shell; nothing for what is no name."""
+    return shlex.quote(name) if isinstance(name, str) and name else ""

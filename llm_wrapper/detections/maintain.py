@@ -1,7 +1,18 @@
-"""Looks after cache folders by what they hold alone: neither the data set nor the detector is needed."""
+"""Cares for cache folders by their contents alone: summary, verification, merging, and export for other programs.
+
+Neither the data set nor the detector is needed. Exports are in the formats that the detector `import` reads back; the
+parts themselves are Parquet, which other programs read in one line:
+
+    pandas.read_parquet(list(folder.glob("part-*.parquet")))
+    datasets.load_dataset("parquet", data_files=f"{folder}/part-*.parquet")
+    duckdb.sql(f"SELECT * FROM '{folder}/part-*.parquet'")
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +20,41 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from llm_wrapper import artifacts
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import Contents, Problem, fill_command, read, read_sound, told, totals
-from llm_wrapper.detections.identity import Recorded, commits_of, distinct
-from llm_wrapper.detections.parts import ROWS_PER_PART, Key, row_detections
-from llm_wrapper.detectors.base import LEVELS, Level
-from llm_wrapper.errors import CacheError, listed
+from llm_wrapper import boxes, storage
+from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
+from llm_wrapper.detections.contents import (
+    Contents,
+    Key,
+    Manifest,
+    Problem,
+    count_answers,
+    describe_key,
+    read_folder,
+    row_detections,
+)
+from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
+from llm_wrapper.detectors.base import LEVELS, Level, joined
+from llm_wrapper.errors import CacheError, DataError, RecipeError, listed
+from llm_wrapper.records import Detection, Detections
 
-__all__ = ["Info", "Merged", "info", "merge", "verify"]
+__all__ = ["CacheSummary", "MergeResult", "export_cache", "merge_caches", "summarize_cache", "verify_cache"]
+
+_ROUNDING = 1e-4
+"""How far outside 0..1 a score may lie: sums of float16 do, and `import` reads them as 0 and 1."""
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
+"""An id that is the same as a number and as text: "7", but not "007"."""
 
 _Row = tuple[Path, pa.Table, int]
-"""Where an answer stands: its cache folder, table and row."""
+"""The place of an answer: its cache folder, table and row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Info:
-    """What a cache folder holds, over the parts that can be used.
+class CacheSummary:
+    """The counts of a cache folder, over the parts that can be used.
 
-    `levels` are those of the answers that are there. `num_unanswered` (images) and `created` are known of a finished
-    cache only. A `damaged` cache has problems, see `verify`; an `incomplete` one has no manifest yet. `recorded` tells
-    how the answers were computed.
+    `levels` are those of its answers. `num_unanswered` (images) and `created` are known of a finished cache only. A
+    `damaged` cache has problems, see `verify_cache`; an `incomplete` one has no manifest yet. `recorded` has one entry
+    for each way in which answers were computed.
     """
 
     folder: str
@@ -48,10 +73,10 @@ class Info:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """What `merge` did: answers added, answers found more than once, and whether the result is a finished cache.
+class MergeResult:
+    """The counts of a merge: answers added, answers found more than once, and whether the result is a finished cache.
 
-    `command` asks what is still missing.
+    `command` computes the missing answers.
     """
 
     num_added: int
@@ -60,21 +85,21 @@ class Merged:
     command: str
 
 
-def info(folder: Path) -> Info:
-    """Count what a cache folder holds.
+def summarize_cache(folder: Path) -> CacheSummary:
+    """Count the contents of a cache folder.
 
     Raises:
         CacheError: If the folder holds no cache at all.
     """
-    found = read(folder)
+    found = read_folder(folder)
     manifest = found.manifest
     asked: set[Level] = {"image" if sample_id is None else "expression" for _, sample_id in found.keys}
-    return Info(
+    return CacheSummary(
         folder=str(folder),
         state="damaged" if found.problems else "incomplete" if manifest is None else "complete",
         identity=found.identity,
         levels=tuple(level for level in LEVELS if level in asked),
-        **totals(found.parts),
+        **count_answers(found.parts),
         num_unanswered=None if manifest is None else len(manifest.unanswered),
         num_parts=len(found.parts),
         num_bytes=sum((folder / part.entry.name).stat().st_size for part in found.parts),
@@ -83,27 +108,27 @@ def info(folder: Path) -> Info:
     )
 
 
-def verify(folder: Path) -> list[Problem]:
-    """Return all that keeps a cache from being used; a cache that is not finished is a problem too.
+def verify_cache(folder: Path) -> list[Problem]:
+    """Return all problems of a cache; that it is not finished is one.
 
     Raises:
         CacheError: If the folder holds no cache at all.
     """
-    found = read(folder)
+    found = read_folder(folder)
     if found.has_manifest:
         return list(found.problems)
     unfinished = Problem(
-        f"{folder} is incomplete: it has no manifest.json", f"Run `{found.command}`: it asks only what is missing."
+        f"{folder} is incomplete: it has no manifest.json", f"Run `{found.command}`: it computes only what is missing."
     )
     return [*found.problems, unfinished]
 
 
-def merge(out: Path, folders: Sequence[Path]) -> Merged:
+def merge_caches(out: Path, folders: Sequence[Path]) -> MergeResult:
     """Join caches of one identity, such as those of several machines, in `out`; the sources are only read.
 
-    What `out` holds already is kept, so a killed merge is gone on with by the same call. Only a data set can tell what
-    is still missing; therefore the result is left without a manifest, and `cache-detections` asks what is missing and
-    writes it. The exception is a result with exactly the answers of a finished source: it is finished too.
+    Answers that are already in `out` are kept, so the same call resumes a killed merge. Only a data set can tell which
+    answers are missing; therefore the result has no manifest, and `cache-detections` adds the missing answers and the
+    manifest. The exception is a result with exactly the answers of a finished source: it is finished too.
 
     Raises:
         CacheError: If a source is damaged or is `out` itself, with all fields in which identities differ, or with all
@@ -111,12 +136,12 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
     """
     if out.resolve() in {folder.resolve() for folder in folders}:
         raise CacheError(f"{out} is to be merged into itself. Name another folder for the result.")
-    sources = read_sound(folders)
+    sources = _read_undamaged(folders)
     identity = _common_identity(sources)
     # Before anything is made. Whether `out` contradicts is known only when it is locked.
     _gather(sources)
     with DetectionCache.resume(out, identity) as cache:
-        answers, num_repeated = _gather([read(out, may_be_empty=True), *sources])
+        answers, num_repeated = _gather([read_folder(out, may_be_empty=True), *sources])
         recorded = _recorded_in(*sources)
         missing = [key for key in answers if key not in cache]
         for start in range(0, len(missing), ROWS_PER_PART):
@@ -126,7 +151,20 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
             if cache.manifest is None and source.manifest is not None and source.keys == answers.keys():
                 order = [key for part in source.parts for key in part.keys]
                 cache.finish(source.manifest.levels, source.manifest.unanswered, order=order)
-        return Merged(len(missing), num_repeated, cache.manifest is not None, fill_command(identity, out))
+        return MergeResult(len(missing), num_repeated, cache.manifest is not None, fill_command(identity, out))
+
+
+def _read_undamaged(folders: Iterable[Path]) -> list[Contents]:
+    """Read caches that must be without a problem, though they need not be finished.
+
+    Raises:
+        CacheError: If a folder holds no cache, or with every problem of every folder.
+    """
+    found = [read_folder(folder) for folder in folders]
+    problems = [f"{problem.text}. {problem.remedy}" for each in found for problem in each.problems]
+    if problems:
+        raise CacheError(listed("not all of these detections can be used", problems))
+    return found
 
 
 def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
@@ -135,7 +173,7 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
     problems = [
         difference
         for other in sources[1:]
-        for difference in artifacts.differences(
+        for difference in storage.describe_differences(
             other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
         )
     ]
@@ -143,7 +181,7 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
     if len(set().union(*commits.values())) > 1:
         problems += [f"{folder} is of commit {', '.join(sorted(found))}" for folder, found in commits.items() if found]
     if problems:
-        raise CacheError(listed("only detections that were made in the same way can be merged", problems))
+        raise CacheError(listed("only detections of the same detector, settings and data can be merged", problems))
     return first.identity or {}
 
 
@@ -152,7 +190,7 @@ def _recorded_in(*caches: Contents) -> Recorded:
 
 
 def _gather(caches: Iterable[Contents]) -> tuple[dict[Key, _Row], int]:
-    """Return where the answer to each question stands, the first of equals, and how many equals there were."""
+    """Return the place of the answer to each question, the first of equals, and the number of the other equals."""
     answers: dict[Key, _Row] = {}
     problems: list[str] = []
     num_repeated = 0
@@ -165,8 +203,109 @@ def _gather(caches: Iterable[Contents]) -> tuple[dict[Key, _Row], int]:
                     continue
                 num_repeated += 1
                 if row_detections(*first[1:]) != row_detections(part.table, row):
-                    problems.append(f"{told(key)}: {first[0]} and {found.folder} answer differently")
+                    problems.append(f"{describe_key(key)}: {first[0]} and {found.folder} answer differently")
     if problems:
-        headline = "answers contradict each other: leave one of the folders out"
+        headline = "answers contradict each other: merge without one of the folders"
         raise CacheError(listed(headline, problems))
     return answers, num_repeated
+
+
+def export_cache(folder: Path, out: Path) -> list[Path]:
+    """Write the detections of a finished cache as one file; return the files written.
+
+    `.json` becomes COCO results (image_id, category_id, bbox as xywh, score), with the categories' names in
+    `<out>.categories.json`; their ids are numbers given here, and image ids are numbers where all of them are. COCO
+    knows neither answers about expressions nor detections without a score. `.jsonl` holds both: one sample a line, or
+    one image where no answer depends on an expression, with boxes as xyxy to the last digit.
+
+    A detection's `source`, the counts of dropped outputs and, in COCO results, images without detections are not
+    written. Read back, an image or sample that the file does not name has no detections, as it has in the cache.
+
+    Raises:
+        CacheError: If the cache is damaged or not finished.
+        RecipeError: If the file's ending is of neither format, or COCO results cannot hold what the cache does.
+        DataError: If the file exists, or with every detection that `import` would refuse.
+    """
+    writers = {".json": _coco_results, ".jsonl": _json_lines}
+    if out.suffix not in writers:
+        raise RecipeError(f"{out} ends neither in .json (COCO results) nor in .jsonl: name it so.")
+    [found] = _read_undamaged([folder])
+    if found.manifest is None:
+        raise CacheError(f"{folder} is incomplete: it has no manifest.json. Run `{found.command}`.")
+    answers = _answers(found, found.manifest)
+    _refuse_unreadable(answers)
+    files = writers[out.suffix](answers, out)
+    for path in files:
+        if path.exists():
+            raise DataError(f"{path} exists. Name another file, or remove it: rm {shlex.quote(str(path))}")
+    for path, text in files.items():
+        storage.write_atomic(path, text)
+    return list(files)
+
+
+def _answers(found: Contents, manifest: Manifest) -> dict[Key, Detections]:
+    """Return the detections of each sample, or of each image where no answer depends on an expression."""
+    rows = {key: row_detections(part.table, row) for part in found.parts for row, key in enumerate(part.keys)}
+    if "expression" not in manifest.levels:
+        return rows
+    of_image = {image_id: answer for (image_id, sample_id), answer in rows.items() if sample_id is None}
+    return {
+        key: joined([answer, *([of_image[key[0]]] if key[0] in of_image else [])])
+        for key, answer in rows.items()
+        if key[1] is not None and (key[0] in of_image or "image" not in manifest.levels)
+    }
+
+
+def _refuse_unreadable(answers: Mapping[Key, Detections]) -> None:
+    """Refuse detections that the detector `import` would refuse."""
+    problems = []
+    for key, answer in answers.items():
+        for item in answer.items:
+            if item.score is not None and not -_ROUNDING <= item.score <= 1.0 + _ROUNDING:
+                problems.append(f"{describe_key(key)}: score {item.score} of {item.label!r} is not in 0..1")
+    if problems:
+        raise DataError(listed("the detector `import` could not read these detections back", problems))
+
+
+def _coco_results(answers: Mapping[Key, Detections], out: Path) -> dict[Path, str]:
+    """Return the files of COCO results: names first, so that results are never without them."""
+    items = [(image_id, item) for (image_id, _), answer in answers.items() for item in answer.items]
+    problems = []
+    if any(sample_id is not None for _, sample_id in answers):
+        problems.append("the answers are about expressions, and COCO results know images only")
+    num_unscored = sum(item.score is None for _, item in items)
+    if num_unscored:
+        problems.append(f"{num_unscored} of {len(items)} detections have no score, and COCO results need one")
+    if problems:
+        raise RecipeError(listed(f"name {out.with_suffix('.jsonl')} instead, COCO results cannot hold these", problems))
+    ids = {label: number for number, label in enumerate(sorted({item.label for _, item in items}), start=1)}
+    has_numbers = all(_INTEGER.fullmatch(image_id) for image_id, _ in items)
+    results = [_result(int(image_id) if has_numbers else image_id, item, ids[item.label]) for image_id, item in items]
+    categories = {"categories": [{"id": number, "name": label} for label, number in ids.items()]}
+    return {out.with_suffix(".categories.json"): _json(categories), out: _json(results)}
+
+
+def _result(image_id: int | str, item: Detection, category_id: int) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": boxes.to_xywh(item.box),
+        "score": item.score,
+    }
+
+
+def _json_lines(answers: Mapping[Key, Detections], out: Path) -> dict[Path, str]:
+    """Return the one file of JSONL."""
+    return {out: "".join(_json(_line(key, answer)) for key, answer in answers.items())}
+
+
+def _line(key: Key, answer: Detections) -> dict[str, Any]:
+    image_id, sample_id = key
+    about = {"image_id": image_id} if sample_id is None else {"sample_id": sample_id}
+    items = [{"box": item.box.xyxy, "label": item.label, "score": item.score} for item in answer.items]
+    return {**about, "detections": items}
+
+
+def _json(value: Any) -> str:
+    # In ASCII: some readers of lines take the line breaks of Unicode for ends of lines.
+    return json.dumps(value, allow_nan=False) + "\n"

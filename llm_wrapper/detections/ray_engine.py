@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llm_wrapper.detections.local_engine import AHEAD, READERS, Answered, Reading, ask, recorded_of
+from llm_wrapper.detections.fill import AHEAD, NUM_READERS, Answered, ReadingBatch, answer_questions, recorded_of
 from llm_wrapper.detectors.base import Detector, PaidDetector, Question
 from llm_wrapper.errors import DataError, ModelError, RecipeError
 
@@ -34,7 +34,7 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Asks on a running Ray cluster (`RAY_ADDRESS`, or one of this machine), else on one started here for the while.
+    """Asks on a running Ray cluster (`RAY_ADDRESS`, or one of this machine), else on one started here.
 
     A worker takes one CPU, and one GPU where the cluster has any. Each loads the detector for itself: where memory is
     short, use fewer.
@@ -115,17 +115,17 @@ class _Worker:
         self._folder = folder
         self._detector: Detector | None = None
         self._building, self._asking = threading.Lock(), threading.Lock()
-        self._pool = ThreadPoolExecutor(READERS)
+        self._pool = ThreadPoolExecutor(NUM_READERS)
 
     def answer(self, batch: Sequence[Question]) -> Answered:
         """Answer a batch: its images are read while another thread may use the model."""
         detector = self._built()
-        questions, prepared, unreadable = Reading(self._pool, detector, batch).result()
+        questions, prepared, unreadable = ReadingBatch(self._pool, detector, batch).result()
         with self._asking:
-            return Answered(ask(detector, questions, prepared), unreadable, recorded_of(detector))
+            return Answered(answer_questions(detector, questions, prepared), unreadable, recorded_of(detector))
 
     def _built(self) -> Detector:
-        """Build the detector at the first question: an error would reach nobody from a worker that is starting."""
+        """Build the detector at the first question: an error in a worker that is starting is lost."""
         with self._building:
             if self._detector is None:
                 try:
@@ -144,7 +144,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise RecipeError("--engine ray needs Ray: pip install 'llm-wrapper[ray]'") from error
+        raise RecipeError("--engine ray needs Ray: pip install 'llm-wrapper-rec[ray]'") from error
     return ray
 
 
@@ -168,7 +168,7 @@ def _connected(ray: Any) -> Iterator[None]:
 
 
 def _result(ray: Any, done: Any) -> Answered:
-    """Return what a worker answered, or raise its error as if it had happened here."""
+    """Return the answers of a worker, or raise its error as if it had happened here."""
     try:
         answered: Answered = ray.get(done)
     except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""What every detector offers: an identity for the cache, and answers to questions about images and expressions."""
+"""The protocol of detectors: an identity for the cache, and answers to questions about images and expressions."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from llm_wrapper.detectors.paid_calls import Estimate
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from llm_wrapper import images
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.rows import validate_row
+from llm_wrapper.detectors.paid_calls import CostEstimate
+from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 __all__ = [
     "LEVELS",
     "Detector",
+    "ImageDetector",
     "Level",
+    "NoSettings",
     "PaidDetector",
     "Question",
     "RecordingDetector",
+    "UnboundDetector",
     "detect_sample",
+    "detect_samples",
     "detections_from_raw",
     "joined",
+    "parse_settings",
     "questions_about",
 ]
 
@@ -35,14 +47,14 @@ LEVELS: tuple[Level, ...] = ("expression", "image")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a detector is asked: about one sample's image alone, or about its expression in that image."""
+    """A question to a detector: about one sample's image alone, or about its expression in that image."""
 
     sample: Sample
     level: Level
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What the answer is stored under: (image_id, sample_id), or (image_id, None) for the whole image."""
+        """The key of the stored answer: (image_id, sample_id), or (image_id, None) for the whole image."""
         return (self.sample.image_id, None if self.level == "image" else self.sample.sample_id)
 
 
@@ -80,10 +92,21 @@ class Detector(Protocol):
         """Answer each question, in order; an answer of level `image` must not depend on the expression.
 
         Args:
-            questions: Those about one image stand together.
+            questions: Those about one image are neighbours.
             prepared: Image id -> what `prepare` gave for it.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnboundDetector:
+    """A detector that answers from a file or from annotations, and so for one split of a data set at a time.
+
+    Attributes:
+        bind: Returns the detector of a split; raises DataError where the file or the annotations do not fit it.
+    """
+
+    bind: Callable[[Dataset], Detector]
 
 
 @runtime_checkable
@@ -103,14 +126,14 @@ class PaidDetector(Detector, Protocol):
         confirm: Shown what a run will cost, before the first question; False stops it. None agrees.
     """
 
-    confirm: Callable[[Estimate], bool] | None
+    confirm: Callable[[CostEstimate], bool] | None
 
     @property
     def spent(self) -> float:
         """Dollars that may have been charged in this run."""
         ...
 
-    def begin(self, num_questions: int) -> Estimate:
+    def begin(self, num_questions: int) -> CostEstimate:
         """Make sure that the user agrees to what the questions of a run cost; called once, before the first.
 
         Raises:
@@ -120,7 +143,7 @@ class PaidDetector(Detector, Protocol):
 
 
 def questions_about(sample: Sample, levels: Iterable[Level]) -> list[Question]:
-    """Return what a detector of these levels is asked about a sample, in the order of `LEVELS`."""
+    """Return the questions about a sample for a detector of these levels, in the order of `LEVELS`."""
     wanted = set(levels)
     return [Question(sample, level) for level in LEVELS if level in wanted]
 
@@ -131,10 +154,19 @@ def joined(answers: Sequence[Detections]) -> Detections:
     return Detections(items, sum(answer.num_dropped for answer in answers))
 
 
+def detect_samples(detector: Detector, samples: Sequence[Sample]) -> list[Detections]:
+    """Return all detections of each sample; all samples are of one image, which is read and prepared once."""
+    first = samples[0]
+    questions = [Question(first, level) for level in detector.levels if level == "image"]
+    questions += [Question(sample, "expression") for sample in samples if "expression" in detector.levels]
+    answers = detector.detect(questions, {first.image_id: detector.prepare(first)})
+    by_key = dict(zip((question.key for question in questions), answers, strict=True))
+    return [joined([by_key[each.key] for each in questions_about(sample, detector.levels)]) for sample in samples]
+
+
 def detect_sample(detector: Detector, sample: Sample) -> Detections:
-    """Ask a detector all that it can say of one sample."""
-    questions = questions_about(sample, detector.levels)
-    return joined(detector.detect(questions, {sample.image_id: detector.prepare(sample)}))
+    """Return all detections of one sample."""
+    return detect_samples(detector, [sample])[0]
 
 
 def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]], source: str) -> Detections:
@@ -162,3 +194,66 @@ def detections_from_raw(rows: Iterable[tuple[Sequence[float], str, float | None]
     if num_unscored:
         _log.warning("%s: scores that are not finite: %d; their boxes stay without a score", source, num_unscored)
     return Detections(tuple(items), num_dropped)
+
+
+class ImageDetector:
+    """A detector that is a function of an image: the short way to register one.
+
+        @register_detector("mine")
+        def create(settings):
+            return ImageDetector("mine", lambda image: [((12, 30, 80, 96), "mug", 0.9)], settings)
+
+    Args:
+        name: Short name; also the folder name of its cached detections.
+        function: RGB image -> rows of (xyxy pixels, label, score or None), the best first; load weights when it is
+            first called, so that cached detections are read without them.
+        settings: All that decides the answers, as JSON values.
+    """
+
+    levels: tuple[Level, ...] = ("image",)
+    reads_images = True
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Image.Image], Iterable[tuple[Sequence[float], str, float | None]]],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.name, self._function, self._identity = name, function, {"id": name, **settings}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name and the settings."""
+        return dict(self._identity)
+
+    def prepare(self, sample: Sample) -> Image.Image:
+        """Read the image of a sample."""
+        return images.read_sample(sample)
+
+    def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
+        """Call the function for the image of each question."""
+        return [
+            detections_from_raw(self._function(prepared[each.sample.image_id]), self._identity["id"])
+            for each in questions
+        ]
+
+
+class NoSettings(BaseModel):
+    """Settings of a detector that has none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+def parse_settings(kind: type[_Settings], settings: Mapping[str, Any], detector: str) -> _Settings:
+    """Return the settings of a recipe as their model.
+
+    Raises:
+        RecipeError: With every setting that is unknown, missing or out of range.
+    """
+    problems: list[str] = []
+    parsed = validate_row(kind, dict(settings), where="settings", problems=problems)
+    if parsed is None:
+        raise RecipeError(listed(f"the detector {detector!r} cannot be built", problems))
+    return parsed

@@ -27,7 +27,7 @@ class CategoryNames:
     is_from_zero: bool
 
     def offset(self, ids: Collection[int], *, is_from_one: bool) -> int:
-        """Return what is to be added to ids so that they are these ids.
+        """Return the number to add to a file's ids, so that they are the ids of these names.
 
         ultralytics counts classes from 0 in `names` and from 1 in `predictions.json`; others write class indices where
         COCO's ids count from 1.

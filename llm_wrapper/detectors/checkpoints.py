@@ -1,4 +1,4 @@
-"""What detectors with weights of a hub share: which commit is loaded, where to, and that no weight is missing."""
+"""Load the weights of detectors: from which commit, onto which device, and with no weight missing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 import transformers
 from transformers.utils import cached_file, extract_commit_hash
 
-from llm_wrapper import artifacts
-from llm_wrapper.errors import ModelError, RecipeError
+from llm_wrapper import storage
+from llm_wrapper.devices import loading_bars
+from llm_wrapper.errors import ModelError
 
-__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "device", "load"]
+__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,9 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The `model_type` that a checkpoint must have, transformers' classes for it, and what to do without one."""
+    """The `model_type`s that a checkpoint may have, transformers' classes for it, and what to do without one."""
 
-    model_type: str
+    model_types: tuple[str, ...]
     model: Any
     processor: Any
     remedy: str
@@ -87,21 +88,9 @@ class Weights:
             return self._built
 
 
-def device(setting: str) -> torch.device:
-    """Return the device that a recipe names; `auto` is a GPU where there is one.
-
-    Raises:
-        RecipeError: If the device is not there.
-    """
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, count = torch.device(setting), torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= count:
-        raise RecipeError(f"detector.settings.device={setting}: PyTorch sees {count} CUDA devices; use device=auto")
-    return found
-
-
-def load(name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any) -> Loaded:
+def load_checkpoint(
+    name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any
+) -> Loaded:
     """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
     Args:
@@ -117,9 +106,10 @@ def load(name: str, revision: str | None, architecture: Architecture, *, where: 
     asked = revision or "main"
     try:
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
-        model = _model(name, commit or asked, architecture, options)
+        with loading_bars():
+            model = _model(name, commit or asked, architecture, options)
         processor = architecture.processor.from_pretrained(name, revision=commit or asked, trust_remote_code=False)
-        return Loaded(model.to(where).eval(), processor, commit, artifacts.digest_model(name))
+        return Loaded(model.to(where).eval(), processor, commit, storage.digest_model(name))
     except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
         what = f"detector.settings.model={name} (revision {asked}) cannot be used"
         raise ModelError(f"{what}: {type(error).__name__}: {error}. {architecture.remedy}") from error
@@ -127,8 +117,8 @@ def load(name: str, revision: str | None, architecture: Architecture, *, where: 
 
 def _model(name: str, revision: str, architecture: Architecture, options: dict[str, Any]) -> Any:
     kind = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
-    if kind != architecture.model_type:
-        raise ValueError(f"it is a {kind}, not a {architecture.model_type}")
+    if kind not in architecture.model_types:
+        raise ValueError(f"it is a {kind}, not a {' or '.join(architecture.model_types)}")
     model, report = architecture.model.from_pretrained(
         name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
     )

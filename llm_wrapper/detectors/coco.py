@@ -1,26 +1,37 @@
-"""The annotated objects as a perfect detector with a closed vocabulary: neither pixels nor weights are read.
+"""The annotated objects as detectors with a closed vocabulary: neither pixels nor weights are read.
 
-It separates how well an LLM chooses from how well a detector finds, and makes experiments possible without images.
+`coco` is perfect. It separates how well an LLM chooses from how well a detector finds, and makes experiments possible
+without images.
+
+`coco-degraded` is made worse on purpose, for transfer and ensembles where no second real detector can be run. It is no
+model of any real detector: its mistakes are independent of the content of the image. Boxes are moved, some are
+dropped, and categories are merged into COCO's super-categories (`car` becomes `vehicle`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from llm_wrapper.datasets import rows
+from llm_wrapper.candidates import order_rng
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
-from llm_wrapper.detectors.base import Level, Question
-from llm_wrapper.errors import DataError, RecipeError, listed
+from llm_wrapper.detectors.base import (
+    Level,
+    NoSettings,
+    Question,
+    UnboundDetector,
+    detections_from_raw,
+    parse_settings,
+)
+from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Detection, Detections, Sample
 
-__all__ = ["CocoDetector", "create"]
+__all__ = ["CocoDegradedDetector", "CocoDetector", "create_coco", "create_coco_degraded"]
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+_Objects = Mapping[str, Sequence[AnnotatedObject]]
 
 
 class CocoDetector:
@@ -34,12 +45,12 @@ class CocoDetector:
     levels: tuple[Level, ...] = ("image",)
     reads_images = False
 
-    def __init__(self, objects: Mapping[str, Sequence[AnnotatedObject]], digest: str) -> None:
+    def __init__(self, objects: _Objects, digest: str) -> None:
         self._objects = objects
         self._digest = digest
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the answers: the annotation files' digest."""
+        """Return the digest of the annotation files, which decides the answers."""
         return {"detector": self.name, "annotations": self._digest}
 
     def prepare(self, sample: Sample) -> None:
@@ -57,26 +68,94 @@ class CocoDetector:
             problems = [f"image {image_id} is not in the COCO annotations" for image_id in unknown]
             remedy = "Add them to instances.json, or choose another detector"
             raise DataError(listed(f"the detector 'coco' knows nothing of some images. {remedy}", problems))
-        return [self._of_image(image_id) for image_id in images]
+        return [self._detect_in(image_id) for image_id in images]
 
-    def _of_image(self, image_id: str) -> Detections:
-        ordered = sorted(self._objects[image_id], key=lambda found: (-found.box.area, found.box.xyxy, found.label))
-        return Detections(tuple(Detection(found.box, found.label, None, "annotation") for found in ordered))
+    def _detect_in(self, image_id: str) -> Detections:
+        return Detections(tuple(Detection(each.box, each.label, None, "annotation") for each in self._sorted(image_id)))
+
+    def _sorted(self, image_id: str) -> list[AnnotatedObject]:
+        return sorted(self._objects[image_id], key=lambda each: (-each.box.area, each.box.xyxy, each.label))
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> CocoDetector:
-    """Build the detector from a data set's annotated objects; it takes no settings.
+class CocoDegradedSettings(BaseModel):
+    """Settings of `coco-degraded`; `seed` decides all that is random, with the image id.
+
+    `jitter` is the standard deviation by which each side of a box moves, as a share of the box's width or height;
+    `drop` is the share of objects that are dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jitter: float = Field(0.1, ge=0, le=0.5)
+    drop: float = Field(0.15, ge=0, lt=1)
+    seed: int = 0
+
+
+class CocoDegradedDetector(CocoDetector):
+    """Gives annotated objects with moved boxes and coarse labels, without scores, the largest moved box first.
+
+    The result depends on the seed, the image id and the objects of the image alone: neither on the expression nor on
+    other images, so that a subset of a split gets the same answers as the whole.
+    """
+
+    name: str = "coco-degraded"
+
+    def __init__(self, objects: _Objects, digest: str, settings: CocoDegradedSettings) -> None:
+        super().__init__(objects, digest)
+        self._settings = settings
+
+    def identity(self) -> dict[str, Any]:
+        """Return the digest of the annotation files and the settings."""
+        return {**super().identity(), "revision": 1, **self._settings.model_dump()}
+
+    def _detect_in(self, image_id: str) -> Detections:
+        rows = sorted(self._degraded(image_id), key=lambda row: -(row[0][2] - row[0][0]) * (row[0][3] - row[0][1]))
+        return detections_from_raw(rows, "annotation")
+
+    def _degraded(self, image_id: str) -> Iterator[tuple[list[float], str, float | None]]:
+        rng = order_rng(self._settings.seed, image_id)
+        for each in self._sorted(image_id):
+            keep, moves = rng.random() >= self._settings.drop, rng.normal(0.0, self._settings.jitter, 4)
+            if keep:
+                width, height = each.box.x1 - each.box.x0, each.box.y1 - each.box.y0
+                corners = np.array(each.box.xyxy) + moves * [width, height, width, height]
+                yield corners.tolist(), str(each.group), None
+
+
+def create_coco(settings: Mapping[str, Any]) -> UnboundDetector:
+    """Build the detector of a data set's annotated objects, which has no settings.
 
     Raises:
-        RecipeError: If there are settings.
-        DataError: If the data set has no annotated objects.
+        RecipeError: If there are settings; DataError, when it is bound, if the data set has no annotated objects.
     """
-    problems: list[str] = []
-    if rows.validated(_Settings, dict(settings), where="settings", problems=problems) is None:
-        raise RecipeError(listed("the detector 'coco' takes no settings: remove them", problems))
+    parse_settings(NoSettings, settings, "coco")
+    return UnboundDetector(lambda dataset: CocoDetector(_require_objects(dataset, "coco"), dataset.digest))
+
+
+def create_coco_degraded(settings: Mapping[str, Any]) -> UnboundDetector:
+    """Build the detector of `CocoDegradedSettings`.
+
+    Raises:
+        RecipeError: With every setting that is unknown or out of range; DataError, when it is bound, if the data set
+            has no annotated objects, or its categories no super-categories.
+    """
+    parsed = parse_settings(CocoDegradedSettings, settings, "coco-degraded")
+
+    def bind(dataset: Dataset) -> CocoDegradedDetector:
+        objects = _require_objects(dataset, "coco-degraded")
+        lacking = sorted({each.label for image in objects.values() for each in image if each.group is None})
+        if lacking:
+            headline = f"categories of {dataset.name} have no super-category; add them to instances.json"
+            raise DataError(listed(headline, lacking))
+        return CocoDegradedDetector(objects, dataset.digest, parsed)
+
+    return UnboundDetector(bind)
+
+
+def _require_objects(dataset: Dataset, detector: str) -> _Objects:
     if dataset.objects is None:
         raise DataError(
-            f"data set {dataset.name} has no annotated objects, so the detector 'coco' has nothing to give. "
+            f"data set {dataset.name} has no annotated objects, so the detector {detector!r} has nothing to give. "
             "Put a COCO instances.json beside the expressions, or choose another detector."
         )
-    return CocoDetector(dataset.objects, dataset.digest)
+    return dataset.objects

@@ -9,7 +9,8 @@ treats the rows of a batch independently. Only rounding differs, as it does betw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -17,19 +18,46 @@ import torch
 import transformers
 from pydantic import Field
 
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors import checkpoints, florence2_answers
-from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
-from llm_wrapper.detectors.florence2_answers import TASKS
-from llm_wrapper.detectors.prompted import Prompt, PromptedDetector, PromptedSettings
-from llm_wrapper.errors import RecipeError, listed
+from llm_wrapper.detectors.base import detections_from_raw, parse_settings
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
+from llm_wrapper.detectors.prompted import (
+    Prompt,
+    PromptedDetector,
+    PromptedSettings,
+    PromptTask,
+    clean_expression,
+)
+from llm_wrapper.devices import choose_device
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
 
-__all__ = ["Florence2Detector", "Florence2Settings", "create"]
+__all__ = [
+    "FLORENCE2_TASKS",
+    "NUM_BINS",
+    "Florence2Detector",
+    "Florence2Settings",
+    "create_florence2",
+    "read_florence2_answer",
+]
+
+NUM_BINS = 1000
+"""Location tokens per axis; a token is the middle of its bin."""
+
+FLORENCE2_TASKS = {
+    "rec": PromptTask("<OPEN_VOCABULARY_DETECTION>", "expression"),
+    "grounding": PromptTask("<CAPTION_TO_PHRASE_GROUNDING>", "expression"),
+    "dense_caption": PromptTask("<DENSE_REGION_CAPTION>", "image"),
+    "od": PromptTask("<OD>", "image"),
+}
+"""Short name (the source of its detections) -> the processor's task token, and its level."""
+
+_ENDS = re.compile(r"<(?:/?s|pad)>")
+_ITEM = re.compile(r"(?:^|(?<=>))([^<>]*)((?:<loc_\d{1,6}>|</?poly>|<sep>)+)")
+_POLYGON = re.compile(r"<poly>(.*?)</poly>")
+_LOCATION = re.compile(r"<loc_(\d+)>")
 
 _ARCHITECTURE = Architecture(
-    "florence2",
+    ("florence2",),
     transformers.Florence2ForConditionalGeneration,
     transformers.Florence2Processor,
     "Checkpoints in transformers' own format are florence-community/Florence-2-large, -large-ft, -base and -base-ft "
@@ -38,7 +66,7 @@ _ARCHITECTURE = Architecture(
 
 
 class Florence2Settings(PromptedSettings):
-    """What a recipe sets.
+    """Settings of Florence-2 in a recipe.
 
     `dtype` auto is float16 on a GPU, because the checkpoints are stored in it and bfloat16 would round them, and
     float32 on the CPU. `attention` auto is what transformers chooses.
@@ -55,11 +83,11 @@ class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
     """Keys and values of beam search; those of the encoder stay where they are.
 
     All beams of a prompt see the same encoder states, so moving these from beam to beam after every token, as
-    transformers does, changes nothing. It is dear: they are 600 positions long, and an answer is some dozens.
+    transformers does, changes nothing and costs much: they are 600 positions long, an answer some dozens.
     """
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Follow the beams that go on; `beam_idx` never leads from one prompt to another."""
+        """Reorder the decoder's own cache; `beam_idx` never leads from one prompt to another."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
@@ -72,13 +100,13 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
     kind = "florence2"
     reading = 1
-    level_of = MappingProxyType({name: task.level for name, task in TASKS.items()})
+    level_of = MappingProxyType({name: task.level for name, task in FLORENCE2_TASKS.items()})
 
     def _load(self) -> Loaded:
         chosen = self._settings
-        where = checkpoints.device(chosen.device)
+        where = choose_device(chosen.device)
         default = torch.float16 if where.type == "cuda" else torch.float32
-        return checkpoints.load(
+        return load_checkpoint(
             chosen.model,
             chosen.revision,
             _ARCHITECTURE,
@@ -102,15 +130,15 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         return num_positions - int(self._processor.num_image_tokens)
 
     def _askable(self, expression: str) -> str:
-        return florence2_answers.harmless(expression)
+        return clean_expression(expression)
 
     def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         banned = self._processor.post_processor.banned_grounding_tokens
-        return florence2_answers.detections(answer, prompt.task, image_wh, banned_phrases=banned)
+        return read_florence2_answer(answer, prompt.task, image_wh, banned_phrases=banned)
 
     def _ids(self, task: str, expression: str) -> list[int]:
-        """Return what the processor would ask after the image; it would refuse some expressions, and pads images."""
-        known, token = self._processor, TASKS[task].token
+        """Return the ids that the processor puts after the image; it would refuse some expressions, and pads images."""
+        known, token = self._processor, FLORENCE2_TASKS[task].prompt
         template = (known.task_prompts_without_inputs | known.task_prompts_with_input)[token]
         text = template.format(input=expression)
         ids = known.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -123,7 +151,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         """
         order: dict[str, int] = {task: place for place, task in enumerate(self._settings.tasks)}
         for level in self.levels:
-            chosen = [prompt for prompt in prompts if TASKS[prompt.task].level == level]
+            chosen = [prompt for prompt in prompts if FLORENCE2_TASKS[prompt.task].level == level]
             chosen.sort(key=lambda prompt: (order[prompt.task], len(prompt.ids)))
             for start in range(0, len(chosen), self._settings.max_prompts):
                 yield chosen[start : start + self._settings.max_prompts]
@@ -154,7 +182,13 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
     def _padded(
         self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings (prompts, length, hidden size), image first, and which of them count (prompts, length)."""
+        """Return embeddings (prompts, length, hidden size) and their mask (prompts, length).
+
+        The image comes first, and text is padded on the right:
+
+            image image image  text text text        mask  1 1 1  1 1 1
+            image image image  text  pad  pad              1 1 1  1 0 0
+        """
         where, pad = self._model.device, self._processor.tokenizer.pad_token_id
         gaps = [max(len(prompt.ids) for prompt in prompts) - len(prompt.ids) for prompt in prompts]
         rows = list(zip(prompts, gaps, strict=True))
@@ -165,14 +199,67 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         return torch.cat([image, text], dim=1), torch.cat([counts.new_ones(image.shape[:2]), counts], dim=1)
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> Florence2Detector:
-    """Build the detector of `Florence2Settings`; the weights are loaded when the first image is read.
+def read_florence2_answer(
+    answer: str, task: str, image_wh: tuple[int, int], *, banned_phrases: Collection[str] = ()
+) -> Detections:
+    """Read the detections of one answer, in its order; labels as they are, scores `None`, the task as their source.
 
-    Raises:
-        RecipeError: With every setting that is unknown, missing or out of range.
+    An answer is text such as `</s><s>red shirt<loc_52><loc_332><loc_932><loc_774></s>`: a label, then its boxes, four
+    bins of a thousandth of the image each, or polygons between `<poly>` and `</poly>`. The processor of transformers
+    reads the same format (`post_process_generation`, and a test compares both), but it cuts coordinates to whole
+    pixels, drops every letter that is not ASCII, loses a box whose label has a line break or that has no label, accepts
+    a truncated polygon, raises on a polygon of one point, and counts none of that.
+
+    A box of fewer than four bins (the answer was cut short), an open polygon and one of fewer than two points are
+    counted as dropped, as are boxes without area; all others are kept, also those outside the image.
+
+    Args:
+        answer: The decoded answer, with its special tokens.
+        task: A key of `FLORENCE2_TASKS`.
+        image_wh: Width and height of the image in pixels.
+        banned_phrases: Phrases that the task `grounding` must not ground, by the checkpoint's own processor, such as
+            "it" and "the image". Their boxes are skipped and not counted.
     """
-    problems: list[str] = []
-    chosen = validated(Florence2Settings, dict(settings), where="settings", problems=problems)
-    if chosen is None:
-        raise RecipeError(listed("the detector 'florence2' cannot be built", problems))
-    return Florence2Detector(None, None, chosen)
+    rows = []
+    for label, places in _ITEM.findall(_ENDS.sub("", answer)):
+        phrase = label.strip()
+        if task == "grounding" and phrase in banned_phrases:
+            continue
+        rows += [(_pixels(bins, image_wh), phrase, None) for bins in _boxes(places)]
+    return detections_from_raw(rows, task)
+
+
+def _boxes(places: str) -> Iterator[Sequence[int]]:
+    """Yield the four bins of each box; fewer for what is no box, which is counted by that later."""
+    for number, part in enumerate(_POLYGON.split(places)):
+        if number % 2:
+            yield _bounds(part)
+            continue
+        before, opened, _ = part.partition("<poly>")
+        bins = _bins(before)
+        yield from (bins[start : start + 4] for start in range(0, len(bins), 4))
+        if opened:
+            yield ()
+
+
+def _bounds(polygon: str) -> Sequence[int]:
+    """Return the box around a polygon, which may consist of several parts; nothing if it has one point or none."""
+    parts = [_bins(part) for part in polygon.split("<sep>")]
+    points = [point for bins in parts for point in zip(bins[::2], bins[1::2], strict=False)]
+    if len(points) < 2:
+        return ()
+    xs, ys = zip(*points, strict=True)
+    return (min(xs), min(ys), max(xs), max(ys))
+
+
+def _bins(places: str) -> list[int]:
+    return [int(number) for number in _LOCATION.findall(places)]
+
+
+def _pixels(bins: Sequence[int], image_wh: tuple[int, int]) -> list[float]:
+    return [(number + 0.5) * image_wh[axis % 2] / NUM_BINS for axis, number in enumerate(bins)]
+
+
+def create_florence2(settings: Mapping[str, Any]) -> Florence2Detector:
+    """Build the detector of `Florence2Settings`; the weights are loaded when the first image is read."""
+    return Florence2Detector(None, None, parse_settings(Florence2Settings, settings, "florence2"))

@@ -1,39 +1,57 @@
 """Grounding-DINO, MM-Grounding-DINO and LLMDet through transformers' own classes.
 
-What depends on the image alone is computed once per image, however many expressions it has (`grounding_dino_sharing`),
-and every answer is the one that a call for one expression alone would give: to the bit where expressions are asked one
-by one, to rounding where several are asked at once.
+The part that depends on the image alone is computed once per image, however many expressions it has (`share_image`).
+Every answer is the one of a call for one expression alone: to the bit where expressions are asked one at a time, to
+rounding where several are asked at once.
+
+    image -> backbone -> projections -> first encoder layer, before it meets the text      once per image
+    expressions -> text encoder -> all other layers -> logits, boxes                        once per batch
 
 Only expressions of one image share a batch. Images of different sizes would be padded to one size, and padding changes
 the shares of the feature maps that are valid, by which the deformable attention places its points. Padding of the text
-changes nothing, as long as every text ends with a period (see `fitted`).
+changes nothing, as long as every text ends with a period (see `fit_expression`).
+
+Four fifths of a pass are the encoder, and on a CPU much of that is memory: for an image of 800 x 1066 pixels its
+tensors have up to 300 MB, are written and read once, and freed. The core of its deformable attention treats each place
+of the image separately, so it runs on some hundred places at a time. Its feed-forward network does so too, but is left
+alone: on several threads a matrix product is rounded by its number of rows.
+
+Both keep the model's code, and every number to the last bit. That matters more than it seems: the model ranks about
+18,000 places and gives its queries to the first 900, so that an error of rounding can swap two of them and move boxes
+by several pixels. During a call some modules are replaced; that is all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
-import safetensors
 import torch
 import transformers
 from pydantic import Field, field_validator
+from torch import nn
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors import checkpoints, noun_groups
-from llm_wrapper.detectors.base import Level, Question
-from llm_wrapper.detectors.checkpoints import Loaded, Weights
-from llm_wrapper.detectors.grounding_dino_pixels import Prepared, widened, with_enough_cells
-from llm_wrapper.detectors.grounding_dino_scores import ReadText, Scoring, detections, fitted, raw_answer, read_text
-from llm_wrapper.detectors.grounding_dino_sharing import one_image
-from llm_wrapper.errors import ModelError, RecipeError, listed
+from llm_wrapper.detectors import noun_groups
+from llm_wrapper.detectors.base import Level, Question, parse_settings
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, Weights, load_checkpoint
+from llm_wrapper.detectors.grounding_dino_base import (
+    PreparedPixels,
+    Scoring,
+    fit_expression,
+    pad_to_queries,
+    raw_answer,
+    read_text,
+    score_answer,
+    widen,
+)
+from llm_wrapper.devices import choose_device
+from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["GroundingDinoDetector", "Prepared", "Settings", "create", "widened", "with_enough_cells"]
+__all__ = ["GroundingDinoDetector", "GroundingDinoSettings", "create_grounding_dino", "share_image"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,15 +62,41 @@ _ATTENTION = "sdpa"
 """Of text encoder and backbone. Eager would be wrong: BERT's adds 1 where the mask allows, and hides nothing."""
 
 _PERIOD = [101, 1012, 102]
-"""A text without a word, as the model's code expects it: [CLS], the period that ends a phrase, [SEP]."""
+"""An empty text, as the model's code expects it: [CLS], the period that ends a phrase, [SEP]."""
+
+_ROWS = 512
+"""Places of the image at a time, at most: the largest tensor of the attention then has 8 MB instead of 300."""
+
+_Replacement = tuple[nn.Module, str, nn.Module]
+"""The parent of a module, the module's name, and its replacement."""
 
 _PLAIN_CAPTION = "{expression}"
 
-_MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+class _Processor:
+    """Both parts of the processor, as `checkpoints` loads it."""
+
+    @staticmethod
+    def from_pretrained(name: str, *, revision: str, **_: Any) -> Any:
+        return transformers.GroundingDinoProcessor(
+            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
+            transformers.AutoImageProcessor.from_pretrained(
+                name, revision=revision, backend="pil", trust_remote_code=False
+            ),
+            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
+        )
 
 
-class Settings(Scoring):
+_ARCHITECTURE = Architecture(
+    ("grounding-dino", "mm-grounding-dino"),
+    transformers.AutoModelForZeroShotObjectDetection,
+    _Processor,
+    "Give the id of a Grounding-DINO on the Hugging Face hub, or a folder that `save_pretrained` wrote; without a "
+    "network fetch it before with: hf download",
+)
+
+
+class GroundingDinoSettings(Scoring):
     """The detector's settings in a recipe; see `Scoring` for the mode and its thresholds.
 
     Attributes:
@@ -84,13 +128,13 @@ class GroundingDinoDetector:
     """Finds what an expression names; scores are probabilities, labels are words of the expression.
 
     Attributes:
-        name: The last part of the model's id, in lower case, with the mode: each keeps a cache of its own.
+        name: The last part of the model's id, in lower case, with the mode: each has its own cache.
     """
 
     levels: tuple[Level, ...] = ("expression",)
     reads_images = True
 
-    def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+    def __init__(self, model: Any, processor: Any, settings: GroundingDinoSettings) -> None:
         """Take a built model with its processor, or `None` for both: they are loaded when the first image is read.
 
         A cache can so be opened, and its identity compared, without the weights.
@@ -101,7 +145,7 @@ class GroundingDinoDetector:
         self.name = f"{settings.model.rstrip('/').rsplit('/', 1)[-1].lower()}-{settings.mode}"
         self._settings = settings
         built = None if model is None else _checked(Loaded(model.eval(), processor))
-        self._weights = Weights(partial(_load, settings), built)
+        self._weights = Weights(self._load, built)
         self._has_warned = False
 
     def identity(self) -> dict[str, Any]:
@@ -118,18 +162,17 @@ class GroundingDinoDetector:
         built = self._weights.built
         return {} if built is None else built.recorded(built.model.config.text_config)
 
-    def worded(self, caption: str) -> GroundingDinoDetector:
+    def with_caption(self, caption: str) -> GroundingDinoDetector:
         """Return a detector that asks with another caption, and shares the weights of this one.
 
         Raises:
             RecipeError: If the caption does not hold the expression.
         """
-        settings = _settings({**self._settings.model_dump(exclude_unset=True), "caption": caption})
-        other = GroundingDinoDetector(None, None, settings)
+        other = create_grounding_dino({**self._settings.model_dump(exclude_unset=True), "caption": caption})
         other._weights = self._weights
         return other
 
-    def prepare(self, sample: Sample) -> Prepared:
+    def prepare(self, sample: Sample) -> PreparedPixels:
         """Read the image of a sample, resize and normalize it.
 
         Raises:
@@ -137,12 +180,12 @@ class GroundingDinoDetector:
             ModelError: If the model cannot be loaded.
         """
         model, processor = self._loaded()
-        image = widened(images.read_sample(sample), processor.image_processor.size["longest_edge"])
+        image = widen(images.read_sample(sample), processor.image_processor.size["longest_edge"])
         inputs = processor.image_processor(images=image, return_tensors="pt")
-        return with_enough_cells(Prepared(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
+        return pad_to_queries(PreparedPixels(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an expression without a word names nothing, and nothing is found.
+        """Answer each question; an empty expression has no detections.
 
         Raises:
             ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
@@ -157,39 +200,38 @@ class GroundingDinoDetector:
         }
         return [found[question.sample.image_id, question.sample.sample_id] for question in questions]
 
-    def _about(self, samples: Sequence[Sample], image: Prepared) -> list[Detections]:
+    def _about(self, samples: Sequence[Sample], image: PreparedPixels) -> list[Detections]:
         """Answer the expressions of one image; equal texts are asked once."""
         model, _ = self._loaded()
         texts = [self._text(sample) for sample in samples]
         asked = list(dict.fromkeys(text for text in texts if text))
         size = self._settings.max_prompts or (1 if model.device.type == "cpu" else 8)
         found: dict[str, Detections] = {}
-        with torch.inference_mode(), one_image(model):
+        with torch.inference_mode(), share_image(model):
             for start in range(0, len(asked), size):
                 chunk = asked[start : start + size]
                 found.update(zip(chunk, self._ask(chunk, image, samples[0].image_wh), strict=True))
         return [found.get(text, Detections(())) for text in texts]
 
     def _text(self, sample: Sample) -> str:
-        """Return what the model reads of an expression, and warn once if that is not all of it."""
+        """Return the text that the model reads of an expression, and warn once if the expression is cut."""
         model, processor = self._loaded()
         most = model.config.max_text_len
-        text, is_cut = fitted(sample.expression, processor.tokenizer, most)
-        if text and self._settings.caption != _PLAIN_CAPTION:  # without a word nothing is asked, whatever the caption
-            text, is_cut = fitted(
-                self._settings.caption.replace("{expression}", sample.expression), processor.tokenizer, most
-            )
+        text, is_cut = fit_expression(sample.expression, processor.tokenizer, most)
+        if text:  # an empty expression is never asked, whatever the caption
+            caption = self._settings.caption.replace("{expression}", sample.expression)
+            text, is_cut = fit_expression(caption, processor.tokenizer, most)
         if is_cut and not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "%s reads the first %d tokens of an expression: that of sample %r is longer, others may be (told once)",
+                "%s reads the first %d tokens of an expression: that of sample %r is longer, others may be (said once)",
                 self.name,
                 most,
                 sample.sample_id,
             )
         return text
 
-    def _ask(self, texts: Sequence[str], image: Prepared, image_wh: tuple[int, int]) -> list[Detections]:
+    def _ask(self, texts: Sequence[str], image: PreparedPixels, image_wh: tuple[int, int]) -> list[Detections]:
         model, processor = self._loaded()
         tokens = processor.tokenizer(
             [f"{text}." for text in texts],
@@ -206,72 +248,35 @@ class GroundingDinoDetector:
         )
         logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
         read = [read_text(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
-        return [self._scored(raw_answer(logits[i], boxes[i], image_wh), each) for i, each in enumerate(read)]
-
-    def _scored(self, answer: Any, text: ReadText) -> Detections:
         is_gdrec = self._settings.mode == "gdrec"
-        groups = noun_groups.subject_and_groups(text.text) if is_gdrec else None
-        return detections(answer, text, groups, self._settings)
+        groups = [noun_groups.find_noun_groups(text) if is_gdrec else None for text in texts]
+        answers = [raw_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]
+        return [score_answer(*each, self._settings) for each in zip(answers, read, groups, strict=True)]
+
+    def _load(self) -> Loaded:
+        chosen = self._settings
+        loaded = load_checkpoint(
+            chosen.model,
+            chosen.revision,
+            _ARCHITECTURE,
+            where=choose_device(chosen.device),
+            dtype=getattr(torch, chosen.dtype),
+            attn_implementation={"text_config": _ATTENTION, "backbone_config": _ATTENTION},
+        )
+        return _checked(loaded)
 
     def _loaded(self) -> tuple[Any, Any]:
         loaded = self._weights.loaded()
         return loaded.model, loaded.processor
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoDetector:
-    """Build the detector; the weights are loaded when the first image is read.
-
-    Args:
-        settings: See `Settings`.
-        dataset: Not looked at: the model answers for any image.
-
-    Raises:
-        RecipeError: With every setting that is unknown, missing or wrong.
-    """
-    return GroundingDinoDetector(None, None, _settings(settings))
-
-
-def _settings(settings: Mapping[str, Any]) -> Settings:
-    problems: list[str] = []
-    chosen = validated(Settings, dict(settings), where="settings", problems=problems)
-    if chosen is None or problems:
-        raise RecipeError(listed("the detector 'grounding_dino' cannot be built", problems))
-    return chosen
-
-
-def _load(settings: Settings) -> Loaded:
-    name, revision = settings.model, settings.revision
-    parts = {"text_config": _ATTENTION, "backbone_config": _ATTENTION}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if config.model_type not in _MODEL_TYPES:
-            raise ValueError(f"it is a {config.model_type!r}, and this detector reads {' and '.join(_MODEL_TYPES)}")
-        processor = transformers.GroundingDinoProcessor(
-            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
-            transformers.AutoImageProcessor.from_pretrained(
-                name, revision=revision, backend="pil", trust_remote_code=False
-            ),
-            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
-        )
-        options: dict[str, Any] = {"dtype": _DTYPES[settings.dtype], "attn_implementation": parts}
-        model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-            name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
-        )
-        # transformers fills what a checkpoint lacks with random numbers, and only logs it.
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
-        model = model.to(checkpoints.device(settings.device)).eval()
-        return _checked(Loaded(model, processor, getattr(model.config, "_commit_hash", None)))
-    except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(
-            f"detector.settings.model={name} (revision {revision}, device {settings.device}) cannot be loaded: "
-            f"{error}. Give the id of a Grounding-DINO on the Hugging Face hub, or a folder that `save_pretrained` "
-            "wrote; without a network it must have been downloaded before."
-        ) from error
+def create_grounding_dino(settings: Mapping[str, Any]) -> GroundingDinoDetector:
+    """Build the detector; the weights are loaded when the first image is read."""
+    return GroundingDinoDetector(None, None, parse_settings(GroundingDinoSettings, settings, "grounding-dino"))
 
 
 def _checked(loaded: Loaded) -> Loaded:
-    """Refuse what would run and answer wrongly, without a word."""
+    """Refuse a model that would run and silently answer wrongly."""
     found = loaded.processor.tokenizer(".")["input_ids"]
     if found != _PERIOD:
         raise ModelError(
@@ -281,3 +286,77 @@ def _checked(loaded: Loaded) -> Loaded:
     if (used := loaded.model.config.text_config._attn_implementation) != _ATTENTION:
         raise ModelError(f"the detector's text encoder uses {used} attention: load it with {_ATTENTION!r}")
     return loaded
+
+
+@contextmanager
+def share_image(model: Any) -> Iterator[None]:
+    """Share among all calls of a model inside the block; they must be about one and the same image.
+
+    Args:
+        model: A GroundingDinoForObjectDetection or MMGroundingDinoForObjectDetection. Not for two threads at a time.
+    """
+    replacements = [*_shared(model.model)]
+    if model.device.type == "cpu":
+        replacements += [_in_parts(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
+    modules = [parent.get_submodule(name) for parent, name, _ in replacements]
+    try:
+        for parent, name, replacement in replacements:
+            setattr(parent, name, replacement)
+        yield
+    finally:
+        for (parent, name, _), module in zip(replacements, modules, strict=True):
+            setattr(parent, name, module)
+
+
+def _shared(core: Any) -> Iterator[_Replacement]:
+    fusion = core.encoder.layers[0].fusion_layer
+    levels = core.input_proj_vision
+    places: list[tuple[nn.Module, str]] = [(core, "backbone"), *((levels, str(i)) for i in range(len(levels)))]
+    places += [(fusion, "layer_norm_vision"), (fusion.attn, "vision_proj"), (fusion.attn, "values_vision_proj")]
+    for parent, name in places:
+        yield parent, name, _Once(parent.get_submodule(name))
+
+
+def _in_parts(attention: Any) -> _Replacement:
+    """Return the replacement of the attention's core; inputs 4 and 5 (points and weights of each place) are split."""
+    return attention, "attn", _InParts(attention.attn, (4, 5))
+
+
+class _Once(nn.Module):
+    """Runs a module on the first row of the first batch and gives that answer for every row of every batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = module
+        self._answer: Any = None
+        if isinstance(position := getattr(module, "position_embedding", None), nn.Module):
+            self.position_embedding = position  # the model asks its backbone for it
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        if self._answer is None:
+            self._answer = self._module(*(each[:1] for each in inputs))
+        return _repeated(self._answer, len(inputs[0]))
+
+
+def _repeated(answer: Any, num_rows: int) -> Any:
+    """Repeat one row of tensors, in any nesting of lists and tuples; lists are new: the model appends to them."""
+    if isinstance(answer, torch.Tensor):
+        return answer.expand(num_rows, *answer.shape[1:])
+    return type(answer)(_repeated(each, num_rows) for each in answer)
+
+
+class _InParts(nn.Module):
+    """Runs a module on some places of the image at a time; those of its inputs that have them are named by number."""
+
+    def __init__(self, module: nn.Module, split: tuple[int, ...]) -> None:
+        super().__init__()
+        self._module = module
+        self._split = split
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        num_parts = -(-inputs[self._split[0]].shape[1] // _ROWS)
+        found = []
+        for part in zip(*(inputs[i].tensor_split(num_parts, dim=1) for i in self._split), strict=True):
+            chosen = dict(zip(self._split, part, strict=True))
+            found.append(self._module(*(chosen.get(i, each) for i, each in enumerate(inputs))))
+        return torch.cat(found, dim=1)

@@ -6,29 +6,53 @@ With equal weights both detectors give the same boxes and scores, which `make te
 one, which is faster, reads its model rightly.
 
 The package groundingdino-py has the same model, but pins supervision 0.6.0, which excludes this project's.
+rf-groundingdino is imported by name, because it is an extra. It was made for transformers 4: with transformers 5 BERT
+lacks some methods, which are added to the one BERT that becomes a part of the model, and BERT's weights would be
+fetched by name, though every checkpoint holds them again.
 """
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
+import transformers
 from pydantic import Field
+from transformers.utils import cached_file
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors import checkpoints, grounding_dino, groundingdino_package, noun_groups
-from llm_wrapper.detectors.base import Level, Question
-from llm_wrapper.detectors.grounding_dino import Prepared
-from llm_wrapper.detectors.grounding_dino_scores import Scoring, detections, fitted, raw_answer, read_text
-from llm_wrapper.errors import RecipeError, listed
+from llm_wrapper.detectors import noun_groups
+from llm_wrapper.detectors.base import Level, Question, parse_settings
+from llm_wrapper.detectors.grounding_dino_base import (
+    PreparedPixels,
+    Scoring,
+    fit_expression,
+    pad_to_queries,
+    raw_answer,
+    read_text,
+    score_answer,
+    widen,
+)
+from llm_wrapper.devices import choose_device
+from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["GroundingDinoPyDetector", "Settings", "create"]
+__all__ = [
+    "GroundingDinoPyDetector",
+    "GroundingDinoPySettings",
+    "build_groundingdino",
+    "create_groundingdino_py",
+    "import_groundingdino",
+    "load_configuration",
+    "load_groundingdino",
+]
 
 _READING = 1
 """Raise it with every change of the text that the model is given, or of how its answer is read."""
@@ -36,10 +60,15 @@ _READING = 1
 _MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 _WHERE = ("model", "revision", "file", "config", "text_encoder", "text_encoder_revision")
-"""The settings that say what is loaded."""
+"""The settings that decide which model is loaded."""
+
+_UNUSED = {"label_enc.weight", "bert.embeddings.position_ids"}
+"""Parts of the published checkpoints that are not the model: a table of the training, and the numbers from 0 to 511."""
+
+_FAILURES = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
-class Settings(Scoring):
+class GroundingDinoPySettings(Scoring):
     """The detector's settings in a recipe; see `Scoring` for the mode and its thresholds.
 
     Attributes:
@@ -64,18 +93,18 @@ class GroundingDinoPyDetector:
     """Finds what an expression names, one expression at a time; see `grounding_dino` for what it answers.
 
     Attributes:
-        name: The checkpoint's file without its ending, with the mode: each keeps a cache of its own.
+        name: The checkpoint's file without its ending, with the mode: each has its own cache.
     """
 
     levels: tuple[Level, ...] = ("expression",)
     reads_images = True
 
-    def __init__(self, model: Any, settings: Settings, *, edges: tuple[int, int] = (800, 1333)) -> None:
+    def __init__(self, model: Any, settings: GroundingDinoPySettings, *, edges: tuple[int, int] = (800, 1333)) -> None:
         """Take a built model, or `None`: it is loaded when the first image is read.
 
         Args:
-            model: What `groundingdino_package.build` gives.
-            settings: See `Settings`.
+            model: The result of `build_groundingdino`.
+            settings: See `GroundingDinoPySettings`.
             edges: Pixels of the shorter edge of a resized image, and the most that its longer one may have.
         """
         self.name = f"{Path(settings.file).stem.lower()}-{settings.mode}"
@@ -91,34 +120,34 @@ class GroundingDinoPyDetector:
         facts |= {name: getattr(chosen, name) for name in _WHERE}
         return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
 
-    def prepare(self, sample: Sample) -> Prepared:
+    def prepare(self, sample: Sample) -> PreparedPixels:
         """Read the image of a sample, resize and normalize it as the authors do.
 
         Raises:
             ImageError: If the image cannot be read.
             ModelError: If the model cannot be loaded.
         """
-        model, transforms = self._loaded(), groundingdino_package.part("datasets.transforms")
-        image = grounding_dino.widened(images.read_sample(sample), self._edges[1])
+        model, transforms = self._loaded(), import_groundingdino("datasets.transforms")
+        image = widen(images.read_sample(sample), self._edges[1])
         image, _ = transforms.resize(image, None, *self._edges)
         pixels, _ = transforms.Compose([transforms.ToTensor(), transforms.Normalize(_MEAN, _DEVIATION)])(image, None)
-        whole = Prepared(pixels[None], torch.ones(1, *pixels.shape[-2:], dtype=torch.int64))
-        return grounding_dino.with_enough_cells(whole, model.num_queries)
+        whole = PreparedPixels(pixels[None], torch.ones(1, *pixels.shape[-2:], dtype=torch.int64))
+        return pad_to_queries(whole, model.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an expression without a word names nothing, and nothing is found.
+        """Answer each question; an empty expression has no detections.
 
         Raises:
             ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
         """
         return [self._about(question.sample, prepared[question.sample.image_id]) for question in questions]
 
-    def _about(self, sample: Sample, image: Prepared) -> Detections:
+    def _about(self, sample: Sample, image: PreparedPixels) -> Detections:
         model = self._loaded()
-        text, _ = fitted(sample.expression, model.tokenizer, model.max_text_len)
+        text, _ = fit_expression(sample.expression, model.tokenizer, model.max_text_len)
         if not text:
             return Detections(())
-        masked = groundingdino_package.part("util.misc").NestedTensor(image.pixels, image.mask == 0)
+        masked = import_groundingdino("util.misc").NestedTensor(image.pixels, image.mask == 0)
         try:
             with torch.inference_mode():
                 answer = model(masked.to(next(model.parameters()).device), captions=[f"{text}."])
@@ -126,30 +155,110 @@ class GroundingDinoPyDetector:
             model.unset_image_tensor()  # What an error leaves there would be taken for the next image's features.
         logits, boxes = (answer[name][0].cpu().numpy() for name in ("pred_logits", "pred_boxes"))
         tokens = model.tokenizer(f"{text}.", return_offsets_mapping=True)
-        groups = noun_groups.subject_and_groups(text) if self._settings.mode == "gdrec" else None
+        groups = noun_groups.find_noun_groups(text) if self._settings.mode == "gdrec" else None
         read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
-        return detections(raw_answer(logits, boxes, sample.image_wh), read, groups, self._settings)
+        return score_answer(raw_answer(logits, boxes, sample.image_wh), read, groups, self._settings)
 
     def _loaded(self) -> Any:
         with self._lock:
             if self._model is None:
                 where = {name: getattr(self._settings, name) for name in _WHERE}
-                self._model = groundingdino_package.load(where, checkpoints.device(self._settings.device))
+                self._model = load_groundingdino(where, choose_device(self._settings.device))
             return self._model
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> GroundingDinoPyDetector:
-    """Build the detector; the weights are loaded when the first image is read.
+def create_groundingdino_py(settings: Mapping[str, Any]) -> GroundingDinoPyDetector:
+    """Build the detector; the weights are loaded when the first image is read."""
+    return GroundingDinoPyDetector(None, parse_settings(GroundingDinoPySettings, settings, "groundingdino-py"))
 
-    Args:
-        settings: See `Settings`.
-        dataset: Not looked at: the model answers for any image.
+
+def import_groundingdino(name: str) -> Any:
+    """Return a module of the package.
 
     Raises:
-        RecipeError: With every setting that is unknown, missing or wrong.
+        ModelError: If it is not installed, or torchvision is not made for the installed torch.
     """
-    problems: list[str] = []
-    chosen = validated(Settings, dict(settings), where="settings", problems=problems)
-    if chosen is None or problems:
-        raise RecipeError(listed("the detector 'groundingdino-py' cannot be built", problems))
-    return GroundingDinoPyDetector(None, chosen)
+    try:
+        return importlib.import_module(f"groundingdino.{name}")
+    except (ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"the detector 'groundingdino-py' cannot be used: {error}. It needs: pip install "
+            "'llm-wrapper-rec[groundingdino]', and a torchvision that is made for the installed torch"
+        ) from error
+
+
+def load_configuration(config: str) -> SimpleNamespace:
+    """Return a configuration of the package, without the recomputing of layers, which only a training needs."""
+    found = vars(import_groundingdino(f"config.GroundingDINO_{config}"))
+    chosen = {name: value for name, value in found.items() if not name.startswith("__")}
+    return SimpleNamespace(**{**chosen, "use_checkpoint": False, "use_transformer_ckpt": False})
+
+
+def build_groundingdino(sizes: SimpleNamespace, tokenizer: Any, bert: Any) -> Any:
+    """Build the model with random weights.
+
+    Args:
+        sizes: The result of `load_configuration`.
+        tokenizer: BERT's.
+        bert: A transformers BertModel; it becomes a part of the model.
+
+    Raises:
+        ModelError: If the package is not installed, or the tokenizer lacks the ends of a phrase.
+    """
+    _as_in_transformers_4(bert)
+    named: dict[str, Any] = {"get_tokenlizer": lambda _: tokenizer, "get_pretrained_language_model": lambda _: bert}
+    with patch.multiple(import_groundingdino("util.get_tokenlizer"), **named):
+        model = import_groundingdino("models").build_model(sizes).eval()
+    if tokenizer.unk_token_id in model.specical_tokens:
+        raise ModelError("the tokenizer of text_encoder does not know '.' or '?', and the model ends its phrases there")
+    return model
+
+
+def _as_in_transformers_4(bert: Any) -> None:
+    def additive(mask: torch.Tensor, _shape: Any, _device: Any) -> torch.Tensor:
+        """Turn the mask (batch, from, to) into the bias of the attention's logits.
+
+              [CLS] a  b  .              [CLS]  a    b    .
+        [CLS]   1   0  0  0                0   min  min  min
+        a       0   1  1  1      ->       min   0    0    0
+        b       0   1  1  1               min   0    0    0
+        .       0   1  1  1               min   0    0    0
+        """
+        return (1.0 - mask[:, None].to(bert.dtype)) * torch.finfo(bert.dtype).min
+
+    bert.get_extended_attention_mask = additive
+    bert.invert_attention_mask = None  # for decoders
+    bert.get_head_mask = lambda head_mask, num_layers: head_mask
+
+
+def load_groundingdino(where: Mapping[str, str], device: torch.device) -> Any:
+    """Load a model; of the text encoder only the sizes and the tokenizer, its weights are in the checkpoint.
+
+    Args:
+        where: model, revision, file, config, text_encoder and text_encoder_revision, as in the detector's settings.
+        device: Where to.
+
+    Raises:
+        ModelError: If anything is missing, damaged, or of another configuration.
+    """
+    source, revision = where["text_encoder"], where["text_encoder_revision"]
+    sizes = load_configuration(where["config"])
+    try:
+        path = cached_file(where["model"], where["file"], revision=where["revision"])
+        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        config = transformers.BertConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        words = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        model = build_groundingdino(sizes, words, transformers.BertModel(config))
+        left = model.load_state_dict({name.removeprefix("module."): weights[name] for name in weights}, strict=False)
+        if wrong := left.missing_keys + sorted(set(left.unexpected_keys) - _UNUSED):
+            problem = f"{len(wrong)} weights are missing or too many: {wrong[0]}"
+            raise ValueError(f"it is of another configuration: {problem}")
+        return model.to(device)
+    except _FAILURES as error:
+        given = ", ".join(f"{name}={value}" for name, value in where.items())
+        unsafe = "it holds more than weights, and to load that would run a program"
+        reason = unsafe if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__}: {error}"
+        raise ModelError(
+            f"detector.settings: {given} cannot be loaded: {reason}. Give a checkpoint of the authors' Grounding-DINO; "
+            "without a network it and the text encoder must have been downloaded before."
+        ) from error

@@ -10,6 +10,7 @@ padded length (`Kosmos2TextSinusoidalPositionalEmbedding` knows the padding of t
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,29 +23,59 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validated
-from llm_wrapper.detectors import checkpoints, kosmos2_answers
-from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage
-from llm_wrapper.detectors.florence2_answers import harmless
-from llm_wrapper.detectors.kosmos2_answers import TASKS
-from llm_wrapper.detectors.prompted import Prompt, PromptedDetector, PromptedSettings
-from llm_wrapper.errors import RecipeError, listed
+from llm_wrapper.detectors.base import detections_from_raw, joined, parse_settings
+from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
+from llm_wrapper.detectors.prompted import (
+    Prompt,
+    PromptedDetector,
+    PromptedSettings,
+    PromptTask,
+    clean_expression,
+)
+from llm_wrapper.devices import choose_device
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
 
-__all__ = ["Kosmos2Detector", "Kosmos2Settings", "create"]
+__all__ = [
+    "KOSMOS2_TASKS",
+    "MENTIONED",
+    "NUM_CELLS",
+    "Kosmos2Detector",
+    "Kosmos2Settings",
+    "create_kosmos2",
+    "read_kosmos2_answer",
+]
+
+NUM_CELLS = 32
+"""Cells of the grid along each side of the image."""
+
+MENTIONED = "phrase"
+"""The source of boxes of phrases that an answer to an expression adds to it, such as "and a fire"."""
+
+KOSMOS2_TASKS = {
+    "rec": PromptTask("<grounding><phrase> {expression}</phrase>", "expression"),
+    "caption": PromptTask("<grounding> An image of", "image"),
+}
+"""Short name (the source of its detections) -> the prompt of the authors' evaluation or demo, and its level."""
+
+_ITEM = re.compile(
+    r"(?:<phrase>((?:(?!</?phrase>).)*)</phrase>)?"
+    r"<object>((?:<patch_index_\d{1,6}>|</delimiter_of_multi_objects/>)*)",
+    re.DOTALL,
+)
+_CELL = re.compile(r"<patch_index_(\d+)>")
 
 _NO_REPEAT = 3
 """No three tokens may follow each other twice, as in the authors' evaluation and demo.
 
-The checkpoint says so too, but in its config.json, where transformers 5 drops such settings without a word.
+The checkpoint says so too, but in its config.json, where transformers 5 drops such settings silently.
 """
 
 _LEAST_ROOM = 32
 """Tokens that a question about an image can always have."""
 
 _ARCHITECTURE = Architecture(
-    "kosmos-2",
+    ("kosmos-2",),
     transformers.Kosmos2ForConditionalGeneration,
     transformers.Kosmos2Processor,
     "The checkpoint is microsoft/kosmos-2-patch14-224; without a network, give a folder or fetch it before with: "
@@ -53,7 +84,7 @@ _ARCHITECTURE = Architecture(
 
 
 class Kosmos2Settings(PromptedSettings):
-    """What a recipe sets.
+    """Settings of Kosmos-2 in a recipe.
 
     One beam is what the authors' evaluation uses, 128 new tokens what transformers' tests of the checkpoint use, and
     float32 what the checkpoint is stored in.
@@ -74,14 +105,14 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
 
     kind = "kosmos2"
     reading = 1
-    level_of = MappingProxyType({name: task.level for name, task in TASKS.items()})
+    level_of = MappingProxyType({name: task.level for name, task in KOSMOS2_TASKS.items()})
 
     def _load(self) -> Loaded:
-        return checkpoints.load(
+        return load_checkpoint(
             self._settings.model,
             self._settings.revision,
             _ARCHITECTURE,
-            where=checkpoints.device(self._settings.device),
+            where=choose_device(self._settings.device),
             dtype=getattr(torch, self._settings.dtype),
         )
 
@@ -106,18 +137,15 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
 
     def _askable(self, expression: str) -> str:
         # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
-        return harmless(unicodedata.normalize("NFKC", expression))
+        return clean_expression(unicodedata.normalize("NFKC", expression))
 
     def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         text = _text(prompt.task, prompt.expression) + answer
-        return kosmos2_answers.detections(text, prompt.task, image_wh, expression=prompt.expression)
+        return read_kosmos2_answer(text, prompt.task, image_wh, expression=prompt.expression)
 
     def _ids(self, task: str, expression: str) -> list[int]:
-        text = _text(task, expression)
-        return [
-            *self._image_ids,
-            *self._processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-        ]
+        ids = self._processor.tokenizer(_text(task, expression), add_special_tokens=False, verbose=False)["input_ids"]
+        return [*self._image_ids, *ids]
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
         """Yield prompts that are decoded together: of one task and length."""
@@ -139,10 +167,10 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
         return features
 
     def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
-        """Return what the model says after each prompt, with its location tokens; all prompts are of one length."""
+        """Return the answer to each prompt, with its location tokens; all prompts have one length."""
         ids = torch.tensor([prompt.ids for prompt in prompts], device=self._model.device)
         is_image = torch.zeros_like(ids, dtype=torch.bool)
-        is_image[:, 2 : len(self._image_ids) - 1] = True  # between the marks of start, image, and its end
+        is_image[:, 2 : len(self._image_ids) - 1] = True  # after <s> <image>, before </image>
         generated = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -153,29 +181,17 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
             no_repeat_ngram_size=_NO_REPEAT,
             do_sample=False,
         )
-        # Location tokens are no special tokens to the tokenizer.
+        # Location tokens are not special tokens to the tokenizer.
         answers: list[str] = self._processor.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
         return answers
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> Kosmos2Detector:
-    """Build the detector of `Kosmos2Settings`; the weights are loaded when the first image is read.
-
-    Raises:
-        RecipeError: With every setting that is unknown, missing or out of range.
-    """
-    problems: list[str] = []
-    chosen = validated(Kosmos2Settings, dict(settings), where="settings", problems=problems)
-    if chosen is None:
-        raise RecipeError(listed("the detector 'kosmos2' cannot be built", problems))
-    return Kosmos2Detector(None, None, chosen)
-
-
 def _ids_of_an_image(loaded: Loaded) -> list[int]:
-    """Return what the processor puts before a text: the places where the features of the image go, and its marks.
+    """Return the ids that the processor puts before a text.
 
-    The features replace what stands in their places, but the ban on repeating three tokens reads it: only with the
-    processor's own ids are the answers those of the plain way.
+        <s> <image> 1 2 3 ... 64 </image>     the features of the image replace 1 to 64
+
+    The ban on repeating three tokens reads the ids that are replaced, so they must be the processor's.
     """
     processor, tokenizer = loaded.processor, loaded.processor.tokenizer
     first = tokenizer.unk_token_id + 1
@@ -185,4 +201,56 @@ def _ids_of_an_image(loaded: Loaded) -> list[int]:
 
 
 def _text(task: str, expression: str) -> str:
-    return TASKS[task].prompt.format(expression=expression)
+    return KOSMOS2_TASKS[task].prompt.format(expression=expression)
+
+
+def read_kosmos2_answer(answer: str, task: str, image_wh: tuple[int, int], *, expression: str = "") -> Detections:
+    """Read the detections of one answer, in its order; labels as they are, scores `None`.
+
+    The answer continues its prompt, and both are read together:
+    `<grounding><phrase> a snowman</phrase><object><patch_index_0044><patch_index_0863></object> by<phrase> a fire...`:
+    a phrase, then its boxes with `</delimiter_of_multi_objects/>` between them.
+
+    The source is the task. But where an expression was asked, only boxes of that very phrase answer it, as in the
+    authors' evaluation (kosmos-2/evaluation/refcoco/refexp_evaluate.py); those of others have the source `MENTIONED`.
+
+    A box of other than two location tokens (the answer was cut short) is counted as dropped, as are reversed ones; all
+    others are kept, also those outside the image. The processor of transformers reads the same format
+    (`post_process_generation`, and a test compares both), but it loses the whole boxes of a phrase whose last box was
+    cut short, labels a box without a phrase with its location tokens, and counts none of that.
+
+    Args:
+        answer: The prompt without the image, and what the model said to it.
+        task: A key of `KOSMOS2_TASKS`.
+        image_wh: Width and height of the image in pixels.
+        expression: The expression as it is in the prompt.
+    """
+    answers = []
+    for phrase, places in _ITEM.findall(answer):
+        label = phrase.strip()
+        source = MENTIONED if KOSMOS2_TASKS[task].level == "expression" and label != expression else task
+        boxes = (_pixels(part, image_wh) for part in places.split("</delimiter_of_multi_objects/>"))
+        answers.append(detections_from_raw([(box, label, None) for box in boxes], source))
+    return joined(answers)
+
+
+def _pixels(places: str, image_wh: tuple[int, int]) -> Sequence[float]:
+    """Return the box between two location tokens as xyxy; nothing where there are not two.
+
+    A token names a cell of a grid of 32 x 32 over the whole image, row by row; the first of a box holds its upper left
+    corner, the second its lower right. Both mean the middle of their cell. Only where they share a row or a column, in
+    which the box would have no area, it extends over its cells from edge to edge, on both axes. That is the convention
+    of the authors (microsoft/unilm, kosmos-2/demo/decode_string.py) and of the processor of transformers.
+    """
+    corners = [divmod(int(cell), NUM_CELLS) for cell in _CELL.findall(places)]
+    if len(corners) != 2:
+        return ()
+    (top, left), (bottom, right) = corners
+    start, end = (0.0, 1.0) if top == bottom or left == right else (0.5, 0.5)
+    width, height = (side / NUM_CELLS for side in image_wh)
+    return ((left + start) * width, (top + start) * height, (right + end) * width, (bottom + end) * height)
+
+
+def create_kosmos2(settings: Mapping[str, Any]) -> Kosmos2Detector:
+    """Build the detector of `Kosmos2Settings`; the weights are loaded when the first image is read."""
+    return Kosmos2Detector(None, None, parse_settings(Kosmos2Settings, settings, "kosmos2"))

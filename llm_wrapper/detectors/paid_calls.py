@@ -1,4 +1,4 @@
-"""The rules around calls that cost money: agree first, stop in time, do not hurry, try again where that helps.
+"""Calls that cost money: agreed before the first, within a budget, paced, and retried where that helps.
 
 Nothing here knows a network: clock, sleep and chance are passed in, and a request is any function that raises
 `CallError` where it fails.
@@ -17,10 +17,10 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llm_wrapper.calls import CallError, delay_after
 from llm_wrapper.errors import ModelError, RecipeError
+from llm_wrapper.services import CallError, delay_after
 
-__all__ = ["Estimate", "PaidCalls", "Terms"]
+__all__ = ["CostEstimate", "PaidCalls", "PaidTerms"]
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -28,8 +28,8 @@ _Answer = TypeVar("_Answer")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Terms(BaseModel):
-    """What a paid call costs, and how many of them the user allows.
+class PaidTerms(BaseModel):
+    """The price of a paid call, and the number of calls that the user allows.
 
     `price_per_call` and `max_cost` are in dollars. Without `max_cost` nothing is ever called. `max_tries` is how often
     one question is tried in all.
@@ -50,12 +50,12 @@ class Terms(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What asking will cost, for the user to agree to. Failed calls that may have been charged come on top."""
+class CostEstimate:
+    """The cost of a run, for the user to agree to. Failed calls that may have been charged come on top."""
 
     name: str
     num_questions: int
-    terms: Terms
+    terms: PaidTerms
 
     @property
     def cost(self) -> float:
@@ -82,7 +82,7 @@ class PaidCalls:
     def __init__(
         self,
         name: str,
-        terms: Terms,
+        terms: PaidTerms,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -102,7 +102,7 @@ class PaidCalls:
         """Dollars that may have been charged in this run."""
         return self.num_charged * self.terms.price_per_call
 
-    def agree(self, num_questions: int, confirm: Callable[[Estimate], bool] | None = None) -> Estimate:
+    def agree(self, num_questions: int, confirm: Callable[[CostEstimate], bool] | None = None) -> CostEstimate:
         """Estimate the cost and make sure that the user agrees to it, before the first call.
 
         Args:
@@ -112,7 +112,7 @@ class PaidCalls:
         Raises:
             RecipeError: If there is no budget, it does not pay for one call, or `confirm` says no.
         """
-        estimate = Estimate(self.name, num_questions, self.terms)
+        estimate = CostEstimate(self.name, num_questions, self.terms)
         if self.terms.max_calls < 1:
             raise RecipeError(f"{estimate}. Nothing was called. To agree to a budget, {_budget(estimate.cost)}.")
         if confirm is not None and not confirm(estimate):
@@ -121,10 +121,10 @@ class PaidCalls:
         return estimate
 
     def answer(self, attempt: Callable[[], _Answer], *, about: str) -> _Answer:
-        """Return what an attempt gives, trying again where it raises a `CallError` that says so.
+        """Return the answer of an attempt, retried where its `CallError` allows it.
 
         Args:
-            attempt: Goes on where its last try stopped; opens a paid call with `charged` and each other one with
+            attempt: Continues where its last try stopped; opens a paid call with `charged` and each other one with
                 `pace`.
             about: The question, for messages.
 
@@ -173,7 +173,7 @@ class PaidCalls:
         try:
             delay = delay_after(error, num_tries, max_tries=self.terms.max_tries, chance=self._chance)
         except CallError as final:
-            raise ModelError(f"{self.name}, {about}: {final}. {self._kept()}") from error
+            raise ModelError(f"{self.name}, {about}: {final}. {self._progress()}") from error
         again = f"try {num_tries + 1} of {self.terms.max_tries} follows in {delay:.1f} s"
         _log.warning("%s, %s: %s; %s", self.name, about, error, again)
         return delay
@@ -183,10 +183,11 @@ class PaidCalls:
             return f"{self.name} costs {self.terms.price_per_call:g} dollars a call. To agree to a budget, {_budget()}."
         return (
             f"{self.name}: the budget of {self.terms.max_cost:g} dollars is used up; {self.num_charged} calls may have "
-            f"been charged, {self.spent:.2f} dollars. {self._kept()}. A budget is for one run: to go on, {_budget()}."
+            f"been charged, {self.spent:.2f} dollars. {self._progress()}. A budget is for one run: "
+            f"to continue, {_budget()}."
         )
 
-    def _kept(self) -> str:
+    def _progress(self) -> str:
         return f"Answers kept in this run: {self.num_answers}; the same command asks only for those that are missing"
 
 

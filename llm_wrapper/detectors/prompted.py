@@ -1,4 +1,4 @@
-"""What detectors share that are asked by a prompt and answer with words: tasks, expressions cut to fit, batches.
+"""Detectors that are asked by a prompt and answer in text: tasks, expressions cut to fit, batches.
 
 The image is encoded once for all its prompts, and prompts of several images and tasks go through the language model
 together. How a prompt is built, batched and answered, and how an answer is read, is the model's own.
@@ -7,6 +7,7 @@ together. How a prompt is built, batched and answered, and how an answer is read
 from __future__ import annotations
 
 import logging
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
 from llm_wrapper.detectors.checkpoints import Loaded, PreparedImage, Weights
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["Prompt", "PromptedDetector", "PromptedSettings"]
+__all__ = ["Prompt", "PromptTask", "PromptedDetector", "PromptedSettings", "clean_expression"]
 
 _log = logging.getLogger(__name__)
 
 
 class PromptedSettings(BaseModel):
-    """What a recipe sets for each of them.
+    """Settings of every prompted detector.
 
-    `model` is a hub id or a local folder. Each expression or image is asked the `tasks` in their order, and its
-    detections stand in that order. `max_prompts` is how many prompts go through `generate` at once: a matter of memory
+    `model` is a hub id or a local folder. The `tasks` of an expression or image are asked in their order, and
+    detections keep that order. `max_prompts` is how many prompts go through `generate` at once: a matter of memory
     and speed, not of the answers, as is `device`.
     """
 
@@ -55,8 +56,16 @@ _Settings = TypeVar("_Settings", bound=PromptedSettings)
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTask:
+    """A task of a model: its prompt, and whether it needs an expression."""
+
+    prompt: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """One task about one question, whose place it keeps; `ids` are its tokens, the expression as it stands in them."""
+    """One task about question number `place`; `ids` are its tokens, `expression` the text in them, which may be cut."""
 
     place: int
     task: str
@@ -128,14 +137,14 @@ class PromptedDetector(ABC, Generic[_Settings]):
 
     @abstractmethod
     def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
-        """Return what the model says to each prompt of a batch."""
+        """Return the answer to each prompt of a batch."""
 
     @abstractmethod
     def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         """Read an answer."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the answers, from the settings alone: no weights are loaded for it."""
+        """Return the settings that decide the answers; no weights are loaded for it."""
         asked = {"model", "revision", "tasks", "num_beams", "max_new_tokens"}
         return {"detector": self.kind, **self._settings.model_dump(mode="json", include=asked), "reading": self.reading}
 
@@ -200,3 +209,15 @@ class PromptedDetector(ABC, Generic[_Settings]):
         tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = [start for start, _ in tokens["offset_mapping"]]
         return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+
+
+def clean_expression(expression: str) -> str:
+    """Return an expression as one line that can form no special token; empty where nothing is left of it.
+
+    Every special token of these tokenizers and every task token of their processors is written with `<` and `>`.
+    Control and format characters (categories C and Z) become spaces: among them are lone surrogates, which no
+    tokenizer accepts.
+    """
+    brackets = str.maketrans("<>", "()")
+    spaced = (" " if unicodedata.category(char)[0] in "CZ" else char for char in expression.translate(brackets))
+    return " ".join("".join(spaced).split())

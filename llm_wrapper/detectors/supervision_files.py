@@ -1,7 +1,7 @@
 """`Detections` of the package supervision: its sinks' files are read, and its objects are written as our JSONL.
 
 supervision keeps the detections of many images in one way, by its sinks, which write one row per box. `custom_data`
-must say what the row is about, by exactly one of image_id, file_name and sample_id:
+must name the image or the sample of the row, by exactly one of image_id, file_name and sample_id:
 
     with sv.JSONSink("boxes.json") as sink:  # or sv.CSVSink("boxes.csv")
         for image_id, image in images:
@@ -24,46 +24,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from llm_wrapper import artifacts, readers
+from llm_wrapper import readers, storage
 from llm_wrapper.datasets import rows
-from llm_wrapper.detectors.imported_files import Entry, Item, Named, Notes, RawBox, Scored
+from llm_wrapper.detectors.box_files import BoxFileNotes, Entry, NamedRow, RawBox, RawDetection, ScoredRow
 from llm_wrapper.errors import DataError, RecipeError, listed
 
-__all__ = [
-    "PlacedRows",
-    "SupervisionDetections",
-    "csv_rows",
-    "entries",
-    "is_json_sink",
-    "json_rows",
-    "write_supervision",
-]
+__all__ = ["SupervisionDetections", "is_json_sink", "read_csv_sink", "read_json_sink", "write_supervision"]
 
-PlacedRows = Iterable[tuple[str, Any]]
-"""Rows with their places: "row 0" of a list, "line 2" of a file of lines."""
-
-_NUMBERS = ("x_min", "y_min", "x_max", "y_max", "confidence")
-_COLUMNS = (*_NUMBERS[:4], "class_id", "confidence")
+_SINK_NUMBERS = ("x_min", "y_min", "x_max", "y_max", "confidence")
+_SINK_COLUMNS = (*_SINK_NUMBERS[:4], "class_id", "confidence")
 
 
-class SupervisionDetections(Protocol):
-    """What is read of a `supervision.Detections`: arrays (n, 4), (n,), (n,) and columns such as `class_name`."""
-
-    @property
-    def xyxy(self) -> Any: ...  # noqa: D102
-    @property
-    def confidence(self) -> Any: ...  # noqa: D102
-    @property
-    def class_id(self) -> Any: ...  # noqa: D102
-    @property
-    def data(self) -> Any: ...  # noqa: D102
-
-
-class _Row(Named, Scored):
-    model_config = ConfigDict(extra="ignore")  # tracker ids, and whatever else `data` and `custom_data` hold
-
+class _SinkRow(NamedRow, ScoredRow):
     x_min: rows.Number
     y_min: rows.Number
     x_max: rows.Number
@@ -77,36 +51,54 @@ class _Row(Named, Scored):
     def _blank_is_none(cls, value: Any) -> Any:
         """Both sinks write an empty text where a column does not apply."""
         return (
-            {name: None if cell == "" else cell for name, cell in value.items()} if isinstance(value, dict) else value
+            {name: cell if cell != "" else None for name, cell in value.items()} if isinstance(value, dict) else value
         )
 
-    def raw(self) -> RawBox:
-        """Return the box, with the class id as its label where it has no name."""
-        number = int(self.class_id) if self.class_id and self.class_id.isdecimal() else ""
-        return RawBox([self.x_min, self.y_min, self.x_max, self.y_max], "xyxy", self.class_name or number, self.score)
 
-
-def is_json_sink(content: list[Any]) -> bool:
+def is_json_sink(content: Any) -> bool:
     """Tell a `JSONSink`'s list from COCO results; an empty list is one, where nothing was ever detected."""
-    return not content or any(isinstance(row, dict) and "x_min" in row for row in content)
+    return isinstance(content, list) and (
+        not content or any(isinstance(row, dict) and "x_min" in row for row in content)
+    )
 
 
-def json_rows(content: list[Any]) -> PlacedRows:
-    """Return the rows of a `JSONSink`'s list, counted from 0."""
-    return ((f"row {number}", row) for number, row in enumerate(content))
+def read_json_sink(content: list[Any], notes: BoxFileNotes, *, has_names: bool) -> list[Entry]:
+    """Read the rows of a `JSONSink`'s list, counted from row 0; `has_names` tells whether class ids have names."""
+    return _entries(((f"row {index}", row) for index, row in enumerate(content)), notes, has_names=has_names)
 
 
-def csv_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a `CSVSink`'s file; one that is cut short or too long is appended to `problems`.
+def read_csv_sink(path: Path, notes: BoxFileNotes, *, has_names: bool) -> list[Entry]:
+    """Read the rows of a `CSVSink`'s file, counted by lines.
 
     Raises:
         DataError: If the file is no CSV text, or its header is of another program.
     """
+    return _entries(_csv_rows(path, notes.problems), notes, has_names=has_names)
+
+
+def _entries(found: Iterable[tuple[str, Any]], notes: BoxFileNotes, *, has_names: bool) -> list[Entry]:
+    entries = []
+    for where, value in found:
+        row = rows.validate_row(_SinkRow, value, where=where, problems=notes.problems)
+        if row is None:
+            continue
+        number = int(row.class_id) if row.class_id and row.class_id.isdecimal() else ""
+        label = row.class_name or number
+        if label == "" or (isinstance(label, int) and not has_names):
+            notes.problems.append(f"{where}: no class_name, and 'categories' names no class_id {row.class_id}")
+            label = ""
+        box = RawBox([row.x_min, row.y_min, row.x_max, row.y_max], "xyxy", label, row.score)
+        entries.append(Entry(where, row.names, row.sample_id, [box]))
+    return entries
+
+
+def _csv_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a `CSVSink`'s file; rows that are cut short or too long are problems."""
     stream = io.StringIO(readers.read_text(path, most=readers.GIB), newline="")
     reader = csv.reader(stream, strict=True)
     try:
         header = next(reader, [])
-        missing = [name for name in _COLUMNS if name not in header]
+        missing = [name for name in _SINK_COLUMNS if name not in header]
         if missing:
             found = ", ".join(header) or "none"
             raise DataError(f"{path} is not of supervision's CSVSink: no column {', '.join(missing)} (has {found})")
@@ -121,32 +113,24 @@ def csv_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _cell(name: str, text: str) -> float | str:
-    """Return the number of a column of numbers; what is none stays text, to be told as such."""
+    """Return the number of a column of numbers; any other text is left to the validation of its row."""
     try:
-        return float(text) if name in _NUMBERS else text
+        return float(text) if name in _SINK_NUMBERS else text
     except ValueError:
         return text
 
 
-def entries(found: PlacedRows, notes: Notes, *, has_names: bool) -> list[Entry]:
-    """Read the rows of a sink; what is wrong with them is appended to `notes.problems`.
+class SupervisionDetections(Protocol):
+    """The part of a `supervision.Detections` that is read: arrays (n, 4), (n,), (n,) and columns like `class_name`."""
 
-    Args:
-        found: From `json_rows` or `csv_rows`.
-        notes: Of the file.
-        has_names: Whether class ids have names.
-    """
-    result = []
-    for where, value in found:
-        row = rows.validated(_Row, value, where=where, problems=notes.problems)
-        if row is None:
-            continue
-        box = row.raw()
-        if box.label == "" or (isinstance(box.label, int) and not has_names):
-            notes.problems.append(f"{where}: no class_name, and 'categories' names no class_id {row.class_id}")
-            box = RawBox(box.values, box.box_format, "", box.score)
-        result.append(Entry(where, row.names, row.sample_id, [box]))
-    return result
+    @property
+    def xyxy(self) -> Any: ...  # noqa: D102
+    @property
+    def confidence(self) -> Any: ...  # noqa: D102
+    @property
+    def class_id(self) -> Any: ...  # noqa: D102
+    @property
+    def data(self) -> Any: ...  # noqa: D102
 
 
 def write_supervision(
@@ -163,7 +147,7 @@ def write_supervision(
     Args:
         path: Ends in `.jsonl`.
         found: `Detections` by image id, file name or sample id; those without a box count as answers, too.
-        key: What `found` is keyed by.
+        key: The meaning of the keys of `found`.
         names: Label by class id, where `data["class_name"]` gives none.
 
     Raises:
@@ -176,18 +160,18 @@ def write_supervision(
     lines = []
     for name, each in found.items():
         where = f"{key} {name}"
-        items = list(_items(each, names or {}, where, problems))
-        for place, item in enumerate(items):
-            rows.validated(Item, item, where=f"{where}: detections[{place}]", problems=problems)
+        items = list(_supervision_items(each, names or {}, where, problems))
+        for index, item in enumerate(items):
+            rows.validate_row(RawDetection, item, where=f"{where}: detections[{index}]", problems=problems)
             if not item["label"]:
-                problems.append(f"{where}: detections[{place}]: no label: give 'names' for the class ids")
+                problems.append(f"{where}: detections[{index}]: no label: give 'names' for the class ids")
         lines.append({key: str(name), "detections": items})
     if problems:
         raise DataError(listed(f"{path} is not written, `import` could not read it back", problems))
-    artifacts.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+    storage.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _items(
+def _supervision_items(
     found: SupervisionDetections, names: Mapping[int, str], where: str, problems: list[str]
 ) -> Iterator[dict[str, Any]]:
     columns = [found.confidence, found.class_id, found.data.get("class_name")]
@@ -198,8 +182,5 @@ def _items(
         return
     for box, score, number, label in zip(found.xyxy, *filled, strict=True):
         name = label or ("" if number is None else names.get(int(number), ""))
-        yield {
-            "box": [float(value) for value in box],
-            "label": str(name),
-            "score": None if score is None else float(score),
-        }
+        values = [float(value) for value in box]
+        yield {"box": values, "label": str(name), "score": None if score is None else float(score)}

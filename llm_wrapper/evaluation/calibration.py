@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from llm_wrapper.boxes import BoolArray, FloatArray
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
@@ -31,8 +32,6 @@ __all__ = [
     "threshold_for_risk",
 ]
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 NUM_BINS = 15
 

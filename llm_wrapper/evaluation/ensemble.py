@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_wrapper.candidates import BuiltCandidates, detector_choice
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.evaluation.paired import Comparison, compare_systems
+from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.records import Prediction
 
 __all__ = ["Contribution", "average", "contributions", "vote"]
@@ -17,7 +17,7 @@ __all__ = ["Contribution", "average", "contributions", "vote"]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What a detector adds to a system's P@1: with all detectors, minus with all but this one."""
+    """Gain of a system's P@1 from a detector: with all detectors, minus with all but this one."""
 
     system: str
     detector: str
@@ -27,7 +27,7 @@ class Contribution:
 def average(parts: Sequence[Sequence[Prediction]], name: str) -> list[Prediction]:
     """Decide by the mean of the adapters' probabilities.
 
-    An adapter that gave none for a sample (an unusable answer) is left out of its mean; where none gave any, the
+    The mean is over the adapters that gave probabilities; where none gave any, the
     detectors' own choice is taken. Of equal means the candidate that is shown first wins; means of floating-point
     probabilities are hardly ever equal. "None of these" is an answer like any other, of probability 0 to an adapter
     that was not asked with it; `prompt.none_below` is of one adapter's choice, and does not hold for a mean.
@@ -59,7 +59,7 @@ def contributions(
 
     Args:
         whole: System -> its predictions with all detectors.
-        without: Detector that is left out -> system -> predictions; systems that lack there are left out.
+        without: Removed detector -> system -> predictions; a system that is not in it is skipped.
     """
     return [
         Contribution(system, detector, compare_systems(rows, others[system]))
@@ -73,7 +73,7 @@ def _combined(
     parts: Sequence[Sequence[Prediction]], name: str, choose: Callable[[Sequence[Prediction]], int | None]
 ) -> list[Prediction]:
     _require_same_questions(parts)
-    return [_decided(same, name, choose) for same in zip(*parts, strict=True)]
+    return [_decide_together(same, name, choose) for same in zip(*parts, strict=True)]
 
 
 def _require_same_questions(parts: Sequence[Sequence[Prediction]]) -> None:
@@ -90,8 +90,10 @@ def _require_same_questions(parts: Sequence[Sequence[Prediction]]) -> None:
         raise DataError(listed("adapters are combined on the same candidates in the same order", problems))
 
 
-def _decided(same: Sequence[Prediction], name: str, choose: Callable[[Sequence[Prediction]], int | None]) -> Prediction:
-    """Combine the predictions for one sample; what nobody had to be asked stays as it is."""
+def _decide_together(
+    same: Sequence[Prediction], name: str, choose: Callable[[Sequence[Prediction]], int | None]
+) -> Prediction:
+    """Combine the predictions for one sample; a prediction that needed no answer stays as it is."""
     first = same[0]
     if len(first.candidates) < 2 and not _usable(same):
         return replace(first, system=name)

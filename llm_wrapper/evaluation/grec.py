@@ -8,22 +8,29 @@ evaluation program matches by generalised IoU, which is never larger, so its num
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_wrapper import boxes, columns
-from llm_wrapper.columns import rowwise_iou
+from llm_wrapper import boxes, metrics
+from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 from llm_wrapper.metrics import IOU_THRESHOLD
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
-__all__ = ["Grec", "NoneCurve", "answered", "is_answered", "measure", "none_curve", "right_sets", "rowwise_giou"]
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
+__all__ = [
+    "Grec",
+    "NoneCurve",
+    "Threshold",
+    "answered",
+    "apply_threshold",
+    "is_answered",
+    "measure_grec",
+    "none_curve",
+    "right_sets",
+    "rowwise_giou",
+    "thresholds",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class NoneCurve:
     t_acc: FloatArray | None
 
 
-def measure(predictions: Sequence[Prediction], *, least: float | None = None, seed: int = 0) -> Grec:
+def measure_grec(predictions: Sequence[Prediction], *, least: float | None = None, seed: int = 0) -> Grec:
     """Score one system's predictions; a sample without a target is one where nothing is to be found.
 
     A missing or unusable answer is wrong everywhere: it gives no box, but does not say that there is none.
@@ -67,7 +74,7 @@ def measure(predictions: Sequence[Prediction], *, least: float | None = None, se
     """
     given = [answered(prediction, least=least) for prediction in predictions]
     targets = [() if p.target is None else (p.target, *p.further_targets) for p in predictions]
-    images = columns.codes(prediction.image_id for prediction in predictions)
+    images = metrics.codes(prediction.image_id for prediction in predictions)
     num_given, num_targets = _counts(given), _counts(targets)
     sets = (_stacked(given), num_given, _stacked(targets), num_targets)
     empty = num_targets == 0
@@ -137,7 +144,7 @@ def none_curve(confidence: FloatArray, has_box: BoolArray, has_target: BoolArray
     rank = np.where(np.isnan(confidence), -np.inf, confidence)
     thresholds = np.unique(np.append(rank, -np.inf))
 
-    def kept(of: BoolArray) -> FloatArray | None:
+    def share_above(of: BoolArray) -> FloatArray | None:
         """Share of some samples whose box is kept, at each threshold."""
         if not of.any():
             return None
@@ -145,7 +152,7 @@ def none_curve(confidence: FloatArray, has_box: BoolArray, has_target: BoolArray
         shares: FloatArray = (len(ranks) - np.searchsorted(ranks, thresholds, side="left")) / of.sum()
         return shares
 
-    without, with_target = kept(~has_target), kept(has_target)
+    without, with_target = share_above(~has_target), share_above(has_target)
     return NoneCurve(thresholds, None if without is None else 1 - without, with_target)
 
 
@@ -192,3 +199,61 @@ def _counts(groups: Sequence[Sequence[Box]]) -> IntArray:
 
 def _stacked(groups: Sequence[Sequence[Box]]) -> FloatArray:
     return boxes.array([box for group in groups for box in group])
+
+
+# A threshold for "none of these" is chosen on samples that are neither trained on, where an LLM is too sure, nor
+# reported, where it would be too good.
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Results with a threshold for "none of these".
+
+    Attributes:
+        below: A less probable choice is answered by none; 0 leaves all as they are.
+        answered: Share of all samples that get a box.
+        risk: Share of these boxes that are wrong: IoU <= 0.5, or nothing was to be found.
+        grec: N-acc, T-acc and precision.
+    """
+
+    below: float
+    answered: Estimate
+    risk: Estimate
+    grec: Grec
+
+
+def apply_threshold(predictions: Sequence[Prediction], below: float) -> list[Prediction]:
+    """Return the predictions as `prompt.none_below` would make them; a choice without a probability stays."""
+    return [
+        replace(each, box=None, probability=each.none_probability)
+        if each.decided_by == "llm" and each.box and each.probability is not None and each.probability < below
+        else each
+        for each in predictions
+    ]
+
+
+def thresholds(predictions: Sequence[Prediction], *, count: int = 10, seed: int = 0) -> list[Threshold]:
+    """Measure thresholds that each turn an equal share of the choices with a probability to none; 0 is the first.
+
+    Args:
+        predictions: One system's, made without a threshold.
+        count: How many at most; fewer where confidences are equal.
+        seed: Of the bootstrap.
+    """
+    known = [each.probability for each in predictions if each.box and each.probability is not None]
+    bounds = np.quantile(known, np.arange(1, count) / count).round(3).tolist() if known else []
+    return [
+        _measure_threshold(apply_threshold(predictions, below), below, seed=seed) for below in sorted({0.0, *bounds})
+    ]
+
+
+def _measure_threshold(predictions: Sequence[Prediction], below: float, *, seed: int) -> Threshold:
+    table = metrics.to_columns(predictions)
+    given = table.has_box
+    wrong = ~(metrics.overlaps(table)[given] > IOU_THRESHOLD)  # no overlap without a target: NaN is not above
+    return Threshold(
+        below=below,
+        answered=estimate(given, table.images, seed=seed),
+        risk=estimate(wrong, table.images[given], seed=seed),
+        grec=measure_grec(predictions, seed=seed),
+    )

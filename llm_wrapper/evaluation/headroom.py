@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_wrapper import boxes
+from llm_wrapper.boxes import BoolArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation.systems import by_detector
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
 from llm_wrapper.records import Candidate, Prediction
-from llm_wrapper.statistics import Interval, bootstrap_interval, paired_bootstrap
+from llm_wrapper.statistics import Estimate, difference, estimate
 
-__all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Share", "Spread", "compare", "measure"]
+__all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Spread", "compare_headroom", "measure_offer"]
 
 DUPLICATE_IOU = 0.95
 """Above this overlap two candidates of one label are the same to whoever reads them."""
-
-BoolArray = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A share (or a difference of shares) of `n` things, with its 95 % interval over images.
-
-    `value` is `None` where there is nothing to count, `ci` also where there is one image only.
-    """
-
-    value: float | None
-    ci: Interval | None
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +43,20 @@ class Offer:
         gain: `oracle - own`, on the same drawn images: what a perfect selector adds.
         recall: Rank k -> share of samples for which one of the detector's first k candidates has IoU > 0.5. Its first
             is its own choice; behind it come the higher score, then its own order. So recall@1 is `own`.
-        no_candidate: Share of all samples without a candidate.
-        one_candidate: Share of all samples with one, which is taken unasked.
+        no_candidate: Estimate of all samples without a candidate.
+        one_candidate: Estimate of all samples with one, which is taken unasked.
         per_sample: Candidates per sample, over all samples.
-        duplicates: Share of candidates whose IoU with an earlier one of the same label exceeds 0.95.
+        duplicates: Estimate of candidates whose IoU with an earlier one of the same label exceeds 0.95.
     """
 
-    own: Share
-    oracle: Share
-    gain: Share
-    recall: dict[int, Share]
-    no_candidate: Share
-    one_candidate: Share
+    own: Estimate
+    oracle: Estimate
+    gain: Estimate
+    recall: dict[int, Estimate]
+    no_candidate: Estimate
+    one_candidate: Estimate
     per_sample: Spread
-    duplicates: Share
+    duplicates: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,52 +77,67 @@ class Headroom:
     num_images: int
     num_capped: int
     num_candidates_lost: int
-    lost: Share
+    lost: Estimate
+
+    def facts(self) -> dict[str, Any]:
+        """Return all as JSON values."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
 
-def compare(before: Sequence[Scene], after: Sequence[Scene]) -> Headroom:
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; a named tuple would become a list and lose its names."""
+    if isinstance(value, Estimate):
+        return value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Spread | Offer):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    return value
+
+
+def compare_headroom(before: Sequence[PreparedSample], after: Sequence[PreparedSample]) -> Headroom:
     """Measure the same samples with all of their candidates and with those that the cap leaves.
 
     Raises:
         ValueError: If there is no sample, or the two are not the same samples in the same order.
     """
-    if not before or [scene.sample for scene in before] != [scene.sample for scene in after]:
+    if not before or [prepared.sample for prepared in before] != [prepared.sample for prepared in after]:
         raise ValueError(f"the same samples are needed before and after the cap: {len(before)} and {len(after)}")
     rows, rows_after = by_detector(_with_target(before)), by_detector(_with_target(after))
     losses = [len(a.built.candidates) - len(b.built.candidates) for a, b in zip(before, after, strict=True)]
     return Headroom(
-        before=measure(before),
-        after=measure(after),
+        before=measure_offer(before),
+        after=measure_offer(after),
         num_samples=len(before),
-        num_images=len({scene.sample.image_id for scene in before}),
+        num_images=len({prepared.sample.image_id for prepared in before}),
         num_capped=sum(loss > 0 for loss in losses),
         num_candidates_lost=sum(losses),
-        lost=_difference(_is_offered(rows), _is_offered(rows_after), _images(rows)),
+        lost=difference(_is_offered(rows), _is_offered(rows_after), _images(rows)),
     )
 
 
-def measure(scenes: Sequence[Scene]) -> Offer:
+def measure_offer(samples: Sequence[PreparedSample]) -> Offer:
     """Measure what the candidates of some samples, at least one, offer to a selector."""
-    ranked = [Scene(scene.sample, _ranked(scene.built)) for scene in scenes]
+    ranked = [PreparedSample(prepared.sample, _ranked(prepared.built)) for prepared in samples]
     rows = by_detector(_with_target(ranked))
-    images, all_images = _images(rows), _images([scene.sample for scene in scenes])
+    images, all_images = _images(rows), _images([prepared.sample for prepared in samples])
     right, offered = ious(rows) > IOU_THRESHOLD, _is_offered(rows)
-    counts = np.array([len(scene.built.candidates) for scene in scenes])
-    repeats = np.concatenate([_repeats(scene.built.candidates) for scene in ranked])
+    counts = np.array([len(prepared.built.candidates) for prepared in samples])
+    repeats = np.concatenate([_repeats(prepared.built.candidates) for prepared in ranked])
     return Offer(
-        own=_share(right, images),
-        oracle=_share(offered, images),
-        gain=_difference(offered, right, images),
-        recall={rank: _share(_is_offered(rows, rank), images) for rank in RANKS},
-        no_candidate=_share(counts == 0, all_images),
-        one_candidate=_share(counts == 1, all_images),
+        own=estimate(right, images),
+        oracle=estimate(offered, images),
+        gain=difference(offered, right, images),
+        recall={rank: estimate(_is_offered(rows, rank), images) for rank in RANKS},
+        no_candidate=estimate(counts == 0, all_images),
+        one_candidate=estimate(counts == 1, all_images),
         per_sample=Spread(float(counts.mean()), float(np.median(counts)), int(counts.max())),
-        duplicates=_share(repeats, np.repeat(all_images, counts)),
+        duplicates=estimate(repeats, np.repeat(all_images, counts)),
     )
 
 
-def _with_target(scenes: Sequence[Scene]) -> list[Scene]:
-    return [scene for scene in scenes if scene.sample.target is not None]
+def _with_target(samples: Sequence[PreparedSample]) -> list[PreparedSample]:
+    return [prepared for prepared in samples if prepared.sample.target is not None]
 
 
 def _ranked(built: BuiltCandidates) -> BuiltCandidates:
@@ -166,12 +168,3 @@ def _repeats(candidates: Sequence[Candidate]) -> BoolArray:
 def _images(rows: Sequence[Any]) -> npt.NDArray[Any]:
     """Return the image id of each sample or prediction, shape (n,)."""
     return np.array([row.image_id for row in rows], dtype=np.str_)
-
-
-def _share(values: BoolArray, images: npt.NDArray[Any]) -> Share:
-    return Share(float(values.mean()) if len(values) else None, bootstrap_interval(values, images), len(values))
-
-
-def _difference(a: BoolArray, b: BoolArray, images: npt.NDArray[Any]) -> Share:
-    value = float(a.mean() - b.mean()) if len(a) else None
-    return Share(value, paired_bootstrap(a, b, images), len(a))

@@ -1,4 +1,4 @@
-"""Ways to get more out of one LLM, with and without training, at equal budgets: what they are, take, and give."""
+"""Methods to improve one LLM, with and without training, at equal budgets: which there are, and their costs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.evaluation.paired import Comparison, compare_systems
-from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 
-__all__ = ["DEFAULT", "METHODS", "TRAINING", "UNTRAINED", "Cost", "Done", "Measured", "Method", "Methods", "Row",
-           "capped", "chosen", "measure", "shares"]  # fmt: skip
+__all__ = ["DEFAULT_METHODS", "METHODS", "TRAINING", "UNTRAINED", "Cost", "Method", "MethodResult", "QuestionTokens",
+           "limit_compute", "select_methods", "split_labels"]  # fmt: skip
 
 UNTRAINED = "untrained"
 TRAINING = 3
-"""What a token that is trained on costs, in tokens that are only read: it goes back, too, for about twice as much."""
+"""Cost of a token that is trained on, in tokens that are only read: the backward pass costs about twice as much."""
 
 _CONFIRMED = 4
 """Prompts that a search asks about its second slice: the seed prompt and the best three."""
@@ -26,7 +24,7 @@ _CONFIRMED = 4
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row: the LLM as it is, asked otherwise, with a prompt that was searched for, or trained.
+    """A row: the LLM as it is, with another prompt, with a prompt from a search, or trained.
 
     `file` is the recipe that makes the difference: of `recipes/prompt`, `recipes/search` or `recipes/train`.
     """
@@ -54,10 +52,10 @@ METHODS: dict[str, Method] = {
 }
 """In the order in which they are shown."""
 
-DEFAULT = tuple(name for name in METHODS if name not in ("ia3", "dora"))
+DEFAULT_METHODS = tuple(name for name in METHODS if name not in ("ia3", "dora"))
 
 
-def chosen(names: Sequence[str]) -> list[Method]:
+def select_methods(names: Sequence[str]) -> list[Method]:
     """Return the methods of these names in the order to be shown, the untrained LLM always; by default most of them.
 
     Raises:
@@ -67,23 +65,23 @@ def chosen(names: Sequence[str]) -> list[Method]:
     wrong = [f"no method is named {name!r}{nearest(name, known)}" for name in names if name not in METHODS]
     if wrong:
         raise RecipeError(f"{'; '.join(wrong)} (there are: {', '.join(known)})")
-    wanted = {UNTRAINED, *(names or DEFAULT)}
+    wanted = {UNTRAINED, *(names or DEFAULT_METHODS)}
     return [method for name, method in METHODS.items() if name in wanted]
 
 
-def shares(labelled: int) -> tuple[int, int]:
+def split_labels(labelled: int) -> tuple[int, int]:
     """Divide labelled expressions between the two slices of a search: two thirds to search on, a third to confirm."""
     return labelled - labelled // 3, labelled // 3
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What a budget of tokens is divided by.
+class QuestionTokens:
+    """Tokens of one question, by which a budget is divided.
 
     Attributes:
         num: How many questions are answered.
         alone: Tokens of a plain question that goes alone.
-        shared: Tokens that went through the LLM for one, with the company that all of them had.
+        shared: Tokens that went through the LLM for one, with shared prefixes and padding.
         step: Tokens of a training step, each counted `TRAINING` times; `None` where nothing is trained.
     """
 
@@ -93,18 +91,18 @@ class Measured:
     step: float | None = None
 
 
-def capped(recipe: Recipe, method: Method, budget: int, found: Measured) -> Recipe:
-    """Return a recipe whose knob is turned down to what a budget of tokens lets it do, for preparing and answering.
+def limit_compute(recipe: Recipe, method: Method, budget: int, found: QuestionTokens) -> Recipe:
+    """Return a recipe whose knob is turned down so that preparing and answering fit a budget of tokens.
 
     Steps of a training, rounds of a search, examples or words of reasoning: never less than one, never more than the
-    recipe has. It is an estimate; what is asked on other samples, or differs from question to question, is taken as if
-    it went alone.
+    recipe has. It is an estimate: prompts of other samples, or with examples of their own, count as if they
+    went alone.
 
     Args:
         recipe: The row's.
         method: Says which knob.
         budget: Tokens through the LLM.
-        found: What the untrained LLM took, and what a step would take.
+        found: Tokens of the untrained LLM, and of a training step.
     """
     spare = budget - found.num * found.shared
     search, prompt = recipe.search, recipe.prompt
@@ -130,15 +128,15 @@ def _turned(recipe: Recipe, section: str, key: str, value: float) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens through the LLM, those that are trained on counted three times (`None`: nobody told), and seconds."""
+    """Tokens through the LLM, those that are trained on counted three times (`None`: unknown), and seconds."""
 
     tokens: int | None
     seconds: float
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a method took and gave.
+class MethodResult:
+    """Predictions of a method, and their cost.
 
     Attributes:
         folder: Its run folder.
@@ -147,8 +145,8 @@ class Done:
         prepared: Cost of training or search, once.
         answered: Cost of all answers.
         num_asked: Answers that the LLM gave; where there is one candidate or none, it is not asked.
-        per_answer: Tokens read and written for an answer, if its question goes alone; `None` where nobody told.
-        notes: What has to be said of it.
+        per_answer: Tokens read and written for an answer, if its question goes alone; `None` where unknown.
+        notes: For the reader.
     """
 
     folder: Path
@@ -178,48 +176,8 @@ class Done:
         }
 
     @classmethod
-    def of_facts(cls, folder: Path, rows: Sequence[Prediction], facts: Mapping[str, Any]) -> Done:
-        """Return what `facts` told of, with its predictions."""
+    def from_facts(cls, folder: Path, rows: Sequence[Prediction], facts: Mapping[str, Any]) -> MethodResult:
+        """Return the result that `facts` describes, with its predictions."""
         prepared, answered = (Cost(**facts[key]) for key in ("prepared", "answered"))
         counts = (facts["num_asked"], facts["tokens_per_answer"])
         return cls(folder, rows, facts["labelled"], prepared, answered, *counts, facts["notes"])
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the table; of a method that failed there is the reason alone."""
-
-    name: str
-    done: Done | None = None
-    summary: Summary | None = None
-    over_untrained: Comparison | None = None
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Methods:
-    """All rows in the order to be shown; `others` are detector, rule and oracle, which ask no LLM."""
-
-    column: str
-    others: Sequence[Summary]
-    rows: Sequence[Row]
-
-
-def measure(column: str, others: Sequence[Sequence[Prediction]], made: Mapping[str, Done | str]) -> Methods:
-    """Compute every row, with what it gains over the untrained LLM on the same samples.
-
-    Args:
-        column: What was asked about.
-        others: Predictions of detector, rule and oracle.
-        made: Method -> what it gave, or why it gave nothing.
-    """
-    untrained = made.get(UNTRAINED)
-    rows = []
-    for name, found in made.items():
-        if isinstance(found, str):
-            rows.append(Row(name, problem=found))
-            continue
-        rival = untrained if isinstance(untrained, Done) and name != UNTRAINED else None
-        over = compare_systems(found.rows, rival.rows) if rival else None
-        rows.append(Row(name, found, summarize(found.rows), over))
-    return Methods(column, [summarize(each) for each in others], rows)

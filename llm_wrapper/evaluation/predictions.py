@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from llm_wrapper.artifacts import write_parquet
 from llm_wrapper.errors import DataError
 from llm_wrapper.metrics import require_distinct
 from llm_wrapper.readers import GIB, parse_parquet_schema, parse_parquet_table, read_bytes
 from llm_wrapper.records import Prediction
+from llm_wrapper.storage import write_parquet
 
-__all__ = ["SCHEMA", "load", "save"]
+__all__ = ["SCHEMA", "load_predictions", "save_predictions"]
 
 _BOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("x0", "y0", "x1", "y1")])
 
@@ -64,7 +64,7 @@ _BATCH = 2000
 _PREDICTIONS = TypeAdapter(list[Prediction])
 
 
-def save(path: Path, predictions: Sequence[Prediction]) -> None:
+def save_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write predictions of one or many systems as one Parquet file, in order.
 
     Raises:
@@ -75,8 +75,8 @@ def save(path: Path, predictions: Sequence[Prediction]) -> None:
     write_parquet(path, _PREDICTIONS.dump_python(list(predictions)), SCHEMA)
 
 
-def load(path: Path) -> list[Prediction]:
-    """Read what `save` wrote, equal and in the same order.
+def load_predictions(path: Path) -> list[Prediction]:
+    """Read what `save_predictions` wrote, equal and in the same order.
 
     Raises:
         DataError: If the file is missing, damaged, cut off, or does not hold predictions.

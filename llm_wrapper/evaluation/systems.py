@@ -2,99 +2,107 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llm_wrapper.candidates import detector_choice
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.decide import decide, oracle_choice
-from llm_wrapper.evaluation.orders import ask_in_orders
+from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts import rule
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.recipe import PromptSection
-from llm_wrapper.records import Answer, Choice, DecidedBy, Prediction, Prompt
+from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction
 
-__all__ = ["Ask", "by_detector", "by_llm", "by_oracle", "by_rule"]
-
-Ask = Callable[[Sequence[Prompt]], list[Answer]]
-"""Answers prompts in order; how is not evaluation's business."""
-
-_PLAIN = PromptSection()
+__all__ = ["ask_in_orders", "averaged", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of"]
 
 
 def _predict(
-    scenes: Sequence[Scene], name: str, decided_by: DecidedBy, choice_of: Callable[[Scene], Choice]
+    samples: Sequence[PreparedSample], name: str, decided_by: DecidedBy, choice_of: Callable[[PreparedSample], Choice]
 ) -> list[Prediction]:
     return [
         decide(
-            scene.sample,
-            scene.built.candidates,
-            choice_of(scene),
+            prepared.sample,
+            prepared.built.candidates,
+            choice_of(prepared),
             system=name,
             decided_by=decided_by,
-            own_choice=detector_choice(scene.built),
-            origins=scene.built.origins,
+            own_choice=detector_choice(prepared.built),
+            origins=prepared.built.origins,
         )
-        for scene in scenes
+        for prepared in samples
     ]
 
 
-def by_detector(scenes: Sequence[Scene]) -> list[Prediction]:
+def by_detector(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with the detector's own choice."""
-    return _predict(scenes, "detector", "detector", lambda scene: Choice(detector_choice(scene.built)))
+    return _predict(samples, "detector", "detector", lambda prepared: Choice(detector_choice(prepared.built)))
 
 
-def by_rule(scenes: Sequence[Scene]) -> list[Prediction]:
+def by_rule(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with fixed rules over labels, positions and sizes."""
-    return _predict(scenes, "rule", "rule", lambda scene: rule.choose(scene.sample.expression, scene.built.candidates))
+    return _predict(
+        samples,
+        "rule",
+        "rule",
+        lambda prepared: rule.choose_by_rule(prepared.sample.expression, prepared.built.candidates),
+    )
 
 
-def by_oracle(scenes: Sequence[Scene]) -> list[Prediction]:
+def by_oracle(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with the best candidate: what no selector can exceed."""
     return _predict(
-        scenes, "oracle", "oracle", lambda scene: oracle_choice(scene.built.candidates, scene.sample.target)
+        samples, "oracle", "oracle", lambda prepared: oracle_choice(prepared.built.candidates, prepared.sample.target)
     )
 
 
 def by_llm(
-    scenes: Sequence[Scene], name: str, word: Worder, ask: Ask, *, orders: int = 1, prompt: PromptSection = _PLAIN
+    samples: Sequence[PreparedSample],
+    name: str,
+    builder: PromptBuilder,
+    llm: LLM,
+    *,
+    orders: int = 1,
 ) -> list[Prediction]:
     """Predict with an LLM, which is asked only where there are at least two answers.
 
     Two candidates are two answers; so are one candidate and "none of these", where that is one.
 
     Args:
-        scenes: In any order; the LLM sees those of one image together, so that they share their prefix.
+        samples: In any order; the LLM sees those of one image together, so that they share their prefix.
         name: Name of the system.
-        word: Words the questions, see `prompts.words`.
-        ask: Answers prompts in order.
+        builder: Builds the prompts; its section says whether and when none is an answer.
+        llm: Answers the prompts.
         orders: Over how many orders of the candidates an answer is averaged, see `orders`.
-        prompt: That of `word`; it says whether and when none is an answer.
     """
     first: dict[str, int] = {}
-    for place, scene in enumerate(scenes):
-        first.setdefault(scene.sample.image_id, place)
+    prompt = builder.section
+    for place, prepared in enumerate(samples):
+        first.setdefault(prepared.sample.image_id, place)
     asked = sorted(
-        (place for place, scene in enumerate(scenes) if len(scene.built.candidates) > (0 if prompt.none else 1)),
-        key=lambda place: (first[scenes[place].sample.image_id], place),
+        (place for place, prepared in enumerate(samples) if len(prepared.built.candidates) > (0 if prompt.none else 1)),
+        key=lambda place: (first[samples[place].sample.image_id], place),
     )
-    questions = [(scenes[place].sample, scenes[place].built.candidates) for place in asked]
-    answers = dict(zip(asked, ask_in_orders(questions, word, ask, count=orders), strict=True))
-    return [_decided(scene, name, answers.get(place), prompt) for place, scene in enumerate(scenes)]
+    questions = [(samples[place].sample, samples[place].built.candidates) for place in asked]
+    answers = dict(zip(asked, ask_in_orders(questions, builder, llm, count=orders), strict=True))
+    return [_decided(prepared, name, answers.get(place), prompt) for place, prepared in enumerate(samples)]
 
 
-def _decided(scene: Scene, name: str, answer: Answer | None, prompt: PromptSection) -> Prediction:
-    count, shares = len(scene.built.candidates), answer.probabilities if answer else None
+def _decided(prepared: PreparedSample, name: str, answer: Answer | None, prompt: PromptSection) -> Prediction:
+    count, shares = len(prepared.built.candidates), answer.probabilities if answer else None
     decided = decide(
-        scene.sample,
-        scene.built.candidates,
+        prepared.sample,
+        prepared.built.candidates,
         choose(answer, count, none=prompt.none, none_below=prompt.none_below) if answer else None,
         system=name,
         decided_by="llm",
-        own_choice=detector_choice(scene.built),
+        own_choice=detector_choice(prepared.built),
         probabilities=shares[:count] if shares else None,
-        origins=scene.built.origins,
+        origins=prepared.built.origins,
     )
     if answer is None:
         return decided
@@ -106,3 +114,64 @@ def _decided(scene: Scene, name: str, answer: Answer | None, prompt: PromptSecti
         none_probability=none_probability,
         mass=answer.mass,
     )
+
+
+# An LLM prefers some places of a list to others, so an answer may be averaged over orders. The orders depend on the
+# candidates alone, not on the order in which a policy gives them, so that the average is the same whatever that is.
+
+
+def orders_of(candidates: Sequence[Candidate], count: int) -> list[tuple[int, ...]]:
+    """Return `count` orders of the candidates, each a permutation of their indices."""
+    keys = [(each.box.xyxy, each.label, each.detector, each.source, repr(each.score)) for each in candidates]
+    canonical = sorted(range(len(keys)), key=keys.__getitem__)
+    rng = random.Random(repr(sorted(keys)))
+    return [tuple(rng.sample(canonical, len(canonical))) for _ in range(count)]
+
+
+def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answer:
+    """Average probabilities over orders, and give them in the candidates' own; "none of these" stays the last.
+
+    An order whose answer has no usable probability is left out of the average; without any there is no answer.
+    Reasons are not kept: those of different orders name different numbers for one object. Their tokens are counted.
+
+    Args:
+        answers: One for each order.
+        orders: `orders[j][place]` is the candidate that stood at `place` when answer j was given.
+
+    Raises:
+        RecipeError: If an answer has no probabilities.
+    """
+    if any(answer.probabilities is None and answer.text is not None for answer in answers):
+        raise RecipeError("llm.orders averages probabilities, which llm.decode=generate does not give: use score")
+    usable = [(each, order) for each, order in zip(answers, orders, strict=True) if each.probabilities is not None]
+    if not usable:
+        return Answer()
+    sums = [0.0] * len(usable[0][0].probabilities or ())
+    for answer, order in usable:
+        behind = range(len(order), len(sums))
+        for index, probability in zip([*order, *behind], answer.probabilities or (), strict=True):
+            sums[index] += probability / len(usable)
+    masses = [answer.mass for answer, _ in usable if answer.mass is not None]
+    mass = sum(masses) / len(masses) if len(masses) == len(usable) else None
+    counts = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
+    return Answer(tuple(sums), mass, num_tokens=sum(counts) if len(counts) == len(answers) else None)
+
+
+def ask_in_orders(
+    asked: Sequence[PromptInput],
+    builder: PromptBuilder,
+    llm: LLM,
+    *,
+    count: int,
+) -> list[Answer]:
+    """Return one answer for each sample: with `count` 1 that to the candidates as they stand, else an average."""
+    if count == 1:
+        return llm.answer(builder.build(asked))
+    orders = [orders_of(candidates, count) for _, candidates in asked]
+    questions = [
+        (sample, tuple(candidates[index] for index in order))
+        for (sample, candidates), chosen in zip(asked, orders, strict=True)
+        for order in chosen
+    ]
+    answers = llm.answer(builder.build(questions))
+    return [averaged(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)]

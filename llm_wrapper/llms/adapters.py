@@ -1,4 +1,6 @@
-"""Whether an adapter fits a model, found out on a copy of the model without weights; nothing of it is taken in part.
+"""Put a PEFT adapter on a model, whole or not at all, and export the two as one model.
+
+    folder -> check (on a copy of the model without weights) -> put_on -> the adapted model | export -> one folder
 
 PEFT leaves weights alone that only one side has, and writes over the base model what the adapter's file holds of it. So
 half an adapter would pass as a whole one, and one of another model as one of this.
@@ -8,21 +10,26 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+import transformers
 from safetensors import safe_open
 
-from llm_wrapper import readers, runs
-from llm_wrapper.adapter_files import CONFIG, WEIGHTS, pickled
-from llm_wrapper.errors import DataError, ModelError, listed
-from llm_wrapper.llms import virtual
-from llm_wrapper.llms.adapter_settings import read_settings, require_quick
+from llm_wrapper import readers, runs, storage
+from llm_wrapper.adapter_files import CONFIG, WEIGHTS, advise_on_pickle, read_settings, require_quick
+from llm_wrapper.errors import DataError, ModelError, RunError, listed, shell_word
+from llm_wrapper.llms import soft_prompts
+from llm_wrapper.llms.load import LoadedLLM, load_config, load_tokenizer, loading_failure
+from llm_wrapper.llms.model_files import resolve_model
+from llm_wrapper.recipe import LLMSection
 
-__all__ = ["check", "is_soft_prompt", "put_on"]
+__all__ = ["add_adapter", "check_adapter", "export_model", "is_soft_prompt", "require_fit"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
@@ -35,7 +42,31 @@ _VOCABULARY = (
 )
 
 
-def put_on(model: Any, folder: Path, model_name: str) -> Any:
+def require_fit(section: LLMSection, adapter: Path) -> None:
+    """Refuse an adapter that does not fit a recipe's model, before any weight of the model is loaded.
+
+    Raises:
+        ModelError: With every reason at once, or if the model's settings cannot be read.
+    """
+    config = load_config(section)
+    try:
+        with torch.device("meta"):
+            skeleton = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise loading_failure(section, error) from error
+    check_adapter(skeleton, adapter, str(section.model))
+
+
+def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
+    """Put a PEFT adapter on a loaded base model.
+
+    Raises:
+        ModelError: If the folder holds no adapter, or one that does not fit the model.
+    """
+    return LoadedLLM(_put_on(llm.model, adapter, str(llm.section.model)), llm.tokenizer, llm.section)
+
+
+def _put_on(model: Any, folder: Path, model_name: str) -> Any:
     """Return a model with an adapter on it, in evaluation mode.
 
     Adapters of other programs often hold copies of the embeddings and the output layer (PEFT stores them beside an
@@ -46,7 +77,7 @@ def put_on(model: Any, folder: Path, model_name: str) -> Any:
     """
     with torch.device("meta"):
         skeleton = type(model)(copy.deepcopy(model.config))
-    copies = check(skeleton, folder, model_name)
+    copies = check_adapter(skeleton, folder, model_name)
     _say_if_named_otherwise(folder, model_name)
     try:
         differing = _differing(model, folder, copies)
@@ -59,7 +90,7 @@ def put_on(model: Any, folder: Path, model_name: str) -> Any:
     return adapted.eval()
 
 
-def check(skeleton: Any, folder: Path, model_name: str) -> list[str]:
+def check_adapter(skeleton: Any, folder: Path, model_name: str) -> list[str]:
     """Refuse an adapter that does not fit, and return the names of the base model's weights that its file holds.
 
     Args:
@@ -81,9 +112,10 @@ def check(skeleton: Any, folder: Path, model_name: str) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the real loading says it again
             if config.is_prompt_learning:
-                virtual.require_fitting(skeleton, config, weights)
+                soft_prompts.require_fitting(skeleton, config, weights)
             else:
-                require_quick(config, skeleton)
+                names = [name for name, _ in (*skeleton.named_modules(), *skeleton.named_parameters())]
+                require_quick(config.to_dict(), names)
                 problems, copies = _compare(_adapted(skeleton, config), weights)
         problems = problems or _non_finite(folder)
     except Exception as error:  # settings of another program: what PEFT may raise over them is open
@@ -129,13 +161,14 @@ def _say_if_named_otherwise(folder: Path, model_name: str) -> None:
 def _config(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
     """Read an adapter's settings; ValueError where it is of a kind that cannot be used."""
     try:
-        config = read_settings(folder, {name: tuple(each.shape) for name, each in weights.items()})
+        read_settings(folder, {name: tuple(each.shape) for name, each in weights.items()})
+        config = peft.PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # no JSON, no mapping, a kind that this PEFT does not know
         raise ValueError(f"{CONFIG} cannot be read: {type(error).__name__}: {error}") from error
     if config.peft_type is None:
         raise ValueError(f"{CONFIG} has no peft_type, so it is no adapter's")
-    if (config.is_prompt_learning or config.is_adaption_prompt) and config.peft_type not in virtual.TAKEN:
-        taken = " and ".join(each.value for each in virtual.TAKEN)
+    if (config.is_prompt_learning or config.is_adaption_prompt) and config.peft_type not in soft_prompts.TAKEN:
+        taken = " and ".join(each.value for each in soft_prompts.TAKEN)
         raise ValueError(
             f"it is {config.peft_type.value}, which learns tokens in another way than {taken}; these are taken, and "
             "changes of weights, such as LORA"
@@ -148,7 +181,7 @@ def _config(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the names and shapes in an adapter's file, as tensors without content."""
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{WEIGHTS} is missing{pickled(folder)}")
+        raise ValueError(f"{WEIGHTS} is missing{advise_on_pickle(folder)}")
     with safe_open(str(folder / WEIGHTS), framework="pt") as file:
         return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
 
@@ -181,7 +214,7 @@ def _adapted(skeleton: Any, config: Any) -> Any:
 
 
 def _compare(model: Any, weights: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
-    """Return what does not fit, and the weights of the base model that the file holds, by their names there."""
+    """Return the misfits, and the names in the file of the base model's weights that it holds."""
     own = model.state_dict()
     copies = sorted(weights.keys() & own.keys())
     try:
@@ -223,3 +256,58 @@ def _differing(model: Any, folder: Path, copies: list[str]) -> list[str]:
             if own.shape != brought.shape or not torch.allclose(own, brought, rtol=_ROUNDING, atol=1e-6):
                 found.append(f"{name} {tuple(brought.shape)}")
     return found
+
+
+def export_model(section: LLMSection, adapter: Path, out: Path) -> None:
+    """Write base model, adapter and tokenizer as one model in safetensors; `out` appears when it is whole.
+
+    The base is loaded unquantized, since merging into 4-bit weights would round the adapter away, and into the memory
+    of the host, which is larger than a GPU's: Mixtral takes 93 GB. It is written in the type of its checkpoint, or
+    in `llm.dtype`. The chat template that the recipe brings is written with the tokenizer, so that a server asks in
+    the same words.
+
+    Raises:
+        RunError: If `out` exists, or its disk is full.
+        ModelError: If the model or the adapter cannot be loaded, or the adapter is a soft prompt.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists. Name another folder, or remove it: rm -r {shell_word(out)}")
+    if is_soft_prompt(adapter):
+        raise ModelError(
+            f"{adapter} is a soft prompt: tokens that are read before every prompt. No weight is changed, so nothing "
+            "can be merged; train one of the methods lora, dora, ia3, or serve base model and adapter by PEFT"
+        )
+    require_fit(section, adapter)
+    tokenizer = load_tokenizer(section)
+    model = _put_on(_base(section), adapter, str(section.model))
+    if section.chat_template:
+        tokenizer.chat_template = section.chat_template
+    with storage.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
+        _write(model.merge_and_unload(), tokenizer, out)
+
+
+def _base(section: LLMSection) -> Any:
+    dtype = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            resolve_model(section),
+            revision=section.revision,
+            dtype=dtype,
+            device_map={"": "cpu"},
+            trust_remote_code=False,
+        ).eval()
+    except Exception as error:  # files of strangers: what their readers may raise is open
+        raise loading_failure(section, error) from error
+
+
+def _write(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write a model and its tokenizer into a folder that appears when it is whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -3,26 +3,92 @@
     <|im_start|>user ... <|im_start|>assistant <think></think>  7  <|im_end|>
     |------------------- encode ------------------------------|-completion-|
 
-What a template writes before every number (an empty thought, the channel that answers go to) belongs to the prompt.
+Text that a template writes before every number (an empty thought, the channel of answers) belongs to the prompt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
-from llm_wrapper.llms.chat_template import ChatTemplate, template_of
-from llm_wrapper.recipe.sections import TEMPLATE_DATE, LLMSection
+from llm_wrapper.recipe.schema import TEMPLATE_DATE, LLMSection
 from llm_wrapper.records import Message, Prompt
+from llm_wrapper.terminal import printable
 
-__all__ = ["ChatEncoder", "chat_encoder"]
+__all__ = ["ChatEncoder", "ChatTemplate", "chat_encoder"]
 
 _NUM_CHECKED = 25
-"""Indices whose completions are held against each other: one digit, two, and both beginnings of tens."""
+"""Indices whose completions are compared with each other: one digit, two, and both beginnings of tens."""
+_MAX_TEMPLATE = 1_000_000
+
+
+def _template_of(tokenizer: Any, chat_template: str | None = None) -> str:
+    """Return the text of the chat template to use: the recipe's own, else the tokenizer's.
+
+    Raises:
+        ModelError: If there is none, or several and none of them is the default.
+    """
+    name = tokenizer.name_or_path
+    found: Any = chat_template or getattr(tokenizer, "chat_template", None)
+    if isinstance(found, Mapping) and found:
+        if "default" not in found:
+            names = printable(", ".join(sorted(map(str, found))))[:200]
+            raise ModelError(
+                f"the tokenizer {name!r} has several chat templates and none is called default ({names}); put the text "
+                "of one into llm.chat_template"
+            )
+        found = found["default"]
+    if not found:
+        raise ModelError(
+            f"the tokenizer {name!r} has no chat template; "
+            "set llm.chat_template in the recipe (recipes/llm/gpt-neo.yaml shows how)"
+        )
+    if not isinstance(found, str) or len(found) > _MAX_TEMPLATE:
+        raise ModelError(f"the chat template of {name!r} is not a text of at most {_MAX_TEMPLATE:,} characters")
+    return found
+
+
+class ChatTemplate:
+    """A chat template with what it knows besides the messages.
+
+    Args:
+        text: In Jinja.
+        variables: Such as `bos_token` and `enable_thinking`.
+        day: What `strftime_now` tells the template, as `2024-07-26`.
+        name: Whose it is, for messages.
+    """
+
+    def __init__(self, text: str, variables: Mapping[str, Any], *, day: str, name: str) -> None:
+        self._text = text
+        self._variables = {"tools": None, "documents": None, **variables}
+        self._day = day
+        self._name = name
+
+    def render(self, rows: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """Return the chat of rows {"role", "content"} as text.
+
+        Raises:
+            ModelError: If the template fails, or takes too long or too much.
+        """
+        variables = {**self._variables, "messages": rows, "add_generation_prompt": add_generation_prompt}
+        try:
+            reply = TEMPLATES.render_chat(self._text, variables, day=self._day)
+        except (OSError, ValueError) as error:
+            fault = str(error)
+        else:
+            if "text" in reply:
+                return str(reply["text"])
+            place = f"line {reply['line']}" if "line" in reply else reply["kind"]
+            fault = f"{place}: {reply['error']}"
+        raise ModelError(
+            f"the chat template of {self._name!r} fails: {printable(fault)}. Put another one into "
+            "llm.chat_template (recipes/llm/gpt-neo.yaml shows how)"
+        )
 
 
 class ChatEncoder:
@@ -52,7 +118,7 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         self._template = ChatTemplate(
-            template_of(tokenizer, chat_template),
+            _template_of(tokenizer, chat_template),
             {**special, "enable_thinking": enable_thinking},
             day=template_date,
             name=tokenizer.name_or_path,
@@ -89,7 +155,7 @@ class ChatEncoder:
         """Return the token ids of an index and the end of the turn.
 
         Raises:
-            ModelError: If the chat template gives no answers that can be told apart.
+            ModelError: If the chat template does not give distinct answers.
         """
         constant, written = self._constant, self._completion(index)
         if written[: len(constant)] != constant:
@@ -120,7 +186,7 @@ class ChatEncoder:
         return constant if self.tokenizer.decode(constant).strip() else ()
 
     def _completion(self, index: int) -> tuple[int, ...]:
-        """Return what the template writes behind the question for an index, up to the end of the turn."""
+        """Return the tokens of an answer as the template writes it, up to the end of the turn."""
         if index not in self._written:
             question = Message("user", "?")
             head = self._text([question], add_generation_prompt=True)

@@ -10,11 +10,10 @@ import torch
 import transformers
 
 from llm_wrapper.boxes import FloatArray
+from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.checked_config import require_sane
-from llm_wrapper.llms.load import device
-from llm_wrapper.llms.packages import find_in_package
-from llm_wrapper.prompts.text import clean
+from llm_wrapper.llms.model_files import find_in_package, require_sane
+from llm_wrapper.prompts.text import clean_text
 
 __all__ = ["SentenceEmbedder"]
 
@@ -53,12 +52,12 @@ class SentenceEmbedder:
                 f"prompt.embedder={name} cannot be loaded: {error}. It is a BERT with safetensors (hub id or folder), "
                 f"{_PACKAGE}NAME for one inside a Python package, or lexical, which needs no model"
             ) from error
-        self._model.to(device()).eval()
+        self._model.to(choose_device()).eval()
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """Return shape (n, d), in order."""
-        rows = [clean(text) for text in texts]
+        rows = [clean_text(text) for text in texts]
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         vectors = np.zeros((len(rows), self._model.config.hidden_size))
         for start in range(0, len(order), _BATCH):

@@ -1,4 +1,4 @@
-"""The paper's way: greedy generation, whose first integer is the answer. Kept for comparison with scoring."""
+"""Generate greedily, as the paper does: the first integer is the answer. Kept for comparison with scoring."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_wrapper.llms.sharing import (
     rounding_of,
     trial,
 )
-from llm_wrapper.llms.virtual import is_soft, num_virtual, to_continue
+from llm_wrapper.llms.soft_prompts import is_soft, num_virtual, to_continue
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["continuations", "generate"]
@@ -53,8 +53,8 @@ def continuations(llm: LoadedLLM, inputs: dict[str, Any], **settings: Any) -> to
 def _generated(model: Any, inputs: Mapping[str, Any], **settings: Any) -> Any:
     """Generate by these settings alone.
 
-    Transformers fills in what is not set from the model's generation_config.json: a repetition penalty of 1.1 (Qwen2.5)
-    punishes greedy answers whose digits stand in the prompt.
+    Transformers fills the others in from the model's generation_config.json: a repetition penalty of 1.1 (Qwen2.5)
+    punishes greedy answers whose digits occur in the prompt.
     """
     own, model.generation_config = model.generation_config, transformers.GenerationConfig()
     try:
@@ -67,9 +67,9 @@ _PADS_LEFT: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDi
 
 
 def _can_pad_left(llm: LoadedLLM) -> bool:
-    """Tell whether rows with padding before them generate what they generate alone, tried out once for each model.
+    """Tell whether left-padded rows generate the same as alone, tested once for each model.
 
-    Some do not, where a state runs along the row or positions are counted in it.
+    Some do not: a state runs along the row, or positions are counted in it.
     """
     model = base_of(llm.model)
     if model not in _PADS_LEFT:
@@ -103,7 +103,11 @@ def _first_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[torch.Tenso
 
 
 def _padded_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids (b, t) with padding before the shorter rows, and 1 where a token is."""
+    """Return token ids (b, t) and their mask, 1 where a token is.
+
+    ids  pad pad  A   B      mask  0 0 1 1
+         A   B    C   D            1 1 1 1
+    """
     length = max(map(len, rows))
     ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -112,7 +116,7 @@ def _padded_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[
 
 @torch.inference_mode()
 def generate(llm: LoadedLLM, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-    """Yield (place in `prompts`, answer with the generated text), batches of prompts of similar length."""
+    """Yield (index in `prompts`, answer with the generated text), in batches of prompts of similar length."""
     encoded = [llm.encoder.encode(prompt) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
     step = max(1, llm.section.tokens_per_batch // (max(map(len, encoded), default=1) + llm.section.max_new_tokens))

@@ -9,30 +9,26 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants as hub
-from huggingface_hub import get_session, try_to_load_from_cache
 
+from llm_wrapper.devices import choose_device, loading_bars
 from llm_wrapper.errors import ModelError, listed
-from llm_wrapper.llms import adapters
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
-from llm_wrapper.llms.checked_config import require_sane
-from llm_wrapper.llms.gguf_files import GGUF, plain_copy
+from llm_wrapper.llms.model_files import require_sane, resolve_model
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["LoadedLLM", "device", "load", "load_config", "load_tokenizer", "require_fit", "with_adapter"]
+__all__ = ["LoadedLLM", "load_config", "load_model", "load_tokenizer", "loading_failure"]
 
 _log = logging.getLogger(__name__)
 
 _MAX_ERROR = 600
 """Characters of a library's message: one of transformers lists 180 classes."""
-_REACH_SECONDS = 10
 _FLEX = "flex_attention"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,24 +45,6 @@ class LoadedLLM:
     def encoder(self) -> ChatEncoder:
         """The encoder of prompts and completions."""
         return chat_encoder(self.tokenizer, self.section)
-
-
-def device() -> torch.device:
-    """Return the device that models run on: CUDA where there is one, else the CPU.
-
-    Apple's and Intel's GPUs are not used: nothing here has been tried on them. That is said once.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    _say_what_is_not_used()
-    return torch.device("cpu")
-
-
-@cache
-def _say_what_is_not_used() -> None:
-    unused = [name for name in ("mps", "xpu") if getattr(torch, name).is_available()]
-    if unused:
-        _log.warning("models run on the CPU: the GPU of this machine (%s) is not used, only CUDA is", unused[0])
 
 
 def _has_fast_bfloat16(where: torch.device) -> bool:
@@ -89,7 +67,7 @@ def _attention(section: LLMSection, where: torch.device) -> str | None:
 
     Elsewhere None: transformers then takes SDPA, and eager for architectures that have no SDPA (Gemma 2, GPT-Neo).
     Flex attention has to be asked for. It spares the mask, a hundredth of a gigabyte for four packs of 1,024 tokens,
-    but needs a compiler, compiles anew as shapes change, and has not run on a GPU.
+    but needs a compiler, recompiles as shapes change, and has not run on a GPU.
 
     Raises:
         ModelError: If flex attention is asked for where torch cannot train with it.
@@ -106,8 +84,7 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper[quantization]', "
-            "or set llm.quantization=none"
+            "llm.quantization=nf4 needs bitsandbytes: pip install 'llm-wrapper-rec[gpu]', or set llm.quantization=none"
         )
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -119,7 +96,7 @@ def _quantization(section: LLMSection, where: torch.device, dtype: torch.dtype) 
     )
 
 
-def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
+def _load_weights(name: str, section: LLMSection, where: torch.device) -> Any:
     """Load the weights onto the device, in 4 bit where the section asks for it."""
     dtype = _dtype(section, where)
     options: dict[str, Any] = {
@@ -144,38 +121,11 @@ def _load_model(name: str, section: LLMSection, where: torch.device) -> Any:
     return model
 
 
-def _name(section: LLMSection) -> str:
-    """Return the hub id or folder that transformers loads."""
-    if section.model is None:
-        raise ModelError("llm.model is not set: give a hub id, a folder, gguf:PACKAGE or gguf:FILE.gguf")
-    if section.model.startswith(GGUF):
-        return str(plain_copy(section.model.removeprefix(GGUF)))
-    _require_within_reach(section.model, section.revision)
-    return section.model
-
-
-@cache
-def _require_within_reach(name: str, revision: str | None) -> None:
-    """Refuse a model that is not here and cannot be fetched; the hub's client would retry for a minute and a half."""
-    try:
-        is_here = Path(name).exists() or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    except ValueError:  # no name that a hub would have; whoever loads it says so
-        return
-    if is_here or hub.HF_HUB_OFFLINE:
-        return
-    try:
-        get_session().head(hub.ENDPOINT, timeout=_REACH_SECONDS)
-    except Exception as error:  # of the network, a proxy or a certificate; the remedy is the same
-        raise ModelError(
-            f"llm.model={name} cannot be loaded: it is not on this machine, and {hub.ENDPOINT} cannot be reached "
-            f"({error}). Fetch it where there is a network: hf download {name}; or name a folder: llm.model=FOLDER"
-        ) from error
-
-
-def _failed(section: LLMSection, error: Exception) -> ModelError:
+def loading_failure(section: LLMSection, error: Exception) -> ModelError:
+    """Return the error to raise where a model's files cannot be loaded, with a library's message cut short."""
     said = str(error) if len(str(error)) <= _MAX_ERROR else f"{str(error)[:_MAX_ERROR]} .."
     if "trust_remote_code" in said:
-        said = "it brings code of its own, which is never run here; choose a model that transformers itself has"
+        said = "it brings its own code, which is never run here; choose a model that transformers itself has"
     return ModelError(f"llm.model={section.model} cannot be loaded: {said or type(error).__name__}")
 
 
@@ -185,11 +135,11 @@ def load_config(section: LLMSection) -> Any:
     Raises:
         ModelError: If they cannot be read, or are not those of a model that can be used here.
     """
-    name = _name(section)
+    name = resolve_model(section)
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=section.revision, trust_remote_code=False)
     except Exception as error:  # files of strangers: what their readers may raise is open
-        raise _failed(section, error) from error
+        raise loading_failure(section, error) from error
     require_sane(config, str(section.model))
     return config
 
@@ -202,12 +152,12 @@ def load_tokenizer(section: LLMSection) -> Any:
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            _name(section), revision=section.revision, trust_remote_code=False
+            resolve_model(section), revision=section.revision, trust_remote_code=False
         )
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises Exception itself
-        raise _failed(section, error) from error
+        raise loading_failure(section, error) from error
     if tokenizer.pad_token_id is None:
         # Padding is seen by nothing, so any token will do where there is no end of a text.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -224,49 +174,28 @@ def _pad_within(tokenizer: Any, model: Any, name: str) -> None:
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
-def load(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
+def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
     """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out.
 
     Raises:
-        ModelError: If the model cannot be found or loaded as the section asks, its chat template gives no answers that
-            can be told apart, or its scores would not be those of its own forward pass.
+        ModelError: If the model cannot be found or loaded as the section asks, its chat template does not give distinct
+            answers, or its scores would differ from those of its forward pass.
     """
+    from llm_wrapper.llms import adapters  # they load models too
+
     load_config(section)
     if adapter:
-        require_fit(section, adapter)
+        adapters.require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
     try:
-        model = _load_model(_name(section), section, device())
+        with loading_bars():
+            model = _load_weights(resolve_model(section), section, choose_device())
     except ModelError:
         raise
     except Exception as error:  # files of strangers: what their readers may raise is open
-        raise _failed(section, error) from error
+        raise loading_failure(section, error) from error
     _pad_within(tokenizer, model, str(section.model))
     llm = LoadedLLM(model.eval(), tokenizer, section)
     require_exact(llm.model, str(section.model))
     llm.encoder.completion(0)
-    return with_adapter(llm, adapter) if adapter else llm
-
-
-def require_fit(section: LLMSection, adapter: Path) -> None:
-    """Refuse an adapter that does not fit a recipe's model, before any weight of the model is loaded.
-
-    Raises:
-        ModelError: With every reason at once, or if the model's settings cannot be read.
-    """
-    config = load_config(section)
-    try:
-        with torch.device("meta"):
-            skeleton = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise _failed(section, error) from error
-    adapters.check(skeleton, adapter, str(section.model))
-
-
-def with_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
-    """Put a PEFT adapter on a loaded base model.
-
-    Raises:
-        ModelError: If the folder holds no adapter, or one that does not fit the model.
-    """
-    return LoadedLLM(adapters.put_on(llm.model, adapter, str(llm.section.model)), llm.tokenizer, llm.section)
+    return adapters.add_adapter(llm, adapter) if adapter else llm

@@ -1,4 +1,4 @@
-"""What a method costs in one unit: tokens that go through the LLM, and tokens that it reads and writes per answer.
+"""Measure the cost of a method in tokens: those that go through the LLM, and those read and written per answer.
 
 The first is measured in the model itself, so whatever asks or trains it is counted alike: padding is, and a prefix that
 several questions share is once. The second is what an answer would cost if its question went alone, to a server say.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch.nn.modules.module import register_module_forward_hook
 
-from llm_wrapper.llms.ask import asked_by
-from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.reason import Asked, with_reasoning
+from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.llms.sharing import is_trial
 from llm_wrapper.records import Answer, Prompt
 
-__all__ = ["Meter", "Spoken", "asked_and_counted", "metered"]
+__all__ = ["CountingLLM", "Meter", "Spoken", "metered"]
 
 
 @dataclass
@@ -68,25 +66,24 @@ def metered(*, training: int) -> Iterator[Meter]:
         handle.remove()
 
 
-def asked_and_counted(llm: LoadedLLM, spoken: Spoken, *, title: str, reasoning_tokens: int = 0) -> Asked:
-    """Return the function that asks a loaded LLM, as `ask.asked_by` does, and counts what it reads and writes.
+class CountingLLM:
+    """Counts what a local LLM reads and writes; with reasoning a question is read twice, then with the reasons.
 
-    With reasoning a question is read twice, the second time with the reasons.
+    Args:
+        llm: The LLM.
+        spoken: What is counted is added to it.
     """
-    answers = _counted(llm, spoken, title)
-    if not reasoning_tokens:
-        return answers
-    section = llm.section.model_copy(update={"decode": "generate", "max_new_tokens": reasoning_tokens})
-    return with_reasoning(answers, _counted(replace(llm, section=section), spoken, f"{title}: reasons"))
 
+    def __init__(self, llm: LocalLLM, spoken: Spoken) -> None:
+        self._llm, self._spoken = llm, spoken
 
-def _counted(llm: LoadedLLM, spoken: Spoken, title: str) -> Asked:
-    ask = asked_by(llm, title=title)
-
-    def asked(prompts: Sequence[Prompt]) -> list[Answer]:
-        answers = ask(prompts)
-        spoken.read += sum(len(llm.encoder.encode(prompt)) for prompt in prompts)
-        spoken.written += sum(answer.num_tokens or 0 for answer in answers)
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the answer to each prompt, in order."""
+        answers, encoder = self._llm.answer(prompts), self._llm.loaded.encoder
+        self._spoken.read += sum(len(encoder.encode(prompt)) for prompt in prompts)
+        self._spoken.written += sum(answer.num_tokens or 0 for answer in answers)
         return answers
 
-    return asked
+    def writer(self, num_tokens: int) -> CountingLLM:
+        """Return the same LLM, writing a text of at most `num_tokens` tokens, counted with the rest."""
+        return CountingLLM(self._llm.writer(num_tokens), self._spoken)

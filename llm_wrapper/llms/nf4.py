@@ -1,7 +1,7 @@
 """4-bit weights that are 4-bit: Mixtral with its experts apart, weights read one by one, and a count afterwards.
 
 transformers 5 keeps the experts of Mixtral in fused three-dimensional parameters. bitsandbytes quantizes `nn.Linear`
-only, so the experts, 97 % of the model, would stay in 16 bit without a word. Here each expert is three linear layers
+only, so the experts, 97 % of the model, would stay in 16 bit, unreported. Here each expert is three linear layers
 again, named as in the checkpoint (w1, w2, w3). From there on everything is the ordinary way of bitsandbytes and PEFT:
 a layer's weight is unpacked where it is used, forward and backward, and only the experts that a token chose are.
 """
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 LEAST_SHARE = 0.95
-"""What must be in 4 bit of the linear and expert weights."""
+"""Least share of the linear and expert weights that must be in 4 bit."""
 _REMEDY = "set llm.quantization=none if that fits, or choose a dense model or Mixtral"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -203,13 +203,13 @@ def packable_weights(model: Any) -> list[Any]:
 
 
 def packable_share(model: Any) -> float:
-    """Return what 4 bit packs of the linear and expert weights of a model without adapters; 1 where there are none."""
+    """Return the share of a model's linear and expert weights that 4 bit packs; 1 where there are none."""
     total = sum(each.numel() for _, each in _weights(model))
     return sum(each.numel() for each in packable_weights(model)) / total if total else 1.0
 
 
 def _weights(model: Any) -> list[tuple[str, Any]]:
-    """Return what is meant to be packed: matrices outside the embeddings and the output layer."""
+    """Return the weights to be packed: matrices outside the embeddings and the output layer."""
     output = model.get_output_embeddings()
     modules = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is output]
     spared = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
@@ -229,7 +229,7 @@ def _keep_to_one_layout(model: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What the parameters of a model take.
+    """The size of a model's parameters.
 
     `num_parameters` counts all as they were before packing, tied ones once; `num_weights` those of them that are
     meant to be packed: matrices outside the embeddings and the output layer; `num_4bit` those that are packed.
@@ -289,6 +289,6 @@ def _check(name: str, found: Footprint) -> None:
         return
     headline = (
         f"llm.model={name} is not in 4 bit: {found.quantized_share:.0%} of its linear and expert weights are, "
-        f"{LEAST_SHARE:.0%} are needed, and it takes {found.num_bytes / 1e9:.1f} GB; {_REMEDY}; not in 4 bit"
+        f"{LEAST_SHARE:.0%} are needed, and its size is {found.num_bytes / 1e9:.1f} GB; {_REMEDY}; not in 4 bit"
     )
     raise ModelError(listed(headline, (f"{key}: {shape}, {kind}" for key, shape, kind in found.others), most=5))

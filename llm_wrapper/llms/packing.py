@@ -1,10 +1,18 @@
-"""Sequences that share a prefix, packed behind one copy of it.
+"""Pack sequences that share a prefix behind one copy of it.
 
 A pack is a tree: the longest common prefix of token sequences, then one branch each. A token attends to its
 ancestors only, and positions restart after the prefix, so every sequence sees exactly what it would see alone.
 
-Tokens stand in depth-first order, so a token's descendants are the stretch behind it. With `ends`, the place behind
-the last of them, the whole rule is: token q sees token k if k <= q < ends[k].
+    sequences  A B 0 .     column     0  1  2  3  4  5            k  A B 0 . 1 .
+               A B 1 .     token      A  B  0  .  1  .         q  A  x
+                           parent    -1  0  1  2  1  4            B  x x
+                           position   0  1  2  3  2  3            0  x x x
+                           end        6  6  4  4  6  6            .  x x x x
+                                                                  1  x x     x
+                                                                  .  x x     x x
+
+Tokens are in depth-first order, so a token's descendants are the stretch behind it. `end` is the column behind the last
+of them, and the whole mask is: token q sees token k if k <= q < end[k].
 """
 
 from __future__ import annotations
@@ -18,15 +26,15 @@ from torch.nn.attention.flex_attention import BlockMask
 __all__ = ["Pack", "block_mask", "by_budget", "collate", "common_prefix_length", "pack_tree"]
 
 _BLOCK = 128
-"""Tokens of a side of a block, as flex attention has them unless told otherwise."""
+"""Tokens along one side of a block: the default of flex attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
     """Tokens in depth-first order.
 
-    `parents[i]` is the place of the token before token i in its sequence (-1 for the first). `paths` holds, for each
-    packed sequence, the places of its tokens.
+    `parents[i]` is the column of the token before token i in its sequence (-1 for the first). `paths` holds, for each
+    packed sequence, the columns of its tokens.
     """
 
     input_ids: list[int]
@@ -46,7 +54,7 @@ def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """Return how many leading tokens all sequences share."""
     first, last = min(map(list, sequences)), max(map(list, sequences))
     return next(
-        (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        (count for count, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
     )
 
 
@@ -55,9 +63,9 @@ def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool, most_shared: i
 
     Args:
         sequences: At least one, none empty.
-        merge: Whether later tokens that agree are shared too (a trie, for scoring), or each sequence keeps a branch
-            of its own (for training, where next-token labels must stand side by side). Without merging, one token
-            less than the common prefix is shared where a sequence would otherwise have an empty branch.
+        merge: Whether later tokens that agree are shared too (a trie, for scoring), or each sequence keeps its whole
+            branch (for training, where next-token labels must be neighbours). Without merging, one token less than
+            the common prefix is shared where a sequence would otherwise have an empty branch.
         most_shared: Most tokens of the common prefix to share; None: as many as there are.
     """
     shared = min(common_prefix_length(sequences), min(map(len, sequences)) - 1)
@@ -71,35 +79,35 @@ def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool, most_shared: i
     for number in sorted(range(len(sequences)), key=lambda n: tuple(sequences[n])) if merge else range(len(sequences)):
         path, parent = list(range(shared)), shared - 1
         for token in sequences[number][shared:]:
-            place = children.get((parent, token)) if merge else None
-            if place is None:
-                place = len(input_ids)
+            column = children.get((parent, token)) if merge else None
+            if column is None:
+                column = len(input_ids)
                 input_ids.append(token)
                 parents.append(parent)
-                children[parent, token] = place
-            path.append(place)
-            parent = place
+                children[parent, token] = column
+            path.append(column)
+            parent = column
         paths[number] = path
     return Pack(input_ids, parents, paths)
 
 
 def _depths_and_ends(pack: Pack) -> tuple[list[int], list[int]]:
-    """Return, for each token, how many ancestors it has, and the place behind its last descendant."""
+    """Return, for each token, how many ancestors it has, and the column behind its last descendant."""
     depths: list[int] = []
     for parent in pack.parents:
         depths.append(depths[parent] + 1 if parent >= 0 else 0)
     ends = list(range(1, len(pack) + 1))
-    for place in range(len(pack) - 1, 0, -1):
-        parent = pack.parents[place]
+    for column in range(len(pack) - 1, 0, -1):
+        parent = pack.parents[column]
         if parent >= 0:
-            ends[parent] = max(ends[parent], ends[place])
+            ends[parent] = max(ends[parent], ends[column])
     return depths, ends
 
 
 def _visible(ends: torch.Tensor) -> torch.Tensor:
     """Return the ancestor mask (b, 1, t, t) of `ends` (b, t): True where a token may look, itself included."""
-    places = torch.arange(ends.shape[1], device=ends.device)
-    return (places <= places[:, None]) & (places[:, None] < ends[:, None, None, :])
+    columns = torch.arange(ends.shape[1], device=ends.device)
+    return (columns <= columns[:, None]) & (columns[:, None] < ends[:, None, None, :])
 
 
 def collate(
@@ -112,7 +120,7 @@ def collate(
         pad_token_id: Fills the rest of each row.
         multiple: The length of the batch is rounded up to a multiple of this. Batches of a hundred different lengths
             fragment the memory of a long training: the allocator took a quarter of the time after 400 steps.
-        dense: Whether the batch gets a mask, or what `block_mask` makes one of, which is t times smaller.
+        dense: Whether the batch gets a mask, or the `ends` that `block_mask` takes, which are t times smaller.
 
     Returns:
         `input_ids` and `position_ids` of shape (b, t), and either `attention_mask` of shape (b, 1, t, t), boolean,
@@ -140,6 +148,9 @@ def block_mask(ends: torch.Tensor) -> BlockMask:
     Args:
         ends: Those of `collate`, of shape (b, t), on the device of the model.
     """
+    # Block of queries Q and block of keys K < Q (128 x 128 places of the mask above):
+    #   full  all queries see all keys     smallest end in K >= first column behind Q
+    #   read  some query sees some key     largest end in K > first column of Q
     rows, length = ends.shape
     starts = torch.arange(0, length, _BLOCK, device=ends.device)
     padding = len(starts) * _BLOCK - length
@@ -157,18 +168,18 @@ def block_mask(ends: torch.Tensor) -> BlockMask:
 
 
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how many blocks (b, 1, n, n) are set in each row, and all places of the row, these first."""
-    places = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(dim=-1, dtype=torch.int32), places.int()
+    """Return how many blocks (b, 1, n, n) are set in each row, and all columns of the row, these first."""
+    columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1, dtype=torch.int32), columns.int()
 
 
 def by_budget(packs: Sequence[Pack], max_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of places in `packs`, of similar length, each of at most `max_tokens` tokens with padding."""
+    """Yield batches of indices of packs of similar length, each of at most `max_tokens` tokens with padding."""
     batch: list[int] = []
-    for place in sorted(range(len(packs)), key=lambda place: len(packs[place])):
-        if batch and (len(batch) + 1) * len(packs[place]) > max_tokens:
+    for index in sorted(range(len(packs)), key=lambda index: len(packs[index])):
+        if batch and (len(batch) + 1) * len(packs[index]) > max_tokens:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch

@@ -1,6 +1,6 @@
-"""What goes through a model, and whether packed sequences see in it what they would see alone: tried out, not believed.
+"""Send packs through a model, and test by experiment whether packed sequences see what they would see alone.
 
-    packs -> batch (ids, positions, who sees whom) -> the model's own forward pass -> logits at the wanted places
+    packs -> batch (ids, positions, who sees whom) -> the model's own forward pass -> logits at the wanted columns
 
     self-test   [prefix one] and [prefix other] alone    these are right, unless the prefix sees what is behind it
                 the same, padded to a batch              differs: the model is refused
@@ -52,14 +52,14 @@ _LOCAL = {"sliding_attention", "chunked_attention", "local"}
 _WINDOW = re.compile(r"(?:^|_)(?:window|window_size|attention_chunk_size|local_attention)$")
 
 _PREFIX, _BRANCH = 6, 7
-"""Tokens of the self-test's prefix and of each of its two branches, of which one is out of its place in a pack."""
+"""Tokens of the self-test's prefix and of each of its two branches; in a pack the second follows the first."""
 _PADDED = 8
 _ROUNDING = {torch.float32: 1e-4}
 _COARSE = 0.05
-"""Largest relative difference of logits that rounding explains, of float32 and of shorter types. One row of numbers
+"""Largest relative difference of logits that rounding explains, of float32 and of shorter types. One row of weights
 rounded to bfloat16 is 0.002 off, 32 layers of them 0.01 to 0.03; a branch that sees another is off by half and more."""
 _REFUSED = 4
-"""A model that is so many times as far off even without sharing is refused."""
+"""A model whose difference is this many times larger, even without sharing, is refused."""
 
 
 def base_of(model: Any) -> Any:
@@ -97,7 +97,12 @@ def _lengths_mask(packs: Sequence[Pack], width: int, device: torch.device) -> to
 
 
 def model_batch(model: Any, packs: Sequence[Pack], pad_token_id: int) -> dict[str, Any]:
-    """Return what a model takes for packs, on its device."""
+    """Return a model's arguments for packs, on its device.
+
+    plain packs      attention_mask (b, t) of zeros and ones: the model adds its own window, SDPA its fast kernels
+    other packs      attention_mask (b, 1, t, t), added to the logits: 0 where q sees k, else the lowest number
+    flex attention   a block mask
+    """
     takes, is_plain = takes_blocks(model), all(pack.is_plain for pack in packs)
     collated = collate(packs, pad_token_id, dense=not takes and not is_plain)
     batch: dict[str, Any] = {key: value.to(model.device) for key, value in collated.items()}
@@ -110,11 +115,12 @@ def model_batch(model: Any, packs: Sequence[Pack], pad_token_id: int) -> dict[st
 
 
 def logits_at(model: Any, batch: dict[str, Any], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return the logits (n, vocabulary) of n places (row, column), by the model's own forward pass.
+    """Return the logits (n, vocabulary) of n (row, column) pairs, by the model's own forward pass.
+
+        hidden (b, t, d) --hook on the output layer--> hidden[rows, columns] (1, n, d) -> logits (1, n, vocabulary)
 
     Only these go through the output layer: `logits_to_keep` takes the same columns of all rows, which would be several
-    times as many, and some models lack it. What the model does before and behind that layer (scales, caps, a head of
-    its own) stays as it is.
+    times as many, and some models lack it. Everything the model does around that layer (scales, caps) stays as it is.
 
     Args:
         model: Without PEFT's wrapping.
@@ -147,8 +153,8 @@ def can_share_prefixes(model: Any, longest: int) -> bool:
     """Tell whether packed sequences see what they would see alone.
 
     They do not with flash attention, which takes no mask; where attention is local and a pack is longer than the window
-    (which counts places in the row, or is not put on a mask of packs at all); and where the self-test found another
-    reason: positions that are not read from `position_ids`, or a state that runs along the row.
+    (which counts columns, or is not applied to a mask of packs at all); and where the self-test found another reason:
+    positions that are not read from `position_ids`, or a state that runs along the row.
 
     Args:
         model: With or without an adapter. One without weights (on the meta device) is believed.
@@ -200,7 +206,7 @@ _in_trial: ContextVar[bool] = ContextVar("_in_trial", default=False)
 
 @contextmanager
 def trial() -> Iterator[None]:
-    """Mark what goes through a model in this block as a test of the model, which no method is charged for."""
+    """Mark the passes of this block as a test of the model, which no method is charged for."""
     token = _in_trial.set(True)
     try:
         yield
@@ -242,7 +248,7 @@ def _verdict(base: Any) -> _Verdict:
 
 @contextmanager
 def _at_rest(base: Any) -> Iterator[None]:
-    """Put a model into evaluation mode, and with an attention that needs no compiler; leave it as it was."""
+    """Put a model into evaluation mode, with an attention that needs no compiler, and restore it afterwards."""
     training = [module for module in base.modules() if module.training]
     own = base.config.get_text_config()._attn_implementation
     base.eval()
@@ -343,9 +349,9 @@ def _largest(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> fl
 
 
 def relative_difference(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the relative difference of logits (n, v) at the middle one of n places.
+    """Return the median over n columns of the relative difference of logits (n, v).
 
-    Not at the worst: in a mixture of experts rounding sends single tokens to other experts.
+    Not the worst: in a mixture of experts rounding sends single tokens to other experts.
     """
     size = (truth - truth.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-12)
     error = found - truth

@@ -1,4 +1,4 @@
-"""What a small LLM cannot compute from numbers: ranks and position words of candidates.
+"""Compute ranks and position words of candidates, which a small LLM cannot derive from numbers.
 
 All ranks are 1-based and geometric, so they do not depend on the order in which candidates are shown.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llm_wrapper.records import Box, Candidate
 
-__all__ = ["Rank", "Relations", "cardinal", "ordinal", "relate"]
+__all__ = ["Rank", "Relations", "compute_relations", "spell_cardinal", "spell_ordinal"]
 
 _CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -37,11 +37,11 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """How one candidate stands among those of its own label and among all.
+    """Ranks of one candidate among those of its label and among all.
 
     `left` counts from the left by center, `size` from the largest area, `top` from the top by center, and `near`
-    from the lowest bottom edge, which in most photographs is the object nearest to the camera. `extent` says in a
-    word how much of the image the box covers.
+    from the lowest bottom edge, which in most photographs is nearest to the camera. `extent` is the share of the image
+    that the box covers, as a word.
     """
 
     left: Rank
@@ -54,12 +54,12 @@ class Relations:
     extent: str
 
 
-def ordinal(rank: int) -> str:
+def spell_ordinal(rank: int) -> str:
     """Spell a 1-based rank: first, second, ... tenth, 11th."""
     return _ORDINALS[rank - 1] if rank <= len(_ORDINALS) else f"{rank}th"
 
 
-def cardinal(count: int) -> str:
+def spell_cardinal(count: int) -> str:
     """Spell a number from 1: one, two, ... ten, 11."""
     return _CARDINALS[count - 1] if count <= len(_CARDINALS) else str(count)
 
@@ -78,7 +78,7 @@ def _extent(box: Box, image_wh: tuple[int, int]) -> str:
 
 def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
     def place(index: int) -> tuple[object, ...]:
-        """Equals are told apart by where they are, not by where they stand in the list."""
+        """Break ties by geometry, not by the order of the list."""
         box = candidates[index].box
         return (key(box), box.center, box.xyxy, candidates[index].label)
 
@@ -86,7 +86,7 @@ def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callabl
     return {index: Rank(rank, len(members)) for rank, index in enumerate(ordered, start=1)}
 
 
-def relate(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[Relations]:
+def compute_relations(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[Relations]:
     """Compute the relations of each candidate, in the order given.
 
     Args:

@@ -1,4 +1,4 @@
-"""Candidates and expression -> Prompt. The only function that words a question."""
+"""Render candidates and an expression as the prompt of an LLM."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from llm_wrapper.bounded_process import BoundedProcess
+from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.prompts import instruction as instructions
-from llm_wrapper.prompts import own_template_worker, rule
-from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
-from llm_wrapper.prompts.text import clean, clean_label, require_expression
+from llm_wrapper.prompts import rule
+from llm_wrapper.prompts.relations import Rank, Relations, compute_relations, spell_cardinal, spell_ordinal
+from llm_wrapper.prompts.text import clean_label, clean_text, fill_instruction, require_expression, require_instruction
 from llm_wrapper.readers import read_text
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 from llm_wrapper.terminal import printable
 
-__all__ = ["FORMATS", "MAX_PROMPT", "ShownCandidate", "render"]
+__all__ = ["MAX_PROMPT", "PROMPT_FORMATS", "PromptInput", "ShownCandidate", "render_prompt"]
 
-FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
+PROMPT_FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
+
+PromptInput = tuple[Sample, Sequence[Candidate]]
+"""A sample, and its candidates in the order to be shown."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _OBJECTS = "objects"
@@ -33,16 +35,13 @@ _OBJECTS = "objects"
 MAX_PROMPT = 200_000
 """Characters of one question; with 20 candidates it has 2,000."""
 _MOST_BYTES = 1 << 16
-_SECONDS = 10.0
-"""For one rendering, which takes a fraction of a millisecond."""
-_WORKER = BoundedProcess(own_template_worker.__file__, seconds=_SECONDS)
 _NONE = "none_index"
 """The variable of a template that is the index of "none of these", or none where that is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownCandidate:
-    """What a template may use of one candidate; all text is clean.
+    """One candidate as a template sees it, with clean text.
 
     `grid` is the box in integers 0..99 of the image's sides; `origin` names the detector where several are mixed.
     """
@@ -91,10 +90,10 @@ class ShownCandidate:
         own = self.relations
         if own.left.count == 1:
             return "only"
-        order = _extreme(own.left, "leftmost", "rightmost") or ordinal(own.left.rank)
-        size = _extreme(own.size, "largest", "smallest") or f"size {cardinal(own.size.rank)}"
+        order = _extreme(own.left, "leftmost", "rightmost") or spell_ordinal(own.left.rank)
+        size = _extreme(own.size, "largest", "smallest") or f"size {spell_cardinal(own.size.rank)}"
         depth = _extreme(own.near, "front", "back")
-        return " ".join(word for word in (order, "of", cardinal(own.left.count), size, depth) if word)
+        return " ".join(word for word in (order, "of", spell_cardinal(own.left.count), size, depth) if word)
 
 
 def _extreme(rank: Rank, first: str, last: str) -> str:
@@ -109,15 +108,15 @@ def _shipped(name: str) -> jinja2.Template:
 
 @cache
 def _own(name: str, _folder: str) -> str:
-    """Return the text of a template of one's own; a relative name means another file in another working folder."""
+    """Read a user's template; the working folder is part of the cache's key, as a name may be relative to it."""
     try:
         if not name.endswith(".j2"):
             raise DataError("its name does not end in .j2")
         return read_text(name, most=_MOST_BYTES)
     except DataError as error:
         raise PromptError(
-            f"prompt format {name!r} is neither one of {', '.join(FORMATS)} nor a readable template file ({error}). A "
-            "recipe's own lies beside it: copy it there"
+            f"prompt format {name!r} is neither one of {', '.join(PROMPT_FORMATS)} nor a readable template file "
+            f"({error}). A recipe's own template lies beside it: copy it there"
         ) from error
 
 
@@ -127,7 +126,7 @@ def _grid(box: Box, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
+def _describe_candidates(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
     mixed = len({candidate.detector for candidate in candidates}) > 1
     return [
         ShownCandidate(
@@ -137,23 +136,25 @@ def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[S
             score=candidate.score,
             grid=_grid(candidate.box, image_wh),
             relations=relations,
-            origin=f" {clean(candidate.detector)}" if mixed else "",
+            origin=f" {clean_text(candidate.detector)}" if mixed else "",
         )
-        for index, (candidate, relations) in enumerate(zip(candidates, relate(candidates, image_wh), strict=True))
+        for index, (candidate, relations) in enumerate(
+            zip(candidates, compute_relations(candidates, image_wh), strict=True)
+        )
     ]
 
 
 def _content(prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> str:
     if instruction is None:
         return _rendered(prompt_format, None, known)
-    instructions.require(instruction)
+    require_instruction(instruction)
     objects = _rendered(prompt_format, _OBJECTS, known)
-    return instructions.fill(instruction, objects=objects, expression=known["expression"])
+    return fill_instruction(instruction, objects=objects, expression=known["expression"])
 
 
 def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
-    """Return what a template writes, or one of its blocks."""
-    if prompt_format not in FORMATS:
+    """Render a template, or one of its blocks."""
+    if prompt_format not in PROMPT_FORMATS:
         return _rendered_apart(prompt_format, block, known)
     template = _shipped(prompt_format)
     if block is None:
@@ -162,11 +163,10 @@ def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -
 
 
 def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
-    """Render a template that may be somebody else's: it may run for ever, or fill the memory."""
+    """Render a user's template in a process with limits: it may run without end, or fill the memory."""
     shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
-    request = {"template": _own(prompt_format, os.getcwd()), "block": block, "known": {**known, **shown}}
     try:
-        reply = _WORKER.ask(request)
+        reply = TEMPLATES.render_prompt(_own(prompt_format, os.getcwd()), {**known, **shown}, block)
     except (OSError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
     if "missing" in reply:
@@ -179,12 +179,12 @@ def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, A
     if "error" in reply:
         for each in known["candidates"] if "required_score" in reply["error"] else ():
             _ = each.required_score
-        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'])}")
-    return reply["text"]
+        raise PromptError(f"prompt format {prompt_format!r}: {printable(reply['error'] or reply['kind'])}")
+    return str(reply["text"])
 
 
 def _plain(shown: ShownCandidate) -> dict[str, Any]:
-    """Return a candidate as plain values, with all that a template may ask for."""
+    """Return a candidate as plain values, with all attributes that a template may use."""
     values = asdict(shown)
     box = {name: getattr(shown.box, name) for name in ("xyxy", "center", "area")}
     relations = {
@@ -198,7 +198,7 @@ def _plain(shown: ShownCandidate) -> dict[str, Any]:
 
 
 def _require_none(content: str, prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> None:
-    """Refuse a template that says the same where "none of these" is an answer and where it is not."""
+    """Refuse a template that ignores that "none of these" is an answer."""
     if content == _content(prompt_format, instruction, {**known, _NONE: None}):
         raise PromptError(
             f"prompt.none=true asks for an answer that prompt format {prompt_format!r} has no line for: write "
@@ -207,7 +207,7 @@ def _require_none(content: str, prompt_format: str, instruction: str | None, kno
         )
 
 
-def render(
+def render_prompt(
     sample: Sample,
     candidates: Sequence[Candidate],
     prompt_format: str,
@@ -215,7 +215,7 @@ def render(
     instruction: str | None = None,
     none: bool = False,
 ) -> Prompt:
-    """Word the question that asks for the index of one candidate.
+    """Render the question that asks for the index of one candidate.
 
     The expression comes last, so that all expressions of an image with the same candidates share their prefix.
 
@@ -226,19 +226,17 @@ def render(
             (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `company` (index of a
             likely one -> labels of what the expression names and it is closest to), `expression`, `width`, `height`,
             and `none_index`, see `none`.
-        instruction: Takes the place of all of the template's words but those of its block `objects`, see
-            `prompts.instruction`.
+        instruction: Replaces all text of the template but its block `objects`, see `prompts.text`.
         none: Whether one more line says "none of these"; its index is the number of candidates.
 
     Raises:
-        PromptError: If the template or the instruction is missing something or wrong, a score is to be shown that a
-            candidate does not have, the template has no line for none, nothing of the expression can be seen, or the
-            prompt is longer than any model's limit.
+        PromptError: If the template or the instruction cannot be used, a score to be shown is missing, the template has
+            no line for none, the expression is empty, or the prompt is longer than any model's limit.
     """
     expression = require_expression(sample.expression)
-    shown = _shown(candidates, sample.image_wh)
-    likely = rule.rank(sample.expression, candidates)
-    company = rule.companions(sample.expression, candidates, likely)
+    shown = _describe_candidates(candidates, sample.image_wh)
+    likely = rule.rank_by_rule(sample.expression, candidates)
+    company = rule.find_companions(sample.expression, candidates, likely)
     known = {
         "candidates": shown,
         "likely": [shown[index] for index in likely],

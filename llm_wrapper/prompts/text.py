@@ -1,20 +1,36 @@
-"""Foreign text made harmless: labels and expressions cannot forge chat tokens or box lines."""
+"""Text that people and models wrote, made safe for prompts: labels, expressions, and instructions.
+
+Labels and expressions cannot forge chat tokens or box lines. An instruction is the text around the candidates:
+`{objects}` is where their lines go, `{expression}` where the expression goes.
+"""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from functools import cache
 from itertools import chain
 
-from llm_wrapper.errors import PromptError
+from llm_wrapper.errors import PromptError, listed
 from llm_wrapper.records import MAX_EXPRESSION
 
-__all__ = ["MAX_LABEL_WORDS", "clean", "clean_label", "require_expression"]
+__all__ = [
+    "MAX_INSTRUCTION",
+    "MAX_LABEL_WORDS",
+    "PLACEHOLDERS",
+    "check_instruction",
+    "clean_label",
+    "clean_text",
+    "fill_instruction",
+    "require_expression",
+    "require_instruction",
+]
 
 MAX_LABEL_WORDS = 12
-"""A detector's label is cut to this many words; a dense caption stays readable, a novel does not."""
+"""A detector's label is cut to this many words; a dense caption stays readable."""
 
 _MAX_LABEL = 1_000
-"""Characters of a label that are looked at."""
+"""Characters of a label that are read."""
 
 _MAX_MARKS = 4
 """Combining marks on one letter; Vietnamese has two, pointed Hebrew three. Sorting a million of them takes hours."""
@@ -43,19 +59,19 @@ _INVISIBLE = dict.fromkeys(
         ),
     )
 )
-"""Characters that show nothing, and are neither space nor control: fillers, selectors, and the blank of Braille."""
+"""Invisible characters that are neither space nor control: fillers, selectors, and the blank of Braille."""
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     r"""Return a text as one line without brackets of any chat template.
 
     Every chat token of every model known to us is written with ``<``, ``[``, ``{`` or ``|``
     (``<|im_end|>``, ``[INST]``, ``<start_of_turn>``), so without these characters none can be formed. Control and
-    format characters (categories C and Z) become spaces, so a text cannot start a box line of its own; other invisible
-    ones go, and of many marks on one letter the first few stay.
+    format characters (categories C and Z) become spaces, so that a text cannot start a new box line; other invisible
+    characters are removed, and so are all but the first marks of a letter.
 
-    The text is taken apart before brackets are looked for: a tokenizer that takes it apart itself would find one in
-    ``\u226e`` (not less than).
+    Brackets are searched in the decomposed text: a tokenizer that decomposes would find one in ``\u226e`` (not less
+    than).
     """
     if text.isascii():
         normal = text.translate(_BRACKETS)
@@ -77,20 +93,63 @@ def _few_marks(text: str) -> str:
 
 def clean_label(label: str) -> str:
     """Return a label as a clean, lower-case line of at most `MAX_LABEL_WORDS` words; `object` where nothing is left."""
-    return " ".join(clean(label[:_MAX_LABEL]).lower().split()[:MAX_LABEL_WORDS]) or "object"
+    return " ".join(clean_text(label[:_MAX_LABEL]).lower().split()[:MAX_LABEL_WORDS]) or "object"
 
 
 def require_expression(expression: str) -> str:
-    """Return an expression clean, as it is shown to an LLM.
-
-    Raises:
-        PromptError: If nothing can be seen of it, so that a prompt would ask for nothing, or it is too long.
-    """
+    """Return an expression cleaned for an LLM; refuse one that is invisible or too long (PromptError)."""
     if len(expression) > MAX_EXPRESSION:
         raise PromptError(
             f"the expression {expression[:40]!r}.. has {len(expression)} characters; {MAX_EXPRESSION} is the most"
         )
-    text = clean(expression)
-    if all(unicodedata.category(char)[0] in "MZ" for char in text):  # an accent alone says nothing
+    text = clean_text(expression)
+    if all(unicodedata.category(char)[0] in "MZ" for char in text):  # nothing, spaces, or accents alone
         raise PromptError(f"the expression {expression[:40]!r} is empty: say what to find")
     return text
+
+
+PLACEHOLDERS = ("{objects}", "{expression}")
+"""An instruction holds each exactly once."""
+
+MAX_INSTRUCTION = 1000
+"""Longest instruction; each question repeats it."""
+
+_BRACED = re.compile(r"\{[^{}]*\}")
+
+
+def check_instruction(text: str) -> list[str]:
+    """Return the problems of an instruction, one sentence each.
+
+    Unlike labels it may hold brackets, as the user chose it. Special tokens are refused where the prompt is encoded.
+    """
+    if not text.strip():
+        return ["the instruction is empty"]
+    problems = [
+        f"{name} occurs in the instruction {count} times; it is needed exactly once"
+        for name in PLACEHOLDERS
+        if (count := text.count(name)) != 1
+    ]
+    unknown = dict.fromkeys(found for found in _BRACED.findall(text) if found not in PLACEHOLDERS)
+    problems += [f"{each[:40]!r} is no placeholder; there are {' and '.join(PLACEHOLDERS)}" for each in unknown]
+    if re.search(r"[{}]", _BRACED.sub("", text)):
+        problems.append("the instruction has a brace that is not closed, or not opened")
+    if controls := sorted({char for char in text if char != "\n" and unicodedata.category(char)[0] == "C"}):
+        problems.append(
+            f"control characters in the instruction: {', '.join(f'U+{ord(char):04X}' for char in controls)}"
+        )
+    if len(text) > MAX_INSTRUCTION:
+        problems.append(f"the instruction has {len(text)} characters; {MAX_INSTRUCTION} is the most")
+    return problems
+
+
+@cache
+def require_instruction(text: str) -> None:
+    """Refuse an instruction with all its problems (PromptError)."""
+    if problems := check_instruction(text):
+        raise PromptError(listed("prompt.instruction cannot be used", problems))
+
+
+def fill_instruction(text: str, *, objects: str, expression: str) -> str:
+    """Fill in the candidates' lines and the expression at once, so that an expression cannot hold a placeholder."""
+    parts = {"{objects}": objects.strip("\n"), "{expression}": expression}
+    return re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda found: parts[found[0]], text)

@@ -1,8 +1,16 @@
 """Recipes: one short YAML file per choice, composed by name and validated at once."""
 
-from llm_wrapper.recipe.compose import KINDS, Recipe, compose, load_resolved, prompt_of
-from llm_wrapper.recipe.files import available
-from llm_wrapper.recipe.sections import (
+from llm_wrapper.recipe.compose import Recipe, compose, load_recipe, load_resolved, prompt_of
+from llm_wrapper.recipe.files import (
+    RECIPE_KINDS,
+    RecipeFile,
+    available,
+    data_folders,
+    read_recipe_file,
+    recipe_folders,
+    shipped_folder,
+)
+from llm_wrapper.recipe.schema import (
     DataSection,
     DetectorSection,
     EnsembleSection,
@@ -17,7 +25,7 @@ from llm_wrapper.recipe.sections import (
 )
 
 __all__ = [
-    "KINDS",
+    "RECIPE_KINDS",
     "DataSection",
     "DetectorSection",
     "EnsembleSection",
@@ -27,11 +35,17 @@ __all__ = [
     "OtherDetector",
     "PromptSection",
     "Recipe",
+    "RecipeFile",
     "SearchSection",
     "ServerSection",
     "TrainSection",
     "available",
     "compose",
+    "data_folders",
+    "load_recipe",
     "load_resolved",
     "prompt_of",
+    "read_recipe_file",
+    "recipe_folders",
+    "shipped_folder",
 ]

@@ -1,15 +1,19 @@
-"""Recipes: one short YAML file per choice, composed by name, overridden by `section.key=value`, validated at once.
+"""Compose a recipe: one short YAML file per choice, a file to start from, `section.key=value`; validated at once.
 
-`recipes/vlm` gives the sections `detector` and `candidates`, `recipes/llm` gives `llm`, `recipes/data` gives `data`,
-`recipes/train` gives `prompt` and `train`, `recipes/prompt` adds to `prompt`, `recipes/search` gives `search`. No file
-inherits from another. `a+b` names two files of `recipes/vlm`: the second detector and its candidates stand in
-`ensemble`; or two of `recipes/prompt`, which hold together.
+    recipes/vlm/flo2.yaml         detector, candidates     `--vlm a+b`: b goes to `ensemble`
+    recipes/llm/llama3.yaml       llm
+    recipes/data/refcocog.yaml    data
+    recipes/train/default.yaml    train, and the name of its prompt
+    recipes/prompt/hints.yaml     prompt                   `--prompt a+b`: both hold together
+    recipes/search/glov.yaml      search
+
+No file inherits from another.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +24,32 @@ from pydantic_core import ErrorDetails
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import parse_yaml
-from llm_wrapper.recipe.files import Places, available, is_file, named_file, own_template, read
-from llm_wrapper.recipe.sections import (
+from llm_wrapper.recipe.files import (
+    RECIPE_KINDS,
+    Places,
+    RecipeFile,
+    find_recipe,
+    has_file,
+    read_recipe_file,
+    read_sections,
+    recipe_folders,
+    template_beside,
+)
+from llm_wrapper.recipe.schema import (
     DataSection,
     DetectorSection,
     EnsembleSection,
     LLMSection,
-    LoraSection,
-    OtherData,
     OtherDetector,
     PromptSection,
     SearchSection,
     Section,
-    ServerSection,
     TrainSection,
 )
 
-__all__ = [
-    "DataSection",
-    "DetectorSection",
-    "EnsembleSection",
-    "LLMSection",
-    "LoraSection",
-    "OtherData",
-    "OtherDetector",
-    "PromptSection",
-    "Recipe",
-    "SearchSection",
-    "ServerSection",
-    "TrainSection",
-    "available",
-    "compose",
-    "load_resolved",
-    "prompt_of",
-]
+__all__ = ["Recipe", "compose", "load_recipe", "load_resolved", "prompt_of"]
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "vlm": ("detector", "candidates"),
-    "llm": ("llm",),
-    "data": ("data",),
-    "train": ("prompt", "train"),
-    "prompt": ("prompt",),
-    "search": ("search",),
-}
-"""Folder under `recipes/` -> the sections its files may hold."""
-
-_MOST_SHOWN = 300
+_MAX_SHOWN = 300
 
 _JOINED = {"vlm": "detector", "prompt": "prompt"}
 """Kinds of which several files may be named, and what one of them is called."""
@@ -102,13 +86,14 @@ class Recipe(Section):
         )
 
     def without_cap(self) -> Recipe:
-        """Return a recipe by which every detection may become a candidate that this one leaves out for number alone."""
-        also = {
-            label: each.model_copy(update={"candidates": each.candidates.model_copy(update={"cap": sys.maxsize})})
-            for label, each in self.ensemble.also.items()
-        }
-        whole = {"candidates": self.candidates.model_copy(update={"cap": sys.maxsize})}
-        return self.model_copy(update={**whole, "ensemble": self.ensemble.model_copy(update={"also": also})})
+        """Return a recipe without the cap on candidates."""
+        no_cap = {"cap": sys.maxsize}
+        return self.with_detectors(
+            [
+                each.model_copy(update={"candidates": each.candidates.model_copy(update=no_cap)})
+                for each in self.detectors()
+            ]
+        )
 
     def training_data(self) -> list[DataSection]:
         """Return the data set and those that are trained on beside it."""
@@ -116,8 +101,8 @@ class Recipe(Section):
         return [self.data, *others]
 
     def in_folder(self, folder: Path) -> Recipe:
-        """Return the recipe as it reads back from a folder that keeps it: a template of its own lies there, too."""
-        template = own_template(folder / "recipe.yaml", self.prompt.format)
+        """Return the recipe as it reads back from a folder that keeps it and a copy of its template."""
+        template = template_beside(folder / "recipe.yaml", self.prompt.format)
         if template is None:
             return self
         return self.model_copy(update={"prompt": self.prompt.model_copy(update={"format": str(template)})})
@@ -128,64 +113,86 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def _sections_of(root: Path, kind: str, name: str, problems: list[str]) -> tuple[dict[str, Any], Places] | None:
-    """Read the sections that a kind of file may hold, and their places; None, and why, where it cannot be read."""
-    try:
-        values, lines = read(named_file(root, kind, name))
-    except RecipeError as error:
-        problems.append(str(error))
-        return None
-    for section in values.keys() - set(KINDS[kind]):
-        near = nearest(str(section), KINDS[kind])
-        where = lines.get((section,), f"{root / kind / name}.yaml")
-        problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
-    return {key: value for key, value in values.items() if key in KINDS[kind]}, lines
+class _Reader:
+    """Reads the files that names stand for, and collects every problem."""
+
+    def __init__(self, folders: Sequence[Path] | None) -> None:
+        self.folders = recipe_folders() if folders is None else folders
+        self.problems: list[str] = []
+
+    def sections(self, kind: str, name: str) -> tuple[dict[str, Any], Places] | None:
+        """Read the sections of one file, and their places; None, and a problem, where it cannot be read."""
+        try:
+            path = find_recipe(kind, name, self.folders)
+            values, lines = read_sections(path)
+        except RecipeError as error:
+            self.problems.append(str(error))
+            return None
+        for section in values.keys() - set(RECIPE_KINDS[kind]):
+            near = nearest(str(section), RECIPE_KINDS[kind])
+            where = lines.get((section,), str(path))
+            self.problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
+        values = {key: value for key, value in values.items() if key in RECIPE_KINDS[kind]}
+        if kind == "train" and "prompt" in values:
+            values["prompt"], more = self._prompt_by_name(values["prompt"], lines["prompt",])
+            lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | more
+        return values, lines
+
+    def _prompt_by_name(self, name: Any, place: str) -> tuple[dict[str, Any], Places]:
+        """Return the prompt that a training names."""
+        if isinstance(name, str):
+            return self.prompt(name)
+        self.problems.append(
+            f"{place}: a train recipe names its prompt (prompt: hints, a file of recipes/prompt): move these keys to "
+            "recipes/prompt/NAME.yaml, and name that here"
+        )
+        return {}, {}
+
+    def members(self, kind: str, name: str) -> list[str]:
+        """Return the files that a name stands for: `a+b` is two detectors or prompts, unless a file is called so."""
+        exists = any(has_file(folder / kind / f"{name}.yaml") for folder in self.folders)
+        if kind not in _JOINED or exists or (kind == "prompt" and has_file(Path(name))):
+            return [name]
+        names = name.split("+")
+        repeated = [each for each in dict.fromkeys(names) if names.count(each) > 1]
+        self.problems += [f"{_short(name)} names the {_JOINED[kind]} {_short(each)} twice" for each in repeated]
+        return list(dict.fromkeys(names))
+
+    def prompt(self, name: str) -> tuple[dict[str, Any], Places]:
+        """Return the keys that the files of `recipes/prompt` set, and their places; two may not set one differently."""
+        joined: dict[str, Any] = {}
+        lines: Places = {}
+        for member in self.members("prompt", name):
+            values, places = self.sections("prompt", member) or ({}, {})
+            section = values.get("prompt") or {}
+            if not isinstance(section, dict):
+                self.problems.append(f"{places['prompt',]}: prompt is not a mapping (value: {section!r})")
+                continue
+            for key, value in section.items():
+                here = places.get(("prompt", key), member)
+                if key in joined and joined[key] != value:
+                    other = f"{joined[key]!r} in {lines['prompt', key]}"
+                    self.problems.append(f"{here}: prompt.{key} is {value!r} here and {other}: name one of the two")
+                joined.setdefault(key, value)
+                lines.setdefault(("prompt", key), here)
+        return joined, lines
 
 
-def _members(root: Path, kind: str, name: str, problems: list[str]) -> list[str]:
-    """Return the files that a name stands for: `a+b` is two detectors or prompts, unless a file is called so."""
-    if kind not in _JOINED or is_file(root / kind / f"{name}.yaml") or (kind == "prompt" and is_file(Path(name))):
-        return [name]
-    names = name.split("+")
-    twice = [each for each in dict.fromkeys(names) if names.count(each) > 1]
-    problems += [f"{_short(name)} names the {_JOINED[kind]} {_short(each)} twice" for each in twice]
-    return list(dict.fromkeys(names))
-
-
-def prompt_of(root: Path, name: str) -> dict[str, Any]:
-    """Return what the files of `recipes/prompt` that a name stands for set of the section `prompt`.
+def prompt_of(name: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
+    """Return the keys of the section `prompt` that the files of `recipes/prompt` that a name stands for set.
 
     Args:
-        root: The `recipes` folder.
         name: `a+b` joins two; a name that ends in `.yaml` is the path of a file.
+        folders: Folders that hold recipes; by default those of `recipe_folders`.
 
     Raises:
         RecipeError: If one cannot be read, or two set the same key differently.
     """
-    problems: list[str] = []
-    found, _ = _joined_prompts(root, _members(root, "prompt", name, problems), problems)
-    if problems:
-        raise RecipeError(listed("the prompt recipes cannot be used", problems))
-    return found
-
-
-def _joined_prompts(root: Path, names: Sequence[str], problems: list[str]) -> tuple[dict[str, Any], Places]:
-    joined: dict[str, Any] = {}
-    lines: Places = {}
-    for name in names:
-        values, places = _sections_of(root, "prompt", name, problems) or ({}, {})
-        section = values.get("prompt") or {}
-        if not isinstance(section, dict):
-            problems.append(f"{places.get(('prompt',), name)}: prompt is not a mapping (value: {section!r})")
-            continue
-        for key, value in section.items():
-            here = places.get(("prompt", key), name)
-            if key in joined and joined[key] != value:
-                other = f"{joined[key]!r} in {lines['prompt', key]}"
-                problems.append(f"{here}: prompt.{key} is {value!r} here and {other}: name one of the two")
-            joined.setdefault(key, value)
-            lines.setdefault(("prompt", key), here)
-    return joined, lines
+    reader = _Reader(folders)
+    section, _ = reader.prompt(name)
+    if reader.problems:
+        raise RecipeError(listed("the prompt recipes cannot be used", reader.problems))
+    return section
 
 
 def _label(sections: Mapping[str, Any], name: str) -> None:
@@ -234,7 +241,7 @@ def _explain(rows: Sequence[ErrorDetails], places: Mapping[tuple[str | int, ...]
 def _short(value: Any) -> str:
     """Return a value as messages show it; a file may hold any."""
     text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}.. ({len(text)} characters)"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}.. ({len(text)} characters)"
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str]:
@@ -260,58 +267,96 @@ def _validated(
     return recipe
 
 
-def _sections_but(base: Recipe | None, kinds: Iterable[str]) -> dict[str, Any]:
-    """Return the sections of a recipe as plain values, without those that files of these kinds give anew."""
-    replaced = {section for kind in kinds if kind != "prompt" for section in KINDS[kind]}
-    if "vlm" in kinds:
+def _remaining(start: RecipeFile, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the sections of a start that no typed name replaces; a prompt recipe adds to the section `prompt`."""
+    replaced = {section for kind in names if kind != "prompt" for section in RECIPE_KINDS[kind]}
+    if "vlm" in names:
         replaced.add("ensemble")
-    values = base.model_dump(mode="json") if base else {}
-    return {name: value for name, value in values.items() if name not in replaced and value is not None}
+    return {key: value for key, value in start.sections.items() if key not in replaced and value is not None}
+
+
+def _add(found: tuple[dict[str, Any], Places], sections: dict[str, Any], places: Places) -> None:
+    """Add the sections of a file that a start does not have; a start's own prompt adds to the training's."""
+    values, lines = found
+    own = sections.get("prompt")
+    places.update({place: line for place, line in lines.items() if place[:1] and place[0] not in sections})
+    sections.update({key: value for key, value in values.items() if key not in sections})
+    if "prompt" in values and isinstance(own, dict):
+        sections["prompt"] = {**values["prompt"], **own}
 
 
 def compose(
-    root: Path, names: Mapping[str, str], overrides: Sequence[str] = (), *, base: Recipe | None = None
+    names: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    *,
+    start: Recipe | RecipeFile | None = None,
+    folders: Sequence[Path] | None = None,
 ) -> Recipe:
     """Compose a recipe from one file per kind, then overrides, and validate it.
 
     Args:
-        root: The `recipes` folder.
-        names: Kind (vlm, llm, data, train, prompt, ..) -> name of the file without `.yaml`. What a file of
-            `recipes/prompt` says comes before what that of `recipes/train` says of the prompt.
+        names: Kind (vlm, llm, data, train, prompt, ..) -> name of the file without `.yaml`. A file of
+            `recipes/prompt` adds to the prompt that the training names, and wins.
         overrides: `section.key=value`, the value in YAML; later ones win.
-        base: Gives the sections that no file is named for, such as the recipe of a run.
+        start: Gives the kinds and sections that `names` does not: the recipe of a run, or a file to start from, whose
+            overrides come before those given here.
+        folders: Folders that hold recipes, the first that has a file wins; by default those of `recipe_folders`.
 
     Raises:
         RecipeError: With every problem of every file at once, each with its file and line.
     """
-    sections = _sections_but(base, names)
-    places: Places = {}
-    problems: list[str] = []
+    if not isinstance(start, RecipeFile):
+        start = RecipeFile(sections=start.model_dump(mode="json") if start else {})
+    reader = _Reader(folders)
+    sections = _remaining(start, names)
+    places: Places = {place: line for place, line in start.places.items() if place[:1] and place[0] in sections}
     unread: set[str] = set()
-    members = {kind: _members(root, kind, name, problems) for kind, name in names.items()}
-    prompts = members.pop("prompt", [])
-    for kind, (name, *others) in members.items():
-        if found := _sections_of(root, kind, name, problems):
-            sections.update(found[0])
-            places.update(found[1])
+    given = {kind: reader.members(kind, name) for kind, name in {**start.names, **names}.items() if kind != "prompt"}
+    for kind, (name, *others) in given.items():
+        if found := reader.sections(kind, name):
+            _add(found, sections, places)
         else:
-            unread.update(KINDS[kind])
+            unread.update(RECIPE_KINDS[kind])
         for other in others:
-            if found := _sections_of(root, kind, other, problems):
+            if found := reader.sections(kind, other):
                 _label(found[0], other)
                 sections.setdefault("ensemble", {"also": {}})["also"][other] = found[0]
                 places.update({("ensemble", "also", other, *place): line for place, line in found[1].items()})
-    asked, lines = _joined_prompts(root, prompts, problems)
-    if asked and isinstance(sections.setdefault("prompt", {}), dict):
-        sections["prompt"] |= asked
-        places.update(lines)
-    problems += [problem for override in overrides if (problem := _apply(sections, places, override))]
-    if "vlm" in names:
-        _label(sections, members["vlm"][0])
-    return _validated(sections, places, problems, unread)
+    for name in (each["prompt"] for each in (start.names, names) if "prompt" in each):
+        prompt, lines = reader.prompt(name)
+        if prompt and isinstance(sections.setdefault("prompt", {}), dict):
+            sections["prompt"] |= prompt
+            places.update(lines)
+    if "vlm" in given:
+        _label(sections, given["vlm"][0])
+    changes = [*start.overrides, *overrides]
+    reader.problems += [problem for override in changes if (problem := _apply(sections, places, override))]
+    return _validated(sections, places, reader.problems, unread)
 
 
 def load_resolved(path: Path) -> Recipe:
     """Read a resolved recipe, as a run folder keeps it."""
-    values, places = read(path)
+    values, places = read_sections(path)
     return _validated(values, places, [], set())
+
+
+def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = (), **names: str) -> Recipe:
+    """Return the recipe of a file, or that of names: `load_recipe(vlm="flo2", llm="llama3")`.
+
+    Args:
+        path: A file to start from, see `RecipeFile`, or a run folder.
+        overrides: `section.key=value`, the value in YAML; later ones win.
+        **names: Kind (vlm, llm, data, train, prompt) -> name of a file in `recipes`. Without `vlm` there is no
+            detector, and boxes are given (`Wrapper.choose`); `data` is needed for examples alone.
+
+    Raises:
+        RecipeError: With every problem of every file at once, each with its file and line.
+    """
+    if unknown := [kind for kind in names if kind not in RECIPE_KINDS]:
+        raise RecipeError(f"no kind of recipe is named {unknown[0]!r}{nearest(unknown[0], [*RECIPE_KINDS])}")
+    file = Path(path) / "recipe.yaml" if path and Path(path).is_dir() else path
+    start = read_recipe_file(str(file)) if file else RecipeFile()
+    if "data" not in names and not start.gives("data"):
+        names = {"data": "mine", **names}
+    given = [] if "vlm" in names or start.gives("vlm") else ["detector.name=given"]
+    return compose(names, [*given, *overrides], start=start)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from llm_wrapper import runs, storage
 from llm_wrapper.errors import DataError
+from llm_wrapper.readers import read_text
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.report.tables import escape_markdown
+from llm_wrapper.report.formatting import escape_markdown
+from llm_wrapper.storage import inside
 
-__all__ = ["card"]
+__all__ = ["card", "write_card"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
@@ -125,3 +129,12 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     }
     lines = [f"| {name} | {escape_markdown(str(value))} |\n" for name, value in rows.items() if value not in (None, "")]
     return "".join(["| | |\n|---|---|\n", *lines])
+
+
+def write_card(run: Path) -> None:
+    """Write the adapter's model card from the recipe, the manifest and the reports in a run folder."""
+    reports = {
+        path.stem.removeprefix("report-"): read_text(inside(run, path)) for path in sorted(run.glob("report-*.md"))
+    }
+    text = card(runs.recipe_of(run), runs.facts_of(run), reports)
+    storage.write_atomic(inside(run, Path("adapter") / "README.md"), text)

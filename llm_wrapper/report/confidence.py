@@ -1,4 +1,4 @@
-"""What a report says of confidence, and of the training's course."""
+"""Sections of a report about confidence and the course of a training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from llm_wrapper.evaluation.calibration import (
     threshold_for_risk,
 )
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
-from llm_wrapper.names import inside
-from llm_wrapper.report.parts import Figure, Part, Section, Table, number
-from llm_wrapper.report.plots import Series, chart
-from llm_wrapper.report.tables import NO_DATA
+from llm_wrapper.report.evaluations import Evaluation
+from llm_wrapper.report.formatting import Figure, Section, Table, number
+from llm_wrapper.report.plots import Chart, Series
+from llm_wrapper.storage import inside
 
 __all__ = ["confidence", "learning"]
 
@@ -33,15 +33,15 @@ _FEWEST = 20
 """Expressions in a bin of the calibration; the share of fewer that is right is mostly chance."""
 
 _MOST_POINTS = 200
-"""More points of a curve cannot be told apart on the page."""
+"""More points of a curve coincide on the page."""
 
 _MOST_LINES = 12
 _LARGEST = 1e15
 
 
-def confidence(part: Part) -> Section:
+def confidence(evaluation: Evaluation) -> Section:
     """Calibration and risk against coverage of every system that gives probabilities."""
-    pairs = {name: pair for name, pair in _pairs(part).items() if not np.isnan(pair[0]).all()}
+    pairs = {name: pair for name, pair in _pairs(evaluation).items() if not np.isnan(pair[0]).all()}
     lines = []
     reliability = [Series("as it should be", [0, 100], [0, 100], place=None)] * bool(pairs)
     risks = []
@@ -52,10 +52,10 @@ def confidence(part: Part) -> Section:
         ece = f"{number(found.ece)} ({len(found.bins)} bins)"
         lines.append((name, ece, number(curve.aurc), *answered, str(found.n), str(found.num_unknown)))
         bins = (100 * np.array([[each.confidence, each.accuracy] for each in found.bins])).T
-        reliability.append(Series(name, bins[0].tolist(), bins[1].tolist(), place=part.place(name)))
+        reliability.append(Series(name, bins[0].tolist(), bins[1].tolist(), place=evaluation.place(name)))
         kept = np.unique(np.linspace(0, len(curve.risk) - 1, _MOST_POINTS).astype(int))
         covered, wrong = ((100 * values[kept]).tolist() for values in (curve.coverage, curve.risk))
-        risks.append(Series(name, covered, wrong, place=part.place(name)))
+        risks.append(Series(name, covered, wrong, place=evaluation.place(name)))
     at_risks = [f"answered at risk <= {100 * risk:g} %" for risk in _RISKS]
     head = ("system", "ECE", "AURC", *at_risks, "n", "no probability")
     text = [
@@ -67,21 +67,21 @@ def confidence(part: Part) -> Section:
     figures = [
         Figure(
             "Calibration: confidence against what is right",
-            chart(reliability, x="confidence in percent", y="right in percent", top=105),
+            Chart(reliability, x="confidence in percent", y="right in percent", top=105),
         ),
         Figure(
             "Risk against coverage",
-            chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
+            Chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
         ),
     ]
-    notes = mass_notes([row for rows in part.judged.values() for row in rows])
+    notes = mass_notes([row for rows in evaluation.judged.values() for row in rows])
     return Section("Confidence", text, [Table("Confidence", head, lines)], figures, notes)
 
 
-def _pairs(part: Part) -> dict[str, _Pair]:
+def _pairs(evaluation: Evaluation) -> dict[str, _Pair]:
     """Return system -> confidence and right, over the samples with a target."""
     result = {}
-    for name, rows in part.judged.items():
+    for name, rows in evaluation.judged.items():
         scored = [row for row in rows if row.target is not None]
         result[name] = (confidences(scored), ious(scored) > IOU_THRESHOLD)
     return result
@@ -107,8 +107,8 @@ def learning(folder: Path) -> Section:
     # The column's name changed once.
     rights = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
     known = [(step, 100 * right) for step, right in zip(steps, rights, strict=True) if _is_number(right)]
-    loss = chart([Series("loss", steps, [row["loss"] for row in log])], x="step", y="loss")
-    right = chart(
+    loss = Chart([Series("loss", steps, [row["loss"] for row in log])], x="step", y="loss")
+    right = Chart(
         [Series("right tokens", [step for step, _ in known], [share for _, share in known])],
         x="step",
         y="right tokens in percent",
@@ -119,7 +119,7 @@ def learning(folder: Path) -> Section:
         (f"{steps[i]}", number(log[i]["loss"]), number(rights[i] if _is_number(rights[i]) else None)) for i in places
     ]
     figures = [Figure("Loss in training", loss), Figure("Right tokens of the answers in training", right)]
-    text = ["Measured while training, on the batch that is learned from."] if log else [NO_DATA]
+    text = ["Measured while training, on the batch that is learned from."] if log else []
     text += [f"{len(logged) - len(log)} of {len(logged)} losses are no finite number and are not drawn."] * (
         len(log) < len(logged)
     )

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
+from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.evaluation.paired import paired
-from llm_wrapper.evaluation.slices import masks
-from llm_wrapper.metrics import IOU_THRESHOLD, ious, rowwise_iou
-from llm_wrapper.prompts.render import FORMATS
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, paired
+from llm_wrapper.evaluation.slices import masks, weakest_slices
+from llm_wrapper.metrics import IOU_THRESHOLD, ious
+from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
-from llm_wrapper.report.parts import Part
+from llm_wrapper.report.evaluations import Evaluation
 from llm_wrapper.report.pictures import label_text
 from llm_wrapper.report.thumbnails import Thumbnail
 
-__all__ = ["OUTCOMES", "Case", "Drawn", "Gallery", "Line", "choose", "picture_ids"]
+__all__ = ["Case", "Drawn", "Gallery", "Line", "choose_cases", "picture_ids"]
 
-OUTCOMES = {
+_OUTCOMES = {
     (False, False): "still wrong",
     (True, False): "broken",
     (False, True): "rescued",
@@ -31,8 +33,11 @@ OUTCOMES = {
 }
 """(base is right, main is right) -> name; failures come first, since they are what a reader looks for."""
 
-_EACH = 12
-"""Cases of each outcome."""
+_MOST = {"still wrong": 48, "broken": 24, "rescued": 12, "right": 12}
+"""Cases of each outcome: a reader looks for the wrong ones."""
+
+_OF_WEAK = 6
+"""Wrong cases of each outcome that are taken from each slice that the page calls weak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Gallery:
 
     @property
     def families(self) -> dict[str, list[str]]:
-        """Family -> the slices that occur among the cases."""
+        """Family -> the slices that occur among the cases; a filter offers these."""
         found: dict[str, dict[str, None]] = {}
         for case in self.cases:
             for family, names in case.slices.items():
@@ -90,56 +95,80 @@ class Gallery:
 _Pair = tuple[Prediction, Prediction]
 
 
-def picture_ids(part: Part) -> dict[str, str]:
+def picture_ids(evaluation: Evaluation) -> dict[str, str]:
     """Return image id -> id of a sample of it, of the images that the gallery shows."""
-    return {main.image_id: main.sample_id for _, pairs in _chosen(part).values() for _, main in pairs}
+    return {main.image_id: main.sample_id for _, pairs in _choose(evaluation).values() for _, main in pairs}
 
 
-def choose(part: Part, thumbnails: dict[str, Thumbnail]) -> Gallery | None:
+def choose_cases(evaluation: Evaluation, thumbnails: dict[str, Thumbnail]) -> Gallery | None:
     """Return the cases of an evaluation; `None` where there are no two systems to compare on the same samples."""
-    chosen = _chosen(part)
-    if part.main is None or not chosen:
+    chosen = _choose(evaluation)
+    if evaluation.main is None or not chosen:
         return None
     return Gallery(
-        base=part.base,
-        main=part.main,
+        base=evaluation.base,
+        main=evaluation.main,
         totals={outcome: total for outcome, (total, _) in chosen.items()},
         cases=[
-            _case(part, pair, outcome, thumbnails.get(pair[1].image_id))
+            _case(evaluation, pair, outcome, thumbnails.get(pair[1].image_id))
             for outcome, (_, pairs) in chosen.items()
             for pair in pairs
         ],
     )
 
 
-def _chosen(part: Part) -> dict[str, tuple[int, list[_Pair]]]:
+def _choose(evaluation: Evaluation) -> dict[str, tuple[int, list[_Pair]]]:
     """Return outcome -> how many samples have it, and those that are shown."""
-    if part.main is None:
+    if evaluation.main is None:
         return {}
+    base, main = evaluation.systems[evaluation.base], evaluation.systems[evaluation.main]
     try:
-        pairs = [pair for pair in paired(part.systems[part.base], part.systems[part.main]) if pair[0].target]
-    except DataError:  # said in the section of differences
+        pairs = [pair for pair in paired(base, main) if pair[0].target]
+    except DataError:  # a note of the section of differences
         return {}
     right = [(ious([pair[side] for pair in pairs]) > IOU_THRESHOLD).tolist() for side in (0, 1)]
+    weak = [(family, name) for family, name, _ in weakest_slices(main)]
     result = {}
-    for both, outcome in OUTCOMES.items():
+    for both, outcome in _OUTCOMES.items():
         found = [pair for pair, *seen in zip(pairs, *right, strict=True) if tuple(seen) == both]
-        result[outcome] = (len(found), _some(found))
+        result[outcome] = (len(found), _sample_cases(found, _MOST[outcome], weak if not both[1] else []))
     return result
 
 
-def _some(pairs: Sequence[_Pair]) -> list[_Pair]:
-    """Take a few, of different images as far as there are; by a hash, so that nobody picks the nice ones."""
+def _sample_cases(pairs: Sequence[_Pair], most: int, weak: Sequence[tuple[str, str]]) -> list[_Pair]:
+    """Take some cases of different images by a hash, not by hand: of each weak slice, of each slice, then of all."""
     ordered = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].sample_id.encode()).digest())
-    first: dict[str, _Pair] = {}
-    for pair in ordered:
-        first.setdefault(pair[0].image_id, pair)
-    return list(first.values())[:_EACH]
+    slices = {(family, name): np.flatnonzero(mask) for family, found in _families([main for _, main in ordered]).items()
+              for name, mask in found.items()}  # fmt: skip
+    taken: dict[str, int] = {}
+
+    def take(places: Iterable[int], count: int) -> None:
+        for place in places:
+            image_id = ordered[place][0].image_id
+            if len(taken) >= most or count <= 0:
+                return
+            if taken.setdefault(image_id, place) == place:
+                count -= 1
+
+    for each in weak:
+        take(slices[each].tolist(), _OF_WEAK)
+    for places in slices.values():
+        take(places.tolist(), 1)
+    take(range(len(ordered)), most)
+    return [ordered[place] for place in sorted(taken.values())]
 
 
-def _case(part: Part, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) -> Case:
+def _families(predictions: Sequence[Prediction]) -> dict[str, dict[str, npt.NDArray[np.bool_]]]:
+    """Return family -> slice -> mask: why the system is wrong, and the slices of the report."""
+    found = outcomes(predictions)
+    return {"error": {name: found == name for name in OUTCOMES if name != "right"}, **masks(predictions)}
+
+
+def _case(evaluation: Evaluation, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) -> Case:
     base, main = pair
-    in_slices = {family: [name for name, mask in slices.items() if mask[0]] for family, slices in masks([main]).items()}
+    in_slices = {
+        family: [name for name, mask in slices.items() if mask[0]] for family, slices in _families([main]).items()
+    }
     wh = main.image_wh or (thumbnail.wh if thumbnail else None)
     return Case(
         outcome=outcome,
@@ -147,7 +176,7 @@ def _case(part: Part, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) ->
         asked=main,
         drawn=_drawn(base, main, named=thumbnail is None),
         lines=_lines(base, main),
-        prompt=_prompt(part, main, wh),
+        prompt=_prompt(evaluation, main, wh),
         wh=wh or _extent(base, main),
         picture=thumbnail.uri if thumbnail else None,
     )
@@ -179,18 +208,18 @@ def _lines(base: Prediction, main: Prediction) -> list[Line]:
     return lines
 
 
-def _prompt(part: Part, asked: Prediction, wh: tuple[int, int] | None) -> str | None:
+def _prompt(evaluation: Evaluation, asked: Prediction, wh: tuple[int, int] | None) -> str | None:
     """Word the prompt again, where an LLM was asked in a shipped format about an image of known size.
 
     Examples that were shown before the question are training expressions, which the run's folder does not hold.
     """
-    section = part.recipe.get("prompt") or {}
-    if wh is None or section.get("format") not in FORMATS or asked.decided_by not in ("llm", "fallback"):
+    section = evaluation.recipe.get("prompt") or {}
+    if wh is None or section.get("format") not in PROMPT_FORMATS or asked.decided_by not in ("llm", "fallback"):
         return None
     sample = Sample(asked.sample_id, "", asked.image_id, None, wh, asked.expression, None)
     try:
         words = PromptSection.model_validate({**section, "examples": 0, "retrieve": False})
-        (prompt,) = plain(words)([(sample, asked.candidates)])
+        (prompt,) = PromptBuilder(words).build([(sample, asked.candidates)])
     except (PromptError, ValidationError):
         return None
     return prompt.messages[-1].content

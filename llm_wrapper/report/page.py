@@ -17,25 +17,24 @@ from typing import Any
 import jinja2
 import yaml
 
-from llm_wrapper import artifacts
-from llm_wrapper.names import inside
+from llm_wrapper import storage
 from llm_wrapper.readers import MIB, read_json, read_text
-from llm_wrapper.report import compared, confidence, gallery, sections, studies, thumbnails
+from llm_wrapper.report import confidence, gallery, grid, sections, thumbnails
+from llm_wrapper.report.evaluations import Evaluation, facts_of_evaluation, load_evaluations
+from llm_wrapper.report.formatting import Section, Table, escape_markdown
 from llm_wrapper.report.gallery import Gallery
-from llm_wrapper.report.parts import Part, Section, Table, load
-from llm_wrapper.report.tables import NO_DATA, escape_markdown
+from llm_wrapper.storage import inside
 from llm_wrapper.terminal import printable
 
-__all__ = ["HTML", "MARKDOWN", "facts_of_run", "write"]
+__all__ = ["HTML", "MARKDOWN", "facts_of_run", "write_report"]
 
 HTML = "report.html"
 MARKDOWN = "report.md"
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-_BUILDERS = (
-    sections.results,
-    sections.advice,
+_SUMMARY = (sections.results, sections.advice)
+_DETAILS = (
     sections.differences,
     sections.errors,
     sections.positions,
@@ -43,18 +42,24 @@ _BUILDERS = (
     sections.slices,
     confidence.confidence,
 )
+"""They are folded: the page begins with the numbers, what is wrong, and its cases."""
+
+_IN_MARKDOWN = 12
+"""Cases of each outcome in `report.md`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """One evaluation, ready to be written."""
+    """One evaluation, ready to be written; `empty` names what has no data and is not shown."""
 
     name: str
-    sections: Sequence[Section]
+    summary: Sequence[Section]
     gallery: Gallery | None
+    details: Sequence[Section]
+    empty: Sequence[str]
 
 
-def write(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, Path]:
+def write_report(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` into a run folder and return their paths.
 
     Both are made of what the folder holds, without time stamps: made again, they are the same. The gallery's pictures,
@@ -68,13 +73,13 @@ def write(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, 
         RunError: If the folder holds no predictions.
         DataError: If one of its files is damaged.
     """
-    parts = load(folder)
-    title = _title(parts[0].recipe)
+    found = load_evaluations(folder)
+    title = _title(found[0].recipe)
     # First what is only read: a damaged file is known before anything is computed.
     facts = facts_of_run(folder)
-    studies.add(folder)
-    further = [confidence.learning(folder), *studies.sections(folder)]
-    shown = [_shown(folder, part, roots) for part in parts]
+    grid.add_studies(folder)
+    further, empty = _filled([confidence.learning(folder), *grid.study_sections(folder)])
+    shown = [_prepare(folder, each, roots) for each in found]
     style, script = (_text(f"report.{suffix}") for suffix in ("css", "js"))
     content = (
         _environment()
@@ -83,15 +88,15 @@ def write(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple[Path, 
             title=title,
             parts=shown,
             further=further,
+            empty=empty,
             facts=facts,
-            no_data=NO_DATA,
             style=style,
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         )
     )
-    artifacts.write_atomic(folder / HTML, content)
-    artifacts.write_atomic(folder / MARKDOWN, _markdown(title, shown, further, facts))
+    storage.write_atomic(folder / HTML, content)
+    storage.write_atomic(folder / MARKDOWN, _markdown(title, shown, (further, empty), facts))
     return folder / HTML, folder / MARKDOWN
 
 
@@ -106,10 +111,19 @@ def _title(recipe: Mapping[str, Any]) -> str:
     return " / ".join(["LLM-wrapper report", *known])
 
 
-def _shown(folder: Path, part: Part, roots: Sequence[Path]) -> _Shown:
-    split = str(part.facts.get("split") or part.name)
-    pictures = thumbnails.add(folder, part.recipe, split, gallery.picture_ids(part), roots)
-    return _Shown(part.name, [build(part) for build in _BUILDERS], gallery.choose(part, pictures))
+def _prepare(folder: Path, evaluation: Evaluation, roots: Sequence[Path]) -> _Shown:
+    split = str(evaluation.facts.get("split") or evaluation.name)
+    pictures = thumbnails.add_thumbnails(folder, evaluation.recipe, split, gallery.picture_ids(evaluation), roots)
+    summary, empty = _filled([build(evaluation) for build in _SUMMARY])
+    cases = gallery.choose_cases(evaluation, pictures)
+    details, more = _filled([build(evaluation) for build in _DETAILS])
+    return _Shown(evaluation.name, summary, cases, details, [*empty, *["Gallery"] * (cases is None), *more])
+
+
+def _filled(found: Sequence[Section]) -> tuple[list[Section], list[str]]:
+    """Return the sections that have data, and the names of what has none."""
+    both = [section.filled() for section in found]
+    return [section for section, _ in both if section], [name for _, empty in both for name in empty]
 
 
 def facts_of_run(folder: Path) -> list[tuple[str, str]]:
@@ -120,7 +134,7 @@ def facts_of_run(folder: Path) -> list[tuple[str, str]]:
     if (folder / "manifest.json").exists():
         found.append(("Training", _yaml(read_json(inside(folder, "manifest.json"), most=64 * MIB))))
     for path in sorted(folder.glob("predictions-*.parquet")):
-        facts = {key: value for key, value in compared.facts_of_evaluation(folder, path).items() if key != "rows"}
+        facts = {key: value for key, value in facts_of_evaluation(folder, path).items() if key != "rows"}
         if facts:
             found.append((f"Evaluation {path.stem.removeprefix('predictions-')}", _yaml(facts)))
     return found
@@ -134,14 +148,14 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
-        finalize=_shown_in_page,
+        finalize=_finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def _shown_in_page(value: Any) -> Any:
+def _finalize(value: Any) -> Any:
     """Write out what would turn the direction of a page's text around; markup of our own passes."""
     return printable(value) if type(value) is str else value
 
@@ -150,53 +164,45 @@ def _text(name: str) -> str:
     return (_TEMPLATES / name).read_text("utf-8").strip()
 
 
-def _markdown(title: str, parts: Sequence[_Shown], further: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
-    lines = [f"# {escape_markdown(title)}", f"Plots and pictures are in `{HTML}` beside this file."]
+def _markdown(
+    title: str,
+    parts: Sequence[_Shown],
+    further: tuple[Sequence[Section], Sequence[str]],
+    facts: Sequence[tuple[str, str]],
+) -> str:
+    blocks = [f"# {escape_markdown(title)}", f"Plots and pictures are in `{HTML}` beside this file."]
     for part in parts:
-        lines.append(f"## {escape_markdown(part.name)}")
-        lines += [block for section in part.sections for block in _section(section)]
-        lines += _cases(part.gallery)
-    lines += ["## Training and more", *(block for section in further for block in _section(section))]
+        blocks.append(f"## {escape_markdown(part.name)}")
+        blocks += [section.markdown().rstrip("\n") for section in part.summary]
+        blocks += _cases(part.gallery)
+        blocks += [section.markdown().rstrip("\n") for section in part.details]
+        blocks += _absent(part.empty)
+    blocks += ["## Training and more", *(section.markdown().rstrip("\n") for section in further[0])]
+    blocks += _absent(further[1])
     for name, text in facts:
-        # Indented, because no fence is longer than what foreign text can hold.
-        lines += [
+        # Indented, because no fence is longer than what a text of others can hold.
+        blocks += [
             f"### {escape_markdown(name)}",
             "".join(f"    {line}\n" for line in printable(text).split("\n")).rstrip(),
         ]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
-def _section(section: Section) -> list[str]:
-    blocks = [f"### {escape_markdown(section.title)}", *(escape_markdown(text) for text in section.text)]
-    for table in section.tables:
-        blocks += [f"**{escape_markdown(table.caption)}**", _table(table)]
-    if section.notes:
-        blocks.append("\n".join(f"- {escape_markdown(note)}" for note in section.notes))
-    return blocks
-
-
-def _table(table: Table) -> str:
-    if not table.rows:
-        return NO_DATA
-    ruler = ["---" if place in (0, *table.prose) else "---:" for place in range(len(table.head))]
-    lines = [
-        [escape_markdown(cell) for cell in table.head],
-        ruler,
-        *([escape_markdown(cell) for cell in row] for row in table.rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _absent(empty: Sequence[str]) -> list[str]:
+    return [f"Not shown, as there is no data: {escape_markdown(', '.join(empty))}."] if empty else []
 
 
 def _cases(found: Gallery | None) -> list[str]:
     if found is None:
-        return ["### Gallery", NO_DATA]
+        return []
     blocks = ["### Gallery"]
     for outcome, total in found.totals.items():
-        cases = [case for case in found.cases if case.outcome == outcome]
+        cases = [case for case in found.cases if case.outcome == outcome][:_IN_MARKDOWN]
         blocks.append(f"**{outcome}** ({len(cases)} of {total} shown)")
         for case in cases:
             blocks.append(f"*{escape_markdown(case.asked.expression)}*, sample {escape_markdown(case.asked.sample_id)}")
             lines = [(str(x.index), x.label, "" if x.probability is None else f"{x.probability:.3f}", x.marks)
                      for x in case.lines]  # fmt: skip
-            blocks.append(_table(Table("", ("index", "label", "probability", ""), lines)))
+            table = Table("", ("index", "label", "probability", ""), lines)
+            blocks.append(table.markdown().rstrip("\n") if lines else "no candidates")
     return blocks

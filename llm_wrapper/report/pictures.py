@@ -10,63 +10,61 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from llm_wrapper import artifacts, images
+from llm_wrapper import images, storage
 from llm_wrapper.errors import DataError
-from llm_wrapper.records import Box, Candidate
+from llm_wrapper.images import ImageSource
+from llm_wrapper.records import Box, Candidate, Prediction
 
-__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw", "label_text"]
+__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw_candidates", "draw_prediction", "label_text",
+           "save_picture"]  # fmt: skip
 
 Color = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]
 
 CANDIDATE_COLOR: Color = (128, 128, 128)
-# Vermilion and blue can be told apart with every kind of color blindness.
+# Vermilion and blue differ for every kind of color blindness.
 CHOSEN_COLOR: Color = (213, 94, 0)
 TARGET_COLOR: Color = (0, 114, 178)
 
 _MOST_CHARACTERS = 24
-_LEAST_SIDE = 640
-"""Pixels of the longer side; smaller images are enlarged, or no label would be legible."""
+_LEAST_SIDE = 960
+"""Pixels of the longer side; smaller images are enlarged, so that labels are legible beside small boxes."""
 _FAR = 1e6
 _MOST_LINES = 3
 """Of the expression above the image."""
 
 
-def draw(
-    image_path: Path,
+def draw_candidates(
+    image: Image.Image,
     candidates: Sequence[Candidate],
     *,
-    out: Path,
     chosen: int | None,
     probabilities: Sequence[float] | None = None,
     target: Box | None = None,
     expression: str | None = None,
-) -> None:
-    """Write the image with its candidates to `out`; the suffix of `out` decides the format.
+) -> Image.Image:
+    """Return the image with its candidates; a small image is enlarged.
 
-    Candidates are thin grey with index and label, the target is blue, and the chosen one is thick, on top of all, with
-    its probability where there is one. Labels stand where they hide least of the target and of the choice.
+    Candidates are thin and grey with index and label, the target is blue, and the chosen one is thick, on top of all,
+    with its probability where there is one. Labels are outside their boxes where there is room, and hide least of the
+    target and of the choice.
 
     Args:
-        image_path: The image, in any mode that PIL reads; a small one is enlarged.
-        candidates: In the order shown; boxes in pixels of the upright image.
-        out: Where to write; its folder is made if need be.
+        image: RGB, upright.
+        candidates: In the order shown; boxes in pixels of the image.
         chosen: Index of the chosen candidate; `None` where none was.
         probabilities: One per candidate.
         target: The annotated box.
         expression: Written above the image, on white.
 
     Raises:
-        ImageError: If the image cannot be read.
-        DataError: If it cannot be written in the format of the suffix.
-        LLMWrapperError: If `out` cannot be written.
         ValueError: If `chosen` or `probabilities` do not fit the candidates.
     """
     if chosen is not None and not 0 <= chosen < len(candidates):
         raise ValueError(f"chosen index {chosen} is not among {len(candidates)} candidates")
     if probabilities is not None and len(probabilities) != len(candidates):
         raise ValueError(f"{len(probabilities)} probabilities for {len(candidates)} candidates")
-    pen = _Pen(images.read(image_path))
+    pen = _Pen(image)
     for index, candidate in enumerate(candidates):
         if index != chosen:
             pen.box(candidate.box, f"{index} {label_text(candidate.label)}", color=CANDIDATE_COLOR, thickness=1)
@@ -76,10 +74,34 @@ def draw(
         share = "" if probabilities is None else f" {100 * probabilities[chosen]:.0f} %"
         text = f"{chosen} {label_text(candidates[chosen].label)}{share}"
         pen.box(candidates[chosen].box, text, color=CHOSEN_COLOR, thickness=3, clear=True)
-    _save(pen.finished(expression), out)
+    return pen.finished(expression)
 
 
-def _save(image: Image.Image, out: Path) -> None:
+def draw_prediction(prediction: Prediction, image: ImageSource) -> Image.Image:
+    """Return the image with the candidates, the choice and the target of a prediction.
+
+    Raises:
+        ImageError: If the image cannot be read, or is of another size.
+    """
+    shares = prediction.probabilities
+    same = [index for index, each in enumerate(prediction.candidates) if each.box == prediction.box]
+    return draw_candidates(
+        images.read_image(image, prediction.image_wh),
+        prediction.candidates,
+        chosen=max(same, key=lambda index: shares[index] if shares else 0.0, default=None),
+        probabilities=shares,
+        target=prediction.target,
+        expression=prediction.expression,
+    )
+
+
+def save_picture(image: Image.Image, out: Path) -> None:
+    """Write a picture whole or not at all, in the format of the suffix of `out`.
+
+    Raises:
+        DataError: If it cannot be written in that format.
+        LLMWrapperError: If `out` cannot be written.
+    """
     kind = Image.registered_extensions().get(out.suffix.lower(), "")
     content = BytesIO()
     try:
@@ -88,7 +110,7 @@ def _save(image: Image.Image, out: Path) -> None:
         raise DataError(
             f"{out}: no picture can be written as {out.suffix or 'a file without suffix'}; name it .png"
         ) from error
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
 def label_text(label: str) -> str:
@@ -109,10 +131,10 @@ class _Pen:
         scale = max(1.0, _LEAST_SIDE / max(image.size))
         width, height = (max(1, round(scale * side)) for side in image.size)
         self._scale = (width / image.size[0], height / image.size[1])
-        self._image = image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image
+        self._image = image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image.copy()
         self._draw = ImageDraw.Draw(self._image)
         self._line = max(1, round(max(width, height) / 500))
-        self._font = ImageFont.load_default(size=max(10, round(max(width, height) / 45)))
+        self._font = ImageFont.load_default(size=max(10, round(max(width, height) / 60)))
         self._labels: list[tuple[_Rectangle, str, Color]] = []
         self._clear: list[_Rectangle] = []
 
@@ -134,14 +156,16 @@ class _Pen:
             left, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
             size = (right - left + 4, bottom - top + 4)
             # A place that hides nothing, else the one that hides least.
-            spot = min(self._places(box, size), key=lambda each: sum(_shared(each, x) for x in [*self._clear, *placed]))
+            spot = min(
+                self._places(box, size), key=lambda each: sum(_shared(each, x) for x in [*self._clear, *placed, box])
+            )
             placed.append(spot)
             self._draw.rectangle(spot, fill=color)
             self._draw.text((spot[0] + 2 - left, spot[1] + 2 - top), text, fill="white", font=self._font)
         return self._image if expression is None else self._under(_visible(expression))
 
     def _places(self, box: _Rectangle, size: tuple[float, float]) -> list[_Rectangle]:
-        """Return where a label of a box may stand, the usual place first: above, below, beside, within."""
+        """Return possible places of a box's label, the usual one first: above, below, beside, within."""
         (x0, y0, x1, y1), (width, height) = box, size
         corners = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x1, y0), (x0 - width, y0)]
         corners += [(x1, y1 - height), (x0 - width, y1 - height), (x0, y0), (x0, y1 - height)]

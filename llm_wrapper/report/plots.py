@@ -1,14 +1,17 @@
-"""Line charts as SVG text that takes the page's own color, so that it can be read on light and on dark."""
+"""Charts and heat maps: as SVG text in the page's own color, for light and dark, and as pictures in files."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from llm_wrapper import storage
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import printable
 
@@ -17,16 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_CELLS",
+    "Chart",
     "Heat",
     "Series",
-    "chart",
     "drawing_settings",
-    "factors",
     "figure_text",
-    "heat_map",
-    "of_estimates",
-    "paint",
+    "save_plots",
+    "series_of",
+    "svg_of",
 ]
+
+_log = logging.getLogger(__name__)
 
 _INK = "#010203"
 """Stands for the color of the page's text until the SVG is done; matplotlib does not know `currentColor`."""
@@ -37,10 +41,10 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 _LONG = 50
-"""Letters of all ticks together that still stand side by side."""
+"""Letters of all ticks together that still fit side by side."""
 
 _FEW = 6
-"""Ticks with long names that stand side by side a little turned; more need a turn more."""
+"""Ticks with long names that fit side by side a little turned; more need a turn more."""
 
 _LONGEST = 32
 """Letters of a name in a chart."""
@@ -48,8 +52,11 @@ _LONGEST = 32
 MAX_CELLS = 400
 """Cells of a matrix that is drawn; each needs about 4 square centimetres, and 2,000 in a row were 24 GB of pixels."""
 
+_LEAST_RATIO = 1.3
+"""Of two ticks on an axis from zero; closer ones would be written over each other."""
+
 _MANY = 60
-"""From so many points on, a line is drawn without markers."""
+"""From this many points on, a line is drawn without markers."""
 
 _RC: Any = {  # matplotlib's own stubs want literal names
     "svg.fonttype": "none",
@@ -66,8 +73,8 @@ _RC: Any = {  # matplotlib's own stubs want literal names
 class Series:
     """One line: points (x, y), and how far each may be off below and above.
 
-    `place` decides color, marker and dashes, so that a system looks the same in every chart of a page; the ideal that
-    the others are held against has none, and is thin and without markers.
+    `place` decides color, marker and dashes, so that a system looks the same in every chart of a page; the ideal
+    for comparison has none, and is thin and without markers.
     """
 
     name: str
@@ -94,9 +101,41 @@ class Heat:
     cells: Mapping[tuple[int, int], tuple[float | None, str]]
     framed: frozenset[tuple[int, int]]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no cell to draw, or more than `MAX_CELLS`."""
+        return not self.cells or len(self.rows) * len(self.columns) > MAX_CELLS
 
-def of_estimates(name: str, x: Sequence[float], found: Sequence[Estimate], *, place: int = 0) -> Series:
-    """Return shares in percent with their intervals; what has no value is left out."""
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        return 3.0 + 1.7 * len(self.columns), 1.2 + 0.62 * len(self.rows)
+
+    def paint(self, axes: Axes) -> None:
+        """Draw a matrix by color, with the text of each cell."""
+        import numpy as np
+        from matplotlib.patches import Rectangle
+
+        values = np.full((len(self.rows), len(self.columns)), np.nan)
+        for place, (value, _) in self.cells.items():
+            values[place] = np.nan if value is None else value
+        known = values[np.isfinite(values)]
+        middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+        # Cividis is the same picture for every kind of color vision.
+        shown = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+        for (y, x), (value, text) in self.cells.items():
+            ink = _INK if value is None else "white" if value < middle else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
+        for y, x in self.framed:
+            axes.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, edgecolor="#d55e00", linewidth=2.5))
+        axes.set_xticks(range(len(self.columns)), [figure_text(name).replace(" / ", "\n") for name in self.columns])
+        axes.set_yticks(range(len(self.rows)), [figure_text(name) for name in self.rows])
+        if len(known):
+            axes.figure.colorbar(shown, ax=axes)
+
+
+def series_of(name: str, x: Sequence[float], found: Sequence[Estimate], *, place: int = 0) -> Series:
+    """Return shares in percent with their intervals; a share without a value is skipped."""
     points = [(at, each.value, each.ci) for at, each in zip(x, found, strict=True) if each.value is not None]
     return Series(
         name,
@@ -108,42 +147,103 @@ def of_estimates(name: str, x: Sequence[float], found: Sequence[Estimate], *, pl
     )
 
 
-def chart(
-    series: Sequence[Series],
-    *,
-    x: str,
-    y: str,
-    top: float | None = None,
-    ticks: Sequence[str] | None = None,
-    log: bool = False,
-) -> str:
-    """Draw lines and return them as an `<svg>` element, empty where there is no point.
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines over a horizontal axis.
 
-    Args:
-        series: The lines; one without points is left out.
-        x: What the horizontal axis shows.
-        y: What the vertical axis shows.
+    Attributes:
+        series: The lines; one without points is not drawn.
+        x: Name of the horizontal axis.
+        y: Name of the vertical axis.
         top: The vertical axis goes from 0 to here; it fits the points where nothing is given.
         ticks: Names of the places 0, 1, .. of the horizontal axis; points are then not joined.
-        log: The horizontal axis goes by factors.
+        scale: The horizontal axis is `linear`, goes by `factors`, or does so beyond the least value (`from zero`).
+        bands: Whether intervals are drawn as bands.
     """
-    filled = [each for each in series if len(each.x)]
-    if not filled:
+
+    series: Sequence[Series]
+    x: str
+    y: str
+    top: float | None = None
+    ticks: Sequence[str] | None = None
+    scale: Literal["linear", "factors", "from zero"] = "linear"
+    bands: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no point to draw."""
+        return not any(len(each.x) for each in self.series)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        count = sum(len(each.x) > 0 for each in self.series)
+        lines = 0 if self.ticks is not None or count < 2 else (count + 1) // 2
+        turned = 1.4 if self.ticks is not None and len(self.ticks) > _FEW else 0.0
+        return 5.0, 3.0 + 0.22 * lines + turned
+
+    def paint(self, axes: Axes) -> None:
+        """Draw on the axes of a figure."""
+        for each in self.series:
+            if len(each.x):
+                _draw(axes, each, joined=self.ticks is None, bands=self.bands)
+        _name_axes(axes, self)
+        if self.top is not None:
+            axes.set_ylim(0, self.top)
+        if self.scale == "factors":
+            _scale_by_factors(axes)
+        elif self.scale == "from zero":
+            _scale_from_zero(axes, [x for each in self.series for x in each.x])
+
+
+def svg_of(plot: Chart | Heat) -> str:
+    """Draw a plot and return it as an `<svg>` element; empty where there is nothing to draw."""
+    if plot.is_empty:
         return ""
-    lines = 0 if ticks is not None or len(filled) < 2 else (len(filled) + 1) // 2
-    turned = 1.4 if ticks is not None and len(ticks) > _FEW else 0.0
-    with _drawing((5.0, 3.0 + 0.22 * lines + turned)) as (axes, done):
-        for each in filled:
-            _draw(axes, each, joined=ticks is None)
-        _name_axes(axes, x, y, ticks)
-        if top is not None:
-            axes.set_ylim(0, top)
-        if log:
-            factors(axes)
-    return done[0]
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # half a second, and only the page needs it
+    from matplotlib.figure import Figure
+
+    with drawing_settings(_RC):
+        figure = Figure(figsize=plot.size, layout="constrained")
+        plot.paint(FigureCanvasSVG(figure).figure.add_subplot())
+        content = StringIO()
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(content.getvalue())
 
 
-def factors(axes: Axes) -> None:
+def save_plots(plots: Sequence[Chart | Heat], out: Path, title: str = "") -> None:
+    """Write a picture of some plots side by side, as PNG or SVG by the file's name.
+
+    Those that are empty or too large are not drawn; without any there is no picture, which the log says.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    plots = [plot for plot in plots if not plot.is_empty]
+    if not plots:
+        out.unlink(missing_ok=True)  # an earlier, smaller one would be taken for this one
+        _log.warning("%s is not drawn: nothing to draw, or over %d cells; the tables have all", out, MAX_CELLS)
+        return
+    kind = out.suffix[1:]
+    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
+    sizes = [plot.size for plot in plots]
+    content = BytesIO()
+    with drawing_settings({"svg.fonttype": "none", "svg.hashsalt": "llm-wrapper"}):
+        size = (sum(width for width, _ in sizes), max(height for _, height in sizes) + 0.3 * bool(title))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        widths = [width for width, _ in sizes]
+        for axes, plot in zip(
+            figure.subplots(1, len(plots), squeeze=False, width_ratios=widths)[0], plots, strict=True
+        ):
+            plot.paint(axes)
+        if title:
+            figure.suptitle(figure_text(title, longest=90), fontsize=10)
+        figure.savefig(content, format=kind, dpi=150, metadata=metadata)
+    storage.write_atomic(out, content.getvalue())
+
+
+def _scale_by_factors(axes: Axes) -> None:
     """Let a horizontal axis go by factors, with plain numbers (20k, 50k, 100k)."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -153,36 +253,16 @@ def factors(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def heat_map(heat: Heat) -> str:
-    """Draw a matrix and return it as an `<svg>` element, empty where there is no cell, or more than `MAX_CELLS`."""
-    if not heat.cells or len(heat.rows) * len(heat.columns) > MAX_CELLS:
-        return ""
-    with _drawing((2.6 + 1.3 * len(heat.columns), 1.0 + 0.5 * len(heat.rows))) as (axes, done):
-        paint(axes, heat)
-    return done[0]
-
-
-def paint(axes: Axes, heat: Heat) -> None:
-    """Draw a matrix by color, with the text of each cell."""
-    import numpy as np
-    from matplotlib.patches import Rectangle
-
-    values = np.full((len(heat.rows), len(heat.columns)), np.nan)
-    for place, (value, _) in heat.cells.items():
-        values[place] = np.nan if value is None else value
-    known = values[np.isfinite(values)]
-    middle = (known.min() + known.max()) / 2 if len(known) else 0.0
-    # Cividis is the same picture for every kind of color vision.
-    shown = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
-    for (y, x), (value, text) in heat.cells.items():
-        ink = _INK if value is None else "white" if value < middle else "black"
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
-    for y, x in heat.framed:
-        axes.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, edgecolor="#d55e00", linewidth=2.5))
-    axes.set_xticks(range(len(heat.columns)), [figure_text(name).replace(" / ", "\n") for name in heat.columns])
-    axes.set_yticks(range(len(heat.rows)), [figure_text(name) for name in heat.rows])
-    if len(known):
-        axes.figure.colorbar(shown, ax=axes)
+def _scale_from_zero(axes: Axes, values: Sequence[float]) -> None:
+    """Scale by factors beyond the least value over 0; below it the axis is linear, so that 0 has a place."""
+    axes.set_xscale("symlog", linthresh=min((x for x in values if x), default=1), linscale=0.6)
+    ticks = [0.0]
+    for x in sorted(values):
+        if x > _LEAST_RATIO * ticks[-1]:
+            ticks.append(x)
+    axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(left=0)
 
 
 @contextmanager
@@ -200,32 +280,17 @@ def drawing_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None
         yield
 
 
-def figure_text(name: str) -> str:
+def figure_text(name: str, longest: int = _LONGEST) -> str:
     """Return a name that can be drawn: a letter that the font lacks would warn, and a long name leave no room.
 
     The end of a name stays, since it tells the systems of another run apart.
     """
-    flat, half = " ".join(printable(name).split()), (_LONGEST - 3) // 2
+    flat, half = " ".join(printable(name).split()), (longest - 3) // 2
     text = flat.encode("ascii", "replace").decode()
-    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
-@contextmanager
-def _drawing(size: tuple[float, float]) -> Iterator[tuple[Axes, list[str]]]:
-    """Give axes to draw on, and a list that holds the `<svg>` element afterwards."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # half a second, and only the page needs it
-    from matplotlib.figure import Figure
-
-    done: list[str] = []
-    with drawing_settings(_RC):
-        figure = Figure(figsize=size, layout="constrained")
-        yield FigureCanvasSVG(figure).figure.add_subplot(), done
-        content = StringIO()
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    done.append(_inline(content.getvalue()))
-
-
-def _draw(axes: Axes, each: Series, *, joined: bool) -> None:
+def _draw(axes: Axes, each: Series, *, joined: bool, bands: bool) -> None:
     # A first letter "_" would hide a name from the legend.
     label = " " + figure_text(each.name)
     if each.place is None:
@@ -234,17 +299,24 @@ def _draw(axes: Axes, each: Series, *, joined: bool) -> None:
     marker = "os^Dv*"[each.place % 6] if len(each.x) < _MANY else ""
     style = _STYLES[each.place % len(_STYLES)] if joined else "none"
     error = None if each.below is None or each.above is None else [each.below, each.above]
+    color = _COLORS[each.place % len(_COLORS)]
+    if bands and error and len(each.x) > 1:
+        low, high = ([y + sign * off for y, off in zip(each.y, ends, strict=True)]
+                     for sign, ends in ((-1, error[0]), (1, error[1])))  # fmt: skip
+        axes.fill_between(each.x, low, high, color=color, alpha=0.2, linewidth=0)
+        error = None
     axes.errorbar(
-        each.x, each.y, yerr=error, label=label, color=_COLORS[each.place % len(_COLORS)], marker=marker, markersize=5,
+        each.x, each.y, yerr=error, label=label, color=color, marker=marker, markersize=5,
         linestyle=style, linewidth=1.4, elinewidth=0.9, capsize=2.5,
     )  # fmt: skip
 
 
-def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
+def _name_axes(axes: Axes, chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    ticks = chart.ticks
+    axes.set_xlabel(chart.x)
+    axes.set_ylabel(chart.y)
     axes.grid(color="#80808040")
     if ticks is not None:
         axes.set_xticks(range(len(ticks)), [figure_text(name) for name in ticks])
@@ -257,7 +329,8 @@ def _name_axes(axes: Axes, x: str, y: str, ticks: Sequence[str] | None) -> None:
     if len(axes.get_legend_handles_labels()[0]) < 2:
         return
     # Beside the lines, because on them it hides some.
-    axes.figure.legend(loc="outside lower center", ncols=2)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
 def _inline(svg: str) -> str:

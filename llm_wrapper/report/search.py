@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
+from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.report.plots import drawing_settings
-from llm_wrapper.report.tables import NO_DATA
-from llm_wrapper.search.confirm import Confirmed
-from llm_wrapper.search.history import Evaluated, History, Refused
-from llm_wrapper.search.standing import Standing
+from llm_wrapper.search.confirm import ConfirmedPrompt
+from llm_wrapper.search.history import EvaluatedPrompt, History, RefusedProposal
+from llm_wrapper.search.leaderboard import Leaderboard
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, printable
 
@@ -24,17 +24,17 @@ __all__ = ["confirmed_table", "costs", "plot", "ranking", "refused"]
 
 def ranking(history: History, most: int | None = None) -> Table:
     """Lay out the prompts, the best first; fitness in percent with its 95 % interval over images."""
-    standing = Standing(history.rows)
+    leaderboard = Leaderboard(history.rows)
     table = Table()
     for name in ("rank", "fitness", "95 % interval", "n", "round"):
         table.add_column(name, justify="right", no_wrap=name == "95 % interval")
     table.add_column("prompt")
-    for rank, row in enumerate(standing.ranked()[:most], start=1):
+    for rank, row in enumerate(leaderboard.ranked()[:most], start=1):
         table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), as_cell(row.prompt))
     return table
 
 
-def _fitness(row: Evaluated) -> str:
+def _fitness(row: EvaluatedPrompt) -> str:
     return f"{100 * row.fitness:.1f}{'' if row.verdict == 'complete' else f' ({row.verdict})'}"
 
 
@@ -42,7 +42,7 @@ def _interval(ends: Sequence[float] | None) -> str:
     return NO_DATA if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
-def _round(row: Evaluated) -> str:
+def _round(row: EvaluatedPrompt) -> str:
     return f"{row.iteration}" if row.alpha is None else f"{row.iteration} (alpha {row.alpha:g})"
 
 
@@ -69,13 +69,13 @@ def _kind(reason: str) -> str:
 
 def costs(history: History) -> str:
     """Return what the search took so far."""
-    rows: list[Evaluated | Refused] = [*history.evaluated, *history.refused]
+    rows: list[EvaluatedPrompt | RefusedProposal] = [*history.evaluated, *history.refused]
     tokens = [row.cost.tokens for row in rows if row.cost.tokens is not None]
     questions, seconds = sum(row.cost.questions for row in rows), sum(row.cost.seconds for row in rows)
     return f"{questions:,} questions asked, {sum(tokens):,} tokens of proposals, {seconds:,.0f} s"
 
 
-def confirmed_table(rows: Sequence[Confirmed]) -> Table:
+def confirmed_table(rows: Sequence[ConfirmedPrompt]) -> Table:
     """Lay out the best prompts on both slices, in percent."""
     table = Table("prompt")
     for name in ("first slice", "second slice", "drop", "over the seed prompt", "p"):
@@ -123,12 +123,12 @@ def plot(history: History, out: Path) -> None:
         axes.legend(fontsize=8)
         content = BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-    artifacts.write_atomic(out, content.getvalue())
+    storage.write_atomic(out, content.getvalue())
 
 
-def _best_so_far(ended: Sequence[Evaluated]) -> list[Evaluated]:
+def _best_so_far(ended: Sequence[EvaluatedPrompt]) -> list[EvaluatedPrompt]:
     """Return for each measured prompt the best one that was complete by then."""
-    found: list[Evaluated] = []
+    found: list[EvaluatedPrompt] = []
     for row in ended:
         better = row.verdict == "complete" and (not found or row.fitness > found[-1].fitness)
         if better or found:

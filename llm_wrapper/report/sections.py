@@ -8,24 +8,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from llm_wrapper import columns
+from llm_wrapper import metrics
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import grec, mistakes
-from llm_wrapper.evaluation.paired import compare_systems, flips, paired
-from llm_wrapper.evaluation.recall import recall
-from llm_wrapper.evaluation.slices import UNKNOWN, by_slice, differences_by_slice
-from llm_wrapper.metrics import RANKS, measure, summarize
+from llm_wrapper.evaluation import comparison, grec
+from llm_wrapper.evaluation.comparison import compare_systems, flips, paired
+from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
+from llm_wrapper.metrics import RANKS, measure_columns, summarize
 from llm_wrapper.records import Candidate, Prediction
-from llm_wrapper.report.parts import Figure, Part, Section, Table, counted, number, percent, points
-from llm_wrapper.report.plots import chart, of_estimates
+from llm_wrapper.report.evaluations import Evaluation
+from llm_wrapper.report.formatting import (
+    NO_DATA,
+    CaseLink,
+    Figure,
+    Section,
+    Table,
+    counted,
+    number,
+    p_at_1_of,
+    percent,
+    points,
+)
+from llm_wrapper.report.plots import Chart, series_of
 from llm_wrapper.report.published import beside, on_same_split
-from llm_wrapper.report.tables import NO_DATA
 from llm_wrapper.statistics import Estimate
 
 __all__ = ["advice", "differences", "errors", "flipped", "positions", "results", "slices"]
-
-_FEWEST = 50
-"""A slice with fewer expressions is not called weak: its P@1 is mostly chance."""
 
 _NEXT_STEP = {
     "missing": "evaluate again, so that every sample has a prediction",
@@ -33,56 +40,59 @@ _NEXT_STEP = {
     "add a second detector (make ensemble)",
     "none": "the right box was offered, and none was answered: lower prompt.none_below, or train on more expressions "
     "that have a target",
-    "unusable": "the detector offers nothing either: lower its thresholds; take llm.decode=score, which cannot fail",
+    "unusable": "the detector has no top-1 either: lower its thresholds; take llm.decode=score, which cannot fail",
     "fallback": "take llm.decode=score, which always gives an index",
     "near": "several boxes stand for one object: set candidates.nms_iou",
     "wrong": "the right box was offered: train on more data or longer, or take a prompt.format that says more",
 }
 """Outcome -> what to do about it first."""
 
+_TRAIN_ONE = "train an LLM (llm-wrapper train), or take one as it is (llm-wrapper eval --llm smollm2)"
+
 _WITHOUT_LLM = {
-    "wrong": "the right box was offered, and no LLM chose: train one (llm-wrapper train), or ask one as it is "
-    "(llm-wrapper eval --llm smollm2)",
+    "missed": "no system can choose a box that is not offered: lower the detector's thresholds, raise candidates.cap, "
+    "or add a second detector (make ensemble)",
+    "none": f"the right box was offered, and no rule chose it: {_TRAIN_ONE}",
+    "unusable": f"no rule fits, and the detector has no top-1: {_TRAIN_ONE}",
+    "fallback": f"no rule fits, and the detector's own top-1 is wrong: {_TRAIN_ONE}",
+    "wrong": f"the right box was offered, and no LLM chose: {_TRAIN_ONE}",
 }
 """The same where rules or the detector chose."""
 
 
-def advice(part: Part) -> Section:
-    """Say in sentences where the main system loses most and what to do next."""
-    rows = part.systems[part.main or part.base]
-    by_llm = any(row.decided_by in ("llm", "fallback") for row in rows)
+def advice(evaluation: Evaluation) -> Section:
+    """Say where the main system loses most, and what to do next; each sentence leads to its cases in the gallery."""
+    rows = evaluation.systems[evaluation.main or evaluation.base]
+    chosen_by = {row.decided_by for row in rows}
+    by_llm = chosen_by & {"llm", "fallback"} and not chosen_by & {"rule", "detector"}
     steps = _NEXT_STEP if by_llm else {**_NEXT_STEP, **_WITHOUT_LLM}
-    lost = {name: share for name, share in mistakes.split(rows).items() if name != "right" and share.value}
-    text = [
-        f"{name}, {percent(share)} % of the expressions: {steps[name]}."
+    lost = {name: share for name, share in comparison.outcome_shares(rows).items() if name != "right" and share.value}
+    links = [
+        CaseLink(f"{name}, {percent(share)} % of the expressions: {steps[name]}.", {"error": name})
         for name, share in sorted(lost.items(), key=lambda item: -(item[1].value or 0.0))[:2]
     ]
-    known = [
-        (share.value, f"{family} {name!r}: P@1 {percent(share)}, n {share.n}")
-        for family, found in by_slice(rows).items()
-        for name, share in found.items()
-        if share.value is not None and share.n >= _FEWEST and name != UNKNOWN
+    links += [
+        CaseLink(f"Weak: {family} {name!r}, P@1 {percent(share)}, n {share.n}.", {family: name})
+        for family, name, share in weakest_slices(rows)
     ]
-    weakest = [line for _, line in sorted(known)[:3]]
-    text += [f"Weakest slices: {'; '.join(weakest)}."] if weakest else []
-    return Section(f"Where {part.main or part.base} fails, and what next", text or [NO_DATA])
+    text = [] if links else ["No expression with a target is answered wrong."]
+    return Section(f"Where {evaluation.main or evaluation.base} fails, and what next", text, links=links)
 
 
-def results(part: Part) -> Section:
+def results(evaluation: Evaluation) -> Section:
     """Every system's results, with published numbers beside them."""
-    tables = [_results_table(part)]
-    tables += [_recall_table(part), *_grec_table(part), *_published_table(part)]
-    found = [summarize(rows) for rows in part.systems.values()]
-    bars = [Estimate(each.p_at_1, each.ci, each.n) for each in found]
-    figure = chart(
+    tables = [_results_table(evaluation)]
+    tables += [_recall_table(evaluation), *_grec_table(evaluation), *_published_table(evaluation)]
+    bars = [p_at_1_of(summarize(rows)) for rows in evaluation.systems.values()]
+    figure = Chart(
         [
-            of_estimates(name, [at], [bar], place=part.place(name))
-            for at, (name, bar) in enumerate(zip(part.systems, bars, strict=True))
+            series_of(name, [at], [bar], place=evaluation.place(name))
+            for at, (name, bar) in enumerate(zip(evaluation.systems, bars, strict=True))
         ],
         x="",
         y="P@1 in percent",
         top=105,
-        ticks=list(part.systems),
+        ticks=list(evaluation.systems),
     )
     text = ["In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5."]
     if "published" in tables[0].head:
@@ -90,19 +100,23 @@ def results(part: Part) -> Section:
             "The column `published` shows what is published for the same data, split, detector and LLM, by their "
             "names; training may differ."
         )
-    text += part.facts.get("notes") or []
-    limit = part.facts.get("limit")
+    text += evaluation.facts.get("notes") or []
+    limit = evaluation.facts.get("limit")
     text += [f"Of the first {limit} samples only: no number is comparable with one of the whole split."] * bool(limit)
     return Section("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", figure)])
 
 
-def _results_table(part: Part) -> Table:
-    published = {name: beside(part.recipe, part.name, name) for name in part.systems if name not in part.guests}
+def _results_table(evaluation: Evaluation) -> Table:
+    published = {
+        name: beside(evaluation.recipe, evaluation.name, name)
+        for name in evaluation.systems
+        if name not in evaluation.others
+    }
     head = ["system", "P@1 > 0.5", "published", "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n", "decided by",
             "failures"]  # fmt: skip
     lines = []
-    for name, rows in part.systems.items():
-        summary, scores = summarize(rows), measure(columns.of_records(rows))
+    for name, rows in evaluation.systems.items():
+        summary, scores = summarize(rows), measure_columns(metrics.to_columns(rows))
         known = published.get(name)
         without = f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target)
         lines.append(
@@ -124,124 +138,129 @@ def _results_table(part: Part) -> Table:
     return Table("Results", head, lines, prose=(len(head) - 2, len(head) - 1))
 
 
-def _recall_table(part: Part) -> Table:
-    found = recall(part.systems[part.base])
+def _recall_table(evaluation: Evaluation) -> Table:
+    found = recall(evaluation.systems[evaluation.base])
     lines = [] if found is None else [["recall", *(percent(found[rank]) for rank in RANKS)]]
     return Table("Recall of the candidates in the detector's own order", ["", *(f"@{rank}" for rank in RANKS)], lines)
 
 
-def _grec_table(part: Part) -> list[Table]:
+def _grec_table(evaluation: Evaluation) -> list[Table]:
     """What GREC measures, where an expression means nothing or several objects."""
-    if all(row.target is not None and not row.further_targets for row in part.systems[part.base]):
+    if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
     lines = []
-    for name, rows in part.systems.items():
-        found = grec.measure(rows)
+    for name, rows in evaluation.systems.items():
+        found = grec.measure_grec(rows)
         cells = (found.n_acc, found.t_acc, found.precision, found.precision_giou)
         lines.append((name, *map(percent, cells)))
     head = ("system", "N-acc", "T-acc", "Pr@(F1=1)", "Pr@(F1=1), generalised IoU")
     return [Table("Expressions that mean nothing or several objects", head, lines)]
 
 
-def _published_table(part: Part) -> list[Table]:
-    known = on_same_split(part.recipe, part.name)
+def _published_table(evaluation: Evaluation) -> list[Table]:
+    known = on_same_split(evaluation.recipe, evaluation.name)
     lines = [(each.name, str(each.p_at_1), each.source) for each in known]
     head, caption = ("system", "P@1", "source"), "Published P@1 on this split, by other systems"
     return [Table(caption, head, lines, prose=(2,))] if known else []
 
 
-def differences(part: Part) -> Section:
+def differences(evaluation: Evaluation) -> Section:
     """Each pair of systems on the same samples, and where runs that are compared have other recipes."""
     lines, refused = [], []
-    for first, second in _pairs(part):
+    for first, second in _pairs(evaluation):
         try:
-            found = compare_systems(part.systems[second], part.systems[first])
+            found = compare_systems(evaluation.systems[second], evaluation.systems[first])
         except DataError as error:
             refused.append(f"{second} - {first} is not compared: {error}")
             continue
         test = found.mcnemar
         p_value = NO_DATA if test.p_value is None else "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
         gains = (points(found.p_at_1), points(found.p_at_1_ge), points(found.mean_iou))
-        recipes = [_recipes(part, first, second)] * bool(part.guests)
+        recipes = [_recipes(evaluation, first, second)] * bool(evaluation.others)
         alone = f"{test.only_a} / {test.only_b}"
         lines.append([f"{second} - {first}", *recipes, *gains, alone, p_value, str(test.n)])
     head = ["P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100", "right alone", "McNemar p", "n"]
     text = [
         "First minus second in points, on the same samples. The intervals draw whole images; McNemar's test takes "
         "expressions as independent, which those of one image are not, and so claims more: read both.",
-        *refused,
     ]
-    text += [f"Left out, because they predict the same as here: {', '.join(part.left_out)}."] * bool(part.left_out)
-    head = ["systems", *["recipes"] * bool(part.guests), *head]
-    table = Table("Differences", head, lines, prose=(1,) if part.guests else ())
-    return Section("Differences between systems", text, [table, *_recipes_table(part)])
+    text += [f"Not shown, because they predict the same as here: {', '.join(evaluation.identical)}."] * bool(
+        evaluation.identical
+    )
+    head = ["systems", *["recipes"] * bool(evaluation.others), *head]
+    table = Table("Differences", head, lines, prose=(1,) if evaluation.others else ())
+    return Section("Differences between systems", text, [table, *_recipes_table(evaluation)], notes=refused)
 
 
-def _pairs(part: Part) -> list[tuple[str, str]]:
-    """Return what is compared: all of the run, and each guest with the first, the main, and its namesake."""
+def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return what is compared: all of the run, and each other with the first, the main, and its namesake."""
     pairs = []
-    for first, second in combinations(part.judged, 2):
-        guest = part.guests.get(second)
-        rivals = {part.base, part.main, second.removeprefix(f"{guest.run}: ")} if guest else {first}
+    for first, second in combinations(evaluation.judged, 2):
+        other = evaluation.others.get(second)
+        rivals = {evaluation.base, evaluation.main, second.removeprefix(f"{other.run}: ")} if other else {first}
         if first in rivals:
             pairs.append((first, second))
     return pairs
 
 
-def _recipes(part: Part, first: str, second: str) -> str:
+def _recipes(evaluation: Evaluation, first: str, second: str) -> str:
     """Say whether two systems are of runs with the same recipe; what differs stands in a table of its own."""
-    runs = {name: part.guests[name].run if name in part.guests else "" for name in (first, second)}
+    runs = {name: evaluation.others[name].run if name in evaluation.others else "" for name in (first, second)}
     if runs[first] == runs[second]:
         return "same run"
-    differing = [name for name in (first, second) if name in part.guests and part.guests[name].differences]
+    differing = [name for name in (first, second) if name in evaluation.others and evaluation.others[name].differences]
     return f"differ ({', '.join(runs[name] for name in differing)})" if differing else "same"
 
 
-def _recipes_table(part: Part) -> list[Table]:
-    runs = {each.run: each.differences for each in part.guests.values()}
+def _recipes_table(evaluation: Evaluation) -> list[Table]:
+    runs = {each.run: each.differences for each in evaluation.others.values()}
     lines = [(run, text) for run, found in runs.items() for text in found or ["the same recipe"]]
     caption = "Where compared runs have another recipe than this one"
     return [Table(caption, ("run", "difference"), lines, prose=(1,))] if runs else []
 
 
-def errors(part: Part) -> Section:
+def errors(evaluation: Evaluation) -> Section:
     """Why each system is wrong."""
-    found = {name: mistakes.split(rows) for name, rows in part.systems.items()}
+    found = {name: comparison.outcome_shares(rows) for name, rows in evaluation.systems.items()}
     said_none = any(shares["none"].value for shares in found.values())
-    shown = [outcome for outcome in mistakes.OUTCOMES if outcome != "none" or said_none]
+    shown = [outcome for outcome in comparison.OUTCOMES if outcome != "none" or said_none]
     lines = [(name, *(percent(shares[outcome]) for outcome in shown)) for name, shares in found.items()]
     text = [
         "Percent of the expressions with a target; a row adds up to 100. Missing: no prediction. Missed: no candidate "
         "with IoU > 0.5. Unusable: no choice in the answer, and none of the detector. Fallback: no choice in the "
         "answer, and the detector's own was wrong. Near: chosen and best candidate nearly coincide (IoU >= "
-        f"{mistakes.NEAR_IOU:g}). Wrong: another object was chosen among those found.",
+        f"{comparison.NEAR_IOU:g}). Wrong: another object was chosen among those found.",
         *["None: it was answered that none is meant, and the right one was among them."] * said_none,
     ]
     table = Table("Error split", ("system", *shown), lines)
-    return Section("Errors", text, [table, _twins_table(part)])
+    return Section("Errors", text, [table, _near_ties_table(evaluation)])
 
 
-def _twins_table(part: Part) -> Table:
-    found = {name: mistakes.twins(rows) for name, rows in part.judged.items()}
-    lines = [(name, *map(percent, each), str(each.share.n)) for name, each in found.items() if each.share.n]
+def _near_ties_table(evaluation: Evaluation) -> Table:
+    found = {name: comparison.near_ties(rows) for name, rows in evaluation.judged.items()}
+    lines = [
+        (name, percent(each.share), *(percent(p) if p.n else "" for p in each[1:]), str(each.share.n))
+        for name, each in found.items()
+        if each.share.n
+    ]
     head = ("system", "expressions", "P@1 there", "P@1 elsewhere", "n")
-    caption = f"The two best candidates nearly coincide (IoU >= {mistakes.NEAR_IOU:g}), among those with a right one"
+    caption = f"The two best candidates nearly coincide (IoU >= {comparison.NEAR_IOU:g}), among those with a right one"
     return Table(caption, head, lines)
 
 
-def flipped(part: Part) -> Section:
+def flipped(evaluation: Evaluation) -> Section:
     """How often a system chooses another box when the same candidates stand in another order."""
     lines = []
-    for name, guest in part.guests.items():
-        own = name.removeprefix(f"{guest.run}: ")
-        if own not in part.systems or _in_order(part.systems[own]) == _in_order(guest.rows):
+    for name, other in evaluation.others.items():
+        own = name.removeprefix(f"{other.run}: ")
+        if own not in evaluation.systems or _in_order(evaluation.systems[own]) == _in_order(other.rows):
             continue
         try:
-            share = flips(part.systems[own], guest.rows)
-            gain = compare_systems(guest.rows, part.systems[own]).p_at_1
+            share = flips(evaluation.systems[own], other.rows)
+            gain = compare_systems(other.rows, evaluation.systems[own]).p_at_1
         except DataError:  # other samples, which the section of differences says, or other candidates
             continue
-        lines.append((own, guest.run, percent(share), points(gain), str(share.n)))
+        lines.append((own, other.run, percent(share), points(gain), str(share.n)))
     text = [
         "Percent of all expressions for which another box is chosen when the same candidates are shown in another "
         "order, and what that does to P@1. A system that reads what it is shown never changes its mind."
@@ -254,9 +273,9 @@ def _in_order(rows: Sequence[Prediction]) -> dict[str, tuple[Candidate, ...]]:
     return {row.sample_id: row.candidates for row in rows}
 
 
-def positions(part: Part) -> Section:
+def positions(evaluation: Evaluation) -> Section:
     """P@1 by the place at which the best candidate was shown."""
-    found = {name: mistakes.by_position(rows) for name, rows in part.judged.items()}
+    found = {name: comparison.p_at_1_by_position(rows) for name, rows in evaluation.judged.items()}
     places = sorted({place for shares in found.values() for place in shares})
     sizes = [max(shares[place].n for shares in found.values() if place in shares) for place in places]
     empty = Estimate(None, None, 0)
@@ -265,25 +284,28 @@ def positions(part: Part) -> Section:
         for place, size in zip(places, sizes, strict=True)
     ]
     series = [
-        of_estimates(name, list(shares), list(shares.values()), place=part.place(name))
+        series_of(name, list(shares), list(shares.values()), place=evaluation.place(name))
         for name, shares in found.items()
     ]
-    figure = chart(series, x="index of the best candidate", y="P@1 in percent", top=105)
+    figure = Chart(series, x="index of the best candidate", y="P@1 in percent", top=105)
     text = ["Over samples with at least two candidates, one of them right. A system that reads what it is shown is "
             "equally good at every index; one that prefers the first line is not."]  # fmt: skip
     table = Table("P@1 by position of the target", ("index", *found, "n"), lines)
     return Section("Position of the target", text, [table], [Figure("P@1 by position of the target", figure)])
 
 
-def slices(part: Part) -> Section:
+def slices(evaluation: Evaluation) -> Section:
     """P@1 of every system in every slice, and what the main system gains over the base."""
-    found = {name: by_slice(rows) for name, rows in part.judged.items()}
-    gains = _gains(part)
-    gained = [f"{part.main} - {part.base}"] if gains else []
-    tables = []
-    for family, own in found[part.base].items():
+    found = {name: by_slice(rows) for name, rows in evaluation.judged.items()}
+    gains = _gains(evaluation)
+    gained = [f"{evaluation.main} - {evaluation.base}"] if gains else []
+    tables, empty = [], []
+    for family, own in found[evaluation.base].items():
         lines = []
         for name, share in own.items():
+            if not any(shares[family][name].n for shares in found.values()):
+                empty.append(f"{family} {name}")
+                continue
             cells = [percent(shares[family][name]) for shares in found.values()]
             cells += [points(gains[family][name])] if gains else []
             lines.append((name, *cells, str(share.n)))
@@ -292,14 +314,15 @@ def slices(part: Part) -> Section:
         "P@1 in percent. An expression can be of several kinds; the other slices do not overlap. Distractors share the "
         "target's label and are other objects; length is in words; size is the target's share of the image. "
         "Distractors and candidates are those that each system was shown; n is that of the first system.",
+        *[f"{len(empty)} slices have no expression and are not shown: {', '.join(empty)}."] * bool(empty),
     ]
     return Section("Slices", text, tables)
 
 
-def _gains(part: Part) -> dict[str, dict[str, Estimate]]:
-    if part.main is None:
+def _gains(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
+    if evaluation.main is None:
         return {}
-    pair: Sequence[Sequence[Prediction]] = (part.systems[part.main], part.systems[part.base])
+    pair: Sequence[Sequence[Prediction]] = (evaluation.systems[evaluation.main], evaluation.systems[evaluation.base])
     try:
         return differences_by_slice(paired(*pair))
     except DataError:  # said in the section of differences

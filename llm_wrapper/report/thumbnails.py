@@ -13,15 +13,14 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, images
-from llm_wrapper.artifacts import write_json
-from llm_wrapper.datasets import snapshot
+from llm_wrapper.datasets import hub_files
 from llm_wrapper.errors import DataError, LLMWrapperError, shell_word
-from llm_wrapper.names import inside
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Sample
+from llm_wrapper.storage import inside, write_json
 
-__all__ = ["FILE", "Thumbnail", "add", "load"]
+__all__ = ["FILE", "Thumbnail", "add_thumbnails", "load_thumbnails"]
 
 FILE = "gallery.json"
 """Image id -> picture, in the run folder."""
@@ -50,7 +49,7 @@ class Thumbnail(NamedTuple):
 _ADAPTER = TypeAdapter(dict[str, Thumbnail])
 
 
-def load(folder: Path) -> dict[str, Thumbnail]:
+def load_thumbnails(folder: Path) -> dict[str, Thumbnail]:
     """Return the pictures that the run folder holds, by image id.
 
     Raises:
@@ -68,7 +67,7 @@ def load(folder: Path) -> dict[str, Thumbnail]:
     return found
 
 
-def add(
+def add_thumbnails(
     folder: Path, recipe: Mapping[str, Any], split: str, wanted: Mapping[str, str], roots: Sequence[Path]
 ) -> dict[str, Thumbnail]:
     """Return the pictures of the run folder, and add those that are wanted and still to be had from the data set.
@@ -83,12 +82,12 @@ def add(
         wanted: Image id -> id of a sample of it.
         roots: Folders that the user named.
     """
-    found = load(folder)
+    found = load_thumbnails(folder)
     missing = {image_id: sample_id for image_id, sample_id in wanted.items() if image_id not in found}
     if not missing:
         return found
     problems: list[str] = []
-    new = _made(recipe, split, missing, roots, problems)
+    new = _make_thumbnails(recipe, split, missing, roots, problems)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         _log.warning("%d pictures of the gallery are missing: %s%s", len(missing) - len(new), problems[0], more)
@@ -98,7 +97,7 @@ def add(
     return found
 
 
-def _made(
+def _make_thumbnails(
     recipe: Mapping[str, Any], split: str, wanted: Mapping[str, str], roots: Sequence[Path], problems: list[str]
 ) -> dict[str, Thumbnail]:
     try:
@@ -125,14 +124,14 @@ def _made(
 
 def _samples(recipe: Mapping[str, Any], split: str, roots: Sequence[Path]) -> Sequence[Sample]:
     section = DataSection.model_validate(recipe.get("data"))
-    root = Path(section.root)
+    root = section.folder
     if not os.path.exists(root):  # of any text false, where Path.exists raises
         raise DataError(f"the data set lay in {root}, which does not exist here")
     _require_inside(root, roots)
-    if "repo" in section.settings and not snapshot.is_fetched(root):
+    if "repo" in section.settings and not hub_files.is_fetched(root):
         raise DataError(f"{root} holds no Parquet files, and a report fetches nothing")
     try:
-        return datasets.load(section, split).samples
+        return datasets.load_dataset(section, split).samples
     # A reader is made for the settings of a recipe that its user wrote; these are anybody's.
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"data.settings of the run's recipe cannot be used: {error!r}") from error

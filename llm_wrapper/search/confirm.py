@@ -1,4 +1,4 @@
-"""The best prompts on expressions that nobody searched on: the winner of many is always a lucky one, too."""
+"""Measure the best prompts on held-out expressions: the winner of many is partly a lucky one."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_wrapper.artifacts import digest_value
-from llm_wrapper.columns import codes
 from llm_wrapper.evaluation import ensemble
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.recipe.sections import SearchSection
+from llm_wrapper.metrics import codes
+from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.records import Prediction
-from llm_wrapper.search.fitness import Fitness, right
-from llm_wrapper.search.history import Evaluated
-from llm_wrapper.search.standing import Standing
+from llm_wrapper.search.fitness import Fitness, mark_right
+from llm_wrapper.search.history import EvaluatedPrompt
+from llm_wrapper.search.leaderboard import Leaderboard
 from llm_wrapper.statistics import Estimate, difference, estimate, mcnemar
+from llm_wrapper.storage import digest_value
 
-__all__ = ["Confirmed", "confirm"]
+__all__ = ["ConfirmedPrompt", "confirm_prompts"]
 
 _NUM_MEMBERS = 3
 """GLOV's result is the ensemble of the best three."""
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmed:
+class ConfirmedPrompt:
     """A prompt, or an ensemble of some, on the second slice.
 
     Attributes:
         name: `seed`, `best 1`, .., or how an ensemble decides.
         row: Its measurement on the first slice; `None` for an ensemble.
         fitness: Share right on the second slice, with its interval.
-        gain: What it has right more than the seed prompt there, paired.
+        gain: Over the seed prompt there, paired.
         p_value: McNemar's, of the same pairs.
     """
 
     name: str
-    row: Evaluated | None
+    row: EvaluatedPrompt | None
     fitness: Estimate
     gain: Estimate
     p_value: float | None
@@ -63,26 +63,26 @@ class Confirmed:
         }
 
 
-def confirm(
-    section: SearchSection, fitness: Fitness, places: Sequence[int], standing: Standing, folder: Path
-) -> list[Confirmed]:
+def confirm_prompts(
+    section: SearchSection, fitness: Fitness, places: Sequence[int], leaderboard: Leaderboard, folder: Path
+) -> list[ConfirmedPrompt]:
     """Measure the seed prompt, the best three, and their ensemble, on the second slice.
 
-    Predictions are kept in `folder`, and those that are there are not asked for again.
+    Predictions are kept in `folder` as `confirmed-<digest>.parquet`, and read from there the next time.
 
     Args:
         section: Says what is right and how the ensemble decides; without probabilities it votes.
-        fitness: Asks the prompts.
+        fitness: Measures the prompts.
         places: The second slice.
-        standing: Of the whole search.
-        folder: `confirmed-<digest>.parquet` go here.
+        leaderboard: Of the whole search.
+        folder: Of the search.
     """
-    seed = standing.seed
-    best = standing.complete()[:_NUM_MEMBERS]
+    seed = leaderboard.seed
+    best = leaderboard.complete()[:_NUM_MEMBERS]
     assert seed is not None  # a search begins with it
-    made = {row.prompt: _kept(fitness, row.prompt, places, folder) for row in [seed, *best]}
-    rows: list[tuple[str, Evaluated | None, Sequence[Prediction]]] = [("seed", seed, made[seed.prompt])]
-    rows += [(f"best {place}", row, made[row.prompt]) for place, row in enumerate(best, start=1)]
+    made = {row.prompt: _predict_once(fitness, row.prompt, places, folder) for row in [seed, *best]}
+    rows: list[tuple[str, EvaluatedPrompt | None, Sequence[Prediction]]] = [("seed", seed, made[seed.prompt])]
+    rows += [(f"best {rank}", row, made[row.prompt]) for rank, row in enumerate(best, start=1)]
     if section.target == "instruction" and len(best) > 1:
         name, combine = _way(section.ensemble, made[best[0].prompt])
         parts = [made[row.prompt] for row in best]
@@ -98,22 +98,22 @@ def _way(
     return "vote", ensemble.vote
 
 
-def _kept(fitness: Fitness, prompt: str, places: Sequence[int], folder: Path) -> list[Prediction]:
+def _predict_once(fitness: Fitness, prompt: str, places: Sequence[int], folder: Path) -> list[Prediction]:
     path = folder / f"confirmed-{digest_value(prompt)[:12]}.parquet"
     if not path.exists():
-        files.save(path, fitness.predictions(prompt, places))
-    return files.load(path)
+        files.save_predictions(path, fitness.predictions(prompt, places))
+    return files.load_predictions(path)
 
 
 def _judged(
     name: str,
-    row: Evaluated | None,
+    row: EvaluatedPrompt | None,
     found: tuple[Sequence[Prediction], Sequence[Prediction]],
     kind: Literal["p_at_1", "oracle"],
-) -> Confirmed:
-    own, seed = (right(each, kind) for each in found)
+) -> ConfirmedPrompt:
+    own, seed = (mark_right(each, kind) for each in found)
     images = codes(each.image_id for each in found[0])
-    return Confirmed(
+    return ConfirmedPrompt(
         name=name,
         row=row,
         fitness=estimate(own, images),

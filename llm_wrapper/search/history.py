@@ -1,6 +1,6 @@
-"""The history of a search on disk: one JSON line for each evaluation, written before the next one begins.
+"""Keep the history of a search on disk: one JSON line for each evaluation, written before the next one begins.
 
-`history.jsonl` begins with what is measured on, so that no search goes on with other expressions than it began with.
+The first line of `history.jsonl` identifies the expressions, so that a search is never resumed on others.
 """
 
 from __future__ import annotations
@@ -17,22 +17,32 @@ from pydantic.dataclasses import dataclass
 
 from llm_wrapper import readers
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
-from llm_wrapper.names import inside
 from llm_wrapper.records import to_dict
+from llm_wrapper.storage import inside
 
-__all__ = ["Begun", "Cost", "Evaluated", "History", "Refused", "Row", "Verdict", "bits", "written"]
+__all__ = [
+    "EvaluatedPrompt",
+    "History",
+    "HistoryRow",
+    "RefusedProposal",
+    "SearchCost",
+    "SearchStart",
+    "Verdict",
+    "read_bits",
+    "write_bits",
+]
 
 _log = logging.getLogger(__name__)
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 Verdict = Literal["open", "stopped", "complete"]
-"""Of a prompt that is still being measured, was hopeless on the first expressions, or was asked about all of them."""
+"""Still being measured, surely worse than the best on the first expressions, or measured on all."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Begun:
-    """What the prompts are measured on: the digest of the expressions in their order, and how many there are."""
+class SearchStart:
+    """The first row: the digest of the expressions in their order, and their number."""
 
     expressions: str
     n: int
@@ -40,8 +50,8 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Cost:
-    """What a row took: tokens that the proposing LLM wrote (`None`: not told), questions asked to measure, seconds."""
+class SearchCost:
+    """The cost of a row: tokens that the proposing LLM wrote (None if unknown), questions to measure, seconds."""
 
     tokens: int | None
     questions: int
@@ -49,20 +59,20 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Evaluated:
+class EvaluatedPrompt:
     """A prompt measured on the first expressions of the slice; a later row of the same prompt holds more of them.
 
     Attributes:
         prompt: The text.
-        iteration: Round that it was proposed in; 0 is the seed prompt's.
-        number: Its place among the proposals of the round, from 0.
+        iteration: Round of the proposal; 0 for the seed prompt.
+        number: Of the proposal in its round, from 0.
         right: A `1` or `0` for each expression so far, in the order of the slice.
         fitness: Share of `1`.
-        n: How many expressions these are.
+        n: Expressions so far.
         interval: 95 % interval of the fitness over images; `None` where there is one image only.
         verdict: See `Verdict`.
-        alpha: Strength of the guidance it was proposed with; `None` without.
-        cost: Of this row alone; the tokens stand in the first row of a prompt.
+        alpha: Strength of activation steering; `None` without.
+        cost: Of this row alone; the first row of a prompt has the tokens.
     """
 
     prompt: str
@@ -74,7 +84,7 @@ class Evaluated:
     interval: tuple[_Share, _Share] | None
     verdict: Verdict
     alpha: float | None
-    cost: Cost
+    cost: SearchCost
     kind: Literal["evaluated"] = "evaluated"
 
     def __post_init__(self) -> None:
@@ -83,8 +93,8 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class Refused:
-    """A proposal that was not measured, and why; of an endless answer the beginning is kept, and its length."""
+class RefusedProposal:
+    """A proposal that was not measured, and why; of a long answer the beginning is kept, and its length."""
 
     iteration: int
     number: int
@@ -92,20 +102,20 @@ class Refused:
     length: int
     reasons: tuple[str, ...]
     alpha: float | None
-    cost: Cost
+    cost: SearchCost
     kind: Literal["refused"] = "refused"
 
 
-Row = Begun | Evaluated | Refused
-_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
+HistoryRow = SearchStart | EvaluatedPrompt | RefusedProposal
+_ROW: TypeAdapter[HistoryRow] = TypeAdapter(Annotated[HistoryRow, Field(discriminator="kind")])
 
 
-def bits(row: Evaluated) -> list[bool]:
-    """Return what a prompt had right, one truth value for each expression of the slice's beginning."""
+def read_bits(row: EvaluatedPrompt) -> list[bool]:
+    """Return whether a prompt was right, for each expression so far."""
     return [bit == "1" for bit in row.right]
 
 
-def written(right: Sequence[bool]) -> str:
+def write_bits(right: Sequence[bool]) -> str:
     """Return truth values as `Evaluated.right` holds them."""
     return "".join("1" if each else "0" for each in right)
 
@@ -113,8 +123,8 @@ def written(right: Sequence[bool]) -> str:
 class History:
     """The rows of a search, in memory and on disk.
 
-    A last line without an end is what a killed process leaves: it is left out, with a word, and overwritten by the next
-    row. Nothing else may be damaged, as a search that misses a row would go on another way.
+    A last line without an end, as a killed process leaves, is dropped with a warning and overwritten by the next row.
+    Any other damage is refused, as a search that misses a row would take another course.
 
     Args:
         path: The file; it need not exist.
@@ -129,15 +139,15 @@ class History:
         whole, newline, rest = content.rpartition(b"\n")
         self._length = len(whole) + len(newline)
         if rest:
-            _log.warning("%s: the last line was cut off (%d bytes) and is left out", path, len(rest))
+            _log.warning("%s: the last line was cut off (%d bytes) and is ignored", path, len(rest))
         lines = whole.split(b"\n") if newline else []
-        self.rows: list[Row] = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+        self.rows: list[HistoryRow] = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
 
-    def add(self, row: Row) -> None:
-        """Write a row, and be sure that it is on disk.
+    def add(self, row: HistoryRow) -> None:
+        """Write a row and flush it to disk.
 
         Raises:
-            LLMWrapperError: If it cannot be written; the file is then as it was, but for a line without an end.
+            LLMWrapperError: If it cannot be written; the complete rows stay.
         """
         line = json.dumps(to_dict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:
@@ -156,27 +166,23 @@ class History:
         self.rows.append(row)
 
     @property
-    def evaluated(self) -> list[Evaluated]:
+    def evaluated(self) -> list[EvaluatedPrompt]:
         """All measurements, in their order."""
-        return [row for row in self.rows if isinstance(row, Evaluated)]
+        return [row for row in self.rows if isinstance(row, EvaluatedPrompt)]
 
     @property
-    def refused(self) -> list[Refused]:
+    def refused(self) -> list[RefusedProposal]:
         """All refused proposals, in their order."""
-        return [row for row in self.rows if isinstance(row, Refused)]
+        return [row for row in self.rows if isinstance(row, RefusedProposal)]
 
-    def begin(self, begun: Begun) -> None:
-        """Write what is measured on, or make sure that it is what an interrupted search was measured on.
-
-        Raises:
-            RunError: If it is something else.
-        """
+    def begin(self, begun: SearchStart) -> None:
+        """Write the first row, or refuse a history of other expressions (RunError)."""
         if not self.rows:
             self.add(begun)
         elif self.rows[0] != begun:
             raise RunError(
                 f"{self.path} was measured on other expressions or other candidates than there are now (or its first "
-                f"line is missing). Begin anew: rm {shell_word(self.path)}"
+                f"line is missing). Start again: rm {shell_word(self.path)}"
             )
 
 
@@ -188,12 +194,12 @@ def _content(path: Path) -> bytes:
         raise RunError(str(error)) from error
 
 
-def _row(path: Path, number: int, line: bytes) -> Row:
+def _row(path: Path, number: int, line: bytes) -> HistoryRow:
     try:
         return _ROW.validate_python(readers.parse_json(line, f"{path}, line {number}"))
     except (ValueError, DataError) as error:
         why = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else error
         raise RunError(
-            f"{path}, line {number}, is damaged: {why}. Restore the file, or begin anew without it: "
+            f"{path}, line {number}, is damaged: {why}. Restore the file, or start again without it: "
             f"rm {shell_word(path)}"
         ) from error

@@ -1,16 +1,39 @@
-"""What the proposing LLM is asked, and what is made of its answer: a clean text, or reasons to refuse it."""
+"""Ask an LLM for a new prompt, clean its answer, or list the reasons to refuse it.
+
+leaderboard --meta_prompt--> Request --LocalProposer / ServedProposer--> Proposed --clean--> prompt, or refusals
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llm_wrapper.search.history import Evaluated
-from llm_wrapper.search.standing import Standing
-from llm_wrapper.search.tasks import Task
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.llms.answers import AnswerFile
+from llm_wrapper.llms.server import Server, answers_path
+from llm_wrapper.llms.server_formats import request_format
+from llm_wrapper.recipe import LLMSection, SearchSection
+from llm_wrapper.recipe.schema import SamplingSection
+from llm_wrapper.records import Answer, Message, Prompt
+from llm_wrapper.search.history import EvaluatedPrompt
+from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.tasks import SearchTask
 
-__all__ = ["Known", "clean", "meta_prompt", "refusals", "same"]
+__all__ = [
+    "ForbiddenText",
+    "LocalProposer",
+    "Proposal",
+    "Proposer",
+    "Request",
+    "ServedProposer",
+    "build_meta_prompt",
+    "clean_proposal",
+    "find_refusals",
+    "is_same_prompt",
+]
 
 _SYSTEM = (
     "You write prompts for another model. Each prompt was tried on the same questions, and its accuracy is the share "
@@ -33,7 +56,7 @@ _CHAT = re.compile(
     r"<\|[^<>]{1,40}\|>|</?(?:s|bos|eos|pad|unk|think|[a-z]+_of_[a-z]+)>|<<SYS>>|<</SYS>>|<｜|｜>|"  # noqa: RUF001
     r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+)\]"
 )
-"""How the chat tokens of the models known to us are written; a model's own are given beside them."""
+"""Patterns of known models' chat tokens; a model's own are given beside them."""
 
 _FOUR_NUMBERS = re.compile(r"(?:-?\d+(?:\.\d+)?[\s,;]+){3}-?\d")
 _LEAST_WORDS = 3
@@ -41,51 +64,42 @@ _LEAST_LABELS = 3
 
 
 @dataclass(frozen=True)
-class Known:
-    """What no proposal may hold.
-
-    Attributes:
-        expressions: Those of the search's slices.
-        labels: Those of the objects there.
-        special: The model's special tokens, beside those that are recognised by how they are written.
-    """
+class ForbiddenText:
+    """Text that no proposal may hold: expressions and labels of the slices, and the models' special tokens."""
 
     expressions: Collection[str]
     labels: Collection[str]
     special: Collection[str] = ()
 
 
-def meta_prompt(task: Task, description: str, standing: Standing, most: int) -> str:
-    """Word the question that asks for one new prompt.
-
-    It is one text, not a system message and a question, because not every chat template knows the former. Accuracies
-    of prompts that saw a part of the expressions are as `Standing.expected` says.
+def build_meta_prompt(task: SearchTask, description: str, leaderboard: Leaderboard, most: int) -> str:
+    """Build the question that asks for one new prompt; one message, as not every chat template has a system turn.
 
     Args:
-        task: What is searched for.
-        description: What the data is.
-        standing: Of the rounds before.
-        most: How many of the best and of the worst prompts are shown; at most half of the history each.
+        task: The kind of prompt.
+        description: Of the data.
+        leaderboard: Of the earlier rounds; accuracies are its `expected` ones.
+        most: The most of the best and of the worst prompts to show; at most half of the history each.
     """
-    worst, best = standing.extremes(most)
+    worst, best = leaderboard.extremes(most)
     parts = [_SYSTEM, f"The task. {task.about}", f"The data. {description}"]
     if worst:
-        parts.append("Prompts that did badly, from worse to better:\n\n" + _shown(worst, standing))
+        parts.append("Prompts that did badly, from worse to better:\n\n" + _list_prompts(worst, leaderboard))
     if best:
-        parts.append("Prompts that did well, from worse to better:\n\n" + _shown(best, standing))
+        parts.append("Prompts that did well, from worse to better:\n\n" + _list_prompts(best, leaderboard))
     parts.append(f"Write one new prompt that will be more accurate than all of these. {task.rules}")
     parts.append("Write the prompt and nothing else.")
     return "\n\n".join(parts)
 
 
-def _shown(rows: Sequence[Evaluated], standing: Standing) -> str:
-    return "\n\n".join(f"Prompt:\n{row.prompt}\nAccuracy: {100 * standing.expected(row):.1f} %" for row in rows)
+def _list_prompts(rows: Sequence[EvaluatedPrompt], leaderboard: Leaderboard) -> str:
+    return "\n\n".join(f"Prompt:\n{row.prompt}\nAccuracy: {100 * leaderboard.expected(row):.1f} %" for row in rows)
 
 
-def clean(answer: str) -> str:
-    """Return the prompt in an answer: without code fence, announcement, quotes, and what is said about it afterwards.
+def clean_proposal(answer: str) -> str:
+    """Return the prompt in an answer, without code fence, announcement, quotes and comments.
 
-    Line breaks within a prompt stay; those that were written as backslash and n become some.
+    Line breaks stay; those written as backslash and n become real ones.
     """
     text, before = answer.strip(), None
     while text != before:
@@ -99,13 +113,13 @@ def clean(answer: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def same(one: str, other: str) -> bool:
+def is_same_prompt(one: str, other: str) -> bool:
     """Tell whether two prompts are the same but for spaces."""
     return one.split() == other.split()
 
 
-def refusals(text: str, task: Task, known: Known) -> list[str]:
-    """Return every reason why a cleaned proposal is not measured, one sentence each; nothing where it is."""
+def find_refusals(text: str, task: SearchTask, known: ForbiddenText) -> list[str]:
+    """Return every reason to refuse a cleaned proposal, one sentence each."""
     problems = list(task.problems(text))
     if token := next(_chat_tokens(text, known.special), None):
         problems.append(f"it holds a chat token: {token!r}")
@@ -130,19 +144,142 @@ def _words(text: str) -> str:
 
 
 def _label_list(text: str, labels: Collection[str]) -> list[str]:
-    """Return the labels that stand in a row, if at least three do: `such as a dog, cats and the red chair there`."""
+    """Return at least three labels listed in a row: `such as a dog, cats and the red chair there`."""
     known = {f" {_words(label)} " for label in labels}
     for line in text.splitlines():
         row: list[str] = []
         for part in re.split(r"[,;:()/]|\band\b|\bor\b", line.lower()):
             words = f" {re.sub(r'^(?:[0-9]+ |an? |the )+', '', _words(part))} "
-            # Other words may stand before the first of a row, and behind the last.
-            found = max((each for each in known if _stands(each, words, first=not row)), key=len, default=None)
+            # Other words may come before the first of a row, and after the last.
+            fits = words.startswith if row else words.endswith
+            found = max((each for each in known if fits(each)), key=len, default=None)
             row = [] if found is None else [*row, found.strip()]
             if len(set(row)) >= _LEAST_LABELS:
                 return row
     return []
 
 
-def _stands(label: str, words: str, *, first: bool) -> bool:
-    return words.endswith(label) if first else words.startswith(label)
+if TYPE_CHECKING:
+    from llm_wrapper.llms.load import LoadedLLM
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request for one proposal.
+
+    Attributes:
+        text: The question, see `build_meta_prompt`.
+        seed: Of the draw.
+        guides: The best prompt and the one that was best before it, for activation steering; `None` without.
+        alpha: Strength of the steering.
+    """
+
+    text: str
+    seed: int
+    guides: tuple[str, str] | None = None
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A text of the proposing LLM, and its tokens, if they are known."""
+
+    text: str
+    tokens: int | None
+
+
+class Proposer(Protocol):
+    """An LLM that proposes prompts.
+
+    Attributes:
+        can_be_guided: Whether it looks at `Request.guides`.
+    """
+
+    can_be_guided: bool
+
+    def __call__(self, request: Request) -> Proposal:
+        """Answer; the same request has the same answer."""
+        ...
+
+
+def _prompt(text: str) -> Prompt:
+    return Prompt("proposal", (Message("user", text),), (), "proposal")
+
+
+class LocalProposer:
+    """Draws from a local LLM, steered where a request has guides."""
+
+    can_be_guided = True
+
+    def __init__(self, llm: LoadedLLM, section: SearchSection) -> None:
+        self._llm, self._section = llm, section
+        self._offsets: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, request: Request) -> Proposal:
+        """Draw a proposal; the same request draws the same one."""
+        from llm_wrapper.llms.steering import sample_text
+
+        with self._steered(request):
+            text, num_tokens = sample_text(self._llm, _prompt(request.text), self._section.sampling, seed=request.seed)
+        return Proposal(text, num_tokens)
+
+    def _steered(self, request: Request) -> AbstractContextManager[None]:
+        from llm_wrapper.llms.steering import offset, steered
+
+        if request.guides is None:
+            return nullcontext()
+        layer = self._section.layer
+        if request.guides not in self._offsets:
+            self._offsets = {request.guides: offset(self._llm, *request.guides, layer)}
+        return steered(self._llm.model, request.alpha * self._offsets[request.guides], layer)
+
+
+class ServedProposer:
+    """Asks an OpenAI-compatible server and keeps each answer on disk, for a resumed search.
+
+    It cannot be steered, as the hidden states of a server are out of reach.
+    """
+
+    can_be_guided = False
+
+    def __init__(self, section: LLMSection, sampling: SamplingSection) -> None:
+        if section.backend != "openai":
+            raise RecipeError(f"search.proposer: llm.backend={section.backend} is no server")
+        self._section = section.model_copy(update={"decode": "generate", "max_new_tokens": sampling.max_new_tokens})
+        self._sampling = sampling
+
+    def __call__(self, request: Request) -> Proposal:
+        """Ask for a proposal.
+
+        Raises:
+            ModelError: If the server refuses, or is not there.
+        """
+        kept = AnswerFile(answers_path(self._section))
+        prompt = _prompt(request.text)
+        kept.warn_of_damage()
+        server = Server(self._section)
+        server.format = _Drawn(self._section, self._sampling, request.seed)
+        key = server.key_of(prompt)
+        if key not in kept:
+            kept.keep(key, server.ask(prompt), sample_id=prompt.sample_id)
+        return Proposal(kept[key].text or "", kept[key].num_tokens)
+
+
+class _Drawn:
+    """Asks as `generate` does, but for a draw in place of the most probable answer."""
+
+    def __init__(self, section: LLMSection, sampling: SamplingSection, seed: int) -> None:
+        self._plain, self._sampling, self._seed = request_format(section), sampling, seed
+
+    @property
+    def path(self) -> str:
+        return self._plain.path
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        drawn = {**self._plain.body(prompt), "seed": self._seed}
+        drawn |= {"temperature": self._sampling.temperature, "top_p": self._sampling.top_p}
+        # Not a part of OpenAI's interface; vLLM, SGLang and llama.cpp take it.
+        return drawn if self._sampling.top_k is None else {**drawn, "top_k": self._sampling.top_k}
+
+    def answer(self, prompt: Prompt, reply: Any) -> Answer:
+        return self._plain.answer(prompt, reply)

@@ -1,4 +1,4 @@
-"""The two things that are searched for: what the proposing LLM is told of them, and which texts can be used at all."""
+"""Define the two search tasks, instruction and caption: their description, rules, seed, and checks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_wrapper.prompts import instruction
+from llm_wrapper.prompts.text import check_instruction
 
-__all__ = ["CAPTION", "INSTRUCTION", "Task", "other_demand", "task_of"]
+__all__ = ["CAPTION", "INSTRUCTION", "SearchTask", "find_other_demand", "search_task"]
 
 _MAX_CAPTION = 200
 """Letters of a caption; detectors read some hundred tokens, and the expression needs most of them."""
@@ -25,15 +25,15 @@ _COUNT = re.compile(r"\b(?:how many|count the|count all|number of (?:the )?(?:ob
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What is searched for.
+class SearchTask:
+    """A kind of text to search for.
 
     Attributes:
         name: As the recipe names it.
-        about: What the text is for, as the proposing LLM is told.
-        rules: What the text has to hold, as it is told.
-        seed: Where the search begins, if the recipe does not say.
-        problems: Returns what makes a text unusable, one sentence each.
+        about: The purpose of the text, for the proposing LLM.
+        rules: The required parts of the text, for the proposing LLM.
+        seed: The first prompt, unless the recipe has one.
+        problems: Returns the reasons that make a text unusable, one sentence each.
     """
 
     name: Literal["instruction", "caption"]
@@ -43,11 +43,11 @@ class Task:
     problems: Callable[[str], list[str]]
 
 
-def other_demand(text: str) -> str | None:
-    """Return what an instruction demands instead of an index, `None` where nothing is found.
+def find_other_demand(text: str) -> str | None:
+    """Return the words of an instruction that demand something else than an index, `None` where it has none.
 
     A heuristic over English words: it counts objects, or it has a word for another answer (coordinates, yes or no, a
-    description, ..) and none for a number. What it misses costs one measurement, and scores badly there.
+    description, ..) and none for a number. A miss costs one measurement.
     """
     words = text.replace("{objects}", " ").replace("{expression}", " ")
     found = _COUNT.search(words) or (None if _INDEX.search(words) else _OTHER.search(words))
@@ -55,8 +55,8 @@ def other_demand(text: str) -> str | None:
 
 
 def _instruction_problems(text: str) -> list[str]:
-    problems = instruction.check(text)
-    demand = other_demand(text)
+    problems = check_instruction(text)
+    demand = find_other_demand(text)
     return [*problems, f"it asks for something else than an index: {demand!r}"] if demand else problems
 
 
@@ -65,7 +65,7 @@ def _caption_problems(text: str) -> list[str]:
         return ["the caption is empty"]
     problems = []
     if (count := text.count("{expression}")) != 1:
-        problems.append(f"{{expression}} stands in the caption {count} times; it is needed exactly once")
+        problems.append(f"{{expression}} occurs in the caption {count} times; it is needed exactly once")
     if re.search(r"[{}]", text.replace("{expression}", "")):
         problems.append("the caption has a brace that belongs to no {expression}")
     if any(unicodedata.category(char)[0] == "C" for char in text):
@@ -75,7 +75,7 @@ def _caption_problems(text: str) -> list[str]:
     return problems
 
 
-INSTRUCTION = Task(
+INSTRUCTION = SearchTask(
     name="instruction",
     about=(
         "A detector has found objects in an image, and a person refers to one of them by an expression. A language "
@@ -94,7 +94,7 @@ INSTRUCTION = Task(
     problems=_instruction_problems,
 )
 
-CAPTION = Task(
+CAPTION = SearchTask(
     name="caption",
     about=(
         "A detector that understands short texts is given an image and a caption, and returns boxes of what the "
@@ -110,6 +110,6 @@ CAPTION = Task(
 )
 
 
-def task_of(target: Literal["instruction", "caption"]) -> Task:
+def search_task(target: Literal["instruction", "caption"]) -> SearchTask:
     """Return the task that a recipe names."""
     return INSTRUCTION if target == "instruction" else CAPTION

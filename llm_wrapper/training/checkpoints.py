@@ -1,4 +1,4 @@
-"""Checkpoints that a killed training resumes from: which are whole, and what to do about one that is not.
+"""Find, verify and remove the checkpoints that a killed training resumes from.
 
 checkpoints/checkpoint-<step>/   adapter_model.safetensors  optimizer.pt  scheduler.pt  rng_state.pth
                                  trainer_state.json  written last by the trainer
@@ -16,17 +16,17 @@ from pathlib import Path
 
 import safetensors
 
-from llm_wrapper import artifacts, readers, runs
-from llm_wrapper.curve_points import step_of
+from llm_wrapper import readers, runs, storage
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
+from llm_wrapper.runs import step_of
 
 __all__ = [
-    "clear_behind",
-    "explaining_full_disk",
+    "explain_disk_full",
+    "explain_resume_errors",
+    "explain_save_errors",
     "find_checkpoints",
-    "last_complete",
-    "resuming",
-    "saving",
+    "find_last_complete",
+    "remove_after",
     "step_of",
     "verify_checkpoint",
     "write_digests",
@@ -34,7 +34,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _STATE = "trainer_state.json"
-"""Written last by the trainer, so a checkpoint that was cut off has none, or one that is no JSON."""
+"""Written last by the trainer, so that an incomplete checkpoint has none, or one that is no JSON."""
 _DIGESTS = "sha256.json"
 _NAME = re.compile(r"checkpoint-[0-9]{1,12}")
 
@@ -52,33 +52,29 @@ def _is_complete(checkpoint: Path) -> bool:
     return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
 
 
-def last_complete(folder: Path) -> Path | None:
+def find_last_complete(folder: Path) -> Path | None:
     """Return the complete checkpoint of the highest step, if there is one."""
     return max(filter(_is_complete, find_checkpoints(folder)), key=step_of, default=None)
 
 
-def clear_behind(folder: Path, step: int) -> None:
-    """Remove what was written behind a step: nothing resumes from it, and it may be what filled the disk."""
+def remove_after(folder: Path, step: int) -> None:
+    """Remove checkpoints after a step: nothing resumes from them, and they may have filled the disk."""
     for path in find_checkpoints(folder):
         if step_of(path) > step:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def write_digests(checkpoint: Path) -> None:
-    """Write down the digests of all files of a checkpoint, which are whole now."""
+    """Write the digests of all files of a complete checkpoint."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != _DIGESTS)
-    artifacts.write_json(checkpoint / _DIGESTS, runs.digests_of(checkpoint, names))
+    storage.write_json(checkpoint / _DIGESTS, runs.digests_of(checkpoint, names))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which a file is not as it was written, or cannot be one.
-
-    Raises:
-        RunError: With the command that removes it, so that the one before it is taken.
-    """
+    """Refuse a changed or damaged checkpoint, with the command that removes it (RunError)."""
     from transformers import TrainerState
 
-    with resuming(checkpoint):
+    with explain_resume_errors(checkpoint):
         TrainerState.load_from_json(str(checkpoint / _STATE))
         if not (checkpoint / _DIGESTS).is_file():
             _log.info("%s has no digests: whether its files are as written is not checked", checkpoint)
@@ -91,52 +87,39 @@ def verify_checkpoint(checkpoint: Path) -> None:
 
 
 @contextmanager
-def resuming(checkpoint: Path) -> Iterator[None]:
-    """Explain a failure to read a checkpoint.
-
-    Raises:
-        RunError: In place of the many ways in which torch, safetensors and pickle say that a file is none of theirs.
-    """
+def explain_resume_errors(checkpoint: Path) -> Iterator[None]:
+    """Replace the many errors of torch, safetensors and pickle about a damaged file by one RunError."""
     try:
         yield
     except Exception as error:
         is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if is_memory or (isinstance(error, LLMWrapperError) and not isinstance(error, DataError)):
             raise
-        raise _unreadable(checkpoint, error) from error
-
-
-def _unreadable(checkpoint: Path, error: Exception) -> RunError:
-    reason = (str(error).splitlines() or [""])[0]
-    return RunError(
-        f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
-        f"checkpoint before it: rm -r {shell_word(checkpoint)} && {runs.resume_command(_run_of(checkpoint))}"
-    )
+        reason = (str(error).splitlines() or [""])[0]
+        raise RunError(
+            f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason}). Remove it, and resume from the "
+            f"checkpoint before it: rm -r {shell_word(checkpoint)} && {runs.resume_command(_run_of(checkpoint))}"
+        ) from error
 
 
 @contextmanager
-def saving(folder: Path) -> Iterator[None]:
-    """Explain a failure to write a checkpoint or an adapter into `folder`.
-
-    Raises:
-        RunError: In place of the ways in which torch, safetensors and tokenizers say that a disk is full, and if the
-            folder is a link, which would be written through.
-    """
+def explain_save_errors(folder: Path) -> Iterator[None]:
+    """Replace the many errors of a full disk by one RunError, and refuse to write a checkpoint through a link."""
     if folder.is_symlink():
         raise RunError(
             f"{folder} is a link and would be written through: remove it, then: {runs.resume_command(_run_of(folder))}"
         )
     try:
-        with explaining_full_disk(folder):
+        with explain_disk_full(folder):
             yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{folder} cannot be written ({reason}). Is its disk full? {_remedy(folder)}") from error
 
 
-def explaining_full_disk(folder: Path) -> AbstractContextManager[None]:
-    """Explain that the disk of a run's folder is full, whatever library meets it."""
-    return artifacts.explaining_full_disk(folder, _remedy(folder))
+def explain_disk_full(folder: Path) -> AbstractContextManager[None]:
+    """Replace the error of a full disk, raised by any library, by one that names the run's command."""
+    return storage.explaining_full_disk(folder, _remedy(folder))
 
 
 def _remedy(folder: Path) -> str:
@@ -144,7 +127,6 @@ def _remedy(folder: Path) -> str:
 
 
 def _run_of(folder: Path) -> Path:
-    """Return the run that a folder is, or lies in."""
     if folder.parent.name in ("checkpoints", "adapters"):
         return folder.parents[1]
     return folder.parent if folder.name == runs.ADAPTER else folder

@@ -1,7 +1,7 @@
-"""Scenes -> groups of training examples. Pure: no model, no tokens.
+"""Group prepared samples by image, schedule the groups, and make the training examples of each epoch.
 
 A group is one image: its candidates once, and some of its expressions with the index of the right candidate. A group
-without any is for expressions that are generated (`train.generated_steps`).
+without targets is for generated expressions (`train.generated_steps`). No model, no tokens.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ from dataclasses import dataclass, field
 
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
-from llm_wrapper.prompts.render import render
+from llm_wrapper.detections.samples import PreparedSample
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
-from llm_wrapper.training.generated import absent, generate
+from llm_wrapper.training.generated_expressions import generate_absent_expression, generate_expressions
 
-__all__ = ["Example", "Group", "answered_none", "examples_of", "make_groups", "schedule", "target_index",
-           "unlabelled_groups"]  # fmt: skip
+__all__ = [
+    "Group",
+    "TrainingExample",
+    "count_answered_none",
+    "find_target_index",
+    "make_examples",
+    "make_groups",
+    "make_unlabelled_groups",
+    "schedule_groups",
+]  # fmt: skip
 
 _BUCKET = 64
-"""Steps whose groups are sorted by size together, so that one batch holds groups of similar length."""
+"""Steps whose groups are sorted by size together, so that a batch holds groups of similar length."""
 _ABSENT = 0.2
-"""Share of the generated expressions that mean none of the candidates, where that is an answer."""
+"""Share of generated expressions that mean none of the candidates, where that is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Samples of one image that have the same candidates, with the index of each one's target.
 
-    Without targets it is for generated expressions alone, and its one sample tells which image it is. `size` says how
-    long its prompts are: tokens of the longest, 0 before they are measured. With `none`, "none of these" is an answer,
-    and its index the number of candidates.
+    Without targets its one sample gives the image. `size` is the tokens of the longest prompt, 0 before it is measured.
+    With `none`, "none of these" is an answer; its index is the number of candidates.
     """
 
     samples: tuple[Sample, ...]
@@ -46,19 +53,19 @@ class Group:
 
     @property
     def num_labelled(self) -> int:
-        """How many annotated expressions it holds."""
+        """Annotated expressions."""
         return len(self.targets)
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TrainingExample:
     """A prompt and the index that answers it."""
 
     prompt: Prompt
     index: int
 
 
-def target_index(built: BuiltCandidates, sample: Sample) -> int | None:
+def find_target_index(built: BuiltCandidates, sample: Sample) -> int | None:
     """Return the index of the candidate with the highest IoU with the target; None unless that is over 0.5."""
     if sample.target is None or not built.candidates:
         return None
@@ -69,51 +76,51 @@ def target_index(built: BuiltCandidates, sample: Sample) -> int | None:
     return best if overlap[best] > 0.5 else None
 
 
-def _answer(scene: Scene, section: TrainSection, *, none: bool) -> int | str:
-    """Return the index that answers a sample, or the reason to leave it out."""
-    sample, candidates = scene.sample, scene.built.candidates
+def _answer(prepared: PreparedSample, section: TrainSection, *, none: bool) -> int | str:
+    """Return the index that answers a sample, or the reason to skip it."""
+    sample, candidates = prepared.sample, prepared.built.candidates
     if sample.target is None and not none:
         return "no_target"
     if sample.further_targets:
         return "several_targets"
     if not candidates or len(candidates) + none < section.min_candidates:
         return "too_few_candidates"
-    target = target_index(scene.built, sample)
+    target = find_target_index(prepared.built, sample)
     if target is None:
         return len(candidates) if none else "target_not_among_candidates"
     return target
 
 
 def make_groups(
-    scenes: Sequence[Scene], section: TrainSection, *, none: bool = False
+    samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False
 ) -> tuple[list[Group], dict[str, int]]:
-    """Group usable samples by image and candidates; count those left out by reason.
+    """Group usable samples by image and candidates; count skipped samples by reason.
 
     A sample is used if it has one target, at least `min_candidates` candidates, and one of them overlaps the target
-    with IoU > 0.5 (paper, training details). With `none`, one without a target, or whose target no candidate overlaps
-    so far, is answered by "none of these", which counts as one candidate more.
+    with IoU > 0.5 (paper, training details). With `none`, a sample whose target is missing or not among the candidates
+    is answered by "none of these", which counts as a candidate.
     """
-    left_out: Counter[str] = Counter()
-    usable: list[tuple[Scene, int]] = []
-    for scene in scenes:
-        answer = _answer(scene, section, none=none)
+    skipped: Counter[str] = Counter()
+    usable: list[tuple[PreparedSample, int]] = []
+    for prepared in samples:
+        answer = _answer(prepared, section, none=none)
         if isinstance(answer, str):
-            left_out[answer] += 1
+            skipped[answer] += 1
         else:
-            usable.append((scene, answer))
+            usable.append((prepared, answer))
     members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
-    for scene, target in usable:
-        members[scene.sample.image_id, scene.built.candidates].append((scene.sample, target))
+    for prepared, target in usable:
+        members[prepared.sample.image_id, prepared.built.candidates].append((prepared.sample, target))
     groups = []
     size = max(1, section.expressions_per_group - section.generated_per_group)
     for (_, candidates), rows in members.items():
         for start in range(0, len(rows), size):
             samples, targets = zip(*rows[start : start + size], strict=True)
             groups.append(Group(samples, targets, candidates, none=none))
-    return groups, dict(left_out)
+    return groups, dict(skipped)
 
 
-def answered_none(groups: Sequence[Group]) -> dict[str, int]:
+def count_answered_none(groups: Sequence[Group]) -> dict[str, int]:
     """Count, by reason, the annotated expressions that are answered by "none of these"."""
     samples = [
         sample
@@ -125,57 +132,57 @@ def answered_none(groups: Sequence[Group]) -> dict[str, int]:
     return {"no_target": num_without, "target_not_among_candidates": len(samples) - num_without}
 
 
-def unlabelled_groups(scenes: Sequence[Scene], section: TrainSection, *, none: bool = False) -> list[Group]:
-    """Return one group without targets for each image that something can be said about; annotations are not looked at.
+def make_unlabelled_groups(
+    samples: Sequence[PreparedSample], section: TrainSection, *, none: bool = False
+) -> list[Group]:
+    """Return one group without targets for each image that expressions can be generated for.
 
-    Images with fewer than `min_candidates` candidates have none, nor have those whose boxes are too much alike for any
-    generated expression to be true of one alone.
+    Skipped are images with too few candidates, and those where no expression is true of one box alone.
     """
     found: dict[tuple[str, tuple[Candidate, ...]], Sample] = {}
-    for scene in scenes:
-        if len(scene.built.candidates) >= section.min_candidates:
-            found.setdefault((scene.sample.image_id, scene.built.candidates), scene.sample)
+    for prepared in samples:
+        if len(prepared.built.candidates) >= section.min_candidates:
+            found.setdefault((prepared.sample.image_id, prepared.built.candidates), prepared.sample)
     return [
         Group((sample,), (), candidates, none=none)
         for (_, candidates), sample in found.items()
-        if generate(candidates, sample.image_wh, random.Random(0), count=1)
+        if generate_expressions(candidates, sample.image_wh, random.Random(0), count=1)
     ]
 
 
-def schedule(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
-    """Return (epoch, place of a group) in training order: each epoch shuffled, batches of groups of similar size.
+def schedule_groups(groups: Sequence[Group], section: TrainSection) -> list[tuple[int, int]]:
+    """Return (epoch, index of a group) in training order: each epoch shuffled, batches of groups of similar size.
 
-    The first `generated_steps` steps are of groups without targets, gone through as often as it takes; then come the
-    epochs of the others. The order depends on the groups and the seed alone, so a resumed run sees what an
-    uninterrupted one would have seen.
+    The first `generated_steps` steps cycle through the groups without targets; then come the epochs of the others. The
+    order depends on the groups and the seed alone, so that a resumed run sees the same.
     """
-    labelled = [place for place, group in enumerate(groups) if group.num_labelled]
-    unlabelled = [place for place, group in enumerate(groups) if not group.num_labelled]
+    labelled = [i for i, group in enumerate(groups) if group.num_labelled]
+    unlabelled = [i for i, group in enumerate(groups) if not group.num_labelled]
     per_step = section.groups_per_step
     warm_up = itertools.islice(_rounds(groups, unlabelled, section), section.generated_steps * per_step)
     rows = list(warm_up)
     for epoch in range(section.epochs if labelled else 0):
-        rows += [(epoch, place) for batch in _batches(groups, labelled, section, epoch) for place in batch]
+        rows += [(epoch, i) for batch in _batches(groups, labelled, section, epoch) for i in batch]
     return rows if section.max_steps is None else rows[: section.max_steps * per_step]
 
 
-def _rounds(groups: Sequence[Group], places: Sequence[int], section: TrainSection) -> Iterator[tuple[int, int]]:
-    """Yield (epoch, place) of full batches without end, or nothing where there is nothing."""
-    for epoch in itertools.count() if places else ():
-        batches = _batches(groups, places, section, epoch)
+def _rounds(groups: Sequence[Group], indices: Sequence[int], section: TrainSection) -> Iterator[tuple[int, int]]:
+    """Yield (epoch, index) of full batches without end."""
+    for epoch in itertools.count() if indices else ():
+        batches = _batches(groups, indices, section, epoch)
         full = [batch for batch in batches if len(batch) == section.groups_per_step]
-        yield from ((epoch, place) for batch in full or batches for place in batch)
+        yield from ((epoch, i) for batch in full or batches for i in batch)
 
 
-def _batches(groups: Sequence[Group], places: Sequence[int], section: TrainSection, epoch: int) -> list[list[int]]:
+def _batches(groups: Sequence[Group], indices: Sequence[int], section: TrainSection, epoch: int) -> list[list[int]]:
     """Return the batches of one epoch, each of groups of similar size, in random order."""
     rng = random.Random(f"{section.seed}/{epoch}")
-    order = list(places)
+    order = list(indices)
     rng.shuffle(order)
     chunk = section.groups_per_step * _BUCKET
     batches: list[list[int]] = []
     for start in range(0, len(order), chunk):
-        similar = sorted(order[start : start + chunk], key=lambda place: groups[place].size)
+        similar = sorted(order[start : start + chunk], key=lambda i: groups[i].size)
         batches += [
             similar[first : first + section.groups_per_step]
             for first in range(0, len(similar), section.groups_per_step)
@@ -186,25 +193,27 @@ def _batches(groups: Sequence[Group], places: Sequence[int], section: TrainSecti
     return batches
 
 
-def examples_of(
+def make_examples(
     group: Group, prompt_format: str, section: TrainSection, *, epoch: int, instruction: str | None = None
-) -> list[Example]:
-    """Return the examples of a group as they are seen in one epoch.
+) -> list[TrainingExample]:
+    """Return the examples of a group in one epoch.
 
-    Order augmentation and generated expressions are drawn afresh for each epoch, from the seed, the epoch and the
-    sample, so the same epoch always gives the same examples.
+    The order of candidates and the generated expressions are drawn from the seed, the epoch and the sample, so that the
+    same epoch always gives the same examples.
     """
     first = group.samples[0]
     rng = random.Random(f"{section.seed}/{epoch}/{first.sample_id}")
     order = list(range(len(group.candidates)))
     if section.shuffle_candidates:
         rng.shuffle(order)
-    candidates = tuple(group.candidates[place] for place in order)
+    candidates = tuple(group.candidates[i] for i in order)
     labelled = group.samples[: group.num_labelled]
-    places = [*order, len(order)]  # "none of these" stands last in any order
-    real = [(sample, places.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
+    indices = [*order, len(order)]  # "none of these" is last in any order
+    real = [(sample, indices.index(target)) for sample, target in zip(labelled, group.targets, strict=True)]
     return [
-        Example(render(sample, candidates, prompt_format, instruction=instruction, none=group.none), index)
+        TrainingExample(
+            render_prompt(sample, candidates, prompt_format, instruction=instruction, none=group.none), index
+        )
         for sample, index in [*real, *_company(group, candidates, rng, section)]
     ]
 
@@ -216,9 +225,11 @@ def _company(
     first = group.samples[0]
     wanted = section.generated_per_group if group.num_labelled else section.expressions_per_group
     count = min(wanted, section.expressions_per_group - group.num_labelled)
-    for number, drawn in enumerate(generate(candidates, first.image_wh, rng, count=count) if count > 0 else []):
+    for number, drawn in enumerate(
+        generate_expressions(candidates, first.image_wh, rng, count=count) if count > 0 else []
+    ):
         sample_id = f"{first.sample_id}/generated-{number}"
         expression, index = drawn.expression, drawn.index
-        if group.none and rng.random() < _ABSENT and (other := absent(candidates, rng)):
+        if group.none and rng.random() < _ABSENT and (other := generate_absent_expression(candidates, rng)):
             expression, index = other, len(candidates)
         yield Sample(sample_id, sample_id, first.image_id, None, first.image_wh, expression, None), index

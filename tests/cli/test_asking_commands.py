@@ -11,16 +11,15 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, main
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.prompts.words import Worder
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL
+from tests.fake_llm import FakeLLM
 from tests.first_images import copy_first_images
 from tests.test_cli import run
 
@@ -33,7 +32,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +58,14 @@ def asked_with_mass(mass: float) -> object:
         return even
 
     def by_llm(
-        recipe: Recipe, word: Worder, adapter: Path | None, scenes: Sequence[Scene], *, with_untrained: bool
+        recipe: Recipe,
+        builder: PromptBuilder,
+        adapter: Path | None,
+        samples: Sequence[PreparedSample],
+        *,
+        with_untrained: bool,
     ) -> list[Prediction]:
-        return systems.by_llm(scenes, "untrained", word, ask, prompt=recipe.prompt)
+        return systems.by_llm(samples, "untrained", builder, FakeLLM(ask))
 
     return by_llm
 
@@ -70,11 +74,11 @@ def asked_with_mass(mass: float) -> object:
 def test_an_evaluation_keeps_and_prints_the_mass(
     toy: Path, monkeypatch: pytest.MonkeyPatch, mass: float, warns: bool
 ) -> None:
-    monkeypatch.setattr(commands, "by_llm", asked_with_mass(mass))
+    monkeypatch.setattr("llm_wrapper.cli.evaluate.by_llm", asked_with_mass(mass))
     run("cache-detections", "--data-root", toy, "--split", "val")
     printed = run("eval", "--data-root", toy, "--llm", "smollm2")
     (path,) = Path("runs").glob("*/predictions-val.parquet")
-    kept = {row.mass for row in files.load(path) if row.system == "untrained" and row.decided_by == "llm"}
+    kept = {row.mass for row in files.load_predictions(path) if row.system == "untrained" and row.decided_by == "llm"}
     assert kept == {mass}
     assert f"untrained: median probability of all valid answers together {mass:.2g}" in printed
     assert ("warning: untrained" in printed) == warns
@@ -90,7 +94,7 @@ def test_data_without_splits_are_said_to_be_trained_on(toy: Path) -> None:
     images = f"data.settings.images={json.dumps(str(toy / 'images'))}"
     own = ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", images]
     names = {"vlm": "toy", "llm": "rule", "data": "mine", "train": "default"}
-    recipe = compose(recipes_folder(), names, ["data.root=mine.jsonl", images])
+    recipe = compose(names, ["data.root=mine.jsonl", images])
     runs.finish(runs.open_run(Path("runs/mine"), recipe), {})
     run("cache-detections", *own, "--split", "val")
     printed = run("eval", "--run", "runs/mine")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper.cli import detection_commands
-from llm_wrapper.detections.scenes import load_scenes
+from llm_wrapper.cli import detections
+from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.recipe import compose
 from llm_wrapper.training import pool
 
@@ -28,8 +28,8 @@ def test_images_of_any_evaluation_split_are_not_trained_on(tmp_path: Path, monke
     Path("boxes.jsonl").write_text("")
     names = {"vlm": "import", "llm": "smollm2", "data": "mine", "train": "default"}
     also = "train.also=[{name: more, train_split: more}]"
-    recipe = compose(RECIPES, names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
-    detection_commands.cache(recipe, [recipe.data.train_split], Console(quiet=True))
-    sets = [load_scenes(recipe, data, data.train_split) for data in recipe.training_data()]
-    found = pool.not_evaluated(recipe, sets)
-    assert [scene.sample.expression for scene in found] == ["train 2", "more 4", "more 2"]
+    recipe = compose(names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
+    detections.cache(recipe, [recipe.data.train_split], Console(quiet=True))
+    sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
+    found = pool.exclude_evaluated(recipe, sets)
+    assert [prepared.sample.expression for prepared in found] == ["train 2", "more 4", "more 2"]

@@ -12,10 +12,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import commands, curve_cli, main
+from llm_wrapper.cli import main
+from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
+from llm_wrapper.llms import load
+from llm_wrapper.metrics import summarize_systems
 from tests.first_images import copy_first_images
 from tests.llms import tiny
 
@@ -37,8 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A tiny LLM in a folder, cached boxes, and the options that choose both."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, curve_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -73,12 +74,12 @@ def fail(kind: type[LLMWrapperError], *args: str | Path | int) -> str:
 
 
 def curve_of(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((runs.ROOT / "curve" / name / "curve.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((runs.RUNS / "curve" / name / "curve.json").read_text(encoding="utf-8"))
     return found
 
 
 def table_of(name: str) -> list[list[str]]:
-    lines = (runs.ROOT / "curve" / name / "curve.md").read_text(encoding="utf-8").splitlines()
+    lines = (runs.RUNS / "curve" / name / "curve.md").read_text(encoding="utf-8").splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
 
 
@@ -103,49 +104,49 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     # What the table says is what the predictions say.
     n = curve_of("mine")["others"][0]["n"]
     for point in points:
-        rows = files.load(Path(point["predictions"]))
+        rows = files.load_predictions(Path(point["predictions"]))
         assert {row.system for row in rows} == {point["name"]}
-        (summary,) = commands.summaries_of(rows)
+        (summary,) = summarize_systems(rows)
         assert (summary.p_at_1, summary.n) == (point["result"]["p_at_1"], n)
     assert [point["over_previous"] is None for point in points].count(True) == 2
     assert [row[0] for row in table_of("mine")] == ["detector", "rule", "oracle", "untrained", *names]
     assert "samples-12" in printed
-    picture = runs.ROOT / "curve" / "mine" / "curve.png"
+    picture = runs.RUNS / "curve" / "mine" / "curve.png"
     assert picture.stat().st_size > 10_000
 
-    before = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")}
-    asked = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.safetensors")}
+    asked = {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.parquet")}
     drawn, table = picture.read_bytes(), table_of("mine")
-    monkeypatch.setattr(ask, "load", None)  # whoever trains or asks now must fail
-    monkeypatch.setattr(commands, "train", None)
+    monkeypatch.setattr(load, "load_model", None)  # whoever trains or asks now must fail
+    monkeypatch.setattr("llm_wrapper.cli.grids.run_training", None)
     assert "samples-12 is trained already" in run(*args)
-    assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")} == before
-    assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")} == asked
+    assert {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.parquet")} == asked
     assert (picture.read_bytes(), table_of("mine")) == (drawn, table)
 
 
 def test_subsets_are_nested_and_end_where_the_data_does(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[int | None] = []
-    original = commands.train
+    original = run_training
 
     def train(recipe: Any, folder: Path, console: Console) -> Path:
         limits.append(recipe.train.limit)
         return original(recipe, folder, console)
 
-    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setattr("llm_wrapper.cli.grids.run_training", train)
     sizes = ("--samples", 2000, "--samples", 3, "--samples", 1000)
     printed = run("curve", *sizes, "--limit", 5, *options, "train.max_steps=1", "train.warmup_steps=9")
     assert limits == [3, 1000]
-    assert "there are fewer than 1000 samples: larger sizes are left out" in printed
+    assert "there are fewer than 1000 samples: larger sizes are skipped" in printed
     found = curve_of("toy-smollm2-toy")
     assert [point["name"] for point in found["points"]] == ["samples-3", "samples-1000"]
     notes = found["notes"]
     assert "toy / toy: the first 5 expressions only" in notes
     assert "samples-3: 1 steps in all, while the learning rate rises for train.warmup_steps=9 of them" in notes
-    assert not any("keeps few adapters" in note for note in notes)
+    assert not any("keeps few intermediate adapters" in note for note in notes)
 
     told = fail(RunError, "curve", *sizes, *options, "train.max_steps=1", "train.learning_rate=0.5")
-    assert "samples-3 was trained by another recipe; name another curve with --name, or rm -r runs/curve" in told
+    assert "samples-3 is of another recipe; name another with --name, or rm -r runs/curve" in told
     assert "train.learning_rate: 0.01 there, 0.5 now" in told
 
 

@@ -16,12 +16,11 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_wrapper import artifacts
-from llm_wrapper.cli import detection_commands, detections_cli, main
+from llm_wrapper import storage
+from llm_wrapper.cli import detections, main
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import read
-from llm_wrapper.detections.local_engine import answer_locally
-from llm_wrapper.detections.parts import row_detections
+from llm_wrapper.detections.contents import read_folder, row_detections
+from llm_wrapper.detections.fill import answer_locally
 from llm_wrapper.detections.ray_engine import RayEngine
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import CacheError, ImageError, LLMWrapperError, RecipeError
@@ -39,8 +38,7 @@ SIZE = {"width": 100, "height": 50}
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
-    monkeypatch.setattr(detections_cli, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def invoke(*args: str | Path) -> Result:
@@ -110,13 +108,13 @@ def break_part(folder: Path) -> None:
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    identity: dict[str, Any] = artifacts.read_json(folder / "manifest.json")["identity"]
+    identity: dict[str, Any] = storage.read_json(folder / "manifest.json")["identity"]
     return identity
 
 
 def part_of(folder: Path, out: Path, places: slice) -> Path:
     """Make an unfinished cache of some of the answers of another."""
-    (part,) = read(folder).parts
+    (part,) = read_folder(folder).parts
     answers = [(key, row_detections(part.table, row)) for row, key in enumerate(part.keys)]
     with DetectionCache.resume(out, identity_of(folder)) as cache:
         cache.append(answers[places])
@@ -127,7 +125,7 @@ def shown(folder: Path) -> list[Any]:
     """Boxes, labels and scores of a cache, in order."""
     return [
         (key, [(item.box, item.label, item.score) for item in row_detections(part.table, row).items])
-        for part in read(folder).parts
+        for part in read_folder(folder).parts
         for row, key in enumerate(part.keys)
     ]
 
@@ -170,7 +168,7 @@ def test_verify_ends_with_1_and_tells_what_mends(mine: Path) -> None:
     assert result.exit_code == 1
     damage, remedy, unfinished, _ = result.stdout.splitlines()
     assert f"{mine / 'part-00000.parquet'} is damaged" in damage
-    assert remedy == f"  Run `{COMMAND}`: it asks again only what is lost."
+    assert remedy == f"  Run `{COMMAND}`: it computes again only what is lost."
     assert unfinished == "other is incomplete: it has no manifest.json"
 
 
@@ -337,13 +335,13 @@ def test_the_annotated_objects_of_refcocog_hold_every_target() -> None:
 
 def test_options_of_caching_reach_the_work(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
-    fill = detection_commands.fill
+    fill = detections.fill_cache
 
     def watched(*args: Any, **options: Any) -> DetectionCache:
         given.append(options)
         return fill(*args, **options)
 
-    monkeypatch.setattr(detection_commands, "fill", watched)
+    monkeypatch.setattr(detections, "fill_cache", watched)
     run("cache-detections", *MINE, BOXES)
     assert given[0].pop("engine") is answer_locally
     run("cache-detections", *MINE, BOXES, "--overwrite", "--skip-unreadable", "--images-per-batch", "3")
@@ -390,11 +388,11 @@ def test_unreadable_images_are_left_out_by_choice_alone(toy: Path) -> None:
 # the frame
 
 
-VERBS = ["info", "verify", "merge", "export", "headroom"]
+VERBS = ["headroom", "info", "verify", "merge", "export"]
 
 
 def test_all_verbs_are_known() -> None:
-    commands = detections_cli.app.registered_commands
+    commands = detections.app.registered_commands
     assert [command.name or getattr(command.callback, "__name__", "") for command in commands] == VERBS
 
 

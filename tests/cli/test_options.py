@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import keys, runs
-from llm_wrapper.cli import commands, curve_cli, main, transfer_cli, transfer_commands
+from llm_wrapper import runs, services
+from llm_wrapper.cli import grids
 from llm_wrapper.cli.options import chosen, name_of, named, overridden
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.grid import Column
 from llm_wrapper.recipe import Recipe, compose
-from llm_wrapper.recipe.files import folder as recipes_folder
 from tests.first_images import copy_first_images
 from tests.test_cli import fail, run
 
@@ -29,14 +29,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (main, curve_cli, transfer_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def finished(toy: Path, folder: Path = RUN, **names: str) -> Recipe:
     """A finished run of the rule on grey boxes, which are no default of any verb."""
     kinds = {"vlm": "toy-gray", "llm": "rule", "data": "toy", "train": "default", **names}
-    recipe = compose(recipes_folder(), kinds, [f"data.root={json.dumps(str(toy))}", "candidates.cap=7"])
+    recipe = compose(kinds, [f"data.root={json.dumps(str(toy))}", "candidates.cap=7"])
     runs.finish(runs.open_run(folder, recipe), {})
     return recipe
 
@@ -109,13 +108,13 @@ def test_eval_of_a_run_on_another_detector_says_so_and_stands_beside_it(toy: Pat
     for vlm in ("toy", "toy-gray"):
         run("cache-detections", "--vlm", vlm, "--data-root", toy, "--split", "val")
     run("eval", "--run", RUN)
-    own = files.load(RUN / "predictions-val.parquet")
+    own = files.load_predictions(RUN / "predictions-val.parquet")
     printed = run("eval", "--run", RUN, "--vlm", "toy")
     assert 'not as the run was trained: detector.name: "toy-gray" in runs/mine, "toy" here' in printed
-    assert files.load(RUN / "predictions-val.parquet") == own
+    assert files.load_predictions(RUN / "predictions-val.parquet") == own
     beside = RUN / "compared" / "vlm-toy"
     assert f"kept in {beside}/report-val.json" in printed
-    assert files.load(beside / "predictions-val.parquet") != own
+    assert files.load_predictions(beside / "predictions-val.parquet") != own
     run("report", RUN)
     assert "vlm-toy: rule" in (RUN / "report.md").read_text(encoding="utf-8")
 
@@ -137,7 +136,7 @@ def test_eval_of_a_run_on_other_data_is_another_evaluation(toy: Path) -> None:
 
 
 def test_the_newest_run_is_evaluated_by_its_own_recipe(toy: Path) -> None:
-    folder = runs.ROOT / "toy-gray-rule-toy-20250101T000000Z-nogit"
+    folder = runs.RUNS / "toy-gray-rule-toy-20250101T000000Z-nogit"
     finished(toy, folder)
     run("cache-detections", "--vlm", "toy-gray", "--data-root", toy, "--split", "val")
     printed = run("eval", "--vlm", "toy-gray", "--llm", "rule")
@@ -154,6 +153,22 @@ def test_predict_with_a_run_takes_its_detector(toy: Path) -> None:
     assert boxes_of[0] == boxes_of[1] != boxes_of[2]
 
 
+def column_recipes(monkeypatch: pytest.MonkeyPatch, verb: str, *args: str) -> list[Recipe]:
+    """Run a verb on empty columns, and return the recipes that it makes columns of."""
+    seen: list[Recipe] = []
+
+    def load_columns(recipes: list[Recipe], *_: object, **__: object) -> tuple[list[Column], list[str]]:
+        seen.extend(recipes)
+        return [Column(each.vlm, []) for each in recipes], []
+
+    monkeypatch.setattr(grids, "load_columns", load_columns)
+    monkeypatch.setattr(
+        grids, "fill", lambda rows, columns, _: {(row.name, c.name): "-" for row in rows for c in columns}
+    )
+    run(verb, "--run", RUN, *args)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("args", "columns", "folder"),
     [
@@ -168,11 +183,9 @@ def test_transfer_is_about_the_columns_of_its_runs(
 ) -> None:
     finished(toy)
     finished(toy, Path("runs/other"), vlm="toy", data="mine")
-    jobs: list[transfer_commands.Job] = []
-    monkeypatch.setattr(transfer_commands, "transfer", lambda job, console: jobs.append(job))
-    run("transfer", "--run", RUN, "--run", "runs/other", *args, f"data.root={json.dumps(str(toy))}")
-    assert [f"{each.vlm} / {each.data.name}" for each in jobs[0].recipes] == columns
-    assert jobs[0].folder == Path("runs/transfer") / folder
+    recipes = column_recipes(monkeypatch, "transfer", "--run", "runs/other", *args, f"data.root={json.dumps(str(toy))}")
+    assert [f"{each.vlm} / {each.data.name}" for each in recipes] == columns
+    assert (Path("runs/transfer") / folder / "matrix.json").is_file()
 
 
 def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,10 +195,9 @@ def test_an_ensemble_is_that_of_its_run(toy: Path, monkeypatch: pytest.MonkeyPat
     told = fail(RecipeError, "ensemble", "--run", RUN, "--run", "runs/other")
     assert "several detectors and data sets (toy-gray / toy, toy / toy): name one by --vlm and --data" in told
     finished(toy, Path("runs/both"), vlm="toy+toy-gray")
-    jobs: list[transfer_commands.Job] = []
-    monkeypatch.setattr(transfer_commands, "ensemble", lambda job, console: jobs.append(job))
-    run("ensemble", "--run", RUN, "--run", "runs/both")
-    assert [each.vlm for each in jobs[0].recipes] == ["toy+toy-gray"]
+    recipes = column_recipes(monkeypatch, "ensemble", "--run", "runs/both")
+    assert [each.vlm for each in recipes] == ["toy+toy-gray", "toy", "toy-gray"]
+    assert Path("runs/ensemble/toy+toy-gray-toy/matrix.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -204,10 +216,12 @@ def test_a_curve_of_a_run_refuses_another_recipe(toy: Path, args: list[str], tol
 
 
 def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = compose(recipes_folder(), {"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
+    recipe = compose({"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
     runs.open_run(RUN, recipe)
     opened: list[Recipe] = []
-    monkeypatch.setattr(commands, "train", lambda recipe, folder, console, **_: opened.append(recipe))
+    monkeypatch.setattr(
+        "llm_wrapper.cli.train.run_training", lambda recipe, folder, console, **_: opened.append(recipe)
+    )
     run("train", "--run", RUN)
     run("train", "--run", "runs/new", "--train", "fast")
     assert opened[0] == recipe
@@ -262,7 +276,7 @@ def test_ways_that_use_the_servers_chat_template_say_so(
 def test_what_is_typed_allows_a_key_and_what_a_run_says_does_not(
     toy: Path, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_typed", {})
+    monkeypatch.setattr(services, "_typed", {})
     monkeypatch.setenv("VLLM_API_KEY", "0123456789")
     recipe = finished(toy)
     server = recipe.llm.server.model_copy(update={"base_url": "http://node:8000/v1", "key_variable": "VLLM_API_KEY"})
@@ -270,7 +284,7 @@ def test_what_is_typed_allows_a_key_and_what_a_run_says_does_not(
     runs.finish(runs.open_run(Path("runs/served"), recipe.model_copy(update={"llm": llm})), {})
     found = chosen({}, words.split(), run=Path("runs/served")).llm.server
     if words:
-        assert keys.key_for("VLLM_API_KEY", found.base_url)
+        assert services.key_for("VLLM_API_KEY", found.base_url)
     else:
         with pytest.raises(RecipeError, match="you have not allowed that"):
-            keys.key_for("VLLM_API_KEY", found.base_url)
+            services.key_for("VLLM_API_KEY", found.base_url)

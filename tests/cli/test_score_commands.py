@@ -11,11 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import datasets
-from llm_wrapper.cli import commands, main
+from llm_wrapper.cli import main
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import DataSection, compose
-from llm_wrapper.report import tables
+from llm_wrapper.report import formatting
 
 TOY = Path(__file__).parents[2] / "data" / "toy"
 NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
@@ -24,7 +25,7 @@ NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=300))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=300))
 
 
 def score(*args: str | Path) -> str:
@@ -41,12 +42,12 @@ def fail(*args: str | Path) -> str:
 
 
 def section(data: str, root: Path) -> DataSection:
-    return compose(commands.recipes_folder(), {**NAMES, "data": data}, [f"data.root={json.dumps(str(root))}"]).data
+    return compose({**NAMES, "data": data}, [f"data.root={json.dumps(str(root))}"]).data
 
 
 def wrong_every_fifth(data: DataSection, split: str, path: Path) -> int:
     """Write the targets as boxes, less the first sample, with a box elsewhere at every fifth; return how many lines."""
-    samples = datasets.load(data, split).samples[1:]
+    samples = datasets.load_dataset(data, split).samples[1:]
     rows = []
     for place, each in enumerate(samples):
         assert each.target is not None
@@ -60,7 +61,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     num_lines = wrong_every_fifth(section("toy", TOY), "val", Path("[glip].jsonl"))
     printed = score("[glip].jsonl", "--data-root", TOY)
     folder = Path("runs/score/toy-glip")
-    rows = files.load(folder / "predictions-val.parquet")
+    rows = files.load_predictions(folder / "predictions-val.parquet")
     report = json.loads((folder / "report-val.json").read_text())
     (row,) = report["rows"]
     assert (row["name"], row["n"]) == ("[glip]", num_lines + 1)
@@ -74,7 +75,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     assert report["notes"] == [line for line in lines if "have no prediction" in line or "a prediction alone" in line]
     share = (num_lines - len(range(0, num_lines, 5))) / num_lines
     assert f"over the {num_lines} samples with a prediction alone, P@1 is {100 * share:.1f}" in lines
-    assert (folder / "report-val.md").read_text() == tables.markdown(commands.summaries_of(rows))
+    assert (folder / "report-val.md").read_text() == formatting.summary_markdown(summarize_systems(rows))
     again = CliRunner().invoke(main.app, ["report", str(folder)])
     assert printed.partition(report["notes"][0])[0].strip() in again.stdout
 
@@ -148,7 +149,7 @@ def test_real_refcocog_as_an_image_and_words_file() -> None:
     root = os.environ.get("LLM_WRAPPER_REAL_DATA")
     if not root:
         pytest.skip("LLM_WRAPPER_REAL_DATA is not set: no real annotations")
-    samples = datasets.load(section("refcocog", Path(root) / "refer"), "val").samples
+    samples = datasets.load_dataset(section("refcocog", Path(root) / "refer"), "val").samples
     rows = [
         {"image": f"COCO_train2014_{int(s.image_id):012d}.jpg", "expression": s.expression, "box": s.target.xyxy}
         for s in {(s.image_id, s.expression): s for s in samples}.values()

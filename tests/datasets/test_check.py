@@ -33,13 +33,13 @@ def _dataset(split: str, *samples: Sample, name: str = "mine") -> Dataset:
 
 def test_counts(image: str) -> None:
     samples = [_sample(1, image), _sample(2, image, target=None, ref_id="s"), _sample(3, image, image_path=image)]
-    report = check.check([_dataset("val", *samples)])
+    report = check.check_datasets([_dataset("val", *samples)])
     (counts,) = report.splits
     assert (counts.dataset, counts.split, counts.num_expressions, counts.num_refs) == ("mine", "val", 3, 2)
     assert (counts.num_images, counts.num_without_box) == (1, 1)
     assert report.findings == ()
     assert report.ok
-    assert check.render(report).splitlines() == [
+    assert check.format_check(report).splitlines() == [
         "data set  split  expressions  refs  images  without box",
         "mine      val    3            2     1       1",
         "nothing found that needs a hand",
@@ -61,7 +61,7 @@ def test_counts(image: str) -> None:
     ],
 )
 def test_findings(image: str, changes: dict[str, Any], level: str, what: str) -> None:
-    report = check.check([_dataset("val", _sample(1, image), _sample(2, image, **changes))])
+    report = check.check_datasets([_dataset("val", _sample(1, image), _sample(2, image, **changes))])
     (finding,) = report.findings
     assert (finding.level, finding.where, finding.count) == (level, "mine val", 1)
     assert what in finding.what
@@ -79,7 +79,7 @@ def test_findings(image: str, changes: dict[str, Any], level: str, what: str) ->
     ids=["a pixel outside", "same words, other image", "same target, other words"],
 )
 def test_nothing_is_made_up(image: str, changes: dict[str, Any]) -> None:
-    assert check.check([_dataset("val", _sample(1, image), _sample(2, image, **changes))]).findings == ()
+    assert check.check_datasets([_dataset("val", _sample(1, image), _sample(2, image, **changes))]).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,12 @@ def test_nothing_is_made_up(image: str, changes: dict[str, Any]) -> None:
 def test_images_shared_by_train_and_evaluation(image: str, changes: dict[str, Any], num_shared: int) -> None:
     train = _dataset("train", _sample(1, image), _sample(2, image))
     held_out = _dataset("testA", _sample(3, image, **{"target": None, **changes}), name="other")
-    shared = [finding for finding in check.check([train, held_out]).findings if finding.what == "images shared"]
+    shared = [
+        finding for finding in check.check_datasets([train, held_out]).findings if finding.what == "images shared"
+    ]
     assert sum(finding.count for finding in shared) == num_shared
     assert all(finding.where == "mine train and other testA" and finding.level == "error" for finding in shared)
-    evaluations = check.check([_dataset("val", _sample(1, image)), held_out]).findings
+    evaluations = check.check_datasets([_dataset("val", _sample(1, image)), held_out]).findings
     assert [finding for finding in evaluations if finding.what == "images shared"] == []
 
 
@@ -117,7 +119,7 @@ def test_images_shared_by_train_and_evaluation(image: str, changes: dict[str, An
 )
 def test_what_readers_know_is_named(image: str, facts: dict[str, Any], where: str, what: str, count: int) -> None:
     samples = [_sample(1, image), _sample(2, image)]
-    report = check.check([Dataset("mine", "val", samples, "digest", **facts)])
+    report = check.check_datasets([Dataset("mine", "val", samples, "digest", **facts)])
     (finding,) = report.findings
     assert (finding.level, finding.where, finding.count) == ("warning", where, count)
     assert what in finding.what
@@ -140,20 +142,20 @@ def test_sizes_of_files_are_compared_upright(
     exif[0x0112] = orientation
     Image.new("RGB", (100, 50)).save(tmp_path / "b.jpg", exif=exif)
     sample = _sample(1, str(tmp_path / "b.jpg"), image_wh=image_wh, target=Box(1, 2, 30, 40))
-    found = check.check([_dataset("val", sample)]).findings
+    found = check.check_datasets([_dataset("val", sample)]).findings
     assert [finding.level for finding in found] == ([] if level is None else [level])
     assert all(what in finding.what for finding in found)
 
 
 def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_text("no image")
-    (finding,) = check.check([_dataset("val", _sample(1, str(tmp_path / "b.jpg")))]).findings
+    (finding,) = check.check_datasets([_dataset("val", _sample(1, str(tmp_path / "b.jpg")))]).findings
     assert (finding.level, finding.what) == ("error", "image files that cannot be read")
 
 
 def test_render_names_examples_and_remedy(image: str) -> None:
     samples = [_sample(number, image, image_path=f"gone{number}.jpg") for number in range(5)]
-    lines = check.render(check.check([_dataset("val", *samples)])).splitlines()
+    lines = check.format_check(check.check_datasets([_dataset("val", *samples)])).splitlines()
     assert lines[2] == "error: mine val: 5 image files missing: gone0.jpg, gone1.jpg, gone2.jpg, ..."
     assert lines[3].startswith("  Fetch these files")
 
@@ -161,8 +163,8 @@ def test_render_names_examples_and_remedy(image: str) -> None:
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_real_refcocog_is_clean() -> None:
     root = Path(_REAL) / "refer"
-    splits = [refer.load(root, split, name="refcocog", split_by="umd") for split in ("train", "val")]
-    report = check.check(splits)
+    splits = [refer.load_refer(root, split, name="refcocog", split_by="umd") for split in ("train", "val")]
+    report = check.check_datasets(splits)
     assert report.ok
     assert [counts.num_expressions for counts in report.splits] == [9304, 4896]
     assert report.splits[1].num_refs == 2573

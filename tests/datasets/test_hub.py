@@ -22,11 +22,11 @@ _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 
 
 def load_refs(root: Path, split: str = "val", **settings: Any) -> datasets.Dataset:
-    return hub.load_refs(root, split, repo=REPO, **settings)
+    return hub.load_hub_refs(root, split, repo=REPO, **settings)
 
 
 def load_objects(root: Path, split: str = "val") -> datasets.Dataset:
-    return hub.load_objects(root, split, repo="lmms-lab/RefCOCO")
+    return hub.load_hub_objects(root, split, repo="lmms-lab/RefCOCO")
 
 
 def objects(*places: int) -> list[Row]:
@@ -43,7 +43,7 @@ def objects(*places: int) -> list[Row]:
 def test_refs_equal_those_of_the_refer_tree(tmp_path: Path, split: str, text: Any) -> None:
     replicas.write_refs(tmp_path / "hub", replicas.refs())
     replicas.write_refer(tmp_path, replicas.refs())
-    expected = refer.load(tmp_path, split, name="refcoco", split_by="unc", text=text)
+    expected = refer.load_refer(tmp_path, split, name="refcoco", split_by="unc", text=text)
     found = load_refs(tmp_path / "hub", split, text=text)
     assert list(found.samples) == list(expected.samples)
     assert (found.name, found.split) == (expected.name, expected.split)
@@ -53,7 +53,7 @@ def test_refcocog_has_a_test_split_of_its_own(tmp_path: Path) -> None:
     content = replicas.refs(test_splits=("test",))
     replicas.write_refs(tmp_path / "hub", content)
     replicas.write_refer(tmp_path, content, name="refcocog", split_by="umd")
-    expected = refer.load(tmp_path, "test", name="refcocog", split_by="umd")
+    expected = refer.load_refer(tmp_path, "test", name="refcocog", split_by="umd")
     assert list(load_refs(tmp_path / "hub", "test").samples) == list(expected.samples)
     with pytest.raises(DataError, match=r"no split 'testA'\. Its splits are: test, train, val\..*hf download"):
         load_refs(tmp_path / "hub", "testA")
@@ -229,7 +229,7 @@ def test_objects_say_what_the_refer_tree_says(tmp_path: Path) -> None:
     expected = [
         sample
         for split in ("val", "testA")
-        for sample in refer.load(tmp_path, split, name="refcoco", split_by="unc", text="raw").samples
+        for sample in refer.load_refer(tmp_path, split, name="refcoco", split_by="unc", text="raw").samples
     ]
     found = load_objects(tmp_path / "hub").samples
     for one, other in zip(found, expected, strict=True):
@@ -326,5 +326,5 @@ def test_a_copy_of_real_refs_equals_them(tmp_path: Path, name: str, split_by: st
             info = json.dumps(images[ref["image_id"]])
             rows.append({**ref, "raw_image_info": info, "bbox": [left, top, left + width, top + height]})
     replicas.write_parquet(tmp_path / "validation-00000-of-00001.parquet", rows, replicas.REFS)
-    expected = refer.load(tree, split, name=name, split_by=split_by)
+    expected = refer.load_refer(tree, split, name=name, split_by=split_by)
     assert list(load_refs(tmp_path, split).samples) == list(expected.samples)

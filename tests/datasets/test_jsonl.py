@@ -25,7 +25,7 @@ def _write(folder: Path, *lines: Any) -> Path:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    dataset = jsonl.load(_write(tmp_path, _ROW), "val")
+    dataset = jsonl.load_jsonl(_write(tmp_path, _ROW), "val")
     (sample,) = dataset.samples
     assert (dataset.name, dataset.split, dataset.objects) == ("mine", "val", None)
     assert (sample.sample_id, sample.ref_id, sample.image_id) == ("1", "1", "a.png")
@@ -45,7 +45,7 @@ def test_everything_given_needs_no_image_file(tmp_path: Path) -> None:
         **{"ref_id": "r", "image_id": 5, "split": "test", "width": 10, "height": 20, "kind": "colour", "source": "me"},
     }
     path = _write(tmp_path, json.dumps(row, ensure_ascii=False), "")
-    (sample,) = jsonl.load(path, "test", images=tmp_path / "pictures").samples
+    (sample,) = jsonl.load_jsonl(path, "test", images=tmp_path / "pictures").samples
     assert (sample.sample_id, sample.ref_id, sample.image_id, sample.kind) == ("7", "r", "5", "colour")
     assert (sample.image_wh, sample.expression) == ((10, 20), " Le café\u2028rouge ")
     assert sample.image_path == str(tmp_path / "pictures" / "deep" / "b.jpg")
@@ -58,7 +58,7 @@ def test_the_images_folder_may_be_text(kind: type[str | Path], tmp_path: Path) -
     (tmp_path / "pictures").mkdir()
     path = _write(tmp_path, _ROW).rename(tmp_path / "here.jsonl")
     (tmp_path / "a.png").rename(tmp_path / "pictures" / "a.png")
-    (sample,) = jsonl.load(path, "val", images=kind(tmp_path / "pictures")).samples
+    (sample,) = jsonl.load_jsonl(path, "val", images=kind(tmp_path / "pictures")).samples
     assert (sample.image_path, sample.image_wh) == (str(tmp_path / "pictures" / "a.png"), (100, 50))
 
 
@@ -67,19 +67,19 @@ def test_the_images_folder_of_a_recipe(tmp_path: Path) -> None:
     settings = {"images": str(tmp_path / "pictures")}
     section = DataSection(name="mine", reader="jsonl", root=path, settings=settings)
     with pytest.raises(DataError, match=r"line 1: image .*pictures/b\.png does not exist"):
-        datasets.load(section, "val")
+        datasets.load_dataset(section, "val")
     with pytest.raises(RecipeError, match=r"data\.settings of 'mine' do not fit reader 'jsonl'"):
-        datasets.load(section.model_copy(update={"settings": {"images": 5}}), "val")
+        datasets.load_dataset(section.model_copy(update={"settings": {"images": 5}}), "val")
 
 
 @pytest.mark.parametrize("missing", [{"box": None}, {"bbox_xywh": None}, {}], ids=["box", "xywh", "absent"])
 def test_no_box_is_none(tmp_path: Path, missing: dict[str, None]) -> None:
     row = {"image": "a.png", "expression": "nothing", **missing}
-    assert jsonl.load(_write(tmp_path, row), "val").samples[0].target is None
+    assert jsonl.load_jsonl(_write(tmp_path, row), "val").samples[0].target is None
 
 
 def test_a_box_partly_outside_is_kept(tmp_path: Path) -> None:
-    (sample,) = jsonl.load(_write(tmp_path, {**_ROW, "box": [-5, 2, 130, 40]}), "val").samples
+    (sample,) = jsonl.load_jsonl(_write(tmp_path, {**_ROW, "box": [-5, 2, 130, 40]}), "val").samples
     assert sample.target is not None
     assert sample.target.xyxy == (-5.0, 2.0, 130.0, 40.0)
 
@@ -106,7 +106,7 @@ def test_a_box_partly_outside_is_kept(tmp_path: Path) -> None:
         ({**_ROW, "license": "cc-by"}, r"unknown key .license. \(known: "),
         ({**_ROW, "expression": "\u200b\u3164 "}, "'expression' is empty: nothing of .* can be seen"),
         ({**_ROW, "width": 50, "height": 100}, "a.png is 50 x 100, but 100 x 50 in a line before"),
-        ('{"image": "a.png", "image": "b.png", "expression": "x"}', "key 'image' stands twice in one object"),
+        ('{"image": "a.png", "image": "b.png", "expression": "x"}', "key 'image' is given twice in one object"),
         ({**_ROW, "box": [float("nan"), 2, 3, 4]}, "box .*not finite"),
         ({**_ROW, "box": [30, 2, 3, 40]}, "box .* reversed or has no area"),
         ({**_ROW, "box": [3, 2, 3, 40]}, "box .* reversed or has no area"),
@@ -120,13 +120,13 @@ def test_a_box_partly_outside_is_kept(tmp_path: Path) -> None:
 )
 def test_damaged_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
     with pytest.raises(DataError, match=f"line 3:? .*{message}"):
-        jsonl.load(_write(tmp_path, _ROW, "", line), "val")
+        jsonl.load_jsonl(_write(tmp_path, _ROW, "", line), "val")
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     lines = [_ROW, "{", {**_ROW, "box": [9, 9, 1, 1]}, {**_ROW, "image": "gone.png"}, {**_ROW, "split": 5}]
     with pytest.raises(DataError) as caught:
-        jsonl.load(_write(tmp_path, *lines), "val")
+        jsonl.load_jsonl(_write(tmp_path, *lines), "val")
     text = str(caught.value)
     assert "(4 problems)" in text
     assert all(f"line {number}" in text for number in (2, 3, 4, 5))
@@ -136,36 +136,36 @@ def test_one_image_id_names_one_file(tmp_path: Path) -> None:
     Image.new("RGB", (10, 10)).save(tmp_path / "b.png")
     rows = [{**_ROW, "image_id": 1}, {**_ROW, "image": "b.png", "box": None, "image_id": 1}]
     with pytest.raises(DataError, match=r"line 2: image_id 1 names b\.png, but a\.png before"):
-        jsonl.load(_write(tmp_path, *rows), "val")
+        jsonl.load_jsonl(_write(tmp_path, *rows), "val")
 
 
 def test_splits(tmp_path: Path) -> None:
     path = _write(tmp_path, {**_ROW, "split": "train"}, {**_ROW, "split": "val"}, {**_ROW, "split": "train"})
-    assert [sample.sample_id for sample in jsonl.load(path, "train").samples] == ["1", "3"]
+    assert [sample.sample_id for sample in jsonl.load_jsonl(path, "train").samples] == ["1", "3"]
     with pytest.raises(DataError, match=r"no split 'test'\. Its splits are: train, val"):
-        jsonl.load(path, "test")
+        jsonl.load_jsonl(path, "test")
 
 
 def test_a_line_without_a_split_among_others_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2: names no split, although other lines do"):
-        jsonl.load(_write(tmp_path, {**_ROW, "split": "train"}, _ROW), "train")
+        jsonl.load_jsonl(_write(tmp_path, {**_ROW, "split": "train"}, _ROW), "train")
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl does not exist"):
-        jsonl.load(tmp_path / "none.jsonl", "val")
+        jsonl.load_jsonl(tmp_path / "none.jsonl", "val")
     with pytest.raises(DataError, match="holds no expression"):
-        jsonl.load(_write(tmp_path, ""), "val")
+        jsonl.load_jsonl(_write(tmp_path, ""), "val")
 
 
 @pytest.mark.parametrize("missing", [{}, {"expression": None}], ids=["no-key", "null"])
 def test_a_photograph_without_an_expression_is_skipped_and_counted(tmp_path: Path, missing: dict[str, Any]) -> None:
     Image.new("RGB", (100, 50)).save(tmp_path / "b.png")
     path = _write(tmp_path, _ROW, {"image": "b.png", **missing}, {**_ROW, "expression": "the kettle"})
-    dataset = jsonl.load(path, "val")
+    dataset = jsonl.load_jsonl(path, "val")
     assert [sample.sample_id for sample in dataset.samples] == ["1", "3"]
     assert dataset.skipped == {"line without an expression": ["line 2"]}
-    (finding,) = (each for each in check.check([dataset]).findings if each.what.startswith("skipped"))
+    (finding,) = (each for each in check.check_datasets([dataset]).findings if each.what.startswith("skipped"))
     assert "Write their expressions, or accept it" in finding.remedy
 
 
@@ -182,29 +182,29 @@ def test_lines_without_an_expression_change_no_split(
     for name in ("b.png", "c.png"):
         Image.new("RGB", (100, 50)).save(tmp_path / name)
     labelled = [{**_ROW, **row} for row in rows]
-    alone = {split: jsonl.load(_write(tmp_path, *labelled), split, **settings).samples for split in skipped}
+    alone = {split: jsonl.load_jsonl(_write(tmp_path, *labelled), split, **settings).samples for split in skipped}
     more = [{"image": "c.png"}, *([{"image": "c.png", "split": "train"}] if "split" in rows[0] else [])]
     path = _write(tmp_path, *labelled, *more)
-    found = {split: jsonl.load(path, split, **settings) for split in skipped}
+    found = {split: jsonl.load_jsonl(path, split, **settings) for split in skipped}
     assert {split: dataset.samples for split, dataset in found.items()} == alone
     assert {split: sum(map(len, dataset.skipped.values())) for split, dataset in found.items()} == skipped
 
 
 def test_a_file_without_any_expression_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 2 lines has an 'expression'\. A right line: "):
-        jsonl.load(_write(tmp_path, {"image": "a.png"}, {"image": "a.png"}), "val")
+        jsonl.load_jsonl(_write(tmp_path, {"image": "a.png"}, {"image": "a.png"}), "val")
 
 
 def test_objects_from_instances_beside_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, {**_ROW, "image_id": "mine"}, {**_ROW, "image": "b.jpg", "width": 100, "height": 50})
-    before = jsonl.load(path, "val").digest
+    before = jsonl.load_jsonl(path, "val").digest
     instances = {
         "images": [{"id": 77, "file_name": "a.png", "width": 100, "height": 50}],
         "annotations": [{"id": 1, "image_id": 77, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}],
         "categories": [{"id": 3, "name": "cup"}],
     }
     (tmp_path / "instances.json").write_text(json.dumps(instances))
-    dataset = jsonl.load(path, "val")
+    dataset = jsonl.load_jsonl(path, "val")
     assert dataset.objects is not None
     assert list(dataset.objects) == ["mine"]
     assert [(found.label, found.box.xyxy) for found in dataset.objects["mine"]] == [("cup", (1.0, 2.0, 4.0, 6.0))]
@@ -222,7 +222,7 @@ def test_objects_of_an_ambiguous_name_are_counted_and_not_given_to_both(tmp_path
         "categories": [{"id": 3, "name": "cup"}],
     }
     (tmp_path / "instances.json").write_text(json.dumps(instances))
-    dataset = jsonl.load(path, "val")
+    dataset = jsonl.load_jsonl(path, "val")
     assert list(dataset.objects or {}) == ["job2/1.jpg"]
     assert dataset.skipped == {"image of an ambiguous name": ["instances.json 0.jpg"]}
 
@@ -230,7 +230,7 @@ def test_objects_of_an_ambiguous_name_are_counted_and_not_given_to_both(tmp_path
 @needs_real_data
 def test_real_photographs() -> None:
     folder = Path(_REAL) / "coco_images"
-    dataset = jsonl.load(folder / "expressions.jsonl", "val", images=folder / "images")
+    dataset = jsonl.load_jsonl(folder / "expressions.jsonl", "val", images=folder / "images")
     assert len(dataset.samples) == 43
     assert any(sample.target is None for sample in dataset.samples)
     assert dataset.objects is not None
@@ -265,7 +265,7 @@ def _of_format(folder: Path, name: str, key: str = "box") -> Path:
 @pytest.mark.parametrize("name", FORMS)
 def test_any_format_of_boxes_can_be_declared(tmp_path: Path, name: str) -> None:
     section = DataSection(name="mine", reader="jsonl", root=_of_format(tmp_path, name), settings={"box_format": name})
-    targets = [sample.target for sample in datasets.load(section, "val").samples]
+    targets = [sample.target for sample in datasets.load_dataset(section, "val").samples]
     assert all(target is not None for target in targets)
     assert [target.xyxy for target in targets if target is not None] == [pytest.approx(box) for box in PIXELS]
 
@@ -286,7 +286,7 @@ def test_another_format_is_refused_with_the_setting_that_declares_it(
 ) -> None:
     path = _of_format(tmp_path, name, key)
     with pytest.raises(DataError, match=rf"mine\.jsonl, split val: {key}: .*{name}.*data\.settings\.box_format=\w+"):
-        jsonl.load(path, "val", box_format=declared)
+        jsonl.load_jsonl(path, "val", box_format=declared)
 
 
 @pytest.mark.parametrize(
@@ -305,26 +305,26 @@ def test_another_format_is_refused_with_the_setting_that_declares_it(
 )
 def test_settings_that_have_no_such_value(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        jsonl.load(_write(tmp_path, _ROW), "val", **settings)
+        jsonl.load_jsonl(_write(tmp_path, _ROW), "val", **settings)
 
 
 def test_xywh_by_its_key_is_no_other_layout(tmp_path: Path) -> None:
     path = _of_format(tmp_path, "xywh", "bbox_xywh")
-    assert jsonl.load(path, "val", box_format="xywh").samples == jsonl.load(path, "val").samples
+    assert jsonl.load_jsonl(path, "val", box_format="xywh").samples == jsonl.load_jsonl(path, "val").samples
     with pytest.raises(DataError, match=r"line 1 has bbox_xywh, but data\.settings\.box_format=xyxy"):
-        jsonl.load(path, "val", box_format="xyxy")
+        jsonl.load_jsonl(path, "val", box_format="xyxy")
 
 
 @pytest.mark.parametrize("indent", [None, 2], ids=["one line", "indented"])
 def test_a_json_list_is_read_as_lines_are(tmp_path: Path, indent: int | None) -> None:
     rows = [_ROW, {**_ROW, "expression": "b"}]
-    expected = jsonl.load(_write(tmp_path, *rows), "val").samples
+    expected = jsonl.load_jsonl(_write(tmp_path, *rows), "val").samples
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(rows, indent=indent))
-    assert jsonl.load(path, "val").samples == expected
+    assert jsonl.load_jsonl(path, "val").samples == expected
     path.write_text(json.dumps([_ROW, 7]))
     with pytest.raises(DataError, match=r"item 2: the row: must be an object of keys and values, got 7"):
-        jsonl.load(path, "val")
+        jsonl.load_jsonl(path, "val")
 
 
 _LINE = json.dumps({"image": "a.jpg", "expression": "the café", "box": [1, 2, 30, 40], **WH}, ensure_ascii=False)
@@ -349,10 +349,10 @@ def test_encodings_are_read_or_named_in_one_sentence(tmp_path: Path, content: by
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
     if message is None:
-        assert len(jsonl.load(path, "val").samples) == 1
+        assert len(jsonl.load_jsonl(path, "val").samples) == 1
         return
     with pytest.raises(DataError, match=message) as caught:
-        jsonl.load(path, "val")
+        jsonl.load_jsonl(path, "val")
     assert len(str(caught.value).splitlines()) <= 3
 
 
@@ -368,14 +368,14 @@ def test_encodings_are_read_or_named_in_one_sentence(tmp_path: Path, content: by
 )
 def test_other_shapes_are_shown_one_right_line(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError) as caught:
-        jsonl.load(_write(tmp_path, row), "val")
+        jsonl.load_jsonl(_write(tmp_path, row), "val")
     text = str(caught.value)
     assert f"A right line: {jsonl.EXAMPLE}, with box null where nothing fits" in text
     assert "_Row" not in text
     assert "'width'" not in text
     right = tmp_path / "right.jsonl"
     right.write_text(json.dumps({**json.loads(jsonl.EXAMPLE), **WH}))
-    assert len(jsonl.load(right, "val").samples) == 1
+    assert len(jsonl.load_jsonl(right, "val").samples) == 1
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "deep/../../a.png", "{outside}/a.png"])
@@ -385,7 +385,7 @@ def test_images_outside_their_folder_are_not_read(tmp_path: Path, name: str, siz
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     row = {"image": name.format(outside=tmp_path), "expression": "x", **size}
     with pytest.raises(DataError, match=r"line 1: image .* lies outside .*data\.settings\.images="):
-        jsonl.load(_write(tmp_path / "data", row), "val")
+        jsonl.load_jsonl(_write(tmp_path / "data", row), "val")
 
 
 @pytest.mark.parametrize(
@@ -402,15 +402,15 @@ def test_images_outside_their_folder_are_not_read(tmp_path: Path, name: str, siz
 def test_names_and_sizes_that_nothing_has(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=f"line 1: .*{message}"):
-        jsonl.load(_write(tmp_path, {"expression": "x", **row}), "val")
+        jsonl.load_jsonl(_write(tmp_path, {"expression": "x", **row}), "val")
 
 
 def test_an_absolute_name_under_the_named_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = _write(tmp_path / "data", {"image": str(tmp_path / "data" / "a.png"), "expression": "x"})
-    assert jsonl.load(path, "val").samples[0].image_wh == (100, 50)
+    assert jsonl.load_jsonl(path, "val").samples[0].image_wh == (100, 50)
     other = path.rename(tmp_path / "mine.jsonl")
-    (sample,) = jsonl.load(other, "val", images=str(tmp_path / "data")).samples
+    (sample,) = jsonl.load_jsonl(other, "val", images=str(tmp_path / "data")).samples
     assert sample.image_path == str(tmp_path / "data" / "a.png")
 
 
@@ -420,7 +420,7 @@ def test_a_linked_folder_of_images_is_read(tmp_path: Path) -> None:
     path = _write(tmp_path / "data", {**_ROW, "image": "images/a.png"})
     (tmp_path / "data" / "a.png").rename(tmp_path / "disk" / "a.png")
     (tmp_path / "data" / "images").symlink_to(tmp_path / "disk")
-    assert jsonl.load(path, "val").samples[0].image_wh == (100, 50)
+    assert jsonl.load_jsonl(path, "val").samples[0].image_wh == (100, 50)
 
 
 def test_the_size_of_a_turned_photograph_is_that_of_its_upright_picture(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_the_size_of_a_turned_photograph_is_that_of_its_upright_picture(tmp_path
     exif[0x0112] = 6
     path = _write(tmp_path, {"image": "a.jpg", "expression": "the lower one", "box": [300, 500, 460, 620]})
     Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg", exif=exif)
-    (sample,) = jsonl.load(path, "val").samples
+    (sample,) = jsonl.load_jsonl(path, "val").samples
     assert sample.image_wh == (480, 640)
     assert images.read_sample(sample).size == (480, 640)
 
@@ -438,21 +438,21 @@ def test_images_are_divided_on_request(tmp_path: Path, share: float, num_val: in
     names = [f"{'./' if number % 2 else ''}{number // 2}.jpg" for number in range(20)]
     rows = [{"image": name, "expression": name, **WH} for name in names]
     path = _write(tmp_path, *rows, {"image": "./0.jpg", "expression": "again", "image_id": "other name", **WH})
-    train, val = (jsonl.load(path, split, val_share=share) for split in ("train", "val"))
+    train, val = (jsonl.load_jsonl(path, split, val_share=share) for split in ("train", "val"))
     assert (train.has_splits, val.has_splits) == (True, True)
     assert len(train.samples) + len(val.samples) == 21
     files = [{os.path.normpath(str(sample.image_path)) for sample in each.samples} for each in (train, val)]
     assert not files[0] & files[1]
     assert len(files[1]) == num_val
-    assert jsonl.load(path, "val", val_share=share).samples == val.samples
-    digests = {jsonl.load(path, "val", val_share=share, split_seed=seed).digest for seed in range(3)}
-    assert len(digests | {jsonl.load(path, "val").digest, val.digest}) == 4
+    assert jsonl.load_jsonl(path, "val", val_share=share).samples == val.samples
+    digests = {jsonl.load_jsonl(path, "val", val_share=share, split_seed=seed).digest for seed in range(3)}
+    assert len(digests | {jsonl.load_jsonl(path, "val").digest, val.digest}) == 4
 
 
 def test_another_seed_draws_other_images(tmp_path: Path) -> None:
     path = _write(tmp_path, *({"image": f"{number}.jpg", "expression": "x", **WH} for number in range(20)))
     drawn = [
-        tuple(sample.image_id for sample in jsonl.load(path, "val", val_share=0.3, split_seed=seed).samples)
+        tuple(sample.image_id for sample in jsonl.load_jsonl(path, "val", val_share=0.3, split_seed=seed).samples)
         for seed in range(4)
     ]
     assert len(set(drawn)) == 4
@@ -477,9 +477,9 @@ def test_another_seed_draws_other_images(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_divided(tmp_path: Path, rows: list[Any], split: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        jsonl.load(_write(tmp_path, *rows), split, val_share=0.5)
+        jsonl.load_jsonl(_write(tmp_path, *rows), split, val_share=0.5)
 
 
 def test_whether_a_file_has_splits_is_known(tmp_path: Path) -> None:
-    assert not jsonl.load(_write(tmp_path, _ROW), "val").has_splits
-    assert jsonl.load(_write(tmp_path, {**_ROW, "split": "val"}), "val").has_splits
+    assert not jsonl.load_jsonl(_write(tmp_path, _ROW), "val").has_splits
+    assert jsonl.load_jsonl(_write(tmp_path, {**_ROW, "split": "val"}), "val").has_splits

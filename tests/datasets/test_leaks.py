@@ -46,8 +46,8 @@ IMAGES = [image["id"] for image in replicas.INSTANCES["images"]]
 
 
 def left_out(*sections: DataSection) -> list[set[str]]:
-    trained = [(section, datasets.load(section, section.train_split)) for section in sections]
-    return [set(ids) for ids in leaks.evaluated_images(trained)]
+    trained = [(section, datasets.load_dataset(section, section.train_split)) for section in sections]
+    return [set(ids) for ids in leaks.find_evaluated_images(trained)]
 
 
 def test_refer_sets_are_compared_with_each_other_and_with_themselves(
@@ -166,7 +166,9 @@ def test_real_sets_are_compared() -> None:
     )
     # Trained on its val, RefCOCO+ meets the val of RefCOCOg.
     found = left_out(first, second.model_copy(update={"train_split": "val"}))
-    images = [{sample.image_id for sample in datasets.load(section, "val").samples} for section in (first, second)]
+    images = [
+        {sample.image_id for sample in datasets.load_dataset(section, "val").samples} for section in (first, second)
+    ]
     assert found == [set(), images[0] & images[1]]
     assert found[1]
 
@@ -176,13 +178,13 @@ def test_images_that_two_splits_share_are_those_of_the_same_photographs(tmp_path
     plain = refer(tmp_path, (1, "train", first), (2, "train", second))
     plus = refer(tmp_path, (1, "val", second), (2, "val", third), name="refcoco+")
     other = jsonl(tmp_path / "mine.jsonl", (f"{second}.jpg", "val"))
-    trained = (plain, datasets.load(plain, "train"))
-    assert leaks.shared_images((plus, datasets.load(plus, "val")), trained) == {str(second)}
-    assert leaks.shared_images((other, datasets.load(other, "val")), trained) == frozenset()
+    trained = (plain, datasets.load_dataset(plain, "train"))
+    assert leaks.find_shared_images((plus, datasets.load_dataset(plus, "val")), trained) == {str(second)}
+    assert leaks.find_shared_images((other, datasets.load_dataset(other, "val")), trained) == frozenset()
 
 
 def sentence(section: DataSection, split: str, *trained: DataSection) -> str | None:
-    return leaks.own_training_data((section, datasets.load(section, split)), trained)
+    return leaks.describe_own_training_data((section, datasets.load_dataset(section, split)), trained)
 
 
 def test_a_file_without_splits_is_its_own_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import datasets
-from llm_wrapper.cli import commands
+from llm_wrapper.cli import data
 from llm_wrapper.datasets import check, hub, refer
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import DataSection, available, compose
@@ -21,20 +21,20 @@ SHIPPED = Path(__file__).parents[2] / "recipes"
 REPO = "jxu124/refcoco@abc"
 
 
-@pytest.mark.parametrize("name", available(SHIPPED, "data"))
+@pytest.mark.parametrize("name", available("data"))
 def test_the_settings_of_each_recipe_fit_its_reader(name: str) -> None:
-    section = compose(SHIPPED, {"vlm": "toy", "llm": "rule", "data": name, "train": "default"}).data
-    inspect.signature(datasets.READERS[section.reader]).bind(section.root, section.eval_split, **section.settings)
+    section = compose({"vlm": "toy", "llm": "rule", "data": name, "train": "default"}).data
+    inspect.signature(datasets.find_reader(section.reader)).bind(section.root, section.eval_split, **section.settings)
 
 
 def test_a_recipe_reads_its_folder(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     names = {"vlm": "toy", "llm": "rule", "data": "refcoco-hub", "train": "default"}
-    section = compose(SHIPPED, names, [f"data.root={tmp_path}"]).data
-    assert datasets.load(section, "val").samples[0].target == Box(350, 50, 550, 350)
-    wrong = compose(SHIPPED, names, [f"data.root={tmp_path}", "data.settings.name=refcoco"]).data
+    section = compose(names, [f"data.root={tmp_path}"]).data
+    assert datasets.load_dataset(section, "val").samples[0].target == Box(350, 50, 550, 350)
+    wrong = compose(names, [f"data.root={tmp_path}", "data.settings.name=refcoco"]).data
     with pytest.raises(RecipeError, match="do not fit reader 'hub_refs'"):
-        datasets.load(wrong, "val")
+        datasets.load_dataset(wrong, "val")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_settings_are_named_with_those_that_exist(
 ) -> None:
     section = DataSection(name="mine", reader=reader, root=tmp_path, settings=settings)
     with pytest.raises(RecipeError, match=message) as caught:
-        datasets.load(section, "val")
+        datasets.load_dataset(section, "val")
     assert "argument" not in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_the_data_check_reads_every_split_of_a_copy(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     names = {"vlm": "toy", "llm": "rule", "data": "refcoco-hub", "train": "default"}
     console = Console(file=io.StringIO(), width=200)
-    assert commands.check_data(compose(SHIPPED, names, [f"data.root={tmp_path}"]), console)
+    assert data.check_data(compose(names, [f"data.root={tmp_path}"]), console)
     printed = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert [line[1:5] for line in printed[1:6]] == [
         ["train", "3", "2", "2"],
@@ -83,13 +83,13 @@ def test_leaks_to_and_from_a_refer_tree_are_seen(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path / "refs", content)
     replicas.write_objects(tmp_path / "objects", [replicas.object_row(ref) for ref in content])
     replicas.write_refer(tmp_path, replicas.refs())
-    trained = refer.load(tmp_path, "train", name="refcoco", split_by="unc")
+    trained = refer.load_refer(tmp_path, "train", name="refcoco", split_by="unc")
     held_out = [
-        hub.load_refs(tmp_path / "refs", "val", repo=REPO),
-        hub.load_refs(tmp_path / "refs", "testA", repo=REPO),
-        hub.load_objects(tmp_path / "objects", "val", repo="lmms-lab/RefCOCO"),
+        hub.load_hub_refs(tmp_path / "refs", "val", repo=REPO),
+        hub.load_hub_refs(tmp_path / "refs", "testA", repo=REPO),
+        hub.load_hub_objects(tmp_path / "objects", "val", repo="lmms-lab/RefCOCO"),
     ]
-    report = check.check([trained, hub.load_refs(tmp_path / "refs", "train", repo=REPO), *held_out])
+    report = check.check_datasets([trained, hub.load_hub_refs(tmp_path / "refs", "train", repo=REPO), *held_out])
     shared = {finding.where: finding.examples for finding in report.findings if finding.what == "images shared"}
     assert shared == {
         "refcoco train and refcoco val": ("image 380440",),

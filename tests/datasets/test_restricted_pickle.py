@@ -23,7 +23,7 @@ REF = {"ref_id": 7, "split": "val", "sentences": [{"sent": "left zebra", "tokens
 def read(content: bytes, tmp_path: Path) -> Any:
     path = tmp_path / "refs(unc).p"
     path.write_bytes(content)
-    return restricted_pickle.load(path)
+    return restricted_pickle.read_pickle(path)
 
 
 def lists_of_lists(depth: int) -> list[Any]:
@@ -119,11 +119,11 @@ def test_what_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     "value",
     [
         pytest.param([REF] * 3, id="one-object-three-times"),
-        pytest.param([{**REF, "ref_id": number, "sent_ids": [number] * 3} for number in range(2000)], id="references"),
+        pytest.param([{**REF, "ref_id": number, "sent_ids": [number] * 3} for number in range(200)], id="references"),
         pytest.param({"a": (1, 2.5, None, True, "é\n'\"\\")}, id="scalars"),
         pytest.param([10**99, -(10**99), 2**31, 255, 256, 65536], id="integers"),
         pytest.param(nested(60), id="depth-60"),
-        pytest.param(["word"] * 50_000, id="one-word-often"),
+        pytest.param(["word"] * 5_000, id="one-word-often"),
     ],
 )
 def test_plain_data_is_read(value: Any, protocol: int, tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_any_plain_data_comes_back(value: Any, protocol: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert read(pickle.dumps(value, protocol), tmp_path_factory.getbasetemp()) == value
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_damage_is_one_typed_error(
     data: st.DataObject, protocol: int, tmp_path_factory: pytest.TempPathFactory

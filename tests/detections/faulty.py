@@ -19,12 +19,12 @@ from unittest import mock
 import pandas  # noqa: F401 (Arrow imports it when it first reads: once for all runs is enough)
 import pyarrow.dataset  # noqa: F401 (this, too)
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.canonical import FINAL
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detectors.base import Level, Question
-from llm_wrapper.detectors.paid_calls import Estimate, Terms
+from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
+from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
 __all__ = ["Faulty", "Job", "Paying", "parts", "run", "split"]
@@ -71,8 +71,8 @@ class Paying(Faulty):
     confirm = None
     spent = 0.0
 
-    def begin(self, num_questions: int) -> Estimate:
-        return Estimate(self.name, num_questions, Terms(price_per_call=1.0))
+    def begin(self, num_questions: int) -> CostEstimate:
+        return CostEstimate(self.name, num_questions, PaidTerms(price_per_call=1.0))
 
 
 def split(num_samples: int = 60) -> Dataset:
@@ -97,11 +97,11 @@ class Job:
 
     def work(self) -> None:
         # Both take most of the time here. A kill forgets nothing that the kernel was given: only a power cut does.
-        artifacts.versions = dict
+        storage.versions = dict
         os.fsync = int
         if self.kill_at is not None:
             _kill_at(self.folder, self.kill_at)
-        fill(
+        fill_cache(
             self.kind(self.seconds, self.diary),
             split(self.num_samples),
             self.folder,
@@ -127,20 +127,19 @@ def run(job: Job, kill_after: float | None = None) -> int:
     return process.exitcode
 
 
-def parts(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of each part."""
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("part-*.parquet"))}
+def parts(folder: Path) -> list[list[dict[str, Any]]]:
+    """Return the rows of each part, in the order of the parts."""
+    return [read_parquet_table(path).to_pylist() for path in sorted(folder.glob("part-*.parquet"))]
 
 
 def phase(folder: Path) -> str:
     """Tell how far a filling has come, by what lies in its folder."""
     if (folder / "manifest.json").exists():
         return "finished"
-    if (folder / FINAL / "manifest.json").exists():
-        return "moving"
-    if (folder / FINAL).exists():
+    keys = [{(row["image_id"], row["sample_id"]) for row in rows} for rows in parts(folder)]
+    if len(set().union(*keys)) < sum(map(len, keys)):
         return "rewriting"
-    return "between parts" if parts(folder) else "before the first part"
+    return "between parts" if keys else "before the first part"
 
 
 def _kill_at(folder: Path, number: int) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import multiprocessing
@@ -9,12 +10,12 @@ from typing import Any
 import pandas
 import pytest
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.contents import PART_SCHEMA, Key, write_part
 from llm_wrapper.detections.identity import identity_of
-from llm_wrapper.detections.parts import SCHEMA, write_part
-from llm_wrapper.errors import CacheError
+from llm_wrapper.errors import CacheError, LLMWrapperError
 from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample
 
@@ -142,8 +143,8 @@ def test_a_sample_without_answer_is_named_with_the_remedy(tmp_path: Path) -> Non
 
 def test_the_manifest_explains_the_cache(tmp_path: Path) -> None:
     make(tmp_path, parts=2, rows=2)
-    manifest = artifacts.read_json(tmp_path / "manifest.json")
-    digests = [artifacts.digest(tmp_path / f"part-0000{number}.parquet") for number in (0, 1)]
+    manifest = storage.read_json(tmp_path / "manifest.json")
+    digests = [storage.digest(tmp_path / f"part-0000{number}.parquet") for number in (0, 1)]
     assert manifest["identity"] == IDENTITY
     assert (manifest["levels"], manifest["unanswered"]) == (["expression"], {})
     assert [part["sha256"] for part in manifest["parts"]] == digests
@@ -157,7 +158,7 @@ def test_the_manifest_explains_the_cache(tmp_path: Path) -> None:
 def test_pandas_reads_a_cache_in_one_line(tmp_path: Path) -> None:
     make(tmp_path)
     frame = pandas.read_parquet(list(tmp_path.glob("part-*.parquet")))
-    assert list(frame.columns) == SCHEMA.names
+    assert list(frame.columns) == PART_SCHEMA.names
     assert sorted(frame["sample_id"]) == [f"s{number}" for number in range(6)]
 
 
@@ -202,9 +203,9 @@ def test_another_identity_is_refused_with_all_differences(has_manifest: bool, tm
 def test_a_part_of_another_cache_is_refused_though_the_manifest_fits(tmp_path: Path) -> None:
     make(tmp_path, parts=1)
     write_part(tmp_path / "part-00000.parquet", [(("i", "s"), found(1))], {**IDENTITY, "split": "test"})
-    manifest = artifacts.read_json(tmp_path / "manifest.json")
-    manifest["parts"][0]["sha256"] = artifacts.digest(tmp_path / "part-00000.parquet")
-    artifacts.write_json(tmp_path / "manifest.json", manifest)
+    manifest = storage.read_json(tmp_path / "manifest.json")
+    manifest["parts"][0]["sha256"] = storage.digest(tmp_path / "part-00000.parquet")
+    storage.write_json(tmp_path / "manifest.json", manifest)
     with pytest.raises(CacheError, match='split: "test" in the cache, "val" now'):
         DetectionCache.open_complete(tmp_path, IDENTITY)
 
@@ -259,11 +260,7 @@ def foreign(path: Path) -> None:
     pandas.DataFrame({"a": [1]}).to_parquet(path)
 
 
-def repeat(path: Path) -> None:
-    path.write_bytes((path.parent / "part-00000.parquet").read_bytes())
-
-
-DAMAGES = [truncate, empty, flip_first_page, foreign, repeat]
+DAMAGES = [truncate, empty, flip_first_page, foreign]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink])
@@ -319,12 +316,97 @@ def test_a_copy_of_a_part_is_set_aside_and_told(has_manifest: bool, tmp_path: Pa
     assert [DetectionCache.open_complete(tmp_path, IDENTITY).lookup(sample(6))] == [found(6)]
 
 
+def test_equal_answers_in_two_parts_are_one(tmp_path: Path) -> None:
+    """A process that is killed while it rewrites parts leaves such repeats."""
+    make(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    write_part(tmp_path / "part-00003.parquet", [(key(number), found(number)) for number in (5, 6, 0)], IDENTITY)
+    write_part(tmp_path / "part-00004.parquet", [(key(number), found(number)) for number in (6, 5)], IDENTITY)
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        assert cache.damaged == []
+        assert sorted(path.name for path in tmp_path.glob("part-*")) == [f"part-0000{n}.parquet" for n in range(4)]
+        cache.finish(["expression"], {})
+    opened = DetectionCache.open_complete(tmp_path, IDENTITY)
+    assert [opened.lookup(sample(number)) for number in range(7)] == [found(number) for number in range(7)]
+    assert opened.manifest is not None
+    assert opened.manifest.num_rows == 7
+
+
+A, B, C = ("a", None), ("a", "s1"), ("b", "s2")
+
+
+@pytest.mark.parametrize(
+    ("keys", "order", "rows_per_part", "wanted"),
+    [
+        ([C, A, B], [A, B, C], 2, [[A, B], [C]]),
+        ([C, A], [A, B, C], 2, [[A, C]]),
+        ([C, B, A], [C], 5, [[C, A, B]]),
+        ([("a", ""), A, ("A", "z")], [], 1, [[("A", "z")], [A], [("a", "")]]),
+        ([A, B], [B, A, B], 3, [[B, A]]),
+    ],
+    ids=["order", "unanswered", "unknown ones last", "sorted", "named twice"],
+)
+def test_a_complete_cache_is_sorted(
+    keys: list[Key], order: list[Key], rows_per_part: int, wanted: list[list[Key]], tmp_path: Path
+) -> None:
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        for number, each in enumerate(keys):
+            cache.append([(each, found(number))])
+        cache.finish(["image", "expression"], {}, order=order, rows_per_part=rows_per_part)
+    tables = [read_parquet_table(path).to_pylist() for path in sorted(tmp_path.glob("part-*"))]
+    assert [[(row["image_id"], row["sample_id"]) for row in rows] for rows in tables] == wanted
+
+
+def test_a_rewritten_answer_is_the_same_to_the_last_digit(tmp_path: Path) -> None:
+    answers = [found(0), HOSTILE, found(2)]
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        for number in (2, 1, 0):
+            cache.append([(key(number), answers[number])])
+        cache.finish(["expression"], {}, order=map(key, range(3)))
+        assert [cache.lookup(sample(number)) for number in range(3)] == answers
+        cache.append([(key(3), found(3))])
+        assert cache.manifest is None
+        cache.finish(["expression"], {})
+    opened = DetectionCache.open_complete(tmp_path, IDENTITY)
+    assert [opened.lookup(sample(number)) for number in range(4)] == [*answers, found(3)]
+
+
+@pytest.mark.parametrize("num_written", range(3))
+def test_a_disk_that_is_full_at_the_end_loses_nothing(
+    num_written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) > num_written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        for number in range(6):
+            cache.append([(key(number), found(number))])
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(LLMWrapperError, match="No space left"):
+            cache.finish(["expression"], {}, rows_per_part=3)
+        assert cache.manifest is None
+    monkeypatch.undo()
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        assert all(key(number) in cache for number in range(6))
+        cache.finish(["expression"], {}, rows_per_part=3)
+    opened = DetectionCache.open_complete(tmp_path, IDENTITY)
+    assert [opened.lookup(sample(number)) for number in range(6)] == [found(number) for number in range(6)]
+    assert [part.num_rows for part in opened.manifest.parts] == [3, 3]
+
+
 def test_what_was_set_aside_is_never_overwritten(tmp_path: Path) -> None:
     make(tmp_path)
     for content in (b"first", b"second"):
         (tmp_path / "part-00000.parquet").write_bytes(content)
         with DetectionCache.resume(tmp_path, IDENTITY) as cache:
-            cache.append([(key(number), found(number)) for number in (0, 1)])
+            if key(0) not in cache:
+                cache.append([(key(number), found(number)) for number in (0, 1)])
             cache.finish(["expression"], {}, rows_per_part=2)
     aside = [tmp_path / f"part-00000.parquet.damaged{end}" for end in ("", "-1")]
     assert [path.read_bytes() for path in aside] == [b"first", b"second"]
@@ -378,9 +460,9 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     make(tmp_path / "cache", parts=1)
     precious = tmp_path / "part-00009.parquet"
     precious.write_text("keep")
-    manifest = artifacts.read_json(tmp_path / "cache" / "manifest.json")
+    manifest = storage.read_json(tmp_path / "cache" / "manifest.json")
     manifest["parts"].append({"name": "../part-00009.parquet", "sha256": "0", "num_rows": 1})
-    artifacts.write_json(tmp_path / "cache" / "manifest.json", manifest)
+    storage.write_json(tmp_path / "cache" / "manifest.json", manifest)
     with pytest.raises(CacheError, match=r"manifest\.json is damaged"):
         DetectionCache.open_complete(tmp_path / "cache", IDENTITY)
     with DetectionCache.resume(tmp_path / "cache", IDENTITY) as cache:

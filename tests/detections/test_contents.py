@@ -1,4 +1,4 @@
-"""What a cache folder tells of itself: every damage is found, named and mended by the command that is told."""
+"""Every damage of a cache folder is found, named, and repaired by the command in the message."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import artifacts
+from llm_wrapper import storage
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import fill_command, read, read_sound, totals
-from llm_wrapper.detections.parts import write_part
+from llm_wrapper.detections.contents import count_answers, read_folder, write_part
+from llm_wrapper.detections.identity import fill_command
+from llm_wrapper.detections.maintain import merge_caches
 from llm_wrapper.errors import CacheError
 from tests.detections.test_cache import COMMAND, DAMAGES, IDENTITY, found, key, make
 
 NUM_ANSWERS = 6
-AGAIN = f"Run `{COMMAND}`: it asks again only what is lost."
+AGAIN = f"Run `{COMMAND}`: it computes again only what is lost."
 
 
 def told(folder: Path) -> list[str]:
-    return [problem.text for problem in read(folder).problems]
+    return [problem.text for problem in read_folder(folder).problems]
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
-    manifest = artifacts.read_json(folder / "manifest.json")
-    artifacts.write_json(folder / "manifest.json", {**manifest, **changes})
+    manifest = storage.read_json(folder / "manifest.json")
+    storage.write_json(folder / "manifest.json", {**manifest, **changes})
 
 
 def mend(folder: Path) -> None:
@@ -41,11 +42,11 @@ def mend(folder: Path) -> None:
 
 def test_a_whole_cache_has_no_problem(tmp_path: Path) -> None:
     make(tmp_path)
-    contents = read(tmp_path)
+    contents = read_folder(tmp_path)
     assert (contents.problems, contents.identity, contents.has_manifest) == ((), IDENTITY, True)
     assert contents.keys == {key(number) for number in range(NUM_ANSWERS)}
     assert contents.command == COMMAND
-    assert totals(contents.parts) == {
+    assert count_answers(contents.parts) == {
         "num_rows": NUM_ANSWERS,
         "num_images": NUM_ANSWERS,
         "num_detections": NUM_ANSWERS,
@@ -56,7 +57,7 @@ def test_a_whole_cache_has_no_problem(tmp_path: Path) -> None:
 def test_a_cache_without_manifest_is_begun_not_damaged(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    contents = read(tmp_path)
+    contents = read_folder(tmp_path)
     assert (contents.problems, contents.manifest, contents.has_manifest) == ((), None, False)
     assert contents.identity == IDENTITY
 
@@ -68,21 +69,21 @@ def test_each_damage_is_named_and_mended(damage: Callable[[Path], None], has_man
     damage(tmp_path / "part-00001.parquet")
     if not has_manifest:
         (tmp_path / "manifest.json").unlink()
-    (problem,) = read(tmp_path).problems
+    (problem,) = read_folder(tmp_path).problems
     assert str(tmp_path / "part-00001.parquet") in problem.text
     assert problem.remedy == AGAIN
     mend(tmp_path)
-    assert read(tmp_path).problems == ()
-    assert read(tmp_path).keys == {key(number) for number in range(NUM_ANSWERS)}
+    assert read_folder(tmp_path).problems == ()
+    assert read_folder(tmp_path).keys == {key(number) for number in range(NUM_ANSWERS)}
 
 
 def test_a_lost_part_is_named_and_mended(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "part-00000.parquet").unlink()
-    (problem,) = read(tmp_path).problems
+    (problem,) = read_folder(tmp_path).problems
     assert (problem.text, problem.remedy) == (f"{tmp_path / 'part-00000.parquet'} is missing", AGAIN)
     mend(tmp_path)
-    assert read(tmp_path).problems == ()
+    assert read_folder(tmp_path).problems == ()
 
 
 def test_a_part_that_the_manifest_does_not_know_is_named(tmp_path: Path) -> None:
@@ -103,15 +104,16 @@ def test_repeated_answers_are_counted(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "manifest.json").unlink()
     path = tmp_path / "part-00003.parquet"
-    write_part(path, [(key(number), found(number)) for number in (1, 4, 50, 51, 51)], IDENTITY)
-    expected = "repeats answers of its own or of another part: sample 's1' of image 'image1' and 2 more"
+    answers = [(key(number), found(number)) for number in (4, 50, 51, 51)]
+    write_part(path, [(key(1), found(2)), *answers], IDENTITY)
+    expected = "has a second answer to what is answered already: sample 's1' of image 'image1' and 1 more"
     assert told(tmp_path) == [f"{path} {expected}"]
 
 
 def test_an_image_answer_is_told_by_its_image(tmp_path: Path) -> None:
     for number in (0, 1):
-        write_part(tmp_path / f"part-0000{number}.parquet", [(("image5", None), found(1))], IDENTITY)
-    assert told(tmp_path)[0].endswith("of another part: image 'image5'")
+        write_part(tmp_path / f"part-0000{number}.parquet", [(("image5", None), found(number))], IDENTITY)
+    assert told(tmp_path)[0].endswith("answered already: image 'image5'")
 
 
 def test_a_part_of_another_cache_is_told_with_all_differences(tmp_path: Path) -> None:
@@ -120,46 +122,46 @@ def test_a_part_of_another_cache_is_told_with_all_differences(tmp_path: Path) ->
     path = tmp_path / "part-00003.parquet"
     settings = {**IDENTITY["settings"], "threshold": 0.5}
     write_part(path, [(key(50), found(50))], {**IDENTITY, "split": "test", "settings": settings})
-    (problem,) = read(tmp_path).problems
-    assert problem.text.startswith(f"{path} was made otherwise than the rest: ")
+    (problem,) = read_folder(tmp_path).problems
+    assert problem.text.startswith(f"{path} is not of the same detector and data as the others: ")
     assert 'settings.threshold: 0.5 in this part, 0.25 in the others; split: "test" in this' in problem.text
-    assert problem.remedy == f"Move it to a folder of its own and run `{COMMAND}`."
-    assert read(tmp_path).keys == {key(number) for number in range(NUM_ANSWERS)}
+    assert problem.remedy == f"Move it to another folder and run `{COMMAND}`."
+    assert read_folder(tmp_path).keys == {key(number) for number in range(NUM_ANSWERS)}
 
 
 def test_a_file_that_is_only_named_alike_is_told(tmp_path: Path) -> None:
     make(tmp_path)
     copy = tmp_path / "part-00000 (copy).parquet"
     copy.write_bytes((tmp_path / "part-00000.parquet").read_bytes())
-    (problem,) = read(tmp_path).problems
+    (problem,) = read_folder(tmp_path).problems
     assert problem.text == f"{copy} is not named like a part (part-00000.parquet)"
     assert problem.remedy == AGAIN
     mend(tmp_path)
-    assert read(tmp_path).problems == ()
+    assert read_folder(tmp_path).problems == ()
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '"text"'], ids=["cut off", "no fields", "a list", "a text"])
 def test_a_damaged_manifest_is_named_and_mended(content: str, tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "manifest.json").write_text(content)
-    contents = read(tmp_path)
+    contents = read_folder(tmp_path)
     (problem,) = contents.problems
     assert problem.text.startswith(f"{tmp_path / 'manifest.json'} is damaged: ")
     assert (problem.remedy, contents.has_manifest) == (AGAIN, True)
     mend(tmp_path)
-    assert read(tmp_path).problems == ()
+    assert read_folder(tmp_path).problems == ()
 
 
 @pytest.mark.parametrize("name", ["num_rows", "num_images", "num_detections", "num_dropped"])
 def test_counts_of_the_manifest_are_checked(name: str, tmp_path: Path) -> None:
     make(tmp_path)
-    number = artifacts.read_json(tmp_path / "manifest.json")[name]
+    number = storage.read_json(tmp_path / "manifest.json")[name]
     edit_manifest(tmp_path, **{name: 77})
-    (problem,) = read(tmp_path).problems
+    (problem,) = read_folder(tmp_path).problems
     assert problem.text == f"{tmp_path / 'manifest.json'} says {name}=77, but its parts hold {number}"
     assert problem.remedy == AGAIN
     mend(tmp_path)
-    assert read(tmp_path).problems == ()
+    assert read_folder(tmp_path).problems == ()
 
 
 def test_a_part_that_may_not_be_read_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +175,7 @@ def test_a_part_that_may_not_be_read_is_not_lost(tmp_path: Path, monkeypatch: py
         return opening(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", refuse)
-    (problem,) = read(tmp_path).problems
+    (problem,) = read_folder(tmp_path).problems
     assert problem.text == f"{tmp_path / 'part-00001.parquet'} cannot be read: Permission denied"
     assert problem.remedy == "Make it a file that you may read."
 
@@ -186,7 +188,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     (tmp_path / "b" / "part-00001.parquet").unlink()
     assert len(told(tmp_path / "a")) == 2
     with pytest.raises(CacheError) as caught:
-        read_sound([tmp_path / "a", tmp_path / "b"])
+        merge_caches(tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
     message = str(caught.value)
     assert message.startswith("not all of these detections can be used (3 problems):")
     for name in ("a/part-00000", "a/part-00002", "b/part-00001"):
@@ -199,7 +201,7 @@ def test_a_folder_without_a_cache_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=rf"{name} holds no detections. Name a folder like data/detections/"):
-        read(tmp_path / name)
+        read_folder(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -227,5 +229,5 @@ def test_what_is_not_known_of_a_command_is_left_blank(tmp_path: Path) -> None:
     unknown = "llm-wrapper cache-detections --vlm <detector> --data <recipe of dataset> --split <split>"
     assert fill_command(None, tmp_path) == unknown
     (tmp_path / "part-00000.parquet").write_bytes(b"")
-    (problem,) = read(tmp_path).problems
+    (problem,) = read_folder(tmp_path).problems
     assert "--vlm <detector>" in problem.remedy

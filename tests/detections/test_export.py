@@ -14,8 +14,8 @@ import pytest
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.export import export
-from llm_wrapper.detections.parts import Key
+from llm_wrapper.detections.contents import Key
+from llm_wrapper.detections.maintain import export_cache
 from llm_wrapper.detectors import imported
 from llm_wrapper.detectors.base import Level, detect_sample
 from llm_wrapper.errors import CacheError, DataError, RecipeError
@@ -48,7 +48,7 @@ def shown(answer: Detections) -> list[_Shown]:
 
 
 def read_back(path: Path, known: list[Sample], **settings: Any) -> list[list[_Shown]]:
-    detector = imported.create({"path": path, **settings}, Dataset("mine", "val", known, "digest"))
+    detector = imported.create_imported({"path": path, **settings}).bind(Dataset("mine", "val", known, "digest"))
     return [shown(detect_sample(detector, sample)) for sample in known]
 
 
@@ -72,7 +72,7 @@ NONE = Detections(())
 def test_lines_come_back_to_the_last_digit(answers: Any, levels: Any, tmp_path: Path) -> None:
     cache, known = fill(tmp_path / "cache", answers, levels), samples("7", "7", "x")
     out = tmp_path / "boxes.jsonl"
-    assert export(tmp_path / "cache", out) == [out]
+    assert export_cache(tmp_path / "cache", out) == [out]
     assert read_back(out, known) == [shown(cache.lookup(sample)) for sample in known]
 
 
@@ -85,7 +85,7 @@ def test_results_come_back(image_ids: list[str], written: list[Any], tmp_path: P
     answers: dict[Key, Detections] = {(image_id, None): SCORED for image_id in image_ids}
     cache, known = fill(tmp_path / "cache", {**answers, ("z", None): NONE}, ["image"]), samples(*image_ids, "z")
     out, categories = tmp_path / "boxes.json", tmp_path / "boxes.categories.json"
-    assert export(tmp_path / "cache", out) == [categories, out]
+    assert export_cache(tmp_path / "cache", out) == [categories, out]
     assert [row["image_id"] for row in json.loads(out.read_text())] == [each for each in written for _ in range(2)]
     for one, sample in zip(read_back(out, known, categories=categories), known, strict=True):
         wanted = shown(cache.lookup(sample))
@@ -97,7 +97,7 @@ def test_results_come_back(image_ids: list[str], written: list[Any], tmp_path: P
 def test_results_are_what_coco_tools_read(tmp_path: Path) -> None:
     mug = Detection(Box(1.0, 2.0, 4.0, 6.0), "mug", 0.5, "od")
     fill(tmp_path / "cache", {("1", None): Detections((mug, DOG, mug))}, ["image"])
-    export(tmp_path / "cache", tmp_path / "boxes.json")
+    export_cache(tmp_path / "cache", tmp_path / "boxes.json")
     first, second, third = json.loads((tmp_path / "boxes.json").read_text())
     assert first == third == {"image_id": 1, "category_id": 2, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}
     assert second["category_id"] == 1
@@ -109,7 +109,7 @@ def test_results_are_what_coco_tools_read(tmp_path: Path) -> None:
 def test_an_image_that_was_left_out_has_no_detections_after_all(tmp_path: Path) -> None:
     answers: dict[Key, Detections] = {("7", "s0"): SCORED}
     cache, known = fill(tmp_path / "cache", answers, ["expression"], {"8": "8.jpg is truncated"}), samples("7", "8")
-    export(tmp_path / "cache", tmp_path / "boxes.jsonl")
+    export_cache(tmp_path / "cache", tmp_path / "boxes.jsonl")
     assert read_back(tmp_path / "boxes.jsonl", known) == [shown(cache.lookup(sample)) for sample in known]
     assert len((tmp_path / "boxes.jsonl").read_bytes().splitlines()) == 1
 
@@ -117,7 +117,7 @@ def test_an_image_that_was_left_out_has_no_detections_after_all(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["boxes.json", "boxes.jsonl"])
 def test_a_cache_without_answers_is_an_empty_file(name: str, tmp_path: Path) -> None:
     fill(tmp_path / "cache", {}, ["image"])
-    *categories, out = export(tmp_path / "cache", tmp_path / name)
+    *categories, out = export_cache(tmp_path / "cache", tmp_path / name)
     settings = {"categories": categories[0]} if categories else {}
     assert read_back(out, samples("7"), **settings) == [[]]
 
@@ -125,7 +125,7 @@ def test_a_cache_without_answers_is_an_empty_file(name: str, tmp_path: Path) -> 
 def test_detections_without_scores_are_not_given_any(tmp_path: Path) -> None:
     fill(tmp_path / "cache", {("1", None): ALL, ("2", None): Detections((MUG,))}, ["image"])
     with pytest.raises(RecipeError, match=r"name .*boxes\.jsonl instead(.|\n)*2 of 4 detections have no score"):
-        export(tmp_path / "cache", tmp_path / "boxes.json")
+        export_cache(tmp_path / "cache", tmp_path / "boxes.json")
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
@@ -134,21 +134,21 @@ def test_results_cannot_hold_expressions(levels: Any, tmp_path: Path) -> None:
     answers: dict[Key, Detections] = {("1", "s0"): SCORED, ("1", None): SCORED}
     fill(tmp_path / "cache", answers if len(levels) > 1 else {("1", "s0"): SCORED}, levels)
     with pytest.raises(RecipeError, match=r"name .*boxes\.jsonl instead(.|\n)*COCO results know images only"):
-        export(tmp_path / "cache", tmp_path / "boxes.json")
+        export_cache(tmp_path / "cache", tmp_path / "boxes.json")
 
 
 def test_an_unfinished_cache_is_not_exported(tmp_path: Path) -> None:
     fill(tmp_path / "cache", {("1", None): SCORED}, ["image"])
     (tmp_path / "cache" / "manifest.json").unlink()
     with pytest.raises(CacheError, match=r"is incomplete: .* Run `llm-wrapper cache-detections --vlm toy"):
-        export(tmp_path / "cache", tmp_path / "boxes.json")
+        export_cache(tmp_path / "cache", tmp_path / "boxes.json")
 
 
 def test_a_damaged_cache_is_not_exported(tmp_path: Path) -> None:
     fill(tmp_path / "cache", {("1", None): SCORED, ("2", None): SCORED}, ["image"])
     (tmp_path / "cache" / "part-00001.parquet").unlink()
     with pytest.raises(CacheError, match=r"part-00001\.parquet is missing"):
-        export(tmp_path / "cache", tmp_path / "boxes.json")
+        export_cache(tmp_path / "cache", tmp_path / "boxes.json")
 
 
 @pytest.mark.parametrize("taken", ["boxes.json", "boxes.categories.json"])
@@ -156,7 +156,7 @@ def test_no_file_is_overwritten(taken: str, tmp_path: Path) -> None:
     fill(tmp_path / "cache", {("1", None): SCORED}, ["image"])
     (tmp_path / taken).write_text("mine")
     with pytest.raises(DataError, match=rf"{taken} exists. Name another file, or remove it: rm "):
-        export(tmp_path / "cache", tmp_path / "boxes.json")
+        export_cache(tmp_path / "cache", tmp_path / "boxes.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cache", taken])
     assert (tmp_path / taken).read_text() == "mine"
 
@@ -164,14 +164,14 @@ def test_no_file_is_overwritten(taken: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["boxes", "boxes.csv", "boxes.JSON"])
 def test_a_file_of_neither_format_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"{name} ends neither in .json"):
-        export(tmp_path / "absent", tmp_path / name)
+        export_cache(tmp_path / "absent", tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["boxes.json", "boxes.jsonl"])
 def test_a_box_without_a_label_comes_back(name: str, tmp_path: Path) -> None:
     bare = Detections((Detection(Box(1.0, 2.0, 3.0, 4.0), "", 0.5, "od"), DOG))
     cache, known = fill(tmp_path / "cache", {("7", None): bare}, ["image"]), samples("7")
-    *categories, out = export(tmp_path / "cache", tmp_path / name)
+    *categories, out = export_cache(tmp_path / "cache", tmp_path / name)
     settings = {"categories": categories[0]} if categories else {}
     [[box, *_]] = read_back(out, known, **settings)
     assert box[1:] == shown(cache.lookup(known[0]))[0][1:]
@@ -179,7 +179,7 @@ def test_a_box_without_a_label_comes_back(name: str, tmp_path: Path) -> None:
 
 def test_a_score_that_is_one_but_for_rounding_comes_back_as_one(tmp_path: Path) -> None:
     fill(tmp_path / "cache", {("1", None): Detections((Detection(DOG.box, "dog", 1.0000001, "od"),))}, ["image"])
-    [out] = export(tmp_path / "cache", tmp_path / "boxes.jsonl")
+    [out] = export_cache(tmp_path / "cache", tmp_path / "boxes.jsonl")
     assert read_back(out, samples("1")) == [[(DOG.box.xyxy, "dog", 1.0)]]
 
 
@@ -189,7 +189,7 @@ def test_what_could_not_be_read_back_is_all_told(tmp_path: Path) -> None:
     answers = {("1", None): bad, ("2", None): NONE, ("2", "s0"): bad}
     fill(tmp_path / "cache", answers, ["image", "expression"])
     with pytest.raises(DataError) as caught:
-        export(tmp_path / "cache", tmp_path / "boxes.jsonl")
+        export_cache(tmp_path / "cache", tmp_path / "boxes.jsonl")
     assert "empty label" not in str(caught.value)
     assert "sample 's0' of image '2': score -3.5 of 'mug' is not in 0..1" in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_what_could_not_be_read_back_is_all_told(tmp_path: Path) -> None:
 def test_results_take_an_empty_label(tmp_path: Path) -> None:
     """The name of a category may be empty, so nothing is lost."""
     fill(tmp_path / "cache", {("1", None): Detections((Detection(Box(0, 0, 1, 1), "", 0.5, "od"),))}, ["image"])
-    categories, out = export(tmp_path / "cache", tmp_path / "boxes.json")
+    categories, out = export_cache(tmp_path / "cache", tmp_path / "boxes.json")
     assert read_back(out, samples("1"), categories=categories) == [[((0.0, 0.0, 1.0, 1.0), "", 0.5)]]
 
 

@@ -13,10 +13,11 @@ import pytest
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import fill as module
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.contents import read_folder
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detectors.base import Level, PaidDetector, Question
-from llm_wrapper.detectors.paid_calls import Estimate, Terms
+from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
 from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError
 from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample
@@ -76,7 +77,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_expression_is_asked_once_in_batches(tmp_path: Path) -> None:
     detector = CountingDetector()
-    cache = fill(detector, dataset(20), tmp_path, images_per_batch=8, rows_per_part=10, progress=False)
+    cache = fill_cache(detector, dataset(20), tmp_path, images_per_batch=8, rows_per_part=10, progress=False)
     assert detector.asked == [f"s{number}" for number in range(20)]
     assert detector.batches == [8, 8, 4]
     assert [part.num_rows for part in cache.manifest.parts] == [10, 10]
@@ -87,7 +88,7 @@ def test_every_expression_is_asked_once_in_batches(tmp_path: Path) -> None:
 
 def test_an_image_is_asked_and_stored_once(tmp_path: Path) -> None:
     detector = CountingDetector("image")
-    cache = fill(detector, dataset(20, per_image=4), tmp_path, progress=False)
+    cache = fill_cache(detector, dataset(20, per_image=4), tmp_path, progress=False)
     assert detector.asked == [f"image{number}" for number in range(5)]
     stored = rows(tmp_path)
     assert [row["image_id"] for row in stored] == [f"image{number}" for number in range(5)]
@@ -97,11 +98,11 @@ def test_an_image_is_asked_and_stored_once(tmp_path: Path) -> None:
 
 
 def test_a_complete_cache_is_never_asked_about_again(tmp_path: Path, caplog) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, progress=False)
+    fill_cache(CountingDetector(), dataset(), tmp_path, progress=False)
     before = (tmp_path / "manifest.json").read_bytes()
     again = CountingDetector()
     with caplog.at_level(logging.INFO):
-        cache = fill(again, dataset(), tmp_path, progress=False)
+        cache = fill_cache(again, dataset(), tmp_path, progress=False)
     assert again.asked == []
     assert "is complete: 20 answers, nothing to ask" in caplog.text
     assert cache.lookup(dataset().samples[0]).items[0].label == "expression\n0"
@@ -109,18 +110,18 @@ def test_a_complete_cache_is_never_asked_about_again(tmp_path: Path, caplog) -> 
 
 
 def test_a_cache_that_lacks_only_its_manifest_costs_no_call(tmp_path: Path) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, progress=False)
+    fill_cache(CountingDetector(), dataset(), tmp_path, progress=False)
     (tmp_path / "manifest.json").unlink()
     again = CountingDetector()
-    fill(again, dataset(), tmp_path, progress=False)
+    fill_cache(again, dataset(), tmp_path, progress=False)
     assert again.asked == []
     assert len(table(tmp_path, dataset())) == 20
 
 
 def test_more_samples_of_the_same_annotations_are_added(tmp_path: Path) -> None:
-    fill(CountingDetector(), dataset(5), tmp_path, progress=False)
+    fill_cache(CountingDetector(), dataset(5), tmp_path, progress=False)
     again = CountingDetector()
-    cache = fill(again, dataset(8), tmp_path, progress=False)
+    cache = fill_cache(again, dataset(8), tmp_path, progress=False)
     assert again.asked == ["s5", "s6", "s7"]
     assert cache.manifest.num_rows == 8
     assert len(table(tmp_path, dataset(8))) == 8
@@ -131,35 +132,35 @@ def test_an_interrupt_keeps_the_answers_and_a_second_call_resumes(error: BaseExc
     detector = CountingDetector(fail_at=9)
     detector.error = error
     with pytest.raises(type(error)):
-        fill(detector, dataset(), tmp_path, images_per_batch=3, progress=False)
+        fill_cache(detector, dataset(), tmp_path, images_per_batch=3, progress=False)
     assert len(detector.asked) == 9
     assert not (tmp_path / "manifest.json").exists()
     again = CountingDetector()
-    fill(again, dataset(), tmp_path, images_per_batch=3, progress=False)
+    fill_cache(again, dataset(), tmp_path, images_per_batch=3, progress=False)
     assert again.asked == [f"s{number}" for number in range(9, 20)]
 
 
 def test_a_slow_detector_is_written_down_by_time(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "_FLUSH_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        fill(CountingDetector(fail_at=4), dataset(6), tmp_path, images_per_batch=2, progress=False)
+        fill_cache(CountingDetector(fail_at=4), dataset(6), tmp_path, images_per_batch=2, progress=False)
     assert sorted(os.listdir(tmp_path)) == [".lock", "part-00000.parquet", "part-00001.parquet"]
 
 
 def test_overwrite_asks_everything_again(tmp_path: Path) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, rows_per_part=5, images_per_batch=5, progress=False)
+    fill_cache(CountingDetector(), dataset(), tmp_path, rows_per_part=5, images_per_batch=5, progress=False)
     again = CountingDetector()
-    fill(again, dataset(), tmp_path, overwrite=True, progress=False)
+    fill_cache(again, dataset(), tmp_path, overwrite=True, progress=False)
     assert len(again.asked) == 20
     assert [path.name for path in tmp_path.glob("part-*")] == ["part-00000.parquet"]
 
 
 def test_another_detector_is_refused_before_it_is_asked(tmp_path: Path) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, progress=False)
+    fill_cache(CountingDetector(), dataset(), tmp_path, progress=False)
     other = CountingDetector()
     other.identity = lambda: {"revision": "2"}  # type: ignore[method-assign]
     with pytest.raises(CacheError, match=r'settings\.revision: "1" in the cache, "2" now'):
-        fill(other, dataset(), tmp_path, progress=False)
+        fill_cache(other, dataset(), tmp_path, progress=False)
     assert other.asked == []
 
 
@@ -176,27 +177,27 @@ def test_a_detector_that_does_not_answer_each_sample_is_named(wrong, tmp_path: P
 
     monkeypatch.setattr(detector, "detect", detect)
     with pytest.raises(CacheError, match=r"'counting' was asked 4 questions \(sample 's4' first\) and gave \d answers"):
-        fill(detector, dataset(), tmp_path, images_per_batch=4, progress=False)
+        fill_cache(detector, dataset(), tmp_path, images_per_batch=4, progress=False)
     with DetectionCache.resume(tmp_path, identity_of(detector, dataset())) as cache:
         assert [(f"image{number}", f"s{number}") in cache for number in range(20)] == [True] * 4 + [False] * 16
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="counted val has no samples"):
-        fill(CountingDetector(), dataset(0), tmp_path / "cache", progress=False)
+        fill_cache(CountingDetector(), dataset(0), tmp_path / "cache", progress=False)
     assert not (tmp_path / "cache").exists()
 
 
 def test_repeated_sample_ids_are_all_named(tmp_path: Path) -> None:
     samples = [*dataset(4).samples, *dataset(2).samples]
-    with pytest.raises(DataError, match=r"\(2 problems\)(.|\n)*'s0' stands there 2 times(.|\n)*'s1'"):
-        fill(CountingDetector(), Dataset("counted", "val", samples, "digest"), tmp_path, progress=False)
+    with pytest.raises(DataError, match=r"\(2 problems\)(.|\n)*'s0' occurs 2 times(.|\n)*'s1'"):
+        fill_cache(CountingDetector(), Dataset("counted", "val", samples, "digest"), tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("sizes", [{"images_per_batch": 0}, {"images_per_batch": -1}, {"rows_per_part": 0}], ids=str)
 def test_sizes_below_one_are_refused(sizes: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="must be 1 or more"):
-        fill(CountingDetector(), dataset(), tmp_path, progress=False, **sizes)
+        fill_cache(CountingDetector(), dataset(), tmp_path, progress=False, **sizes)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -212,15 +213,15 @@ def test_a_full_disk_stops_with_a_clear_word_and_no_damage(call: str, tmp_path: 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(LLMWrapperError, match=r"part-00002\.parquet was not written.*No space.*Free space"):
-            fill(CountingDetector(), dataset(), tmp_path, images_per_batch=4, rows_per_part=4, progress=False)
+            fill_cache(CountingDetector(), dataset(), tmp_path, images_per_batch=4, rows_per_part=4, progress=False)
     assert sorted(os.listdir(tmp_path)) == [".lock", "part-00000.parquet", "part-00001.parquet"]
     again = CountingDetector()
-    fill(again, dataset(), tmp_path, progress=False)
+    fill_cache(again, dataset(), tmp_path, progress=False)
     assert len(again.asked) == 12
 
 
 def test_the_progress_bar_goes_to_standard_error(tmp_path: Path, capsys) -> None:
-    fill(CountingDetector(), dataset(), tmp_path, images_per_batch=2)
+    fill_cache(CountingDetector(), dataset(), tmp_path, images_per_batch=2)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "counting on counted val" in shown.err
@@ -228,13 +229,15 @@ def test_the_progress_bar_goes_to_standard_error(tmp_path: Path, capsys) -> None
 
 
 def fill_slowly(folder: Path) -> None:
-    fill(CountingDetector(seconds=0.004), dataset(120), folder, images_per_batch=2, rows_per_part=4, progress=False)
+    fill_cache(
+        CountingDetector(seconds=0.004), dataset(120), folder, images_per_batch=2, rows_per_part=4, progress=False
+    )
 
 
 @pytest.mark.slow
 def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    fill(CountingDetector(), dataset(120), whole, images_per_batch=2, rows_per_part=4, progress=False)
+    fill_cache(CountingDetector(), dataset(120), whole, images_per_batch=2, rows_per_part=4, progress=False)
     context, moments = multiprocessing.get_context("spawn"), random.Random(4)
     for _ in range(3):
         num_before = len(list(killed.glob("part-*.parquet")))
@@ -247,7 +250,7 @@ def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
         process.join()
     assert not (killed / "manifest.json").exists()
     rest = CountingDetector()
-    fill(rest, dataset(120), killed, images_per_batch=2, rows_per_part=4, progress=False)
+    fill_cache(rest, dataset(120), killed, images_per_batch=2, rows_per_part=4, progress=False)
     assert 0 < len(rest.asked) < 120
     assert rows(killed) == rows(whole)
     assert not list(killed.glob(".*.tmp"))
@@ -257,7 +260,7 @@ def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
 def test_levels_are_asked_together_and_each_stored_under_its_own_key(tmp_path: Path) -> None:
     detector = CountingDetector("image", "expression")
     split = dataset(6, per_image=3)
-    cache = fill(detector, split, tmp_path, progress=False)
+    cache = fill_cache(detector, split, tmp_path, progress=False)
     assert detector.asked == ["s0", "image0", "s1", "s2", "s3", "image1", "s4", "s5"]
     labels = [[item.label for item in cache.lookup(sample).items] for sample in split.samples]
     assert labels == [[f"expression\n{number}", f"image{number // 3}"] for number in range(6)]
@@ -266,15 +269,15 @@ def test_levels_are_asked_together_and_each_stored_under_its_own_key(tmp_path: P
 def test_all_questions_about_an_image_stand_in_one_batch_however_samples_are_mixed(tmp_path: Path) -> None:
     samples = [dataset(12, per_image=3).samples[place] for place in (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)]
     detector = CountingDetector()
-    fill(detector, Dataset("counted", "val", samples, "digest"), tmp_path, images_per_batch=2, progress=False)
+    fill_cache(detector, Dataset("counted", "val", samples, "digest"), tmp_path, images_per_batch=2, progress=False)
     assert detector.asked == [f"s{number}" for number in range(12)]
     assert detector.batches == [6, 6]
 
 
 def test_a_resumed_fill_asks_in_the_batches_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    fill(CountingDetector(), dataset(5), tmp_path, images_per_batch=5, progress=False)
+    fill_cache(CountingDetector(), dataset(5), tmp_path, images_per_batch=5, progress=False)
     again = CountingDetector()
-    fill(again, dataset(12), tmp_path, images_per_batch=4, progress=False)
+    fill_cache(again, dataset(12), tmp_path, images_per_batch=4, progress=False)
     assert again.batches == [3, 4]
 
 
@@ -288,48 +291,48 @@ class Paid(CountingDetector):
     def spent(self) -> float:
         return 0.25 * len(self.asked)
 
-    def begin(self, num_questions: int) -> Estimate:
+    def begin(self, num_questions: int) -> CostEstimate:
         assert self.asked == []
         self.announced = num_questions
-        return Estimate(self.name, num_questions, Terms(price_per_call=0.25))
+        return CostEstimate(self.name, num_questions, PaidTerms(price_per_call=0.25))
 
 
 def test_a_paid_detector_is_asked_one_question_at_a_time_and_each_answer_is_kept(tmp_path: Path) -> None:
     detector = Paid(fail_at=3)
     assert isinstance(detector, PaidDetector)
     with pytest.raises(KeyboardInterrupt):
-        fill(detector, dataset(5), tmp_path, progress=False)
+        fill_cache(detector, dataset(5), tmp_path, progress=False)
     assert (detector.announced, detector.batches) == (5, [1, 1, 1])
     assert [row["sample_id"] for row in rows(tmp_path)] == ["s0", "s1", "s2"]
     again = Paid()
-    fill(again, dataset(5), tmp_path, progress=False)
+    fill_cache(again, dataset(5), tmp_path, progress=False)
     assert (again.announced, again.asked) == (2, ["s3", "s4"])
-    assert [path.name for path in tmp_path.glob("part-*")] == ["part-00000.parquet"]
+    assert [len(part.keys) for part in read_folder(tmp_path).parts] == [5]
 
 
 def test_what_a_paid_detector_costs_is_seen(tmp_path: Path, capsys) -> None:
-    fill(Paid(), dataset(3), tmp_path)
+    fill_cache(Paid(), dataset(3), tmp_path)
     assert "$0.75 of about $0.75" in capsys.readouterr().err
-    fill(CountingDetector(), dataset(3), tmp_path / "free")
+    fill_cache(CountingDetector(), dataset(3), tmp_path / "free")
     assert "$" not in capsys.readouterr().err
 
 
 def test_nothing_is_agreed_to_where_all_answers_are_paid_already(tmp_path: Path) -> None:
-    fill(Paid(), dataset(3), tmp_path, progress=False)
+    fill_cache(Paid(), dataset(3), tmp_path, progress=False)
     (tmp_path / "manifest.json").unlink()
     again = Paid()
-    fill(again, dataset(3), tmp_path, progress=False)
+    fill_cache(again, dataset(3), tmp_path, progress=False)
     assert (again.announced, again.asked) == (None, [])
 
 
 def test_a_paid_detector_that_is_not_agreed_to_is_not_asked(tmp_path: Path, monkeypatch) -> None:
-    def refuse(num_questions: int) -> Estimate:
+    def refuse(num_questions: int) -> CostEstimate:
         raise RecipeError(f"{num_questions} calls are not agreed to")
 
     detector = Paid()
     monkeypatch.setattr(detector, "begin", refuse)
     with pytest.raises(RecipeError, match="5 calls are not agreed to"):
-        fill(detector, dataset(5), tmp_path, progress=False)
+        fill_cache(detector, dataset(5), tmp_path, progress=False)
     assert detector.asked == []
 
 
@@ -360,7 +363,7 @@ def test_missing_images_are_all_named_before_anything_is_asked(tmp_path: Path) -
     with pytest.raises(
         DataError, match=r"(?s)3 of 4 images are missing.*gone\.png.*lost\.png.*image3: no file is named"
     ):
-        fill(detector, Dataset("counted", "val", [*split.samples, nameless], "digest"), tmp_path, progress=False)
+        fill_cache(detector, Dataset("counted", "val", [*split.samples, nameless], "digest"), tmp_path, progress=False)
     assert detector.asked == []
 
 
@@ -369,10 +372,10 @@ def test_broken_images_are_all_named_after_the_others_are_answered(tmp_path: Pat
         (tmp_path / name).touch()
     split = with_files(tmp_path, "a.png", "broken1.png", "b.png", "broken2.png")
     with pytest.raises(ImageError, match=r"(?s)2 images cannot be read.*--skip-unreadable.*broken1\.png.*broken2\.png"):
-        fill(Reading(), split, tmp_path / "cache", progress=False)
+        fill_cache(Reading(), split, tmp_path / "cache", progress=False)
     assert not (tmp_path / "cache" / "manifest.json").exists()
     again = Reading()
-    cache = fill(again, split, tmp_path / "cache", skip_unreadable=True, progress=False)
+    cache = fill_cache(again, split, tmp_path / "cache", skip_unreadable=True, progress=False)
     assert again.asked == []
     assert set(cache.manifest.unanswered) == {"image1", "image3"}
     assert [len(cache.lookup(sample).items) for sample in split.samples] == [1, 0, 1, 0]
@@ -383,26 +386,26 @@ def test_a_cache_that_was_finished_without_images_says_so_when_they_are_wanted(n
     (tmp_path / "a.png").touch()
     (tmp_path / "broken.png").touch()
     split, folder = with_files(tmp_path, "a.png", name), tmp_path / "cache"
-    fill(Reading(), split, folder, skip_unreadable=True, progress=False)
+    fill_cache(Reading(), split, folder, skip_unreadable=True, progress=False)
     before = (folder / "manifest.json").read_bytes()
     with pytest.raises(DataError, match=r"finished without them by --skip-unreadable.*or give --skip-unreadable again"):
-        fill(Reading(), split, folder, progress=False)
+        fill_cache(Reading(), split, folder, progress=False)
     assert (folder / "manifest.json").read_bytes() == before
 
 
 def test_an_image_that_was_lost_since_is_no_old_acquaintance(tmp_path: Path) -> None:
     for name in ("a.png", "broken.png", "broken2.png"):
         (tmp_path / name).touch()
-    fill(Reading(), with_files(tmp_path, "a.png", "broken.png"), tmp_path / "cache", skip_unreadable=True)
+    fill_cache(Reading(), with_files(tmp_path, "a.png", "broken.png"), tmp_path / "cache", skip_unreadable=True)
     with pytest.raises(ImageError, match="or leave their samples without detections: --skip-unreadable"):
-        fill(Reading(), with_files(tmp_path, "a.png", "broken.png", "broken2.png"), tmp_path / "cache")
+        fill_cache(Reading(), with_files(tmp_path, "a.png", "broken.png", "broken2.png"), tmp_path / "cache")
 
 
 def test_a_restored_image_is_asked_about_later(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     split = with_files(tmp_path, "a.png", "broken.png")
-    fill(Reading(), split, tmp_path / "cache", skip_unreadable=True, progress=False)
+    fill_cache(Reading(), split, tmp_path / "cache", skip_unreadable=True, progress=False)
     restored = CountingDetector()
-    cache = fill(restored, split, tmp_path / "cache", progress=False)
+    cache = fill_cache(restored, split, tmp_path / "cache", progress=False)
     assert restored.asked == ["s1"]
     assert cache.manifest.unanswered == {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from llm_wrapper import datasets, detectors
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.fill import fill
+from llm_wrapper.detections.contents import read_folder
+from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.identity import adopt_revision, describe_recorded, distinct, identity_of, split_recorded
-from llm_wrapper.detections.scenes import cache_folder, load_scenes
+from llm_wrapper.detections.samples import cache_folder, load_prepared_split
 from llm_wrapper.detectors.base import Level, Question
 from llm_wrapper.errors import CacheError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
@@ -49,8 +53,8 @@ def write_cache(
     recipe: Recipe, recorded: Sequence[Mapping[str, Any]], identity: Mapping[str, Any] | None = None
 ) -> Path:
     """Write a complete cache of a recipe's detector as if it had answered; return its folder."""
-    dataset = datasets.load(recipe.data, "val")
-    detector = detectors.create(recipe.detector, dataset)
+    dataset = datasets.load_dataset(recipe.data, "val")
+    detector = detectors.create_detector(recipe.detector, dataset)
     folder = cache_folder(detector.name, recipe.data, "val")
     answer = Detections((Detection(Box(1.0, 2.0, 3.0, 4.0), "cat", None, "rec"),))
     with DetectionCache.resume(folder, identity or identity_of(detector, dataset)) as cache:
@@ -63,8 +67,8 @@ def write_cache(
 
 def earlier_identity(recipe: Recipe, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the identity that the version before wrote: all in one, the commit in the place of the revision."""
-    dataset = datasets.load(recipe.data, "val")
-    identity = identity_of(detectors.create(recipe.detector, dataset), dataset)
+    dataset = datasets.load_dataset(recipe.data, "val")
+    identity = identity_of(detectors.create_detector(recipe.detector, dataset), dataset)
     kept = {name: value for name, value in recorded.items() if name not in ("commit", "device")}
     return {**identity, "settings": {**identity["settings"], **kept, "revision": recorded["commit"]}}
 
@@ -76,8 +80,8 @@ def test_a_complete_cache_is_read_without_weights_on_any_machine(
     recipe = recipe_of(data, name)
     write_cache(recipe, [GPU])
     with caplog.at_level(logging.INFO):
-        found = load_scenes(recipe, data, "val")
-    assert [len(scene.built.candidates) for scene in found.scenes] == [1]
+        found = load_prepared_split(recipe, data, "val")
+    assert [len(prepared.built.candidates) for prepared in found.samples] == [1]
     assert "dtype=float16" in caplog.text
     assert found.caches[0].recorded == (GPU,)
 
@@ -85,7 +89,7 @@ def test_a_complete_cache_is_read_without_weights_on_any_machine(
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"device": "cpu"}, {"max_prompts": 3}], ids=str)
 def test_how_it_is_computed_is_not_compared(data: DataSection, changed: dict[str, Any]) -> None:
     write_cache(recipe_of(data, "florence2"), [GPU])
-    assert load_scenes(recipe_of(data, "florence2", **changed), data, "val").scenes
+    assert load_prepared_split(recipe_of(data, "florence2", **changed), data, "val").samples
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_what_is_asked_is_compared(data: DataSection, is_earlier: bool, changed:
     recipe = recipe_of(data, "florence2")
     write_cache(recipe, [] if is_earlier else [GPU], earlier_identity(recipe, GPU) if is_earlier else None)
     with pytest.raises(CacheError) as caught:
-        load_scenes(recipe_of(data, "florence2", **changed), data, "val")
+        load_prepared_split(recipe_of(data, "florence2", **changed), data, "val")
     assert field in str(caught.value)
     assert str(caught.value).count("dtype") == 0
 
@@ -111,18 +115,18 @@ def test_what_is_asked_is_compared(data: DataSection, is_earlier: bool, changed:
 def test_a_cache_of_the_version_before_is_read(name: str, revision: str | None, data: DataSection) -> None:
     recipe = recipe_of(data, name)
     folder = write_cache(recipe, [], earlier_identity(recipe, GPU))
-    found = load_scenes(recipe_of(data, name, revision=revision), data, "val")
-    assert found.scenes[0].built.candidates
+    found = load_prepared_split(recipe_of(data, name, revision=revision), data, "val")
+    assert found.samples[0].built.candidates
     assert [each["commit"] for each in found.caches[0].recorded] == [COMMIT]
-    assert maintain.verify(folder) == []
-    assert maintain.info(folder).recorded[0]["dtype"] == "float16"
+    assert maintain.verify_cache(folder) == []
+    assert maintain.summarize_cache(folder).recorded[0]["dtype"] == "float16"
 
 
 def test_an_unpinned_cache_is_read_when_its_commit_is_pinned_later(data: DataSection) -> None:
     write_cache(recipe_of(data, "florence2", revision=None), [GPU])
-    assert load_scenes(recipe_of(data, "florence2"), data, "val").scenes
+    assert load_prepared_split(recipe_of(data, "florence2"), data, "val").samples
     with pytest.raises(CacheError, match=r"settings\.revision"):
-        load_scenes(recipe_of(data, "florence2", revision=OTHER), data, "val")
+        load_prepared_split(recipe_of(data, "florence2", revision=OTHER), data, "val")
 
 
 def key(number: int) -> tuple[str, str]:
@@ -140,16 +144,17 @@ def test_answers_of_another_commit_are_not_mixed_in(tmp_path: Path) -> None:
         assert cache.finish(["expression"], {}).recorded == distinct([CPU, GPU])
 
 
-def test_equal_parts_are_equal_bytes_whatever_was_recorded_first(tmp_path: Path) -> None:
-    contents = []
+def test_the_record_does_not_depend_on_what_was_recorded_first(tmp_path: Path) -> None:
+    recorded = []
     for order in ((0, 1), (1, 0)):
         folder = tmp_path / str(order)
         with DetectionCache.resume(folder, {"settings": {}}) as cache:
             for number in order:
                 cache.append([(key(number), Detections(()))], ((GPU, CPU)[number],))
             cache.finish(["expression"], {}, order=[key(0), key(1)])
-        contents.append((folder / "part-00000.parquet").read_bytes())
-    assert contents[0] == contents[1]
+        recorded.append(read_folder(folder).parts[0].recorded)
+    assert len(recorded[0]) == 2
+    assert recorded[0] == recorded[1]
 
 
 class Half:
@@ -181,8 +186,8 @@ def test_a_filling_that_is_resumed_otherwise_says_so(tmp_path: Path, caplog: pyt
     samples = [Sample(f"s{n}", "r", f"i{n}", None, (9, 9), "cat", None) for n in range(2)]
     dataset = Dataset("mine", "val", samples, "digest")
     with pytest.raises(RuntimeError):
-        fill(Half("float16"), dataset, tmp_path, images_per_batch=1, progress=False)
-    cache = fill(Half("float32"), dataset, tmp_path, images_per_batch=1, progress=False)
+        fill_cache(Half("float16"), dataset, tmp_path, images_per_batch=1, progress=False)
+    cache = fill_cache(Half("float32"), dataset, tmp_path, images_per_batch=1, progress=False)
     assert cache.manifest is not None
     assert cache.manifest.recorded == ({"dtype": "float16"}, {"dtype": "float32"})
     assert "computed in several ways: dtype=float16; also dtype=float32" in caplog.text
@@ -214,3 +219,31 @@ def test_an_identity_without_anything_recorded_stays(identity: dict[str, Any]) -
 
 def test_the_same_way_is_said_once() -> None:
     assert describe_recorded(distinct([GPU, {}, GPU])) == ", ".join(f"{name}={GPU[name]}" for name in sorted(GPU))
+
+
+_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers"):
+    sys.modules[name] = None
+from pathlib import Path
+from llm_wrapper.detections.samples import load_prepared_split
+from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
+data = DataSection(name="mine", reader="jsonl", root=Path("mine.jsonl"))
+detector = DetectorSection(name="import", settings={"path": "boxes.jsonl"})
+recipe = Recipe(detector=detector, data=data, llm=LLMSection(backend="rule"))
+print(len(load_prepared_split(recipe, data, "val").samples[0].built.candidates))
+"""
+
+
+def test_a_cache_is_read_without_torch(data: DataSection) -> None:
+    Path("boxes.jsonl").write_text('{"file_name": "a.png", "detections": [{"box": [1, 2, 30, 40], "label": "cat"}]}\n')
+    section = DetectorSection(name="import", settings={"path": "boxes.jsonl"})
+    recipe = Recipe(detector=section, data=data, llm=LLMSection(backend="rule"))
+    dataset = datasets.load_dataset(data, "val")
+    detector = detectors.create_detector(section, dataset)
+    fill_cache(detector, dataset, cache_folder(detector.name, data, "val"), progress=False)
+    assert load_prepared_split(recipe, data, "val").samples
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", _WITHOUT_TORCH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr

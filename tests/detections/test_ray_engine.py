@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.detections.fill import fill
-from llm_wrapper.detections.maintain import verify
+from llm_wrapper.detections.fill import fill_cache
+from llm_wrapper.detections.maintain import verify_cache
 from llm_wrapper.detections.ray_engine import RayEngine
 from llm_wrapper.detectors.base import Question
-from llm_wrapper.detectors.paid_calls import Estimate
+from llm_wrapper.detectors.paid_calls import CostEstimate
 from llm_wrapper.errors import ImageError, LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.records import Detections, Sample
 from tests.detections.faulty import Faulty, Paying, parts, split
@@ -53,14 +53,14 @@ def broken() -> Faulty:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper[ray]'")
+    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper-rec[ray]'")
     found.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield found
     found.shutdown()
 
 
 def whole(folder: Path, detector: Faulty, **options: Any) -> dict[str, bytes]:
-    fill(detector, split(), folder, **SIZES, **options)
+    fill_cache(detector, split(), folder, **SIZES, **options)
     return parts(folder)
 
 
@@ -71,7 +71,7 @@ def on_ray(folder: Path, detector: Faulty, workers: int | None = None, **options
 
 
 def test_a_cluster_is_started_for_the_while_where_there_is_none(tmp_path: Path) -> None:
-    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper[ray]'")
+    found = pytest.importorskip("ray", reason="Ray is not installed: pip install 'llm-wrapper-rec[ray]'")
     found.shutdown()
     assert on_ray(tmp_path / "ray", Faulty(), workers=1) == whole(tmp_path / "local", Faulty())
     assert not found.is_initialized()
@@ -86,7 +86,7 @@ def test_the_bytes_are_those_of_one_process(workers: int | None, tmp_path: Path)
     pids = {line.split()[0] for line in diary.read_text().splitlines()}
     assert len(pids) == (workers or 2)
     assert str(os.getpid()) not in pids
-    assert verify(tmp_path / "ray") == []
+    assert verify_cache(tmp_path / "ray") == []
 
 
 @pytest.mark.usefixtures("ray")
@@ -102,7 +102,7 @@ def test_the_error_of_a_detector_is_the_users_own(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^no memory for 8 questions$"):
         on_ray(tmp_path, Failing())
     with pytest.raises(ModelError, match=r"^the weights are not there$"):
-        fill(Faulty(), split(), tmp_path, engine=RayEngine(broken), **SIZES)
+        fill_cache(Faulty(), split(), tmp_path, engine=RayEngine(broken), **SIZES)
 
 
 @pytest.mark.usefixtures("ray")
@@ -115,7 +115,7 @@ def test_more_workers_than_fit_are_refused(tmp_path: Path) -> None:
 def test_nothing_is_started_where_nothing_is_asked(tmp_path: Path) -> None:
     made = on_ray(tmp_path, Faulty())
     (tmp_path / "manifest.json").unlink()
-    fill(Faulty(), split(), tmp_path, engine=RayEngine(broken), **SIZES)
+    fill_cache(Faulty(), split(), tmp_path, engine=RayEngine(broken), **SIZES)
     assert parts(tmp_path) == made
 
 
@@ -143,23 +143,23 @@ def test_workers_that_are_killed_change_nothing(tmp_path: Path) -> None:
     print("killed:", len(killed), "of", len({line.split()[0] for line in diary.read_text().splitlines()}))
     assert len(killed) >= 2
     assert made == whole(tmp_path / "local", Faulty())
-    assert verify(tmp_path / "ray") == []
+    assert verify_cache(tmp_path / "ray") == []
 
 
 def test_what_costs_money_is_refused_before_it_is_agreed_to(tmp_path: Path) -> None:
-    def begin(num_questions: int) -> Estimate:
+    def begin(num_questions: int) -> CostEstimate:
         raise AssertionError(f"{num_questions} questions were spoken of")
 
     detector = Paying()
     detector.begin = begin  # type: ignore[method-assign]
     with pytest.raises(RecipeError, match="faulty costs money, and a budget cannot be shared: use --engine local"):
-        fill(detector, split(), tmp_path, engine=RayEngine(Paying), **SIZES)
+        fill_cache(detector, split(), tmp_path, engine=RayEngine(Paying), **SIZES)
 
 
 def test_without_ray_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RecipeError, match=r"--engine ray needs Ray: pip install 'llm-wrapper\[ray\]'"):
-        fill(Faulty(), split(), tmp_path, engine=RayEngine(Faulty), **SIZES)
+    with pytest.raises(RecipeError, match=r"--engine ray needs Ray: pip install 'llm-wrapper-rec\[ray\]'"):
+        fill_cache(Faulty(), split(), tmp_path, engine=RayEngine(Faulty), **SIZES)
 
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,4 +173,4 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "ray", NoCluster())
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(LLMWrapperError, match=r"cannot be reached \(RAY_ADDRESS='10.0.0.1:6379'\): nobody answers"):
-        fill(Faulty(), split(), tmp_path, engine=RayEngine(Faulty), **SIZES)
+        fill_cache(Faulty(), split(), tmp_path, engine=RayEngine(Faulty), **SIZES)

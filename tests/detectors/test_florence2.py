@@ -15,8 +15,7 @@ from PIL import Image
 from llm_wrapper import images
 from llm_wrapper.detectors.base import Question, detect_sample, joined
 from llm_wrapper.detectors.checkpoints import PreparedImage
-from llm_wrapper.detectors.florence2 import Florence2Detector
-from llm_wrapper.detectors.florence2_answers import TASKS, detections
+from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, read_florence2_answer
 from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_florence2 as tiny
@@ -51,7 +50,7 @@ def shown(answers: list[Detections]) -> list[list[tuple[str, str, Any]]]:
 def plain(detector: Florence2Detector, question: Question, task: str) -> str:
     """Ask one thing the way that transformers documents."""
     model, processor = detector._model, detector._processor
-    text = TASKS[task].token + (question.sample.expression if question.level == "expression" else "")
+    text = FLORENCE2_TASKS[task].prompt + (question.sample.expression if question.level == "expression" else "")
     inputs = processor(text=text, images=images.read_sample(question.sample), return_tensors="pt")
     chosen = detector.identity()
     limits = {"num_beams": chosen["num_beams"], "max_new_tokens": chosen["max_new_tokens"]}
@@ -94,16 +93,22 @@ def test_batches_answer_as_the_plain_way(
     found = tiny.detect(detector, questions)
     expected = []
     for place, question in enumerate(questions):
-        answers = {task: plain(detector, question, task) for task in TASKS if TASKS[task].level == question.level}
+        answers = {
+            task: plain(detector, question, task)
+            for task in FLORENCE2_TASKS
+            if FLORENCE2_TASKS[task].level == question.level
+        }
         assert {task: said[place, task].replace("<pad>", "") for task in answers} == answers
         wh, banned = question.sample.image_wh, tiny.BANNED
-        expected.append(joined([detections(text, task, wh, banned_phrases=banned) for task, text in answers.items()]))
+        expected.append(
+            joined([read_florence2_answer(text, task, wh, banned_phrases=banned) for task, text in answers.items()])
+        )
     assert [[(i.source, i.label, i.box.xyxy) for i in each.items] for each in found] == shown(expected)
     assert [each.num_dropped for each in found] == [each.num_dropped for each in expected]
     # Babble is only evidence if it hangs on what was asked, ends at different lengths, and holds boxes.
     assert len({(questions[place].sample.image_id, text) for (place, _), text in said.items()}) >= 18
     assert len({text.count("<") for text in said.values()}) >= 4
-    assert {item.source for each in expected for item in each.items} == set(TASKS)
+    assert {item.source for each in expected for item in each.items} == set(FLORENCE2_TASKS)
 
 
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
@@ -171,7 +176,7 @@ def test_tasks_decide_levels_and_order(samples: list[Sample], tasks: list[str], 
     assert detector.levels == levels
     questions = tiny.asked(detector, samples)
     for question, answer in zip(questions, tiny.detect(detector, questions), strict=True):
-        wanted = [task for task in tasks if TASKS[task].level == question.level]
+        wanted = [task for task in tasks if FLORENCE2_TASKS[task].level == question.level]
         sources = [item.source for item in answer.items]
         assert sources == sorted(sources, key=wanted.index)
         assert all(item.score is None for item in answer.items)
@@ -214,7 +219,7 @@ def test_hostile_expressions(write: Write, expression: str, monkeypatch: pytest.
         assert (prompt.ids[0], prompt.ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
         assert not special & set(prompt.ids[1:-1])
         assert len(prompt.ids) <= _ROOM
-        begin, end = detector._processor.task_prompts_with_input[TASKS[task].token].split("{input}")
+        begin, end = detector._processor.task_prompts_with_input[FLORENCE2_TASKS[task].prompt].split("{input}")
         text = tokenizer.decode(prompt.ids[1:-1])
         assert text.startswith(begin)
         assert text.endswith(end)

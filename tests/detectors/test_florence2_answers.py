@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.detectors.florence2_answers import NUM_BINS, TASKS, detections, harmless
+from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, NUM_BINS, clean_expression, read_florence2_answer
 from tests.detectors import tiny_florence2 as tiny
 
 _WH = (NUM_BINS, 2 * NUM_BINS)
@@ -17,7 +17,7 @@ def _locs(*bins: int) -> str:
 
 def _read(answer: str, task: str = "od", **options: Any) -> tuple[list[tuple[str, tuple[float, ...]]], int]:
     """Labels and boxes in bins, and how many were dropped."""
-    found = detections(answer, task, _WH, **options)
+    found = read_florence2_answer(answer, task, _WH, **options)
     assert all(item.score is None and item.source == task for item in found.items)
     boxes = [(x0 - 0.5, y0 / 2 - 0.5, x1 - 0.5, y1 / 2 - 0.5) for x0, y0, x1, y1 in (i.box.xyxy for i in found.items)]
     return list(zip([item.label for item in found.items], boxes, strict=True)), found.num_dropped
@@ -27,7 +27,7 @@ _SHIRT, _DOG = (52, 332, 932, 774), (1, 2, 30, 40)
 _POLYGON = (10, 20, 30, 5, 50, 60)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FLORENCE2_TASKS)
 @pytest.mark.parametrize(
     ("answer", "found", "num_dropped"),
     [
@@ -99,7 +99,7 @@ def test_polygons_become_their_bounding_boxes(answer: str, found: list[Any], num
     assert _read(answer, "rec") == ([(label, pytest.approx(box)) for label, box in found], num_dropped)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FLORENCE2_TASKS)
 def test_phrases_that_ground_nothing_are_left_out_of_grounding_alone(task: str) -> None:
     answer = f"it{_locs(*_SHIRT)} the image {_locs(*_SHIRT)}the dog{_locs(*_DOG)}"
     found, num_dropped = _read(answer, task, banned_phrases={"it", "the image"})
@@ -110,12 +110,12 @@ def test_phrases_that_ground_nothing_are_left_out_of_grounding_alone(task: str) 
 @pytest.mark.parametrize("image_wh", [(640, 480), (1, 1), (20_000, 7)], ids=str)
 def test_a_location_is_the_middle_of_its_bin(image_wh: tuple[int, int]) -> None:
     width, height = image_wh
-    (item,) = detections(f"a{_locs(0, 499, 999, 500)}", "od", image_wh).items
+    (item,) = read_florence2_answer(f"a{_locs(0, 499, 999, 500)}", "od", image_wh).items
     expected = (0.0005 * width, 0.4995 * height, 0.9995 * width, 0.5005 * height)
     assert item.box.xyxy == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FLORENCE2_TASKS)
 @pytest.mark.parametrize(
     "answer",
     [
@@ -128,11 +128,11 @@ def test_a_location_is_the_middle_of_its_bin(image_wh: tuple[int, int]) -> None:
     ids=["one", "several", "banned", "cut", "empty"],
 )
 def test_the_processor_of_transformers_reads_the_same(task: str, answer: str) -> None:
-    token, image_wh = TASKS[task].token, (640, 427)
+    token, image_wh = FLORENCE2_TASKS[task].prompt, (640, 427)
     theirs = tiny.processor().post_process_generation(text=answer, task=token, image_size=image_wh)[token]
     boxes = theirs["bboxes"]
     labels = theirs["bboxes_labels" if task == "rec" else "labels"]
-    ours = detections(answer, task, image_wh, banned_phrases=tiny.BANNED).items
+    ours = read_florence2_answer(answer, task, image_wh, banned_phrases=tiny.BANNED).items
     assert [item.label for item in ours] == labels
     # It cuts to whole pixels, in single precision.
     for item, box in zip(ours, boxes, strict=True):
@@ -140,10 +140,13 @@ def test_the_processor_of_transformers_reads_the_same(task: str, answer: str) ->
 
 
 def test_the_processor_of_transformers_reads_the_same_polygons() -> None:
-    answer, token = f"</s><s>hat<poly>{_locs(*_POLYGON)}<sep>{_locs(1, 70, 90, 2)}</poly></s>", TASKS["rec"].token
+    answer, token = (
+        f"</s><s>hat<poly>{_locs(*_POLYGON)}<sep>{_locs(1, 70, 90, 2)}</poly></s>",
+        FLORENCE2_TASKS["rec"].prompt,
+    )
     theirs = tiny.processor().post_process_generation(text=answer, task=token, image_size=(1000, 1000))[token]
     assert theirs["polygons"] == [[[*_POLYGON], [1, 70, 90, 2]]]
-    (item,) = detections(answer, "rec", (1000, 1000)).items
+    (item,) = read_florence2_answer(answer, "rec", (1000, 1000)).items
     assert [item.label] == theirs["polygons_labels"]
     assert item.box.xyxy == (1.5, 2.5, 90.5, 70.5)
 
@@ -162,4 +165,4 @@ def test_the_processor_of_transformers_reads_the_same_polygons() -> None:
     ],
 )
 def test_expressions_are_made_harmless(expression: str, asked: str) -> None:
-    assert harmless(expression) == asked
+    assert clean_expression(expression) == asked

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from llm_wrapper.detectors import grounding_dino_sharing, noun_groups
+from llm_wrapper.detectors import grounding_dino, noun_groups
 from llm_wrapper.detectors.base import Question, questions_about
-from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, Settings
-from llm_wrapper.detectors.grounding_dino_scores import detections, fitted, raw_answer, read_text
+from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
+from llm_wrapper.detectors.grounding_dino_base import fit_expression, raw_answer, read_text, score_answer
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ImageError, ModelError
 from llm_wrapper.images import read_sample
@@ -37,7 +37,7 @@ _EXPRESSIONS = ("dog", "the man left of the dog with no hat", "two giraffe", "le
 
 
 def _detector(architecture: str = "grounding-dino", **settings: Any) -> GroundingDinoDetector:
-    return GroundingDinoDetector(*tiny.pair(architecture), Settings(**{**_GD, **settings}))
+    return GroundingDinoDetector(*tiny.pair(architecture), GroundingDinoSettings(**{**_GD, **settings}))
 
 
 def _detect(detector: GroundingDinoDetector, samples: Sequence[Sample]) -> list[Detections]:
@@ -53,10 +53,10 @@ def _two_words(text: str) -> NounGroups:
     return NounGroups(Span(0, len(words[0])), others)
 
 
-def _plain(architecture: str, sample: Sample, settings: Settings) -> tuple[Detections, Any]:
+def _plain(architecture: str, sample: Sample, settings: GroundingDinoSettings) -> tuple[Detections, Any]:
     """Ask as transformers' documentation does: one expression, one call; return its answer and the model's."""
     model, processor = tiny.pair(architecture)
-    text, _ = fitted(sample.expression, processor.tokenizer, model.config.max_text_len)
+    text, _ = fit_expression(sample.expression, processor.tokenizer, model.config.max_text_len)
     inputs = processor(images=read_sample(sample), text=f"{text}.", return_tensors="pt")
     with torch.no_grad():
         out = model(**inputs)
@@ -64,7 +64,7 @@ def _plain(architecture: str, sample: Sample, settings: Settings) -> tuple[Detec
     read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
     answer = raw_answer(out.logits[0].numpy(), out.pred_boxes[0].numpy(), sample.image_wh)
     groups = _two_words(text) if settings.mode == "gdrec" else None
-    return detections(answer, read, groups, settings), out
+    return score_answer(answer, read, groups, settings), out
 
 
 def _assert_same(found: Detections, expected: Detections) -> None:
@@ -85,8 +85,8 @@ def _assert_same(found: Detections, expected: Detections) -> None:
 def test_answers_are_those_of_plain_calls(
     architecture: str, mode: str, max_prompts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noun_groups, "subject_and_groups", _two_words)
-    settings = Settings(**(_GD if mode == "gd" else _GDREC), max_prompts=max_prompts)
+    monkeypatch.setattr(noun_groups, "find_noun_groups", _two_words)
+    settings = GroundingDinoSettings(**(_GD if mode == "gd" else _GDREC), max_prompts=max_prompts)
     samples = [
         tiny.sample(tmp_path, expression, number=number, image=number % 2, wh=((96, 64), (50, 90))[number % 2])
         for number, expression in enumerate(_EXPRESSIONS * 2)
@@ -102,13 +102,13 @@ def test_answers_are_those_of_plain_calls(
 def test_sharing_and_parts_change_nothing(
     architecture: str, rows: int, error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grounding_dino_sharing, "_ROWS", rows)
+    monkeypatch.setattr(grounding_dino, "_ROWS", rows)
     model, processor = tiny.pair(architecture)
     samples = [tiny.sample(tmp_path, each, number=number) for number, each in enumerate(_EXPRESSIONS)]
     asked = [processor(images=read_sample(each), text=f"{each.expression}.", return_tensors="pt") for each in samples]
     with torch.inference_mode():
         plain = [model(**each) for each in asked]
-        with grounding_dino_sharing.one_image(model):
+        with grounding_dino.share_image(model):
             ours = [model(**each) for each in asked]
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one.logits, other.logits, atol=error, rtol=0)
@@ -121,7 +121,7 @@ def test_sharing_and_parts_change_nothing(
 def test_answers_about_photographs_of_mixed_sizes_are_those_of_plain_calls(
     architecture: str, max_prompts: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grounding_dino_sharing, "_ROWS", 50)
+    monkeypatch.setattr(grounding_dino, "_ROWS", 50)
     folder = Path(_REAL) / "coco_images"
     lines = (folder / "expressions.jsonl").read_text(encoding="utf-8").splitlines()
     expressions = [json.loads(line)["expression"] for line in lines[:4]]
@@ -132,7 +132,7 @@ def test_answers_about_photographs_of_mixed_sizes_are_those_of_plain_calls(
         for expression in expressions
     ]
     assert len({sample.image_wh for sample in samples}) > 3
-    settings = Settings(**_GD, max_prompts=max_prompts)
+    settings = GroundingDinoSettings(**_GD, max_prompts=max_prompts)
     found = _detect(GroundingDinoDetector(*tiny.pair(architecture), settings), samples)
     for sample, answer in zip(samples, found, strict=True):
         _assert_same(answer, _plain(architecture, sample, settings)[0])
@@ -140,7 +140,7 @@ def test_answers_about_photographs_of_mixed_sizes_are_those_of_plain_calls(
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_mode_gd_is_what_transformers_makes_of_the_answer(architecture: str, tmp_path: Path) -> None:
-    settings = Settings(model="tiny/DINO", box_threshold=0.008, text_threshold=0.005)
+    settings = GroundingDinoSettings(model="tiny/DINO", box_threshold=0.008, text_threshold=0.005)
     _, processor = tiny.pair(architecture)
     kept = []
     for number, expression in enumerate(("dog", "the man left of the dog with no hat", "two dogs")):
@@ -193,7 +193,7 @@ def test_the_backbone_sees_each_image_once_and_equal_texts_are_asked_once(tmp_pa
 def test_the_model_is_whole_again_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny.pair()
     modules = [id(module) for module in model.modules()]
-    detector = GroundingDinoDetector(model, processor, Settings(**_GD))
+    detector = GroundingDinoDetector(model, processor, GroundingDinoSettings(**_GD))
     image = detector.prepare(tiny.sample(tmp_path, "dog"))
     monkeypatch.setattr(model.model.decoder, "forward", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -221,7 +221,9 @@ def test_half_precision_is_near_full_precision(dtype: str, tmp_path: Path) -> No
     half = type(full)(full.config)
     half.load_state_dict(full.state_dict())
     sample = tiny.sample(tmp_path, "the man left of the dog")
-    found = _detect(GroundingDinoDetector(half.to(getattr(torch, dtype)), processor, Settings(**_GD)), [sample])
+    found = _detect(
+        GroundingDinoDetector(half.to(getattr(torch, dtype)), processor, GroundingDinoSettings(**_GD)), [sample]
+    )
     exact = _detect(_detector(), [sample])
     assert len(found[0].items) == len(exact[0].items)
     best, true_best = found[0].items[0].score, exact[0].items[0].score
@@ -234,7 +236,7 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         broken.model.text_projection.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="float32"):
-        _detect(GroundingDinoDetector(broken, processor, Settings(**_GD)), [tiny.sample(tmp_path, "dog")])
+        _detect(GroundingDinoDetector(broken, processor, GroundingDinoSettings(**_GD)), [tiny.sample(tmp_path, "dog")])
 
 
 def test_boxes_are_in_pixels_of_the_annotated_image(tmp_path: Path) -> None:
@@ -281,13 +283,13 @@ def test_any_expression_is_one_phrase_that_fits(expression: str, tmp_path: Path)
     assert bool(ids) == bool(found.items)
     assert all("##" not in item.label or "##" in expression for item in found.items)
     if ids:
-        _assert_same(found, _plain("grounding-dino", sample, Settings(**_GD))[0])
+        _assert_same(found, _plain("grounding-dino", sample, GroundingDinoSettings(**_GD))[0])
 
 
 @pytest.mark.parametrize("expression", ["", "  \n", ".", "?..", "\x00\u200b"], ids=repr)
 @pytest.mark.parametrize("mode", ["gd", "gdrec"])
 def test_an_expression_without_a_word_finds_nothing(mode: str, expression: str, tmp_path: Path) -> None:
-    detector = GroundingDinoDetector(*tiny.pair(), Settings(**(_GD if mode == "gd" else _GDREC)))
+    detector = GroundingDinoDetector(*tiny.pair(), GroundingDinoSettings(**(_GD if mode == "gd" else _GDREC)))
     assert _detect(detector, [tiny.sample(tmp_path, expression)]) == [Detections(())]
 
 

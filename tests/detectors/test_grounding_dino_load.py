@@ -8,14 +8,12 @@ import transformers
 import yaml
 
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import detect_sample
-from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, Settings, create
+from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings, create_grounding_dino
 from llm_wrapper.errors import ModelError, RecipeError
 from tests.detectors import tiny_grounding_dino as tiny
 
 _RECIPES = Path(__file__).parents[2] / "recipes" / "vlm"
-_DATASET = Dataset("mine", "val", (), "digest")
 
 # So low that the random models' boxes are kept.
 _GD: dict[str, Any] = {"model": "tiny/DINO", "box_threshold": 1e-4, "text_threshold": 1e-4}
@@ -24,7 +22,7 @@ _GD: dict[str, Any] = {"model": "tiny/DINO", "box_threshold": 1e-4, "text_thresh
 def test_every_wrong_setting_is_listed() -> None:
     settings = {"mode": "gdrec", "box_treshold": 0.2, "subject_threshold": 1.5, "reduction": "sum", "device": "gpu"}
     with pytest.raises(RecipeError, match="5 problems") as caught:
-        create(settings, _DATASET)
+        create_grounding_dino(settings)
     for told in ("'model' is missing", "box_treshold", "box_threshold", "subject_threshold", "reduction", "device"):
         assert told in str(caught.value)
 
@@ -36,12 +34,12 @@ def test_every_wrong_setting_is_listed() -> None:
 )
 def test_settings_of_the_other_mode_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="makes no use of"):
-        create({"model": "tiny/DINO", **settings}, _DATASET)
+        create_grounding_dino({"model": "tiny/DINO", **settings})
 
 
 def test_identity_has_what_decides_the_answers_and_nothing_else() -> None:
     def identity(**settings: Any) -> dict[str, Any]:
-        return create({"model": "tiny/DINO", **settings}, _DATASET).identity()
+        return create_grounding_dino({"model": "tiny/DINO", **settings}).identity()
 
     plain = identity()
     assert identity(max_prompts=4, device="cpu") == plain
@@ -62,7 +60,7 @@ def test_identity_has_what_decides_the_answers_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", ["gd", "gd-b", "gdrec", "gdrec-b", "llmdet", "mmgd"])
 def test_shipped_recipes(name: str) -> None:
     recipe = yaml.safe_load((_RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    detector = create(recipe["detector"]["settings"], _DATASET)
+    detector = create_grounding_dino(recipe["detector"]["settings"])
     CandidatePolicy.model_validate(recipe["candidates"])
     assert detector.name.endswith("-gdrec" if name.startswith("gdrec") else "-gd")
     assert "Apache-2.0" in (_RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
@@ -72,7 +70,7 @@ def test_recipes_keep_caches_apart() -> None:
     sections = [
         yaml.safe_load(path.read_text(encoding="utf-8"))["detector"] for path in sorted(_RECIPES.glob("*.yaml"))
     ]
-    ours = [create(each["settings"], _DATASET).name for each in sections if each["name"] == "grounding-dino"]
+    ours = [create_grounding_dino(each["settings"]).name for each in sections if each["name"] == "grounding-dino"]
     assert len(set(ours)) == len(ours) == 6
 
 
@@ -88,10 +86,10 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
 
 def test_a_checkpoint_loads_as_asked(saved: tuple[str, Path], tmp_path: Path) -> None:
     architecture, folder = saved
-    detector = create({**_GD, "model": str(folder), "device": "cpu"}, _DATASET)
+    detector = create_grounding_dino({**_GD, "model": str(folder), "device": "cpu"})
     assert detector.name == "tiny-dino-gd"
     sample = tiny.sample(tmp_path, "the man left of the dog with no hat")
-    built = GroundingDinoDetector(*tiny.pair(architecture), Settings(**_GD))
+    built = GroundingDinoDetector(*tiny.pair(architecture), GroundingDinoSettings(**_GD))
     found = detect_sample(detector, sample)
     assert found.items
     assert found == detect_sample(built, sample)
@@ -107,11 +105,11 @@ def test_a_text_encoder_that_ignores_the_mask_is_refused() -> None:
         tiny.config("grounding-dino"), attn_implementation="eager"
     )
     with pytest.raises(ModelError, match="eager"):
-        GroundingDinoDetector(model, tiny.processor(), Settings(**_GD))
+        GroundingDinoDetector(model, tiny.processor(), GroundingDinoSettings(**_GD))
 
 
 def test_nothing_is_loaded_before_an_image_is_read() -> None:
-    detector = create({"model": "no/such-model", "mode": "gdrec"}, _DATASET)
+    detector = create_grounding_dino({"model": "no/such-model", "mode": "gdrec"})
     assert detector.identity()["model"] == "no/such-model"
 
 
@@ -129,7 +127,7 @@ def test_a_model_that_cannot_be_loaded_is_named(what: str, tmp_path: Path) -> No
             path = folder / "model.safetensors"
             path.write_bytes(path.read_bytes()[:1000])
     sample = tiny.sample(tmp_path, "dog")
-    told = "tokenizer files" if what == "no-tokenizer" else r"model=.*model .*cannot be loaded"
-    with pytest.raises(ModelError, match=told) as caught:
-        create({"model": str(folder)}, _DATASET).prepare(sample)
-    assert ("'bert'" in str(caught.value)) == (what == "other-model")
+    message = "tokenizer files" if what == "no-tokenizer" else r"model=.*model .*cannot be used"
+    with pytest.raises(ModelError, match=message) as caught:
+        create_grounding_dino({"model": str(folder)}).prepare(sample)
+    assert ("it is a bert" in str(caught.value)) == (what == "other-model")

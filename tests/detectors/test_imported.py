@@ -26,14 +26,14 @@ def _dataset(objects: Any = None) -> Dataset:
 def _lines(folder: Path, *lines: Any, **settings: Any) -> imported.ImportedDetector:
     path = folder / "flo2.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return imported.create({"path": str(path), **settings}, _dataset())
+    return imported.create_imported({"path": str(path), **settings}).bind(_dataset())
 
 
 def _results(folder: Path, rows: Any, categories: Any = _CATEGORIES, **settings: Any) -> imported.ImportedDetector:
     (folder / "dino.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
     (folder / "names.json").write_text(json.dumps(categories))
     paths = {"path": folder / "dino.json", "categories": folder / "names.json"}
-    return imported.create({**paths, **settings}, _dataset({"1": (), "2": (), "9": ()}))
+    return imported.create_imported({**paths, **settings}).bind(_dataset({"1": (), "2": (), "9": ()}))
 
 
 def _shown(detector: imported.ImportedDetector) -> list[list[Any]]:
@@ -160,7 +160,7 @@ def test_a_shared_file_name_is_refused(tmp_path: Path) -> None:
     samples = [Sample(name, "r", name, f"{name}/1.jpg", (100, 50), "x", None) for name in ("left", "right")]
     (tmp_path / "x.jsonl").write_text('{"file_name": "1.jpg", "detections": []}\n')
     with pytest.raises(DataError, match=r"'1\.jpg' is shared by images left, right: use image_id"):
-        imported.create({"path": tmp_path / "x.jsonl"}, Dataset("mine", "val", samples, "digest"))
+        imported.create_imported({"path": tmp_path / "x.jsonl"}).bind(Dataset("mine", "val", samples, "digest"))
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,14 @@ def test_a_shared_file_name_is_refused(tmp_path: Path) -> None:
 )
 def test_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        imported.create(settings, _dataset())
+        imported.create_imported(settings).bind(_dataset())
 
 
 def test_labels_that_are_numbers_need_names(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps([_RESULT]))
     message = r"labels are numbers \(3\): name them by detector\.settings\.categories=FILE"
     with pytest.raises(DataError, match=message):
-        imported.create({"path": tmp_path / "x.json"}, _dataset())
+        imported.create_imported({"path": tmp_path / "x.json"}).bind(_dataset())
     with pytest.raises(DataError, match=message):
         _lines(tmp_path, {"image_id": 1, "detections": [{**_ITEM, "label": 3}]})
 
@@ -194,13 +194,13 @@ def test_labels_that_are_numbers_need_names(tmp_path: Path) -> None:
 def test_the_file_names_the_detector(name: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.jsonl").write_text("")
     settings = {"path": tmp_path / f"{name}.jsonl"}
-    assert imported.create(settings, _dataset()).name == expected
-    assert imported.create({**settings, "name": "dino-t"}, _dataset()).name == "dino-t"
+    assert imported.create_imported(settings).bind(_dataset()).name == expected
+    assert imported.create_imported({**settings, "name": "dino-t"}).bind(_dataset()).name == "dino-t"
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl does not exist"):
-        imported.create({"path": tmp_path / "none.jsonl"}, _dataset())
+        imported.create_imported({"path": tmp_path / "none.jsonl"}).bind(_dataset())
 
 
 def test_identity_follows_content_and_settings(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def read(path: Path, content: Any, dataset: Dataset = TWO, **settings: Any) -> i
         names = path.with_name("names.yaml" if isinstance(settings["categories"], str) else "names.json")
         names.write_text(names_text(settings["categories"]))
         settings["categories"] = names
-    return imported.create({"path": path, **settings}, dataset)
+    return imported.create_imported({"path": path, **settings}).bind(dataset)
 
 
 def names_text(names: Any) -> str:
@@ -199,7 +199,7 @@ def test_scores(tmp_path: Path, name: str, score: float | None, expected: float 
     detector = read(tmp_path / name, [row if name == "x.json" else line], categories={"1": "dog"})
     assert shown(detector, TWO)[0] == [(LEFT, "dog", expected)]
     is_odd = isinstance(score, float) and expected is None
-    assert any("a score that is no number" in remark for remark in detector.remarks) is is_odd
+    assert any("a score that is not finite" in remark for remark in detector.remarks) is is_odd
     assert ("scores" in detector.identity()) is is_odd
 
 
@@ -331,4 +331,4 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
     for name in ("x.jsonl", "x.json", "x.csv"):
         (tmp_path / name).write_bytes('[{"image_id": "a.jpg"}]'.encode("utf-16"))
         with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):
-            imported.create({"path": tmp_path / name}, TWO)
+            imported.create_imported({"path": tmp_path / name}).bind(TWO)

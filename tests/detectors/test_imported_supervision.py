@@ -83,7 +83,7 @@ def read(path: Path, text: str | None = None, **settings: Any) -> imported.Impor
         path.write_text(text, encoding="utf-8")
     names = path.with_name("names.json")
     names.write_text(json.dumps(NAMES))
-    return imported.create({"path": path, "categories": names, **settings}, dataset())
+    return imported.create_imported({"path": path, "categories": names, **settings}).bind(dataset())
 
 
 def shown(detector: imported.ImportedDetector) -> list[list[Any]]:
@@ -134,7 +134,7 @@ def test_boxes_that_are_none_are_counted(change: dict[str, Any], tmp_path: Path)
 def test_a_score_that_is_no_number_is_none(tmp_path: Path) -> None:
     detector = read(tmp_path / "boxes.json", json_rows({"confidence": float("nan")}, {}))
     assert shown(detector)[0] == [(*MUG[:2], None), MUG]
-    assert "1 box has a score that is no number, used without it" in detector.remarks
+    assert "1 box has a score that is not finite, used without it" in detector.remarks
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def detections(num: int = 2, **changes: Any) -> Any:
 
 def written(path: Path, found: dict[Any, Any], **options: Any) -> imported.ImportedDetector:
     write_supervision(path, found, **options)
-    return imported.create({"path": path}, dataset())
+    return imported.create_imported({"path": path}).bind(dataset())
 
 
 def test_detections_are_written_and_read_back(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from PIL import Image
 
 from llm_wrapper import images
 from llm_wrapper.detectors.base import Question, detect_sample
-from llm_wrapper.detectors.kosmos2 import Kosmos2Detector
-from llm_wrapper.detectors.kosmos2_answers import MENTIONED, TASKS
+from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, MENTIONED, Kosmos2Detector
 from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_kosmos2 as tiny
@@ -45,7 +44,7 @@ def samples(write: Write) -> list[Sample]:
 def plain(detector: Kosmos2Detector, question: Question, task: str) -> str:
     """Ask one thing the way that transformers documents; return what is said, with what was asked."""
     model, processor = detector._model, detector._processor
-    text = TASKS[task].prompt.format(expression=question.sample.expression)
+    text = KOSMOS2_TASKS[task].prompt.format(expression=question.sample.expression)
     inputs = processor(text=text, images=images.read_sample(question.sample), return_tensors="pt")
     chosen = detector.identity()
     ids = model.generate(
@@ -101,7 +100,7 @@ def test_batches_answer_as_the_plain_way(
     questions = tiny.asked(detector, samples)
     found = tiny.detect(detector, questions)
     for place, (question, answer) in enumerate(zip(questions, found, strict=True)):
-        (task,) = [task for task in TASKS if TASKS[task].level == question.level]
+        (task,) = [task for task in KOSMOS2_TASKS if KOSMOS2_TASKS[task].level == question.level]
         expected = plain(detector, question, task)
         assert expected.split("</image>")[1].lstrip().endswith(said[place, task])
         boxes = [(item.label, item.box.xyxy) for item in answer.items]
@@ -113,7 +112,7 @@ def test_batches_answer_as_the_plain_way(
     assert len({(questions[place].sample.image_id, text) for (place, _), text in said.items()}) >= 12
     assert len({text for (_, task), text in said.items() if task == "caption"}) == 3
     assert len({text.count("<") for text in said.values()}) >= 4
-    assert {item.source for each in found for item in each.items} == {*TASKS, MENTIONED}
+    assert {item.source for each in found for item in each.items} == {*KOSMOS2_TASKS, MENTIONED}
 
 
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
@@ -152,12 +151,12 @@ def test_an_image_is_encoded_once_and_no_prompt_is_padded(
     assert {call["no_repeat_ngram_size"] for call in decoding.calls} == {3}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KOSMOS2_TASKS)
 def test_a_prompt_is_the_one_of_the_processor(write: Write, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector, sample = tiny.build(), write("c", "the red dog")
     decoding = _Spy(monkeypatch, detector._model, "generate")
-    tiny.detect(detector, [Question(sample, TASKS[task].level)])
-    text = TASKS[task].prompt.format(expression=sample.expression)
+    tiny.detect(detector, [Question(sample, KOSMOS2_TASKS[task].level)])
+    text = KOSMOS2_TASKS[task].prompt.format(expression=sample.expression)
     inputs = detector._processor(text=text, images=images.read_sample(sample), return_tensors="pt")
     (call,) = decoding.calls
     for name in ("input_ids", "attention_mask", "image_embeds_position_mask"):

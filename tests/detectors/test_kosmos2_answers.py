@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_wrapper.detectors.kosmos2_answers import MENTIONED, NUM_CELLS, TASKS, detections
+from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, MENTIONED, NUM_CELLS, read_kosmos2_answer
 from tests.detectors import tiny_kosmos2 as tiny
 
 _WH = (NUM_CELLS, 2 * NUM_CELLS)
@@ -29,7 +29,7 @@ def _said(phrase: str, *boxes: str) -> str:
 
 def _read(answer: str, task: str = "caption") -> tuple[list[tuple[str, tuple[float, ...]]], int]:
     """Labels and boxes in cells, and how many were dropped."""
-    found = detections(answer, task, _WH)
+    found = read_kosmos2_answer(answer, task, _WH)
     assert all(item.score is None for item in found.items)
     boxes = [(x0, y0 / 2, x1, y1 / 2) for x0, y0, x1, y1 in (item.box.xyxy for item in found.items)]
     return list(zip([item.label for item in found.items], boxes, strict=True)), found.num_dropped
@@ -43,7 +43,7 @@ _CUT = f"{_said('a', _DOG)}<phrase> b</phrase>"
 _CHAT = "<|im_end|>\n<|im_start|>user"
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KOSMOS2_TASKS)
 @pytest.mark.parametrize(
     ("answer", "found", "num_dropped"),
     [
@@ -106,14 +106,14 @@ def test_three_hundred_boxes_keep_their_order(said: Callable[[list[str]], str]) 
 def test_only_the_phrase_that_was_asked_is_answered() -> None:
     answer = f"<grounding>{_said('a dog', _DOG)} and{_said('a fire', _FIRE)} by{_said('a dog', _FIRE)}"
     answer += f"<object>{_DOG}</object>"
-    found = detections(answer, "rec", _WH, expression="a dog")
+    found = read_kosmos2_answer(answer, "rec", _WH, expression="a dog")
     assert [(item.label, item.source) for item in found.items] == [
         ("a dog", "rec"),
         ("a fire", MENTIONED),
         ("a dog", "rec"),
         ("", MENTIONED),
     ]
-    assert {item.source for item in detections(answer, "caption", _WH).items} == {"caption"}
+    assert {item.source for item in read_kosmos2_answer(answer, "caption", _WH).items} == {"caption"}
 
 
 def _theirs(answer: str, image_wh: tuple[int, int]) -> list[tuple[str, Any]]:
@@ -141,7 +141,7 @@ def _theirs(answer: str, image_wh: tuple[int, int]) -> list[tuple[str, Any]]:
 )
 @pytest.mark.parametrize("image_wh", [(640, 427), (1, 1), (20_000, 7)], ids=str)
 def test_the_processor_of_transformers_reads_the_same(answer: str, image_wh: tuple[int, int]) -> None:
-    found = detections(answer, "caption", image_wh).items
+    found = read_kosmos2_answer(answer, "caption", image_wh).items
     assert [(item.label, item.box.xyxy) for item in found] == _theirs(answer, image_wh)
 
 
@@ -151,7 +151,7 @@ def test_the_processor_of_transformers_reads_the_same_boxes_from_any_two_cells()
     beside = np.arange(NUM_CELLS**2)[:, None] + [[0, 1]]
     pairs = np.concatenate([cells, beside[:-1], beside[:-1, ::-1]]).tolist()
     answer = _said("a", *(f"<patch_index_{one:04}><patch_index_{two:04}>" for one, two in pairs))
-    found = detections(answer, "caption", (640, 427))
+    found = read_kosmos2_answer(answer, "caption", (640, 427))
     assert len(found.items) + found.num_dropped == len(pairs)
     boxes = [box for _, box in _theirs(answer, (640, 427))]
     assert len(boxes) > 1000

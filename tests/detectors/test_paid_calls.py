@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llm_wrapper.calls import CallError, seconds_to_wait
-from llm_wrapper.detectors.paid_calls import Estimate, PaidCalls, Terms
+from llm_wrapper.detectors.paid_calls import CostEstimate, PaidCalls, PaidTerms
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
+from llm_wrapper.services import CallError, seconds_to_wait
 
 NOON = datetime(2026, 1, 1, 12, 0, 0, tzinfo=timezone.utc)
 
@@ -33,7 +33,7 @@ class FakeTime:
 
 
 def paid(time: FakeTime, chance: float = 1.0, **terms: Any) -> PaidCalls:
-    chosen = Terms(**{"price_per_call": 0.02, "max_cost": 10.0, "requests_per_second": 1000.0, **terms})
+    chosen = PaidTerms(**{"price_per_call": 0.02, "max_cost": 10.0, "requests_per_second": 1000.0, **terms})
     return PaidCalls("gd", chosen, clock=time.clock, sleep=time.sleep, chance=lambda: chance)
 
 
@@ -73,7 +73,7 @@ def busy(**kwargs: Any) -> CallError:
     ],
 )
 def test_estimate(terms: dict[str, Any], text: str) -> None:
-    estimate = Estimate("gd", 300, Terms(**{"price_per_call": 0.02, **terms}))
+    estimate = CostEstimate("gd", 300, PaidTerms(**{"price_per_call": 0.02, **terms}))
     assert text in str(estimate)
 
 
@@ -89,7 +89,7 @@ def test_estimate(terms: dict[str, Any], text: str) -> None:
     ],
 )
 def test_the_budget_pays_for(price: float, max_cost: float | None, max_calls: int) -> None:
-    assert Terms(price_per_call=price, max_cost=max_cost).max_calls == max_calls
+    assert PaidTerms(price_per_call=price, max_cost=max_cost).max_calls == max_calls
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_budget_pays_for(price: float, max_cost: float | None, max_calls: in
 )
 def test_terms_that_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Terms(**{"price_per_call": 0.02, **wrong})
+        PaidTerms(**{"price_per_call": 0.02, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_without_a_budget_there_is_an_estimate_and_no_call(terms: dict[str, Any]
 
 def test_the_user_may_say_no() -> None:
     calls = paid(FakeTime())
-    shown: list[Estimate] = []
+    shown: list[CostEstimate] = []
     with pytest.raises(RecipeError, match="not confirmed, so nothing was called"):
         calls.agree(300, lambda estimate: bool(shown.append(estimate)))
     assert [(each.num_questions, each.cost) for each in shown] == [(300, 6.0)]

@@ -16,8 +16,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from llm_wrapper.detectors.base import Detector, Question, questions_about
-from llm_wrapper.detectors.florence2 import Florence2Detector, Florence2Settings
-from llm_wrapper.detectors.florence2_answers import TASKS
+from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, Florence2Settings
 from llm_wrapper.records import Detections, Sample
 
 torch.set_num_threads(1)
@@ -161,7 +160,7 @@ def _spread(made: Any, tokenizer: Any) -> None:
     made.lm_head.weight[tokenizer.eos_token_id] *= 1.8
 
 
-SETTINGS: dict[str, Any] = {"model": "tiny/Florence-2-Tiny", "tasks": list(TASKS), "max_new_tokens": 40}
+SETTINGS: dict[str, Any] = {"model": "tiny/Florence-2-Tiny", "tasks": list(FLORENCE2_TASKS), "max_new_tokens": 40}
 
 SIZES = {"a": (64, 48), "b": (37, 90), "c": (200, 120)}
 """Image id -> width and height."""

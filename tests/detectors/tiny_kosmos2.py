@@ -10,8 +10,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, normalizers
 
-from llm_wrapper.detectors.kosmos2 import Kosmos2Detector, Kosmos2Settings
-from llm_wrapper.detectors.kosmos2_answers import TASKS
+from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, Kosmos2Detector, Kosmos2Settings
 from tests.detectors.tiny_florence2 import SIZES, asked, detect, sample
 
 __all__ = ["POSITIONS", "SETTINGS", "SIDE", "SIZES", "asked", "build", "detect", "model", "processor", "sample"]
@@ -113,7 +112,7 @@ def speaking_in_format(made: Any, tokenizer: Any) -> Any:
     return made
 
 
-SETTINGS: dict[str, Any] = {"model": "tiny/Kosmos-2-Tiny", "tasks": list(TASKS), "max_new_tokens": 40}
+SETTINGS: dict[str, Any] = {"model": "tiny/Kosmos-2-Tiny", "tasks": list(KOSMOS2_TASKS), "max_new_tokens": 40}
 
 
 def build(*, dtype: torch.dtype = torch.float32, **settings: Any) -> Kosmos2Detector:

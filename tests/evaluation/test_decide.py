@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llm_wrapper import boxes
-from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build, detector_choice
+from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build_candidates, detector_choice
 from llm_wrapper.evaluation.decide import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, oracle_choice
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Candidate, Choice, Detection, Detections, Sample
@@ -24,7 +24,7 @@ DETECTIONS = Detections(
         Detection(Box(0.0, 300.0, 640.0, 480.0), "grass", None, "od"),
     )
 )
-BUILT = build(DETECTIONS, SAMPLE.image_wh, CandidatePolicy(order="detector"), detector="flo2")
+BUILT = build_candidates(DETECTIONS, SAMPLE.image_wh, CandidatePolicy(order="detector"), detector="flo2")
 CANDIDATES = BUILT.candidates
 
 
@@ -170,7 +170,7 @@ def test_detector_choice_of_the_walk_through_is_the_largest_box() -> None:
 @pytest.mark.parametrize("order", ["detector", "left_to_right"])
 def test_detector_choice_does_not_depend_on_the_shown_order(order: str) -> None:
     policy = CandidatePolicy.model_validate({"order": order})
-    result = build(DETECTIONS, SAMPLE.image_wh, policy, detector="flo2")
+    result = build_candidates(DETECTIONS, SAMPLE.image_wh, policy, detector="flo2")
     choice = detector_choice(result)
     assert choice is not None
     assert result.candidates[choice].label == "grass"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llm_wrapper.datasets import refer
-from llm_wrapper.evaluation import expression_kinds
-from llm_wrapper.evaluation.expression_kinds import KINDS, OTHER, kinds_of
+from llm_wrapper.evaluation import slices
+from llm_wrapper.evaluation.slices import KINDS, OTHER, kinds_of
 
 _LABELS = Path(__file__).parent / "expression_kinds.jsonl"
 _SPLIT_BY = {"refcocog": "umd", "refcoco": "unc"}
@@ -81,7 +81,7 @@ def labelled(held_out: bool) -> list[tuple[str, frozenset[str]]]:
     texts = {
         (f"{name}-val", sample.sample_id): sample.expression
         for name, split_by in _SPLIT_BY.items()
-        for sample in refer.load(Path(root) / "refer", "val", name=name, split_by=split_by, text="sent").samples
+        for sample in refer.load_refer(Path(root) / "refer", "val", name=name, split_by=split_by, text="sent").samples
     }
     rows: list[dict[str, Any]] = [json.loads(line) for line in _LABELS.read_text(encoding="utf-8").splitlines()[1:]]
     wanted = [row for row in rows if row["held_out"] == held_out]
@@ -122,6 +122,6 @@ def test_an_expression_of_nothing_but_prepositions_is_read_once(monkeypatch: pyt
             copied.append(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 0)
             return super().__getitem__(key)
 
-    monkeypatch.setattr(expression_kinds, "words_of", lambda text: Words(text.split()))
+    monkeypatch.setattr(slices, "split_words", lambda text: Words(text.split()))
     kinds_of("in " * 5_000)
     assert sum(copied) < 10 * 5_000

@@ -13,18 +13,20 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper import columns
+from llm_wrapper import metrics
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import calibrate, risk_coverage
-from llm_wrapper.evaluation.paired import compare_systems
-from llm_wrapper.evaluation.recall import recall
-from llm_wrapper.metrics import RANKS, measure, recall_at, summarize
-from llm_wrapper.prompts.render import render
+from llm_wrapper.evaluation.comparison import compare_systems
+from llm_wrapper.evaluation.slices import recall
+from llm_wrapper.metrics import RANKS, measure_columns, recall_at, summarize
+from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
 from llm_wrapper.statistics import bootstrap_interval, paired_bootstrap
 from tests.evaluation.made import TARGET, made, wide
+from tests.fake_llm import FakeLLM
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -127,8 +129,8 @@ def test_scores_are_those_of_a_plain_loop_over_pycocotools() -> None:
 
     chosen = [overlap(row.box, row.target) for row in rows]
     offered = [[overlap(candidate.box, row.target) for candidate in row.candidates] for row in rows]
-    table = columns.of_records(rows)
-    scores = measure(table)
+    table = metrics.to_columns(rows)
+    scores = measure_columns(table)
     assert 0.02 < sum(value > 0.5 for value in chosen) / len(rows) < 0.98
     assert scores.p_at_1.value == sum(value > 0.5 for value in chosen) / len(rows)
     assert scores.mean_iou.value == pytest.approx(sum(chosen) / len(rows))
@@ -148,7 +150,7 @@ def scattered(rng: random.Random) -> Box:
 
 
 @st.composite
-def scenes(draw: st.DrawFn) -> list[Scene]:
+def samples(draw: st.DrawFn) -> list[PreparedSample]:
     """One to six samples with up to seven candidates, some of them right."""
     rng = random.Random(draw(st.integers(0, 2**32)))
     result = []
@@ -158,12 +160,11 @@ def scenes(draw: st.DrawFn) -> list[Scene]:
             for _ in range(draw(st.integers(0, 7)))
         )
         sample = Sample(f"s{number}", "r", f"i{number // 2}", None, WH, "left dog", scattered(rng))
-        result.append(Scene(sample, BuiltCandidates(offered, tuple(range(len(offered))), {})))
+        result.append(PreparedSample(sample, BuiltCandidates(offered, tuple(range(len(offered))), {})))
     return result
 
 
-def worded(asked: Sequence[tuple[Sample, Sequence[Candidate]]]) -> list[Prompt]:
-    return [render(sample, tuple(candidates), "compact") for sample, candidates in asked]
+COMPACT = PromptBuilder(PromptSection(format="compact"))
 
 
 def biased(prompts: Sequence[Prompt]) -> list[Answer]:
@@ -178,11 +179,13 @@ def biased(prompts: Sequence[Prompt]) -> list[Answer]:
     return answers
 
 
-def permuted(scene: Scene, rng: random.Random) -> Scene:
-    order = rng.sample(range(len(scene.built.candidates)), len(scene.built.candidates))
-    shown, places = (tuple(each[place] for place in order) for each in (scene.built.candidates, scene.built.origins))
+def permuted(prepared: PreparedSample, rng: random.Random) -> PreparedSample:
+    order = rng.sample(range(len(prepared.built.candidates)), len(prepared.built.candidates))
+    shown, places = (
+        tuple(each[place] for place in order) for each in (prepared.built.candidates, prepared.built.origins)
+    )
     built = BuiltCandidates(shown, places, {})
-    return replace(scene, built=built)
+    return replace(prepared, built=built)
 
 
 def chosen(rows: Sequence[Prediction]) -> list[Box | None]:
@@ -190,10 +193,14 @@ def chosen(rows: Sequence[Prediction]) -> list[Box | None]:
 
 
 @settings(deadline=None, max_examples=40)
-@given(scenes())
-def test_no_system_is_better_than_the_oracle(found: list[Scene]) -> None:
+@given(samples())
+def test_no_system_is_better_than_the_oracle(found: list[PreparedSample]) -> None:
     best = summarize(systems.by_oracle(found))
-    for rows in (systems.by_detector(found), systems.by_rule(found), systems.by_llm(found, "llm", worded, biased)):
+    for rows in (
+        systems.by_detector(found),
+        systems.by_rule(found),
+        systems.by_llm(found, "llm", COMPACT, FakeLLM(biased)),
+    ):
         summary = summarize(rows)
         assert summary.p_at_1 is not None
         assert best.p_at_1 is not None
@@ -205,8 +212,8 @@ def test_no_system_is_better_than_the_oracle(found: list[Scene]) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(scenes())
-def test_recall_grows_from_the_detectors_choice_to_the_oracle(found: list[Scene]) -> None:
+@given(samples())
+def test_recall_grows_from_the_detectors_choice_to_the_oracle(found: list[PreparedSample]) -> None:
     rows = systems.by_detector(found)
     shares = recall(rows)
     assert shares is not None
@@ -217,10 +224,10 @@ def test_recall_grows_from_the_detectors_choice_to_the_oracle(found: list[Scene]
 
 
 @settings(deadline=None, max_examples=40)
-@given(scenes(), st.randoms(use_true_random=False))
-def test_an_average_over_orders_does_not_see_the_order(found: list[Scene], rng: random.Random) -> None:
-    other = [permuted(scene, rng) for scene in found]
-    rows, again = (systems.by_llm(each, "llm", worded, biased, orders=4) for each in (found, other))
+@given(samples(), st.randoms(use_true_random=False))
+def test_an_average_over_orders_does_not_see_the_order(found: list[PreparedSample], rng: random.Random) -> None:
+    other = [permuted(prepared, rng) for prepared in found]
+    rows, again = (systems.by_llm(each, "llm", COMPACT, FakeLLM(biased), orders=4) for each in (found, other))
     assert chosen(rows) == chosen(again)
     assert summarize(rows).p_at_1 == summarize(again).p_at_1
 
@@ -228,6 +235,8 @@ def test_an_average_over_orders_does_not_see_the_order(found: list[Scene], rng: 
 def test_one_order_alone_does_see_it() -> None:
     rng = random.Random(0)
     offered = tuple(Candidate(scattered(rng), "dog", None, "tiny", "od") for _ in range(6))
-    scene = Scene(Sample("s", "r", "i", None, WH, "left dog", TARGET), BuiltCandidates(offered, tuple(range(6)), {}))
-    found = {chosen(systems.by_llm([permuted(scene, rng)], "llm", worded, biased))[0] for _ in range(10)}
+    prepared = PreparedSample(
+        Sample("s", "r", "i", None, WH, "left dog", TARGET), BuiltCandidates(offered, tuple(range(6)), {})
+    )
+    found = {chosen(systems.by_llm([permuted(prepared, rng)], "llm", COMPACT, FakeLLM(biased)))[0] for _ in range(10)}
     assert len(found) > 1

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation.predictions import SCHEMA, load, save
+from llm_wrapper.evaluation.predictions import SCHEMA, load_predictions, save_predictions
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Candidate, Prediction
 
@@ -56,15 +56,15 @@ BARE = replace(
 )
 def test_round_trip_is_exact_and_keeps_order(tmp_path: Path, predictions: list[Prediction]) -> None:
     path = tmp_path / "predictions-val.parquet"
-    save(path, predictions)
-    assert load(path) == predictions
+    save_predictions(path, predictions)
+    assert load_predictions(path) == predictions
     assert pq.read_schema(path).equals(SCHEMA)
 
 
 def test_metrics_are_the_same_from_the_file(tmp_path: Path) -> None:
     predictions = [replace(FULL, sample_id=str(i), image_id=str(i // 2)) for i in range(10)]
-    save(tmp_path / "p.parquet", predictions)
-    assert summarize(load(tmp_path / "p.parquet")) == summarize(predictions)
+    save_predictions(tmp_path / "p.parquet", predictions)
+    assert summarize(load_predictions(tmp_path / "p.parquet")) == summarize(predictions)
 
 
 def test_columns_are_the_fields_of_the_record() -> None:
@@ -83,19 +83,19 @@ def test_a_file_of_an_earlier_version_is_read_with_what_it_lacks_unknown(
 ) -> None:
     path = tmp_path / "p.parquet"
     full = replace(FULL, reasoning="It is left.", num_tokens=4, none_probability=0.25, mass=0.5)
-    save(path, [full, BARE])
-    assert load(path) == [full, BARE]
+    save_predictions(path, [full, BARE])
+    assert load_predictions(path) == [full, BARE]
     pq.write_table(pq.read_table(path).drop_columns(list(lacking)), path)
-    assert load(path) == [replace(full, **lacking), BARE]
+    assert load_predictions(path) == [replace(full, **lacking), BARE]
 
 
 @pytest.mark.parametrize("lacking", [["origins"], ["image_wh", "origins"]], ids=["one", "two"])
 def test_a_file_between_versions_is_refused(tmp_path: Path, lacking: list[str]) -> None:
     path = tmp_path / "p.parquet"
-    save(path, [FULL])
+    save_predictions(path, [FULL])
     pq.write_table(pq.read_table(path).drop_columns(lacking), path)
     with pytest.raises(DataError, match=r"columns differ: .*origins"):
-        load(path)
+        load_predictions(path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_repeated_samples_are_refused_with_all_listed_and_nothing_written(tmp_pa
     path = tmp_path / "p.parquet"
     other = replace(FULL, system="other")
     with pytest.raises(DataError) as error:
-        save(path, [FULL, FULL, BARE, BARE, BARE, other])
+        save_predictions(path, [FULL, FULL, BARE, BARE, BARE, other])
     message = str(error.value)
     assert str(path) in message
     assert "system 'flo2-llama3' has 2 predictions for sample '1'" in message
@@ -124,39 +124,39 @@ def test_repeated_samples_are_refused_with_all_listed_and_nothing_written(tmp_pa
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99], ids=["empty", "third", "almost_whole"])
 def test_a_truncated_file_is_named(tmp_path: Path, share: float) -> None:
     path = tmp_path / "p.parquet"
-    save(path, [FULL, BARE])
+    save_predictions(path, [FULL, BARE])
     os.truncate(path, int(path.stat().st_size * share))
     with pytest.raises(DataError, match=r"p\.parquet"):
-        load(path)
+        load_predictions(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"p\.parquet"):
-        load(tmp_path / "p.parquet")
+        load_predictions(tmp_path / "p.parquet")
 
 
 def test_a_file_of_another_kind_is_refused_with_the_differing_columns(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    save(path, [FULL])
+    save_predictions(path, [FULL])
     pq.write_table(pq.read_table(path).drop_columns(["failure"]).append_column("notes", pa.array(["x"])), path)
     with pytest.raises(DataError, match="columns differ: failure, notes"):
-        load(path)
+        load_predictions(path)
 
 
 def test_rows_that_break_a_records_rules_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    save(path, [BARE])
+    save_predictions(path, [BARE])
     table = pq.read_table(path)
     place = table.schema.get_field_index("decided_by")
     pq.write_table(table.set_column(place, SCHEMA.field("decided_by"), pa.array(["a coin"])), path)
     with pytest.raises(DataError, match=r"p\.parquet holds rows that are no predictions[\s\S]*decided_by"):
-        load(path)
+        load_predictions(path)
 
 
 def test_repeated_samples_in_a_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    save(path, [FULL])
+    save_predictions(path, [FULL])
     once = pq.read_table(path)
     pq.write_table(pa.concat_tables([once, once]), path)
     with pytest.raises(DataError, match="2 predictions for sample '1'"):
-        load(path)
+        load_predictions(path)

@@ -16,10 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llm_wrapper.adapter_files import locate
+from llm_wrapper import adapter_files
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.errors import DataError, ModelError
-from llm_wrapper.llms import adapter_settings, nf4
-from llm_wrapper.llms.load import require_fit, with_adapter
+from llm_wrapper.llms import nf4
+from llm_wrapper.llms.adapters import add_adapter, require_fit
 from tests.llms import tiny
 
 PAPERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
@@ -112,7 +113,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_a_whole_adapter_answers_as_in_peft(tmp_path: Path, config: Any) -> None:
     folder = foreign(tmp_path, config)
     expected = logits(peft.PeftModel.from_pretrained(tiny.model("llama"), str(folder)).eval())
-    adapted = with_adapter(tiny.llm(), folder)
+    adapted = add_adapter(tiny.llm(), folder)
     torch.testing.assert_close(logits(adapted.model), expected)
     assert not torch.allclose(expected, logits(tiny.model("llama")), atol=1e-3)
     assert not adapted.model.training
@@ -125,13 +126,13 @@ def test_peft_stores_the_output_layer_beside_its_adapter(tmp_path: Path) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_rounded_copy_of_the_output_layer_is_the_models_own(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = edited(foreign(tmp_path), lambda weights: weights.update({COPY: weights[COPY].to(dtype)}))
-    with_adapter(tiny.llm(), folder)
+    add_adapter(tiny.llm(), folder)
 
 
 def test_an_adapter_of_mixtrals_attention_and_lm_head_fits(tmp_path: Path) -> None:
     folder = foreign(tmp_path, model=tiny.model("mixtral"))
     assert not [key for key in load_file(folder / WEIGHTS) if "expert" in key]
-    with_adapter(tiny.llm("mixtral", "llama3"), folder)
+    add_adapter(tiny.llm("mixtral", "llama3"), folder)
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
@@ -141,7 +142,7 @@ def test_an_adapter_of_single_experts_fits_fused_ones(tmp_path: Path) -> None:
     folder = foreign(tmp_path, lora(target_modules=["q_proj", "w1", "w2", "w3"]), apart)
     llm = tiny.llm("mixtral", "llama3")
     expected = logits(peft.PeftModel.from_pretrained(tiny.model("mixtral"), str(folder)).eval())
-    torch.testing.assert_close(logits(with_adapter(llm, folder).model), expected)
+    torch.testing.assert_close(logits(add_adapter(llm, folder).model), expected)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_another_name_of_the_base_is_said(
 ) -> None:
     folder = foreign(tmp_path, base=base)
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
     assert (
         ["other/Llama" in row.message and "tiny-llama" in row.message for row in caplog.records] == [True]
     ) is warned
@@ -251,7 +252,7 @@ def test_what_does_not_fit_is_refused_and_both_models_are_named(
 ) -> None:
     folder = make(tmp_path)
     with pytest.raises(ModelError, match=f"does not fit tiny-llama; it says that it was trained on (.|\n)*{reason}"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
 
 
 @pytest.mark.parametrize(
@@ -267,31 +268,31 @@ def test_what_does_not_fit_is_refused_and_both_models_are_named(
 def test_patterns_that_never_end_are_refused(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_settings, "_SECONDS", 0.5)
+    monkeypatch.setattr(adapter_files, "_SECONDS", 0.5)
     folder = changed(foreign(tmp_path), **settings)
     with pytest.raises(ModelError, match=r"patterns take longer than 0\.5 s to be matched: \(\.\*"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
 
 
 def test_settings_of_endless_depth_are_refused(tmp_path: Path) -> None:
     folder = foreign(tmp_path)
     (folder / "adapter_config.json").write_text('{"a": ' * 100_000)
     with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
     with pytest.raises(DataError, match=r"adapter_config\.json"):
-        locate(str(folder)).facts()
+        find_adapter(str(folder)).facts()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '"LORA"', "{}", "\ud800"], ids=repr)
 def test_settings_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
     (foreign(tmp_path) / "adapter_config.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):
-        with_adapter(tiny.llm(), tmp_path)
+        add_adapter(tiny.llm(), tmp_path)
 
 
 def test_many_reasons_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        with_adapter(tiny.llm(), foreign(tmp_path, model=sized(hidden_size=64)))
+        add_adapter(tiny.llm(), foreign(tmp_path, model=sized(hidden_size=64)))
     assert len(str(caught.value).splitlines()) == 8
     assert "and 10 more" in str(caught.value)
     assert "vocabulary" not in str(caught.value)
@@ -310,13 +311,13 @@ def test_tied_ends_are_refused_as_in_training(tmp_path: Path, config: Any) -> No
     llm = tiny.llm()
     llm.model = sized(tie_word_embeddings=True)
     with pytest.raises(ModelError, match=r"it adapts .*but in this model .*same weight"):
-        with_adapter(llm, folder)
+        add_adapter(llm, folder)
 
 
 def test_a_tied_model_takes_an_adapter_of_its_layers(tmp_path: Path) -> None:
     llm = tiny.llm()
     llm.model = sized(tie_word_embeddings=True)
-    with_adapter(llm, foreign(tmp_path, lora(target_modules=["q_proj"]), sized(tie_word_embeddings=True)))
+    add_adapter(llm, foreign(tmp_path, lora(target_modules=["q_proj"]), sized(tie_word_embeddings=True)))
 
 
 def test_weights_as_a_pickle_are_never_opened(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_weights_as_a_pickle_are_never_opened(tmp_path: Path) -> None:
 
     (foreign(tmp_path) / WEIGHTS).unlink()
     torch.save({"a": Bomb()}, tmp_path / "adapter_model.bin")
-    for load in (lambda: with_adapter(tiny.llm(), tmp_path), lambda: locate(str(tmp_path))):
+    for load in (lambda: add_adapter(tiny.llm(), tmp_path), lambda: find_adapter(str(tmp_path))):
         with pytest.raises(ModelError, match=r"adapter_model\.safetensors.*missing.*is a pickle"):
             load()
     assert not (tmp_path / "exploded").exists()

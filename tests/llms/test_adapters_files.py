@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper import adapter_files
-from llm_wrapper.adapter_files import locate
+from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.errors import ModelError
 from tests.llms.test_adapters import changed, foreign, lora
 
@@ -34,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     ("name", "revision"), [("some/adapter", None), ("some/adapter@v1.0", "v1.0")], ids=["main", "revision"]
 )
 def test_a_repository_is_fetched(hub: list[Any], name: str, revision: str | None) -> None:
-    found = locate(name)
+    found = find_adapter(name)
     patterns = ["adapter_config.json", "adapter_model.safetensors"]
     assert hub == [("some/adapter", {"revision": revision, "allow_patterns": patterns})]
     assert found.label == f"{name.replace('/', '-').replace('@', '-')}-{found.label[-8:]}"
@@ -45,7 +45,10 @@ def test_a_repository_is_fetched(hub: list[Any], name: str, revision: str | None
 
 def test_a_folder_is_not_looked_for_on_the_hub(hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    first, second = locate(str(foreign(Path("some/adapter")))), locate(str(foreign(Path("other/adapter"), lora(r=2))))
+    first, second = (
+        find_adapter(str(foreign(Path("some/adapter")))),
+        find_adapter(str(foreign(Path("other/adapter"), lora(r=2)))),
+    )
     assert hub == []
     assert (first.folder, first.label[:8], second.label[:8]) == (Path("some/adapter"), "adapter-", "adapter-")
     assert first.label != second.label
@@ -65,11 +68,11 @@ def test_a_folder_is_not_looked_for_on_the_hub(hub: list[Any], tmp_path: Path, m
 )
 def test_what_is_nowhere_is_named(name: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
-        locate(name)
+        find_adapter(name)
 
 
 def test_a_file_changes_the_identity(tmp_path: Path) -> None:
-    before = adapter_files.identity(foreign(tmp_path))
+    before = adapter_files.digest_adapter(foreign(tmp_path))
     changed(tmp_path, lora_alpha=99)
-    after = adapter_files.identity(tmp_path)
+    after = adapter_files.digest_adapter(tmp_path)
     assert [name for name in before if before[name] != after[name]] == ["adapter_config.json"]

@@ -14,12 +14,12 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_wrapper import artifacts
-from llm_wrapper.adapter_files import locate
-from llm_wrapper.cli import asking_commands, commands, main
+from llm_wrapper import storage
+from llm_wrapper.adapter_files import find_adapter
+from llm_wrapper.cli import evaluate, main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import with_adapter
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
 from tests.llms import tiny
@@ -55,7 +55,7 @@ def toy(tmp_path: Path) -> Path:
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny LLM, an adapter for it, and the template of the docs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
@@ -90,10 +90,10 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
     assert report["adapter"]["name"] == "theirs"
     assert report["adapter"]["trained_on"] == "tiny"
     weights = "adapter_model.safetensors"
-    assert report["adapter"]["sha256"][weights] == artifacts.digest(Path("theirs") / weights)
+    assert report["adapter"]["sha256"][weights] == storage.digest(Path("theirs") / weights)
     assert (report["run"], report["recipe"]["prompt"]["format"]) == (None, "theirs.j2")
 
-    rows = files.load(folder / "predictions-val-first-6.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-6.parquet")
     assert {row.system for row in rows} == {"detector", "rule", "untrained", "tuned", "oracle"}
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()
@@ -103,10 +103,10 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
 
 def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
-    recipe = compose(commands.recipes_folder(), names, OURS)
-    job = asking_commands.Evaluation(recipe, None, adapter=locate("theirs"))
+    recipe = compose(names, OURS)
+    job = evaluate.Evaluation(recipe, None, adapter=find_adapter("theirs"))
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
-        assert asking_commands.with_training(job) == (recipe, Path("theirs"))
+        assert evaluate.with_training(job) == (recipe, Path("theirs"))
     assert f"prompt.format={recipe.prompt.format}; was it trained so?" in caplog.text
 
 
@@ -114,7 +114,7 @@ def test_it_answers_for_one_picture() -> None:
     image = next((TOY / "images").iterdir())
     assert "decided by: llm" in run("predict", image, "left star", "--vlm", "toy", "--adapter", "theirs", *THEIRS)
     names = {"vlm": "toy", "llm": "smollm2", "data": "mine", "train": "default"}
-    recipe = compose(commands.recipes_folder(), names, THEIRS)
+    recipe = compose(names, THEIRS)
     found = {name: Wrapper.from_recipe(recipe, name).predict(image, "left star") for name in ("theirs", None)}
     assert found["theirs"].ranked != found[None].ranked
 
@@ -124,7 +124,7 @@ def test_it_is_merged() -> None:
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
         merged = transformers.AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)(ids).logits
-        expected = with_adapter(tiny.llm(), Path("theirs")).model(ids).logits
+        expected = add_adapter(tiny.llm(), Path("theirs")).model(ids).logits
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -14,13 +14,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper.bounded_process import BoundedProcess
+from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
-from llm_wrapper.llms import chat_template, template_worker
-from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
-from llm_wrapper.llms.chat_template import ChatTemplate
-from llm_wrapper.prompts.text import clean
-from llm_wrapper.recipe.sections import LLMSection
+from llm_wrapper.llms.chat import ChatEncoder, ChatTemplate, chat_encoder
+from llm_wrapper.prompts.text import clean_text
+from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Message, Prompt
 from tests.llms import tiny
 
@@ -287,8 +285,8 @@ def test_a_template_that_fails_is_one_error_that_says_what_to_set(template: str,
 
 def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(9)) + "{% endfor %}" * 9
-    monkeypatch.setattr(chat_template, "_WORKER", BoundedProcess(template_worker.__file__, seconds=1.0))
-    with pytest.raises(ModelError, match=r"fails: it takes longer than 1 seconds"):
+    monkeypatch.setattr(TEMPLATES, "seconds", 0.5)
+    with pytest.raises(ModelError, match=r"fails: it runs longer than 0.5 seconds"):
         ChatEncoder(tiny.tokenizer("chatml"), loops).encode(tiny.said("dog"))
     monkeypatch.undo()
     assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog"))
@@ -354,14 +352,14 @@ def test_text_that_forms_a_special_token_is_refused(style: str, text: str) -> No
 
 @pytest.mark.parametrize(("style", "text"), FORGED)
 def test_clean_text_never_forms_one(style: str, text: str) -> None:
-    assert ChatEncoder(tiny.tokenizer(style)).encode(tiny.said(clean(text)))
+    assert ChatEncoder(tiny.tokenizer(style)).encode(tiny.said(clean_text(text)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.text(max_size=40), st.sampled_from(sorted(tiny.STYLES)))
 def test_any_cleaned_text_can_be_encoded(text: str, style: str) -> None:
     encoder = encoder_of(style)
-    assert clean(text) in encoder.tokenizer.decode(encoder.encode(tiny.said(clean(text))))
+    assert clean_text(text) in encoder.tokenizer.decode(encoder.encode(tiny.said(clean_text(text))))
 
 
 def test_a_system_message_and_earlier_turns_are_no_forgery() -> None:

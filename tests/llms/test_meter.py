@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from llm_wrapper.llms.ask import asked_by
+from llm_wrapper.llms.base import LocalLLM, add_reasoning
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.meter import Spoken, asked_and_counted, metered
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.meter import CountingLLM, Spoken, metered
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import require_exact
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
@@ -41,13 +41,13 @@ def test_scoring_counts_packs_and_generation_what_is_new() -> None:
     (question, *_) = prompts()
     length = len(llm.encoder.encode(question))
     with metered(training=THREE) as alone:
-        list(score(llm, [question]))
+        list(score_prompts(llm, [question]))
     # Behind the prompt come the first tokens of the answers, and ends of turn.
     assert length < alone.tokens <= length + sum(len(llm.encoder.completion(i)) for i in range(3))
     with metered(training=THREE) as unshared:
-        list(score(llm, prompts(), share=False))
+        list(score_prompts(llm, prompts(), share=False))
     with metered(training=THREE) as shared:
-        list(score(llm, prompts()))
+        list(score_prompts(llm, prompts()))
     assert shared.tokens < unshared.tokens
     with metered(training=THREE) as written:
         ((_, answer),) = generate(llm, [question])
@@ -86,8 +86,8 @@ def test_other_modules_are_not_counted() -> None:
 @pytest.mark.parametrize("num_tokens", [0, 5], ids=["scored", "reasoned"])
 def test_what_is_said_is_counted_as_if_alone_and_answers_are_those_of_ask(num_tokens: int) -> None:
     llm, spoken = tiny.llm(), Spoken()
-    asked = asked_and_counted(llm, spoken, title="t", reasoning_tokens=num_tokens)(prompts())
-    assert asked == asked_by(llm, title="t", reasoning_tokens=num_tokens)(prompts())
+    asked = add_reasoning(CountingLLM(LocalLLM(llm), spoken), num_tokens).answer(prompts())
+    assert asked == add_reasoning(LocalLLM(llm), num_tokens).answer(prompts())
     plain = sum(len(llm.encoder.encode(prompt)) for prompt in prompts())
     assert spoken.written == sum(answer.num_tokens or 0 for answer in asked)
     if num_tokens:

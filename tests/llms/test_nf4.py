@@ -15,9 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import modeling_utils
 
-from llm_wrapper.errors import LLMWrapperError, ModelError
-from llm_wrapper.llms import bench_memory, nf4
-from llm_wrapper.llms.load import load, with_adapter
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms import nf4
+from llm_wrapper.llms.adapters import add_adapter
+from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.nf4 import footprint
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
@@ -107,7 +108,7 @@ def frozen(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["mixtral", "llama"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_logits_are_those_of_the_rounded_weights(folders: dict[str, Path], name: str, training: bool) -> None:
-    model, expected = load(section(folders[name])).model, rounded(name)
+    model, expected = load_model(section(folders[name])).model, rounded(name)
     model.train(training)
     for _ in range(2):  # bitsandbytes may repack a weight on the first pass
         with torch.inference_mode():
@@ -117,7 +118,7 @@ def test_logits_are_those_of_the_rounded_weights(folders: dict[str, Path], name:
 
 
 def test_padding_and_a_cache_give_the_same_answers(folders: dict[str, Path]) -> None:
-    model = load(section(folders["mixtral"])).model
+    model = load_model(section(folders["mixtral"])).model
     ids = batch()[:1]
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
     mask = torch.tensor([[0] * 3 + [1] * ids.shape[1]])
@@ -131,7 +132,7 @@ def test_padding_and_a_cache_give_the_same_answers(folders: dict[str, Path]) -> 
 
 
 def test_the_model_keeps_its_name_and_settings(folders: dict[str, Path]) -> None:
-    llm = load(section(folders["mixtral"], dtype="bfloat16"))
+    llm = load_model(section(folders["mixtral"], dtype="bfloat16"))
     assert llm.model.name_or_path == str(folders["mixtral"])
     assert llm.model.dtype is torch.bfloat16
     plain = tiny.model("mixtral").config.to_dict()
@@ -146,7 +147,7 @@ def test_the_model_keeps_its_name_and_settings(folders: dict[str, Path]) -> None
 
 
 def test_the_footprint_of_mixtral(folders: dict[str, Path]) -> None:
-    model = load(section(folders["mixtral"])).model
+    model = load_model(section(folders["mixtral"])).model
     found = footprint(model)
     attention, experts, router = 2 * (32 * 32 + 32 * 16), 4 * 3 * 32 * 48, 4 * 32
     assert found.num_4bit == 2 * (attention + experts)
@@ -194,7 +195,7 @@ def test_fused_experts_of_another_architecture_are_refused(tmp_path: Path) -> No
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer("llama3").save_pretrained(tmp_path)
     with pytest.raises(ModelError) as caught:
-        load(section(tmp_path))
+        load_model(section(tmp_path))
     message = str(caught.value)
     assert f"llm.model={tmp_path} cannot be held in 4 bit: 14% of its linear and expert weights" in message
     assert "95% are needed" in message
@@ -243,14 +244,14 @@ def test_missing_weights_are_named(folders: dict[str, Path], tmp_path: Path, gon
     assert len(kept) < len(tensors)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"llm.model={tmp_path}.*{named}|(?s:weights are missing.*{named})"):
-        load(section(tmp_path))
+        load_model(section(tmp_path))
 
 
 def test_a_checkpoint_with_fused_experts_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["mixtral"], tmp_path, dirs_exist_ok=True)
     save_file(tiny.model("mixtral").state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"weights are missing.*\(24 problems\)"):
-        load(section(tmp_path))
+        load_model(section(tmp_path))
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["loaded", "failed"])
@@ -260,9 +261,9 @@ def test_transformers_is_left_as_it_was(folders: dict[str, Path], tmp_path: Path
     if fails:
         (tmp_path / "model.safetensors").write_bytes(b"")
         with pytest.raises(ModelError, match="cannot be loaded"):
-            load(section(tmp_path))
+            load_model(section(tmp_path))
     else:
-        load(section(tmp_path))
+        load_model(section(tmp_path))
     assert modeling_utils.safe_open is before
 
 
@@ -275,7 +276,7 @@ def test_weights_are_read_and_not_mapped(folders: dict[str, Path], monkeypatch: 
         return original(*args, **options)
 
     monkeypatch.setattr(modeling_utils, "safe_open", watched)
-    load(section(folders["llama"]))
+    load_model(section(folders["llama"]))
     assert asked == ["pread"]
 
 
@@ -285,7 +286,7 @@ def test_weights_are_read_and_not_mapped(folders: dict[str, Path], monkeypatch: 
 @pytest.mark.parametrize("name", ["mixtral", "llama"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_gradients_are_those_of_the_rounded_weights(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
-    model = load(section(folders[name])).model
+    model = load_model(section(folders[name])).model
     with torch.inference_mode():
         model(batch())  # scoring before training must not break it
     found = gradients(adapted(model, ATTENTION, checkpointing=checkpointing))
@@ -297,7 +298,7 @@ def test_gradients_are_those_of_the_rounded_weights(folders: dict[str, Path], na
 
 @pytest.mark.parametrize("targets", [ATTENTION, EXPERTS, "all-linear"], ids=["attention", "experts", "all-linear"])
 def test_a_step_changes_the_adapter_alone(folders: dict[str, Path], targets: Any) -> None:
-    model = adapted(load(section(folders["mixtral"])).model, targets)
+    model = adapted(load_model(section(folders["mixtral"])).model, targets)
     before, adapter = frozen(model), {k: v.detach().clone() for k, v in model.named_parameters() if "lora_" in k}
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-2)
     model(input_ids=batch(), labels=batch()).loss.backward()
@@ -312,64 +313,18 @@ def test_a_step_changes_the_adapter_alone(folders: dict[str, Path], targets: Any
 @pytest.mark.parametrize("targets", [ATTENTION, [*ATTENTION, *EXPERTS]], ids=["attention", "experts"])
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")  # PEFT's own
 def test_an_adapter_travels_to_the_plain_model(folders: dict[str, Path], tmp_path: Path, targets: list[str]) -> None:
-    model = adapted(load(section(folders["mixtral"])).model, targets).eval()
+    model = adapted(load_model(section(folders["mixtral"])).model, targets).eval()
     model.save_pretrained(tmp_path)
     assert set(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) == set(targets)
     with torch.inference_mode():
         expected = model(batch()).logits
-        again = with_adapter(load(section(folders["mixtral"])), tmp_path).model(batch()).logits
+        again = add_adapter(load_model(section(folders["mixtral"])), tmp_path).model(batch()).logits
         plain = peft.PeftModel.from_pretrained(rounded("mixtral"), str(tmp_path)).eval()(batch()).logits
     torch.testing.assert_close(again, expected)
     torch.testing.assert_close(plain, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_copy_is_as_good(folders: dict[str, Path]) -> None:
-    model = load(section(folders["mixtral"])).model
+    model = load_model(section(folders["mixtral"])).model
     with torch.inference_mode():
         torch.testing.assert_close(copy.deepcopy(model)(batch()).logits, model(batch()).logits)
-
-
-# --- the benchmark ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    bench_memory.write_random_mixtral(folder, num_layers=2, width=256)
-    return folder
-
-
-def test_the_random_model_is_a_mixtral(small: Path) -> None:
-    model, loading = transformers.AutoModelForCausalLM.from_pretrained(small, output_loading_info=True)
-    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    weights = sum(each.numel() for each in model.parameters())
-    index = json.loads((small / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == 2 * weights
-    assert sorted(path.name for path in small.glob("*.safetensors")) == sorted(set(index["weight_map"].values()))
-
-
-def test_measuring(small: Path) -> None:
-    facts = bench_memory.measure(small)
-    assert facts["quantized_share"] > 0.99
-    assert 0 < facts["baseline_bytes"] <= facts["peak_bytes"] <= facts["peak_bytes_with_forward"]
-    json.dumps(facts)
-
-
-def test_the_default_model_is_large_enough() -> None:
-    shapes = dict(bench_memory._shapes(bench_memory._config(bench_memory._NUM_LAYERS, 2048)))
-    assert sum(torch.Size(shape).numel() for part in shapes.values() for shape in part.values()) > 3e9
-
-
-def test_a_full_disk_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))  # type: ignore[attr-defined]
-    with pytest.raises(LLMWrapperError, match=r"0\.0 GB free.*takes 6\.\d GB.*TMPDIR"):
-        bench_memory.compare(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_comparing_deletes_what_it_wrote(tmp_path: Path) -> None:
-    facts = bench_memory.compare(tmp_path, num_layers=2, width=256)
-    assert facts["ratio"] == facts["peak_bytes"] / facts["bf16_bytes"]
-    assert list(tmp_path.iterdir()) == []
-    json.dumps(facts)

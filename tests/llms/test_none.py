@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_wrapper.llms import server_ways
-from llm_wrapper.llms.score import score
-from llm_wrapper.prompts.render import render
+from llm_wrapper.llms import server_formats
+from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
@@ -19,7 +19,7 @@ from tests.llms.test_server import told
 
 
 def prompt(expression: str, count: int, number: int = 0) -> Prompt:
-    return render(tiny.sample(expression, number=number), tiny.candidates(count), "compact", none=True)
+    return render_prompt(tiny.sample(expression, number=number), tiny.candidates(count), "compact", none=True)
 
 
 def questions() -> list[Prompt]:
@@ -31,7 +31,7 @@ def questions() -> list[Prompt]:
 @torch.inference_mode()
 def test_scores_equal_brute_force_and_those_that_share_nothing(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style)
-    shared, alone = (dict(score(llm, questions(), share=share)) for share in (True, False))
+    shared, alone = (dict(score_prompts(llm, questions(), share=share)) for share in (True, False))
     for place, asked in enumerate(questions()):
         head, sums = llm.encoder.encode(asked), []
         for index in range(len(asked.candidates) + 1):
@@ -45,7 +45,9 @@ def test_scores_equal_brute_force_and_those_that_share_nothing(architecture: str
 
 
 def way(decode: str) -> Any:
-    return server_ways.way_of(LLMSection.model_validate({"backend": "openai", "model": "tiny", "decode": decode}))
+    return server_formats.request_format(
+        LLMSection.model_validate({"backend": "openai", "model": "tiny", "decode": decode})
+    )
 
 
 def said(text: str) -> dict[str, Any]:

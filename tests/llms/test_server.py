@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from llm_wrapper.calls import CallError
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import answers, server_ways
-from llm_wrapper.llms.ask import ask, asker
+from llm_wrapper.llms import answers, server_formats
+from llm_wrapper.llms.base import LocalLLM, load_llm
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.server import ask_server
+from llm_wrapper.llms.server import ServerLLM
 from llm_wrapper.prompts.choose import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Choice, Prompt
+from llm_wrapper.services import CallError
 from tests.llms import tiny
 from tests.llms.model_server import ModelServer
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def served(style: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     """A server of a tiny model, whose tokenizer is at hand."""
     llm = tiny.llm(style=style, max_new_tokens=4)
-    monkeypatch.setattr(server_ways, "_tokenizer", lambda section: tiny.tokenizer(style))
+    monkeypatch.setattr(server_formats, "_tokenizer", lambda section: tiny.tokenizer(style))
     with ModelServer(llm) as server:
         yield server
 
@@ -55,12 +55,12 @@ def questions() -> list[Prompt]:
 
 
 def asked(server: ModelServer, decode: str, prompts: list[Prompt]) -> list[Answer]:
-    return ask_server(section(server, decode), prompts, progress=False)
+    return ServerLLM(section(server, decode), progress=False).answer(prompts)
 
 
 def local(llm: LoadedLLM, decode: str, prompts: list[Prompt]) -> list[Answer]:
     llm.section = llm.section.model_copy(update={"decode": decode})
-    return ask(llm, prompts, title="local", progress=False)
+    return LocalLLM(llm, progress=False).answer(prompts)
 
 
 @styles
@@ -127,7 +127,7 @@ FIRST = LLMSection(backend="openai", model="tiny", decode="first_token")
 def test_first_token_shares(
     reply: dict[str, Any], count: int, shares: tuple[float, ...] | None, mass: float | None
 ) -> None:
-    answer = server_ways.way_of(FIRST).answer(tiny.prompt("left", count), reply)
+    answer = server_formats.request_format(FIRST).answer(tiny.prompt("left", count), reply)
     assert answer.probabilities == (None if shares is None else pytest.approx(shares))
     assert answer.mass == (None if mass is None else pytest.approx(mass))
     assert (answer.text, answer.finish_reason) == ("1 said", "length")
@@ -160,7 +160,7 @@ def test_a_server_that_does_not_echo_is_named(served: ModelServer) -> None:
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
     wrong = LLMSection.model_validate({"backend": "openai", "model": "tiny", "server": {"tokenizer": str(tmp_path)}})
     with pytest.raises(ModelError, match=r"(?s)tokenizer .* cannot be loaded.*llm\.server\.tokenizer"):
-        server_ways.way_of(wrong)
+        server_formats.request_format(wrong)
 
 
 GOOD_ROW: list[Any] = [None, *[-1.0] * 400]
@@ -180,7 +180,7 @@ def echoed(*rows: list[Any], indices: tuple[int, ...] | None = None, read: int |
         pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], indices=(0, 0)), "answers 2 of the 2", id="twice-one"),
         pytest.param(lambda n: echoed(*[[-1.0] * (k - 1) for k in n]), "does not echo", id="one-token-short"),
         pytest.param(lambda n: echoed(*[[-1.0] * (k + 2) for k in n]), "does not echo", id="more-tokens"),
-        pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], read=sum(n) + 2), "adds tokens of its own", id="bos"),
+        pytest.param(lambda n: echoed(*[[-1.0] * k for k in n], read=sum(n) + 2), "it adds tokens", id="bos"),
         pytest.param(lambda n: echoed(*[[None] * k for k in n]), "does not echo", id="all-null"),
         pytest.param(lambda n: echoed(*[[0.9] * k for k in n]), "less than or equal", id="probabilities"),
         pytest.param(
@@ -193,7 +193,7 @@ def echoed(*rows: list[Any], indices: tuple[int, ...] | None = None, read: int |
 )
 def test_echoes_that_are_not_what_was_asked_for(served: ModelServer, make: Any, text: str) -> None:
     prompt = tiny.prompt("left dog", 2)
-    way = server_ways.way_of(section(served))
+    way = server_formats.request_format(section(served))
     lengths = [len(row) for row in way.body(prompt)["prompt"]]
     with pytest.raises(CallError, match=text) as caught:
         way.answer(prompt, make(lengths))
@@ -217,7 +217,7 @@ def test_an_echo_without_a_number_costs_one_question(
     served: ModelServer, last: list[Any], probabilities: tuple[float, ...] | None
 ) -> None:
     prompt = tiny.prompt("left dog", 2)
-    way = server_ways.way_of(section(served))
+    way = server_formats.request_format(section(served))
     rows = [[-1.0] * len(row) for row in way.body(prompt)["prompt"]]
     for row, value in zip(rows, last, strict=True):
         row[-1] = value
@@ -239,7 +239,7 @@ def test_an_echo_without_a_number_costs_one_question(
     ],
 )
 def test_chats_that_are_not_what_was_asked_for(decode: str, reply: Any) -> None:
-    way = server_ways.way_of(FIRST.model_copy(update={"decode": decode}))
+    way = server_formats.request_format(FIRST.model_copy(update={"decode": decode}))
     with pytest.raises(CallError, match="has not the form"):
         way.answer(tiny.prompt("left", 2), reply)
 
@@ -256,25 +256,27 @@ def test_chats_that_are_not_what_was_asked_for(decode: str, reply: Any) -> None:
 def test_missing_alternatives_are_named(more: dict[str, Any]) -> None:
     reply = {"choices": [{"message": {"content": "1"}, "finish_reason": "stop", **more}]}
     with pytest.raises(CallError, match=r"no top_logprobs.*llm\.decode=generate"):
-        server_ways.way_of(FIRST).answer(tiny.prompt("left", 2), reply)
+        server_formats.request_format(FIRST).answer(tiny.prompt("left", 2), reply)
 
 
 @pytest.mark.parametrize("number", [None, math.nan, -math.inf, -9999.0], ids=["null", "nan", "-inf", "clamped"])
 def test_an_alternative_without_a_number_does_not_count(number: float | None) -> None:
     reply = told(("1", 0.5), ("0", 0.25))
     reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"].append({"token": "2", "logprob": number})
-    answer = server_ways.way_of(FIRST).answer(tiny.prompt("left", 3), reply)
+    answer = server_formats.request_format(FIRST).answer(tiny.prompt("left", 3), reply)
     assert answer.probabilities == pytest.approx((1 / 3, 2 / 3, 0.0))
 
 
 def test_an_empty_answer_is_an_empty_text() -> None:
     reply = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
-    answer = server_ways.way_of(FIRST.model_copy(update={"decode": "generate"})).answer(tiny.prompt("left", 2), reply)
+    answer = server_formats.request_format(FIRST.model_copy(update={"decode": "generate"})).answer(
+        tiny.prompt("left", 2), reply
+    )
     assert (answer.text, answer.finish_reason) == ("", "stop")
 
 
 @pytest.mark.parametrize("style", ["chatml"])
 def test_the_recipe_decides_who_is_asked(served: ModelServer) -> None:
-    (answer,) = asker(section(served, "generate"))([tiny.prompt("left dog", 3)])
+    (answer,) = load_llm(section(served, "generate")).answer([tiny.prompt("left dog", 3)])
     assert served.count("POST") == 1
     assert answer.text is not None

@@ -21,7 +21,7 @@ NAMES = {"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"}
 
 
 def composed(*overrides: str, llm: str = "vllm") -> Recipe:
-    return compose(ROOT / "recipes", {**NAMES, "llm": llm}, overrides)
+    return compose({**NAMES, "llm": llm}, overrides)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_served_model_is_evaluated_and_resumed(toy: Path) -> None:
         num_asked = server.count("POST")
         assert invoke(*command) is None
         assert server.count("POST") == num_asked
-    rows = files.load(Path("runs/toy-org-tiny-toy-served/predictions-val.parquet"))
+    rows = files.load_predictions(Path("runs/toy-org-tiny-toy-served/predictions-val.parquet"))
     assert list(dict.fromkeys(row.system for row in rows)) == ["detector", "rule", "served", "oracle"]
     kept = Path("data/answers/org-tiny-generate.jsonl").read_text(encoding="utf-8").splitlines()
     assert 0 < num_asked == len(kept) <= sum(row.system == "served" for row in rows)

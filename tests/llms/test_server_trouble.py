@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import keys
+from llm_wrapper import services
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.llms import answers
-from llm_wrapper.llms.server import Server, ask_server
+from llm_wrapper.llms.server import Server, ServerLLM
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 from tests.detectors.misbehaving_server import GOOD, Step
@@ -38,7 +38,7 @@ class Waits(list[float]):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(keys, "_is_below", lambda address, allowed: True)  # each test has a port of its own
+    monkeypatch.setattr(services, "_is_below", lambda address, allowed: True)  # each test has a port of its own
     return tmp_path / "answers"
 
 
@@ -197,7 +197,7 @@ def test_the_key_is_sent_but_never_shown(
     assert caught.value.__cause__ is None
     assert KEY not in caplog.text
     served.submits.clear()
-    ask_server(section(served), questions(2), progress=False)
+    ServerLLM(section(served), progress=False).answer(questions(2))
     assert all(KEY not in file.read_text() for file in folder.iterdir())
 
 
@@ -221,15 +221,15 @@ def test_a_key_of_two_lines_is_refused(served: ModelServer, monkeypatch: pytest.
 
 
 def test_answers_are_asked_for_once(served: ModelServer, folder: Path) -> None:
-    first = ask_server(section(served), questions(), progress=False)
+    first = ServerLLM(section(served), progress=False).answer(questions())
     assert served.count("POST") == 4
-    assert ask_server(section(served), questions()[::-1], progress=False) == first[::-1]
+    assert ServerLLM(section(served), progress=False).answer(questions()[::-1]) == first[::-1]
     assert served.count("POST") == 4
     assert len({answer.text for answer in first}) > 1, "all the same answers would show nothing"
 
 
 def test_equal_questions_are_asked_once(served: ModelServer) -> None:
-    found = ask_server(section(served), [*questions(2), *questions(2)], progress=False)
+    found = ServerLLM(section(served), progress=False).answer([*questions(2), *questions(2)])
     assert found[:2] == found[2:]
     assert served.count("POST") == 2
 
@@ -243,25 +243,25 @@ def test_equal_questions_are_asked_once(served: ModelServer) -> None:
     ],
 )
 def test_another_question_is_asked_again(served: ModelServer, change: dict[str, Any]) -> None:
-    ask_server(section(served), questions(1), progress=False)
-    ask_server(section(served).model_copy(update=change), questions(1), progress=False)
+    ServerLLM(section(served), progress=False).answer(questions(1))
+    ServerLLM(section(served).model_copy(update=change), progress=False).answer(questions(1))
     assert served.count("POST") == 2
 
 
 def test_the_same_model_elsewhere_is_asked_again(served: ModelServer, llm: Any) -> None:
-    ask_server(section(served), questions(1), progress=False)
+    ServerLLM(section(served), progress=False).answer(questions(1))
     with ModelServer(llm) as other:
-        ask_server(section(other), questions(1), progress=False)
+        ServerLLM(section(other), progress=False).answer(questions(1))
         assert other.count("POST") == 1
 
 
 def test_an_interrupted_evaluation_loses_nothing(served: ModelServer) -> None:
     served.submits.extend([GOOD, GOOD, Step(400, {"error": "too long"})])
     with pytest.raises(ModelError, match="too long"):
-        ask_server(section(served), questions(), progress=False)
+        ServerLLM(section(served), progress=False).answer(questions())
     num_before = served.count("POST")
     assert num_before == 3, "nothing is asked after the one that failed"
-    assert len(ask_server(section(served), questions(), progress=False)) == 4
+    assert len(ServerLLM(section(served), progress=False).answer(questions())) == 4
     assert served.count("POST") == num_before + 2
 
 
@@ -269,7 +269,7 @@ def test_requests_under_way_are_kept_when_one_fails(served: ModelServer, folder:
     served.seconds = 0.2
     served.submits.extend([Step(400, {}), GOOD, GOOD])
     with pytest.raises(ModelError):
-        ask_server(section(served, concurrency=3), questions(), progress=False)
+        ServerLLM(section(served, concurrency=3), progress=False).answer(questions())
     assert len((folder / "tiny-generate.jsonl").read_text().splitlines()) == served.count("POST") - 1
 
 
@@ -277,14 +277,14 @@ def test_nobody_sleeps_on_after_a_failure(served: ModelServer) -> None:
     served.seconds = 0.1
     served.submits.extend([Step(429, {}, {"Retry-After": "500"}), Step(400, {})])
     with pytest.raises(ModelError):
-        ask_server(section(served, concurrency=2), questions(2), progress=False)
+        ServerLLM(section(served, concurrency=2), progress=False).answer(questions(2))
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "form", "record"])
 def test_a_damaged_line_costs_one_question(
     served: ModelServer, folder: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = ask_server(section(served), questions(), progress=False)
+    expected = ServerLLM(section(served), progress=False).answer(questions())
     file = folder / "tiny-generate.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     row = json.loads(lines[-1])
@@ -295,18 +295,18 @@ def test_a_damaged_line_costs_one_question(
         "record": json.dumps({**row, "answer": {"probability": "high"}}).encode() + b"\n",
     }[damage]
     file.write_bytes(b"".join(lines))
-    assert ask_server(section(served), questions(), progress=False) == expected
+    assert ServerLLM(section(served), progress=False).answer(questions()) == expected
     assert served.count("POST") == 5
     assert "1 damaged lines" in caplog.text
     assert len(answers.AnswerFile(file)) == 4, "the new line did not become part of the damaged one"
-    ask_server(section(served), questions(), progress=False)
+    ServerLLM(section(served), progress=False).answer(questions())
     assert served.count("POST") == 5
 
 
 def test_an_answer_that_cannot_be_kept_stops_the_work(served: ModelServer, folder: Path) -> None:
     folder.write_text("a file where the folder should be")
     with pytest.raises(LLMWrapperError, match=r"not written|cannot be read"):
-        ask_server(section(served), questions(), progress=False)
+        ServerLLM(section(served), progress=False).answer(questions())
     assert served.count("POST") <= 1
 
 
@@ -323,5 +323,5 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_requests_at_a_time_are_bounded(served: ModelServer, concurrency: int) -> None:
     served.seconds = 0.1
-    ask_server(section(served, concurrency=concurrency), questions(9), progress=False)
+    ServerLLM(section(served, concurrency=concurrency), progress=False).answer(questions(9))
     assert served.most_at_once == concurrency

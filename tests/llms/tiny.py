@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.sharing import require_exact
-from llm_wrapper.prompts.render import render
+from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 
@@ -215,7 +215,7 @@ def sample(expression: str, *, image: str = "image-0", number: int = 0) -> Sampl
 
 def prompt(expression: str, count: int, *, first: int = 0, number: int = 0) -> Prompt:
     """Return a prompt in the compact format."""
-    return render(sample(expression, number=number), candidates(count, first=first), "compact")
+    return render_prompt(sample(expression, number=number), candidates(count, first=first), "compact")
 
 
 def said(*texts: str, roles: Sequence[str] = ("user", "assistant")) -> Prompt:

@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.llms.reason import answer_now, reason_first
-from llm_wrapper.prompts.examples import Exemplar, draw, fixed, with_examples
-from llm_wrapper.prompts.lexical import Lexical
-from llm_wrapper.prompts.retrieve import nearest
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.llms.base import answer_now, reason_first
+from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.examples import Exemplar, FixedExamples, NearestExamples, draw_examples, fit_tfidf
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 from tests.prompts.golden_files import conversation, golden
@@ -53,7 +51,7 @@ def question(image: str = "zebras", expression: str = "left zebra") -> tuple[Sam
 
 @pytest.mark.parametrize("count", [1, 4, 7, 12, 40])
 def test_no_index_is_favoured(count: int) -> None:
-    drawn = draw(POOL, count, seed=0)
+    drawn = draw_examples(POOL, count, seed=0)
     used = Counter(each.index for each in drawn)
     assert len(drawn) == count
     assert max(used.values()) - min(used[index] for index in range(4)) <= 1
@@ -61,25 +59,25 @@ def test_no_index_is_favoured(count: int) -> None:
 
 def test_no_index_is_favoured_where_most_answers_are_of_one() -> None:
     skewed = [*[exemplar(4 * number) for number in range(1, 60)], exemplar(1), exemplar(2), exemplar(3)]
-    assert {each.index for each in draw(skewed, 4, seed=3)} == {0, 1, 2, 3}
+    assert {each.index for each in draw_examples(skewed, 4, seed=3)} == {0, 1, 2, 3}
 
 
 def test_a_draw_hangs_on_seed_and_samples_and_not_on_their_order() -> None:
     shuffled = random.Random(1).sample(POOL, len(POOL))
-    assert draw(shuffled, 5, seed=0) == draw(POOL, 5, seed=0)
-    assert len({tuple(each.sample.sample_id for each in draw(POOL, 5, seed=seed)) for seed in range(10)}) > 5
+    assert draw_examples(shuffled, 5, seed=0) == draw_examples(POOL, 5, seed=0)
+    assert len({tuple(each.sample.sample_id for each in draw_examples(POOL, 5, seed=seed)) for seed in range(10)}) > 5
 
 
 def test_examples_are_of_different_images_and_fewer_where_there_are_fewer() -> None:
     crowded = [exemplar(number, image=f"image-{number % 3}") for number in range(30)]
-    drawn = draw(crowded, 10, seed=0)
+    drawn = draw_examples(crowded, 10, seed=0)
     assert sorted(each.sample.image_id for each in drawn) == ["image-0", "image-1", "image-2"]
 
 
 def test_every_question_gets_the_same_but_for_those_of_its_own_picture() -> None:
-    choose = fixed(POOL, 4, seed=0)
+    choose = FixedExamples(POOL, 4, seed=0)
     images = ["elsewhere", "nowhere", *(each.sample.image_id for each in POOL)]
-    usual, other, *rest = choose([question(image) for image in images])
+    usual, other, *rest = choose.select([question(image) for image in images])
     assert usual == other
     assert len(usual) == 4
     for image, shown in zip(images[2:], rest, strict=True):
@@ -88,31 +86,30 @@ def test_every_question_gets_the_same_but_for_those_of_its_own_picture() -> None
     assert [shown == usual for shown in rest].count(False) == 4
 
 
-# wording
+# prompts with examples
 
 
-def worded(section: PromptSection, *, pool: Sequence[Exemplar] = POOL, expression: str = "left zebra") -> Prompt:
+def built(section: PromptSection, *, pool: Sequence[Exemplar] = POOL, expression: str = "left zebra") -> Prompt:
     count = section.examples
-    texts = Lexical([each.sample.expression for each in pool])
-    choose = nearest(pool, count, texts) if section.retrieve else fixed(pool, count, seed=0)
-    bare = plain(section.model_copy(update={"examples": 0, "retrieve": False}))
-    (prompt,) = with_examples(bare, section, choose)([question(expression=expression)])
+    texts = fit_tfidf([each.sample.expression for each in pool])
+    selector = NearestExamples(pool, count, texts) if section.retrieve else FixedExamples(pool, count, seed=0)
+    (prompt,) = PromptBuilder(section, selector).build([question(expression=expression)])
     return prompt
 
 
 @pytest.mark.parametrize("format_name", ["coords", "compact", "relations", "hints"])
 def test_examples_are_turns_and_the_question_comes_last(format_name: str) -> None:
-    prompt = worded(PromptSection(format=format_name, examples=4))
+    prompt = built(PromptSection(format=format_name, examples=4))
     assert [message.role for message in prompt.messages] == ["user", "assistant"] * 4 + ["user"]
     answers = [int(message.content) for message in prompt.messages[1::2]]
     assert sorted(answers) == [0, 1, 2, 3]
-    (bare,) = plain(PromptSection(format=format_name))([question()])
+    (bare,) = PromptBuilder(PromptSection(format=format_name)).build([question()])
     assert prompt.messages[-1:] == bare.messages
     assert (prompt.candidates, prompt.sample_id, prompt.format) == (bare.candidates, bare.sample_id, bare.format)
 
 
 def test_examples_are_asked_with_the_instruction_too() -> None:
-    prompt = worded(PromptSection(examples=2, instruction="Say which.\n{objects}\n{expression}"))
+    prompt = built(PromptSection(examples=2, instruction="Say which.\n{objects}\n{expression}"))
     assert [message.content.startswith("Say which.") for message in prompt.messages] == [True, False] * 2 + [True]
 
 
@@ -122,7 +119,7 @@ def test_hostile_text_in_an_example_stays_in_its_turn(hostile: str) -> None:
     labels = (hostile, "dog")
     pool = [Exemplar(bad.sample, candidates(4, labels=labels), 1)]
     tame = [Exemplar(exemplar(0).sample, candidates(4, labels=("cat", "dog")), 1)]
-    prompt, plain_one = worded(PromptSection(examples=1), pool=pool), worded(PromptSection(examples=1), pool=tame)
+    prompt, plain_one = built(PromptSection(examples=1), pool=pool), built(PromptSection(examples=1), pool=tame)
     assert len(prompt.messages) == 3
     shown = prompt.messages[0].content
     assert len(shown.splitlines()) == len(plain_one.messages[0].content.splitlines())
@@ -132,7 +129,7 @@ def test_hostile_text_in_an_example_stays_in_its_turn(hostile: str) -> None:
 
 def test_without_training_expressions_examples_are_refused_and_not_forgotten() -> None:
     with pytest.raises(PromptError, match=r"prompt\.examples=3"):
-        plain(PromptSection(examples=3))
+        PromptBuilder(PromptSection(examples=3))
 
 
 # golden conversations
@@ -140,18 +137,18 @@ def test_without_training_expressions_examples_are_refused_and_not_forgotten() -
 
 def test_golden_conversations() -> None:
     reasons = "There are two zebras. <|im_end|>The one on the left is 1."
-    golden("in-context", conversation(worded(PromptSection(format="compact", examples=2))))
-    golden("retrieved", conversation(worded(PromptSection(format="compact", examples=2, retrieve=True))))
-    (bare,) = plain(PromptSection(format="coords"))([question()])
+    golden("in-context", conversation(built(PromptSection(format="compact", examples=2))))
+    golden("retrieved", conversation(built(PromptSection(format="compact", examples=2, retrieve=True))))
+    (bare,) = PromptBuilder(PromptSection(format="coords")).build([question()])
     golden("chain-of-thought", conversation(answer_now(bare, reasons)))
     everything = PromptSection(
         format="relations", instruction="{objects}\nWhich is {expression}?", examples=1, retrieve=True
     )
-    golden("all-together", conversation(answer_now(worded(everything), reasons)))
+    golden("all-together", conversation(answer_now(built(everything), reasons)))
 
 
 def test_reasons_are_asked_for_before_the_answer() -> None:
-    (bare,) = plain(PromptSection(format="coords"))([question()])
+    (bare,) = PromptBuilder(PromptSection(format="coords")).build([question()])
     first, then = reason_first(bare), answer_now(bare, "because")
     assert then.messages[:1] == first.messages
     assert [message.role for message in then.messages] == ["user", "assistant", "user"]
@@ -160,7 +157,7 @@ def test_reasons_are_asked_for_before_the_answer() -> None:
 
 @pytest.mark.parametrize("said", ["", " \n", "\u200b"], ids=["nothing", "space", "invisible"])
 def test_without_reasons_the_question_stands_as_it_is(said: str) -> None:
-    (bare,) = plain(PromptSection())([question()])
+    (bare,) = PromptBuilder(PromptSection()).build([question()])
     assert answer_now(bare, said) == bare
 
 
@@ -176,15 +173,17 @@ def test_a_copy_of_a_picture_under_another_name_is_the_same_picture(tmp_path: Pa
         Exemplar(Sample(f"s{i}", "r", f"id-{i}", str(path), (9, 9), "left dog", None), candidates(2), i % 2)
         for i, path in enumerate(paths)
     ]
-    choose = nearest(pool, 5, Lexical(["left dog"])) if retrieve else fixed(pool, 5, seed=0)
+    choose = NearestExamples(pool, 5, fit_tfidf(["left dog"])) if retrieve else FixedExamples(pool, 5, seed=0)
     for number, path in enumerate(paths):
         copy = tmp_path / "upload.png"  # another picture under the same name each time
         copy.write_bytes(path.read_bytes())
         for asked in (copy, path, tmp_path / "." / path.name):
             query = Sample("q", "q", "upload", str(asked), (9, 9), "left dog", None)
-            (shown,) = choose([(query, candidates(2))])
+            (shown,) = choose.select([(query, candidates(2))])
             assert sorted(each.sample.sample_id for each in shown) == [f"s{i}" for i in range(6) if i != number]
-    (shown,) = choose([(Sample("q", "q", "upload", str(tmp_path / "no"), (9, 9), "left dog", None), candidates(2))])
+    (shown,) = choose.select(
+        [(Sample("q", "q", "upload", str(tmp_path / "no"), (9, 9), "left dog", None), candidates(2))]
+    )
     assert len(shown) == 5
 
 
@@ -193,7 +192,7 @@ def test_a_copy_of_a_picture_under_another_name_is_the_same_picture(tmp_path: Pa
 
 def brute_force(pool: Sequence[Exemplar], asked: tuple[Sample, Sequence[Candidate]], count: int) -> list[str]:
     """Rank by hand: like candidates first, then nearness, then the pool's order; the own picture is left out."""
-    texts = Lexical([each.sample.expression for each in pool])
+    texts = fit_tfidf([each.sample.expression for each in pool])
     sample, shown = asked
     near = (texts([sample.expression]) @ texts([each.sample.expression for each in pool]).T).toarray()[0]
 
@@ -226,7 +225,7 @@ def test_retrieval_equals_a_ranking_by_hand_and_never_shows_the_own_picture(
         for place, (of, num, text, kind) in enumerate(rows)
     ]
     asked = (Sample("q", "q", f"i{image}", None, (99, 99), expression, None), candidates(size, labels=("dog", "cup")))
-    (shown,) = nearest(pool, count, Lexical([each.sample.expression for each in pool]))([asked])
+    (shown,) = NearestExamples(pool, count, fit_tfidf([each.sample.expression for each in pool])).select([asked])
     assert f"i{image}" not in {each.sample.image_id for each in shown}
     assert [each.sample.sample_id for each in shown] == brute_force(pool, asked, count)
 
@@ -235,9 +234,9 @@ def test_many_questions_give_what_each_gives_alone() -> None:
     pool = [exemplar(number, image=f"image-{number % 50}", count=2 + number % 8) for number in range(300)]
     asked = [question(f"image-{number % 60}", EXPRESSIONS[number % 7]) for number in range(300)]
     asked = [(sample, candidates(2 + number % 9)) for number, (sample, _) in enumerate(asked)]
-    choose = nearest(pool, 3, Lexical([each.sample.expression for each in pool]))
-    together = choose(asked)
-    assert together == [choose([one])[0] for one in asked]
+    choose = NearestExamples(pool, 3, fit_tfidf([each.sample.expression for each in pool]))
+    together = choose.select(asked)
+    assert together == [choose.select([one])[0] for one in asked]
     for (sample, _), shown in zip(asked, together, strict=True):
         assert len(shown) == 3
         assert sample.image_id not in {each.sample.image_id for each in shown}
@@ -245,37 +244,37 @@ def test_many_questions_give_what_each_gives_alone() -> None:
 
 def test_the_nearest_stands_last() -> None:
     pool = [exemplar(0, expression=text, image=text) for text in ("a cup", "the left dog", "left dog there", "chair")]
-    choose = nearest(pool, 3, Lexical([each.sample.expression for each in pool]))
-    (shown,) = choose([(question(expression="the left dog")[0], candidates(4))])
+    choose = NearestExamples(pool, 3, fit_tfidf([each.sample.expression for each in pool]))
+    (shown,) = choose.select([(question(expression="the left dog")[0], candidates(4))])
     assert [each.sample.expression for each in shown][1:] == ["left dog there", "the left dog"]
 
 
 def test_the_pool_is_embedded_once() -> None:
-    texts = Lexical(["a"])
+    texts = fit_tfidf(["a"])
     seen: list[int] = []
 
     def embed(asked: Sequence[str]) -> object:
         seen.append(len(asked))
         return texts(asked)
 
-    choose = nearest(POOL, 2, embed)
-    choose([question()] * 5)
-    choose([question()])
+    choose = NearestExamples(POOL, 2, embed)
+    choose.select([question()] * 5)
+    choose.select([question()])
     assert seen == [40, 5, 1]
 
 
 @pytest.mark.parametrize("pool", [[], [exemplar(0, image="zebras")]], ids=["empty", "own-picture-only"])
 def test_nothing_to_show_is_no_example(pool: list[Exemplar]) -> None:
     if pool:
-        assert nearest(pool, 2, Lexical(["x"]))([question()]) == [[]]
-    assert fixed(pool, 2, seed=0)([question()]) == [[]]
+        assert NearestExamples(pool, 2, fit_tfidf(["x"])).select([question()]) == [[]]
+    assert FixedExamples(pool, 2, seed=0).select([question()]) == [[]]
 
 
 # nearness without a model
 
 
 def test_lexical_rows_have_length_one_or_are_empty() -> None:
-    texts = Lexical(["left dog", "the right cat", ""])
+    texts = fit_tfidf(["left dog", "the right cat", ""])
     rows = texts(["left dog", "LEFT  dog!", "dogs", "qqq", "", "\ud800", "<|im_end|>"]).toarray()
     assert rows[0] == pytest.approx(rows[1])
     assert (rows**2).sum(axis=1) == pytest.approx([1, 1, 1, 0, 0, 0, 0])
@@ -285,6 +284,6 @@ def test_lexical_rows_have_length_one_or_are_empty() -> None:
 
 
 def test_rare_words_count_more() -> None:
-    texts = Lexical([*["the dog"] * 9, "the zebra", "a zebra"])
+    texts = fit_tfidf([*["the dog"] * 9, "the zebra", "a zebra"])
     dog, zebra, query = texts(["the dog", "a zebra", "the zebra"]).toarray()
     assert query @ zebra > query @ dog

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import PromptError
+from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import NONE_OF_THESE, choose
-from llm_wrapper.prompts.render import FORMATS, render
-from llm_wrapper.prompts.words import plain
+from llm_wrapper.prompts.render import PROMPT_FORMATS, render_prompt
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Choice
 from tests.prompts.test_render import CANDIDATES, SAMPLE, text
@@ -19,12 +19,12 @@ INSTRUCTION = "Pick one.\n{objects}\nWhich is {expression}?"
 
 
 @pytest.mark.parametrize("instruction", [None, INSTRUCTION], ids=["own words", "instruction"])
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 def test_the_line_stands_behind_the_candidates_and_changes_nothing_else(
     prompt_format: str, instruction: str | None
 ) -> None:
-    without = render(SAMPLE, CANDIDATES, prompt_format, instruction=instruction)
-    prompt = render(SAMPLE, CANDIDATES, prompt_format, instruction=instruction, none=True)
+    without = render_prompt(SAMPLE, CANDIDATES, prompt_format, instruction=instruction)
+    prompt = render_prompt(SAMPLE, CANDIDATES, prompt_format, instruction=instruction, none=True)
     line = LINES.get(prompt_format, "3 none of these")
     before, after = text(prompt).split(line + "\n")
     assert before + after == text(without)
@@ -33,7 +33,7 @@ def test_the_line_stands_behind_the_candidates_and_changes_nothing_else(
 
 
 def test_a_recipe_says_whether_none_is_an_answer() -> None:
-    (prompt,) = plain(PromptSection(format="compact", none=True))([(SAMPLE, CANDIDATES[:1])])
+    (prompt,) = PromptBuilder(PromptSection(format="compact", none=True)).build([(SAMPLE, CANDIDATES[:1])])
     assert "1 none of these\n" in text(prompt)
     assert PromptSection(format="compact", none=True, none_below=0.25).summary == "compact, or none, none below 0.25"
 
@@ -57,12 +57,12 @@ def test_a_template_of_ones_own_must_have_the_line(
 ) -> None:
     path = tmp_path / "own.j2"
     path.write_text(template, encoding="utf-8")
-    assert "nothing" not in text(render(SAMPLE, CANDIDATES, str(path), instruction=instruction))
+    assert "nothing" not in text(render_prompt(SAMPLE, CANDIDATES, str(path), instruction=instruction))
     if ok:
-        assert "3 nothing" in text(render(SAMPLE, CANDIDATES, str(path), instruction=instruction, none=True))
+        assert "3 nothing" in text(render_prompt(SAMPLE, CANDIDATES, str(path), instruction=instruction, none=True))
         return
     with pytest.raises(PromptError, match=r"prompt\.none=true .* none_index"):
-        render(SAMPLE, CANDIDATES, str(path), instruction=instruction, none=True)
+        render_prompt(SAMPLE, CANDIDATES, str(path), instruction=instruction, none=True)
 
 
 @pytest.mark.parametrize(

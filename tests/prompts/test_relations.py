@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_wrapper.prompts.relations import Rank, Relations, cardinal, ordinal, relate
+from llm_wrapper.prompts.relations import Rank, Relations, compute_relations, spell_cardinal, spell_ordinal
 from llm_wrapper.records import Box, Candidate
 
 WH = (100, 100)
@@ -29,67 +29,67 @@ ZEBRAS = (
 
 
 def test_walk_through_sample() -> None:
-    right, left, grass = relate(ZEBRAS, (640, 480))
+    right, left, grass = compute_relations(ZEBRAS, (640, 480))
     assert right == Relations(Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(3, 3), Rank(2, 3), "right", "big")
     assert left == Relations(Rank(1, 2), Rank(2, 2), Rank(1, 2), Rank(2, 2), Rank(1, 3), Rank(3, 3), "left", "big")
     assert grass == Relations(Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(2, 3), Rank(1, 3), "bottom", "big")
 
 
 def test_one_candidate_is_the_only_one_of_everything() -> None:
-    (only,) = relate([at("cat", 50, 50)], WH)
+    (only,) = compute_relations([at("cat", 50, 50)], WH)
     assert only == Relations(*[Rank(1, 1)] * 6, "center", "small")
     assert not only.left.is_first
     assert not only.left.is_last
 
 
 def test_no_candidate_has_no_relations() -> None:
-    assert relate([], WH) == []
+    assert compute_relations([], WH) == []
 
 
 @pytest.mark.parametrize(
     ("side", "extent"), [(9.9, "tiny"), (10, "small"), (22, "small"), (23, "medium"), (44, "medium"), (45, "big")]
 )
 def test_extent_is_the_share_of_the_image(side: float, extent: str) -> None:
-    (only,) = relate([candidate("cat", 0, 0, side, side)], (100, 100))
+    (only,) = compute_relations([candidate("cat", 0, 0, side, side)], (100, 100))
     assert only.extent == extent
 
 
 def test_numbers_are_spelled_to_ten() -> None:
-    assert [cardinal(count) for count in (1, 2, 10, 11)] == ["one", "two", "ten", "11"]
+    assert [spell_cardinal(count) for count in (1, 2, 10, 11)] == ["one", "two", "ten", "11"]
 
 
 def test_a_row_counts_from_the_left() -> None:
     places = [70, 10, 90, 30, 50]
-    found = relate([at("cat", x, 50) for x in places], WH)
+    found = compute_relations([at("cat", x, 50) for x in places], WH)
     assert [each.left.rank for each in found] == [4, 1, 5, 2, 3]
     assert [each.left for each in found] == [each.left_of_all for each in found]
 
 
 def test_a_column_counts_from_the_top_and_the_nearest_stands_lowest() -> None:
-    found = relate([at("cat", 50, 20), at("cat", 50, 80), at("cat", 50, 50)], WH)
+    found = compute_relations([at("cat", 50, 20), at("cat", 50, 80), at("cat", 50, 50)], WH)
     assert [each.top.rank for each in found] == [1, 3, 2]
     assert [each.near.rank for each in found] == [3, 1, 2]
 
 
 def test_nearness_is_the_lower_edge_and_top_the_center() -> None:
     tall, short = candidate("cat", 0, 0, 10, 90), candidate("cat", 20, 50, 30, 80)
-    found = relate([tall, short], WH)
+    found = compute_relations([tall, short], WH)
     assert (found[0].near.rank, found[0].top.rank) == (1, 1)
 
 
 def test_size_counts_from_the_largest_area() -> None:
-    found = relate([at("cat", 50, 50, side) for side in (10, 40, 20)], WH)
+    found = compute_relations([at("cat", 50, 50, side) for side in (10, 40, 20)], WH)
     assert [each.size.rank for each in found] == [3, 1, 2]
 
 
 @pytest.mark.parametrize("label", ["ZEBRA", "Zebra", " zebra ", "zebra\n"])
 def test_labels_that_differ_only_in_case_are_one_kind(label: str) -> None:
-    found = relate([at("zebra", 20, 50), at(label, 80, 50)], WH)
+    found = compute_relations([at("zebra", 20, 50), at(label, 80, 50)], WH)
     assert [each.left for each in found] == [Rank(1, 2), Rank(2, 2)]
 
 
 def test_other_labels_count_among_all_but_not_among_their_kind() -> None:
-    found = relate([at("cat", 80, 50), at("dog", 20, 50, 30)], WH)
+    found = compute_relations([at("cat", 80, 50), at("dog", 20, 50, 30)], WH)
     assert [each.left for each in found] == [Rank(1, 1), Rank(1, 1)]
     assert [each.left_of_all.rank for each in found] == [2, 1]
     assert [each.size_of_all.rank for each in found] == [2, 1]
@@ -113,18 +113,18 @@ def test_other_labels_count_among_all_but_not_among_their_kind() -> None:
     ],
 )
 def test_position_words(x: float, y: float, expected: str) -> None:
-    assert relate([at("cat", x, y)], WH)[0].position == expected
+    assert compute_relations([at("cat", x, y)], WH)[0].position == expected
 
 
 def test_equal_positions_are_told_apart_by_place_not_by_order() -> None:
     upper, lower = at("cat", 50, 20), at("cat", 50, 80)
-    assert [each.left.rank for each in relate([upper, lower], WH)] == [1, 2]
-    assert [each.left.rank for each in relate([lower, upper], WH)] == [2, 1]
-    assert [each.size.rank for each in relate([lower, upper], WH)] == [2, 1]
+    assert [each.left.rank for each in compute_relations([upper, lower], WH)] == [1, 2]
+    assert [each.left.rank for each in compute_relations([lower, upper], WH)] == [2, 1]
+    assert [each.size.rank for each in compute_relations([lower, upper], WH)] == [2, 1]
 
 
 def test_identical_boxes_of_one_label_share_out_the_ranks() -> None:
-    found = relate([at("cat", 50, 50), at("cat", 50, 50)], WH)
+    found = compute_relations([at("cat", 50, 50), at("cat", 50, 50)], WH)
     assert sorted(each.left.rank for each in found) == [1, 2]
 
 
@@ -142,14 +142,14 @@ CANDIDATES = st.lists(
 @given(st.data(), CANDIDATES)
 def test_relations_do_not_depend_on_the_order(data: st.DataObject, candidates: list[Candidate]) -> None:
     order = data.draw(st.permutations(range(len(candidates))))
-    shuffled = relate([candidates[place] for place in order], (10, 10))
-    expected = relate(candidates, (10, 10))
+    shuffled = compute_relations([candidates[place] for place in order], (10, 10))
+    expected = compute_relations(candidates, (10, 10))
     assert shuffled == [expected[place] for place in order]
 
 
 @given(CANDIDATES)
 def test_ranks_are_a_permutation(candidates: list[Candidate]) -> None:
-    found = relate(candidates, (10, 10))
+    found = compute_relations(candidates, (10, 10))
     everyone = list(range(1, len(candidates) + 1))
     assert sorted(each.left_of_all.rank for each in found) == everyone
     assert sorted(each.size_of_all.rank for each in found) == everyone
@@ -170,4 +170,4 @@ def test_first_and_last_need_company(rank: int, count: int, first: bool, last: b
 
 @pytest.mark.parametrize(("rank", "word"), [(1, "first"), (2, "second"), (10, "tenth"), (11, "11th"), (20, "20th")])
 def test_ordinal(rank: int, word: str) -> None:
-    assert ordinal(rank) == word
+    assert spell_ordinal(rank) == word

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build
+from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build_candidates
 from llm_wrapper.errors import PromptError
 from llm_wrapper.prompts import render as rendering
-from llm_wrapper.prompts.render import FORMATS, render
+from llm_wrapper.prompts.render import PROMPT_FORMATS, render_prompt
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Prompt, Sample
 from tests.prompts.golden_files import GOLDEN, golden
 
@@ -30,7 +30,7 @@ DETECTIONS = Detections(
 
 def built(order: str) -> BuiltCandidates:
     policy = CandidatePolicy.model_validate({"order": order})
-    return build(DETECTIONS, SAMPLE.image_wh, policy, detector="flo2")
+    return build_candidates(DETECTIONS, SAMPLE.image_wh, policy, detector="flo2")
 
 
 CANDIDATES = built("detector").candidates
@@ -43,23 +43,23 @@ def text(prompt: Prompt) -> str:
 
 
 def shown(expression: str, prompt_format: str = "coords", candidates: tuple[Candidate, ...] = CANDIDATES) -> str:
-    return text(render(dataclasses.replace(SAMPLE, expression=expression), candidates, prompt_format))
+    return text(render_prompt(dataclasses.replace(SAMPLE, expression=expression), candidates, prompt_format))
 
 
 # golden prompts
 
 
 @pytest.mark.parametrize("order", ["detector", "left_to_right"])
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 def test_walk_through_sample(prompt_format: str, order: str) -> None:
-    prompt = render(SAMPLE, built(order).candidates, prompt_format)
+    prompt = render_prompt(SAMPLE, built(order).candidates, prompt_format)
     golden(f"{prompt_format}-{order}", text(prompt))
     assert (prompt.sample_id, prompt.candidates, prompt.format) == ("1", built(order).candidates, prompt_format)
 
 
 def test_no_golden_file_is_left_over() -> None:
-    expected = {f"{name}-{order}.txt" for name in FORMATS for order in ("detector", "left_to_right")}
-    expected |= {f"{kind}-{name}.txt" for name in FORMATS for kind in ("mixed", "instruction")}
+    expected = {f"{name}-{order}.txt" for name in PROMPT_FORMATS for order in ("detector", "left_to_right")}
+    expected |= {f"{kind}-{name}.txt" for name in PROMPT_FORMATS for kind in ("mixed", "instruction")}
     expected |= {f"{name}.txt" for name in ("in-context", "retrieved", "chain-of-thought", "all-together")}
     assert {path.name for path in GOLDEN.iterdir()} == expected
 
@@ -68,18 +68,18 @@ def test_no_golden_file_is_left_over() -> None:
 def test_the_left_zebra_has_the_index_of_its_line(order: str, index: int) -> None:
     candidates = built(order).candidates
     assert candidates[index].box == DETECTIONS.items[1].box
-    line = text(render(SAMPLE, candidates, "coords")).splitlines()[1 + index]
+    line = text(render_prompt(SAMPLE, candidates, "coords")).splitlines()[1 + index]
     assert line == f"{index}: zebra (15.0, 90.5, 298.0, 405.0)"
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 def test_detectors_are_named_only_where_several_are_mixed(prompt_format: str) -> None:
     other = dataclasses.replace(CANDIDATES[0], detector="grounding <dino>")
     golden(f"mixed-{prompt_format}", shown("left zebra", prompt_format, (other, *CANDIDATES[1:])))
     assert "flo2" not in shown("left zebra", prompt_format)
 
 
-IN_ORDER = [name for name in FORMATS if name != "hints"]
+IN_ORDER = [name for name in PROMPT_FORMATS if name != "hints"]
 """Formats that show the candidates in their order, before the expression."""
 
 
@@ -106,10 +106,10 @@ def test_hints_show_each_candidate_once_and_the_likely_ones_first() -> None:
 
 def test_the_target_is_never_looked_at() -> None:
     elsewhere = dataclasses.replace(SAMPLE, target=None)
-    assert render(elsewhere, CANDIDATES, "relations") == render(SAMPLE, CANDIDATES, "relations")
+    assert render_prompt(elsewhere, CANDIDATES, "relations") == render_prompt(SAMPLE, CANDIDATES, "relations")
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 def test_no_candidate_leaves_no_line(prompt_format: str) -> None:
     assert len(shown("left zebra", prompt_format, ()).splitlines()) == len(shown("x", prompt_format).splitlines()) - 3
 
@@ -161,7 +161,7 @@ HOSTILE = {
 """Every character class that could end a turn, a line or a template."""
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_expression_stays_on_its_line(hostile: str, prompt_format: str) -> None:
     plain, content = shown("left zebra", prompt_format).splitlines(), shown(hostile, prompt_format)
@@ -172,7 +172,7 @@ def test_a_hostile_expression_stays_on_its_line(hostile: str, prompt_format: str
     content.encode()
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_label_stays_on_its_line(hostile: str, prompt_format: str) -> None:
     candidates = (dataclasses.replace(CANDIDATES[0], label=hostile), *CANDIDATES[1:])
@@ -202,7 +202,7 @@ def test_a_prompt_that_no_model_reads_is_refused() -> None:
 
 def test_the_candidates_keep_their_labels_as_the_detector_wrote_them() -> None:
     candidates = (dataclasses.replace(CANDIDATES[0], label="A <b>\n"),)
-    assert render(SAMPLE, candidates, "coords").candidates == candidates
+    assert render_prompt(SAMPLE, candidates, "coords").candidates == candidates
 
 
 # scores
@@ -211,10 +211,10 @@ def test_the_candidates_keep_their_labels_as_the_detector_wrote_them() -> None:
 def test_scores_are_refused_where_a_candidate_has_none() -> None:
     candidates = (CANDIDATES[0], dataclasses.replace(CANDIDATES[1], score=None))
     with pytest.raises(PromptError, match=r"candidate 1 \(zebra\) has no score.*prompt\.format=coords"):
-        render(SAMPLE, candidates, "coords_scores")
+        render_prompt(SAMPLE, candidates, "coords_scores")
 
 
-@pytest.mark.parametrize("prompt_format", [name for name in FORMATS if name != "coords_scores"])
+@pytest.mark.parametrize("prompt_format", [name for name in PROMPT_FORMATS if name != "coords_scores"])
 def test_other_formats_need_no_score(prompt_format: str) -> None:
     without = tuple(dataclasses.replace(candidate, score=None) for candidate in CANDIDATES)
     assert shown("left zebra", prompt_format, without) == shown("left zebra", prompt_format)
@@ -236,20 +236,20 @@ def test_a_template_of_ones_own_is_a_format(tmp_path: Path) -> None:
         {{- width }}x{{ height }} «{{ expression }}» ü
     """
     name = own(tmp_path, source)
-    prompt = render(SAMPLE, CANDIDATES[:1], name)
+    prompt = render_prompt(SAMPLE, CANDIDATES[:1], name)
     assert prompt.format == name
     assert text(prompt) == "0=zebra/0.91/310.2/48right11only;640x480 «left zebra» ü"
 
 
 @pytest.mark.parametrize("name", ["no-such", "", "coords.j2", "x\0y", "/"])
 def test_a_missing_template_names_the_formats(name: str) -> None:
-    with pytest.raises(PromptError, match=rf"is neither one of {', '.join(FORMATS)} nor a readable"):
-        render(SAMPLE, CANDIDATES, name)
+    with pytest.raises(PromptError, match=rf"is neither one of {', '.join(PROMPT_FORMATS)} nor a readable"):
+        render_prompt(SAMPLE, CANDIDATES, name)
 
 
 def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"own\.j2.* nor a readable template file"):
-        render(SAMPLE, CANDIDATES, own(tmp_path, b"\xff\xfe\x00"))
+        render_prompt(SAMPLE, CANDIDATES, own(tmp_path, b"\xff\xfe\x00"))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
 )
 def test_a_wrong_template_says_what_is_wrong(tmp_path: Path, source: str, reason: str) -> None:
     with pytest.raises(PromptError, match=reason):
-        render(SAMPLE, CANDIDATES, own(tmp_path, source))
+        render_prompt(SAMPLE, CANDIDATES, own(tmp_path, source))
 
 
 @pytest.mark.parametrize(
@@ -283,31 +283,31 @@ def test_a_wrong_template_says_what_is_wrong(tmp_path: Path, source: str, reason
             "{% for i in range(99999) %}" * 25 + "x" + "{% endfor %}" * 25, "nested blocks", id="nested-loops"
         ),
         pytest.param("{% for i in range(99999) %}" * 4 + "x" + "{% endfor %}" * 4, "more than 1,000,000", id="endless"),
-        pytest.param("{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4, "it takes longer", id="silent"),
+        pytest.param("{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4, "it runs longer", id="silent"),
         pytest.param("{# x #}" * 10_000, "more than the 65536", id="source"),
     ],
 )
 def test_a_template_without_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
-    monkeypatch.setattr(rendering._WORKER, "_seconds", 1.0 if reason == "it takes longer" else 10.0)
+    monkeypatch.setattr(rendering.TEMPLATES, "seconds", 0.5 if reason == "it runs longer" else 10.0)
     with pytest.raises(PromptError, match=reason):
-        render(SAMPLE, CANDIDATES, own(tmp_path, source))
-    assert text(render(SAMPLE, CANDIDATES, own(tmp_path / "..", "{{ expression }}"))) == SAMPLE.expression
+        render_prompt(SAMPLE, CANDIDATES, own(tmp_path, source))
+    assert text(render_prompt(SAMPLE, CANDIDATES, own(tmp_path / "..", "{{ expression }}"))) == SAMPLE.expression
 
 
 def test_a_template_of_ones_own_writes_what_a_shipped_one_does(tmp_path: Path) -> None:
-    for name in FORMATS:
+    for name in PROMPT_FORMATS:
         copy = own(tmp_path, (Path(rendering.__file__).parent / "templates" / f"{name}.j2").read_text(encoding="utf-8"))
         rendering._own.cache_clear()
-        assert text(render(SAMPLE, CANDIDATES, copy)) == text(render(SAMPLE, CANDIDATES, name))
+        assert text(render_prompt(SAMPLE, CANDIDATES, copy)) == text(render_prompt(SAMPLE, CANDIDATES, name))
 
 
 def test_a_template_of_ones_own_that_shows_scores_needs_them(tmp_path: Path) -> None:
     candidates = (CANDIDATES[0], dataclasses.replace(CANDIDATES[1], score=None))
     source = "{% for c in candidates %}{{ c.required_score }}{% endfor %}"
     with pytest.raises(PromptError, match=r"candidate 1 \(zebra\) has no score"):
-        render(SAMPLE, candidates, own(tmp_path, source))
+        render_prompt(SAMPLE, candidates, own(tmp_path, source))
 
 
 @pytest.mark.parametrize(
@@ -331,4 +331,4 @@ def test_a_template_of_ones_own_that_shows_scores_needs_them(tmp_path: Path) -> 
 )
 def test_a_template_cannot_reach_beyond_what_it_is_given(tmp_path: Path, source: str) -> None:
     with pytest.raises(PromptError):
-        render(SAMPLE, CANDIDATES, own(tmp_path, source))
+        render_prompt(SAMPLE, CANDIDATES, own(tmp_path, source))

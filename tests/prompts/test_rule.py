@@ -13,11 +13,12 @@ from llm_wrapper import candidates as building
 from llm_wrapper import metrics
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import refer
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.detectors import coco
 from llm_wrapper.detectors.base import detect_sample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.prompts import rule
+from llm_wrapper.prompts.rule import SYNONYMS, find_names, singularize, split_words
 from llm_wrapper.records import Box, Candidate, Choice
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
@@ -44,11 +45,11 @@ CROSS = (at("cat", 20, 50), at("cat", 80, 50), at("cat", 45, 15), at("cat", 55, 
 
 
 def chosen(expression: str, candidates: tuple[Candidate, ...] = CROSS) -> int | None:
-    return rule.choose(expression, candidates).index
+    return rule.choose_by_rule(expression, candidates).index
 
 
 def test_walk_through_sample() -> None:
-    assert rule.choose("left zebra", ZEBRAS) == Choice(1)
+    assert rule.choose_by_rule("left zebra", ZEBRAS) == Choice(1)
     assert [chosen(text, ZEBRAS) for text in ("right zebra", "zebra", "grass")] == [0, 0, 2]
 
 
@@ -108,7 +109,7 @@ def test_the_candidates_named_first_are_in_question() -> None:
     things = (at("dog", 10, 50), at("cat", 20, 50), at("cat", 80, 50))
     assert chosen("cat next to the dog on the right", things) == 2
     assert chosen("dog next to the right cat", things) == 0
-    assert rule.rank("left cat", things) == [1, 2]
+    assert rule.rank_by_rule("left cat", things) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +146,9 @@ def test_small_things_are_overlooked_unless_smallness_is_spoken_of() -> None:
 
 
 def test_no_candidate_cannot_be_chosen() -> None:
-    assert rule.choose("left zebra", ()).index is None
-    assert rule.choose("left zebra", ()).reason
-    assert rule.rank("left zebra", ()) == []
+    assert rule.choose_by_rule("left zebra", ()).index is None
+    assert rule.choose_by_rule("left zebra", ()).reason
+    assert rule.rank_by_rule("left zebra", ()) == []
 
 
 WORDS = ["left", "right", "second", "third", "from", "middle", "cat", "dog", "person", "small", "top", "of", "the"]
@@ -165,36 +166,125 @@ CANDIDATES = st.lists(
 
 @given(st.lists(st.sampled_from(WORDS)).map(" ".join) | st.text(), CANDIDATES)
 def test_there_is_always_a_choice_and_the_first_of_the_ranked(expression: str, candidates: list[Candidate]) -> None:
-    ranked = rule.rank(expression, candidates)
+    ranked = rule.rank_by_rule(expression, candidates)
     assert ranked
     assert len(set(ranked)) == len(ranked)
     assert set(ranked) <= set(range(len(candidates)))
-    assert rule.choose(expression, candidates).index == ranked[0]
+    assert rule.choose_by_rule(expression, candidates).index == ranked[0]
 
 
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
-    dataset = refer.load(Path(_REAL) / "refer", "val", name="refcocog", split_by="umd")
-    detector = coco.create({}, dataset)
+    dataset = refer.load_refer(Path(_REAL) / "refer", "val", name="refcocog", split_by="umd")
+    detector = coco.create_coco({}).bind(dataset)
     images = dataset.images()
     built = {
-        image.image_id: building.build(
+        image.image_id: building.build_candidates(
             detect_sample(detector, image), image.image_wh, CandidatePolicy(), detector=detector.name
         )
         for image in images
     }
-    scenes = [Scene(sample, built[sample.image_id]) for sample in dataset.samples]
-    right = metrics.ious(systems.by_rule(scenes)) > metrics.IOU_THRESHOLD
+    samples = [PreparedSample(sample, built[sample.image_id]) for sample in dataset.samples]
+    right = metrics.ious(systems.by_rule(samples)) > metrics.IOU_THRESHOLD
     assert len(right) == 4896
     assert right.mean() > 0.57
 
 
 def test_an_ordinal_said_for_ever_is_one_pass() -> None:
     candidates = [at("dog", 10, 10), at("dog", 50, 10)]
-    assert rule.choose("second " * 64_000, candidates).index is not None
-    assert rule.choose("second " * 64_000 + "from the right, no, left", candidates).index == 1
+    assert rule.choose_by_rule("second " * 64_000, candidates).index is not None
+    assert rule.choose_by_rule("second " * 64_000 + "from the right, no, left", candidates).index == 1
 
 
 def test_a_label_without_end_is_one_pass() -> None:
     candidates = [at("a " * 50_000, 10, 10), at("dog", 50, 10)]
-    assert rule.choose("a " * 50_000, candidates).index is not None
+    assert rule.choose_by_rule("a " * 50_000, candidates).index is not None
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("zebras", "zebra"),
+        ("men", "man"),
+        ("women", "woman"),
+        ("people", "person"),
+        ("children", "child"),
+        ("ladies", "lady"),
+        ("puppies", "puppy"),
+        ("benches", "bench"),
+        ("toothbrushes", "toothbrush"),
+        ("boxes", "box"),
+        ("glasses", "glass"),
+        ("dresses", "dress"),
+        ("buses", "bus"),
+        ("horses", "horse"),
+        ("vases", "vase"),
+        ("knives", "knife"),
+        ("pies", "pie"),
+        ("geese", "goose"),
+        ("bus", "bus"),
+        ("grass", "grass"),
+        ("octopus", "octopus"),
+        ("skis", "skis"),
+        ("scissors", "scissors"),
+        ("broccoli", "broccoli"),
+        ("zebra", "zebra"),
+        ("sheep", "sheep"),
+        ("is", "is"),
+        ("", ""),
+    ],
+)
+def test_singular(word: str, expected: str) -> None:
+    assert singularize(word) == expected
+
+
+@pytest.mark.parametrize("label", SYNONYMS)
+def test_head_nouns_of_categories_are_no_plurals(label: str) -> None:
+    """The rule makes expressions singular, so a category must be found by its own last word."""
+    assert singularize(split_words(label)[-1]) == split_words(label)[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("Left Zebra", ("left", "zebra"), id="case"),
+        pytest.param("zebra's head, left!", ("zebra", "s", "head", "left"), id="punctuation"),
+        pytest.param("t-shirt no-2", ("t-shirt", "no-2"), id="hyphens-inside"),
+        pytest.param("-x- --", ("x",), id="hyphens-outside"),
+        pytest.param("", (), id="empty"),
+        pytest.param("斑马 🦓", (), id="no-latin-letter"),
+        pytest.param("<|im_end|>", ("im", "end"), id="chat-token"),
+    ],
+)
+def test_words_of(text: str, expected: tuple[str, ...]) -> None:
+    assert split_words(text) == expected
+
+
+def test_a_label_names_itself_best() -> None:
+    names = find_names("Zebra")
+    assert names["zebra",] == 0
+    assert set(names.values()) <= {0, 1}
+
+
+def test_the_last_word_and_the_synonyms_name_a_label_too() -> None:
+    names = find_names("teddy bear")
+    assert (names["teddy", "bear"], names["bear",], names["doll",]) == (0, 1, 1)
+
+
+def test_an_unknown_label_stands_for_itself() -> None:
+    assert find_names("garden gnome") == {("garden", "gnome"): 0, ("gnome",): 1}
+    assert find_names("gnome") == {("gnome",): 0}
+
+
+@pytest.mark.parametrize("label", ["", "斑马", "🦓", "--"])
+def test_a_label_without_words_has_no_name(label: str) -> None:
+    assert find_names(label) == {}
+
+
+@pytest.mark.parametrize("label", SYNONYMS)
+def test_vocabulary_is_lower_case_words_without_repeats_of_the_label(label: str) -> None:
+    words = SYNONYMS[label].split()
+    assert " ".join(split_words(label)) == label
+    assert all(split_words(word) == (word,) for word in words)
+    assert len(words) == len(set(words))
+    assert label not in words

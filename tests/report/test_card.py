@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_wrapper.cli import commands
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
-from llm_wrapper.report.card import card
+from llm_wrapper.report.card import card, write_card
 
 _FACTS = {
     "samples": 1234,
@@ -126,6 +125,6 @@ def test_a_link_that_leaves_the_run_is_neither_read_nor_written(tmp_path: Path, 
     (elsewhere / "secret").write_text("| secret |\n")
     (run / name).symlink_to(elsewhere if name == "adapter" else elsewhere / "secret")
     with pytest.raises(DataError, match="lies outside"):
-        commands.write_card(run)
+        write_card(run)
     assert [path.name for path in elsewhere.iterdir()] == ["secret"]
     assert not (run / "adapter" / "README.md").exists()

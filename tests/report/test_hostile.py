@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from llm_wrapper import datasets
-from llm_wrapper.artifacts import write_json
 from llm_wrapper.errors import DataError, LLMWrapperError
 from llm_wrapper.records import Box, Candidate
-from llm_wrapper.report import compared, confidence, page, parts, studies, thumbnails
+from llm_wrapper.report import confidence, evaluations, grid, page, thumbnails
 from llm_wrapper.report.plots import MAX_CELLS
+from llm_wrapper.storage import write_json
+from tests.report.test_grid import cell, curve, matrix, result
 from tests.report.test_html import RECIPE, WH, Seen, four_cases, make_run, written
-from tests.report.test_studies import cell, curve, matrix, result
 
 SECRET = "secret-of-the-user"
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -71,7 +71,7 @@ def test_text_of_a_run_stays_text_in_every_output(tmp_path: Path, text: str) -> 
     write_json(folder / "manifest.json", {"git": text})
     found = matrix("run")
     found["cells"][0] |= {"system": text, "column": f"{text} / b"}
-    write_json(folder / studies.FOLDER / "transfer-x.json", {**found, "notes": [text]})
+    write_json(folder / grid.STUDIES / "transfer-x.json", {**found, "notes": [text]})
     html, markdown = written(folder)
     seen = Seen(html)
     assert (seen.count("script"), seen.count("img")) == (1, 0)
@@ -87,7 +87,7 @@ def test_a_reader_finds_no_link_and_no_html_in_the_markdown() -> None:
 
     parser = MarkdownIt("commonmark").enable("table")
     for param in TEXTS:
-        from llm_wrapper.report.tables import escape_markdown
+        from llm_wrapper.report.formatting import escape_markdown
 
         (text,) = param.values
         tokens = parser.parse(f"- {escape_markdown(str(text))}\n\n| a |\n| --- |\n| {escape_markdown(str(text))} |\n")
@@ -106,22 +106,22 @@ LINKS = [
     pytest.param("predictions-val.parquet", id="predictions"),
     pytest.param("train_log.jsonl", id="log"),
     pytest.param(thumbnails.FILE, id="gallery"),
-    pytest.param(f"{studies.FOLDER}/curve-x.json", id="study"),
-    pytest.param(f"{compared.FOLDER}/other/predictions-val.parquet", id="compared"),
-    pytest.param(f"{compared.FOLDER}/other/report-val.json", id="compared-facts"),
+    pytest.param(f"{grid.STUDIES}/curve-x.json", id="study"),
+    pytest.param(f"{evaluations.COMPARED}/other/predictions-val.parquet", id="compared"),
+    pytest.param(f"{evaluations.COMPARED}/other/report-val.json", id="compared-facts"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LINKS)
 def test_a_link_that_leaves_the_run_is_not_followed(folder: Path, secret: Path, name: str) -> None:
-    compared.add(folder, make_run(folder.parent / "other", four_cases()[4:]))
+    evaluations.add_comparison(folder, make_run(folder.parent / "other", four_cases()[4:]))
     path = folder / name
     path.unlink(missing_ok=True)
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(os.path.relpath(secret, path.parent))
     with pytest.raises(DataError, match="lies outside"):
-        page.write(folder)
+        page.write_report(folder)
     assert not (folder / page.HTML).exists()
 
 
@@ -133,7 +133,7 @@ def test_nothing_is_written_through_a_linked_folder(folder: Path, tmp_path: Path
     write_json(folder.parent / "curve" / "c" / "curve.json", curve("runs/run"))
     other = make_run(tmp_path / "other", four_cases())
     with pytest.raises(DataError, match="lies outside"):
-        studies.add(folder) if kind == "studies" else compared.add(folder, other)
+        grid.add_studies(folder) if kind == "studies" else evaluations.add_comparison(folder, other)
     assert list(elsewhere.iterdir()) == []
 
 
@@ -149,7 +149,7 @@ def data_set(root: Path, image: str) -> dict[str, Any]:
 
 
 def pictures(run: Path, data: dict[str, Any], *roots: Path) -> dict[str, thumbnails.Thumbnail]:
-    return thumbnails.add(run, {"data": data}, "val", {f"i{n}": f"s{n}" for n in range(4)}, roots)
+    return thumbnails.add_thumbnails(run, {"data": data}, "val", {f"i{n}": f"s{n}" for n in range(4)}, roots)
 
 
 @pytest.mark.parametrize("how", ["absolute", "relative", "link", "images-folder", "data-set-elsewhere"])
@@ -214,7 +214,7 @@ def test_a_recipe_that_names_a_strange_data_set_gives_no_picture(
 
 
 def test_a_report_needs_no_data_set_that_would_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("the data set is read"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the data set is read"))
     assert pictures(tmp_path, {"name": "x", "reader": "hub_refs", "root": str(tmp_path / "no")}, tmp_path) == {}
 
 
@@ -222,7 +222,7 @@ def test_a_report_needs_no_data_set_that_would_be_fetched(tmp_path: Path, monkey
 
 CONTENTS = [
     pytest.param(name, content, id=f"{name}-{kind}")
-    for name in ("manifest.json", "report-val.json", thumbnails.FILE, f"{studies.FOLDER}/curve-x.json")
+    for name in ("manifest.json", "report-val.json", thumbnails.FILE, f"{grid.STUDIES}/curve-x.json")
     for kind, content in {
         "cut-off": '{"a": ',
         "not-utf8": b"\xff\xfe\x00",
@@ -263,7 +263,7 @@ def test_wrong_content_is_an_error_that_names_the_file(folder: Path, name: str, 
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=re.escape(path.name)):
-        page.write(folder)
+        page.write_report(folder)
     assert not (folder / page.HTML).exists()
 
 
@@ -273,7 +273,7 @@ def test_a_pipe_in_place_of_a_file_does_not_block(folder: Path, name: str) -> No
     os.mkfifo(folder / name)
     read: Callable[[], object] = {
         "train_log.jsonl": lambda: confidence.learning(folder),
-        "predictions-val.parquet": lambda: parts.load(folder),
+        "predictions-val.parquet": lambda: evaluations.load_evaluations(folder),
     }.get(name, lambda: page.facts_of_run(folder))
     with pytest.raises(DataError, match="not a regular file"):
         read()
@@ -298,7 +298,7 @@ def test_predictions_that_no_evaluation_writes_are_refused(
     first, *others = four_cases()
     make_run(tmp_path, [replace(first, **changes), *others])
     with pytest.raises(DataError, match=message) as raised:
-        parts.load(tmp_path)
+        evaluations.load_evaluations(tmp_path)
     assert "sample 's0' of 'detector'" in str(raised.value)
 
 
@@ -315,7 +315,7 @@ def test_boxes_of_any_size_make_a_page(tmp_path: Path) -> None:
 def test_too_many_systems_are_refused(tmp_path: Path) -> None:
     make_run(tmp_path, [replace(four_cases()[0], system=f"s{n}") for n in range(65)])
     with pytest.raises(DataError, match="65 systems; a report compares at most 64"):
-        parts.load(tmp_path)
+        evaluations.load_evaluations(tmp_path)
 
 
 @pytest.mark.slow
@@ -345,34 +345,34 @@ def test_numbers_that_no_study_holds_are_refused(folder: Path, kind: str, change
     values["others" if kind == "curve" else "cells"][0] = (
         wrong if kind == "curve" else cell("a", "b", 0.5, result=wrong)
     )
-    path = folder / studies.FOLDER / f"{kind}-x.json"
+    path = folder / grid.STUDIES / f"{kind}-x.json"
     path.parent.mkdir()
     path.write_text(json.dumps(values).replace("-Infinity", "-1e999"))
     with pytest.raises(DataError, match=rf"{kind}-x\.json"):
-        studies.sections(folder)
+        grid.study_sections(folder)
 
 
 def test_a_matrix_too_large_to_draw_is_a_table_and_it_is_said(folder: Path) -> None:
     cells = [cell(f"s{y}", f"c{x}", 0.5) for y in range(21) for x in range(20)]
-    write_json(folder / studies.FOLDER / "transfer-x.json", {"cells": cells})
-    (found,) = studies.sections(folder)
+    write_json(folder / grid.STUDIES / "transfer-x.json", {"cells": cells})
+    (found,) = grid.study_sections(folder)
     assert found.figures[0].svg == ""
-    assert found.figures[0].caption == f"Not drawn: 420 cells, and {MAX_CELLS} is the most; the tables have all"
+    assert f"The heat map is not drawn: 420 cells, and {MAX_CELLS} is the most; the tables have all" in found.notes
     assert len(found.tables[0].rows) == 21
 
 
 def test_a_sparse_matrix_cannot_fill_the_memory(folder: Path) -> None:
-    write_json(folder / studies.FOLDER / "transfer-x.json", {"cells": [cell(f"{n}", f"{n}", 0.5) for n in range(200)]})
+    write_json(folder / grid.STUDIES / "transfer-x.json", {"cells": [cell(f"{n}", f"{n}", 0.5) for n in range(200)]})
     with pytest.raises(DataError, match="200 rows and 200 columns: too many"):
-        studies.sections(folder)
+        grid.study_sections(folder)
 
 
 @pytest.mark.parametrize("rows", [3, [3], [{"run": []}], None], ids=str)
 @pytest.mark.parametrize("runs", [3, ["x"], {"a": 1}, None], ids=str)
 def test_a_study_that_names_runs_wrongly_is_of_no_run(folder: Path, rows: object, runs: object) -> None:
     write_json(folder.parent / "methods.json", {"rows": rows, "runs": runs, "run": 7})
-    studies.add(folder)
-    assert not (folder / studies.FOLDER).exists()
+    grid.add_studies(folder)
+    assert not (folder / grid.STUDIES).exists()
 
 
 # the log of a training
@@ -392,14 +392,14 @@ def test_losses_that_are_no_number_are_counted(folder: Path) -> None:
 def test_a_picture_that_the_run_brings_is_a_picture_and_nothing_else(folder: Path) -> None:
     content = base64.b64encode(b"<svg onload=alert(1)>").decode()
     write_json(folder / thumbnails.FILE, {"i0": [[100, 80], content]})
-    assert thumbnails.load(folder)["i0"].uri.startswith("data:image/jpeg;base64,")
+    assert thumbnails.load_thumbnails(folder)["i0"].uri.startswith("data:image/jpeg;base64,")
     write_json(folder / thumbnails.FILE, {"i0": [[100, 80], '"/><script>']})
     with pytest.raises(DataError, match=re.escape(thumbnails.FILE)):
-        thumbnails.load(folder)
+        thumbnails.load_thumbnails(folder)
 
 
 def test_a_page_that_cannot_be_written_is_a_typed_error(folder: Path) -> None:
     (folder / page.HTML).mkdir()
     (folder / page.HTML / "x").write_text("")
     with pytest.raises(LLMWrapperError, match=r"report\.html"):
-        page.write(folder)
+        page.write_report(folder)

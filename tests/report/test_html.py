@@ -15,16 +15,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from llm_wrapper.artifacts import write_json, write_parquet
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, DecidedBy, Prediction, to_dict
 from llm_wrapper.report import confidence, page, sections
-from llm_wrapper.report.gallery import choose
-from llm_wrapper.report.parts import load
-from llm_wrapper.report.plots import Series, chart
+from llm_wrapper.report.evaluations import load_evaluations
+from llm_wrapper.report.gallery import choose_cases
+from llm_wrapper.report.plots import Chart, Series, svg_of
 from llm_wrapper.report.published import beside, on_same_split
 from llm_wrapper.report.thumbnails import FILE
+from llm_wrapper.storage import write_json, write_parquet
 
 pytestmark = pytest.mark.slow  # minutes together; CI runs them
 
@@ -69,13 +69,13 @@ def four_cases(**more: Any) -> list[Prediction]:
 
 
 def make_run(folder: Path, rows: list[Prediction], *, name: str = "val", recipe: Mapping[str, Any] = RECIPE) -> Path:
-    files.save(folder / f"predictions-{name}.parquet", rows)
+    files.save_predictions(folder / f"predictions-{name}.parquet", rows)
     write_json(folder / f"report-{name}.json", {"rows": [], "recipe": recipe, "split": "val", "limit": None})
     return folder
 
 
 def written(folder: Path, *roots: Path) -> tuple[str, str]:
-    html, markdown = page.write(folder, roots)
+    html, markdown = page.write_report(folder, roots)
     return html.read_text("utf-8"), markdown.read_text("utf-8")
 
 
@@ -107,7 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("run"), four_cases())
     log = [{"step": 1, "loss": 2.5, "token_accuracy": 0.25}, {"step": 10, "loss": 0.5}, {"step": 10, "train_loss": 1.0}]
     (folder / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    page.write(folder)
+    page.write_report(folder)
     return folder
 
 
@@ -149,7 +149,7 @@ def test_a_report_made_again_elsewhere_is_identical(run: Path, tmp_path: Path) -
     shutil.copytree(run, other)
     for name in ("report.html", "report.md"):
         (other / name).unlink()
-    page.write(other)
+    page.write_report(other)
     for name in ("report.html", "report.md"):
         assert (other / name).read_bytes() == (run / name).read_bytes()
 
@@ -172,21 +172,23 @@ def test_foreign_text_stays_text(tmp_path: Path) -> None:
 
 def test_what_is_empty_says_so(run: Path) -> None:
     markdown = (run / "report.md").read_text("utf-8")
-    assert "| plain_class | no data | no data | no data | 0 |" in markdown
+    assert "| plain_class |" not in markdown
+    assert re.search(r"\d+ slices have no expression and are not shown: .*kind plain_class, ", markdown)
     assert "| left_right | 50.0" in markdown
+    assert "no data |" not in markdown.partition("## Training and more")[0]
 
 
 def test_one_system_alone_has_no_gallery_and_no_confidence(tmp_path: Path) -> None:
     text, markdown = written(make_run(tmp_path, four_cases()[:4]))
-    assert "### Gallery\n\nno data" in markdown
-    assert "**Confidence**\n\nno data" in markdown
-    assert "**Differences**\n\nno data" in markdown
-    assert "### Learning curve\n\nno data" in markdown
-    assert "<h3>Gallery</h3>\n<p>no data</p>" in text
+    line = next(line for line in markdown.splitlines() if line.startswith("Not shown, as there is no data: Gallery, "))
+    assert line.endswith("Differences between systems, Flips under reordering, Confidence.")
+    assert "Not shown, as there is no data: Learning curve." in markdown
+    assert "<h3>Gallery</h3>" not in text
+    assert '<p class="absent">Not shown, as there is no data: Gallery, ' in text
 
 
 def test_the_gallery_knows_the_four_outcomes(run: Path) -> None:
-    found = choose(load(run)[0], {})
+    found = choose_cases(load_evaluations(run)[0], {})
     assert found is not None
     assert {case.asked.sample_id: case.outcome for case in found.cases} == {
         "s0": "right",
@@ -207,7 +209,7 @@ def test_the_gallery_takes_each_image_once_and_counts_all(tmp_path: Path) -> Non
     rows = [
         predicted(s, n, right=s == "tuned", image_id=f"i{n % 20}") for s in ("detector", "tuned") for n in range(40)
     ]
-    found = choose(load(make_run(tmp_path, rows))[0], {})
+    found = choose_cases(load_evaluations(make_run(tmp_path, rows))[0], {})
     assert found is not None
     assert found.totals == {"right": 0, "rescued": 40, "broken": 0, "still wrong": 0}
     assert len({case.asked.image_id for case in found.cases}) == len(found.cases) == 12
@@ -216,7 +218,7 @@ def test_the_gallery_takes_each_image_once_and_counts_all(tmp_path: Path) -> Non
 def test_systems_on_other_samples_are_not_compared_and_it_is_said(tmp_path: Path) -> None:
     markdown = written(make_run(tmp_path, four_cases()[:-1]))[1]
     assert "not compared: 'tuned' and 'detector' must be compared on the same samples" in markdown
-    assert "### Gallery\n\nno data" in markdown
+    assert "Not shown, as there is no data: Gallery" in markdown
 
 
 def test_predictions_of_the_first_version_are_shown(tmp_path: Path) -> None:
@@ -225,9 +227,9 @@ def test_predictions_of_the_first_version_are_shown(tmp_path: Path) -> None:
     old = [{key: value for key, value in to_dict(row).items() if key in schema.names} for row in four_cases()]
     write_parquet(tmp_path / "predictions-val.parquet", old, schema)
     text, markdown = written(tmp_path)
-    assert "**Recall of the candidates in the detector's own order**\n\nno data" in markdown
+    assert "no data: Recall of the candidates in the detector's own order, Flips under reordering." in markdown
     assert 'viewBox="0 0 90.0 40.0"' in text
-    assert "<pre>no data</pre>" in text
+    assert "<summary>prompt</summary>" not in text
 
 
 def test_samples_without_a_target_are_scored_as_grec_does(tmp_path: Path) -> None:
@@ -241,22 +243,65 @@ def test_what_is_said_of_an_evaluation_stands_beside_its_numbers(tmp_path: Path)
     run = make_run(tmp_path, [replace(row, mass=2.8e-9) if row.system == "tuned" else row for row in four_cases()])
     facts = json.loads((run / "report-val.json").read_text())
     write_json(run / "report-val.json", {**facts, "notes": ["evaluated on images that it was trained on"]})
-    (part,) = load(run)
+    (part,) = load_evaluations(run)
     assert "evaluated on images that it was trained on" in sections.results(part).text
     (note,) = confidence.confidence(part).notes
     assert note.startswith("warning: tuned: median probability of all valid answers together 2.8e-09")
 
 
-@pytest.mark.parametrize(("decided_by", "step"), [("llm", "train on more data"), ("rule", "train one (llm-wrapper")])
+@pytest.mark.parametrize(("decided_by", "step"), [("llm", "train on more data"), ("rule", "train an LLM (llm-wrapper")])
 def test_advice_fits_who_chose(tmp_path: Path, decided_by: DecidedBy, step: str) -> None:
     rows = [replace(row, decided_by=decided_by) if row.system == "tuned" else row for row in four_cases()]
-    (part,) = load(make_run(tmp_path, rows))
-    assert step in sections.advice(part).text[0]
+    (part,) = load_evaluations(make_run(tmp_path, rows))
+    assert step in sections.advice(part).links[0].text
+
+
+def test_a_rule_that_falls_back_is_not_taken_for_an_llm(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"system": "rule", "probabilities": None, "probability": None}
+    rows = [replace(row, decided_by="rule", **changes) if row.system == "tuned" else row for row in four_cases()]
+    rows = [replace(row, decided_by="fallback") if row.system == "rule" and row.box == WRONG else row for row in rows]
+    (part,) = load_evaluations(make_run(tmp_path, rows))
+    texts = [link.text for link in sections.advice(part).links]
+    assert "no rule fits, and the detector's own top-1 is wrong: train an LLM" in texts[0]
+    assert not any("llm.decode" in text for text in texts)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with 400 wrong cases, of which 60 are in the slice that the tuned LLM is weakest in."""
+    rows = []
+    for number in range(500):
+        text = "the man without a hat" if number < 60 else "the left man"
+        rows += [predicted("detector", number, right=False, text=text)]
+        rows += [predicted("tuned", number, right=number >= 400, text=text)]
+    return make_run(tmp_path_factory.mktemp("many"), rows)
+
+
+def test_the_gallery_holds_more_wrong_cases_and_those_that_the_page_calls_weak(many: Path) -> None:
+    (part,) = load_evaluations(many)
+    found = choose_cases(part, {})
+    assert found is not None
+    assert (found.totals["still wrong"], sum(case.outcome == "still wrong" for case in found.cases)) == (400, 48)
+    links = sections.advice(part).links
+    assert {"kind": "negation"} in [link.chosen for link in links]
+    for link in links:
+        ((family, name),) = link.chosen.items()
+        assert sum(name in case.slices[family] for case in found.cases if "wrong" in case.outcome) >= 6, link.text
+
+
+def test_the_page_begins_with_what_is_wrong_and_folds_the_rest(many: Path) -> None:
+    text, markdown = written(many)
+    for page_text, heads in ((text, "<h3>"), (markdown, "### ")):
+        order = [page_text.index(f"{heads}{title}") for title in ("Results", "Where tuned fails", "Gallery", "Differ")]
+        assert order == sorted(order)
+    assert '<a href="#part-1-gallery" data-family="kind" data-slice="negation">Show cases</a>' in text
+    assert text.count("<details><summary><h3>") == 5
+    assert len(re.findall("^sample|, sample ", markdown)) <= 4 * 12
 
 
 def test_failures_come_first_in_the_gallery(tmp_path: Path) -> None:
-    (part,) = load(make_run(tmp_path, four_cases()))
-    found = choose(part, {})
+    (part,) = load_evaluations(make_run(tmp_path, four_cases()))
+    found = choose_cases(part, {})
     assert found is not None
     assert [case.outcome for case in found.cases] == ["still wrong", "broken", "rescued", "right"]
 
@@ -322,13 +367,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
     folder = make_run(tmp_path, four_cases())
     (folder / name).write_text(content)
     with pytest.raises(DataError, match=re.escape(name)):
-        page.write(folder)
+        page.write_report(folder)
     assert not (folder / "report.html").exists()
 
 
 def test_a_folder_without_predictions_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no predictions; make some with: make eval"):
-        page.write(tmp_path)
+        page.write_report(tmp_path)
 
 
 def test_without_facts_the_numbers_are_still_shown(tmp_path: Path) -> None:
@@ -380,7 +425,7 @@ def test_every_published_number_has_a_source() -> None:
 
 @pytest.mark.parametrize("name", ["$x^", "_hidden", "<script>", "名前", "a&b"])
 def test_a_line_of_any_name_is_drawn(name: str) -> None:
-    svg = chart([Series(name, [0, 1], [0, 50]), Series("other", [0, 1], [5, 50])], x="x", y="y", top=100)
+    svg = svg_of(Chart([Series(name, [0, 1], [0, 50]), Series("other", [0, 1], [5, 50])], "x", "y", top=100))
     assert svg.startswith("<svg")
     assert "<script" not in svg
     assert "currentColor" in svg
@@ -389,16 +434,16 @@ def test_a_line_of_any_name_is_drawn(name: str) -> None:
 
 @pytest.mark.parametrize("series", [[], [Series("a", [], [])]], ids=["none", "no-points"])
 def test_nothing_to_draw_is_no_plot(series: list[Series]) -> None:
-    assert chart(series, x="x", y="y") == ""
+    assert svg_of(Chart(series, "x", "y")) == ""
 
 
 def test_names_too_long_for_a_chart_keep_what_tells_them_apart() -> None:
     names = [f"another-run-with-a-long-name: {system}" for system in ("tuned", "untrained")]
-    svg = chart([Series(name, [at], [50], place=at) for at, name in enumerate(names)], x="", y="y", ticks=names)
+    svg = svg_of(Chart([Series(name, [at], [50], place=at) for at, name in enumerate(names)], "", "y", ticks=names))
     assert all(f"...{name[-14:]}<" in svg for name in names)
     assert not any(name in svg for name in names)
 
 
 def test_an_axis_by_factors_has_plain_numbers() -> None:
-    svg = chart([Series("a", [26_453, 239_076], [15, 33])], x="tokens", y="y", log=True)
+    svg = svg_of(Chart([Series("a", [26_453, 239_076], [15, 33])], "tokens", "y", scale="factors"))
     assert [text for text in ("20k", "50k", "100k", "200k") if f">{text}<" not in svg] == ["20k"]  # left of all points

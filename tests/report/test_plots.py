@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from llm_wrapper.evaluation.transfer import Cell, Matrix
-from llm_wrapper.report import growth, matrix, methods
-from llm_wrapper.report.plots import MAX_CELLS, figure_text
-from tests.evaluation.test_methods import measured
-from tests.report.test_tables import FULL
+from llm_wrapper.report.plots import MAX_CELLS, Chart, Heat, Series, figure_text, save_plots
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]  # matplotlib takes seconds a picture
 
@@ -28,35 +23,34 @@ NAMES = [
 ]
 
 
-def grid(rows: int, columns: int, name: str = "x") -> Matrix:
-    systems, places = ([f"{name}{number}" for number in range(count)] for count in (rows, columns))
-    return Matrix(systems, places, {(s, c): Cell(s, c, at_home=False, summary=FULL) for s in systems for c in places})
+def heat(rows: int, columns: int, name: str = "x") -> Heat:
+    places, names = (
+        [(y, x) for y in range(rows) for x in range(columns)],
+        [f"{name}{n}" for n in range(max(rows, columns))],
+    )
+    return Heat(names[:rows], names[:columns], dict.fromkeys(places, (50.0, "50.0")), frozenset({(0, 0)}))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_drawn_as_text(tmp_path: Path, name: str) -> None:
-    matrix.heat_map(grid(2, 2, name), tmp_path / "matrix.png")
-    found = measured()
-    methods.plot(
-        replace(found, column=name, rows=[replace(row, name=f"{name}{row.name}") for row in found.rows]), tmp_path
-    )
-    steps = {10: {name: 1.0}, 100: {name: 2.0}}
-    (tmp_path / "growth.svg").write_bytes(growth.picture(steps, {}, kind="svg"))
-    for path in (tmp_path / "matrix.png", tmp_path / "methods.png"):
-        with Image.open(path) as image:
-            assert max(image.size) < 3_000
-    assert {path.name for path in tmp_path.iterdir()} == {"matrix.png", "methods.png", "methods.svg", "growth.svg"}
+    chart = Chart([Series(name, [1, 2], [3, 4]), Series("b", [1, 2], [3, 4])], "x", "y")
+    plots = [heat(2, 2, name), chart, Chart([Series(name, [0], [1])], "", "y", ticks=[name])]
+    for suffix in ("png", "svg"):
+        save_plots(plots, tmp_path / f"all.{suffix}", title=name)
+    with Image.open(tmp_path / "all.png") as image:
+        assert max(image.size) < 3_600
+    assert "mathdefault" not in (tmp_path / "all.svg").read_text()
 
 
 def test_a_matrix_too_large_is_not_drawn_and_no_earlier_picture_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "matrix.png"
-    matrix.heat_map(grid(2, 2), out)
+    save_plots([heat(2, 2)], out)
     assert out.is_file()
-    matrix.heat_map(grid(1, MAX_CELLS + 1), out)
+    save_plots([heat(1, MAX_CELLS + 1)], out)
     assert not out.exists()
-    assert f"matrix.png is not drawn: {MAX_CELLS + 1} cells, and {MAX_CELLS} is the most" in caplog.text
+    assert f"matrix.png is not drawn: nothing to draw, or over {MAX_CELLS} cells" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors.base import Question
 from llm_wrapper.records import Detection, Detections, Sample
 from tests.detectors.misbehaving_server import GOOD, MisbehavingServer, Seen, Step
@@ -47,7 +46,7 @@ class CaptionedDetector:
     def __init__(self, caption: str = "{expression}") -> None:
         self.caption = caption
 
-    def worded(self, caption: str) -> CaptionedDetector:
+    def with_caption(self, caption: str) -> CaptionedDetector:
         return CaptionedDetector(caption)
 
     def identity(self) -> dict[str, Any]:
@@ -68,5 +67,5 @@ class CaptionedDetector:
         return Detections((whole, *found) if "precisely" in self.caption else (whole,))
 
 
-def create(settings: Mapping[str, Any], dataset: Dataset) -> CaptionedDetector:
+def create(settings: Mapping[str, Any]) -> CaptionedDetector:
     return CaptionedDetector(**settings)

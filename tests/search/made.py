@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llm_wrapper.recipe.sections import SearchSection
-from llm_wrapper.search.history import Cost, Evaluated, History, Verdict
-from llm_wrapper.search.proposals import Known
-from llm_wrapper.search.search import Ground, Proposed, Request, search
-from llm_wrapper.search.standing import Standing
+from llm_wrapper.recipe.schema import SearchSection
+from llm_wrapper.search.history import EvaluatedPrompt, History, SearchCost, Verdict
+from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.proposals import ForbiddenText, Proposal, Request
+from llm_wrapper.search.search import SearchProblem, search_prompts
 from llm_wrapper.search.tasks import INSTRUCTION
 
 NUM = 60
@@ -24,10 +24,10 @@ def prompt(share: float, name: str = "") -> str:
 
 
 def evaluated(right: str, text: str = "p", *, iteration: int = 1, number: int = 0, verdict: Verdict = "complete",
-              alpha: float | None = None) -> Evaluated:  # fmt: skip
+              alpha: float | None = None) -> EvaluatedPrompt:  # fmt: skip
     fitness = right.count("1") / len(right)
-    cost = Cost(7, len(right), 0.5)
-    return Evaluated(text, iteration, number, right, fitness, len(right), None, verdict, alpha, cost)
+    cost = SearchCost(7, len(right), 0.5)
+    return EvaluatedPrompt(text, iteration, number, right, fitness, len(right), None, verdict, alpha, cost)
 
 
 class Selector:
@@ -49,9 +49,9 @@ class Proposer:
         self.say, self.can_be_guided = say, can_be_guided
         self.requests: list[Request] = []
 
-    def __call__(self, request: Request) -> Proposed:
+    def __call__(self, request: Request) -> Proposal:
         self.requests.append(request)
-        return Proposed(self.say(request), 5)
+        return Proposal(self.say(request), 5)
 
 
 def climbing(request: Request) -> str:
@@ -61,9 +61,9 @@ def climbing(request: Request) -> str:
     return prompt(share, f"draw {request.seed}")
 
 
-def ground(propose: Proposer, measure: Callable[[str, int, int], Sequence[bool]] | None = None) -> Ground:
-    known = Known(("the man in the red shirt",), ("dog", "cat", "chair"))
-    return Ground(INSTRUCTION, "Made by hand.", IMAGES, "digest", known, measure or Selector(), propose)
+def ground(propose: Proposer, measure: Callable[[str, int, int], Sequence[bool]] | None = None) -> SearchProblem:
+    known = ForbiddenText(("the man in the red shirt",), ("dog", "cat", "chair"))
+    return SearchProblem(INSTRUCTION, "Made by hand.", IMAGES, "digest", known, measure or Selector(), propose)
 
 
 def section(**changes: object) -> SearchSection:
@@ -72,8 +72,8 @@ def section(**changes: object) -> SearchSection:
 
 
 def searched(path: Path, propose: Proposer, measure: Callable[[str, int, int], Sequence[bool]] | None = None,
-             **changes: object) -> tuple[History, Standing]:  # fmt: skip
+             **changes: object) -> tuple[History, Leaderboard]:  # fmt: skip
     """Search, or go on, with what is in a file."""
     history = History(path)
-    standing = search(section(**changes), ground(propose, measure), history, lambda _: None)
-    return history, standing
+    leaderboard = search_prompts(section(**changes), ground(propose, measure), history, lambda _: None)
+    return history, leaderboard

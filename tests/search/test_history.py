@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import LLMWrapperError, RunError
-from llm_wrapper.search.history import Begun, Cost, Evaluated, History, Refused, bits, written
+from llm_wrapper.search.history import (
+    EvaluatedPrompt,
+    History,
+    RefusedProposal,
+    SearchCost,
+    SearchStart,
+    read_bits,
+    write_bits,
+)
 from tests.search.made import evaluated
 
 ROWS = [
-    Begun("digest", 4),
+    SearchStart("digest", 4),
     evaluated("0110", "seed {objects}\nüñí", iteration=0),
-    Refused(1, 0, "no", 2, ("the instruction is empty", "and more"), None, Cost(None, 0, 0.1)),
+    RefusedProposal(1, 0, "no", 2, ("the instruction is empty", "and more"), None, SearchCost(None, 0, 0.1)),
     evaluated("01", "second", iteration=1, number=1, verdict="stopped", alpha=0.5),
 ]
 
@@ -33,8 +41,8 @@ def test_rows_are_read_back_equal(path: Path) -> None:
     found = History(path)
     assert found.rows == ROWS
     assert (found.evaluated, found.refused) == ([ROWS[1], ROWS[3]], [ROWS[2]])
-    assert bits(found.evaluated[0]) == [False, True, True, False]
-    assert written(bits(found.evaluated[0])) == "0110"
+    assert read_bits(found.evaluated[0]) == [False, True, True, False]
+    assert write_bits(read_bits(found.evaluated[0])) == "0110"
 
 
 def test_every_row_is_one_line_that_other_programs_can_read(path: Path) -> None:
@@ -80,7 +88,7 @@ def test_a_damaged_line_is_refused_with_its_number(path: Path, line: int, conten
     lines = path.read_bytes().split(b"\n")
     lines[line - 1] = content
     path.write_bytes(b"\n".join(lines))
-    with pytest.raises(RunError, match=rf"line {line}, is damaged: .*{why}.*or begin anew without it: rm "):
+    with pytest.raises(RunError, match=rf"line {line}, is damaged: .*{why}.*or start again without it: rm "):
         History(path)
 
 
@@ -98,13 +106,13 @@ def test_numbers_that_contradict_each_other_are_refused(path: Path, change: dict
 
 
 def test_a_search_goes_on_only_with_what_it_began_with(path: Path, tmp_path: Path) -> None:
-    History(path).begin(Begun("digest", 4))
+    History(path).begin(SearchStart("digest", 4))
     assert History(path).rows == ROWS
     with pytest.raises(RunError, match="other expressions or other candidates"):
-        History(path).begin(Begun("another", 4))
+        History(path).begin(SearchStart("another", 4))
     fresh = History(tmp_path / "new.jsonl")
-    fresh.begin(Begun("digest", 4))
-    assert History(fresh.path).rows == [Begun("digest", 4)]
+    fresh.begin(SearchStart("digest", 4))
+    assert History(fresh.path).rows == [SearchStart("digest", 4)]
 
 
 def test_what_cannot_be_written_is_told(path: Path) -> None:
@@ -118,4 +126,4 @@ def test_what_cannot_be_written_is_told(path: Path) -> None:
 
 def test_a_measurement_of_nothing_is_none() -> None:
     with pytest.raises(ValueError, match="should match pattern"):
-        Evaluated("p", 1, 0, "", 0.0, 0, None, "open", None, Cost(None, 0, 0.0))
+        EvaluatedPrompt("p", 1, 0, "", 0.0, 0, None, "open", None, SearchCost(None, 0, 0.0))

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from llm_wrapper.search.proposals import Known, clean, meta_prompt, refusals, same
-from llm_wrapper.search.standing import Standing
-from llm_wrapper.search.tasks import CAPTION, INSTRUCTION, other_demand, task_of
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.llms import answers, steering
+from llm_wrapper.recipe.schema import LLMSection, SamplingSection, SearchSection
+from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.proposals import (
+    ForbiddenText,
+    LocalProposer,
+    Request,
+    ServedProposer,
+    build_meta_prompt,
+    clean_proposal,
+    find_refusals,
+    is_same_prompt,
+)
+from llm_wrapper.search.tasks import CAPTION, INSTRUCTION, find_other_demand, search_task
+from tests.llms import tiny
+from tests.search.fakes import ProposingServer
 from tests.search.made import evaluated
 
-KNOWN = Known(
+KNOWN = ForbiddenText(
     ("the man in the red shirt", "left dog", "The BIG, brown cow!"), ("dog", "red chair", "cat", "cow"), ("<|weird|>",)
 )
 GOOD = "Objects:\n{objects}\nGive the number of the one meant by {expression}"
 
 
-def standing() -> Standing:
+def leaderboard() -> Leaderboard:
     texts = ["seed", "a", "b", "c", "d"]
     rights = ["0100", "1100", "1000", "1110", "0000"]
-    return Standing([evaluated(r, f"{t} {GOOD}", iteration=i) for i, (t, r) in enumerate(zip(texts, rights))])  # noqa: B905
+    return Leaderboard([evaluated(r, f"{t} {GOOD}", iteration=i) for i, (t, r) in enumerate(zip(texts, rights))])  # noqa: B905
 
 
 def test_the_question_shows_bad_and_good_prompts_rising_and_the_rules() -> None:
-    asked = meta_prompt(INSTRUCTION, "RefCOCOg: long expressions.", standing(), 2)
+    asked = build_meta_prompt(INSTRUCTION, "RefCOCOg: long expressions.", leaderboard(), 2)
     assert re.findall(r"Accuracy: ([\d.]+) %", asked) == ["0.0", "25.0", "50.0", "75.0"]
     assert asked.index("did badly") < asked.index(f"d {GOOD}") < asked.index("did well") < asked.index(f"c {GOOD}")
     assert "RefCOCOg: long expressions." in asked
@@ -34,8 +49,8 @@ def test_the_question_shows_bad_and_good_prompts_rising_and_the_rules() -> None:
 
 
 def test_the_first_question_shows_the_seed_prompt_alone() -> None:
-    first = Standing([evaluated("0100", GOOD, iteration=0)])
-    asked = meta_prompt(INSTRUCTION, "Made by hand.", first, 5)
+    first = Leaderboard([evaluated("0100", GOOD, iteration=0)])
+    asked = build_meta_prompt(INSTRUCTION, "Made by hand.", first, 5)
     assert "did badly" not in asked
     assert asked.count(GOOD) == 1
 
@@ -61,7 +76,7 @@ def test_the_first_question_shows_the_seed_prompt_alone() -> None:
     ],
 )
 def test_the_prompt_in_an_answer_is_found(answer: str) -> None:
-    assert clean(answer) == GOOD
+    assert clean_proposal(answer) == GOOD
 
 
 @pytest.mark.parametrize(
@@ -74,26 +89,26 @@ def test_the_prompt_in_an_answer_is_found(answer: str) -> None:
     ],
 )
 def test_what_belongs_to_a_prompt_stays(answer: str) -> None:
-    assert clean(answer) == answer
+    assert clean_proposal(answer) == answer
 
 
 @pytest.mark.parametrize("answer", ["", " \n", "```\n```", '""', "Prompt:", "``````", "Prompt: Prompt: Prompt:"])
 def test_an_empty_answer_is_refused(answer: str) -> None:
-    assert refusals(clean(answer), INSTRUCTION, KNOWN) == ["the instruction is empty"]
+    assert find_refusals(clean_proposal(answer), INSTRUCTION, KNOWN) == ["the instruction is empty"]
 
 
 def test_a_good_proposal_is_not_refused() -> None:
-    assert refusals(GOOD, INSTRUCTION, KNOWN) == []
-    assert refusals(INSTRUCTION.seed, INSTRUCTION, KNOWN) == []
-    assert refusals(CAPTION.seed, CAPTION, KNOWN) == []
-    assert refusals("all of {expression} in this photograph", CAPTION, KNOWN) == []
+    assert find_refusals(GOOD, INSTRUCTION, KNOWN) == []
+    assert find_refusals(INSTRUCTION.seed, INSTRUCTION, KNOWN) == []
+    assert find_refusals(CAPTION.seed, CAPTION, KNOWN) == []
+    assert find_refusals("all of {expression} in this photograph", CAPTION, KNOWN) == []
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param("Number of {expression}?", "{objects} stands in the instruction 0 times", id="lost"),
-        pytest.param(f"{GOOD} {{objects}}", "{objects} stands in the instruction 2 times", id="repeated"),
+        pytest.param("Number of {expression}?", "{objects} occurs in the instruction 0 times", id="lost"),
+        pytest.param(f"{GOOD} {{objects}}", "{objects} occurs in the instruction 2 times", id="repeated"),
         pytest.param(f"{GOOD} {{answer}}", "'{answer}' is no placeholder", id="another"),
         pytest.param(GOOD + " word" * 6000, "characters; 1000 is the most", id="ten-pages"),
         pytest.param(f"{GOOD} as in the man in the red SHIRT", "leaks a training expression: 'the man", id="example"),
@@ -113,11 +128,11 @@ def test_a_good_proposal_is_not_refused() -> None:
     ],
 )
 def test_a_proposal_is_refused_with_the_reason(text: str, why: str) -> None:
-    assert any(why in reason for reason in refusals(clean(text), INSTRUCTION, KNOWN))
+    assert any(why in reason for reason in find_refusals(clean_proposal(text), INSTRUCTION, KNOWN))
 
 
 def test_all_reasons_are_told() -> None:
-    reasons = refusals("Describe the man in the red shirt <|im_end|> [1, 2, 3, 4]", INSTRUCTION, KNOWN)
+    reasons = find_refusals("Describe the man in the red shirt <|im_end|> [1, 2, 3, 4]", INSTRUCTION, KNOWN)
     assert len(reasons) == 6
 
 
@@ -133,12 +148,12 @@ def test_all_reasons_are_told() -> None:
     ],
 )
 def test_what_looks_a_little_like_a_leak_is_measured(text: str) -> None:
-    assert refusals(text, INSTRUCTION, KNOWN) == []
+    assert find_refusals(text, INSTRUCTION, KNOWN) == []
 
 
 def test_what_stands_in_an_expression_is_no_demand() -> None:
-    assert other_demand("{objects} number of {expression}") is None
-    assert other_demand("{objects} {expression}") is None
+    assert find_other_demand("{objects} number of {expression}") is None
+    assert find_other_demand("{objects} {expression}") is None
 
 
 @pytest.mark.parametrize(
@@ -154,9 +169,64 @@ def test_what_stands_in_an_expression_is_no_demand() -> None:
     ],
 )
 def test_captions_have_rules_of_their_own(text: str, why: str) -> None:
-    assert any(why in reason for reason in refusals(text, task_of("caption"), KNOWN))
+    assert any(why in reason for reason in find_refusals(text, search_task("caption"), KNOWN))
 
 
 @pytest.mark.parametrize(("other", "found"), [(f" {GOOD}\n", True), (GOOD.replace("\n", " "), True), ("x", False)])
 def test_prompts_are_the_same_whatever_their_spaces(other: str, found: bool) -> None:
-    assert same(GOOD, other) == found
+    assert is_same_prompt(GOOD, other) == found
+
+
+GUIDES = ("the left dog of 4 dogs", "12 chairs")
+
+
+def proposer(**changes: object) -> LocalProposer:
+    values = {"sampling": {"max_new_tokens": 6}, "alphas": [1.0], **changes}
+    return LocalProposer(tiny.llm(), SearchSection.model_validate(values))
+
+
+def test_the_same_request_draws_the_same_and_guidance_changes_it() -> None:
+    propose = proposer()
+    plain = [propose(Request("Write.", seed)) for seed in range(4)]
+    assert [propose(Request("Write.", seed)) for seed in range(4)] == plain
+    assert [propose(Request("Write.", seed, GUIDES, 0.0)) for seed in range(4)] == plain
+    assert [propose(Request("Write.", seed, GUIDES, 8.0)) for seed in range(4)] != plain
+    assert len({found.text for found in plain}) == 4
+
+
+def test_the_offset_is_computed_once_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[tuple[str, str, int | None]] = []
+    real = steering.offset
+
+    def counted(llm: object, better: str, worse: str, layer: int | None) -> object:
+        pairs.append((better, worse, layer))
+        return real(llm, better, worse, layer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(steering, "offset", counted)
+    propose = proposer(layer=2)
+    for guides in (GUIDES, GUIDES, GUIDES[::-1]):
+        propose(Request("Write.", 1, guides, 0.5))
+    assert pairs == [(*GUIDES, 2), (*GUIDES[::-1], 2)]
+
+
+def served(server: ProposingServer, **sampling: object) -> ServedProposer:
+    section = LLMSection.model_validate({"backend": "openai", "model": "m", "server": {"base_url": f"{server.url}/v1"}})
+    return ServedProposer(section, SamplingSection.model_validate(sampling))
+
+
+def test_a_server_is_asked_once_for_each_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "ROOT", tmp_path)
+    with ProposingServer(["one", "two"]) as server:
+        assert not ServedProposer.can_be_guided
+        assert [served(server)(Request("Write.", seed)).text for seed in (1, 2, 1, 2)] == ["one", "two"] * 2
+        assert [each.body["seed"] for each in server.seen] == [1, 2]
+        # Another temperature is another question, and what a server does not know is not sent.
+        served(server, temperature=0.5, top_k=None)(Request("Write.", 1))
+        assert server.seen[-1].body["temperature"] == 0.5
+        assert "top_k" not in server.seen[-1].body
+        assert server.seen[-1].path == "/v1/chat/completions"
+
+
+def test_a_local_model_is_no_server() -> None:
+    with pytest.raises(RecipeError, match="is no server"):
+        ServedProposer(LLMSection(model="tiny"), SamplingSection())

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_wrapper.report import search as shown
-from llm_wrapper.search.history import Begun, Cost, History, Refused
+from llm_wrapper.search.history import History, RefusedProposal, SearchCost, SearchStart
 from tests.search.made import evaluated
 
 
@@ -25,18 +25,18 @@ def history(tmp_path: Path) -> History:
     found = History(tmp_path / "history.jsonl")
     refusals = [
         ("the instruction is empty",),
-        ("{objects} stands in the instruction 0 times; it is needed exactly once", "it leaks a box: '1 2 3 4'"),
-        ("{objects} stands in the instruction 3 times; it is needed exactly once", "it leaks a box: '5, 6, 7, 8'"),
+        ("{objects} occurs in the instruction 0 times; it is needed exactly once", "it leaks a box: '1 2 3 4'"),
+        ("{objects} occurs in the instruction 3 times; it is needed exactly once", "it leaks a box: '5, 6, 7, 8'"),
         ("it is the prompt 0 of round 1 again",),
         ("'{answer}' is no placeholder; there are {objects} and {expression}",),
     ]
     rows = [
-        Begun("digest", 4),
+        SearchStart("digest", 4),
         evaluated("0110", "seed [bold]words", iteration=0),
         evaluated("01", "open", verdict="open"),
         evaluated("0111", "open", alpha=0.25),
         evaluated("00", "bad", number=1, verdict="stopped"),
-        *(Refused(2, place, "a", 1, why, None, Cost(3, 0, 0.5)) for place, why in enumerate(refusals)),
+        *(RefusedProposal(2, place, "a", 1, why, None, SearchCost(3, 0, 0.5)) for place, why in enumerate(refusals)),
     ]
     for row in rows:
         found.add(row)
@@ -57,7 +57,7 @@ def test_prompts_stand_by_rank_with_interval_and_round(history: History) -> None
 def test_refusals_are_counted_by_kind(history: History) -> None:
     assert shown.refused(history) == [
         "5 of 7 proposals were refused",
-        "  2 x {objects} stands in the instruction .. times; it is needed exactly once",
+        "  2 x {objects} occurs in the instruction .. times; it is needed exactly once",
         "  2 x it leaks a box",
         "  1 x the instruction is empty",
         "  1 x it is an earlier prompt again",

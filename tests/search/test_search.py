@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from llm_wrapper.errors import ModelError, PromptError, RecipeError, RunError
-from llm_wrapper.search.history import Cost, Evaluated, History, Refused, Row
-from llm_wrapper.search.search import Request, seed_of
-from llm_wrapper.search.standing import Standing
+from llm_wrapper.search.history import EvaluatedPrompt, History, HistoryRow, RefusedProposal, SearchCost
+from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.proposals import Request
+from llm_wrapper.search.search import proposal_seed
 from tests.search.made import NUM, Proposer, Selector, climbing, prompt, searched
 
 pytestmark = pytest.mark.slow
@@ -23,11 +24,11 @@ class StoppedError(Exception):
     """Stands for Ctrl-C, a kill, or a server that went away."""
 
 
-def timeless(rows: Sequence[Row]) -> list[Row]:
+def timeless(rows: Sequence[HistoryRow]) -> list[HistoryRow]:
     """Rows without what no two runs share."""
     return [
-        replace(row, cost=Cost(row.cost.tokens, row.cost.questions, 0.0))
-        if isinstance(row, Evaluated | Refused)
+        replace(row, cost=SearchCost(row.cost.tokens, row.cost.questions, 0.0))
+        if isinstance(row, EvaluatedPrompt | RefusedProposal)
         else row
         for row in rows
     ]
@@ -41,18 +42,18 @@ def in_turn(*texts: str) -> Callable[[Request], str]:
 def test_a_planted_good_prompt_rises_to_the_top(tmp_path: Path) -> None:
     good = prompt(0.95, "planted")
     texts = [prompt(0.3 + place / 100, f"p{place}") for place in range(11)]
-    history, standing = searched(tmp_path / "h", Proposer(in_turn(*texts[:7], good, *texts[7:])))
-    best = standing.best()
+    history, leaderboard = searched(tmp_path / "h", Proposer(in_turn(*texts[:7], good, *texts[7:])))
+    best = leaderboard.best()
     assert best is not None
     assert (best.prompt, best.n, best.iteration, best.number) == (good, NUM, 3, 1)
     assert best.fitness > 0.9
-    assert standing.ranked()[0] == best
+    assert leaderboard.ranked()[0] == best
     assert [row.iteration for row in history.evaluated][-1] == 4
 
 
 def test_a_proposer_that_learns_from_the_history_climbs(tmp_path: Path) -> None:
-    _, standing = searched(tmp_path / "h", Proposer(climbing), iterations=12)
-    seed, best = standing.seed, standing.best()
+    _, leaderboard = searched(tmp_path / "h", Proposer(climbing), iterations=12)
+    seed, best = leaderboard.seed, leaderboard.best()
     assert seed is not None
     assert best is not None
     assert best.fitness > seed.fitness + 0.3
@@ -61,8 +62,8 @@ def test_a_proposer_that_learns_from_the_history_climbs(tmp_path: Path) -> None:
 def test_hopeless_prompts_stop_early_and_others_see_everything(tmp_path: Path) -> None:
     selector = Selector()
     texts = [prompt(0.9, "good"), prompt(0.02, "bad"), prompt(0.03, "bad too")]
-    _, standing = searched(tmp_path / "h", Proposer(in_turn(*texts)), selector, iterations=1)
-    verdicts = {row.prompt: (row.verdict, row.n) for row in standing.ranked()}
+    _, leaderboard = searched(tmp_path / "h", Proposer(in_turn(*texts)), selector, iterations=1)
+    verdicts = {row.prompt: (row.verdict, row.n) for row in leaderboard.ranked()}
     assert verdicts == {
         prompt(0.3, "seed"): ("complete", NUM),
         texts[0]: ("complete", NUM),
@@ -89,13 +90,13 @@ def test_equal_prompts_are_measured_once(tmp_path: Path) -> None:
         pytest.param("", "the instruction is empty", 0, id="nothing"),
         pytest.param("word " * 6000, "1000 is the most", 30_000, id="ten-pages"),
         pytest.param("\x00\x1b[31m", "control characters", 6, id="control"),
-        pytest.param("\ud800", "stands in the instruction 0 times", 1, id="half-a-pair"),
-        pytest.param("I cannot help with that.", "{objects} stands in the instruction 0 times", 24, id="refusal"),
+        pytest.param("\ud800", "occurs in the instruction 0 times", 1, id="half-a-pair"),
+        pytest.param("I cannot help with that.", "{objects} occurs in the instruction 0 times", 24, id="refusal"),
     ],
 )
 def test_a_proposer_that_never_helps_leaves_the_seed_prompt(tmp_path: Path, answer: str, why: str, length: int) -> None:
-    history, standing = searched(tmp_path / "h", Proposer(lambda _: answer))
-    assert [row.prompt for row in standing.ranked()] == [prompt(0.3, "seed")]
+    history, leaderboard = searched(tmp_path / "h", Proposer(lambda _: answer))
+    assert [row.prompt for row in leaderboard.ranked()] == [prompt(0.3, "seed")]
     assert len(history.refused) == 12
     for row in history.refused:
         assert any(why in reason for reason in row.reasons)
@@ -156,7 +157,9 @@ def test_a_finished_search_asks_nobody(tmp_path: Path) -> None:
 
 
 def test_every_draw_has_a_seed_of_its_own() -> None:
-    seeds = [seed_of(seed, iteration, number) for seed in range(3) for iteration in range(30) for number in range(5)]
+    seeds = [
+        proposal_seed(seed, iteration, number) for seed in range(3) for iteration in range(30) for number in range(5)
+    ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= each < 2**31 for each in seeds)
 
@@ -186,7 +189,7 @@ def test_guidance_begins_after_the_first_improvement_and_takes_the_strengths_in_
     alphas = {row.prompt: row.alpha for row in history.evaluated}
     assert [alphas[text] for text in texts[5:9]] == [None, 1.0, 0.25, 1.0]
     for request, row in zip(propose.requests[6:], [6, 7, 8], strict=False):
-        assert request.guides == Standing(history.rows, before=3).guides(), row
+        assert request.guides == Leaderboard(history.rows, before=3).guides(), row
 
 
 @pytest.mark.parametrize("options", [{"can_be_guided": False}, {"can_be_guided": True}], ids=str)
@@ -225,9 +228,9 @@ def test_a_prompt_that_no_model_can_be_asked_is_refused(tmp_path: Path) -> None:
         return selector(text, start, end)
 
     texts = (prompt(0.5, "odd"), prompt(0.6, "fine"), prompt(0.4, "too"))
-    history, standing = searched(tmp_path / "h", Proposer(in_turn(*texts)), picky, iterations=1)
+    history, leaderboard = searched(tmp_path / "h", Proposer(in_turn(*texts)), picky, iterations=1)
     assert [row.reasons for row in history.refused] == [("it cannot be asked: its text forms a special token",)]
-    assert {row.prompt for row in standing.ranked()} >= {texts[1]}
+    assert {row.prompt for row in leaderboard.ranked()} >= {texts[1]}
     with pytest.raises(PromptError, match="special token"):
         searched(tmp_path / "other", Proposer(climbing), picky, seed_prompt=prompt(0.4, "odd"))
 

@@ -15,11 +15,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import detectors, runs
-from llm_wrapper.cli import main, prompts_cli
+from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms import ask
-from llm_wrapper.search.history import Evaluated, History
+from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.search.history import EvaluatedPrompt, History
 from tests.detectors.misbehaving_server import Step
 from tests.first_images import copy_first_images
 from tests.llms import tiny
@@ -53,8 +53,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A folder to work in, and what chooses data and LLM."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, prompts_cli):
-        monkeypatch.setattr(module, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     return ["--data-root", str(source / "toy"), f"llm.model='{source / 'tiny'}'", "llm.dtype=float32"]
 
 
@@ -88,7 +87,7 @@ def fail(kind: type[LLMWrapperError], *args: str | Path) -> str:
 
 
 def search(*args: str | Path) -> str:
-    return run("prompts", "search", *SIZES, *args)
+    return run("search-prompts", *SIZES, *args)
 
 
 # the selector's instruction
@@ -104,10 +103,10 @@ def test_a_tiny_llm_searches_for_its_own_prompt(cached: list[str]) -> None:
     assert {path.name for path in RUN.iterdir()} >= {"recipe.yaml", "confirmed.json", "best.yaml", "manifest.json"}
     assert runs.recipe_of(RUN).search is not None
 
-    again = run("prompts", "history", RUN)
+    again = run("report", RUN)
     assert "4 of 4 proposals were refused" in again
     assert (RUN / "history.png").stat().st_size > 5000
-    assert "is complete" in fail(RunError, "prompts", "search", *SIZES, *cached)
+    assert "is complete" in fail(RunError, "search-prompts", *SIZES, *cached)
 
 
 def test_a_search_with_a_server_proposes_measures_confirms_and_is_used(
@@ -151,7 +150,7 @@ def test_search_and_confirmation_share_no_image_and_see_no_evaluated_one(
     search(*cached, proposer(server))
     lines = {split: (source / "toy" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "val")}
     images = {split: {json.loads(line)["image_id"] for line in part} for split, part in lines.items()}
-    confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load(path)}
+    confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load_predictions(path)}
     assert confirmed <= images["train"] - images["val"]
     assert len(list(RUN.glob("confirmed-*.parquet"))) >= 2
 
@@ -163,11 +162,11 @@ def test_a_server_that_stops_in_the_middle_and_the_same_command_again(
     shutil.rmtree("data/answers")
     server.num_answered = 0
     server.submits.extend([Step(), Step(400, {"error": "gone"})])
-    told = fail(ModelError, "prompts", "search", *SIZES, *cached, proposer(server))
+    told = fail(ModelError, "search-prompts", *SIZES, *cached, proposer(server))
     assert "the server refuses the request" in told
     assert not runs.is_complete(RUN)
     num_before = len(server.seen)
-    assert "prompt" in run("prompts", "history", RUN)
+    assert "prompt" in run("report", RUN)
     search(*cached, proposer(server))
     assert len(server.seen) - num_before == 3  # one proposal was kept
     whole, parts = (History(path / "history.jsonl").rows for path in (Path("runs/whole"), RUN))
@@ -184,7 +183,7 @@ def test_an_interrupted_confirmation_asks_only_for_what_lacks(
     search(*command)
     (RUN / "manifest.json").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in RUN.glob("confirmed-*")}
-    monkeypatch.setattr(ask, "ask", None)  # whoever asks now must fail
+    monkeypatch.setattr(LocalLLM, "answer", None)  # whoever asks now must fail
     search(*command)
     assert {path.name: path.stat().st_mtime_ns for path in RUN.glob("confirmed-*.parquet")}.items() <= before.items()
 
@@ -230,7 +229,7 @@ def test_a_caption_that_finds_more_rises(options: list[str], server: ProposingSe
 
 
 def test_a_detector_without_captions_is_refused(options: list[str], server: ProposingServer) -> None:
-    args = ("prompts", "search", *SIZES, *options, "--search", "glov-detector", proposer(server))
+    args = ("search-prompts", *SIZES, *options, "--search", "glov-detector", proposer(server))
     assert "one detector that takes a caption" in fail(RecipeError, *args)
 
 
@@ -245,7 +244,7 @@ def test_a_detector_without_captions_is_refused(options: list[str], server: Prop
         pytest.param(["data.train_split=test"], RecipeError, "data.train_split=test is evaluated on", id="test"),
         pytest.param(["--llm", "rule"], RecipeError, "LLM=rule writes no prompts", id="rule"),
         pytest.param(["prompt.examples=2"], RecipeError, "without prompt.examples", id="examples"),
-        pytest.param(["search.seed_prompt=Which?"], RecipeError, "{objects} stands in the instruction 0", id="seed"),
+        pytest.param(["search.seed_prompt=Which?"], RecipeError, "{objects} occurs in the instruction 0", id="seed"),
         pytest.param(["search.first=9"], RecipeError, "search.first=9 is more than search.slice=8", id="first"),
         pytest.param(["search.fitness=oracle"], RecipeError, "is for search.target=caption", id="oracle"),
         pytest.param(["search.alphas=[-1]"], RecipeError, "search.alphas", id="alpha"),
@@ -257,7 +256,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_loaded(
     options: list[str], more: list[str], kind: type[LLMWrapperError], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [each for each in options if "llm.model" not in each or "rule" not in more]
-    assert text in fail(kind, "prompts", "search", *SIZES, *options, *more)
+    assert text in fail(kind, "search-prompts", *SIZES, *options, *more)
     assert not Path("runs").exists()
 
 
@@ -268,14 +267,14 @@ def test_a_search_may_begin_with_a_prompt_recipe(cached: list[str], server: Prop
 
 
 def test_a_folder_without_history_is_told(options: list[str]) -> None:
-    assert "make search-prompts SEARCH=glov" in fail(RunError, "prompts", "history", "runs/none")
+    assert "make search-prompts SEARCH=glov" in fail(RunError, "report", "runs/none")
 
 
 def test_other_detections_than_the_search_began_with_are_refused(cached: list[str], server: ProposingServer) -> None:
     server.submits.extend([Step(), Step(400, {})])
-    fail(ModelError, "prompts", "search", *SIZES, *cached, proposer(server))
+    fail(ModelError, "search-prompts", *SIZES, *cached, proposer(server))
     lines = (RUN / "history.jsonl").read_text().splitlines()
     lines[0] = lines[0].replace('"expressions": "', '"expressions": "other')
     (RUN / "history.jsonl").write_text("".join(line + "\n" for line in lines))
-    assert "other expressions" in fail(RunError, "prompts", "search", *SIZES, *cached, proposer(server))
-    assert isinstance(History(RUN / "history.jsonl").rows[1], Evaluated)
+    assert "other expressions" in fail(RunError, "search-prompts", *SIZES, *cached, proposer(server))
+    assert isinstance(History(RUN / "history.jsonl").rows[1], EvaluatedPrompt)

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.recipe import TrainSection
 from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.training.examples import (
-    Example,
     Group,
-    examples_of,
+    TrainingExample,
+    find_target_index,
+    make_examples,
     make_groups,
-    schedule,
-    target_index,
-    unlabelled_groups,
+    make_unlabelled_groups,
+    schedule_groups,
 )
 
 WH = (640, 480)
@@ -43,15 +43,15 @@ def built(candidates: tuple[Candidate, ...] = ZEBRAS) -> BuiltCandidates:
     return BuiltCandidates(candidates, tuple(range(len(candidates))), {})
 
 
-def scene(
+def prepared_sample(
     sample_id: str,
     target: Box | None = LEFT_ZEBRA,
     *,
     image_id: str = "zebras",
     candidates: tuple[Candidate, ...] = ZEBRAS,
     expression: str = "left zebra",
-) -> Scene:
-    return Scene(Sample(sample_id, sample_id, image_id, None, WH, expression, target), built(candidates))
+) -> PreparedSample:
+    return PreparedSample(Sample(sample_id, sample_id, image_id, None, WH, expression, target), built(candidates))
 
 
 def reasons(left_out: dict[str, int]) -> dict[str, int]:
@@ -72,8 +72,8 @@ def reasons(left_out: dict[str, int]) -> dict[str, int]:
     ],
 )
 def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, expected: int | None) -> None:
-    each = scene("1", target)
-    assert target_index(each.built, each.sample) == expected
+    each = prepared_sample("1", target)
+    assert find_target_index(each.built, each.sample) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,49 +81,56 @@ def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, ex
     [pytest.param(20.0, None, id="exactly-one-half"), pytest.param(19.99, 0, id="just-over-one-half")],
 )
 def test_half_an_overlap_is_not_enough(height: float, expected: int | None) -> None:
-    each = scene("1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),))
-    assert target_index(each.built, each.sample) == expected
+    each = prepared_sample(
+        "1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),)
+    )
+    assert find_target_index(each.built, each.sample) == expected
 
 
 def test_the_first_of_equal_candidates_is_the_target() -> None:
-    each = scene("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
-    assert target_index(each.built, each.sample) == 1
+    each = prepared_sample("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
+    assert find_target_index(each.built, each.sample) == 1
 
 
 def test_no_candidate_is_no_target() -> None:
-    each = scene("1", candidates=())
-    assert target_index(each.built, each.sample) is None
+    each = prepared_sample("1", candidates=())
+    assert find_target_index(each.built, each.sample) is None
 
 
 # groups
 
 
 def test_what_is_left_out_is_counted_by_its_first_reason() -> None:
-    scenes = [
-        scene("good"),
-        scene("no box", None),
-        scene("no box, no candidates", None, candidates=()),
-        scene("none", candidates=()),
-        scene("one", candidates=ZEBRAS[1:2]),
-        scene("one, elsewhere", NOWHERE, candidates=ZEBRAS[1:2]),
-        scene("elsewhere", NOWHERE),
-        scene("too large", Box(0.0, 0.0, 640.0, 480.0)),
+    samples = [
+        prepared_sample("good"),
+        prepared_sample("no box", None),
+        prepared_sample("no box, no candidates", None, candidates=()),
+        prepared_sample("none", candidates=()),
+        prepared_sample("one", candidates=ZEBRAS[1:2]),
+        prepared_sample("one, elsewhere", NOWHERE, candidates=ZEBRAS[1:2]),
+        prepared_sample("elsewhere", NOWHERE),
+        prepared_sample("too large", Box(0.0, 0.0, 640.0, 480.0)),
     ]
-    groups, left_out = make_groups(scenes, section())
+    groups, left_out = make_groups(samples, section())
     assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
     assert reasons(left_out) == {"no_target": 2, "too_few_candidates": 3, "target_not_among_candidates": 2}
 
 
 def test_an_expression_that_means_several_objects_is_not_trained_on() -> None:
-    several = replace(scene("several").sample, further_targets=(ZEBRAS[0].box,))
-    scenes = [scene("good"), Scene(several, built()), Scene(several, built(())), scene("no box", None)]
-    groups, left_out = make_groups(scenes, section())
+    several = replace(prepared_sample("several").sample, further_targets=(ZEBRAS[0].box,))
+    samples = [
+        prepared_sample("good"),
+        PreparedSample(several, built()),
+        PreparedSample(several, built(())),
+        prepared_sample("no box", None),
+    ]
+    groups, left_out = make_groups(samples, section())
     assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
     assert reasons(left_out) == {"several_targets": 2, "no_target": 1}
 
 
 def test_the_least_number_of_candidates_is_a_setting() -> None:
-    groups, left_out = make_groups([scene("1")], section(min_candidates=4))
+    groups, left_out = make_groups([prepared_sample("1")], section(min_candidates=4))
     assert (groups, reasons(left_out)) == ([], {"too_few_candidates": 1})
 
 
@@ -133,13 +140,13 @@ def test_nothing_to_train_on_makes_no_group() -> None:
 
 
 def test_samples_of_one_image_with_the_same_candidates_share_a_group() -> None:
-    scenes = [
-        scene("1"),
-        scene("2", image_id="other"),
-        scene("3", ZEBRAS[0].box),
-        scene("4", candidates=ZEBRAS[::-1]),
+    samples = [
+        prepared_sample("1"),
+        prepared_sample("2", image_id="other"),
+        prepared_sample("3", ZEBRAS[0].box),
+        prepared_sample("4", candidates=ZEBRAS[::-1]),
     ]
-    groups, _ = make_groups(scenes, section())
+    groups, _ = make_groups(samples, section())
     assert [[sample.sample_id for sample in group.samples] for group in groups] == [["1", "3"], ["2"], ["4"]]
     assert [group.targets for group in groups] == [(1, 0), (1,), (1,)]
     assert groups[2].candidates == ZEBRAS[::-1]
@@ -157,7 +164,7 @@ def test_samples_of_one_image_with_the_same_candidates_share_a_group() -> None:
 )
 def test_groups_hold_a_limited_number_of_expressions(expressions: int, generated: int, sizes: list[int]) -> None:
     chosen = section(expressions_per_group=expressions, generated_per_group=generated)
-    groups, _ = make_groups([scene(str(number)) for number in range(9)], chosen)
+    groups, _ = make_groups([prepared_sample(str(number)) for number in range(9)], chosen)
     assert [len(group.samples) for group in groups] == sizes
     assert [sample.sample_id for group in groups for sample in group.samples] == [str(number) for number in range(9)]
 
@@ -167,12 +174,14 @@ def test_groups_hold_a_limited_number_of_expressions(expressions: int, generated
 
 def many(count: int) -> list[Group]:
     """Groups whose size goes round from 2 to 11."""
-    return [Group((scene(str(number)).sample,), (1,), ZEBRAS, size=2 + number % 10) for number in range(count)]
+    return [
+        Group((prepared_sample(str(number)).sample,), (1,), ZEBRAS, size=2 + number % 10) for number in range(count)
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 130, 600])
 def test_each_epoch_is_a_permutation(count: int) -> None:
-    rows = schedule(many(count), section(epochs=3))
+    rows = schedule_groups(many(count), section(epochs=3))
     assert [epoch for epoch, _ in rows] == [epoch for epoch in range(3) for _ in range(count)]
     for epoch in range(3):
         assert sorted(place for each, place in rows if each == epoch) == list(range(count))
@@ -180,18 +189,18 @@ def test_each_epoch_is_a_permutation(count: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     groups = many(40)
-    rows = schedule(groups, section(epochs=2))
+    rows = schedule_groups(groups, section(epochs=2))
     first, second = ([place for epoch, place in rows if epoch == each] for each in range(2))
-    other = [place for _, place in schedule(groups, section(seed=1))]
+    other = [place for _, place in schedule_groups(groups, section(seed=1))]
     assert first != second
     assert first != other
     assert first != list(range(40))
-    assert schedule(groups, section(epochs=2)) == rows
+    assert schedule_groups(groups, section(epochs=2)) == rows
 
 
 def test_the_groups_of_a_step_are_of_similar_size() -> None:
     groups = many(512)
-    rows = schedule(groups, section(groups_per_step=8))
+    rows = schedule_groups(groups, section(groups_per_step=8))
     sizes = [groups[place].size for _, place in rows]
     steps = [sizes[start : start + 8] for start in range(0, len(sizes), 8)]
     assert max(max(step) - min(step) for step in steps) <= 1
@@ -207,8 +216,8 @@ def test_the_groups_of_a_step_are_of_similar_size() -> None:
 )
 def test_max_steps_cuts_the_end_off(max_steps: int | None, expected: int) -> None:
     groups = many(30)
-    rows = schedule(groups, section(max_steps=max_steps, groups_per_step=4, epochs=2))
-    assert rows == schedule(groups, section(groups_per_step=4, epochs=2))[:expected]
+    rows = schedule_groups(groups, section(max_steps=max_steps, groups_per_step=4, epochs=2))
+    assert rows == schedule_groups(groups, section(groups_per_step=4, epochs=2))[:expected]
     assert len(rows) == expected
 
 
@@ -216,18 +225,18 @@ def test_max_steps_cuts_the_end_off(max_steps: int | None, expected: int) -> Non
 
 
 GROUP = Group(
-    (scene("1").sample, scene("2", ZEBRAS[2].box, expression="the grass").sample),
+    (prepared_sample("1").sample, prepared_sample("2", ZEBRAS[2].box, expression="the grass").sample),
     (1, 2),
     ZEBRAS,
 )
 
 
-def targets(examples: list[Example]) -> list[Box]:
+def targets(examples: list[TrainingExample]) -> list[Box]:
     return [example.prompt.candidates[example.index].box for example in examples]
 
 
 def test_examples_ask_in_the_order_of_the_group() -> None:
-    examples = examples_of(GROUP, "coords", section(), epoch=0)
+    examples = make_examples(GROUP, "coords", section(), epoch=0)
     assert [example.index for example in examples] == [1, 2]
     assert [example.prompt.sample_id for example in examples] == ["1", "2"]
     assert {example.prompt.candidates for example in examples} == {ZEBRAS}
@@ -235,25 +244,25 @@ def test_examples_ask_in_the_order_of_the_group() -> None:
 
 
 def test_without_shuffling_all_epochs_are_alike() -> None:
-    assert examples_of(GROUP, "coords", section(), epoch=0) == examples_of(GROUP, "coords", section(), epoch=1)
+    assert make_examples(GROUP, "coords", section(), epoch=0) == make_examples(GROUP, "coords", section(), epoch=1)
 
 
 def test_shuffled_candidates_take_their_labels_with_them() -> None:
     chosen = section(shuffle_candidates=True)
     orders = set()
     for epoch in range(20):
-        examples = examples_of(GROUP, "coords", chosen, epoch=epoch)
+        examples = make_examples(GROUP, "coords", chosen, epoch=epoch)
         assert targets(examples) == [ZEBRAS[1].box, ZEBRAS[2].box]
         assert len({example.prompt.candidates for example in examples}) == 1
-        assert examples == examples_of(GROUP, "coords", chosen, epoch=epoch)
+        assert examples == make_examples(GROUP, "coords", chosen, epoch=epoch)
         orders.add(tuple(ZEBRAS.index(candidate) for candidate in examples[0].prompt.candidates))
     assert len(orders) == 6
 
 
 def test_groups_are_shuffled_differently() -> None:
     chosen = section(shuffle_candidates=True)
-    groups = [Group((scene(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
-    shown = {examples_of(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
+    groups = [Group((prepared_sample(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
+    shown = {make_examples(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
     assert len(shown) > 1
 
 
@@ -262,9 +271,9 @@ def test_groups_are_shuffled_differently() -> None:
 )
 def test_generated_company_fills_the_group_up(expressions: int, generated: int, expected: int) -> None:
     chosen = section(expressions_per_group=expressions, generated_per_group=generated)
-    examples = examples_of(GROUP, "relations", chosen, epoch=0)
+    examples = make_examples(GROUP, "relations", chosen, epoch=0)
     company = [example for example in examples if "generated" in example.prompt.sample_id]
-    assert examples[:2] == examples_of(GROUP, "relations", section(), epoch=0)
+    assert examples[:2] == make_examples(GROUP, "relations", section(), epoch=0)
     assert (len(company), len(examples)) == (expected, 2 + expected)
     assert len({example.prompt.sample_id for example in examples}) == len(examples)
     assert {example.prompt.candidates for example in company} <= {ZEBRAS}
@@ -274,8 +283,8 @@ def test_generated_company_is_true_of_the_shuffled_candidates_and_new_in_each_ep
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True)
     contents = set()
     for epoch in range(10):
-        examples = examples_of(GROUP, "coords", chosen, epoch=epoch)
-        assert examples == examples_of(GROUP, "coords", chosen, epoch=epoch)
+        examples = make_examples(GROUP, "coords", chosen, epoch=epoch)
+        assert examples == make_examples(GROUP, "coords", chosen, epoch=epoch)
         for example in examples[2:]:
             expression = example.prompt.messages[0].content.rpartition("Expression: ")[2]
             box = example.prompt.candidates[example.index].box
@@ -291,19 +300,19 @@ def test_generated_company_is_true_of_the_shuffled_candidates_and_new_in_each_ep
 
 _IN_ANOTHER_PROCESS = """
 import json
-from llm_wrapper.training.examples import examples_of, schedule
+from llm_wrapper.training.examples import make_examples, schedule_groups
 from tests.training.test_examples import GROUP, many, section
 chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
-shown = [[e.prompt.messages[0].content, e.index] for e in examples_of(GROUP, "relations", chosen, epoch=1)]
-print(json.dumps([schedule(many(30), chosen), shown]))
+shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]
+print(json.dumps([schedule_groups(many(30), chosen), shown]))
 """
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_another_process_trains_on_the_same(hash_seed: str) -> None:
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
-    shown = [[e.prompt.messages[0].content, e.index] for e in examples_of(GROUP, "relations", chosen, epoch=1)]
-    here = json.loads(json.dumps([schedule(many(30), chosen), shown]))
+    shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]
+    here = json.loads(json.dumps([schedule_groups(many(30), chosen), shown]))
     done = subprocess.run(
         [sys.executable, "-c", _IN_ANOTHER_PROCESS],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -323,38 +332,41 @@ ALIKE = (ZEBRAS[1], ZEBRAS[1])
 
 
 def test_images_are_talked_about_whatever_their_annotations_say() -> None:
-    scenes = [
-        scene("1", None),
-        scene("2"),
-        scene("3", NOWHERE, image_id="other"),
-        scene("4", image_id="one box", candidates=ZEBRAS[:1]),
-        scene("5", image_id="none can be told apart", candidates=ALIKE),
+    samples = [
+        prepared_sample("1", None),
+        prepared_sample("2"),
+        prepared_sample("3", NOWHERE, image_id="other"),
+        prepared_sample("4", image_id="one box", candidates=ZEBRAS[:1]),
+        prepared_sample("5", image_id="none can be told apart", candidates=ALIKE),
     ]
-    groups = unlabelled_groups(scenes, section())
+    groups = make_unlabelled_groups(samples, section())
     assert [(group.samples[0].image_id, group.num_labelled) for group in groups] == [("zebras", 0), ("other", 0)]
 
 
 def test_the_first_steps_are_generated_and_the_epochs_follow() -> None:
     labelled = many(30)
-    groups = [*labelled, *unlabelled_groups([scene(str(n), None, image_id=str(n)) for n in range(10)], section())]
+    groups = [
+        *labelled,
+        *make_unlabelled_groups([prepared_sample(str(n), None, image_id=str(n)) for n in range(10)], section()),
+    ]
     chosen = section(generated_steps=10, groups_per_step=4)
-    rows = schedule(groups, chosen)
+    rows = schedule_groups(groups, chosen)
     first, rest = rows[:40], rows[40:]
     assert {place for _, place in first} == set(range(30, 40))
     assert max(epoch for epoch, _ in first) == 4  # eight of the ten, in full batches, each time
-    assert rest == schedule(labelled, chosen)
-    assert schedule(groups, chosen.model_copy(update={"max_steps": 6})) == rows[:24]
+    assert rest == schedule_groups(labelled, chosen)
+    assert schedule_groups(groups, chosen.model_copy(update={"max_steps": 6})) == rows[:24]
 
 
 def test_without_annotations_only_the_generated_steps_are_left() -> None:
-    groups = unlabelled_groups([scene("1", None)], section())
-    rows = schedule(groups, section(generated_steps=3, groups_per_step=2, epochs=4))
+    groups = make_unlabelled_groups([prepared_sample("1", None)], section())
+    rows = schedule_groups(groups, section(generated_steps=3, groups_per_step=2, epochs=4))
     assert rows == [(epoch, 0) for epoch in range(6)]
 
 
 def test_a_group_without_targets_is_filled_with_expressions_that_differ_by_epoch() -> None:
-    group = unlabelled_groups([scene("1", NOWHERE, expression="secret")], section())[0]
-    epochs = [examples_of(group, "relations", section(expressions_per_group=4), epoch=epoch) for epoch in range(3)]
+    group = make_unlabelled_groups([prepared_sample("1", NOWHERE, expression="secret")], section())[0]
+    epochs = [make_examples(group, "relations", section(expressions_per_group=4), epoch=epoch) for epoch in range(3)]
     assert [len(examples) for examples in epochs] == [4, 4, 4]
     asked = {example.prompt.messages[0].content for examples in epochs for example in examples}
     assert len(asked) > 4

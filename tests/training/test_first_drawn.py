@@ -8,12 +8,14 @@ from collections import Counter
 import pytest
 
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.scenes import Scene
+from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.records import Sample
-from llm_wrapper.training.pool import first_drawn
+from llm_wrapper.training.pool import draw_samples
 
-SCENES = [
-    Scene(Sample(f"{image}/{n}", "r", f"image-{image}", None, (10, 10), "it", None), BuiltCandidates((), (), {}))
+SAMPLES = [
+    PreparedSample(
+        Sample(f"{image}/{n}", "r", f"image-{image}", None, (10, 10), "it", None), BuiltCandidates((), (), {})
+    )
     for n in range(3)
     for image in range(20)
 ]
@@ -21,14 +23,14 @@ SCENES = [
 
 
 def ids(limit: int | None, seed: int = 0) -> list[str]:
-    return [scene.sample.sample_id for scene in first_drawn(SCENES, limit, seed=seed)]
+    return [prepared.sample.sample_id for prepared in draw_samples(SAMPLES, limit, seed=seed)]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 30, 59, 60, 1000])
 def test_as_many_are_taken_as_asked_for_in_their_own_order(limit: int) -> None:
-    everything = [scene.sample.sample_id for scene in SCENES]
+    everything = [prepared.sample.sample_id for prepared in SAMPLES]
     taken = ids(limit)
-    assert len(taken) == min(limit, len(SCENES))
+    assert len(taken) == min(limit, len(SAMPLES))
     assert taken == [sample_id for sample_id in everything if sample_id in set(taken)]
 
 
@@ -42,12 +44,12 @@ def test_images_are_whole_but_for_the_last(limit: int) -> None:
 def test_a_smaller_subset_is_part_of_a_larger_one_and_no_limit_is_all() -> None:
     sizes = [ids(limit) for limit in (1, 2, 5, 20, 21, 60)]
     assert all(set(small) < set(large) for small, large in itertools.pairwise(sizes))
-    assert ids(None) == ids(60) == [scene.sample.sample_id for scene in SCENES]
+    assert ids(None) == ids(60) == [prepared.sample.sample_id for prepared in SAMPLES]
 
 
 def test_the_seed_draws_and_the_place_in_the_file_does_not() -> None:
     assert ids(12) == ids(12)
     assert set(ids(12)) != set(ids(12, seed=1))
-    turned = first_drawn(SCENES[::-1], 12, seed=0)
-    assert {scene.sample.sample_id for scene in turned} == set(ids(12))
-    assert set(ids(12)) != {scene.sample.sample_id for scene in SCENES[:12]}
+    turned = draw_samples(SAMPLES[::-1], 12, seed=0)
+    assert {prepared.sample.sample_id for prepared in turned} == set(ids(12))
+    assert set(ids(12)) != {prepared.sample.sample_id for prepared in SAMPLES[:12]}

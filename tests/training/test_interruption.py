@@ -25,12 +25,12 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from llm_wrapper.errors import ModelError, RunError
-from llm_wrapper.training import checkpoints, log, sft
-from llm_wrapper.training.examples import schedule
-from llm_wrapper.training.interruption import stoppable
+from llm_wrapper.training import callbacks, checkpoints, trainer
+from llm_wrapper.training.examples import schedule_groups
+from llm_wrapper.training.processes import exit_on_signal
 from tests.llms import tiny
 from tests.training import tiny_run
-from tests.training.test_sft import CHOSEN, log_of, recipe, train_groups, weights_of
+from tests.training.test_trainer import CHOSEN, log_of, recipe, train_groups, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def start(folder: Path) -> BaseProcess:
 
 def wait_for(process: BaseProcess, folder: Path, num_rows: int) -> None:
     """Wait until the log has so many rows, or the process has ended."""
-    path = folder / log.NAME
+    path = folder / callbacks.LOG_NAME
     while process.is_alive() and not (path.is_file() and path.read_bytes().count(b"\n") >= num_rows):
         time.sleep(0.002)
 
@@ -70,14 +70,14 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     rng, run = random.Random(7), tmp_path / "killed"
     for number in range(20):
         process = start(run)
-        done = len(log_of(run)) if (run / log.NAME).is_file() else 0
+        done = len(log_of(run)) if (run / callbacks.LOG_NAME).is_file() else 0
         wait_for(process, run, done + rng.randrange(-2, 4))
         time.sleep(rng.uniform(0, 0.05))
         assert process.is_alive(), f"ended before kill {number}: {(tmp_path / 'killed.txt').read_text()}"
         process.kill() if rng.random() < 0.5 else process.terminate()
         process.join()
         assert process.exitcode in {-signal.SIGKILL, -signal.SIGTERM, 143}
-    assert checkpoints.last_complete(run / "checkpoints")
+    assert checkpoints.find_last_complete(run / "checkpoints")
     last = start(run)
     last.join()
     assert last.exitcode == 0, (tmp_path / "killed.txt").read_text()
@@ -104,7 +104,7 @@ def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, number: int, cod
     process.join()
     printed = (tmp_path / "run.txt").read_text()
     assert process.exitcode == code, printed
-    checkpoint = checkpoints.last_complete(run / "checkpoints")
+    checkpoint = checkpoints.find_last_complete(run / "checkpoints")
     assert checkpoint is not None
     step = checkpoints.step_of(checkpoint)
     assert f"stopped by {name}. To resume after step {step}: llm-wrapper train --run {run}" in printed
@@ -116,7 +116,7 @@ def test_signals_before_the_first_checkpoint(
     tmp_path: Path, number: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as ended, stoppable(tmp_path, Console(width=400)):
+    with pytest.raises(SystemExit) as ended, exit_on_signal(tmp_path, Console(width=400)):
         signal.raise_signal(number)
     assert ended.value.code == code
     assert "from the start (no checkpoint yet)" in capsys.readouterr().out
@@ -130,13 +130,13 @@ def test_what_a_library_makes_of_a_signal_is_still_a_signal(tmp_path: Path) -> N
         except BaseException as error:
             raise RuntimeError("the step failed") from error
 
-    with pytest.raises(SystemExit) as ended, stoppable(tmp_path, Console(quiet=True)):
+    with pytest.raises(SystemExit) as ended, exit_on_signal(tmp_path, Console(quiet=True)):
         library()
     assert ended.value.code == 143
 
 
 def test_errors_are_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="mine"), stoppable(tmp_path, Console(quiet=True)):
+    with pytest.raises(RunError, match="mine"), exit_on_signal(tmp_path, Console(quiet=True)):
         raise RunError("mine")
 
 
@@ -144,14 +144,14 @@ def test_errors_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_rows_behind_the_checkpoint_are_cut_from_the_log(tmp_path: Path) -> None:
-    path = tmp_path / log.NAME
-    log.cut_back(path, 4)
+    path = tmp_path / callbacks.LOG_NAME
+    callbacks.truncate_log(path, 4)
     assert not path.exists()
     lines = ['{"step": 3, "loss": 2.5}', '{"step": 4, "loss": 2.0}', '{"step": 5, "loss": 1.0}', '{"step": 6, "lo']
     path.write_text("\n".join(lines))
-    log.cut_back(path, 4)
+    callbacks.truncate_log(path, 4)
     assert path.read_text() == '{"step": 3, "loss": 2.5}\n{"step": 4, "loss": 2.0}\n'
-    log.cut_back(path, 0)
+    callbacks.truncate_log(path, 0)
     assert path.read_text() == ""
 
 
@@ -164,13 +164,13 @@ def state(folder: Path, step: int, text: str | None = None) -> Path:
 
 
 def test_the_last_whole_checkpoint_is_found_and_cut_off_ones_behind_it_go(tmp_path: Path) -> None:
-    assert checkpoints.last_complete(tmp_path) is None
+    assert checkpoints.find_last_complete(tmp_path) is None
     kept = state(tmp_path, 5, "")
     two, ten = state(tmp_path, 2), state(tmp_path, 10)
     cut = [state(tmp_path, 15, '{"global_step": 15, "epo'), state(tmp_path, 20, ""), state(tmp_path, 25, "[25]")]
     (tmp_path / "checkpoint-last").mkdir()
-    assert checkpoints.last_complete(tmp_path) == ten
-    checkpoints.clear_behind(tmp_path, 10)
+    assert checkpoints.find_last_complete(tmp_path) == ten
+    checkpoints.remove_after(tmp_path, 10)
     assert all(path.is_dir() for path in (kept, two, ten, tmp_path / "checkpoint-last"))
     assert not any(path.exists() for path in cut)
 
@@ -181,8 +181,8 @@ def test_folders_that_are_named_like_checkpoints_are_left_alone(tmp_path: Path, 
     if len(name) < 200:
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-7").touch()
-    assert checkpoints.last_complete(tmp_path) == kept
-    checkpoints.clear_behind(tmp_path, 1)
+    assert checkpoints.find_last_complete(tmp_path) == kept
+    checkpoints.remove_after(tmp_path, 1)
     assert not kept.exists()
     assert len(name) >= 200 or (tmp_path / name).is_dir()
 
@@ -190,12 +190,12 @@ def test_folders_that_are_named_like_checkpoints_are_left_alone(tmp_path: Path, 
 @pytest.mark.parametrize("text", ['{"a": ' * 100_000, '{"global_step": ' + "1" * 5000 + "}"], ids=["deep", "digits"])
 def test_a_state_that_is_a_bomb_is_none(tmp_path: Path, text: str) -> None:
     state(tmp_path, 5, text)
-    assert checkpoints.last_complete(tmp_path) is None
+    assert checkpoints.find_last_complete(tmp_path) is None
 
 
 def interrupted(folder: Path) -> Path:
     """Train to the second checkpoint of three, and return it."""
-    sft.train(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "max_steps": 4}), folder)
+    trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "max_steps": 4}), folder)
     (last,) = (path for path in (folder / "checkpoints").iterdir() if path.name == "checkpoint-4")
     return last
 
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_command(tmp_path: Path, name: 
     last = interrupted(tmp_path)
     damage(last / name)
     with pytest.raises(RunError, match=rf"checkpoint-4 cannot be resumed from .*{name}: changed.*rm -r {last}"):
-        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_without_digests_is_refused_too(tmp_path: Path, nam
     (last / "sha256.json").unlink()
     damage(last / name)
     with pytest.raises(RunError, match=rf"checkpoint-4 cannot be resumed from .*rm -r {last}"):
-        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_line(
 ) -> None:
     (interrupted(tmp_path) / "sha256.json").unlink()
     with caplog.at_level("INFO", logger="llm_wrapper"):
-        sft.train(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**CHOSEN), tmp_path)
     assert [row for row in caplog.messages if "checkpoint-4 has no digests" in row]
 
 
@@ -271,7 +271,7 @@ def test_a_full_disk_anywhere_in_a_training_is_told(
 
     monkeypatch.setattr(transformers.Trainer, place, full)
     with pytest.raises(RunError, match=r"cannot be written .*Is its disk full\? Free space, then resume"):
-        sft.train(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "save_steps": 1}), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "save_steps": 1}), tmp_path)
 
 
 def test_a_full_disk_at_the_copy_of_an_adapter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,11 +280,11 @@ def test_a_full_disk_at_the_copy_of_an_adapter_is_told(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(RunError, match=r"adapters/step-1 cannot be written .*No space left"):
-        sft.train(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "save_steps": 1}), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(6), recipe(**{**CHOSEN, "save_steps": 1}), tmp_path)
 
 
 def test_an_error_that_is_none_of_the_disk_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="another"), checkpoints.saving(tmp_path / "new"):
+    with pytest.raises(RuntimeError, match="another"), checkpoints.explain_save_errors(tmp_path / "new"):
         raise RuntimeError("another")
 
 
@@ -292,7 +292,7 @@ def test_an_adapter_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "adapter").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunError, match="adapter is a link"):
-        sft.train(tiny.llm(), train_groups(4), recipe(max_steps=1), tmp_path)
+        trainer.train_adapter(tiny.llm(), train_groups(4), recipe(max_steps=1), tmp_path)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -312,7 +312,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     tmp_path: Path, num_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = recipe(**{**CHOSEN, "lora": recipe().train.lora.model_copy(update={"rank": 8})})
-    sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "whole")
+    trainer.train_adapter(tiny.llm(), train_groups(6), chosen, tmp_path / "whole")
     original = transformers.Trainer._save_checkpoint
 
     def saved(self: Any, *args: Any, **options: Any) -> None:
@@ -322,18 +322,18 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     with monkeypatch.context() as patch:
         patch.setattr(transformers.Trainer, "_save_checkpoint", saved)
         with pytest.raises(RunError, match=r"checkpoints/checkpoint-4 cannot be written .* Free space, then resume"):
-            sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
-    last = checkpoints.last_complete(tmp_path / "full" / "checkpoints")
+            trainer.train_adapter(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
+    last = checkpoints.find_last_complete(tmp_path / "full" / "checkpoints")
     assert last is not None
     assert last.name == "checkpoint-2"
-    sft.train(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
+    trainer.train_adapter(tiny.llm(), train_groups(6), chosen, tmp_path / "full")
     assert log_of(tmp_path / "full") == log_of(tmp_path / "whole")
     whole = weights_of(tmp_path / "whole")
     assert all(torch.equal(value, whole[name]) for name, value in weights_of(tmp_path / "full").items())
 
 
 def test_a_full_disk_at_the_log_is_told(tmp_path: Path) -> None:
-    kept = log.StepLog(tmp_path / log.NAME)
+    kept = callbacks.StepLog(tmp_path / callbacks.LOG_NAME)
     now: Any = transformers.TrainerState(global_step=7, is_world_process_zero=True)
     with largest_file(8), pytest.raises(RunError, match=r"train_log\.jsonl cannot be written: File too large"):
         kept.on_log(None, now, None, logs={"loss": 1.5})
@@ -364,12 +364,12 @@ def test_a_broken_step_leaves_its_batch(tmp_path: Path, what: str, monkeypatch: 
     chosen, groups = recipe(tokens_per_batch=64, save_steps=1), train_groups()
     path = tmp_path / "broken-step-3-process-0.json"
     with pytest.raises(ModelError, match=rf"the .*{what} is (nan|inf) at step 3; .* kept in {path}"):
-        sft.train(tiny.llm(), groups, chosen, tmp_path)
+        trainer.train_adapter(tiny.llm(), groups, chosen, tmp_path)
     found = json.loads(path.read_text())
     assert len(found["batches"]) > 1
     told = [sample for batch in found["batches"] for rows in batch["groups"] for sample in rows]
     size = chosen.train.groups_per_step
-    step = [groups[place].samples[0] for _, place in schedule(groups, chosen.train)[2 * size : 3 * size]]
+    step = [groups[place].samples[0] for _, place in schedule_groups(groups, chosen.train)[2 * size : 3 * size]]
     texts = {each["sample_id"]: each["text"] for each in told}
     assert texts.keys() == {sample.sample_id for sample in step}
     assert all(sample.expression in texts[sample.sample_id] for sample in step)
@@ -378,7 +378,7 @@ def test_a_broken_step_leaves_its_batch(tmp_path: Path, what: str, monkeypatch: 
         assert [len(row) for row in batch["input_ids"]] == [len(row) for row in batch["labels"]]
         assert any(label != -100 for row in batch["labels"] for label in row)
     assert [row["step"] for row in log_of(tmp_path)] == [1, 2]
-    last = checkpoints.last_complete(tmp_path / "checkpoints")
+    last = checkpoints.find_last_complete(tmp_path / "checkpoints")
     assert last is not None
     assert last.name == "checkpoint-2"
 
@@ -395,4 +395,4 @@ def test_a_broken_step_leaves_its_batch(tmp_path: Path, what: str, monkeypatch: 
     ids=["well", "loss", "gradient", "overflow is skipped", "loss in half precision"],
 )
 def test_what_is_broken(logs: dict[str, float], skips: bool, found: str | None) -> None:
-    assert log.broken(logs, skips_overflow=skips) == found
+    assert callbacks.find_nonfinite(logs, skips_overflow=skips) == found

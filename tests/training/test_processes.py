@@ -19,11 +19,11 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, RunError
-from llm_wrapper.training import processes, sft
+from llm_wrapper.training import processes, trainer
 from llm_wrapper.training.collator import Collator
 from tests.llms import tiny
 from tests.training import tiny_run
-from tests.training.test_sft import IGNORED, recipe
+from tests.training.test_trainer import IGNORED, recipe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -46,22 +46,22 @@ def three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_process_does_everything() -> None:
-    assert (processes.count(), processes.is_main(), processes.share(5)) == (1, True, 5)
+    assert (processes.process_count(), processes.is_main_process(), processes.groups_per_process(5)) == (1, True, 5)
 
 
 @pytest.mark.usefixtures("three")
 def test_a_step_is_shared_out_evenly() -> None:
-    assert processes.share(12) == 4
+    assert processes.groups_per_process(12) == 4
     with pytest.raises(
         RecipeError, match=r"groups_per_step=4 .* among 3 processes: start 1, 2, 4, or .* multiple of 3"
     ):
-        processes.share(4)
+        processes.groups_per_process(4)
 
 
 @pytest.mark.usefixtures("three")
 def test_other_processes_are_silent() -> None:
     console = Console()
-    with pytest.raises(SystemExit) as ended, processes.main_speaks(console):
+    with pytest.raises(SystemExit) as ended, processes.print_from_main(console):
         raise RunError("the main process says this")
     assert ended.value.code == 2
     assert console.quiet
@@ -70,29 +70,29 @@ def test_other_processes_are_silent() -> None:
 def test_the_main_process_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(RunError, match="mind"), processes.main_speaks(Console()):
+    with pytest.raises(RunError, match="mind"), processes.print_from_main(Console()):
         raise RunError("mind")
 
 
 @pytest.mark.usefixtures("three")
 def test_the_last_step_is_filled_up_without_labels() -> None:
     chosen = recipe(groups_per_step=3)
-    assert [len(sft._fillers(count, chosen)) for count in (6, 7, 8)] == [0, 2, 1]
-    llm, (filler, _) = tiny.llm(), sft._fillers(7, chosen)
+    assert [len(trainer._fillers(count, chosen)) for count in (6, 7, 8)] == [0, 2, 1]
+    llm, (filler, _) = tiny.llm(), trainer._fillers(7, chosen)
     batch = Collator(llm, tiny_run.groups(), chosen)([{"epoch": filler[0], "group": filler[1]}])["parts"][0]
     assert bool((batch["labels"] == IGNORED).all())
     assert batch["rows"].tolist() == [list(filler)]
 
 
 def test_alone_nothing_is_filled_up() -> None:
-    assert sft._fillers(7, recipe(groups_per_step=3)) == []
+    assert trainer._fillers(7, recipe(groups_per_step=3)) == []
 
 
 def test_one_process_keeps_to_one_device(tmp_path: Path) -> None:
     class Arguments(SimpleNamespace):
         n_gpu = 4
 
-    assert sft.arguments(tiny.llm(), recipe(), tmp_path, kind=Arguments)._n_gpu == 1
+    assert trainer.training_arguments(tiny.llm(), recipe(), tmp_path, kind=Arguments)._n_gpu == 1
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_shared_weights_need_devices_to_share_them(
 def test_shipped_configurations_leave_the_number_of_processes_and_the_precision_to_others(path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert "num_processes" not in values  # Makefile: PROCESSES
-    assert values["mixed_precision"] == "no"  # `sft.arguments` decides by the model's own type
+    assert values["mixed_precision"] == "no"  # `trainer.training_arguments` decides by the model's own type
 
 
 def test_makefile_names_a_configuration_that_is_there() -> None:
@@ -148,7 +148,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def test_two_processes_one_of_them_killed_give_the_losses_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in (("verbs.commands", "gather"), ("verbs.plan_commands", "brief"), ("llms.load", "load")):
+    for module, name in (("cli.train", "load_training_pool"), ("llms.load", "load_model")):
         monkeypatch.setattr(f"llm_wrapper.{module}.{name}", None)  # `train` sets them; here they are put back
     tiny_run.train(tmp_path / "one", {**OPTIONS})
     expected = rows(tmp_path / "one")

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import load as loading
+from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.generate import generate
-from llm_wrapper.llms.load import LoadedLLM, with_adapter
-from llm_wrapper.llms.score import score
-from llm_wrapper.llms.virtual import SoftPromptModel, prepended
+from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.soft_prompts import SoftPromptModel, prepended
 from llm_wrapper.records import Prompt
-from llm_wrapper.training import sft
-from llm_wrapper.training.adapted import FIRST_WORDS, adapted
+from llm_wrapper.training import trainer
+from llm_wrapper.training.adapters import SOFT_PROMPT_TEXT, create_adapter
 from llm_wrapper.training.collator import Collator
 from tests.llms import tiny
-from tests.training.test_sft import examples, groups, log_of, recipe, train_groups
+from tests.training.test_trainer import examples, groups, log_of, recipe, train_groups
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ pairs = pytest.mark.parametrize(
 
 def soft(llm: LoadedLLM, method: str, *, seed: int | None = 1, count: int = COUNT) -> SoftPromptModel:
     """The LLM behind a soft prompt of random numbers, or without a seed behind a fresh one."""
-    model: SoftPromptModel = adapted(llm, recipe(method=method, virtual_tokens=count)).eval()
+    model: SoftPromptModel = create_adapter(llm, recipe(method=method, virtual_tokens=count)).eval()
     if seed is not None:
         with torch.no_grad():
             weight = model.prompt_encoder["default"].embedding.weight
@@ -78,11 +78,11 @@ def test_packed_loss_and_gradients_equal_those_of_peft_on_separate_prompts(
     architecture: str, style: str, method: str, tmp_path: Path
 ) -> None:
     llm, chosen = tiny.llm(architecture, style), recipe(method=method, virtual_tokens=COUNT)
-    trainer = sft.trainer(llm, groups(), chosen, tmp_path)
-    trainer.model = model = soft(tiny.llm(architecture, style), method)
+    built = trainer.build_trainer(llm, groups(), chosen, tmp_path)
+    built.model = model = soft(tiny.llm(architecture, style), method)
     batch = Collator(llm, groups(), chosen)([{"epoch": 0, "group": place} for place in range(4)])
     num_labels = sum(len(completion) for _, completion in examples(llm, groups(), chosen))
-    packed = sum(trainer.compute_loss(model, part, num_items_in_batch=num_labels) for part in batch["parts"])
+    packed = sum(built.compute_loss(model, part, num_items_in_batch=num_labels) for part in batch["parts"])
     packed.backward()
     ours = gradient(model)
 
@@ -105,7 +105,7 @@ def test_packed_loss_and_gradients_equal_those_of_peft_on_separate_prompts(
 @pytest.mark.parametrize("count", [3, 200], ids=["part of the words", "words over and over"])
 def test_a_fresh_soft_prompt_reads_as_its_words(method: str, count: int) -> None:
     llm = tiny.llm()
-    words = (llm.tokenizer(FIRST_WORDS, add_special_tokens=False)["input_ids"] * 200)[:count]
+    words = (llm.tokenizer(SOFT_PROMPT_TEXT, add_special_tokens=False)["input_ids"] * 200)[:count]
     row = llm.encoder.encode(tiny.prompt("the cat", 3))
     with torch.inference_mode():
         said = llm.model(torch.tensor([[*words, *row]])).logits[:, count:]
@@ -117,7 +117,7 @@ def test_a_fresh_soft_prompt_reads_as_its_words(method: str, count: int) -> None
 def test_a_soft_prompt_learns_and_the_model_stays_as_it_is(method: str, tmp_path: Path) -> None:
     llm, before = tiny.llm(), tiny.llm().model.state_dict()
     chosen = recipe(method=method, virtual_tokens=COUNT, epochs=5, learning_rate=0.1)
-    outcome = sft.train(llm, train_groups(), chosen, tmp_path)
+    outcome = trainer.train_adapter(llm, train_groups(), chosen, tmp_path)
     losses = [row["loss"] for row in log_of(tmp_path) if "loss" in row]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert outcome["trainable_parameters"] == COUNT * (32 if method == "prompt-tuning" else 2 * 2 * 16)
@@ -128,17 +128,17 @@ def test_a_soft_prompt_learns_and_the_model_stays_as_it_is(method: str, tmp_path
 @methods
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(method: str, tmp_path: Path) -> None:
     chosen = recipe(method=method, virtual_tokens=COUNT, scheduler="linear", max_steps=4, save_steps=2)
-    sft.train(tiny.llm(), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path)
     first = learned(tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    sft.train(tiny.llm(), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path)
     assert [row["step"] for row in log_of(tmp_path) if "loss" in row] == [1, 2, 3, 4]
     torch.testing.assert_close(learned(tmp_path), first, atol=1e-6, rtol=1e-5)
 
 
 def learned(folder: Path) -> torch.Tensor:
-    model = with_adapter(tiny.llm(), folder / "adapter").model
+    model = add_adapter(tiny.llm(), folder / "adapter").model
     weight: torch.Tensor = model.prompt_encoder["default"].embedding.weight.detach()
     return weight
 
@@ -146,7 +146,7 @@ def learned(folder: Path) -> torch.Tensor:
 def test_gradient_checkpointing_changes_nothing_for_prompt_tuning(tmp_path: Path) -> None:
     for name, is_on in (("without", False), ("with", True)):
         chosen = recipe(method="prompt-tuning", virtual_tokens=COUNT, gradient_checkpointing=is_on, max_steps=2)
-        sft.train(tiny.llm(), train_groups(), chosen, tmp_path / name)
+        trainer.train_adapter(tiny.llm(), train_groups(), chosen, tmp_path / name)
     torch.testing.assert_close(learned(tmp_path / "with"), learned(tmp_path / "without"), atol=1e-5, rtol=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_blocks_are_refused(method: str) -> None:
 def reloaded(architecture: str, style: str, method: str, folder: Path, **section: Any) -> LoadedLLM:
     """The LLM with a soft prompt that was saved and loaded, as another process has it."""
     soft(tiny.llm(architecture, style), method).save_pretrained(folder)
-    return with_adapter(tiny.llm(architecture, style, **section), folder)
+    return add_adapter(tiny.llm(architecture, style, **section), folder)
 
 
 @methods
@@ -194,8 +194,8 @@ def test_scores_equal_the_log_probabilities_of_pefts_forward_pass(
     architecture: str, style: str, attention: str, method: str, tmp_path: Path
 ) -> None:
     llm = reloaded(architecture, style, method, tmp_path, attention=attention)
-    answers = dict(score(llm, prompts()))
-    bare = dict(score(tiny.llm(architecture, style), prompts()))
+    answers = dict(score_prompts(llm, prompts()))
+    bare = dict(score_prompts(tiny.llm(architecture, style), prompts()))
     for place, prompt in enumerate(prompts()):
         row = llm.encoder.encode(prompt)
         values = torch.tensor([alone(llm, row, llm.encoder.completion(i)) for i in range(len(prompt.candidates))])
@@ -236,10 +236,10 @@ def greedy(llm: LoadedLLM, row: list[int]) -> Iterator[int]:
 @methods
 def test_a_model_in_16_bit_answers_by_tokens_in_32(method: str, tmp_path: Path) -> None:
     llm = reloaded("llama", "chatml", method, tmp_path)
-    expected = dict(score(llm, prompts()))
+    expected = dict(score_prompts(llm, prompts()))
     half = tiny.llm()
     half.model.to(torch.bfloat16)
-    found = dict(score(loading.with_adapter(half, tmp_path), prompts()))
-    weight = loading.with_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
+    found = dict(score_prompts(add_adapter(half, tmp_path), prompts()))
+    weight = add_adapter(half, tmp_path).model.prompt_encoder["default"].embedding.weight
     assert weight.dtype == torch.float32
     assert found[0].probabilities == pytest.approx(expected[0].probabilities, abs=0.1)

@@ -18,14 +18,15 @@ from typer.testing import CliRunner
 from llm_wrapper.cli import main
 from llm_wrapper.errors import ModelError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.load import load, with_adapter
-from llm_wrapper.llms.score import score
+from llm_wrapper.llms.adapters import add_adapter
+from llm_wrapper.llms.load import load_model
+from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card
-from llm_wrapper.training import outline, plan, sft
-from llm_wrapper.training.adapted import adapted, adapter_config
+from llm_wrapper.training import memory_estimate, model_sizes, trainer
+from llm_wrapper.training.adapters import adapter_config, create_adapter
 from tests.llms import tiny
-from tests.training.test_sft import log_of, recipe, train_groups
+from tests.training.test_trainer import log_of, recipe, train_groups
 
 pytestmark = pytest.mark.slow
 
@@ -62,14 +63,14 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @methods
 def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cached)
-    monkeypatch.setattr(main, "_console", Console(width=400))
+    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     folder, merged = Path("runs") / method, Path("merged") / method
     chosen = ["llm.model=tiny", "llm.dtype=float32", "train.limit=16", "train.groups_per_step=4", "train.max_steps=2"]
     train = "default" if method == "lora" else method
     assert "2 steps" in run("train", "--data-root", TOY, "--train", train, "--run", folder, *chosen)
 
     run("eval", "--data-root", TOY, "--run", folder, "--limit", 4)
-    rows = files.load(folder / "predictions-val-first-4.parquet")
+    rows = files.load_predictions(folder / "predictions-val-first-4.parquet")
     tuned, untrained = ({r.sample_id: r.probabilities for r in rows if r.system == n} for n in ("tuned", "untrained"))
     assert tuned.keys() == untrained.keys()
     assert tuned != untrained
@@ -85,7 +86,7 @@ def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.Mon
     plain = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.inference_mode():
-        adapter = with_adapter(tiny.llm(), folder / "adapter").model
+        adapter = add_adapter(tiny.llm(), folder / "adapter").model
         torch.testing.assert_close(plain(ids).logits, adapter(ids).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -116,16 +117,16 @@ def test_the_plan_counts_what_is_trained(architecture: str, method: str, tmp_pat
     llm.model.save_pretrained(tmp_path)
     chosen = recipe(method=method, virtual_tokens=7)
     section = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    skeleton = outline.outline(section)
-    found = outline.sizes_of(skeleton, adapter_config(chosen.train, skeleton))
+    skeleton = model_sizes.build_weightless_model(section)
+    found = model_sizes.count_sizes(skeleton, adapter_config(chosen.train, skeleton))
     assert found.num_parameters == sum(parameter.numel() for parameter in llm.model.parameters())
-    assert found.num_trainable == adapted(llm, chosen).get_nb_trainable_parameters()[0]
+    assert found.num_trainable == create_adapter(llm, chosen).get_nb_trainable_parameters()[0]
 
 
-def planned(folder: Path, **train: Any) -> outline.Planned:
+def planned(folder: Path, **train: Any) -> model_sizes.TrainingEstimate:
     tiny.model("llama").save_pretrained(folder)
     llm = LLMSection(model=str(folder), dtype="float32", quantization="none", attention="eager")
-    return outline.planned(
+    return model_sizes.estimate_training(
         Recipe(
             detector=DetectorSection(name="tiny"),
             data=DataSection(name="tiny", reader="tiny", root=Path()),
@@ -145,7 +146,7 @@ def test_learned_tokens_are_planned_for(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["ia3", *SOFT])
 def test_no_change_is_proposed_that_the_method_does_not_know(method: str, tmp_path: Path) -> None:
     found = planned(tmp_path, method=method)
-    changes = list(plan.changes(found.sizes, found.setup, found.batch, alpha=32))
+    changes = list(memory_estimate.suggest_changes(found.sizes, found.setup, found.batch, alpha=32))
     assert changes
     assert not [change for change in changes if "rank" in change.overrides]
     proposed = [change for change in changes if "gradient_checkpointing" in change.overrides]
@@ -154,7 +155,7 @@ def test_no_change_is_proposed_that_the_method_does_not_know(method: str, tmp_pa
 
 def test_dora_of_fused_experts_is_refused() -> None:
     with pytest.raises(ModelError, match=r"fused experts take no DoRA: set train\.method=lora"):
-        adapted(tiny.llm("mixtral"), recipe(method="dora"))
+        create_adapter(tiny.llm("mixtral"), recipe(method="dora"))
 
 
 # --- soft prompts of others ------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def prefix() -> peft.PeftConfig:
 def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_path: Path) -> None:
     folder = saved(tmp_path, config)
     (weight,) = safetensors.torch.load_file(folder / "adapter_model.safetensors").values()
-    model = with_adapter(tiny.llm(), folder).model
+    model = add_adapter(tiny.llm(), folder).model
     torch.testing.assert_close(model.prompt_encoder["default"].embedding.weight.detach(), weight)
 
 
@@ -242,12 +243,12 @@ def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_pat
 def test_a_soft_prompt_that_does_not_fit_is_refused(make: Callable[[Path], Path], reason: str, tmp_path: Path) -> None:
     folder = make(tmp_path)
     with pytest.raises(ModelError, match=f"does not fit tiny-llama(.|\n)*{reason}"):
-        with_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), folder)
 
 
 def test_a_soft_prompt_cannot_have_a_tokenizer_fetched(tmp_path: Path) -> None:
     words = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "x", "tokenizer_name_or_path": "no/where"}
-    with_adapter(tiny.llm(), changed(saved(tmp_path, prompt()), inference_mode=False, **words))
+    add_adapter(tiny.llm(), changed(saved(tmp_path, prompt()), inference_mode=False, **words))
 
 
 # --- 4 bit -----------------------------------------------------------------------------------------------------------
@@ -264,9 +265,12 @@ def test_each_method_trains_a_4bit_model(method: str, tmp_path: Path) -> None:
     llm.tokenizer.save_pretrained(tmp_path / "tiny")
     section = LLMSection(model=str(tmp_path / "tiny"), dtype="float32", quantization="nf4", attention="eager")
     chosen = recipe(method=method, virtual_tokens=5, epochs=3)
-    sft.train(load(section), train_groups(), chosen, tmp_path)
+    trainer.train_adapter(load_model(section), train_groups(), chosen, tmp_path)
     losses = [row["loss"] for row in log_of(tmp_path) if "loss" in row]
     assert sum(losses[-5:]) < sum(losses[:5])
     question = [tiny.prompt("number 1", 3)]
-    untrained, tuned = (dict(score(each, question))[0] for each in (load(section), load(section, tmp_path / "adapter")))
+    untrained, tuned = (
+        dict(score_prompts(each, question))[0]
+        for each in (load_model(section), load_model(section, tmp_path / "adapter"))
+    )
     assert (tuned.mass or 0) > (untrained.mass or 0)

@@ -12,11 +12,11 @@ import pytest
 import transformers
 from rich.console import Console
 
-from llm_wrapper.cli import commands
+from llm_wrapper.cli import train
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.training import sft, trackers
+from llm_wrapper.training import callbacks, trainer
 from tests.llms import tiny
-from tests.training.test_sft import recipe, train_groups
+from tests.training.test_trainer import recipe, train_groups
 
 pytestmark = pytest.mark.slow
 
@@ -50,11 +50,13 @@ def environment() -> dict[str, str]:
 
 
 def test_trackers_reach_the_trainer_with_a_name_for_the_run(tmp_path: Path) -> None:
-    chosen = sft.arguments(tiny.llm(), recipe(report_to=["wandb", "tensorboard", "wandb"]), tmp_path / "mine")
+    chosen = trainer.training_arguments(
+        tiny.llm(), recipe(report_to=["wandb", "tensorboard", "wandb"]), tmp_path / "mine"
+    )
     assert chosen.report_to == ["wandb", "tensorboard"]
     assert (chosen.run_name, chosen.project) == ("mine", "llm-wrapper")
     assert chosen.trackio_space_id is None  # else trackio would send everything away
-    assert sft.arguments(tiny.llm(), recipe(), tmp_path).report_to == []
+    assert trainer.training_arguments(tiny.llm(), recipe(), tmp_path).report_to == []
 
 
 @pytest.mark.parametrize("name", ["comet_ml", "all", "none"])
@@ -66,9 +68,9 @@ def test_other_names_are_refused(name: str) -> None:
 def test_missing_packages_are_all_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"wandb, trackio, which is not installed: pip install wandb trackio"):
-        commands.train(recipe(report_to=["wandb", "trackio"]), tmp_path / "run", Console())
+        train.run_training(recipe(report_to=["wandb", "trackio"]), tmp_path / "run", Console())
     assert not (tmp_path / "run").exists()
 
 
@@ -76,7 +78,7 @@ def test_a_folder_of_the_name_is_no_package(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])  # nothing else, as where wandb is not installed
     with pytest.raises(RecipeError, match="pip install wandb"):
-        trackers.require(["wandb"])
+        callbacks.require_trackers(["wandb"])
 
 
 def test_they_write_into_the_run_unless_told_otherwise(
@@ -85,7 +87,7 @@ def test_they_write_into_the_run_unless_told_otherwise(
     install("tensorboard", "")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     run = tmp_path / "run"
-    with trackers.reporting(["tensorboard"], run):
+    with callbacks.report_to_trackers(["tensorboard"], run):
         assert environment() == {
             "TENSORBOARD_LOGGING_DIR": str(run / "tensorboard"),
             "WANDB_DIR": str(run),
@@ -93,7 +95,7 @@ def test_they_write_into_the_run_unless_told_otherwise(
         }
         assert run.is_dir()
     assert environment() == {"WANDB_PROJECT": "mine"}
-    with trackers.reporting([], tmp_path / "silent"):
+    with callbacks.report_to_trackers([], tmp_path / "silent"):
         assert environment() == {"WANDB_PROJECT": "mine"}
     assert not (tmp_path / "silent").exists()
 
@@ -106,7 +108,7 @@ def test_a_run_of_wandb_ends_with_the_training_that_began_it(is_open: bool, tmp_
     )
 
     def train() -> None:
-        with trackers.reporting(["wandb"], tmp_path):
+        with callbacks.report_to_trackers(["wandb"], tmp_path):
             wandb: Any = sys.modules["wandb"]
             wandb.run = wandb.run or "begun by the trainer"
             raise KeyboardInterrupt
@@ -128,8 +130,8 @@ def test_each_training_reports_to_its_own_folder(tmp_path: Path, monkeypatch: py
 
     integrations: ModuleType = transformers.integrations.integration_utils
     monkeypatch.setitem(integrations.INTEGRATION_TO_CALLBACK, "tensorboard", Told)
-    monkeypatch.setattr(trackers, "require", lambda names: None)
+    monkeypatch.setattr(callbacks, "require_trackers", lambda names: None)
     for name in ("a", "b"):
-        sft.train(tiny.llm(), train_groups(2), recipe(report_to=["tensorboard"]), tmp_path / name)
+        trainer.train_adapter(tiny.llm(), train_groups(2), recipe(report_to=["tensorboard"]), tmp_path / name)
     assert told[0] == "a/tensorboard True"
     assert set(told) == {f"{name}/tensorboard {has_loss}" for name in "ab" for has_loss in (True, False)}

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from llm_wrapper.cli import commands, plan_commands
+from llm_wrapper.cli import train as training
 from llm_wrapper.llms import load
 from llm_wrapper.recipe import LoraSection
-from llm_wrapper.training import processes, sft
+from llm_wrapper.training import processes, trainer
 from llm_wrapper.training.examples import Group
-from llm_wrapper.training.pool import Pool
+from llm_wrapper.training.pool import TrainingPool
 from tests.llms import tiny
-from tests.training.test_sft import recipe
+from tests.training.test_trainer import recipe
 
 DIES_AT = "TINY_RUN_DIES_AT"
 """Environment variable: the step in which the last process kills itself."""
@@ -38,25 +38,24 @@ def groups() -> list[Group]:
 
 def train(folder: Path, options: dict[str, Any]) -> None:
     """Train as the command line does, without its data and weights."""
-    commands.gather = lambda _: Pool(groups(), {}, [])
-    load.load = lambda _: tiny.llm()
-    plan_commands.brief = lambda *_: None
+    training.load_training_pool = lambda _: TrainingPool(groups(), {}, [])
+    load.load_model = lambda _: tiny.llm()
     step = os.environ.get(DIES_AT)
-    if step and os.environ.get("RANK") == str(processes.count() - 1):
+    if step and os.environ.get("RANK") == str(processes.process_count() - 1):
         _die_in(int(step))
     lora = LoraSection(**options.pop("lora"))
-    commands.train(recipe(lora=lora, **options), folder, Console(width=200))
+    training.run_training(recipe(lora=lora, **options), folder, Console(width=200))
 
 
 def _die_in(step: int) -> None:
-    original = sft.PackedTrainer.compute_loss
+    original = trainer.PackedTrainer.compute_loss
 
     def dying(self: Any, *args: Any, **options: Any) -> Any:
         if self.state.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *args, **options)
 
-    sft.PackedTrainer.compute_loss = dying
+    trainer.PackedTrainer.compute_loss = dying
 
 
 def train_apart(folder: Path, options: dict[str, Any], output: Path) -> None:

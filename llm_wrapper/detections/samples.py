@@ -1,0 +1,188 @@
+"""Sample + cached detections -> prepared sample: the start of training and of evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_wrapper import candidates, datasets, detectors, storage
+from llm_wrapper.candidates import BuiltCandidates
+from llm_wrapper.datasets import Dataset
+from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.identity import describe_recorded, identity_of
+from llm_wrapper.errors import RecipeError
+from llm_wrapper.recipe import DataSection, DetectorSection, Recipe, files
+from llm_wrapper.records import Detections, Sample
+from llm_wrapper.storage import folder_name
+
+__all__ = ["PreparedSample", "PreparedSplit", "cache_folder", "load_prepared_split", "prepare_candidates"]
+
+_log = logging.getLogger(__name__)
+
+CACHE_ROOT = Path("data/detections")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSample:
+    """A sample with the candidates that may be chosen for it, in shown order."""
+
+    sample: Sample
+    built: BuiltCandidates
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """All samples of a split with their candidates, and where they came from.
+
+    `caches` has one for each detector of the recipe. `dropped` counts detections that did not become candidates, by
+    reason, over all samples.
+    """
+
+    samples: Sequence[PreparedSample]
+    dataset: Dataset
+    caches: Sequence[DetectionCache]
+    dropped: dict[str, int]
+
+    @property
+    def identity(self) -> Any:
+        """Identity of the cache, a list of them for an ensemble."""
+        found = [cache.identity for cache in self.caches]
+        return found if len(found) > 1 else found[0]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run or a report records of the split: digests and counts."""
+        return {
+            "name": self.dataset.name,
+            "split": self.dataset.split,
+            "annotations": self.dataset.digest,
+            "detections": storage.digest_value(self.identity),
+            "dropped": self.dropped,
+        }
+
+    def notes(self) -> list[str]:
+        """Return notes on annotations and detections that belong beside any result on the split."""
+        has_candidates: dict[str, bool] = {}
+        for prepared in self.samples:
+            image = prepared.sample.image_id
+            has_candidates[image] = has_candidates.get(image, False) or bool(prepared.built.candidates)
+        num_empty = sum(not each for each in has_candidates.values())
+        where = f"{self.dataset.name} {self.dataset.split}"
+        notes = self.dataset.notes()
+        if num_empty:
+            notes.append(f"{where}: {num_empty:,} of {len(has_candidates):,} images have no candidate at all")
+        for cache in self.caches:
+            if cache.manifest and (skipped := len(cache.manifest.unanswered)):
+                notes.append(
+                    f"{where}: {skipped:,} images could not be read when {cache.identity['detector']} was asked"
+                )
+        return notes
+
+
+def cache_folder(detector: str, data: DataSection, split: str) -> Path:
+    """Return the folder of the cached detections of a detector on a split.
+
+    Raises:
+        RecipeError: If a name is no plain part of a path.
+    """
+    detector = folder_name(detector, "detector.label")
+    return CACHE_ROOT / detector / folder_name(data.name, "data.name") / folder_name(split, "the split")
+
+
+def prepare_candidates(
+    recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: Sequence[str]
+) -> BuiltCandidates:
+    """Build the candidates of a sample from the answers of all detectors of a recipe.
+
+    Args:
+        recipe: Gives the policies, and the seed of the shuffled order.
+        sample: What was asked about.
+        answers: One for each of `recipe.detectors()`.
+        names: Of the detectors, as candidates bear them.
+    """
+    rng = candidates.order_rng(recipe.train.seed, sample.sample_id)
+    if len(answers) == 1:
+        return candidates.build_candidates(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
+    policies = [each.candidates.model_copy(update={"order": "detector"}) for each in recipe.detectors()]
+    parts = [
+        candidates.build_candidates(answer, sample.image_wh, policy, detector=name)
+        for answer, policy, name in zip(answers, policies, names, strict=True)
+    ]
+    return candidates.merge_candidates(parts, recipe.candidates, nms_iou=recipe.ensemble.nms_iou, rng=rng)
+
+
+def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
+    """Return the options that a command needs where data and boxes differ from their recipes."""
+    known = _recipe_values("data", data.name)
+    words = [] if str(known.get("root")) == str(data.root) else ["--data-root", str(data.root)]
+    usual = known.get("settings") or {}
+    changed = {f"data.settings.{key}": value for key, value in data.settings.items() if usual.get(key) != value}
+    if detector.name == "import":
+        changed |= {f"detector.settings.{key}": value for key, value in detector.settings.items()}
+    return [*words, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changed.items())]
+
+
+def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> None:
+    """Warn where the local model that a recipe names is no longer the one that detected."""
+    name = detector.settings.get("model")
+    now = storage.digest_model(name) if isinstance(name, str) else None
+    known = {each["files"] for each in cache.recorded if "files" in each}
+    if now and known and now not in known:
+        _log.warning(
+            "%s: the files of %s have changed since it detected; to detect again: cache-detections --overwrite",
+            cache.folder,
+            name,
+        )
+
+
+def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
+    try:
+        found = files.read_sections(files.find_recipe(section, name))[0].get(section)
+    except RecipeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def load_prepared_split(
+    recipe: Recipe, data: DataSection, split: str, *, limit: int | None = None, dataset: Dataset | None = None
+) -> PreparedSplit:
+    """Read a split and its cached detections, and build the candidates of each sample.
+
+    No detector's weights are loaded, and how the detections were computed is logged.
+
+    Args:
+        recipe: Gives the detectors and the candidate policies.
+        data: The data set, one of `recipe.training_data()`.
+        split: Name of the split.
+        limit: Use only the first samples.
+        dataset: The split, where it is read already: most of the time goes into reading.
+
+    Raises:
+        CacheError: If the detections are not cached completely; the message names the command.
+    """
+    dataset = dataset or datasets.load_dataset(data, split)
+    caches = [
+        DetectionCache.open_complete(
+            cache_folder(detector.name, data, split),
+            identity_of(detector, dataset),
+            options=_command_options(data, section.detector),
+        )
+        for section, detector in zip(recipe.detectors(), detectors.create_detectors(recipe, dataset), strict=True)
+    ]
+    for cache in caches:
+        if cache.recorded:
+            _log.info("%s: detections computed with %s", cache.folder, describe_recorded(cache.recorded))
+    for section, cache in zip(recipe.detectors(), caches, strict=True):
+        _warn_of_other_files(section.detector, cache)
+    names = [cache.identity["detector"] for cache in caches]
+    dropped: Counter[str] = Counter()
+    samples = []
+    for sample in dataset.samples[:limit]:
+        built = prepare_candidates(recipe, sample, [cache.lookup(sample) for cache in caches], names)
+        dropped.update(built.counts)
+        samples.append(PreparedSample(sample, built))
+    return PreparedSplit(samples, dataset, caches, dict(dropped))

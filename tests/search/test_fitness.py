@@ -1,0 +1,134 @@
+"""Prompts without hope stop early, and others see everything."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from llm_wrapper.errors import DataError
+from llm_wrapper.records import Box, Sample
+from llm_wrapper.search.fitness import cut_slices, halving_sizes, is_surely_worse, judge_prompt
+
+IMAGES = [f"image-{place // 2}" for place in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("first", "total", "found"),
+    [
+        (50, 300, [50, 100, 200, 300]),
+        (50, 50, [50]),
+        (50, 51, [50, 51]),
+        (50, 149, [50, 149]),
+        (50, 150, [50, 100, 150]),
+        (1, 8, [1, 2, 4, 8]),
+        (1, 1, [1]),
+        (75, 200, [75, 200]),
+    ],
+)
+def test_counts_double_up_to_the_whole_slice(first: int, total: int, found: list[int]) -> None:
+    assert halving_sizes(first, total) == found
+
+
+def draw(share: float, n: int, seed: int) -> list[bool]:
+    rng = random.Random(seed)
+    return [rng.random() < share for _ in range(n)]
+
+
+def test_the_hopeless_stop_and_those_near_the_best_go_on() -> None:
+    best = draw(0.8, 100, 1)
+    near = [not bit if place % 20 == 0 else bit for place, bit in enumerate(best)]
+    assert is_surely_worse([False] * 40, best, IMAGES)
+    assert not is_surely_worse(near[:40], best, IMAGES)
+    assert not is_surely_worse(best[:40], best, IMAGES)
+    assert not is_surely_worse([True] * 40, best, IMAGES)
+
+
+def test_one_image_proves_nothing() -> None:
+    assert not is_surely_worse([False, False], [True, True], ["a", "a"])
+
+
+def test_what_is_hopeless_depends_on_pairs_not_on_shares() -> None:
+    """Two right less is nothing where prompts disagree often, and much where they hardly ever do."""
+    best = [place % 2 == 0 for place in range(100)]
+    scattered = [not bit for bit in best]
+    scattered[:2] = [False, False]
+    assert sum(scattered) < sum(best) + 1
+    assert not is_surely_worse(scattered, best, IMAGES)
+    subset = [bit and place >= 12 for place, bit in enumerate(best)]
+    assert sum(best) - sum(subset) == 6
+    assert is_surely_worse(subset, best, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("right", "best", "found"),
+    [
+        pytest.param([False] * 40, [True] * 100, "stopped", id="hopeless"),
+        pytest.param([True] * 40, [False] * 100, "open", id="hope"),
+        pytest.param([False] * 100, [True] * 100, "complete", id="all-seen"),
+        pytest.param([False] * 40, None, "open", id="no-best-yet"),
+    ],
+)
+def test_verdicts(right: list[bool], best: list[bool] | None, found: str) -> None:
+    assert judge_prompt(right, best, IMAGES) == found
+
+
+BOX = Box(0, 0, 9, 9)
+
+
+def samples(num_images: int, per_image: int = 3, *, target: Box | None = BOX) -> list[Sample]:
+    return [
+        Sample(f"s{image}-{number}", "r", f"image-{image}", None, (10, 10), f"thing {number}", target)
+        for number in range(per_image)
+        for image in range(num_images)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(20, 30), (2, 2), (19, 10), (45, 45)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_slices_are_as_large_as_asked_and_share_no_image(sizes: tuple[int, int], seed: int) -> None:
+    all_of = samples(30)
+    found = cut_slices(all_of, sizes, without=[], seed=seed)
+    assert (len(found.search), len(found.confirm)) == sizes
+    assert len({*found.search, *found.confirm}) == sum(sizes)
+    images = [{all_of[place].image_id for place in part} for part in (found.search, found.confirm)]
+    assert not images[0] & images[1]
+
+
+def test_a_slice_hangs_on_the_seed_and_not_on_the_order_of_the_file() -> None:
+    all_of = samples(30)
+    turned = all_of[::-1]
+    ids = [all_of[place].image_id for place in cut_slices(all_of, (20, 20), without=[], seed=1).search]
+    assert ids == [turned[place].image_id for place in cut_slices(turned, (20, 20), without=[], seed=1).search]
+    assert ids != [all_of[place].image_id for place in cut_slices(all_of, (20, 20), without=[], seed=2).search]
+
+
+def test_a_longer_slice_begins_as_a_shorter_one() -> None:
+    all_of = samples(30)
+    assert (
+        cut_slices(all_of, (20, 5), without=[], seed=0).search
+        == cut_slices(all_of, (40, 5), without=[], seed=0).search[:20]
+    )
+
+
+def test_evaluated_images_and_expressions_without_a_target_are_out_of_reach() -> None:
+    all_of = [*samples(8), *samples(3, target=None)]
+    evaluated = {"image-0", "image-5"}
+    found = cut_slices(all_of, (9, 9), without=evaluated, seed=0)
+    used = [all_of[place] for place in (*found.search, *found.confirm)]
+    assert not {sample.image_id for sample in used} & evaluated
+    assert all(sample.target for sample in used)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "sizes", "numbers"),
+    [
+        pytest.param(10, (20, 20), "have|30 with a target, of 10 images", id="not-enough"),
+        pytest.param(2, (4, 3), "6 with a target, of 2 images .*they give 4 and 0", id="images-cannot-be-split"),
+        pytest.param(0, (2, 2), "0 with a target, of 0 images", id="none"),
+    ],
+)
+def test_too_few_expressions_are_refused_with_numbers(num_images: int, sizes: tuple[int, int], numbers: str) -> None:
+    with pytest.raises(DataError, match=numbers) as caught:
+        cut_slices(samples(num_images), sizes, without=[], seed=0)
+    assert f"search.slice={sizes[0]} and search.confirm={sizes[1]} need {sum(sizes)}" in str(caught.value)
