@@ -16,7 +16,12 @@ from llm_wrapper.cli import main
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"llm-wrapper ([a-z][^\n`|#]*)")
 SOURCES = sorted((ROOT / "llm_wrapper").rglob("*.py"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.yaml"))]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "data" / "README.md",
+    *sorted((ROOT / "recipes").rglob("*.yaml")),
+]
 
 
 def texts(source: str) -> Iterator[str]:
