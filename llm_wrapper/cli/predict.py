@@ -25,7 +25,7 @@ from llm_wrapper import adapter_files, images, readers, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import options
 from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
-from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, require_one_adapter, starts_with
+from llm_wrapper.cli.options import DataRoot, Llm, assigned, chosen, require_one_adapter, starts_with
 from llm_wrapper.detections.samples import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
@@ -71,7 +71,9 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
             help="Expressions by file, in place of EXPRESSION: JSONL with image and expression, or text lines."
         ),
     ] = None,
-    vlm: Vlm = None,
+    vlm: Annotated[
+        str | None, typer.Option(help="Detector, if not the run's: a file of recipes/vlm; a+b for both.")
+    ] = None,
     llm: Llm = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     adapter: Annotated[
@@ -94,7 +96,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
         bool, typer.Option("--json", help="Print one JSON line an answer; draw only with --out.")
     ] = False,
     save_crop: Annotated[
-        bool, typer.Option(help="Also write the chosen part of the image, as PICTURE-crop.png.")
+        bool, typer.Option("--save-crop", help="Also write the chosen part of the image, as PICTURE-crop.png.")
     ] = False,
 ) -> None:
     """Find the box that an expression describes in images, and draw the ranked candidates."""

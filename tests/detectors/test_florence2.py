@@ -229,7 +229,7 @@ def test_hostile_expressions(write: Write, expression: str, monkeypatch: pytest.
 @pytest.mark.parametrize("unit", ["dog ", "a", "🐕", "é "], ids=["words", "word", "emoji", "accents"])
 @pytest.mark.parametrize("task", ["rec", "grounding"])
 def test_a_long_expression_is_cut_no_further_than_needed(unit: str, task: str) -> None:
-    _, ids = tiny.build()._fitting(task, unit * 1000)
+    _, ids = tiny.build()._fit(task, unit * 1000)
     assert _ROOM - 6 < len(ids) <= _ROOM
 
 

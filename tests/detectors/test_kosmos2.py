@@ -224,7 +224,7 @@ def test_hostile_expressions(write: Write, expression: str) -> None:
 
 @pytest.mark.parametrize("unit", ["dog ", "a", "🐕 ", "é "], ids=["words", "word", "emoji", "accents"])
 def test_a_long_expression_is_cut_no_further_than_needed(unit: str) -> None:
-    expression, ids = tiny.build()._fitting("rec", unit * 1000)
+    expression, ids = tiny.build()._fit("rec", unit * 1000)
     assert _ROOM - 6 < len(ids) <= _ROOM
     assert (unit * 1000).startswith(expression)
 

@@ -135,7 +135,7 @@ PICTURE = str(TOY / "images" / "toy-val-0000.png")
     ("kind", "args", "reason"),
     [
         pytest.param(RecipeError, ["eval", "--llm", "rule"], "llm.backend=rule takes no adapter", id="rule"),
-        pytest.param(RecipeError, ["eval", "--run", "runs/a", *OURS], "runs/a has an adapter of its own", id="run"),
+        pytest.param(RecipeError, ["eval", "--run", "runs/a", *OURS], "runs/a has its own adapter", id="run"),
         pytest.param(ModelError, ["eval", "--adapter", "nowhere", *OURS], "'nowhere' is no folder", id="nowhere"),
         pytest.param(
             ModelError,

@@ -236,7 +236,7 @@ def test_a_prompt_that_no_model_can_be_asked_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_seed_prompt_without_a_placeholder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} stands"):
+    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} occurs"):
         searched(tmp_path / "h", Proposer(climbing), seed_prompt="the number of {expression}")
 
 
