@@ -60,7 +60,7 @@ def wrong(words: list[str]) -> str | None:
         if found is None:
             return f"no verb {name!r}"
         command = found
-    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--recipe"}
     unknown = [word for word in rest if word.startswith("--") and word not in known]
     return f"no option {', '.join(unknown)}" if unknown else None
 

@@ -48,7 +48,11 @@ _RENAMED = {
 
 
 class _Verbs(TyperGroup):
-    """A group that names the successor of a verb of earlier versions."""
+    """A group that takes `--recipe` on either side of the verb, and names the successor of a former verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the verb, of which `--recipe` may be typed behind it too."""
+        return super().parse_args(ctx, options.recipe_first(args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the verb, or refuse one that does not exist."""

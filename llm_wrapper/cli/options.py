@@ -5,6 +5,7 @@ An option that is not given is `None`: only then can the recipe of a run, or the
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ __all__ = [
     "name_of",
     "names_by_kind",
     "overridden",
+    "recipe_first",
     "require_one_adapter",
     "require_run",
     "root",
@@ -232,6 +234,20 @@ def extra_words() -> list[str]:
         raise RecipeError(f"ARGS={text!r} cannot be split into words: {error}") from error
 
 
+def recipe_first(words: Sequence[str]) -> list[str]:
+    """Move `--recipe FILE` to the front: the verb's other options take their defaults from the file."""
+    end = words.index("--") if "--" in words else len(words)
+    first: list[str] = []
+    others: list[str] = []
+    typed = iter(words[:end])
+    for word in typed:
+        if word == "--recipe":
+            first += [word, *itertools.islice(typed, 1)]
+        else:
+            (first if word.startswith("--recipe=") else others).append(word)
+    return [*first, *others, *words[end:]]
+
+
 def add_common(app: typer.Typer) -> None:
     """Add the options before the verb."""
     app.callback()(_common)
@@ -270,6 +286,7 @@ def _common(
     name = recipe or paper
     start = read_recipe_file(name) if name else _NO_FILE
     _start.set(start)
+    context.call_on_close(lambda: _start.set(_NO_FILE))
     context.default_map = _option_defaults(context.command, start)
 
 
