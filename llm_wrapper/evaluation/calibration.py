@@ -2,7 +2,7 @@
 
 All functions take `confidence`, the probability of the choice, shape (n,) in 0..1, NaN where there is none, and
 `right`, shape (n,). A choice without a probability (a single candidate, a fallback, no box) says nothing about
-calibration; where it comes to answering or not, it counts as the least confident of all, so nothing is left out.
+calibration; where it comes to answering or not, it counts as the least confident of all, so every sample counts.
 """
 
 from __future__ import annotations
