@@ -259,7 +259,7 @@ def test_a_report_needs_predictions() -> None:
     assert "runs/empty holds no predictions; make some with: llm-wrapper eval --run runs/empty" in fail(
         RunError, "report", "runs/empty"
     )
-    assert "absent.parquet cannot be read" in fail(DataError, "report", "absent.parquet")
+    assert "absent.parquet does not exist" in fail(RunError, "report", "absent.parquet")
 
 
 # the frame

@@ -30,7 +30,7 @@ from llm_wrapper.cli.options import (
     Split,
     Train,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
 )
 from llm_wrapper.detections import maintain
@@ -54,10 +54,20 @@ from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
 
-__all__ = ["Filling", "app", "cache", "cache_detections_verb", "export", "info", "measure_headroom", "merge", "verify"]
+__all__ = [
+    "Filling",
+    "cache",
+    "cache_detections_verb",
+    "detections_app",
+    "export",
+    "info",
+    "measure_headroom",
+    "merge",
+    "verify",
+]
 
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check, join and export cached detections.")
+detections_app = typer.Typer(no_args_is_help=True, help="Inspect, check, join and export cached detections.")
 
 
 Folder = Annotated[Path, typer.Argument(help="A cache: data/detections/<detector>/<dataset>/<split>.")]
@@ -97,13 +107,13 @@ def cache_detections_verb(  # noqa: PLR0913 (each is an option of the verb)
     workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many workers, if not as many as fit.")] = None,
 ) -> None:
     """Run the detector once on the training and evaluation splits; write its boxes to data/detections."""
-    recipe = chosen(options.names_by_kind(vlm, "rule", data, train), overrides, data_root)
+    recipe = choose_recipe(options.names_by_kind(vlm, "rule", data, train), overrides, data_root)
     splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
     how = Filling(overwrite, skip_unreadable, images_per_batch, engine, workers)
     cache(recipe, splits, options.CONSOLE, how=how)
 
 
-@app.command("headroom")
+@detections_app.command("headroom")
 def headroom_verb(
     overrides: Overrides = None,
     *,
@@ -114,12 +124,12 @@ def headroom_verb(
     limit: Limit = None,
 ) -> None:
     """Measure how much a perfect choice among the cached boxes would gain; write runs/headroom/*.json."""
-    recipe = chosen(options.names_by_kind(vlm, "rule", data), overrides, data_root)
+    recipe = choose_recipe(options.names_by_kind(vlm, "rule", data), overrides, data_root)
     split = split or recipe.data.eval_split
     measure_headroom(recipe, name_of({"vlm": vlm, "data": data}), options.CONSOLE, split=split, limit=limit)
 
 
-@app.command("info")
+@detections_app.command("info")
 def info_verb(
     folders: Folders,
     *,
@@ -130,20 +140,20 @@ def info_verb(
     info(folders, options.CONSOLE, identity=identity, as_json=as_json)
 
 
-@app.command("verify")
+@detections_app.command("verify")
 def verify_verb(folders: Folders) -> None:
     """Check every digest, column, identity and answer of caches; print remedies. Changes nothing."""
     if not verify(folders, options.CONSOLE):
         raise typer.Exit(1)
 
 
-@app.command("merge")
+@detections_app.command("merge")
 def merge_verb(out: Annotated[Path, typer.Argument(help="The result, new or begun.")], folders: Folders) -> None:
     """Join caches of one detector and split, such as those of several machines, into a new one; resumable."""
     merge(out, folders, options.CONSOLE)
 
 
-@app.command("export")
+@detections_app.command("export")
 def export_verb(
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="COCO results where it ends in .json, else our JSONL in .jsonl.")],
@@ -174,7 +184,7 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     manifest = fill_cache(detector, dataset, folder, engine=engine, **options).manifest
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0
-    more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
+    more = f"; images skipped: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
     if absent := getattr(detector, "num_unanswered", 0):
         total = len(dataset.images() if detector.levels == ("image",) else dataset.samples)
         what = "images" if detector.levels == ("image",) else "expressions"
@@ -231,7 +241,7 @@ def _facts(found: CacheSummary) -> list[tuple[str, str]]:
 
 
 def verify(folders: Sequence[Path], console: Console) -> bool:
-    """Print every problem of cache folders with what mends it; tell whether there is none."""
+    """Print every problem of cache folders with its remedy; return whether there is none."""
     found = {folder: maintain.verify_cache(folder) for folder in folders}
     for folder, problems in found.items():
         for problem in problems:

@@ -26,7 +26,7 @@ from llm_wrapper.cli.options import (
     Split,
     Train,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
     require_run,
     root,
@@ -180,7 +180,7 @@ def curve(  # noqa: PLR0913 (each is an option of the verb)
     given = [f"--{kind} {value}" for kind, value in names.items() if value is not None]
     if run is not None and (more := [*given, *(["--data-root"] if data_root else []), *(overrides or [])]):
         raise RecipeError(f"the recipe of {run} is used as it is; leave out {', '.join(more)}")
-    recipe = chosen(names, overrides, data_root, run=run)
+    recipe = choose_recipe(names, overrides, data_root, run=run)
     folder = runs.RUNS / "curve" / folder_name(name or (run.resolve().name if run else name_of(names)), "--name")
     if run is None and not samples:
         raise RecipeError('name a run, or sizes: make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"')
@@ -280,7 +280,7 @@ def _column_recipes(
     for one in sets or nothing:
         for run in folders or nothing:
             for each in vlms or nothing:
-                recipe = chosen({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
+                recipe = choose_recipe({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
                 values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
                 found.setdefault(storage.digest_value({**values, "seed": recipe.train.seed}), recipe)
     return list(found.values())
@@ -292,7 +292,7 @@ def _untrained_recipe(
     """Return the recipe of a further LLM, untrained, on the first column."""
     if llm is None:
         return None
-    own = chosen({"vlm": None, "llm": llm, "data": None, "train": train}, overrides)
+    own = choose_recipe({"vlm": None, "llm": llm, "data": None, "train": train}, overrides)
     return recipe.model_copy(update={"llm": own.llm, "prompt": own.prompt, "train": own.train})
 
 

@@ -48,7 +48,11 @@ _RENAMED = {
 
 
 class _Verbs(TyperGroup):
-    """A group that names the successor of a verb of earlier versions."""
+    """A group that takes `--recipe` on either side of the verb, and names the successor of a former verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the verb, of which `--recipe` may be typed behind it too."""
+        return super().parse_args(ctx, options.recipe_first(args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the verb, or refuse one that does not exist."""
@@ -75,7 +79,7 @@ _add("export", predict.export_adapter, _TRY)
 _add("check-data", data.check_data_verb, _DATA)
 _add("cache-detections", detections.cache_detections_verb, _DATA)
 _add("score", score.score_verb, _DATA)
-app.add_typer(detections.app, name="detections", rich_help_panel=_DATA)
+app.add_typer(detections.detections_app, name="detections", rich_help_panel=_DATA)
 grids.add_grid_verbs(app)
 methods.add_methods_verb(app)
 _add("none-below", score.none_below_verb, _STUDIES)

@@ -21,7 +21,19 @@ from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import method_rows, options
 from llm_wrapper.cli.grids import require_same_recipe
 from llm_wrapper.cli.method_rows import MethodRow
-from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, name_of, named, root
+from llm_wrapper.cli.options import (
+    Data,
+    DataRoot,
+    Limit,
+    Llm,
+    Overrides,
+    Split,
+    Vlm,
+    choose_recipe,
+    fill_defaults,
+    name_of,
+    root,
+)
 from llm_wrapper.datasets import leaks
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import methods, systems
@@ -244,16 +256,16 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
 ) -> None:
     """Compare prompting, prompt search and training of one LLM at equal budgets; write a table and a plot."""
     where = [*root(data_root), *([f"data.eval_split={json.dumps(split)}"] if split else [])]
-    choices = named({"vlm": vlm, "llm": llm, "data": data, "train": train})
+    choices = fill_defaults({"vlm": vlm, "llm": llm, "data": data, "train": train})
     rows, more = methods.select_methods(method or []), overrides or []
     _require_used(rows, more)
-    chosen({**choices, "search": "glov"}, [*where, *more])  # reports a wrong key before a row drops it
+    choose_recipe({**choices, "search": "glov"}, [*where, *more])  # reports a wrong key before a row drops it
     recipes = {
         each.name: _recipe(each, choices, labelled, ([*where, _FORMAT], [key for key in more if _is_of(each, key)]))
         for each in rows
     }
     if proposer:
-        section = chosen({**choices, "llm": proposer}, where).llm
+        section = choose_recipe({**choices, "llm": proposer}, where).llm
         recipes = {each: _with_proposer(recipe, section) for each, recipe in recipes.items()}
     folder = runs.RUNS / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
     made = compare(Job(folder, recipes, limit, compute))
@@ -302,7 +314,7 @@ def _recipe(
         budget += [f"search.slice={search}", f"search.confirm={confirm}", f"search.first={min(_FIRST, search)}"]
     elif row.kind == "prompt":
         names["prompt"] = row.file
-    return chosen(names, [*overrides[0], *budget, *overrides[1]])
+    return choose_recipe(names, [*overrides[0], *budget, *overrides[1]])
 
 
 def _with_proposer(recipe: Recipe, proposer: LLMSection) -> Recipe:

@@ -25,7 +25,7 @@ from llm_wrapper import adapter_files, images, readers, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import options
 from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
-from llm_wrapper.cli.options import DataRoot, Llm, assigned, chosen, require_one_adapter, starts_with
+from llm_wrapper.cli.options import DataRoot, Llm, assigned, choose_recipe, require_one_adapter, starts_with
 from llm_wrapper.detections.samples import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
@@ -109,7 +109,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     if boxes:
         overrides = [assigned("detector.settings.path", boxes), *overrides]
     names = {"vlm": "import" if boxes else vlm, "llm": llm, "data": data or (None if run else "mine"), "prompt": prompt}
-    recipe = chosen({**names, "train": None}, overrides, data_root, run=run)
+    recipe = choose_recipe({**names, "train": None}, overrides, data_root, run=run)
     job = Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
     if not _Predicting(job, out, as_json=as_json, save_crop=save_crop).run(asked):
         raise typer.Exit(1)
@@ -344,7 +344,7 @@ def export_adapter(
     """Merge an adapter into its base model: one folder that any server loads."""
     folder = Path(run)
     if llm is not None:
-        section = chosen({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
+        section = choose_recipe({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
         _merge(section, find_adapter(run).folder, out, "--vlm .. --data ..", options.CONSOLE)
         return
     if overrides:

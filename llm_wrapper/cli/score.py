@@ -23,7 +23,7 @@ from llm_wrapper.cli.options import (
     DataRoot,
     Overrides,
     Split,
-    chosen,
+    choose_recipe,
 )
 from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.evaluation import external, grec
@@ -44,7 +44,7 @@ def report_verb(
     run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
     *,
     compare: Annotated[
-        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to stand beside it; kept.")
+        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to compare with; kept.")
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Where pictures may be shown from, if not from the folder data.")
@@ -100,13 +100,13 @@ def score_verb(
     ] = None,
 ) -> None:
     """Score a file of boxes of any other system on a split; write the table of eval to runs/score."""
-    recipe = chosen(options.names_by_kind("toy", "rule", data), overrides, data_root)
-    job = Job(file, recipe.data, split or recipe.data.eval_split, name, box_format)
+    recipe = choose_recipe(options.names_by_kind("toy", "rule", data), overrides, data_root)
+    job = ScoreJob(file, recipe.data, split or recipe.data.eval_split, name, box_format)
     score(job, options.CONSOLE)
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoreJob:
     """Whose boxes to score, and on what.
 
     Attributes:
@@ -124,7 +124,7 @@ class Job:
     box_format: BoxFormat | None = None
 
 
-def score(job: Job, console: Console) -> Summary:
+def score(job: ScoreJob, console: Console) -> Summary:
     """Compare a file of boxes with the targets of a split, print the table, keep predictions and report.
 
     Raises:
@@ -161,7 +161,7 @@ def score(job: Job, console: Console) -> Summary:
     return summary
 
 
-def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
+def _folder(job: ScoreJob, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
     """Return where a score is stored, and a remark where its usual folder holds that of another file or data set."""
     usual = runs.RUNS / "score" / folder_name(f"{job.data.name}-{storage.plain_name(system)}", "--name")
     written = (f"report-{job.split}.json", f"predictions-{job.split}.parquet")

@@ -25,7 +25,7 @@ from llm_wrapper.cli.options import (
     PromptName,
     Train,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
 )
 from llm_wrapper.errors import CacheError, DataError, ModelError
@@ -75,7 +75,7 @@ def train_verb(  # noqa: PLR0913 (each is an option of the verb)
     """
     names = options.names_by_kind(vlm, llm, data, train, prompt=prompt)
     begun = run if run and (run / "recipe.yaml").is_file() else None
-    recipe = chosen(names, overrides, data_root, run=begun)
+    recipe = choose_recipe(names, overrides, data_root, run=begun)
     if plan:
         if not plan_training(recipe, options.CONSOLE):
             raise typer.Exit(1)
@@ -126,7 +126,7 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     labelled = [group for group in groups if group.num_labelled]
     images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
     none = f"; answered by none of these: {count_answered_none(groups)}" if recipe.prompt.none else ""
-    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
+    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; skipped: {left_out}"
     say(console, found)
     outcome = trainer.train_adapter(llm, groups, recipe, folder)
     if not processes.leave_process_group():

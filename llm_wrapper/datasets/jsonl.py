@@ -297,6 +297,9 @@ class _Reader:
             if row.width is not None and row.height is not None:
                 return (row.width, row.height)
             if not os.path.isfile(path):
+                beside = self._folder / "images"
+                if os.path.isfile(beside / row.name):
+                    return f"image {path} lies in {beside}: add data.settings.images={beside}"
                 return (
                     f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
                 )
