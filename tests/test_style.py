@@ -1,4 +1,4 @@
-"""The house's names and English: no phrase of a private dialect, no public name that two modules share, short functions."""
+"""Names and English: no phrase of a private dialect, no public name that two modules share, short functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = sorted(
 )
 
 PHRASES = {
-    "a sentence begins with What": r"^(Return )?[Ww]hat\b",
+    "a sentence begins with What": r"^What\b(?!.*\?$)|^Return what\b",
     "nobody": r"\bnobody\b",
     "without a word": r"\bwithout a word\b|\bin silence\b",
     "hopeless, honest": r"\bhopeless\b|\bhonest(ly)?\b",
@@ -47,6 +47,13 @@ PHRASES = {
 }
 """What to say, or what is wrong -> the phrase to avoid."""
 
+EXEMPT = {
+    "llm_wrapper/evaluation/slices.py",  # words that expressions are searched for
+    "llm_wrapper/search/tasks.py",  # text that the proposing LLM reads
+    "recipes/prompt/instruction.yaml",  # text that the LLM reads
+}
+"""Files that hold data in words."""
+
 PARTICIPLES = {"asked", "told", "shown", "planned", "worded", "kept", "found", "made"}
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
@@ -69,7 +76,7 @@ def findings(path: Path) -> list[str]:
     """Return each banned phrase of a file with its line and what to say."""
     rows = []
     for number, text in chunks(path):
-        for sentence in re.split(r"(?<=[.!?:])\s+|\n\n", text.strip()):
+        for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text.strip()):
             flat = " ".join(sentence.split())
             rows += [f"{number}: {flat[:100]!r} ({say})" for say, phrase in PHRASES.items() if re.search(phrase, flat)]
     return rows
@@ -77,12 +84,17 @@ def findings(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_texts_are_in_this_fields_english(path: Path) -> None:
-    assert not findings(path)
+    assert path.relative_to(ROOT).as_posix() in EXEMPT or not findings(path)
 
 
 @pytest.mark.parametrize(
     "text",
-    ['"""Return what is there."""', "# nobody reads it", 'x = "the adapter was told so"', '"""Say it. What it holds."""'],
+    [
+        '"""Return what is there."""',
+        "# nobody reads it",
+        'x = "the adapter was told so"',
+        '"""Say it. What it holds."""',
+    ],
 )
 def test_the_search_for_phrases_finds_them(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.py").write_text(text)

@@ -36,11 +36,10 @@ def draw(result: Result, image: Image.Image, out: Path) -> None:
         is_chosen = candidate.index == result.index
         x0, y0, x1, y1 = candidate.box.xyxy
         color = "#1b7f3b" if is_chosen else "#33383d"
-        left.add_patch(
-            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=4 if is_chosen else 2)
-        )
+        style = {"fill": False, "edgecolor": color, "linewidth": 4 if is_chosen else 2}
+        left.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
         left.text(
-            x0, y0 - 6, f" {candidate.index} {candidate.label} ", color="white", fontsize=13, verticalalignment="bottom",
+            x0, y0 - 6, f" {candidate.index} {candidate.label} ", color="white", fontsize=13, va="bottom",
             bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     left.set_title(f"“{result.expression}”", fontsize=20, pad=12)
@@ -53,9 +52,8 @@ def draw(result: Result, image: Image.Image, out: Path) -> None:
     right.text(
         0.02, 0.91, "\n".join(lines), fontsize=11.2, family="monospace", verticalalignment="top", linespacing=1.35
     )
-    right.text(
-        0.02, 0.02, f"and answers  {result.index}   (probability {result.probability or 0:.2f})", fontsize=19, color="#1b7f3b",
-    )  # fmt: skip
+    answer = f"and answers  {result.index}   (probability {result.probability or 0:.2f})"
+    right.text(0.02, 0.02, answer, fontsize=19, color="#1b7f3b")
     figure.savefig(out, dpi=110, bbox_inches="tight", pad_inches=0.15)
 
 

@@ -52,7 +52,7 @@ from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
 from llm_wrapper.wrapper import require_probabilities
 
-__all__ = ["Evaluation", "by_llm", "evaluate", "evaluate_verb", "notes", "with_training"]
+__all__ = ["Evaluation", "evaluate", "evaluate_verb", "notes", "predict_with_llm", "with_training"]
 
 
 _log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _require_use(job: Evaluation, adapter: Adapter) -> None:
         _log.warning("the adapter is asked in prompt.format=%s; was it trained so? docs/paper.md", prompt_format)
 
 
-def by_llm(
+def predict_with_llm(
     recipe: Recipe,
     builder: PromptBuilder,
     adapter: Path | None,
@@ -225,7 +225,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     builder = None if recipe.llm.backend == "rule" else load_prompt_builder(recipe)
     rows = [*systems.by_detector(prepared_split.samples), *systems.by_rule(prepared_split.samples)]
     if builder is not None:
-        rows += by_llm(recipe, builder, adapter, prepared_split.samples, with_untrained=job.untrained)
+        rows += predict_with_llm(recipe, builder, adapter, prepared_split.samples, with_untrained=job.untrained)
     rows += systems.by_oracle(prepared_split.samples)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),

@@ -190,14 +190,19 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
             ):
                 task = bar.add_task(_title(detector, dataset), total=sum(map(len, batches)))
                 unreadable = _write_all(answers, writer, lambda number: bar.advance(task, number))
-        if unreadable and not skip_unreadable:
-            problem = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
-            raise ImageError(listed(problem, unreadable.values()))
+        if not skip_unreadable:
+            _require_readable(unreadable, skipped)
         order = [question.key for image in images for question in image]
         cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
         if len(cache.recorded) > 1:
             _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
+
+
+def _require_readable(unreadable: Mapping[str, str], skipped: Sequence[str]) -> None:
+    if unreadable:
+        problem = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
+        raise ImageError(listed(problem, unreadable.values()))
 
 
 def _title(detector: Detector, dataset: Dataset) -> str:

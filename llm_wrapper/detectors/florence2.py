@@ -21,10 +21,10 @@ from pydantic import Field
 from llm_wrapper.detectors.base import detections_from_raw, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
 from llm_wrapper.detectors.prompted import (
-    Prompt,
     PromptedDetector,
     PromptedSettings,
     PromptTask,
+    TaskPrompt,
     clean_expression,
 )
 from llm_wrapper.devices import choose_device
@@ -33,14 +33,14 @@ from llm_wrapper.records import Detections
 
 __all__ = [
     "FLORENCE2_TASKS",
-    "NUM_BINS",
+    "LOCATION_BINS",
     "Florence2Detector",
     "Florence2Settings",
     "create_florence2",
     "read_florence2_answer",
 ]
 
-NUM_BINS = 1000
+LOCATION_BINS = 1000
 """Location tokens per axis; a token is the middle of its bin."""
 
 FLORENCE2_TASKS = {
@@ -132,7 +132,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
     def _clean(self, expression: str) -> str:
         return clean_expression(expression)
 
-    def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
+    def _read(self, prompt: TaskPrompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         banned = self._processor.post_processor.banned_grounding_tokens
         return read_florence2_answer(answer, prompt.task, image_wh, banned_phrases=banned)
 
@@ -144,7 +144,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         ids = known.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [known.tokenizer.bos_token_id, *ids, known.tokenizer.eos_token_id]
 
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
+    def _batches(self, prompts: Sequence[TaskPrompt]) -> Iterator[Sequence[TaskPrompt]]:
         """Yield prompts that are decoded together: of one level, and of tasks and lengths as alike as possible.
 
         The longest answer of a batch keeps all others waiting, and those about a whole image are long.
@@ -162,7 +162,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         features: torch.Tensor = self._model.get_image_features(pixel_values=pixel_values).pooler_output
         return features
 
-    def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+    def _generate(self, prompts: Sequence[TaskPrompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answers as text with special tokens."""
         embeddings, mask = self._pad(prompts, features)
         options: dict[str, Any] = {"num_beams": self._settings.num_beams}
@@ -180,7 +180,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         return answers
 
     def _pad(
-        self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]
+        self, prompts: Sequence[TaskPrompt], features: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings (prompts, length, hidden size) and their mask (prompts, length).
 
@@ -257,7 +257,7 @@ def _bins(places: str) -> list[int]:
 
 
 def _pixels(bins: Sequence[int], image_wh: tuple[int, int]) -> list[float]:
-    return [(number + 0.5) * image_wh[axis % 2] / NUM_BINS for axis, number in enumerate(bins)]
+    return [(number + 0.5) * image_wh[axis % 2] / LOCATION_BINS for axis, number in enumerate(bins)]
 
 
 def create_florence2(settings: Mapping[str, Any]) -> Florence2Detector:

@@ -43,7 +43,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     decode_answer,
     fit_expression,
     pad_to_queries,
-    read_text,
+    read_caption,
     score_answer,
     widen,
 )
@@ -247,7 +247,7 @@ class GroundingDinoDetector:
             **{name: tokens[name].to(model.device) for name in ("input_ids", "token_type_ids", "attention_mask")},
         )
         logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
-        read = [read_text(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
+        read = [read_caption(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
         is_gdrec = self._settings.mode == "gdrec"
         groups = [noun_groups.find_noun_groups(text) if is_gdrec else None for text in texts]
         answers = [decode_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]

@@ -49,7 +49,7 @@ __all__ = [
     "decode_answer",
     "fit_expression",
     "pad_to_queries",
-    "read_text",
+    "read_caption",
     "score_answer",
     "widen",
 ]
@@ -179,7 +179,7 @@ def fit_expression(expression: str, tokenizer: Any, most_tokens: int) -> tuple[s
     return text[: tokens.word_to_chars(tokens.token_to_word(room)).start].rstrip(), True
 
 
-def read_text(text: str, offsets: Sequence[tuple[int, int]], word_numbers: Sequence[int | None]) -> ReadText:
+def read_caption(text: str, offsets: Sequence[tuple[int, int]], word_numbers: Sequence[int | None]) -> ReadText:
     """Gather the tokens of each word.
 
     Args:

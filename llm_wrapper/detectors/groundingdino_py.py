@@ -36,7 +36,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     decode_answer,
     fit_expression,
     pad_to_queries,
-    read_text,
+    read_caption,
     score_answer,
     widen,
 )
@@ -156,7 +156,7 @@ class GroundingDinoPyDetector:
         logits, boxes = (answer[name][0].cpu().numpy() for name in ("pred_logits", "pred_boxes"))
         tokens = model.tokenizer(f"{text}.", return_offsets_mapping=True)
         groups = noun_groups.find_noun_groups(text) if self._settings.mode == "gdrec" else None
-        read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
+        read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
         return score_answer(decode_answer(logits, boxes, sample.image_wh), read, groups, self._settings)
 
     def _loaded(self) -> Any:

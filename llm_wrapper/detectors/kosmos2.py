@@ -26,10 +26,10 @@ from torch import nn
 from llm_wrapper.detectors.base import detections_from_raw, joined, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
 from llm_wrapper.detectors.prompted import (
-    Prompt,
     PromptedDetector,
     PromptedSettings,
     PromptTask,
+    TaskPrompt,
     clean_expression,
 )
 from llm_wrapper.devices import choose_device
@@ -139,7 +139,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
         # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
         return clean_expression(unicodedata.normalize("NFKC", expression))
 
-    def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
+    def _read(self, prompt: TaskPrompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         text = _text(prompt.task, prompt.expression) + answer
         return read_kosmos2_answer(text, prompt.task, image_wh, expression=prompt.expression)
 
@@ -147,10 +147,10 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
         ids = self._processor.tokenizer(_text(task, expression), add_special_tokens=False, verbose=False)["input_ids"]
         return [*self._image_ids, *ids]
 
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
+    def _batches(self, prompts: Sequence[TaskPrompt]) -> Iterator[Sequence[TaskPrompt]]:
         """Yield prompts that are decoded together: of one task and length."""
 
-        def kind(prompt: Prompt) -> tuple[int, int]:
+        def kind(prompt: TaskPrompt) -> tuple[int, int]:
             return self._settings.tasks.index(prompt.task), len(prompt.ids)
 
         for _, group in groupby(sorted(prompts, key=kind), key=kind):
@@ -166,7 +166,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
         features: torch.Tensor = self._model.image_to_text_projection(nn.functional.normalize(states, dim=-1))[0]
         return features
 
-    def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+    def _generate(self, prompts: Sequence[TaskPrompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answer to each prompt, with its location tokens; all prompts have one length."""
         ids = torch.tensor([prompt.ids for prompt in prompts], device=self._model.device)
         is_image = torch.zeros_like(ids, dtype=torch.bool)

@@ -21,7 +21,7 @@ from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
 from llm_wrapper.detectors.checkpoints import Loaded, PreparedImage, Weights
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["Prompt", "PromptTask", "PromptedDetector", "PromptedSettings", "clean_expression"]
+__all__ = ["PromptTask", "PromptedDetector", "PromptedSettings", "TaskPrompt", "clean_expression"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class PromptTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class TaskPrompt:
     """One task about question number `place`; `ids` are its tokens, `expression` the text in them, which may be cut."""
 
     place: int
@@ -128,7 +128,7 @@ class PromptedDetector(ABC, Generic[_Settings]):
         """Return the tokens of a prompt."""
 
     @abstractmethod
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterable[Sequence[Prompt]]:
+    def _batches(self, prompts: Sequence[TaskPrompt]) -> Iterable[Sequence[TaskPrompt]]:
         """Yield prompts that are answered together."""
 
     @abstractmethod
@@ -136,11 +136,11 @@ class PromptedDetector(ABC, Generic[_Settings]):
         """Encode an image."""
 
     @abstractmethod
-    def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
+    def _generate(self, prompts: Sequence[TaskPrompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answer to each prompt of a batch."""
 
     @abstractmethod
-    def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
+    def _read(self, prompt: TaskPrompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         """Read an answer."""
 
     def identity(self) -> dict[str, Any]:
@@ -189,12 +189,12 @@ class PromptedDetector(ABC, Generic[_Settings]):
                 found[prompt.place][prompt.task] = self._read(prompt, answer, image_wh)
         return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
 
-    def _prompts(self, place: int, question: Question) -> Iterator[Prompt]:
+    def _prompts(self, place: int, question: Question) -> Iterator[TaskPrompt]:
         expression = self._clean(question.sample.expression) if question.level == "expression" else ""
         if question.level == "image" or expression:
             for task in self._settings.tasks:
                 if self.level_of[task] == question.level:
-                    yield Prompt(place, task, question.sample.image_id, *self._fit(task, expression))
+                    yield TaskPrompt(place, task, question.sample.image_id, *self._fit(task, expression))
 
     def _fit(self, task: str, expression: str) -> tuple[str, list[int]]:
         """Return the expression, cut at its end to what the model has positions for, and the prompt's token ids."""

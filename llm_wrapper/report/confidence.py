@@ -19,8 +19,8 @@ from llm_wrapper.evaluation.calibration import (
     threshold_for_risk,
 )
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
-from llm_wrapper.report.evaluations import Evaluation
-from llm_wrapper.report.formatting import Figure, Section, Table, number
+from llm_wrapper.report.evaluations import StoredEvaluation
+from llm_wrapper.report.formatting import Figure, PageSection, Table, number
 from llm_wrapper.report.plots import Chart, Series
 from llm_wrapper.storage import inside
 
@@ -39,7 +39,7 @@ _MOST_LINES = 12
 _LARGEST = 1e15
 
 
-def confidence(evaluation: Evaluation) -> Section:
+def confidence(evaluation: StoredEvaluation) -> PageSection:
     """Calibration and risk against coverage of every system that gives probabilities."""
     pairs = {name: pair for name, pair in _pairs(evaluation).items() if not np.isnan(pair[0]).all()}
     lines = []
@@ -75,10 +75,10 @@ def confidence(evaluation: Evaluation) -> Section:
         ),
     ]
     notes = mass_notes([row for rows in evaluation.judged.values() for row in rows])
-    return Section("Confidence", text, [Table("Confidence", head, lines)], figures, notes)
+    return PageSection("Confidence", text, [Table("Confidence", head, lines)], figures, notes)
 
 
-def _pairs(evaluation: Evaluation) -> dict[str, _Pair]:
+def _pairs(evaluation: StoredEvaluation) -> dict[str, _Pair]:
     """Return system -> confidence and right, over the samples with a target."""
     result = {}
     for name, rows in evaluation.judged.items():
@@ -95,7 +95,7 @@ def _coverage(pair: _Pair, risk: float) -> str:
     return f"{100 * answered.mean():.1f} %"
 
 
-def learning(folder: Path) -> Section:
+def learning(folder: Path) -> PageSection:
     """Loss and accuracy of the tokens against steps, from the run's own log.
 
     Raises:
@@ -123,7 +123,7 @@ def learning(folder: Path) -> Section:
     text += [f"{len(logged) - len(log)} of {len(logged)} losses are no finite number and are not drawn."] * (
         len(log) < len(logged)
     )
-    return Section("Learning curve", text, [Table("Training", ("step", "loss", "right tokens"), lines)], figures)
+    return PageSection("Learning curve", text, [Table("Training", ("step", "loss", "right tokens"), lines)], figures)
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:

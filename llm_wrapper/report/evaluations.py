@@ -21,7 +21,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.results import is_same, stored_question
 from llm_wrapper.storage import inside, plain_name
 
-__all__ = ["COMPARED", "Evaluation", "OtherSystem", "add_comparison", "facts_of_evaluation", "load_evaluations"]
+__all__ = ["COMPARED", "OtherSystem", "StoredEvaluation", "add_comparison", "facts_of_evaluation", "load_evaluations"]
 
 COMPARED = "compared"
 
@@ -50,7 +50,7 @@ class OtherSystem:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class StoredEvaluation:
     """One evaluation: a split or its first samples.
 
     Attributes:
@@ -94,7 +94,7 @@ class Evaluation:
         return [*self.judged, *(name for name in self.systems if name not in self.judged)].index(system)
 
 
-def load_evaluations(folder: Path) -> list[Evaluation]:
+def load_evaluations(folder: Path) -> list[StoredEvaluation]:
     """Read every evaluation of a run folder.
 
     Raises:
@@ -107,19 +107,19 @@ def load_evaluations(folder: Path) -> list[Evaluation]:
     return [_evaluation_of(folder, path) for path in found]
 
 
-def _evaluation_of(folder: Path, path: Path) -> Evaluation:
+def _evaluation_of(folder: Path, path: Path) -> StoredEvaluation:
     name = path.stem.removeprefix("predictions-")
     systems: dict[str, list[Prediction]] = {}
     for row in files.load_predictions(inside(folder, path)):
         systems.setdefault(row.system, []).append(row)
     facts = facts_of_evaluation(folder, path)
-    if not Evaluation(name, systems, facts).judged:
+    if not StoredEvaluation(name, systems, facts).judged:
         raise DataError(f"{path} holds no predictions but the oracle's. Make it again: make eval")
     found, identical = _compared_systems(folder, name, systems, facts.get("recipe") or {})
     others = {each.system: each for each in found}
     together = {**systems, **{each.system: each.rows for each in found}}
     _require_sound(path, together)
-    return Evaluation(name, together, facts, others, identical)
+    return StoredEvaluation(name, together, facts, others, identical)
 
 
 def _require_sound(path: Path, systems: Mapping[str, Sequence[Prediction]]) -> None:

@@ -20,7 +20,7 @@ __all__ = [
     "NO_DATA",
     "CaseLink",
     "Figure",
-    "Section",
+    "PageSection",
     "Table",
     "counted",
     "escape_markdown",
@@ -82,7 +82,7 @@ class CaseLink:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """One heading with its text, tables and figures; `notes` are a list at its end, `links` lead to cases."""
 
     title: str
@@ -92,7 +92,7 @@ class Section:
     notes: Sequence[str] = ()
     links: Sequence[CaseLink] = ()
 
-    def filled(self) -> tuple[Section | None, list[str]]:
+    def filled(self) -> tuple[PageSection | None, list[str]]:
         """Return the section without tables and figures that have no data, and their names; `None` for nothing left."""
         tables = [each for each in self.tables if each.rows]
         figures = [each for each in self.figures if not each.plot.is_empty]

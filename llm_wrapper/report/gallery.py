@@ -19,7 +19,7 @@ from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
-from llm_wrapper.report.evaluations import Evaluation
+from llm_wrapper.report.evaluations import StoredEvaluation
 from llm_wrapper.report.pictures import label_text
 from llm_wrapper.report.thumbnails import Thumbnail
 
@@ -95,12 +95,12 @@ class Gallery:
 _Pair = tuple[Prediction, Prediction]
 
 
-def picture_ids(evaluation: Evaluation) -> dict[str, str]:
+def picture_ids(evaluation: StoredEvaluation) -> dict[str, str]:
     """Return image id -> id of a sample of it, of the images that the gallery shows."""
     return {main.image_id: main.sample_id for _, pairs in _choose(evaluation).values() for _, main in pairs}
 
 
-def choose_cases(evaluation: Evaluation, thumbnails: dict[str, Thumbnail]) -> Gallery | None:
+def choose_cases(evaluation: StoredEvaluation, thumbnails: dict[str, Thumbnail]) -> Gallery | None:
     """Return the cases of an evaluation; `None` where there are no two systems to compare on the same samples."""
     chosen = _choose(evaluation)
     if evaluation.main is None or not chosen:
@@ -117,7 +117,7 @@ def choose_cases(evaluation: Evaluation, thumbnails: dict[str, Thumbnail]) -> Ga
     )
 
 
-def _choose(evaluation: Evaluation) -> dict[str, tuple[int, list[_Pair]]]:
+def _choose(evaluation: StoredEvaluation) -> dict[str, tuple[int, list[_Pair]]]:
     """Return outcome -> how many samples have it, and those that are shown."""
     if evaluation.main is None:
         return {}
@@ -164,7 +164,7 @@ def _families(predictions: Sequence[Prediction]) -> dict[str, dict[str, npt.NDAr
     return {"error": {name: found == name for name in OUTCOMES if name != "right"}, **masks(predictions)}
 
 
-def _case(evaluation: Evaluation, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) -> Case:
+def _case(evaluation: StoredEvaluation, pair: _Pair, outcome: str, thumbnail: Thumbnail | None) -> Case:
     base, main = pair
     in_slices = {
         family: [name for name, mask in slices.items() if mask[0]] for family, slices in _families([main]).items()
@@ -208,7 +208,7 @@ def _lines(base: Prediction, main: Prediction) -> list[Line]:
     return lines
 
 
-def _prompt(evaluation: Evaluation, asked: Prediction, wh: tuple[int, int] | None) -> str | None:
+def _prompt(evaluation: StoredEvaluation, asked: Prediction, wh: tuple[int, int] | None) -> str | None:
     """Word the prompt again, where an LLM was asked in a shipped format about an image of known size.
 
     Examples that were shown before the question are training expressions, which the run's folder does not hold.

@@ -29,7 +29,7 @@ from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.report.formatting import (
     NO_DATA,
     Figure,
-    Section,
+    PageSection,
     Table,
     percent,
 )
@@ -73,7 +73,7 @@ def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Con
 _GAINS = "Gains are on the same samples (paired bootstrap; McNemar's p)."
 
 
-def study_section(kind: str, name: str, values: Any) -> Section:
+def study_section(kind: str, name: str, values: Any) -> PageSection:
     """Return the tables and figures of a grid.
 
     Raises:
@@ -87,7 +87,7 @@ def study_section(kind: str, name: str, values: Any) -> Section:
     return _matrix_section(title, MatrixFile.model_validate(values))
 
 
-def _matrix_section(title: str, found: MatrixFile) -> Section:
+def _matrix_section(title: str, found: MatrixFile) -> PageSection:
     rows, columns = (list(dict.fromkeys(getattr(each, name) for each in found.cells)) for name in ("system", "column"))
     if (number := len(rows) * len(columns)) > MAX_ROWS:
         raise DataError(f"{title} has {len(rows)} rows and {len(columns)} columns: too many for a page")
@@ -120,7 +120,7 @@ def _matrix_section(title: str, found: MatrixFile) -> Section:
     ]
     figures = [Figure("P@1 in percent (95 % interval); framed: trained for this column", heat)]
     notes = [*sizes.values(), *problems, *[large] * (number > MAX_CELLS), *found.notes]
-    return Section(title, text, tables, figures, notes)
+    return PageSection(title, text, tables, figures, notes)
 
 
 def _table_of(caption: str, names: tuple[list[str], list[str]], texts: Mapping[tuple[str, str], str]) -> Table:
@@ -134,7 +134,7 @@ def _table_of(caption: str, names: tuple[list[str], list[str]], texts: Mapping[t
     return Table(caption, ("system", *columns), lines)
 
 
-def _curve_section(title: str, found: CurveFile) -> Section:
+def _curve_section(title: str, found: CurveFile) -> PageSection:
     lines = [(each.name, "", "", percent(each.estimate), "", "") for each in found.others]
     for each in found.points:
         gains = [over.text if over else "" for over in (each.over_untrained, each.over_previous)]
@@ -145,7 +145,7 @@ def _curve_section(title: str, found: CurveFile) -> Section:
     text = [f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {found.column}: {size}. Untrained is at 0 "
             f"samples. {_GAINS}"]  # fmt: skip
     figure = Figure("P@1 against training samples, with 95 % bands", _curve_chart(found))
-    return Section(title, text, [Table("P@1 against training samples", head, lines)], [figure], found.notes)
+    return PageSection(title, text, [Table("P@1 against training samples", head, lines)], [figure], found.notes)
 
 
 def _curve_chart(found: CurveFile) -> Chart:
@@ -165,7 +165,7 @@ def _curve_chart(found: CurveFile) -> Chart:
     return Chart(series, "training samples", "P@1 in percent (IoU > 0.5)", scale="from zero", bands=True)
 
 
-def _methods_section(title: str, found: MethodsFile) -> Section:
+def _methods_section(title: str, found: MethodsFile) -> PageSection:
     gives: list[Sequence[str]] = [(each.name, percent(each.estimate), "", "") for each in found.others]
     costs = []
     for row in found.rows:
@@ -200,7 +200,7 @@ def _methods_section(title: str, found: MethodsFile) -> Section:
         Figure("P@1 of each method", Chart(levels, "", y, ticks=names)),
         Figure("P@1 against compute", Chart(compute, "tokens through the LLM, all answers", y, scale="factors")),
     ]
-    return Section(title, text, tables, figures, [*found.said, *found.notes])
+    return PageSection(title, text, tables, figures, [*found.said, *found.notes])
 
 
 def _cost_cells(costs: MethodCosts) -> list[str]:
@@ -245,7 +245,7 @@ def _run_folders(found: Any) -> set[PurePath]:
     return {PurePath(each) for each in named if isinstance(each, str)}
 
 
-def study_sections(folder: Path) -> list[Section]:
+def study_sections(folder: Path) -> list[PageSection]:
     """Return a section for each grid in a run's folder.
 
     Raises:

@@ -20,8 +20,8 @@ import yaml
 from llm_wrapper import storage
 from llm_wrapper.readers import MIB, read_json, read_text
 from llm_wrapper.report import confidence, gallery, grid, sections, thumbnails
-from llm_wrapper.report.evaluations import Evaluation, facts_of_evaluation, load_evaluations
-from llm_wrapper.report.formatting import Section, Table, escape_markdown
+from llm_wrapper.report.evaluations import StoredEvaluation, facts_of_evaluation, load_evaluations
+from llm_wrapper.report.formatting import PageSection, Table, escape_markdown
 from llm_wrapper.report.gallery import Gallery
 from llm_wrapper.storage import inside
 from llm_wrapper.terminal import printable
@@ -53,9 +53,9 @@ class _Shown:
     """One evaluation, ready to be written; `empty` names what has no data and is not shown."""
 
     name: str
-    summary: Sequence[Section]
+    summary: Sequence[PageSection]
     gallery: Gallery | None
-    details: Sequence[Section]
+    details: Sequence[PageSection]
     empty: Sequence[str]
 
 
@@ -111,7 +111,7 @@ def _title(recipe: Mapping[str, Any]) -> str:
     return " / ".join(["LLM-wrapper report", *known])
 
 
-def _prepare(folder: Path, evaluation: Evaluation, roots: Sequence[Path]) -> _Shown:
+def _prepare(folder: Path, evaluation: StoredEvaluation, roots: Sequence[Path]) -> _Shown:
     split = str(evaluation.facts.get("split") or evaluation.name)
     pictures = thumbnails.add_thumbnails(folder, evaluation.recipe, split, gallery.picture_ids(evaluation), roots)
     summary, empty = _filled([build(evaluation) for build in _SUMMARY])
@@ -120,7 +120,7 @@ def _prepare(folder: Path, evaluation: Evaluation, roots: Sequence[Path]) -> _Sh
     return _Shown(evaluation.name, summary, cases, details, [*empty, *["Gallery"] * (cases is None), *more])
 
 
-def _filled(found: Sequence[Section]) -> tuple[list[Section], list[str]]:
+def _filled(found: Sequence[PageSection]) -> tuple[list[PageSection], list[str]]:
     """Return the sections that have data, and the names of what has none."""
     both = [section.filled() for section in found]
     return [section for section, _ in both if section], [name for _, empty in both for name in empty]
@@ -167,7 +167,7 @@ def _text(name: str) -> str:
 def _markdown(
     title: str,
     parts: Sequence[_Shown],
-    further: tuple[Sequence[Section], Sequence[str]],
+    further: tuple[Sequence[PageSection], Sequence[str]],
     facts: Sequence[tuple[str, str]],
 ) -> str:
     blocks = [f"# {escape_markdown(title)}", f"Plots and pictures are in `{HTML}` beside this file."]

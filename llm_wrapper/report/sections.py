@@ -15,12 +15,12 @@ from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predi
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
 from llm_wrapper.metrics import RANKS, measure_columns, summarize
 from llm_wrapper.records import Candidate, Prediction
-from llm_wrapper.report.evaluations import Evaluation
+from llm_wrapper.report.evaluations import StoredEvaluation
 from llm_wrapper.report.formatting import (
     NO_DATA,
     CaseLink,
     Figure,
-    Section,
+    PageSection,
     Table,
     counted,
     number,
@@ -60,7 +60,7 @@ _WITHOUT_LLM = {
 """The same where rules or the detector chose."""
 
 
-def advice(evaluation: Evaluation) -> Section:
+def advice(evaluation: StoredEvaluation) -> PageSection:
     """Say where the main system loses most, and what to do next; each sentence leads to its cases in the gallery."""
     rows = evaluation.systems[evaluation.main or evaluation.base]
     chosen_by = {row.decided_by for row in rows}
@@ -76,10 +76,10 @@ def advice(evaluation: Evaluation) -> Section:
         for family, name, share in weakest_slices(rows)
     ]
     text = [] if links else ["No expression with a target is answered wrong."]
-    return Section(f"Where {evaluation.main or evaluation.base} fails, and what next", text, links=links)
+    return PageSection(f"Where {evaluation.main or evaluation.base} fails, and what next", text, links=links)
 
 
-def results(evaluation: Evaluation) -> Section:
+def results(evaluation: StoredEvaluation) -> PageSection:
     """Every system's results, with published numbers beside them."""
     tables = [_results_table(evaluation)]
     tables += [_recall_table(evaluation), *_grec_table(evaluation), *_published_table(evaluation)]
@@ -103,10 +103,10 @@ def results(evaluation: Evaluation) -> Section:
     text += evaluation.facts.get("notes") or []
     limit = evaluation.facts.get("limit")
     text += [f"Of the first {limit} samples only: no number is comparable with one of the whole split."] * bool(limit)
-    return Section("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", figure)])
+    return PageSection("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", figure)])
 
 
-def _results_table(evaluation: Evaluation) -> Table:
+def _results_table(evaluation: StoredEvaluation) -> Table:
     published = {
         name: beside(evaluation.recipe, evaluation.name, name)
         for name in evaluation.systems
@@ -138,13 +138,13 @@ def _results_table(evaluation: Evaluation) -> Table:
     return Table("Results", head, lines, prose=(len(head) - 2, len(head) - 1))
 
 
-def _recall_table(evaluation: Evaluation) -> Table:
+def _recall_table(evaluation: StoredEvaluation) -> Table:
     found = recall(evaluation.systems[evaluation.base])
     lines = [] if found is None else [["recall", *(percent(found[rank]) for rank in RANKS)]]
     return Table("Recall of the candidates in the detector's own order", ["", *(f"@{rank}" for rank in RANKS)], lines)
 
 
-def _grec_table(evaluation: Evaluation) -> list[Table]:
+def _grec_table(evaluation: StoredEvaluation) -> list[Table]:
     """Return the metrics of GREC, where an expression means nothing or several objects."""
     if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
@@ -157,14 +157,14 @@ def _grec_table(evaluation: Evaluation) -> list[Table]:
     return [Table("Expressions that mean nothing or several objects", head, lines)]
 
 
-def _published_table(evaluation: Evaluation) -> list[Table]:
+def _published_table(evaluation: StoredEvaluation) -> list[Table]:
     known = on_same_split(evaluation.recipe, evaluation.name)
     lines = [(each.name, str(each.p_at_1), each.source) for each in known]
     head, caption = ("system", "P@1", "source"), "Published P@1 on this split, by other systems"
     return [Table(caption, head, lines, prose=(2,))] if known else []
 
 
-def differences(evaluation: Evaluation) -> Section:
+def differences(evaluation: StoredEvaluation) -> PageSection:
     """Each pair of systems on the same samples, and where runs that are compared have other recipes."""
     lines, refused = [], []
     for first, second in _pairs(evaluation):
@@ -189,10 +189,10 @@ def differences(evaluation: Evaluation) -> Section:
     )
     head = ["systems", *["recipes"] * bool(evaluation.others), *head]
     table = Table("Differences", head, lines, prose=(1,) if evaluation.others else ())
-    return Section("Differences between systems", text, [table, *_recipes_table(evaluation)], notes=refused)
+    return PageSection("Differences between systems", text, [table, *_recipes_table(evaluation)], notes=refused)
 
 
-def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
+def _pairs(evaluation: StoredEvaluation) -> list[tuple[str, str]]:
     """Return the pairs to compare: all of the run, and each system of another run with base, main and its namesake."""
     pairs = []
     for first, second in combinations(evaluation.judged, 2):
@@ -203,7 +203,7 @@ def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
     return pairs
 
 
-def _recipes(evaluation: Evaluation, first: str, second: str) -> str:
+def _recipes(evaluation: StoredEvaluation, first: str, second: str) -> str:
     """Say whether two systems are of runs with the same recipe; the differences are in another table."""
     runs = {name: evaluation.others[name].run if name in evaluation.others else "" for name in (first, second)}
     if runs[first] == runs[second]:
@@ -212,14 +212,14 @@ def _recipes(evaluation: Evaluation, first: str, second: str) -> str:
     return f"differ ({', '.join(runs[name] for name in differing)})" if differing else "same"
 
 
-def _recipes_table(evaluation: Evaluation) -> list[Table]:
+def _recipes_table(evaluation: StoredEvaluation) -> list[Table]:
     runs = {each.run: each.differences for each in evaluation.others.values()}
     lines = [(run, text) for run, found in runs.items() for text in found or ["the same recipe"]]
     caption = "Where compared runs have another recipe than this one"
     return [Table(caption, ("run", "difference"), lines, prose=(1,))] if runs else []
 
 
-def errors(evaluation: Evaluation) -> Section:
+def errors(evaluation: StoredEvaluation) -> PageSection:
     """Why each system is wrong."""
     found = {name: comparison.outcome_shares(rows) for name, rows in evaluation.systems.items()}
     said_none = any(shares["none"].value for shares in found.values())
@@ -233,10 +233,10 @@ def errors(evaluation: Evaluation) -> Section:
         *["None: it was answered that none is meant, and the right one was among them."] * said_none,
     ]
     table = Table("Error split", ("system", *shown), lines)
-    return Section("Errors", text, [table, _near_ties_table(evaluation)])
+    return PageSection("Errors", text, [table, _near_ties_table(evaluation)])
 
 
-def _near_ties_table(evaluation: Evaluation) -> Table:
+def _near_ties_table(evaluation: StoredEvaluation) -> Table:
     found = {name: comparison.near_ties(rows) for name, rows in evaluation.judged.items()}
     lines = [
         (name, percent(each.share), *(percent(p) if p.n else "" for p in each[1:]), str(each.share.n))
@@ -248,7 +248,7 @@ def _near_ties_table(evaluation: Evaluation) -> Table:
     return Table(caption, head, lines)
 
 
-def reorderings(evaluation: Evaluation) -> Section:
+def reorderings(evaluation: StoredEvaluation) -> PageSection:
     """How often a system chooses another box when the same candidates are in another order."""
     lines = []
     for name, other in evaluation.others.items():
@@ -266,14 +266,14 @@ def reorderings(evaluation: Evaluation) -> Section:
         "order, and what that does to P@1. A system that reads what it is shown never changes its mind."
     ]
     head = ("system", "other order", "flips", "P@1, other order - this", "n")
-    return Section("Flips under reordering", text, [Table("Flips", head, lines, prose=(1,))])
+    return PageSection("Flips under reordering", text, [Table("Flips", head, lines, prose=(1,))])
 
 
 def _in_order(rows: Sequence[Prediction]) -> dict[str, tuple[Candidate, ...]]:
     return {row.sample_id: row.candidates for row in rows}
 
 
-def positions(evaluation: Evaluation) -> Section:
+def positions(evaluation: StoredEvaluation) -> PageSection:
     """P@1 by the place at which the best candidate was shown."""
     found = {name: comparison.p_at_1_by_position(rows) for name, rows in evaluation.judged.items()}
     places = sorted({place for shares in found.values() for place in shares})
@@ -291,10 +291,10 @@ def positions(evaluation: Evaluation) -> Section:
     text = ["Over samples with at least two candidates, one of them right. A system that reads what it is shown is "
             "equally good at every index; one that prefers the first line is not."]  # fmt: skip
     table = Table("P@1 by position of the target", ("index", *found, "n"), lines)
-    return Section("Position of the target", text, [table], [Figure("P@1 by position of the target", figure)])
+    return PageSection("Position of the target", text, [table], [Figure("P@1 by position of the target", figure)])
 
 
-def slices(evaluation: Evaluation) -> Section:
+def slices(evaluation: StoredEvaluation) -> PageSection:
     """P@1 of every system in every slice, and what the main system gains over the base."""
     found = {name: by_slice(rows) for name, rows in evaluation.judged.items()}
     gains = _gains(evaluation)
@@ -316,10 +316,10 @@ def slices(evaluation: Evaluation) -> Section:
         "Distractors and candidates are those that each system was shown; n is that of the first system.",
         *[f"{len(empty)} slices have no expression and are not shown: {', '.join(empty)}."] * bool(empty),
     ]
-    return Section("Slices", text, tables)
+    return PageSection("Slices", text, tables)
 
 
-def _gains(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
+def _gains(evaluation: StoredEvaluation) -> dict[str, dict[str, Estimate]]:
     if evaluation.main is None:
         return {}
     pair: Sequence[Sequence[Prediction]] = (evaluation.systems[evaluation.main], evaluation.systems[evaluation.base])

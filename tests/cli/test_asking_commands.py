@@ -57,7 +57,7 @@ def asked_with_mass(mass: float) -> object:
         even = [Answer(probabilities=(1 / each.num_answers,) * each.num_answers, mass=mass) for each in prompts]
         return even
 
-    def by_llm(
+    def predict_with_llm(
         recipe: Recipe,
         builder: PromptBuilder,
         adapter: Path | None,
@@ -67,14 +67,14 @@ def asked_with_mass(mass: float) -> object:
     ) -> list[Prediction]:
         return systems.by_llm(samples, "untrained", builder, FakeLLM(ask))
 
-    return by_llm
+    return predict_with_llm
 
 
 @pytest.mark.parametrize(("mass", "warns"), [(0.75, False), (1e-9, True)], ids=["usual", "never"])
 def test_an_evaluation_keeps_and_prints_the_mass(
     toy: Path, monkeypatch: pytest.MonkeyPatch, mass: float, warns: bool
 ) -> None:
-    monkeypatch.setattr("llm_wrapper.cli.evaluate.by_llm", asked_with_mass(mass))
+    monkeypatch.setattr("llm_wrapper.cli.evaluate.predict_with_llm", asked_with_mass(mass))
     run("cache-detections", "--data-root", toy, "--split", "val")
     printed = run("eval", "--data-root", toy, "--llm", "smollm2")
     (path,) = Path("runs").glob("*/predictions-val.parquet")

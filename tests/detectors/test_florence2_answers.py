@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, NUM_BINS, clean_expression, read_florence2_answer
+from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, LOCATION_BINS, clean_expression, read_florence2_answer
 from tests.detectors import tiny_florence2 as tiny
 
-_WH = (NUM_BINS, 2 * NUM_BINS)
+_WH = (LOCATION_BINS, 2 * LOCATION_BINS)
 """With this size a bin is one pixel wide and two high, so a box can be read off its location tokens."""
 
 

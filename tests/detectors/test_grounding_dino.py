@@ -14,7 +14,7 @@ from PIL import Image
 from llm_wrapper.detectors import grounding_dino, noun_groups
 from llm_wrapper.detectors.base import Question, questions_about
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
-from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_text, score_answer
+from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_caption, score_answer
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ImageError, ModelError
 from llm_wrapper.images import read_sample
@@ -61,7 +61,7 @@ def _plain(architecture: str, sample: Sample, settings: GroundingDinoSettings) -
     with torch.no_grad():
         out = model(**inputs)
     tokens = processor.tokenizer(f"{text}.", return_offsets_mapping=True)
-    read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
+    read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
     answer = decode_answer(out.logits[0].numpy(), out.pred_boxes[0].numpy(), sample.image_wh)
     groups = _two_words(text) if settings.mode == "gdrec" else None
     return score_answer(answer, read, groups, settings), out

@@ -13,7 +13,7 @@ from llm_wrapper.detectors.grounding_dino_base import (
     Word,
     decode_answer,
     fit_expression,
-    read_text,
+    read_caption,
     score_answer,
 )
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
@@ -63,7 +63,7 @@ def test_long_texts_lose_whole_words_at_the_end(expression: str) -> None:
 )
 def test_words_are_found_by_their_characters(text: str) -> None:
     tokens = tiny.processor().tokenizer(f"{text}.", return_offsets_mapping=True)
-    read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
+    read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
     places = [place for word in read.words for place in word.places]
     assert places == list(range(1, len(tokens["input_ids"]) - 2))
     said = "".join(text[word.start : word.end] for word in read.words)

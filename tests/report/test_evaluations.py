@@ -9,7 +9,7 @@ import pytest
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import evaluations, sections
-from llm_wrapper.report.evaluations import Evaluation, load_evaluations
+from llm_wrapper.report.evaluations import StoredEvaluation, load_evaluations
 from llm_wrapper.storage import write_json
 from tests.report.test_html import RECIPE, WRONG, four_cases, make_run, predicted
 
@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Path:
 
 def beside(
     tmp_path: Path, run: Path, rows: list[Prediction], recipe: dict[str, Any], name: str = "other"
-) -> Evaluation:
+) -> StoredEvaluation:
     """The evaluation of a run beside another one with these rows and this recipe."""
     evaluations.add_comparison(run, make_run(tmp_path / name, rows, recipe=recipe))
     (part,) = load_evaluations(run)

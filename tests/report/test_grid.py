@@ -15,7 +15,7 @@ from llm_wrapper.evaluation.methods import Cost, MethodResult
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import grid
-from llm_wrapper.report.formatting import Section
+from llm_wrapper.report.formatting import PageSection
 from llm_wrapper.report.grid_values import CurvePoint, curve_values, methods_values
 from llm_wrapper.storage import read_json, write_json
 from tests.evaluation.made import TARGET, WRONG, made
@@ -176,7 +176,7 @@ def compared_methods() -> dict[str, Any]:
     return methods_values("toy / toy val", others, grid_cells(right), results)
 
 
-def cells_of(section: Section, table: int = 0) -> dict[str, list[str]]:
+def cells_of(section: PageSection, table: int = 0) -> dict[str, list[str]]:
     return {row[0]: [*row[1:]] for row in section.tables[table].rows}
 
 

@@ -1,7 +1,7 @@
 """Print the size of the package and the modules that one sample and one `eval` pass through.
 
-    python tools/count_house.py                  modules, lines, verbs, repeated public names, chains with LLM=rule
-    python tools/count_house.py --tiny           the chains with a tiny random LLM too (seconds)
+    python tools/count_package.py                  modules, lines, verbs, repeated public names, chains with LLM=rule
+    python tools/count_package.py --tiny           the chains with a tiny random LLM too (seconds)
 
 A module is in the chain of a sample if one of its functions is called between the reading of data set and cache and the
 P@1; the chain of `eval` is that of the whole verb. Everything runs twice, and the second run counts.
