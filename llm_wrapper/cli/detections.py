@@ -174,7 +174,7 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     manifest = fill_cache(detector, dataset, folder, engine=engine, **options).manifest
     count = manifest.num_rows if manifest else 0
     left_out = len(manifest.unanswered) if manifest else 0
-    more = f"; images left out: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
+    more = f"; images skipped: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
     if absent := getattr(detector, "num_unanswered", 0):
         total = len(dataset.images() if detector.levels == ("image",) else dataset.samples)
         what = "images" if detector.levels == ("image",) else "expressions"
@@ -231,7 +231,7 @@ def _facts(found: CacheSummary) -> list[tuple[str, str]]:
 
 
 def verify(folders: Sequence[Path], console: Console) -> bool:
-    """Print every problem of cache folders with what mends it; tell whether there is none."""
+    """Print every problem of cache folders with its remedy; return whether there is none."""
     found = {folder: maintain.verify_cache(folder) for folder in folders}
     for folder, problems in found.items():
         for problem in problems:

@@ -55,7 +55,7 @@ class PreparedSplit:
         return found if len(found) > 1 else found[0]
 
     def facts(self) -> dict[str, Any]:
-        """Return what a run or a report records of the split: digests and counts."""
+        """Return the record of the split in a run or a report: digests and counts."""
         return {
             "name": self.dataset.name,
             "split": self.dataset.split,
