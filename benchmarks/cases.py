@@ -79,7 +79,7 @@ def score(file: str, *options: str, data: str = "mine.jsonl", name: str = "mine"
 
 def check(data: str, *overrides: str, name: str = "mine") -> str:
     """Return the command that checks a data set."""
-    return f"data check --data {name} --data-root {{case}}/{data} {' '.join(overrides)}"
+    return f"check-data --data {name} --data-root {{case}}/{data} {' '.join(overrides)}"
 
 
 def predict(image: str, boxes: str, expression: str = DOG) -> str:
@@ -103,7 +103,7 @@ def splits_and_formats() -> Iterator[Check]:
     yield Check(case, "a ref without sentences is skipped", cached, says=("2 expressions",))
     yield Check(case, "and counted", check("root", name="grefcoco"), accepted=None, says=("1 skipped",))
     case = "03_grefcoco_crowd"
-    yield Check(case, "data check names crowd targets", check("root", name="grefcoco"), None, says=("(?i)crowd",))
+    yield Check(case, "check-data names crowd targets", check("root", name="grefcoco"), None, says=("(?i)crowd",))
     for verb in ("detections headroom", "eval --llm rule"):
         again = cached.replace("cache-detections", verb)
         yield Check(case, f"{verb.split()[-1]} names crowd targets", again, says=("(?i)crowd",), before=(cached,))

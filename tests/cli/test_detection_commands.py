@@ -381,7 +381,7 @@ def test_unreadable_images_are_left_out_by_choice_alone(toy: Path) -> None:
     assert "--skip-unreadable" in fail(ImageError, *words)
     printed = run(*words, "--skip-unreadable")
     manifest = Path("data/detections/toy/toy/val/manifest.json")
-    assert f"; images left out: 1, see {manifest}" in printed
+    assert f"; images skipped: 1, see {manifest}" in printed
     assert list(json.loads(manifest.read_text())["unanswered"]) == ["toy-val-0000"]
 
 
