@@ -105,7 +105,7 @@ train: $(STAMP) ## Adapt the LLM to the detector's boxes: VLM, LLM, DATA, DATA_R
 	  "recipes/accelerate/$$ACCELERATE.yaml" --num_processes "$$PROCESSES" --main_process_port 0 -m llm_wrapper; fi; \
 	  LLM_WRAPPER_ARGS="$$ARGS" "$$@" $(BEFORE) train $(CHOICES) $${RUN:+--run "$$RUN"}
 
-eval: $(STAMP) ## Score a RUN, a foreign ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
+eval: $(STAMP) ## Score a RUN, a third-party ADAPTER, or the untrained LLM: VLM, LLM, DATA, DATA_ROOT, PROMPT
 	$(CLI) eval $${VLM:+--vlm "$$VLM"} $${LLM:+--llm "$$LLM"} $(DATA_FLAGS) $${RUN:+--run "$$RUN"} \
 	  $${ADAPTER:+--adapter "$$ADAPTER"} $${PROMPT:+--prompt "$$PROMPT"}
 

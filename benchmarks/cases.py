@@ -330,7 +330,7 @@ def _last(text: str) -> str:
 
 @contextlib.contextmanager
 def empty_folder() -> Iterator[None]:
-    """Work in a folder of its own, which is removed."""
+    """Work in a temporary folder."""
     before, folder = Path.cwd(), tempfile.mkdtemp()
     os.chdir(folder)
     try:
@@ -356,7 +356,7 @@ def main(chosen: Sequence[str]) -> int:
     log.addHandler(_ToStderr())
     log.setLevel(logging.INFO)
     log.propagate = False
-    table = Table("case", "what is right", "what happened", "")
+    table = Table("case", "expected", "result", "")
     wrong = total = 0
     checked: set[str] = set()
     for each in (each for group in GROUPS for each in group()):

@@ -55,7 +55,7 @@ def make_crowd(number: int, num_things: int, num_expressions: int) -> Crowd:
     """Make crowd `number`; the same arguments give the same crowd.
 
     Raises:
-        DataError: If not so many different expressions are true of one thing alone.
+        DataError: If too few different expressions are true of one thing alone.
     """
     things = tuple(islice(_beside(number), num_things))
     width = (int(max(thing.box.x1 for thing in things)) // IMAGE_WH[0] + 1) * IMAGE_WH[0]

@@ -1,8 +1,8 @@
-"""Feed every reader of other people's files with damaged and hostile ones, each in a process of its own.
+"""Feed every reader of other people's files with damaged and hostile ones, each in a separate process.
 
 A good file is changed (bytes, pieces, values of its JSON) and read again and again. Fine is: it is read, or refused by
 an error of this package. Anything else is not: another exception, a crash, more than 1 GB of memory, an example that
-takes longer than 10 seconds. What goes wrong is kept in runs/fuzz/, and may be read again:
+takes longer than 10 seconds. Failures are kept in runs/fuzz/, and may be read again:
 
     make fuzz
     make fuzz ARGS="--seconds 600 image pickle"
@@ -65,7 +65,7 @@ _VALUES: list[Any] = [
 
 @dataclass
 class Outcome:
-    """What a process did, in numbers; `others` are descriptions of what went wrong."""
+    """Counts of one process; `others` describe its failures."""
 
     reader: str
     examples: int
@@ -215,7 +215,7 @@ def keep(reader: Reader, example: bytes) -> Path:
 
 
 def watched(reader: Reader, seconds: float, seed: int) -> Outcome:
-    """Feed one reader in a process of its own, and name its example where that crashes or never ends."""
+    """Feed one reader in a separate process, and name its example where that crashes or never ends."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind, contents in (("seed", reader.seeds()), ("bomb", reader.bombs())):

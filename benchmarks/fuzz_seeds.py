@@ -68,7 +68,7 @@ class Reader:
 
 
 def of_path(name: str, use: Callable[[Path], object]) -> Callable[[Path], Use]:
-    """Return what writes an example to a file of a name, and has it read."""
+    """Return a function that writes an example to a file and reads it."""
 
     def prepare(folder: Path) -> Use:
         path = folder / name
@@ -145,7 +145,7 @@ def use_part(path: Path) -> None:
 
 
 def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use]:
-    """Return what replaces one file of a cache by an example, verifies the cache, reads it and fills it."""
+    """Return a function that replaces one file of a cache by an example, verifies the cache, reads it and fills it."""
 
     def prepare(folder: Path) -> Use:
         whole = complete_cache(folder / "whole")
@@ -223,7 +223,7 @@ def use_picture(path: Path) -> None:
 
 
 def imported(ending: str) -> Callable[[Path], Use]:
-    """Return what reads boxes of another program."""
+    """Return a function that reads boxes of another program."""
 
     def use(path: Path) -> None:
         from llm_wrapper.detectors import imported as module
@@ -237,7 +237,7 @@ def imported(ending: str) -> Callable[[Path], Use]:
 
 
 def use_template(folder: Path) -> Use:
-    """Return what renders a chat template."""
+    """Return a function that renders a chat template."""
     from llm_wrapper.llms.chat import ChatTemplate
 
     rows = [{"role": "user", "content": "left zebra"}]
@@ -262,7 +262,7 @@ def use_adapter(path: Path) -> None:
 
 
 def use_reply(decode: str) -> Callable[[Path], Use]:
-    """Return what reads the body of a server's reply."""
+    """Return a function that reads the body of a server's reply."""
 
     def prepare(folder: Path) -> Use:
         from llm_wrapper.llms.server import Reply, Server
@@ -285,7 +285,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
 
 
 def use_report(folder: Path) -> Use:
-    """Return what writes the page of a run whose facts are an example."""
+    """Return a function that writes the page of a run whose facts are an example."""
     from llm_wrapper.report import parts
 
     run = folder / "run"
@@ -305,7 +305,7 @@ def use_recipe(path: Path) -> None:
 
 
 def use_own_data(path: Path) -> None:
-    """Read annotations of one's own."""
+    """Read annotations of a user."""
     from llm_wrapper import datasets
     from llm_wrapper.recipe import DataSection
 
@@ -323,7 +323,7 @@ def pickle_bombs() -> list[bytes]:
 
 
 def deep() -> list[bytes]:
-    """Return what is hostile to whatever reads JSON."""
+    """Return values that are hostile to readers of JSON."""
     return DEEP
 
 

@@ -45,8 +45,8 @@ _EXACT_SIZES = 2
 class Extent:
     """How much is measured.
 
-    `sizes` are numbers of expressions; the LLM itself is asked up to `most_asked` of them, above that answers that cost
-    nothing stand in. `num_images` is how many images each number of candidates is tried on.
+    `sizes` are numbers of expressions; the LLM is asked up to `most_asked` of them, and above that uniform answers are
+    used. `num_images` is the number of images for each number of candidates.
     """
 
     sizes: Sequence[int] = SIZES

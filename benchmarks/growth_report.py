@@ -25,7 +25,7 @@ CANDIDATE_COLUMNS = {
 _LINES = 5
 """The slowest steps are drawn one by one; the table has all."""
 
-# They can be told apart with every kind of color blindness (Okabe and Ito).
+# Distinct with every kind of color blindness (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")
 
 

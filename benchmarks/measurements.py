@@ -36,7 +36,7 @@ def compose_recipe(names: Mapping[str, str], overrides: Sequence[str] = (), data
 
 def save_measurement(name: str, question: Mapping[str, Any], facts: Mapping[str, Any], console: Console) -> Path:
     """Write a measurement to runs/bench/<name>.json; one of another size or recipe is kept, see `results`."""
-    path = results.free_file(runs.ROOT / "bench" / f"{name}.json", question)
+    path = results.free_file(runs.RUNS / "bench" / f"{name}.json", question)
     more = {"cores": os.cpu_count(), "versions": storage.versions(), "question": question}
     storage.write_json(path, {**facts, **more})
     say(console, f"kept in {path}")

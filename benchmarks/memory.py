@@ -121,7 +121,7 @@ def _peak() -> int:
 def measure(folder: Path) -> dict[str, Any]:
     """Load a model in 4 bit on the CPU or GPU at hand, run one forward pass; return sizes in bytes and seconds.
 
-    For a process of its own: peaks of what ran before would count.
+    For a fresh process: peaks of what ran before would count.
     """
     baseline = _peak()
     start = time.perf_counter()

@@ -15,7 +15,7 @@ from measurements import run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, Columns, measure, recall_at
+from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, Columns, measure_columns, recall_at
 from llm_wrapper.terminal import open_console
 
 _Result = TypeVar("_Result")
@@ -84,7 +84,7 @@ def generate(num_predictions: int, *, seed: int = 0) -> Columns:
 
 def vectorized(table: Columns) -> dict[str, float]:
     """Return every metric's value; the intervals are computed too."""
-    scores, recalls = measure(table), recall_at(table)
+    scores, recalls = measure_columns(table), recall_at(table)
     found = {
         "p_at_1": scores.p_at_1,
         "p_at_1_ge": scores.p_at_1_ge,

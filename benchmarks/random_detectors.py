@@ -113,7 +113,7 @@ def grounding_dino(texts: Sequence[str], *, small: bool = False) -> tuple[Any, A
 
 
 def _randomize(model: Any, locations: Sequence[int]) -> None:
-    """Draw weights under which what is said hangs on the place, and on what is asked.
+    """Draw weights under which answers depend on the position and on the question.
 
     With equal scales everywhere the same three tokens lead at every place: the attention of many layers makes all
     places alike. Beams that only permute these tokens are as good as equal then, and rounding decides between them.

@@ -139,7 +139,7 @@ def _train_baseline(groups: Sequence[Group], recipe: Recipe, folder: Path) -> St
 
 
 def _rows(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> list[dict[str, list[int]]]:
-    """Return what packed training sees, in the same order, each expression with a prompt of its own."""
+    """Return the rows of packed training in the same order, each expression with a whole prompt."""
     rows = []
     for epoch, place in schedule_groups(groups, recipe.train):
         words, section = recipe.prompt, recipe.train

@@ -1,4 +1,4 @@
-"""Columns of training for `llm_families.py`: one step of a shipped recipe, its loss held against plain passes.
+"""Columns of training for `llm_families.py`: one step of a shipped recipe, its loss compared with plain passes.
 
 A fresh adapter changes nothing yet, so the loss of the first step is that of the model alone, computed here by one
 plain pass for each prompt: no mask, no positions, nothing packed.

@@ -86,13 +86,12 @@ def find_adapter(name: str) -> Adapter:
         ModelError: If it is neither, or cannot be fetched, or its weights are not there as safetensors.
     """
     local = Path(name).expanduser()
-    found = Adapter(str(local), local) if local.is_dir() else Adapter(name, _fetched(name))
-    missing = [each for each in (CONFIG, WEIGHTS) if not (found.folder / each).is_file()]
+    adapter = Adapter(str(local), local) if local.is_dir() else Adapter(name, _fetched(name))
+    missing = [each for each in (CONFIG, WEIGHTS) if not (adapter.folder / each).is_file()]
     if missing:
-        raise ModelError(
-            f"{name} holds no adapter that can be used: {' and '.join(missing)} missing{advise_on_pickle(found.folder)}"
-        )
-    return found
+        advice = advise_on_pickle(adapter.folder)
+        raise ModelError(f"{name} holds no adapter that can be used: {' and '.join(missing)} missing{advice}")
+    return adapter
 
 
 def advise_on_pickle(folder: Path) -> str:
@@ -107,19 +106,19 @@ def advise_on_pickle(folder: Path) -> str:
 
 def _fetched(name: str) -> Path:
     """Fetch settings and weights from the hub into its cache, and return the folder."""
-    found = _HUB_ID.fullmatch(name)
-    if not found:
+    match = _HUB_ID.fullmatch(name)
+    if not match:
         raise ModelError(f"the adapter {name!r} is no folder, and no repository of the hub (owner/name@revision)")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(found["repo"], revision=found["revision"], allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=[CONFIG, WEIGHTS]))
     # Whatever went wrong (no network, no such repository, a proxy, a full disk), the remedy is the same.
     except Exception as error:
         raise ModelError(
             f"the adapter {name!r} is no folder, and cannot be fetched from the hub: {error}. Fetch it where there is "
-            f"a network: hf download {shell_word(found['repo'])} "
-            f"--revision {shell_word(found['revision'] or 'main')} --local-dir FOLDER"
+            f"a network: hf download {shell_word(match['repo'])} "
+            f"--revision {shell_word(match['revision'] or 'main')} --local-dir FOLDER"
         ) from error
 
 
@@ -151,13 +150,13 @@ def read_settings(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return values
 
 
-def _numbers(value: Any, place: str) -> Iterator[tuple[str, int]]:
-    """Yield (place, value) of each integer in a JSON value."""
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, int]]:
+    """Yield (name, value) of each integer in a JSON value."""
     if isinstance(value, int):
-        yield place, value
+        yield name, value
     rows = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in rows:
-        yield from _numbers(each, f"{place}.{key}".lstrip("."))
+        yield from _numbers(each, f"{name}.{key}".lstrip("."))
 
 
 def require_quick(settings: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -197,5 +196,5 @@ def _patterns(settings: Mapping[str, Any]) -> Iterator[str]:
             yield value
     for name in ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters"):
         value = settings.get(name)
-        rows = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
+        rows = [value] if isinstance(value, str) else value if isinstance(value, list | dict | set | tuple) else ()
         yield from (each for each in rows if isinstance(each, str))

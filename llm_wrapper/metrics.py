@@ -1,6 +1,6 @@
 """P@1, oracle P@1, mean IoU and the like, computed from the stored predictions alone, for millions of them.
 
-    [Prediction] -> to_columns -> Columns (arrays: boxes, targets, candidates) -> measure, recall_at
+    [Prediction] -> to_columns -> Columns (arrays: boxes, targets, candidates) -> measure_columns, recall_at
     [Prediction] -> summarize -> Summary (the numbers that every table shows)
 
 A missing box is a row of NaN in `Columns`, because an array has no `None`. It never reaches a result: no box overlaps
@@ -37,7 +37,7 @@ __all__ = [
     "first_right",
     "ious",
     "knows_candidates",
-    "measure",
+    "measure_columns",
     "only_system",
     "oracle_ious",
     "overlaps",
@@ -266,7 +266,7 @@ class Summary:
     by_kind: dict[str, KindSummary]
 
 
-def measure(table: Columns, *, seed: int = 0) -> Scores:
+def measure_columns(table: Columns, *, seed: int = 0) -> Scores:
     """Compute everything that one box per sample can be scored by, from arrays."""
     kept = table.has_target
     images = table.images[kept]

@@ -10,7 +10,6 @@ of any other question are never touched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ __all__ = [
     "free_folder",
     "free_name",
     "is_same",
-    "plain_name",
     "stored_question",
 ]
 
@@ -38,11 +36,6 @@ _UNNAMED_BEFORE = ("weights", "model_files")
 
 _SERVER = ("base_url", "tokenizer")
 """Keys of `llm.server` that decide an answer."""
-
-
-def plain_name(name: str) -> str:
-    """Return a name as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "other"
 
 
 def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:

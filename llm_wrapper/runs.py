@@ -30,7 +30,7 @@ from llm_wrapper.storage import locked
 __all__ = [
     "ADAPTER",
     "PROGRESS",
-    "ROOT",
+    "RUNS",
     "IntermediateAdapter",
     "claim_run",
     "digests_of",
@@ -52,7 +52,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-ROOT = Path("runs")
+RUNS = Path("runs")
 ADAPTER = "adapter"
 _MANIFEST = "manifest.json"
 _RECIPE = "recipe.yaml"
@@ -83,7 +83,7 @@ def recipe_of(folder: Path) -> Recipe:
         RunError: If the folder is no run, or its recipe is not the one that its training was finished with.
     """
     if not (folder / _RECIPE).is_file():
-        raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {ROOT}")
+        raise RunError(f"{folder} is no run folder: it has no {_RECIPE}. Runs are listed by: ls {RUNS}")
     if is_complete(folder):
         digests = _digests(folder)
         require_unchanged(folder, digests, names=[name for name in digests or () if name.endswith((_RECIPE, ".j2"))])
@@ -262,7 +262,7 @@ def finish(folder: Path, facts: dict[str, Any]) -> None:
 
 def latest(prefix: str) -> Path | None:
     """Return the newest complete run that `new_name` named with a prefix, by its time stamp."""
-    return max((path for path in ROOT.glob(f"{glob.escape(prefix)}-{_STAMP}-*") if is_complete(path)), default=None)
+    return max((path for path in RUNS.glob(f"{glob.escape(prefix)}-{_STAMP}-*") if is_complete(path)), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ __all__ = [
     "MAX_NAME",
     "TEMPORARY",
     "canonical",
-    "differences",
+    "describe_differences",
     "digest",
     "digest_model",
     "digest_value",
@@ -44,6 +44,7 @@ __all__ = [
     "git_revision",
     "inside",
     "locked",
+    "plain_name",
     "read_json",
     "versions",
     "write_atomic",
@@ -257,7 +258,7 @@ def digest_model(name: str | None) -> str | None:
     return digest_value(parts)[:16]
 
 
-def differences(
+def describe_differences(
     found: Mapping[str, Any],
     wanted: Mapping[str, Any],
     *,
@@ -276,7 +277,7 @@ def differences(
     for name in sorted(found.keys() | wanted.keys()):
         there, here = found.get(name), wanted.get(name)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
-            rows += differences(there, here, places=places, prefix=f"{prefix}{name}.")
+            rows += describe_differences(there, here, places=places, prefix=f"{prefix}{name}.")
         elif there != here or (name in found) != (name in wanted):
             sides = zip((found, wanted), places, strict=True)
             texts = (f"{canonical(side[name]) if name in side else 'absent'} {place}" for side, place in sides)
@@ -350,6 +351,11 @@ def folder_name(name: str, source: str) -> str:
             "and no dot at the beginning."
         )
     return name
+
+
+def plain_name(name: str) -> str:
+    """Return a name as a part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "other"
 
 
 def inside(root: Path, path: str | Path) -> Path:

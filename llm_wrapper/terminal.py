@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,23 @@ from contextvars import ContextVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
 __all__ = [
     "SHOWS_LOADING",
     "PrintableFormatter",
+    "ProgressBar",
     "as_cell",
     "as_description",
     "loading_bars_shown",
@@ -92,6 +104,42 @@ class _PrintableConsole(Console):
 def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Open the console of the process: tables, bars and Markdown on it are printable too, without markup by default."""
     return _PrintableConsole(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
+
+
+class ProgressBar(Progress):
+    """A progress bar on standard error; where that is a file, one line every `interval` seconds.
+
+    Args:
+        more: Columns behind the usual ones.
+        shown: Whether to show anything.
+        transient: Remove the bar at its end.
+        interval: Seconds between two lines.
+    """
+
+    def __init__(
+        self, *more: ProgressColumn, shown: bool = True, transient: bool = True, interval: float = 30.0
+    ) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        console = open_console(stderr=True)
+        super().__init__(*columns, *more, console=console, disable=not shown, transient=transient)
+        self._interval, self._printed = interval, time.monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Advance a task, and print a line if it is time for one."""
+        super().advance(task_id, advance)
+        if self.disable or self.console.is_terminal or time.monotonic() - self._printed < self._interval:
+            return
+        self._printed = time.monotonic()
+        task = self._tasks[task_id]
+        left = "" if task.time_remaining is None else f", about {task.time_remaining / 60:.0f} min left"
+        say(self.console, f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{left}")
 
 
 class PrintableFormatter(logging.Formatter):

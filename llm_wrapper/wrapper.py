@@ -26,8 +26,13 @@ from PIL import Image
 from llm_wrapper import runs
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.box_formats import BoxFormat
-from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
-from llm_wrapper.detections.single_image import Preparer, image_samples, require_expressions
+from llm_wrapper.detections.samples import (
+    PreparedSample,
+    Preparer,
+    image_samples,
+    prepare_candidates,
+    require_expressions,
+)
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems

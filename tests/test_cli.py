@@ -106,8 +106,8 @@ def test_results_go_to_the_latest_complete_run(toy: Path) -> None:
     run("cache-detections", "--data-root", toy, "--split", "val")
     recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     for day in (1, 2):
-        runs.finish(runs.open_run(runs.ROOT / f"toy-rule-toy-2025010{day}T000000Z-nogit", recipe), {})
-    runs.open_run(runs.ROOT / "toy-rule-toy-20250103T000000Z-nogit", recipe)
+        runs.finish(runs.open_run(runs.RUNS / f"toy-rule-toy-2025010{day}T000000Z-nogit", recipe), {})
+    runs.open_run(runs.RUNS / "toy-rule-toy-20250103T000000Z-nogit", recipe)
     run("eval", "--llm", "rule", "--data-root", toy)
     found = [str(path.parent) for path in Path("runs").rglob("report-val.json")]
     assert found == ["runs/toy-rule-toy-20250102T000000Z-nogit"]
@@ -259,7 +259,7 @@ def test_a_report_needs_predictions() -> None:
     assert "runs/empty holds no predictions; make some with: llm-wrapper eval --run runs/empty" in fail(
         RunError, "report", "runs/empty"
     )
-    assert "absent.parquet cannot be read" in fail(DataError, "report", "absent.parquet")
+    assert "absent.parquet does not exist" in fail(RunError, "report", "absent.parquet")
 
 
 # the frame

@@ -118,8 +118,8 @@ CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "Auto
 
 ATTACKS = [
     row("code-of-a-run", bounded(code_of_a_run, imports=MODELS), "is not the name of a package"),
-    row("code-of-a-model", model("config.json", model_type="own", auto_map=CODE), "code of its own"),
-    row("code-of-a-tokenizer", model("tokenizer_config.json", tokenizer_class="T", auto_map=CODE), "code of its own"),
+    row("code-of-a-model", model("config.json", model_type="own", auto_map=CODE), "its own code"),
+    row("code-of-a-tokenizer", model("tokenizer_config.json", tokenizer_class="T", auto_map=CODE), "its own code"),
     row("many-layers", model("config.json", num_hidden_layers=10**6), "num_hidden_layers"),
     row("no-heads", model("config.json", num_attention_heads=0), "num_attention_heads|modulo"),
     row("weights-that-lie", bounded(weights_that_lie, imports=MODELS), "cannot be read"),

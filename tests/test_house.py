@@ -441,6 +441,23 @@ def test_git_keeps_no_result_and_nothing_heavy() -> None:
     assert not [name for name, size in files.items() if size > 2_000_000]
 
 
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+
+
+def top_imports(source: str) -> set[str]:
+    """The modules that are imported as soon as a module is; not those inside functions."""
+    nodes = ast.parse(source).body
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in plain | {str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)}}
+
+
+def test_the_package_imports_on_windows() -> None:
+    paths = sorted((ROOT / "llm_wrapper").rglob("*.py"))
+    found = {path.name: top_imports(path.read_text(encoding="utf-8")) & POSIX_ONLY for path in paths}
+    assert not {name: modules for name, modules in found.items() if modules}
+    assert top_imports("import fcntl\nfrom resource import x\ndef f():\n import pwd") == {"fcntl", "resource"}
+
+
 LOADS = {"from_pretrained", "from_config"}
 
 

@@ -139,7 +139,7 @@ def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) 
     numbers = random.Random(0)
     path = tmp_path / "photo.jpg"
     read = refused = 0
-    for _ in range(300):
+    for _ in range(120):
         spoiled = bytearray(content)
         for _ in range(numbers.randint(1, 6)):
             spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
@@ -149,8 +149,8 @@ def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) 
             read += 1
         except ImageError:
             refused += 1
-    assert read > 30
-    assert refused > 30
+    assert read > 10
+    assert refused > 10
 
 
 @pytest.mark.parametrize("failure", [struct.error, KeyError, TypeError, RecursionError, ZeroDivisionError, MemoryError])

@@ -16,7 +16,12 @@ from llm_wrapper.cli import main
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"llm-wrapper ([a-z][^\n`|#]*)")
 SOURCES = sorted((ROOT / "llm_wrapper").rglob("*.py"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.yaml"))]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "data" / "README.md",
+    *sorted((ROOT / "recipes").rglob("*.yaml")),
+]
 
 
 def texts(source: str) -> Iterator[str]:
@@ -42,9 +47,12 @@ def commands(text: str) -> Iterator[list[str]]:
         yield words
 
 
+COMMAND_LINE: Any = typer.main.get_command(main.app)
+
+
 def wrong(words: list[str]) -> str | None:
-    """Say what of a command is not known."""
-    command: Any = typer.main.get_command(main.app)
+    """Name the verb or the options of a command that do not exist."""
+    command = COMMAND_LINE
     rest = [word for word in words if word]
     while hasattr(command, "commands"):
         name = rest.pop(0) if rest else ""
@@ -52,7 +60,7 @@ def wrong(words: list[str]) -> str | None:
         if found is None:
             return f"no verb {name!r}"
         command = found
-    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--recipe"}
     unknown = [word for word in rest if word.startswith("--") and word not in known]
     return f"no option {', '.join(unknown)}" if unknown else None
 

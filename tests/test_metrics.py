@@ -19,7 +19,7 @@ from llm_wrapper.metrics import (
     UNTAGGED,
     Columns,
     ious,
-    measure,
+    measure_columns,
     oracle_ious,
     recall_at,
     require_distinct,
@@ -96,10 +96,10 @@ def test_where_no_candidate_is_known_the_oracle_is_missing_not_zero() -> None:
     foreign = [replace(predicted("a", RIGHT), candidates=()), predicted("b", None)]
     assert summarize(foreign).p_at_1 == 0.5
     assert summarize(foreign).oracle_p_at_1 is None
-    assert measure(metrics.to_columns(foreign)).oracle_p_at_1 == (None, None, 0)
+    assert measure_columns(metrics.to_columns(foreign)).oracle_p_at_1 == (None, None, 0)
     nothing_found = [predicted("a", None), predicted("b", None)]
     assert summarize(nothing_found).oracle_p_at_1 == 0.0
-    assert measure(metrics.to_columns(nothing_found)).oracle_p_at_1.value == 0.0
+    assert measure_columns(metrics.to_columns(nothing_found)).oracle_p_at_1.value == 0.0
 
 
 def test_kinds_add_up_to_all_that_is_scored() -> None:
@@ -170,7 +170,7 @@ def test_scores_are_those_of_the_summary() -> None:
         for i, share in enumerate(shares)
     ]
     predictions += [replace(predicted("none", RIGHT), target=None), predicted("empty", None, image="image 0")]
-    scores, summary = measure(metrics.to_columns(predictions), seed=3), summarize(predictions, seed=3)
+    scores, summary = measure_columns(metrics.to_columns(predictions), seed=3), summarize(predictions, seed=3)
     assert (scores.num_images, scores.num_without_target) == (summary.num_images, summary.num_without_target)
     assert scores.p_at_1 == (summary.p_at_1, summary.ci, summary.n)
     assert scores.p_at_1_ge == (summary.p_at_1_ge, summary.ci_ge, summary.n)
@@ -180,7 +180,7 @@ def test_scores_are_those_of_the_summary() -> None:
 def test_accuracy_counts_what_exceeds_each_threshold() -> None:
     # 0.75 does not exceed 0.75: of the ten thresholds it exceeds the first five.
     predictions = [predicted("a", Box(0, 0, 10, 7.5)), predicted("b", RIGHT), predicted("c", None)]
-    scores = measure(metrics.to_columns(predictions))
+    scores = measure_columns(metrics.to_columns(predictions))
     assert scores.accuracy.value == pytest.approx((0.5 + 1.0 + 0.0) / 3)
     assert [scores.accuracy_at[t].value for t in IOU_THRESHOLDS] == pytest.approx([2 / 3] * 5 + [1 / 3] * 5)
     assert scores.accuracy_at[0.5] == scores.p_at_1
@@ -200,7 +200,7 @@ def test_recall_follows_the_order_of_the_candidates() -> None:
 
 def test_scores_of_nothing_are_missing_not_zero() -> None:
     table = metrics.to_columns([replace(predicted("a", RIGHT), target=None)])
-    scores = measure(table)
+    scores = measure_columns(table)
     found = [scores.p_at_1, scores.p_at_1_ge, scores.mean_iou, scores.accuracy, scores.oracle_p_at_1]
     assert [
         each for each in (*found, *scores.accuracy_at.values(), *recall_at(table).values()) if each[0] is not None
@@ -241,7 +241,7 @@ def test_invariants_of_scores(candidates: list[list[Box]], random: Random) -> No
         predicted(str(i), row[0] if row else None, others=tuple(row[1:])) for i, row in enumerate(candidates)
     ]
     table = metrics.to_columns(predictions)
-    scores, recalls = measure(table), [each.value for each in recall_at(table).values()]
+    scores, recalls = measure_columns(table), [each.value for each in recall_at(table).values()]
     single = [scores.p_at_1, scores.p_at_1_ge, scores.mean_iou, scores.accuracy, scores.oracle_p_at_1]
     assert all(0 <= value <= 1 for value in [*(each.value for each in single), *recalls] if value is not None)
     assert None not in recalls
@@ -253,7 +253,7 @@ def test_invariants_of_scores(candidates: list[list[Box]], random: Random) -> No
         replace(each, candidates=tuple(random.sample(each.candidates, len(each.candidates)))) for each in predictions
     ]
     random.shuffle(shuffled)
-    again = measure(metrics.to_columns(shuffled))
+    again = measure_columns(metrics.to_columns(shuffled))
     assert (again.p_at_1.value, again.oracle_p_at_1.value) == (scores.p_at_1.value, scores.oracle_p_at_1.value)
     assert again.mean_iou.value == pytest.approx(scores.mean_iou.value)
 

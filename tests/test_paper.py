@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from llm_wrapper.cli.main import app
+from llm_wrapper.cli.options import recipe_first
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import Recipe, compose
 
@@ -70,6 +71,13 @@ def test_a_row_gives_its_names_and_overrides_to_a_verb(path: Path, monkeypatch: 
     row = read(path)
     expected = compose({kind: row[kind] for kind in KINDS}, row.get("overrides", "").split())
     assert recipe_of(monkeypatch, "--recipe", path.stem, "train") == expected
+
+
+def test_recipe_may_follow_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = recipe_of(monkeypatch, "--recipe", "gd-llama3-refcocog", "train", "train.seed=1")
+    assert recipe_of(monkeypatch, "train", "train.seed=1", "--recipe", "gd-llama3-refcocog") == before
+    assert recipe_of(monkeypatch, "train", "--recipe=gd-llama3-refcocog", "train.seed=1") == before
+    assert recipe_first(["predict", "--", "--recipe", "x"]) == ["predict", "--", "--recipe", "x"]
 
 
 def test_what_is_typed_wins_over_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_an_unusable_instruction_is_refused_before_anything_is_asked(options: li
     for verb in (["train", "--run", "runs/mine"], ["eval", "--limit", "10"]):
         problem = invoke(*verb, *options, "prompt.instruction='Which object?'").exception
         assert isinstance(problem, PromptError)
-        assert "{objects} stands in the instruction 0 times" in str(problem)
+        assert "{objects} occurs in the instruction 0 times" in str(problem)
     assert not Path("runs").exists()
 
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from llm_wrapper import datasets, detectors
 from llm_wrapper.errors import RecipeError, nearest
 from llm_wrapper.prompts.render import PROMPT_FORMATS
-from llm_wrapper.recipe import KINDS, Recipe, available, compose, load_resolved, prompt_of, schema
+from llm_wrapper.recipe import RECIPE_KINDS, Recipe, available, compose, load_resolved, prompt_of, schema
 from llm_wrapper.recipe.schema import LLMSection, LoraSection, SamplingSection, SearchSection, Section, TrainSection
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -28,7 +28,7 @@ NAMES = {"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"}
 
 # Sections are disjoint, so it is enough that every file occurs; every LLM with every training, which read each other.
 _TRAINED = list(product(available("llm"), available("train")))
-_OTHERS = [kind for kind in KINDS if kind not in ("llm", "train")]
+_OTHERS = [kind for kind in RECIPE_KINDS if kind not in ("llm", "train")]
 COMBINATIONS = [
     {"llm": llm, "train": train, **dict(zip(_OTHERS, others, strict=True))}
     for (llm, train), *others in zip(_TRAINED, *(cycle(available(kind)) for kind in _OTHERS), strict=False)
@@ -61,12 +61,12 @@ def with_file(root: Path, kind: str, content: str | bytes) -> dict[str, str]:
 
 def test_every_kind_has_files_and_every_yaml_file_is_of_a_kind() -> None:
     found = {path.relative_to(SHIPPED).parts[0] for path in SHIPPED.rglob("*.yaml")}
-    assert found - {"paper", "accelerate"} == set(KINDS)  # test_paper.py and test_processes.py are about those
-    assert all(available(kind) for kind in KINDS)
+    assert found - {"paper", "accelerate"} == set(RECIPE_KINDS)  # test_paper.py and test_processes.py are about those
+    assert all(available(kind) for kind in RECIPE_KINDS)
 
 
 def test_the_combinations_hold_every_file_and_every_llm_with_every_training() -> None:
-    for kind in KINDS:
+    for kind in RECIPE_KINDS:
         assert {names[kind] for names in COMBINATIONS} == set(available(kind))
     assert {(names["llm"], names["train"]) for names in COMBINATIONS} == set(_TRAINED)
 
@@ -85,12 +85,12 @@ def test_shipped_files_compose_and_read_back_equal(names: dict[str, str], tmp_pa
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for kind in KINDS for path in (SHIPPED / kind).rglob("*.yaml")),
+    sorted(path for kind in RECIPE_KINDS for path in (SHIPPED / kind).rglob("*.yaml")),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_every_shipped_file_gives_the_sections_of_its_kind_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert set(yaml.safe_load(text)) == set(KINDS[path.parent.name])
+    assert set(yaml.safe_load(text)) == set(RECIPE_KINDS[path.parent.name])
     assert text.startswith("# ")
 
 

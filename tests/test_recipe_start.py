@@ -152,3 +152,19 @@ def test_a_training_that_holds_words_is_refused_with_the_place_for_them(tmp_path
 
 def test_a_start_without_a_file_gives_nothing() -> None:
     assert not any(RecipeFile().gives(kind) for kind in DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        pytest.param("vlm: gd\nllm: llama3\n", ("gd", "llama3", None), id="names"),
+        pytest.param(
+            "detector: {name: toy}\nllm: {model: a/b c}\ndata: {name: x}\n", ("toy", "a-b-c", "x"), id="sections"
+        ),
+        pytest.param("train: {epochs: 1}\n", (None, None, None), id="neither"),
+    ],
+)
+def test_a_file_names_the_folder_of_its_results(text: str, labels: tuple[str | None, ...], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    start = read_recipe_file(str(tmp_path / "mine.yaml"))
+    assert tuple(start.label(kind) for kind in ("vlm", "llm", "data")) == labels

@@ -31,7 +31,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def complete(name: str) -> Path:
-    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    folder = runs.open_run(runs.RUNS / name, RECIPE)
     runs.finish(folder, {"samples": 1})
     return folder
 
@@ -125,7 +125,7 @@ def test_the_latest_is_the_newest_complete_one() -> None:
     assert runs.latest("toy-rule-toy") is None
     complete("toy-rule-toy-20250101T000000Z-abc1234")
     newest = complete("toy-rule-toy-20250102T000000Z-0000000")
-    runs.open_run(runs.ROOT / "toy-rule-toy-20250103T000000Z-abc1234", RECIPE)
+    runs.open_run(runs.RUNS / "toy-rule-toy-20250103T000000Z-abc1234", RECIPE)
     assert runs.latest("toy-rule-toy") == newest
 
 
@@ -171,15 +171,15 @@ def test_a_run_of_somebody_else_names_no_file_of_the_user(tmp_path: Path, place:
 HOLDER = """
 import sys
 from pathlib import Path
-from llm_wrapper import runs
-from tests.test_runs import RECIPE
-with runs.claim_run(Path(sys.argv[1]), RECIPE):
+from llm_wrapper.storage import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_a_run_that_another_process_trains_is_refused() -> None:
+    runs.open_run(Path("run"), RECIPE)
     command = [sys.executable, "-c", HOLDER, "run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as other:
@@ -198,7 +198,7 @@ def test_a_run_that_another_process_trains_is_refused() -> None:
 
 
 def test_new_runs_of_one_second_have_folders_of_their_own() -> None:
-    name = runs.ROOT / runs.new_name("toy-rule-toy")
+    name = runs.RUNS / runs.new_name("toy-rule-toy")
     with runs.claim_run(name, RECIPE, is_new=True) as first, runs.claim_run(name, RECIPE, is_new=True) as second:
         assert (first, second) == (name, name.with_name(f"{name.name}-2"))
     runs.finish(second, {})
@@ -229,7 +229,7 @@ def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def with_adapter(name: str) -> Path:
     """A finished run with the files of an adapter."""
-    folder = runs.open_run(runs.ROOT / name, RECIPE)
+    folder = runs.open_run(runs.RUNS / name, RECIPE)
     (folder / "adapter").mkdir()
     (folder / "adapter" / CONFIG).write_text("{}")
     (folder / "adapter" / WEIGHTS).write_bytes(b"weights")

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import llm_wrapper
-from llm_wrapper.terminal import PrintableFormatter, as_cell, as_description, open_console, printable, say
+from llm_wrapper.terminal import PrintableFormatter, ProgressBar, as_cell, as_description, open_console, printable, say
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,24 @@ def test_text_is_printed_by_say_alone() -> None:
             if is_print and any(isinstance(each, ast.Constant | ast.JoinedStr) for each in node.args):
                 found.append(f"{path.name}:{node.lineno}: print of a text")
     assert found == []
+
+
+def test_a_redirected_progress_bar_prints_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("llm_wrapper.terminal.time.monotonic", lambda: now[0])
+    with ProgressBar(interval=30.0) as bar:
+        task = bar.add_task("scoring", total=1000)
+        for _ in range(100):
+            now[0] += 1.0
+            bar.advance(task, 10)
+    printed = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert [line.split(" of ")[0] for line in printed] == ["scoring: 300", "scoring: 600", "scoring: 900"]
+    assert "of 1,000, about" in printed[0]
+
+
+def test_a_bar_that_is_not_shown_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar(shown=False, interval=0.0) as bar:
+        bar.advance(bar.add_task("scoring", total=2))
+    assert capsys.readouterr().err == ""

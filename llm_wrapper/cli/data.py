@@ -11,7 +11,7 @@ from llm_wrapper.cli.options import (
     Data,
     DataRoot,
     Overrides,
-    chosen,
+    choose_recipe,
 )
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
@@ -27,7 +27,7 @@ _SPLITS = ("train", "val", "test", "testA", "testB")
 
 def check_data_verb(overrides: Overrides = None, *, data: Data = None, data_root: DataRoot = None) -> None:
     """Check a data set: print counts, missing images, boxes outside, duplicates and leaks, with remedies."""
-    recipe = chosen(options.names_by_kind("toy", "rule", data), overrides, data_root)
+    recipe = choose_recipe(options.names_by_kind("toy", "rule", data), overrides, data_root)
     if not check_data(recipe, options.CONSOLE):
         raise typer.Exit(1)
 

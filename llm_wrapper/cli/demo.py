@@ -15,7 +15,7 @@ from llm_wrapper.cli import options
 from llm_wrapper.cli.detections import cache
 from llm_wrapper.cli.evaluate import Evaluated, Evaluation, evaluate
 from llm_wrapper.cli.options import (
-    chosen,
+    choose_recipe,
 )
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import shell_word
@@ -32,7 +32,7 @@ def demo_verb(
     fast: Annotated[bool, typer.Option(help="A few steps and samples, to see that everything works.")] = False,
 ) -> None:
     """Run all steps on the toy data: detect, train, evaluate; write table and pictures to runs/demo."""
-    demo(chosen(options.names_by_kind("toy", "smollm2", "toy", "demo"), None), options.CONSOLE, fast=fast)
+    demo(choose_recipe(options.names_by_kind("toy", "smollm2", "toy", "demo"), None), options.CONSOLE, fast=fast)
 
 
 def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
@@ -40,7 +40,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
 
     The fast way is a few steps and few samples, in runs/demo-fast: it shows that the road is whole, nothing more.
     """
-    folder = runs.ROOT / ("demo-fast" if fast else "demo")
+    folder = runs.RUNS / ("demo-fast" if fast else "demo")
     if fast:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
     cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)

@@ -30,7 +30,7 @@ from llm_wrapper.cli.options import (
     Split,
     Train,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
 )
 from llm_wrapper.detections import maintain
@@ -49,15 +49,25 @@ from llm_wrapper.detectors import Detector, PaidDetector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
-from llm_wrapper.report.formatting import NO_DATA
+from llm_wrapper.report.formatting import NO_DATA, percent
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
 
-__all__ = ["Filling", "app", "cache", "cache_detections_verb", "export", "info", "measure_headroom", "merge", "verify"]
+__all__ = [
+    "Filling",
+    "cache",
+    "cache_detections_verb",
+    "detections_app",
+    "export",
+    "info",
+    "measure_headroom",
+    "merge",
+    "verify",
+]
 
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check, join and export cached detections.")
+detections_app = typer.Typer(no_args_is_help=True, help="Inspect, check, join and export cached detections.")
 
 
 Folder = Annotated[Path, typer.Argument(help="A cache: data/detections/<detector>/<dataset>/<split>.")]
@@ -97,13 +107,13 @@ def cache_detections_verb(  # noqa: PLR0913 (each is an option of the verb)
     workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many workers, if not as many as fit.")] = None,
 ) -> None:
     """Run the detector once on the training and evaluation splits; write its boxes to data/detections."""
-    recipe = chosen(options.names_by_kind(vlm, "rule", data, train), overrides, data_root)
+    recipe = choose_recipe(options.names_by_kind(vlm, "rule", data, train), overrides, data_root)
     splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
     how = Filling(overwrite, skip_unreadable, images_per_batch, engine, workers)
     cache(recipe, splits, options.CONSOLE, how=how)
 
 
-@app.command("headroom")
+@detections_app.command("headroom")
 def headroom_verb(
     overrides: Overrides = None,
     *,
@@ -114,12 +124,12 @@ def headroom_verb(
     limit: Limit = None,
 ) -> None:
     """Measure how much a perfect choice among the cached boxes would gain; write runs/headroom/*.json."""
-    recipe = chosen(options.names_by_kind(vlm, "rule", data), overrides, data_root)
+    recipe = choose_recipe(options.names_by_kind(vlm, "rule", data), overrides, data_root)
     split = split or recipe.data.eval_split
     measure_headroom(recipe, name_of({"vlm": vlm, "data": data}), options.CONSOLE, split=split, limit=limit)
 
 
-@app.command("info")
+@detections_app.command("info")
 def info_verb(
     folders: Folders,
     *,
@@ -130,20 +140,20 @@ def info_verb(
     info(folders, options.CONSOLE, identity=identity, as_json=as_json)
 
 
-@app.command("verify")
+@detections_app.command("verify")
 def verify_verb(folders: Folders) -> None:
     """Check every digest, column, identity and answer of caches; print remedies. Changes nothing."""
     if not verify(folders, options.CONSOLE):
         raise typer.Exit(1)
 
 
-@app.command("merge")
+@detections_app.command("merge")
 def merge_verb(out: Annotated[Path, typer.Argument(help="The result, new or begun.")], folders: Folders) -> None:
     """Join caches of one detector and split, such as those of several machines, into a new one; resumable."""
     merge(out, folders, options.CONSOLE)
 
 
-@app.command("export")
+@detections_app.command("export")
 def export_verb(
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="COCO results where it ends in .json, else our JSONL in .jsonl.")],
@@ -278,7 +288,7 @@ def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str,
     for line in [*_headroom_lines(result, recipe.candidates.cap), *found.notes()]:
         say(console, line)
     split = folder_name(split, "the split")
-    out = runs.ROOT / "headroom" / f"{results.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
+    out = runs.RUNS / "headroom" / f"{storage.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
     asked = {"candidates": recipe.candidates, "ensemble": recipe.ensemble}
     question = {
         **{key: section.model_dump(mode="json") for key, section in asked.items()},
@@ -324,7 +334,7 @@ def _headroom_table(result: Headroom, cap: int) -> Table:
     columns = [_shares(offer) for offer in (result.before, result.after)]
     for (name, before), (_, after) in zip(*columns, strict=True):
         numbers = [f"{share.n:,}" for share in (before, after)]
-        table.add_row(name, _percent(before), _percent(after), " / ".join(dict.fromkeys(numbers)))
+        table.add_row(name, percent(before), percent(after), " / ".join(dict.fromkeys(numbers)))
     for name in ("mean", "median", "max"):
         spreads = (offer.per_sample for offer in (result.before, result.after))
         values = [f"{getattr(spread, name):.1f}".removesuffix(".0") for spread in spreads]
@@ -350,13 +360,5 @@ def _headroom_lines(result: Headroom, cap: int) -> list[str]:
     return [
         f"{result.num_samples} expressions of {result.num_images} images{more}",
         f"the cap of {cap} takes {result.num_candidates_lost} candidates from {result.num_capped} expressions; "
-        f"points of oracle P@1 lost by that: {_percent(result.lost)}",
+        f"points of oracle P@1 lost by that: {percent(result.lost)}",
     ]
-
-
-def _percent(share: Estimate) -> str:
-    if share.value is None:
-        return NO_DATA
-    if share.ci is None:
-        return f"{100 * share.value:.1f} (no CI)"
-    return f"{100 * share.value:.1f} ({100 * share.ci.low:.1f} to {100 * share.ci.high:.1f})"

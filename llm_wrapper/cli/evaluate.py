@@ -30,7 +30,7 @@ from llm_wrapper.cli.options import (
     Run,
     Split,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
     overridden,
     require_one_adapter,
@@ -47,8 +47,7 @@ from llm_wrapper.prompts.render import PROMPT_FORMATS
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, evaluations, formatting
-from llm_wrapper.results import plain_name
-from llm_wrapper.storage import folder_name
+from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
 from llm_wrapper.wrapper import require_probabilities
@@ -87,7 +86,7 @@ def evaluate_verb(  # noqa: PLR0913 (each is an option of the verb)
         say(options.CONSOLE, f"the newest finished run of these names is evaluated: {run}")
         # The names have chosen the run; its own recipe is used from here.
         names = options.names_by_kind(None, None, None, prompt=prompt)
-    recipe = chosen(names, overrides, data_root, run=run)
+    recipe = choose_recipe(names, overrides, data_root, run=run)
     job = Evaluation(recipe, run, split, limit, untrained=untrained, prompt=prompt)
     if adapter:
         job = dataclasses.replace(job, adapter=find_adapter(adapter))
@@ -96,10 +95,10 @@ def evaluate_verb(  # noqa: PLR0913 (each is an option of the verb)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate: a recipe on a split, with the adapter of a run, or a foreign one, where there is one.
+    """An evaluation to do: a recipe on a split, with the adapter of a run or a third-party one, where there is one.
 
-    The recipe is complete: what a run gives is in it already, see `options.chosen`. `prompt` names the prompt recipes
-    that were named on the command line: their results stand beside the others.
+    The recipe is complete: a run's values are in it already, see `options.choose_recipe`. `prompt` names the prompt
+    recipes of the command line: their results are written beside the others.
     """
 
     recipe: Recipe
@@ -121,10 +120,10 @@ class Evaluation:
         llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend).replace("+", "-")
         name = f"{self.recipe.vlm}-{llm}-{folder_name(self.recipe.data.name, 'data.name')}"
         if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
-            return runs.ROOT / f"{name}-served"
+            return runs.RUNS / f"{name}-served"
         if self.adapter:
-            return runs.ROOT / f"{name}-{self.adapter.label}"
-        return self.run or runs.ROOT / f"{name}-untrained"
+            return runs.RUNS / f"{name}-{self.adapter.label}"
+        return self.run or runs.RUNS / f"{name}-untrained"
 
 
 def notes(job: Evaluation, rows: Sequence[Prediction]) -> list[str]:
@@ -152,7 +151,7 @@ def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
 
 
 def _require_use(job: Evaluation, adapter: Adapter) -> None:
-    """Refuse what a foreign adapter does not go with; warn where it is asked in words of this project."""
+    """Refuse an LLM that takes no adapter; warn where a third-party adapter gets a prompt format of this project."""
     backend, prompt_format = job.recipe.llm.backend, job.recipe.prompt.format
     require_one_adapter(job.run, adapter.name)
     if backend != "transformers":
@@ -179,7 +178,7 @@ def by_llm(
         with_untrained: Whether the LLM is asked without its adapter too.
 
     Raises:
-        RecipeError: If answers without a probability are to be held against one.
+        RecipeError: If answers without a probability are to be compared with a threshold.
     """
     if recipe.llm.backend == "rule":
         return []
@@ -277,8 +276,8 @@ def _own_training_data(job: Evaluation, recipe: Recipe, dataset: Dataset) -> lis
 def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[Path, str]:
     """Return the folder of an evaluation and its name there; see `results`.
 
-    A run that is asked otherwise than trained stands beside itself, where its report finds it: by `compared` where
-    detector, candidates, prompt or LLM are others, by the evaluation's name where the data are.
+    Results of a run with another detector, candidates, prompt or LLM than in training go into a folder inside the
+    run, where its report finds them; results on other data get the name of the data.
     """
     first = f"-first-{job.limit}" if job.limit else ""
     name = f"{question['split']}{first}"
@@ -287,7 +286,7 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
         return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
     trained = runs.recipe_of(job.run)
     if _data(recipe) != _data(trained):
-        name = f"{results.plain_name(recipe.data.name)}-{name}"
+        name = f"{storage.plain_name(recipe.data.name)}-{name}"
     if others := _otherwise(job, recipe, trained):
         place = "-".join(others)
         folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
@@ -296,7 +295,7 @@ def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[P
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:
-    """Return what data is evaluated; where it lies and what of it is trained on does not matter."""
+    """Return the identity of the evaluated data; its place and its training split do not count."""
     return recipe.data.model_dump(mode="json", include={"name", "reader", "settings"})
 
 
@@ -304,7 +303,7 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
     """Name in what a run is asked otherwise than it was trained, as parts of a folder's name."""
     others = []
     if (recipe.detector, recipe.ensemble) != (trained.detector, trained.ensemble):
-        others.append(f"vlm-{results.plain_name(recipe.vlm)}")
+        others.append(f"vlm-{storage.plain_name(recipe.vlm)}")
     if recipe.candidates.order != trained.candidates.order:
         others.append(f"order-{recipe.candidates.order}")
     same_order = {"order": trained.candidates.order}
@@ -315,10 +314,10 @@ def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
         others.append(f"none-below-{below:g}")
     same_threshold = {"none_below": trained.prompt.none_below}
     if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
-        others.append(f"prompt-{results.plain_name(Path(recipe.prompt.format).stem)}")
+        others.append(f"prompt-{storage.plain_name(Path(recipe.prompt.format).stem)}")
     a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
     if a != b:
-        others.append(f"llm-{results.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
+        others.append(f"llm-{storage.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
     return others
 
 

@@ -26,7 +26,7 @@ from llm_wrapper.cli.options import (
     Split,
     Train,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
     require_run,
     root,
@@ -59,7 +59,7 @@ from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.pool import load_prompt_builder
 
-__all__ = ["add_to", "require_same_recipe"]
+__all__ = ["add_grid_verbs", "require_same_recipe"]
 
 
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
@@ -69,13 +69,13 @@ MoreTrain = Annotated[str | None, typer.Option("--train", help="How that LLM is 
 Name = Annotated[str | None, typer.Option(help="Name of the folder of results.")]
 
 _ENSEMBLE = "toy+toy-gray"
-_OWN_TRAININGS = "a training of its own each"
+_OWN_TRAININGS = "one training for each size"
 _NOT_DRAWN = "image_in_an_evaluation_split"
 """Samples skipped for this reason do not count towards `train.limit`."""
 _FEW = 3
 
 
-def add_to(app: typer.Typer) -> None:
+def add_grid_verbs(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command(rich_help_panel="Studies")(transfer)
     app.command(rich_help_panel="Studies")(ensemble)
@@ -103,7 +103,7 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
     recipes = _column_recipes(vlm or [], data or [], run or [], [*root(data_root), *(overrides or [])])
     label = "_".join(dict.fromkeys(each.vlm for each in recipes))
     sets = "_".join(dict.fromkeys(each.data.name for each in recipes))
-    folder = runs.ROOT / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
+    folder = runs.RUNS / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
     trained = _recipes_of(run or [])
     columns, notes = load_columns(recipes, trained, split=split, limit=limit)
     untrained = _untrained_recipe(recipes[0], llm, train, overrides)
@@ -141,7 +141,7 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
         raise RecipeError(
             f"{recipe.vlm} is one detector; name several: make ensemble VLM={shell_word(recipe.vlm + '+another')}"
         )
-    folder = runs.ROOT / "ensemble" / folder_name(name or f"{recipe.vlm}-{recipe.data.name}", "--name")
+    folder = runs.RUNS / "ensemble" / folder_name(name or f"{recipe.vlm}-{recipe.data.name}", "--name")
     without = [recipe.with_detectors([*members[:place], *members[place + 1 :]]) for place in range(len(members))]
     alone = [recipe.with_detectors([member]) for member in members]
     parts = {each.vlm: each for each in [recipe, *alone, *without]}
@@ -180,8 +180,8 @@ def curve(  # noqa: PLR0913 (each is an option of the verb)
     given = [f"--{kind} {value}" for kind, value in names.items() if value is not None]
     if run is not None and (more := [*given, *(["--data-root"] if data_root else []), *(overrides or [])]):
         raise RecipeError(f"the recipe of {run} is used as it is; leave out {', '.join(more)}")
-    recipe = chosen(names, overrides, data_root, run=run)
-    folder = runs.ROOT / "curve" / folder_name(name or (run.resolve().name if run else name_of(names)), "--name")
+    recipe = choose_recipe(names, overrides, data_root, run=run)
+    folder = runs.RUNS / "curve" / folder_name(name or (run.resolve().name if run else name_of(names)), "--name")
     if run is None and not samples:
         raise RecipeError('name a run, or sizes: make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"')
     points = [*(_points_of_run(run) if run else []), *_points_of_sizes(folder, recipe, samples or [])]
@@ -252,7 +252,7 @@ def _recipe_notes(found: _Matrix) -> list[str]:
     return [
         f"{name} is of another recipe than {names[0]}: {difference}"
         for name, part in zip(names[1:], parts[1:], strict=True)
-        for difference in storage.differences(parts[0], part, places=("there", "here"))
+        for difference in storage.describe_differences(parts[0], part, places=("there", "here"))
     ]
 
 
@@ -280,7 +280,7 @@ def _column_recipes(
     for one in sets or nothing:
         for run in folders or nothing:
             for each in vlms or nothing:
-                recipe = chosen({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
+                recipe = choose_recipe({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
                 values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
                 found.setdefault(storage.digest_value({**values, "seed": recipe.train.seed}), recipe)
     return list(found.values())
@@ -292,7 +292,7 @@ def _untrained_recipe(
     """Return the recipe of a further LLM, untrained, on the first column."""
     if llm is None:
         return None
-    own = chosen({"vlm": None, "llm": llm, "data": None, "train": train}, overrides)
+    own = choose_recipe({"vlm": None, "llm": llm, "data": None, "train": train}, overrides)
     return recipe.model_copy(update={"llm": own.llm, "prompt": own.prompt, "train": own.train})
 
 
@@ -361,7 +361,7 @@ def require_same_recipe(folder: Path, recipe: Recipe) -> None:
         RunError: With every difference and the command that removes the folder.
     """
     parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
-    found = storage.differences(parts[0], parts[1], places=("there", "now"))
+    found = storage.describe_differences(parts[0], parts[1], places=("there", "now"))
     if found:
         remedy = f"name another with --name, or rm -r {shell_word(folder)}"
         raise RunError(listed(f"{folder} is of another recipe; {remedy}", found))

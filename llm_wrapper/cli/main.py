@@ -18,7 +18,6 @@ from llm_wrapper.cli import (
     evaluate,
     grids,
     methods,
-    none_cli,
     options,
     predict,
     score,
@@ -49,7 +48,11 @@ _RENAMED = {
 
 
 class _Verbs(TyperGroup):
-    """A group that names the successor of a verb of earlier versions."""
+    """A group that takes `--recipe` on either side of the verb, and names the successor of a former verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the verb, of which `--recipe` may be typed behind it too."""
+        return super().parse_args(ctx, options.recipe_first(args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the verb, or refuse one that does not exist."""
@@ -72,14 +75,14 @@ _add("eval", evaluate.evaluate_verb, _TRY)
 _add("predict", predict.predict, _TRY)
 _add("demo", demo.demo_verb, _TRY)
 _add("report", score.report_verb, _TRY)
-_add("export", predict.export, _TRY)
+_add("export", predict.export_adapter, _TRY)
 _add("check-data", data.check_data_verb, _DATA)
 _add("cache-detections", detections.cache_detections_verb, _DATA)
 _add("score", score.score_verb, _DATA)
-app.add_typer(detections.app, name="detections", rich_help_panel=_DATA)
-grids.add_to(app)
-methods.add_to(app)
-none_cli.add_to(app)
+app.add_typer(detections.detections_app, name="detections", rich_help_panel=_DATA)
+grids.add_grid_verbs(app)
+methods.add_methods_verb(app)
+_add("none-below", score.none_below_verb, _STUDIES)
 _add("search-prompts", search.search_prompts_verb, _STUDIES)
 options.add_common(app)
 

@@ -21,7 +21,19 @@ from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import method_rows, options
 from llm_wrapper.cli.grids import require_same_recipe
 from llm_wrapper.cli.method_rows import MethodRow
-from llm_wrapper.cli.options import Data, DataRoot, Limit, Llm, Overrides, Split, Vlm, chosen, name_of, named, root
+from llm_wrapper.cli.options import (
+    Data,
+    DataRoot,
+    Limit,
+    Llm,
+    Overrides,
+    Split,
+    Vlm,
+    choose_recipe,
+    fill_defaults,
+    name_of,
+    root,
+)
 from llm_wrapper.datasets import leaks
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import methods, systems
@@ -37,7 +49,7 @@ from llm_wrapper.report.grid_values import methods_values
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 
-__all__ = ["Job", "add_to", "compare"]
+__all__ = ["Job", "add_methods_verb", "compare"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +98,7 @@ class Job:
 def compare(job: Job) -> dict[str, MethodResult | str]:
     """Make every row that is not made yet, and write methods.json, methods.md, methods.png and methods.svg.
 
-    A row that fails is shown with its reason, and tried again by the next command.
+    A row that fails is shown with its reason; the next command makes it again.
 
     Returns:
         Method -> its result, or why it has none.
@@ -118,7 +130,7 @@ def _require_fair(job: Job) -> None:
     split = base.data.eval_split
     problems = []
     if base.llm.backend == "rule":
-        problems.append("LLM=rule is no LLM; the rule has a row of its own")
+        problems.append("LLM=rule is no LLM; the rule has a row anyway")
     if base.prompt.format == _HINTS:
         problems.append("prompt.format=hints tells the LLM what the rule would take; use relations or compact")
     for name, recipe in job.recipes.items():
@@ -152,7 +164,7 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
     if report.is_file():
         facts = storage.read_json(report)
         now = json.loads(storage.canonical(column.facts))
-        if problems := storage.differences(facts["column"], now, places=("there", "now")):
+        if problems := storage.describe_differences(facts["column"], now, places=("there", "now")):
             remedy = f"name another with --name, or rm -r {shell_word(row.folder)}"
             raise RunError(listed(f"{row.folder} is about other samples; {remedy}", problems))
         say(options.CONSOLE, f"{row.folder} is there already")
@@ -214,7 +226,7 @@ def _write(job: Job, made: Mapping[str, MethodResult | str], column: Column, not
     write_study("methods", folder, values, options.CONSOLE)
 
 
-def add_to(app: typer.Typer) -> None:
+def add_methods_verb(app: typer.Typer) -> None:
     """Register the verb."""
     app.command("compare-methods", rich_help_panel="Studies")(compare_methods)
 
@@ -244,18 +256,18 @@ def compare_methods(  # noqa: PLR0913 (each is an option of the verb)
 ) -> None:
     """Compare prompting, prompt search and training of one LLM at equal budgets; write a table and a plot."""
     where = [*root(data_root), *([f"data.eval_split={json.dumps(split)}"] if split else [])]
-    choices = named({"vlm": vlm, "llm": llm, "data": data, "train": train})
+    choices = fill_defaults({"vlm": vlm, "llm": llm, "data": data, "train": train})
     rows, more = methods.select_methods(method or []), overrides or []
     _require_used(rows, more)
-    chosen({**choices, "search": "glov"}, [*where, *more])  # reports a wrong key before a row drops it
+    choose_recipe({**choices, "search": "glov"}, [*where, *more])  # reports a wrong key before a row drops it
     recipes = {
         each.name: _recipe(each, choices, labelled, ([*where, _FORMAT], [key for key in more if _is_of(each, key)]))
         for each in rows
     }
     if proposer:
-        section = chosen({**choices, "llm": proposer}, where).llm
+        section = choose_recipe({**choices, "llm": proposer}, where).llm
         recipes = {each: _with_proposer(recipe, section) for each, recipe in recipes.items()}
-    folder = runs.ROOT / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
+    folder = runs.RUNS / "methods" / folder_name(name or f"{name_of(choices)}-{labelled}", "--name")
     made = compare(Job(folder, recipes, limit, compute))
     if any(isinstance(each, str) for each in made.values()):
         raise typer.Exit(1)
@@ -302,7 +314,7 @@ def _recipe(
         budget += [f"search.slice={search}", f"search.confirm={confirm}", f"search.first={min(_FIRST, search)}"]
     elif row.kind == "prompt":
         names["prompt"] = row.file
-    return chosen(names, [*overrides[0], *budget, *overrides[1]])
+    return choose_recipe(names, [*overrides[0], *budget, *overrides[1]])
 
 
 def _with_proposer(recipe: Recipe, proposer: LLMSection) -> Recipe:

@@ -5,6 +5,7 @@ An option that is not given is `None`: only then can the recipe of a run, or the
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -39,12 +40,14 @@ __all__ = [
     "Vlm",
     "add_common",
     "assigned",
-    "chosen",
+    "choose_recipe",
     "extra_words",
+    "fill_defaults",
+    "list_runs",
     "name_of",
-    "named",
     "names_by_kind",
     "overridden",
+    "recipe_first",
     "require_one_adapter",
     "require_run",
     "root",
@@ -69,7 +72,7 @@ _start: ContextVar[RecipeFile] = ContextVar("_start", default=_NO_FILE)
 """The file that `--recipe` names before the verb."""
 
 DEFAULTS = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
-"""What is taken where neither the command line nor a run names a file of a kind."""
+"""Files of each kind where neither the command line nor a run names one."""
 
 
 def _name(value: str | None) -> str | None:
@@ -120,7 +123,7 @@ def root(data_root: Path | None) -> list[str]:
     return [assigned("data.root", data_root)] if data_root else []
 
 
-def named(names: Mapping[str, str | None]) -> dict[str, str]:
+def fill_defaults(names: Mapping[str, str | None]) -> dict[str, str]:
     """Return the files that are named by kind, and for kinds that are not the defaults, where there is one."""
     found = {kind: DEFAULTS.get(kind) if name is None else name for kind, name in names.items()}
     return {kind: name for kind, name in found.items() if name is not None}
@@ -128,11 +131,12 @@ def named(names: Mapping[str, str | None]) -> dict[str, str]:
 
 def name_of(names: Mapping[str, str | None]) -> str:
     """Return the names of detector, LLM and data, those that there are, as one name for a folder of results."""
-    found = named(names)
+    start = _start.get()
+    found = fill_defaults({kind: name or start.label(kind) for kind, name in names.items()})
     return "-".join(found[kind] for kind in ("vlm", "llm", "data") if kind in found)
 
 
-def chosen(
+def choose_recipe(
     names: Mapping[str, str | None],
     overrides: Sequence[str] | None,
     data_root: Path | None = None,
@@ -174,7 +178,7 @@ def _with_template(recipe: Recipe, trained: Recipe, run: Path) -> Recipe:
     carried = {key: getattr(own, key) for key in _TEMPLATE if key not in recipe.llm.model_fields_set}
     if recipe.llm.decode != "score" and own.model_dump(include=set(_TEMPLATE), exclude_defaults=True):
         _log.warning(
-            "%s was trained with a chat template of its own, and llm.decode=%s uses the server's: start the server "
+            "%s was trained with its own chat template, and llm.decode=%s uses the server's: start the server "
             "with that of the run (vllm serve --chat-template FILE), or set llm.decode=score",
             run,
             recipe.llm.decode,
@@ -196,9 +200,14 @@ def require_run(folder: Path) -> None:
     """
     if (folder / "recipe.yaml").is_file():
         return
-    there = [str(path.parent) for path in sorted(runs.ROOT.glob("*/recipe.yaml"))]
-    listed = f"there are: {', '.join(there)}" if there else "there is none yet; make one with: llm-wrapper train"
-    raise RunError(f"{folder} is no run folder{nearest(str(folder), there)} ({listed})")
+    raise RunError(f"{folder} is no run folder{list_runs(folder)}")
+
+
+def list_runs(folder: Path) -> str:
+    """Say which runs there are and which is nearest to a folder, as the end of a message."""
+    there = [str(path.parent) for path in sorted(runs.RUNS.glob("*/recipe.yaml"))]
+    listed = f"there are: {', '.join(there)}" if there else "there is no run yet; make one with: llm-wrapper train"
+    return f"{nearest(str(folder), there)} ({listed})"
 
 
 _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
@@ -207,7 +216,7 @@ _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
 def overridden(run: Path, recipe: Recipe) -> list[str]:
     """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
     parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
-    found = storage.differences(parts[0], parts[1], places=(f"in {run}", "here"))
+    found = storage.describe_differences(parts[0], parts[1], places=(f"in {run}", "here"))
     return [f"not as the run was trained: {each}" for each in found]
 
 
@@ -217,12 +226,26 @@ def extra_words() -> list[str]:
     Raises:
         RecipeError: If a quotation mark is not closed.
     """
-    # What this process starts has its own command line.
+    # Processes that this one starts have their own command line.
     text = os.environ.pop(_WORDS, "")
     try:
         return shlex.split(text)
     except ValueError as error:
         raise RecipeError(f"ARGS={text!r} cannot be split into words: {error}") from error
+
+
+def recipe_first(words: Sequence[str]) -> list[str]:
+    """Move `--recipe FILE` to the front: the verb's other options take their defaults from the file."""
+    end = words.index("--") if "--" in words else len(words)
+    first: list[str] = []
+    others: list[str] = []
+    typed = iter(words[:end])
+    for word in typed:
+        if word == "--recipe":
+            first += [word, *itertools.islice(typed, 1)]
+        else:
+            (first if word.startswith("--recipe=") else others).append(word)
+    return [*first, *others, *words[end:]]
 
 
 def add_common(app: typer.Typer) -> None:
@@ -263,6 +286,7 @@ def _common(
     name = recipe or paper
     start = read_recipe_file(name) if name else _NO_FILE
     _start.set(start)
+    context.call_on_close(lambda: _start.set(_NO_FILE))
     context.default_map = _option_defaults(context.command, start)
 
 

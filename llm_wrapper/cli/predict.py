@@ -25,8 +25,8 @@ from llm_wrapper import adapter_files, images, readers, results, runs, storage
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import options
 from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
-from llm_wrapper.cli.options import DataRoot, Llm, Vlm, assigned, chosen, require_one_adapter, starts_with
-from llm_wrapper.detections.single_image import Preparer, require_expressions
+from llm_wrapper.cli.options import DataRoot, Llm, assigned, choose_recipe, require_one_adapter, starts_with
+from llm_wrapper.detections.samples import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
@@ -34,7 +34,7 @@ from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
 from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["export", "predict"]
+__all__ = ["export_adapter", "predict"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of the files in a folder that are taken for images."""
@@ -71,7 +71,9 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
             help="Expressions by file, in place of EXPRESSION: JSONL with image and expression, or text lines."
         ),
     ] = None,
-    vlm: Vlm = None,
+    vlm: Annotated[
+        str | None, typer.Option(help="Detector, if not the run's: a file of recipes/vlm; a+b for both.")
+    ] = None,
     llm: Llm = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     adapter: Annotated[
@@ -94,7 +96,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
         bool, typer.Option("--json", help="Print one JSON line an answer; draw only with --out.")
     ] = False,
     save_crop: Annotated[
-        bool, typer.Option(help="Also write the chosen part of the image, as PICTURE-crop.png.")
+        bool, typer.Option("--save-crop", help="Also write the chosen part of the image, as PICTURE-crop.png.")
     ] = False,
 ) -> None:
     """Find the box that an expression describes in images, and draw the ranked candidates."""
@@ -107,7 +109,7 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     if boxes:
         overrides = [assigned("detector.settings.path", boxes), *overrides]
     names = {"vlm": "import" if boxes else vlm, "llm": llm, "data": data or (None if run else "mine"), "prompt": prompt}
-    recipe = chosen({**names, "train": None}, overrides, data_root, run=run)
+    recipe = choose_recipe({**names, "train": None}, overrides, data_root, run=run)
     job = Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
     if not _Predicting(job, out, as_json=as_json, save_crop=save_crop).run(asked):
         raise typer.Exit(1)
@@ -193,8 +195,8 @@ class _Predicting:
             "asked": decides,
             "weights": weights,
         }
-        name = f"{results.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
-        return (self.out or runs.ROOT / "predict") / name
+        name = f"{storage.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
+        return (self.out or runs.RUNS / "predict") / name
 
     def _note(self, line: str) -> None:
         say(_errors if self.as_json else options.CONSOLE, line)
@@ -332,7 +334,7 @@ def _require_new_picture(out: Path, image: Path) -> None:
         raise RecipeError(f"--out {out} is the picture itself, which would be lost; name another file")
 
 
-def export(
+def export_adapter(
     run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
     out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
@@ -342,11 +344,13 @@ def export(
     """Merge an adapter into its base model: one folder that any server loads."""
     folder = Path(run)
     if llm is not None:
-        section = chosen({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
+        section = choose_recipe({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
         _merge(section, find_adapter(run).folder, out, "--vlm .. --data ..", options.CONSOLE)
         return
     if overrides:
         raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
+    if not folder.exists():
+        raise RunError(f"{run} does not exist{options.list_runs(folder)}")
     if not runs.is_complete(folder):
         raise RunError(
             f"{run} holds no finished training; resume it with: {runs.resume_command(folder)}. An adapter of another "

@@ -1,4 +1,4 @@
-"""`report` and `score`: tables from predictions alone, of a run or of any other system.
+"""`report`, `score` and `none-below`: tables from predictions alone, of a run or of any other system.
 
 runs/score/<data>-<name>/   predictions-<split>.parquet  report-<split>.json  report-<split>.md
 """
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from llm_wrapper import datasets, results, runs, storage
 from llm_wrapper.box_formats import BoxFormat
@@ -21,26 +23,28 @@ from llm_wrapper.cli.options import (
     DataRoot,
     Overrides,
     Split,
-    chosen,
+    choose_recipe,
 )
 from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.evaluation import external, grec
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.grec import thresholds
 from llm_wrapper.metrics import Summary, summarize, summarize_systems
 from llm_wrapper.recipe import DataSection, data_folders
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import evaluations, formatting, page
+from llm_wrapper.report.formatting import percent
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 
-__all__ = ["Job", "recompute", "report_verb", "score", "score_verb"]
+__all__ = ["none_below_verb", "recompute", "report_verb", "score", "score_verb", "threshold_table"]
 
 
 def report_verb(
     run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
     *,
     compare: Annotated[
-        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to stand beside it; kept.")
+        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to compare with; kept.")
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Where pictures may be shown from, if not from the folder data.")
@@ -50,6 +54,8 @@ def report_verb(
 
     Computed from the stored predictions alone: needs neither torch nor data.
     """
+    if not run.exists():
+        raise RunError(f"{run} does not exist{options.list_runs(run)}")
     if (run / "history.jsonl").is_file():
         if compare:
             raise RunError(f"{run} is a prompt search; --with is for runs and scores")
@@ -94,13 +100,13 @@ def score_verb(
     ] = None,
 ) -> None:
     """Score a file of boxes of any other system on a split; write the table of eval to runs/score."""
-    recipe = chosen(options.names_by_kind("toy", "rule", data), overrides, data_root)
-    job = Job(file, recipe.data, split or recipe.data.eval_split, name, box_format)
+    recipe = choose_recipe(options.names_by_kind("toy", "rule", data), overrides, data_root)
+    job = ScoreJob(file, recipe.data, split or recipe.data.eval_split, name, box_format)
     score(job, options.CONSOLE)
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoreJob:
     """Whose boxes to score, and on what.
 
     Attributes:
@@ -118,7 +124,7 @@ class Job:
     box_format: BoxFormat | None = None
 
 
-def score(job: Job, console: Console) -> Summary:
+def score(job: ScoreJob, console: Console) -> Summary:
     """Compare a file of boxes with the targets of a split, print the table, keep predictions and report.
 
     Raises:
@@ -155,9 +161,9 @@ def score(job: Job, console: Console) -> Summary:
     return summary
 
 
-def _folder(job: Job, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
+def _folder(job: ScoreJob, system: str, facts: Mapping[str, Any]) -> tuple[Path, list[str]]:
     """Return where a score is stored, and a remark where its usual folder holds that of another file or data set."""
-    usual = runs.ROOT / "score" / folder_name(f"{job.data.name}-{results.plain_name(system)}", "--name")
+    usual = runs.RUNS / "score" / folder_name(f"{job.data.name}-{storage.plain_name(system)}", "--name")
     written = (f"report-{job.split}.json", f"predictions-{job.split}.parquet")
     folder = results.free_folder(usual, written, _question(facts))
     if folder == usual:
@@ -189,3 +195,47 @@ def _without_target(predictions: Sequence[Prediction]) -> list[str]:
         f"N-acc {100 * len(right) / len(empty):.1f}: {len(right)} of {len(empty)} expressions without a target were "
         "answered by no box (null or []); a missing or unusable answer is none"
     ]
+
+
+def none_below_verb(
+    file: Annotated[Path, typer.Argument(help="predictions-<split>.parquet of a split that is only for choosing.")],
+    *,
+    system: Annotated[str, typer.Option(help="Whose choices: untrained, tuned or served.")] = "tuned",
+) -> None:
+    """Print what each threshold for "none of these" gives on a split, to choose prompt.none_below there."""
+    show_thresholds(file, system, options.CONSOLE)
+
+
+def show_thresholds(file: Path, system: str, console: Console) -> None:
+    """Print what each threshold gives, in percent with 95 % intervals.
+
+    Raises:
+        DataError: If the file does not hold predictions.
+        RunError: If the system is not in it, gives no probabilities, or was asked with a threshold.
+    """
+    rows = [row for row in files.load_predictions(file) if row.system == system]
+    facts = evaluations.facts_of_evaluation(file.parent, file)
+    used = ((facts.get("recipe") or {}).get("prompt") or {}).get("none_below")
+    if used:
+        raise RunError(f"{file} was made with prompt.none_below={used}; choose from predictions made without")
+    if not any(row.probability is not None for row in rows):
+        what = "has no probabilities there: evaluate with llm.decode=score" if rows else "is not in it: name another"
+        raise RunError(f"{file} cannot be used: system {system!r} {what} (--system)")
+    console.print(threshold_table(rows))
+    split = file.stem.removeprefix("predictions-")
+    say(
+        console,
+        f"{len(rows)} samples of {split}. Numbers of {split} are too good for a threshold that is chosen here: report "
+        "another split, such as: llm-wrapper eval --run runs/.. --split test prompt.none_below=0.5",
+    )
+
+
+def threshold_table(rows: Sequence[Prediction]) -> Table:
+    """Lay out a row for each threshold; the interval is on a second line of its cell, so that 80 columns hold all."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in thresholds(rows):
+        shares = (each.grec.n_acc, each.grec.t_acc, each.grec.precision, each.answered, each.risk)
+        table.add_row(f"{each.below:g}", *(percent(share).replace(" (", "\n(") for share in shares))
+    return table

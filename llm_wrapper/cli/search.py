@@ -24,7 +24,7 @@ from llm_wrapper.cli.options import (
     Llm,
     Overrides,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
 )
 from llm_wrapper.datasets import Dataset, leaks
@@ -81,8 +81,8 @@ def search_prompts_verb(  # noqa: PLR0913 (each is an option of the verb)
     begun = run if run and (run / "recipe.yaml").is_file() else None
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
     names["search"] = search or (None if begun else _SEARCH)
-    recipe = chosen(names, overrides, data_root, run=begun)
-    folder = run or runs.ROOT / "prompts" / f"{name_of(names)}-{names['search']}"
+    recipe = choose_recipe(names, overrides, data_root, run=begun)
+    folder = run or runs.RUNS / "prompts" / f"{name_of(names)}-{names['search']}"
     run_search(recipe, folder, options.CONSOLE)
 
 
@@ -131,7 +131,7 @@ def show_history(folder: Path, console: Console) -> None:
         raise RunError(f"{folder} holds no {HISTORY}; search with: make search-prompts SEARCH=glov")
     found = History(path)
     if not found.evaluated:
-        raise RunError(f"{path} holds no measured prompt yet; go on with the command that began it")
+        raise RunError(f"{path} holds no measured prompt yet; resume with the command that started it")
     console.print(shown.ranking(found, None))
     for line in [*shown.refused(found), shown.costs(found)]:
         say(console, line)
@@ -203,7 +203,7 @@ def _proposer(proposing: LLMSection, section: SearchSection, llm: Any) -> Propos
         return LocalProposer(llm, section)
     if section.alphas:
         _log.warning(
-            "the proposing LLM is on a server, whose hidden states nobody reaches: it is asked without guidance"
+            "the proposing LLM is on a server, whose hidden states cannot be reached: it is asked without guidance"
         )
     return ServedProposer(proposing, section.sampling)
 
@@ -211,7 +211,7 @@ def _proposer(proposing: LLMSection, section: SearchSection, llm: Any) -> Propos
 def _known(
     dataset: Dataset, slices: SearchSlices, prepared_samples: Sequence[PreparedSample] | None, special: Sequence[str]
 ) -> ForbiddenText:
-    """Return what no proposal may hold: expressions and labels of both slices, and special tokens."""
+    """Return the text that no proposal may hold: expressions and labels of both slices, and special tokens."""
     places = [*slices.search, *slices.confirm]
     samples = [dataset.samples[place] for place in places]
     labels = (

@@ -25,14 +25,14 @@ from llm_wrapper.cli.options import (
     PromptName,
     Train,
     Vlm,
-    chosen,
+    choose_recipe,
     name_of,
 )
 from llm_wrapper.errors import CacheError, DataError, ModelError
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import card
 from llm_wrapper.terminal import as_cell, say
-from llm_wrapper.training import callbacks, processes
+from llm_wrapper.training import processes
 from llm_wrapper.training.examples import count_answered_none
 from llm_wrapper.training.pool import load_training_pool, require_trainable
 from llm_wrapper.training.processes import exit_on_signal
@@ -75,12 +75,12 @@ def train_verb(  # noqa: PLR0913 (each is an option of the verb)
     """
     names = options.names_by_kind(vlm, llm, data, train, prompt=prompt)
     begun = run if run and (run / "recipe.yaml").is_file() else None
-    recipe = chosen(names, overrides, data_root, run=begun)
+    recipe = choose_recipe(names, overrides, data_root, run=begun)
     if plan:
         if not plan_training(recipe, options.CONSOLE):
             raise typer.Exit(1)
         return
-    run_training(recipe, run or runs.ROOT / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
+    run_training(recipe, run or runs.RUNS / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
 
 
 def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
@@ -102,7 +102,9 @@ def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool
     with processes.print_from_main(console), contextlib.ExitStack() as held:
         processes.require_devices()
         processes.groups_per_process(recipe.train.groups_per_step)
-        callbacks.require_trackers(recipe.train.report_to)
+        from llm_wrapper.training.callbacks import require_trackers  # it imports transformers
+
+        require_trackers(recipe.train.report_to)
         folder = processes.open_run_together(
             folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
         )
@@ -124,7 +126,7 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
     labelled = [group for group in groups if group.num_labelled]
     images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
     none = f"; answered by none of these: {count_answered_none(groups)}" if recipe.prompt.none else ""
-    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; left out: {left_out}"
+    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; skipped: {left_out}"
     say(console, found)
     outcome = trainer.train_adapter(llm, groups, recipe, folder)
     if not processes.leave_process_group():

@@ -88,11 +88,11 @@ def check_datasets(datasets: Sequence[Dataset]) -> CheckReport:
     A leak is an image that a split called `train` shares with any other split given, of any data set: the same file, or
     the same image id with the same size.
     """
-    findings = [finding for dataset in datasets for finding in _of_split(dataset)]
+    findings = [finding for dataset in datasets for finding in _check_split(dataset)]
     trained = [dataset for dataset in datasets if dataset.split == "train"]
     evaluated = [dataset for dataset in datasets if dataset.split != "train"]
-    findings += [finding for left in trained for right in evaluated for finding in _shared(left, right)]
-    return CheckReport(tuple(map(_counts, datasets)), tuple(findings))
+    findings += [finding for left in trained for right in evaluated for finding in _find_shared(left, right)]
+    return CheckReport(tuple(map(_count, datasets)), tuple(findings))
 
 
 def format_check(report: CheckReport) -> str:
@@ -118,7 +118,7 @@ def _lines(finding: Finding) -> list[str]:
     return [first, f"  {finding.remedy}"]
 
 
-def _counts(dataset: Dataset) -> SplitCounts:
+def _count(dataset: Dataset) -> SplitCounts:
     return SplitCounts(
         dataset=dataset.name,
         split=dataset.split,
@@ -129,7 +129,7 @@ def _counts(dataset: Dataset) -> SplitCounts:
     )
 
 
-def _of_split(dataset: Dataset) -> Iterable[Finding]:
+def _check_split(dataset: Dataset) -> Iterable[Finding]:
     where = f"{dataset.name} {dataset.split}"
     samples, firsts = dataset.samples, dataset.images()
     if not dataset.has_splits:
@@ -144,7 +144,7 @@ def _of_split(dataset: Dataset) -> Iterable[Finding]:
     conflicting, repeated = _duplicates(samples)
     paths = {sample.image_path: None for sample in samples if sample.image_path is not None}
     yield from _finding("error", where, "image files missing", _missing(paths), _MISSING)
-    yield from _of_files(where, firsts)
+    yield from _check_files(where, firsts)
     without = [sample.image_id for sample in firsts if sample.image_path is None]
     yield from _finding("warning", where, "images without an image file", without, _NO_FILES)
     yield from _finding("warning", where, "boxes more than a pixel outside their image", _outside(samples), _OUTSIDE)
@@ -166,7 +166,7 @@ def _missing(paths: Iterable[str]) -> list[str]:
     return [path for path in paths if not os.path.isfile(path)]
 
 
-def _of_files(where: str, samples: Sequence[Sample]) -> Iterable[Finding]:
+def _check_files(where: str, samples: Sequence[Sample]) -> Iterable[Finding]:
     """Compare the files of images with what their annotations say."""
     unreadable: list[str] = []
     other_size: list[str] = []
@@ -209,7 +209,7 @@ def _duplicates(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
     return conflicting, repeated
 
 
-def _shared(trained: Dataset, evaluated: Dataset) -> Iterable[Finding]:
+def _find_shared(trained: Dataset, evaluated: Dataset) -> Iterable[Finding]:
     keys = {key for sample in trained.images() for key in _image_keys(sample)}
     shared = [sample.image_id for sample in evaluated.images() if keys.intersection(_image_keys(sample))]
     where = f"{trained.name} {trained.split} and {evaluated.name} {evaluated.split}"

@@ -32,7 +32,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, Field, Json
@@ -42,7 +41,7 @@ from llm_wrapper.datasets import hub_files, rows
 from llm_wrapper.datasets.base import Dataset, digest_files, image_file, image_folder
 from llm_wrapper.datasets.rows import Collector
 from llm_wrapper.errors import ImageError
-from llm_wrapper.records import Box, Sample
+from llm_wrapper.records import Sample
 
 __all__ = ["load_hc_refloco", "load_hub_objects", "load_hub_refs", "load_ref_l4"]
 
@@ -148,65 +147,60 @@ def load_hub_objects(root: Path, split: str, *, repo: str) -> Dataset:
         LLMWrapperError: If an image cannot be written.
     """
     files = hub_files.find_split_files(root, split, repo)
-    reader = _ObjectReader(root / "images", Collector(f"split {split} of {root}", "xywh"))
-    reader.read(files)
+    collector = Collector(f"split {split} of {root}", "xywh")
+    reader = _ObjectReader(root / "images", collector)
+    for where, row in hub_files.read_hub_rows(files, _Object, collector.skipped):
+        reader.take(where, row)
     if reader.num_repeated:
         _log.info("%s, split %s: %d rows repeat another one and are taken once", root, split, reader.num_repeated)
-    return reader.collector.dataset(hub_files.repo_name(repo), split, digest_files(list(files)))
+    return collector.dataset(hub_files.repo_name(repo), split, digest_files(list(files)))
 
 
 class _ObjectReader:
     """Turns rows of the objects form into samples and image files."""
 
     def __init__(self, folder: Path, collector: Collector) -> None:
-        self.collector = collector
         self.num_repeated = 0
         self._folder = folder
+        self._collector = collector
         self._sizes: dict[Path, tuple[int, int]] = {}
         self._known: set[tuple[object, ...]] = set()
         self._num_expressions: Counter[str] = Counter()
 
-    def read(self, files: Mapping[Path, str]) -> None:
-        """Take every row that does not repeat another one."""
-        for where, row in hub_files.read_hub_rows(files, _Object, self.collector.skipped):
-            content = (row.question_id, row.file_name, *row.bbox, *row.answer)
-            if content in self._known:
-                self.num_repeated += 1
-                continue
-            self._known.add(content)
-            self._take(where, row)
-
-    def _take(self, where: str, row: _Object) -> None:
+    def take(self, where: str, row: _Object) -> None:
+        """Add the samples of one row, or count it; one that repeats another row is ignored."""
+        content = (row.question_id, row.file_name, *row.bbox, *row.answer)
+        if content in self._known:
+            self.num_repeated += 1
+            return
+        self._known.add(content)
         name = _COCO_NAME.fullmatch(row.file_name)
         if name is None:
             detail = f"file_name {row.file_name!r} is not the name of a COCO image"
-            self.collector.skipped.add("file name that is no COCO image", where, detail)
+            self._collector.skipped.add("file name that is no COCO image", where, detail)
             return
-        path = self._folder / f"{name[1]}.jpg"
+        path, image_id = self._folder / f"{name[1]}.jpg", str(int(name[2]))
         try:
             image_wh = self._write(path, row.image.content)
         except ImageError as error:
-            self.collector.skipped.add("image that cannot be read", where, str(error))
+            self._collector.skipped.add("image that cannot be read", where, str(error))
             return
-        target = self.collector.box(where, row.bbox, image_wh)
-        if target is not None:
-            self.collector.file_names[str(int(name[2]))] = path.name
-            self._add(where, row, target=target, image_id=str(int(name[2])), path=path)
-
-    def _add(self, where: str, row: _Object, *, target: Box, image_id: str, path: Path) -> None:
+        target = self._collector.box(where, row.bbox, image_wh)
+        if target is None:
+            return
+        self._collector.file_names[image_id] = path.name
         for expression in row.answer:
-            number = self._num_expressions[row.question_id]
-            self._num_expressions[row.question_id] += 1
             sample = Sample(
-                sample_id=f"{row.question_id}-{number}",
+                sample_id=f"{row.question_id}-{self._num_expressions[row.question_id]}",
                 ref_id=row.question_id,
                 image_id=image_id,
                 image_path=str(path),
-                image_wh=self._sizes[path],
+                image_wh=image_wh,
                 expression=expression,
                 target=target,
             )
-            self.collector.add(where, sample, is_crowd=row.iscrowd)
+            self._num_expressions[row.question_id] += 1
+            self._collector.add(where, sample, is_crowd=row.iscrowd)
 
     def _write(self, path: Path, content: bytes) -> tuple[int, int]:
         """Write an image where it is not there already, whole or not at all; return its (width, height)."""
@@ -282,14 +276,7 @@ class _RefL4Row(_LongRow):
 def load_hc_refloco(root: Path, split: str, *, repo: str, images: str | Path | None = None) -> Dataset:
     """Read one split of HC-RefLoCo; `kind` joins the subjects of the expression: `Action + Appearance`.
 
-    Args:
-        root: A copy of the repository; fetched where it does not exist, without the images.
-        split: `val`, `test` or `all`.
-        repo: `Jinjing713/HC-RefLoCo@<revision>`, or a copy of it.
-        images: The folder of the image files; `<root>/images` by default, if there is one.
-
-    Raises:
-        DataError: As `load_hub_refs`.
+    Arguments and errors are those of `load_hub_refs`; the splits are `val`, `test` and `all`.
     """
     return _load_long(root, split, repo=repo, images=images, form=_HCRefLoCoRow)
 
@@ -297,14 +284,7 @@ def load_hc_refloco(root: Path, split: str, *, repo: str, images: str | Path | N
 def load_ref_l4(root: Path, split: str, *, repo: str, images: str | Path | None = None) -> Dataset:
     """Read one split of Ref-L4; `kind` is the object's category, `o365_64` or `refcoco_1`.
 
-    Args:
-        root: A copy of the repository; fetched where it does not exist, without the images.
-        split: `val`, `test` or `all`.
-        repo: `JierunChen/Ref-L4@<revision>`, or a copy of it.
-        images: The folder of the image files; `<root>/images` by default, if there is one.
-
-    Raises:
-        DataError: As `load_hub_refs`.
+    Arguments and errors are those of `load_hub_refs`; the splits are `val`, `test` and `all`.
     """
     return _load_long(root, split, repo=repo, images=images, form=_RefL4Row)
 

@@ -72,10 +72,10 @@ def find_split_files(root: Path, split: str, repo: str) -> dict[Path, str]:
     """
     if not isinstance(repo, str):
         raise RecipeError(f"data.settings.repo={repo!r}: give <owner>/<name>@<revision>.")
-    found = _by_split(root)
+    found = _find_by_split(root)
     if not found:
         _fetch(root, repo)
-        found = _by_split(root)
+        found = _find_by_split(root)
     members = _members(split, found)
     if not members:
         existing = ", ".join(found) or "none"
@@ -112,10 +112,10 @@ def read_hub_rows(files: Mapping[Path, str], kind: type[_Row], skipped: Skipped)
 
 def is_fetched(root: Path) -> bool:
     """Tell whether a folder holds a Parquet file of any split, so that `find_split_files` fetches nothing."""
-    return bool(_by_split(root))
+    return bool(_find_by_split(root))
 
 
-def _by_split(root: Path) -> dict[str, list[Path]]:
+def _find_by_split(root: Path) -> dict[str, list[Path]]:
     """Return the Parquet files whose names end with a split's name, by split."""
     found: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*.parquet")):

@@ -137,21 +137,21 @@ def load_jsonl(
     _require_settings(box_format, val_share, split_seed)
     require_file(path, f"Write one JSON object a line, or correct the path. {_RIGHT}")
     problems: list[str] = []
-    parsed = _parsed(path, problems)
+    parsed = _parse_rows(path, problems)
     example = f"\n{_RIGHT}" if problems else ""
     has_splits = val_share is not None or any(row.split is not None for _, _, row in parsed)
     if val_share is None:
-        parsed = _of_split(parsed, split, path, problems)
+        parsed = _select_split(parsed, split, path, problems)
     else:
-        parsed = _divided(parsed, split, path, val_share=val_share, seed=split_seed)
-    parsed, skipped = _with_expression(parsed, f"{path}, split {split}", problems)
+        parsed = _divide_images(parsed, split, path, val_share=val_share, seed=split_seed)
+    parsed, skipped = _require_expressions(parsed, f"{path}, split {split}", problems)
     reader = _Reader(path.parent if images is None else Path(images), problems)
     samples = reader.samples(parsed, box_format, f"{path}, split {split}")
     if problems:
         raise DataError(listed(f"{path}, split {split}, cannot be used", problems) + example)
     instances = path.parent / "instances.json"
     files = [path, instances] if instances.is_file() else [path]
-    objects, unusable = _objects(instances, samples) if instances.is_file() else (None, {})
+    objects, unusable = _read_objects(instances, samples) if instances.is_file() else (None, {})
     digest = digest_files(files)
     if val_share is not None:
         digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
@@ -187,8 +187,8 @@ def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:
         raise RecipeError(f"data.settings.split_seed={split_seed!r}: give a whole number.")
 
 
-def _parsed(path: Path, problems: list[str]) -> _Placed:
-    values = _values(path, problems)
+def _parse_rows(path: Path, problems: list[str]) -> _Placed:
+    values = _read_values(path, problems)
     parsed = [
         (where, number, row)
         for where, number, value in values
@@ -199,7 +199,7 @@ def _parsed(path: Path, problems: list[str]) -> _Placed:
     return parsed
 
 
-def _values(path: Path, problems: list[str]) -> list[tuple[str, int, Any]]:
+def _read_values(path: Path, problems: list[str]) -> list[tuple[str, int, Any]]:
     """Return (place, number, value) of each line of JSON lines, or of each item of a JSON list, counted from 1."""
     content = readers.read_bytes(path)
     start = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -214,7 +214,7 @@ def _values(path: Path, problems: list[str]) -> list[tuple[str, int, Any]]:
     return [(f"line {number}", number, value) for number, value in lines]
 
 
-def _of_split(parsed: _Placed, split: str, path: Path, problems: list[str]) -> _Placed:
+def _select_split(parsed: _Placed, split: str, path: Path, problems: list[str]) -> _Placed:
     existing = {row.split for _, _, row in parsed if row.split is not None}
     if not existing:
         return parsed
@@ -228,7 +228,7 @@ def _of_split(parsed: _Placed, split: str, path: Path, problems: list[str]) -> _
     return [each for each in parsed if each[2].split in (split, None)]
 
 
-def _divided(parsed: _Placed, split: str, path: Path, *, val_share: float, seed: int) -> _Placed:
+def _divide_images(parsed: _Placed, split: str, path: Path, *, val_share: float, seed: int) -> _Placed:
     """Return the rows of `train` or `val`, of which each has its own images."""
     named = next((f"{where} names split '{row.split}'" for where, _, row in parsed if row.split is not None), None)
     if named:
@@ -243,7 +243,7 @@ def _divided(parsed: _Placed, split: str, path: Path, *, val_share: float, seed:
     return [each for each in parsed if (os.path.normpath(each[2].name) in held_out) == (split == "val")]
 
 
-def _with_expression(parsed: _Placed, source: str, problems: list[str]) -> tuple[_Placed, dict[str, list[str]]]:
+def _require_expressions(parsed: _Placed, source: str, problems: list[str]) -> tuple[_Placed, dict[str, list[str]]]:
     """Return the rows that say what to find, and the places of the others, by reason."""
     usable = [each for each in parsed if each[2].expression is not None]
     places = [where for where, _, row in parsed if row.expression is None]
@@ -297,6 +297,9 @@ class _Reader:
             if row.width is not None and row.height is not None:
                 return (row.width, row.height)
             if not os.path.isfile(path):
+                beside = self._folder / "images"
+                if os.path.isfile(beside / row.name):
+                    return f"image {path} lies in {beside}: add data.settings.images={beside}"
                 return (
                     f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
                 )
@@ -357,7 +360,7 @@ class _Reader:
         )
 
 
-def _objects(
+def _read_objects(
     instances_path: Path, samples: Sequence[Sample]
 ) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
     """Return the objects of our images by their ids, and the entries that cannot be used, by reason."""

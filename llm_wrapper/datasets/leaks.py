@@ -69,7 +69,7 @@ def find_evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> lis
         for image in images:
             for key in _keys(section, image):
                 held_out.setdefault(key, f"{section.name} {split}")
-    left_out = [_shared(section, dataset, held_out) for section, dataset in trained]
+    left_out = [_find_shared(section, dataset, held_out) for section, dataset in trained]
     if held_out and not any(left_out):
         places = ", ".join(dict.fromkeys(held_out.values()))
         _log.info("no image that is trained on is in an evaluation split (%s)", places)
@@ -157,7 +157,7 @@ def _image(sample: Sample) -> _Image:
     return sample.image_id, sample.image_path
 
 
-def _shared(section: DataSection, dataset: Dataset, held_out: Mapping[_Key, str]) -> frozenset[str]:
+def _find_shared(section: DataSection, dataset: Dataset, held_out: Mapping[_Key, str]) -> frozenset[str]:
     """Return the ids of the images that are held out somewhere, and log where and why."""
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for sample in dataset.images():

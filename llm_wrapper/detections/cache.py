@@ -278,7 +278,7 @@ class DetectionCache:
         if found.manifest is not None:
             identities = {self.folder: found.manifest.identity, **identities}
         for place, identity in identities.items():
-            problems = storage.differences(identity, self.identity)
+            problems = storage.describe_differences(identity, self.identity)
             if problems:
                 message = listed(f"{place} holds detections of another detector, setting or data set", problems)
                 remedy = f"Run `{self._command} --overwrite` to replace them, or use another folder."

@@ -381,7 +381,7 @@ def _contradictions(folder: Path, parts: Iterable[CachePart]) -> Iterator[tuple[
 
 
 def _of_another_cache(folder: Path, part: CachePart, wanted: Mapping[str, Any]) -> Problem:
-    differences = storage.differences(part.identity, wanted, places=("in this part", "in the others"))
+    differences = storage.describe_differences(part.identity, wanted, places=("in this part", "in the others"))
     text = f"{folder / part.entry.name} is not of the same detector and data as the others: {'; '.join(differences)}"
     remedy = f"Move it to another folder and run `{fill_command(wanted, folder)}`."
     return Problem(text, remedy, part=folder / part.entry.name, blocks=True)

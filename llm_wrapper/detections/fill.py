@@ -15,15 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
@@ -34,7 +26,7 @@ from llm_wrapper.detections.identity import Recorded, describe_recorded, identit
 from llm_wrapper.detectors.base import Detector, PaidDetector, Question, RecordingDetector, questions_about
 from llm_wrapper.errors import CacheError, DataError, ImageError, RecipeError, listed
 from llm_wrapper.records import Detections
-from llm_wrapper.terminal import as_description, open_console
+from llm_wrapper.terminal import ProgressBar, as_description
 
 __all__ = [
     "AHEAD",
@@ -192,7 +184,10 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
             _require_files(batches, skipped)
         with closing(engine(detector, batches)) as answers:
             cost = _confirm_cost(detector, sum(map(len, batches)))
-            with _progress_bar(cost, shown=progress) as bar, _Writer(cache, 1 if cost else rows_per_part) as writer:
+            with (
+                ProgressBar(*([cost] if cost else []), shown=progress, transient=False) as bar,
+                _Writer(cache, 1 if cost else rows_per_part) as writer,
+            ):
                 task = bar.add_task(_title(detector, dataset), total=sum(map(len, batches)))
                 unreadable = _write_all(answers, writer, lambda number: bar.advance(task, number))
         if unreadable and not skip_unreadable:
@@ -339,16 +334,3 @@ class _Cost(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Say it as $0.25 of about $3.00."""
         return Text(f"${self._spent():.2f} of about ${self._estimate:.2f}")
-
-
-class _Rate(ProgressColumn):
-    """Answers per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
-
-
-def _progress_bar(money: _Cost | None, *, shown: bool) -> Progress:
-    """Return a bar on standard error; with `money` for what costs some."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
-    return Progress(*columns, *([money] if money else []), console=open_console(stderr=True), disable=not shown)

@@ -173,7 +173,7 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
     problems = [
         difference
         for other in sources[1:]
-        for difference in storage.differences(
+        for difference in storage.describe_differences(
             other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
         )
     ]

@@ -1,26 +1,47 @@
-"""Sample + cached detections -> prepared sample: the start of training and of evaluation."""
+"""Sample + detections -> prepared sample: the start of training, evaluation and prediction.
+
+    a split of a data set -> cached detections ---+
+                                                  +-> candidates -> PreparedSample
+an image of no data set -> Preparer: detectors ---+
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from llm_wrapper import candidates, datasets, detectors, storage
+from llm_wrapper import candidates, datasets, detectors, images, storage
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.identity import describe_recorded, identity_of
-from llm_wrapper.errors import RecipeError
+from llm_wrapper.detectors import Detector
+from llm_wrapper.detectors.base import detect_samples
+from llm_wrapper.errors import DataError, PromptError, RecipeError
+from llm_wrapper.images import ImageSource
+from llm_wrapper.prompts.text import require_expression
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe, files
 from llm_wrapper.records import Detections, Sample
 from llm_wrapper.storage import folder_name
+from llm_wrapper.terminal import loading_bars_shown
 
-__all__ = ["PreparedSample", "PreparedSplit", "cache_folder", "load_prepared_split", "prepare_candidates"]
+__all__ = [
+    "PreparedSample",
+    "PreparedSplit",
+    "Preparer",
+    "cache_folder",
+    "image_samples",
+    "load_prepared_split",
+    "prepare_candidates",
+    "require_expressions",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +76,7 @@ class PreparedSplit:
         return found if len(found) > 1 else found[0]
 
     def facts(self) -> dict[str, Any]:
-        """Return the record of the split in a run or a report: digests and counts."""
+        """Return the record of the split for a run or a report: digests and counts."""
         return {
             "name": self.dataset.name,
             "split": self.dataset.split,
@@ -186,3 +207,84 @@ def load_prepared_split(
         dropped.update(built.counts)
         samples.append(PreparedSample(sample, built))
     return PreparedSplit(samples, dataset, caches, dict(dropped))
+
+
+class Preparer:
+    """Turns an image and expressions into candidates, by the detectors of a recipe.
+
+    The detectors' weights are loaded at the first image and kept.
+    """
+
+    def __init__(self, recipe: Recipe, *, progress: bool = False) -> None:
+        self._recipe, self._progress = recipe, progress
+        self._detectors: list[Detector] = []
+
+    def prepare(self, image: ImageSource, expressions: Sequence[str]) -> list[PreparedSample]:
+        """Detect once in an image, and build the candidates of each expression.
+
+        Raises:
+            ImageError: If the image cannot be read.
+            DataError: If an expression is empty, or a file of boxes cannot be used.
+            RecipeError: If the recipe has no detector.
+        """
+        require_expressions(expressions)
+        with _as_file(image) as path:
+            wh = images.read_image(path).size
+            samples = image_samples(path.stem, wh, expressions, image_path=str(path))
+            with loading_bars_shown(self._progress):
+                created = self._create(samples)
+                answers = [detect_samples(detector, samples) for detector in created]
+        if not isinstance(image, (str, Path)):  # the temporary file is gone
+            samples = [replace(sample, image_path=None) for sample in samples]
+        names = [detector.name for detector in created]
+        return [
+            PreparedSample(sample, prepare_candidates(self._recipe, sample, each, names))
+            for sample, each in zip(samples, zip(*answers, strict=True), strict=True)
+        ]
+
+    def _create(self, samples: Sequence[Sample]) -> Sequence[Detector]:
+        """Return the detectors; those that read no image are made for this one, as they look it up in a file."""
+        dataset = Dataset("predict", "predict", samples, "")
+        if not self._detectors:
+            self._detectors = list(detectors.create_detectors(self._recipe, dataset))
+            return self._detectors
+        for place, section in enumerate(self._recipe.detectors()):
+            if not self._detectors[place].reads_images:
+                self._detectors[place] = detectors.create_detector(section.detector, dataset)
+        return self._detectors
+
+
+def require_expressions(expressions: Sequence[str]) -> None:
+    """Refuse no expressions, and any that says nothing."""
+    if not expressions:
+        raise DataError("there is no expression: say what to find")
+    for expression in expressions:
+        if not isinstance(expression, str):
+            raise DataError(f"the expression {expression!r} is not a text")
+        try:
+            require_expression(expression)
+        except PromptError as error:
+            raise DataError(str(error)) from error
+
+
+def image_samples(
+    name: str, wh: tuple[int, int], expressions: Sequence[str], *, image_path: str | None = None
+) -> list[Sample]:
+    """Return a sample for each expression about one image; a single one is named after the image, as files name it."""
+    ids = [name] if len(expressions) == 1 else [f"{name}#{number}" for number in range(len(expressions))]
+    return [
+        Sample(sample_id, name, name, image_path, wh, expression, None)
+        for sample_id, expression in zip(ids, expressions, strict=True)
+    ]
+
+
+@contextmanager
+def _as_file(image: ImageSource) -> Iterator[Path]:
+    """Give the path of an image: detectors read files, so pixels are written to a temporary one."""
+    if isinstance(image, (str, Path)):
+        yield Path(image)
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "image.bmp"  # uncompressed, as it is read once
+        images.read_image(image).save(path)
+        yield path

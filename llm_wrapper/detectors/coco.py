@@ -71,9 +71,9 @@ class CocoDetector:
         return [self._detect_in(image_id) for image_id in images]
 
     def _detect_in(self, image_id: str) -> Detections:
-        return Detections(tuple(Detection(each.box, each.label, None, "annotation") for each in self._sorted(image_id)))
+        return Detections(tuple(Detection(each.box, each.label, None, "annotation") for each in self._sort(image_id)))
 
-    def _sorted(self, image_id: str) -> list[AnnotatedObject]:
+    def _sort(self, image_id: str) -> list[AnnotatedObject]:
         return sorted(self._objects[image_id], key=lambda each: (-each.box.area, each.box.xyxy, each.label))
 
 
@@ -109,12 +109,12 @@ class CocoDegradedDetector(CocoDetector):
         return {**super().identity(), "revision": 1, **self._settings.model_dump()}
 
     def _detect_in(self, image_id: str) -> Detections:
-        rows = sorted(self._degraded(image_id), key=lambda row: -(row[0][2] - row[0][0]) * (row[0][3] - row[0][1]))
+        rows = sorted(self._degrade(image_id), key=lambda row: -(row[0][2] - row[0][0]) * (row[0][3] - row[0][1]))
         return detections_from_raw(rows, "annotation")
 
-    def _degraded(self, image_id: str) -> Iterator[tuple[list[float], str, float | None]]:
+    def _degrade(self, image_id: str) -> Iterator[tuple[list[float], str, float | None]]:
         rng = order_rng(self._settings.seed, image_id)
-        for each in self._sorted(image_id):
+        for each in self._sort(image_id):
             keep, moves = rng.random() >= self._settings.drop, rng.normal(0.0, self._settings.jitter, 4)
             if keep:
                 width, height = each.box.x1 - each.box.x0, each.box.y1 - each.box.y0

@@ -91,7 +91,7 @@ class Exchange:
             if self._task.task_uuid is None:
                 with self._calls.charged():
                     _send(lambda: self._task.trigger(load_sdk().config(api_key())))
-            return self._polled()
+            return self._poll()
         except TaskLostError as lost:
             self._num_lost += 1
             if self._num_lost > _MAX_LOST:
@@ -100,7 +100,7 @@ class Exchange:
             self._task = self._new_task(uuid.uuid4().hex)
             raise CallError(f"{lost}; it is submitted again", again=True) from lost
 
-    def _polled(self) -> list[DDSObject]:
+    def _poll(self) -> list[DDSObject]:
         deadline = self._calls.clock() + self._settings.task_seconds
         while True:
             self._calls.pace()
@@ -157,7 +157,7 @@ def api_key() -> str:
 
 
 def _judge_reply(response: Any, *_: Any, **__: Any) -> None:
-    response._content = content = _bounded(response)  # the SDK reads what is here
+    response._content = content = _read_bounded(response)  # the SDK reads what is here
     wait = response.headers.get("Retry-After")
     polled = response.request.method == "GET"
     # In Latin-1 every byte is a character, so that what is no UTF-8 is judged as it came.
@@ -165,7 +165,7 @@ def _judge_reply(response: Any, *_: Any, **__: Any) -> None:
     judge_reply(response.status_code, shown, polled=polled, retry_after=wait)
 
 
-def _bounded(response: Any) -> bytes:
+def _read_bounded(response: Any) -> bytes:
     """Read a reply piece by piece: a short one may unpack to gigabytes."""
     content = bytearray()
     for chunk in response.iter_content(_CHUNK):

@@ -115,7 +115,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
             attn_implementation=None if chosen.attention == "auto" else chosen.attention,
         )
 
-    def _checked(self, loaded: Loaded) -> Loaded:
+    def _check(self, loaded: Loaded) -> Loaded:
         num_positions = loaded.model.config.text_config.max_position_embeddings
         if self._settings.max_new_tokens > num_positions:
             raise RecipeError(
@@ -129,7 +129,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         num_positions: int = self._model.config.text_config.max_position_embeddings
         return num_positions - int(self._processor.num_image_tokens)
 
-    def _askable(self, expression: str) -> str:
+    def _clean(self, expression: str) -> str:
         return clean_expression(expression)
 
     def _read(self, prompt: Prompt, answer: str, image_wh: tuple[int, int]) -> Detections:
@@ -164,7 +164,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
     def _generate(self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answers as text with special tokens."""
-        embeddings, mask = self._padded(prompts, features)
+        embeddings, mask = self._pad(prompts, features)
         options: dict[str, Any] = {"num_beams": self._settings.num_beams}
         if self._settings.num_beams > 1:
             config = self._model.config.get_text_config(decoder=True)
@@ -179,7 +179,7 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
         answers: list[str] = self._processor.batch_decode(ids, skip_special_tokens=False)
         return answers
 
-    def _padded(
+    def _pad(
         self, prompts: Sequence[Prompt], features: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings (prompts, length, hidden size) and their mask (prompts, length).

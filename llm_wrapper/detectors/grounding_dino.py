@@ -40,9 +40,9 @@ from llm_wrapper.detectors.checkpoints import Architecture, Loaded, Weights, loa
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
     Scoring,
+    decode_answer,
     fit_expression,
     pad_to_queries,
-    raw_answer,
     read_text,
     score_answer,
     widen,
@@ -144,7 +144,7 @@ class GroundingDinoDetector:
         """
         self.name = f"{settings.model.rstrip('/').rsplit('/', 1)[-1].lower()}-{settings.mode}"
         self._settings = settings
-        built = None if model is None else _checked(Loaded(model.eval(), processor))
+        built = None if model is None else _check(Loaded(model.eval(), processor))
         self._weights = Weights(self._load, built)
         self._has_warned = False
 
@@ -249,8 +249,8 @@ class GroundingDinoDetector:
         logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
         read = [read_text(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
         is_gdrec = self._settings.mode == "gdrec"
-        groups = [noun_groups.subject_and_groups(text) if is_gdrec else None for text in texts]
-        answers = [raw_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]
+        groups = [noun_groups.find_noun_groups(text) if is_gdrec else None for text in texts]
+        answers = [decode_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]
         return [score_answer(*each, self._settings) for each in zip(answers, read, groups, strict=True)]
 
     def _load(self) -> Loaded:
@@ -263,7 +263,7 @@ class GroundingDinoDetector:
             dtype=getattr(torch, chosen.dtype),
             attn_implementation={"text_config": _ATTENTION, "backbone_config": _ATTENTION},
         )
-        return _checked(loaded)
+        return _check(loaded)
 
     def _loaded(self) -> tuple[Any, Any]:
         loaded = self._weights.loaded()
@@ -275,7 +275,7 @@ def create_grounding_dino(settings: Mapping[str, Any]) -> GroundingDinoDetector:
     return GroundingDinoDetector(None, None, parse_settings(GroundingDinoSettings, settings, "grounding-dino"))
 
 
-def _checked(loaded: Loaded) -> Loaded:
+def _check(loaded: Loaded) -> Loaded:
     """Refuse a model that would run and silently answer wrongly."""
     found = loaded.processor.tokenizer(".")["input_ids"]
     if found != _PERIOD:
@@ -295,9 +295,9 @@ def share_image(model: Any) -> Iterator[None]:
     Args:
         model: A GroundingDinoForObjectDetection or MMGroundingDinoForObjectDetection. Not for two threads at a time.
     """
-    replacements = [*_shared(model.model)]
+    replacements = [*_share_modules(model.model)]
     if model.device.type == "cpu":
-        replacements += [_in_parts(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
+        replacements += [_split_attention(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
     modules = [parent.get_submodule(name) for parent, name, _ in replacements]
     try:
         for parent, name, replacement in replacements:
@@ -308,7 +308,7 @@ def share_image(model: Any) -> Iterator[None]:
             setattr(parent, name, module)
 
 
-def _shared(core: Any) -> Iterator[_Replacement]:
+def _share_modules(core: Any) -> Iterator[_Replacement]:
     fusion = core.encoder.layers[0].fusion_layer
     levels = core.input_proj_vision
     places: list[tuple[nn.Module, str]] = [(core, "backbone"), *((levels, str(i)) for i in range(len(levels)))]
@@ -317,7 +317,7 @@ def _shared(core: Any) -> Iterator[_Replacement]:
         yield parent, name, _Once(parent.get_submodule(name))
 
 
-def _in_parts(attention: Any) -> _Replacement:
+def _split_attention(attention: Any) -> _Replacement:
     """Return the replacement of the attention's core; inputs 4 and 5 (points and weights of each place) are split."""
     return attention, "attn", _InParts(attention.attn, (4, 5))
 
@@ -335,14 +335,14 @@ class _Once(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Any:
         if self._answer is None:
             self._answer = self._module(*(each[:1] for each in inputs))
-        return _repeated(self._answer, len(inputs[0]))
+        return _repeat(self._answer, len(inputs[0]))
 
 
-def _repeated(answer: Any, num_rows: int) -> Any:
+def _repeat(answer: Any, num_rows: int) -> Any:
     """Repeat one row of tensors, in any nesting of lists and tuples; lists are new: the model appends to them."""
     if isinstance(answer, torch.Tensor):
         return answer.expand(num_rows, *answer.shape[1:])
-    return type(answer)(_repeated(each, num_rows) for each in answer)
+    return type(answer)(_repeat(each, num_rows) for each in answer)
 
 
 class _InParts(nn.Module):

@@ -46,9 +46,9 @@ __all__ = [
     "ReadText",
     "Scoring",
     "Word",
+    "decode_answer",
     "fit_expression",
     "pad_to_queries",
-    "raw_answer",
     "read_text",
     "score_answer",
     "widen",
@@ -195,7 +195,7 @@ def read_text(text: str, offsets: Sequence[tuple[int, int]], word_numbers: Seque
     return ReadText(text, tuple(words))
 
 
-def raw_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> RawAnswer:
+def decode_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> RawAnswer:
     """Turn what the model gives into probabilities and pixels.
 
     Args:
@@ -231,20 +231,20 @@ def score_answer(answer: RawAnswer, text: ReadText, groups: NounGroups | None, s
     if groups is None:
         return _by_sentence(answer, text, scoring.box_threshold, scoring=scoring, source="gd")
     others = [row for span in groups.others for row in _by_group(answer, text, span, scoring=scoring, is_subject=False)]
-    noun_groups = detections_from_raw(_falling(others), "noun_group")
+    noun_groups = detections_from_raw(_sort_by_score(others), "noun_group")
     if groups.subject is None:
         whole = _by_sentence(answer, text, scoring.subject_threshold, scoring=scoring, source="subject")
         return joined([whole, noun_groups])
     subject = _by_group(answer, text, groups.subject, scoring=scoring, is_subject=True)
     sentence = _by_sentence(answer, text, scoring.sentence_threshold, scoring=scoring, source="sentence")
-    return joined([detections_from_raw(_falling(subject), "subject"), noun_groups, sentence])
+    return joined([detections_from_raw(_sort_by_score(subject), "subject"), noun_groups, sentence])
 
 
 _Row = tuple[Sequence[float], str, float]
 """A box, its label and its score."""
 
 
-def _falling(rows: Iterable[_Row]) -> list[_Row]:
+def _sort_by_score(rows: Iterable[_Row]) -> list[_Row]:
     return sorted(rows, key=lambda row: -row[2])
 
 
@@ -266,7 +266,7 @@ def _by_sentence(answer: RawAnswer, text: ReadText, threshold: float, *, scoring
         (answer.boxes[i].tolist(), _label(answer.probabilities[i], text, scoring.text_threshold), float(scores[i]))
         for i in np.flatnonzero(scores > threshold)
     ]
-    return detections_from_raw(_falling(rows), source)
+    return detections_from_raw(_sort_by_score(rows), source)
 
 
 def _label(probabilities: Floats, text: ReadText, threshold: float) -> str:

@@ -33,9 +33,9 @@ from llm_wrapper.detectors.base import Level, Question, parse_settings
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
     Scoring,
+    decode_answer,
     fit_expression,
     pad_to_queries,
-    raw_answer,
     read_text,
     score_answer,
     widen,
@@ -155,9 +155,9 @@ class GroundingDinoPyDetector:
             model.unset_image_tensor()  # What an error leaves there would be taken for the next image's features.
         logits, boxes = (answer[name][0].cpu().numpy() for name in ("pred_logits", "pred_boxes"))
         tokens = model.tokenizer(f"{text}.", return_offsets_mapping=True)
-        groups = noun_groups.subject_and_groups(text) if self._settings.mode == "gdrec" else None
+        groups = noun_groups.find_noun_groups(text) if self._settings.mode == "gdrec" else None
         read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
-        return score_answer(raw_answer(logits, boxes, sample.image_wh), read, groups, self._settings)
+        return score_answer(decode_answer(logits, boxes, sample.image_wh), read, groups, self._settings)
 
     def _loaded(self) -> Any:
         with self._lock:

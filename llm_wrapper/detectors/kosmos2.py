@@ -116,7 +116,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
             dtype=getattr(torch, self._settings.dtype),
         )
 
-    def _checked(self, loaded: Loaded) -> Loaded:
+    def _check(self, loaded: Loaded) -> Loaded:
         num_positions = loaded.model.config.text_config.max_position_embeddings
         most = num_positions - len(_ids_of_an_image(loaded)) - _LEAST_ROOM
         if self._settings.max_new_tokens > most:
@@ -135,7 +135,7 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
     def _image_ids(self) -> list[int]:
         return _ids_of_an_image(self._weights.loaded())
 
-    def _askable(self, expression: str) -> str:
+    def _clean(self, expression: str) -> str:
         # The tokenizer does the same, so that a wide bracket would become one that can form a special token.
         return clean_expression(unicodedata.normalize("NFKC", expression))
 

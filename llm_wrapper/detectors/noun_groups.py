@@ -32,7 +32,7 @@ from typing import Any
 
 from llm_wrapper.errors import ModelError
 
-__all__ = ["NounGroups", "Span", "identity", "subject_and_groups"]
+__all__ = ["NounGroups", "Span", "find_noun_groups", "identity"]
 
 _RULES = 1
 """Raise it with every change that moves a span: cached detections depend on the rules."""
@@ -116,8 +116,13 @@ class _Group:
     def head(self) -> str:
         return str(self.tokens[-1].lower_)
 
+    def span(self, lead: int) -> Span:
+        """Return the characters of the group, less those of the words before the text."""
+        last = self.tokens[-1]
+        return Span(self.tokens[0].idx - lead, last.idx + len(last.text) - lead)
 
-def subject_and_groups(expression: str) -> NounGroups:
+
+def find_noun_groups(expression: str) -> NounGroups:
     """Find the noun groups of an expression by the rules of this module.
 
     Args:
@@ -130,24 +135,22 @@ def subject_and_groups(expression: str) -> NounGroups:
     text = expression[:_MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair: "?"
     if not any(_is_latin(character) for character in text):
         return NounGroups(None, ())
-    first, *more = _leads(text.lower().split())
-    found = _parsed(text, first)
-    for lead in more if found.subject is None else ():
-        again = _parsed(text, lead)
-        found = found if again.subject is None else again
-    return found
+    first, *more = _prefixes(text.lower().split())
+    groups = _parse(text, first)
+    for lead in more if groups.subject is None else ():
+        again = _parse(text, lead)
+        groups = groups if again.subject is None else again
+    return groups
 
 
-def _parsed(text: str, lead: str) -> NounGroups:
+def _parse(text: str, lead: str) -> NounGroups:
     """Find the groups of a text that is parsed with some words before it."""
     tokens = [token for token in _english()(lead + text) if token.idx >= len(lead) and not token.is_space]
     starts_with_name = bool(lead) or tokens[0].lower_ in _ARTICLES
-    named = [group for group in _joined(_groups(tokens, starts_with_name), tokens) if _has_name(group)]
+    named = [group for group in _join_measures(_groups(tokens, starts_with_name), tokens) if _has_name(group)]
     subject = next((group for group in named if group.may_lead), None)
-    others = [group for group in named if group is not subject and group.head not in _PICTURES]
-    return NounGroups(
-        None if subject is None else _span(subject, len(lead)), tuple(_span(group, len(lead)) for group in others)
-    )
+    others = tuple(group.span(len(lead)) for group in named if group is not subject and group.head not in _PICTURES)
+    return NounGroups(None if subject is None else subject.span(len(lead)), others)
 
 
 def identity() -> dict[str, Any]:
@@ -178,7 +181,7 @@ def _is_latin(character: str) -> bool:
     return character.isalpha() and ord(character) < 0x250
 
 
-def _leads(words: Sequence[str]) -> tuple[str, ...]:
+def _prefixes(words: Sequence[str]) -> tuple[str, ...]:
     """Return the prefixes of the text that make the parser expect a noun, in the order of trial."""
     first, second = [*words, "", ""][:2]
     if first in _PREPOSITIONS | _TAKING | {"there", "i", "it"} or (first in _RESTING and second in _PREPOSITIONS):
@@ -226,12 +229,12 @@ def _cut(tokens: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         ends = is_action or token.pos_ == "ADJ" or token.lower_ in _COLORS
         is_thing = _is_noun(before) and before.lower_ not in _PAINTED | _PLACE_WORDS | _COLORS
         if (ends and is_thing) or (is_action and before.lower_ in _COLORS):
-            yield from filter(None, [_without_place(tokens[start:i])])
+            yield from filter(None, [_strip_place(tokens[start:i])])
             start = i + is_action
-    yield from filter(None, [_without_place(tokens[start:])])
+    yield from filter(None, [_strip_place(tokens[start:])])
 
 
-def _without_place(tokens: tuple[Any, ...]) -> tuple[Any, ...]:
+def _strip_place(tokens: tuple[Any, ...]) -> tuple[Any, ...]:
     """Drop position words behind a noun; a part alone stays, because "tank top" and "chair back" are things."""
     end = len(tokens)
     while end and tokens[end - 1].lower_ in _PLACE_WORDS:
@@ -255,23 +258,19 @@ def _is_governed(head: Any) -> bool:
     return head.dep_ == "pobj" or (head.dep_ in {"dobj", "obj"} and holder.tag_ == "VBG")
 
 
-def _joined(groups: Iterable[_Group], tokens: Sequence[Any]) -> Iterator[_Group]:
+def _join_measures(groups: Iterable[_Group], tokens: Sequence[Any]) -> Iterator[_Group]:
     """Yield the groups, X and Y of "X of Y" as one where X only measures or shapes Y (rule 4)."""
     open_group: _Group | None = None
     for group in groups:
         if open_group is not None and _is_measure_of(open_group, group, tokens):
-            open_group = _Group(_run(open_group, group), open_group.may_lead)
+            run = open_group.tokens[0].doc[open_group.tokens[0].i : group.tokens[-1].i + 1]
+            open_group = _Group(tuple(run), open_group.may_lead)
             continue
         if open_group is not None:
             yield open_group
         open_group = group
     if open_group is not None:
         yield open_group
-
-
-def _run(first: _Group, last: _Group) -> tuple[Any, ...]:
-    doc = first.tokens[0].doc
-    return tuple(doc[first.tokens[0].i : last.tokens[-1].i + 1])
 
 
 def _is_measure_of(first: _Group, second: _Group, tokens: Sequence[Any]) -> bool:
@@ -298,8 +297,3 @@ def _has_name(group: _Group) -> bool:
         return False
     is_place = group.head in _PLACE_HEADS and all(word in _PLACE_WORDS for word in words)
     return not is_place and not all(word in _COLORS for word in words)
-
-
-def _span(group: _Group, lead: int) -> Span:
-    last = group.tokens[-1]
-    return Span(group.tokens[0].idx - lead, last.idx + len(last.text) - lead)

@@ -100,7 +100,7 @@ class PromptedDetector(ABC, Generic[_Settings]):
             RecipeError: If the settings ask for more than the given model can do.
         """
         self._settings = settings
-        self._weights = Weights(self._load_checked, None if model is None else self._checked(Loaded(model, processor)))
+        self._weights = Weights(self._load_and_check, None if model is None else self._check(Loaded(model, processor)))
         self._has_warned = False
         self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
         levels = {self.level_of[task] for task in settings.tasks}
@@ -111,7 +111,7 @@ class PromptedDetector(ABC, Generic[_Settings]):
         """Load what the settings name."""
 
     @abstractmethod
-    def _checked(self, loaded: Loaded) -> Loaded:
+    def _check(self, loaded: Loaded) -> Loaded:
         """Return a model that can do what the settings ask for; raise a RecipeError for another one."""
 
     @property
@@ -120,7 +120,7 @@ class PromptedDetector(ABC, Generic[_Settings]):
         """How many tokens a prompt may have."""
 
     @abstractmethod
-    def _askable(self, expression: str) -> str:
+    def _clean(self, expression: str) -> str:
         """Return an expression without what could form a special token; empty where nothing is left."""
 
     @abstractmethod
@@ -161,8 +161,8 @@ class PromptedDetector(ABC, Generic[_Settings]):
     def _processor(self) -> Any:
         return self._weights.loaded().processor
 
-    def _load_checked(self) -> Loaded:
-        return self._checked(self._load())
+    def _load_and_check(self) -> Loaded:
+        return self._check(self._load())
 
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read and preprocess the image of a sample.
@@ -190,13 +190,13 @@ class PromptedDetector(ABC, Generic[_Settings]):
         return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
 
     def _prompts(self, place: int, question: Question) -> Iterator[Prompt]:
-        expression = self._askable(question.sample.expression) if question.level == "expression" else ""
+        expression = self._clean(question.sample.expression) if question.level == "expression" else ""
         if question.level == "image" or expression:
             for task in self._settings.tasks:
                 if self.level_of[task] == question.level:
-                    yield Prompt(place, task, question.sample.image_id, *self._fitting(task, expression))
+                    yield Prompt(place, task, question.sample.image_id, *self._fit(task, expression))
 
-    def _fitting(self, task: str, expression: str) -> tuple[str, list[int]]:
+    def _fit(self, task: str, expression: str) -> tuple[str, list[int]]:
         """Return the expression, cut at its end to what the model has positions for, and the prompt's token ids."""
         ids = self._ids(task, expression)
         excess = len(ids) - self._room
@@ -208,7 +208,7 @@ class PromptedDetector(ABC, Generic[_Settings]):
         tokenizer = self._processor.tokenizer
         tokens = tokenizer(expression, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = [start for start, _ in tokens["offset_mapping"]]
-        return self._fitting(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
+        return self._fit(task, expression[: starts[max(0, len(starts) - excess)]].rstrip())
 
 
 def clean_expression(expression: str) -> str:

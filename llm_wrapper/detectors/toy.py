@@ -193,13 +193,13 @@ def _color_names(image: Image.Image) -> npt.NDArray[np.uint8]:
 def classify_shape(region: _Bools) -> tuple[str, float]:
     """Return the shape whose template overlaps a region (height, width) most, and that overlap (IoU, 0..1)."""
     shapes, templates = _templates()
-    normal = _normalized(region)
+    normal = _normalize(region)
     overlaps = (templates & normal).sum(axis=(1, 2)) / (templates | normal).sum(axis=(1, 2))
     best = int(overlaps.argmax())
     return shapes[best], float(overlaps[best])
 
 
-def _normalized(region: _Bools) -> _Bools:
+def _normalize(region: _Bools) -> _Bools:
     """Sample a region on `_FRAME`, so that place and size no longer matter; shape (40, 40)."""
     ys, xs = np.nonzero(region)
     unit = np.sqrt(len(xs))
@@ -217,7 +217,7 @@ def _templates() -> tuple[list[str], _Bools]:
     ys, xs = np.mgrid[-64:65, -64:65] / 64
     tilts = np.linspace(-MAX_TILT, MAX_TILT, 5)
     named = [(shape, is_inside_shape(shape, xs, ys, tilt=float(tilt))) for shape in OUTLINES for tilt in tilts]
-    return [shape for shape, _ in named], np.stack([_normalized(mask) for _, mask in named])
+    return [shape for shape, _ in named], np.stack([_normalize(mask) for _, mask in named])
 
 
 def is_inside_shape(shape: str, x: _Floats, y: _Floats, *, tilt: float) -> _Bools:

@@ -66,7 +66,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class RiskCoverage:
-    """What answering only the most confident samples costs and saves.
+    """Risk and coverage of answering only the most confident samples.
 
     Point i answers all samples with a confidence of at least `thresholds[i]`; the last one answers all, its threshold
     is minus infinity. All arrays have shape (k,), coverage rises.
@@ -86,7 +86,7 @@ class RiskCoverage:
 
 
 class Abstention(NamedTuple):
-    """What happens when a system answers only from a confidence on; `risk` is over what it answers."""
+    """Results of answering only from a confidence on; `risk` is over what it answers."""
 
     threshold: float
     coverage: Estimate

@@ -27,13 +27,13 @@ __all__ = [
     "Comparison",
     "NearTies",
     "compare_systems",
-    "completed",
+    "complete_predictions",
     "flips",
     "near_ties",
     "outcome_shares",
     "outcomes",
     "p_at_1_by_position",
-    "paired",
+    "pair_predictions",
 ]
 
 MISSING_PREDICTION = "missing_prediction"
@@ -61,7 +61,7 @@ class Comparison:
     mcnemar: McNemar
 
 
-def completed(predictions: Sequence[Prediction], samples: Sequence[Sample]) -> list[Prediction]:
+def complete_predictions(predictions: Sequence[Prediction], samples: Sequence[Sample]) -> list[Prediction]:
     """Return one system's predictions for exactly these samples, in their order.
 
     A sample without a prediction gets one without a box, decided by `missing`, so that it counts as wrong.
@@ -83,7 +83,7 @@ def completed(predictions: Sequence[Prediction], samples: Sequence[Sample]) -> l
     ]
 
 
-def paired(a: Sequence[Prediction], b: Sequence[Prediction]) -> list[tuple[Prediction, Prediction]]:
+def pair_predictions(a: Sequence[Prediction], b: Sequence[Prediction]) -> list[tuple[Prediction, Prediction]]:
     """Return the predictions of two systems for each sample, in the order of the first.
 
     Raises:
@@ -105,12 +105,12 @@ def paired(a: Sequence[Prediction], b: Sequence[Prediction]) -> list[tuple[Predi
 
 
 def compare_systems(a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int = 0) -> Comparison:
-    """Compare two systems on the same samples; those without a target tell nothing and are left out.
+    """Compare two systems on the same samples; those without a target are skipped.
 
     Raises:
-        DataError: As `paired`.
+        DataError: As `pair_predictions`.
     """
-    pairs = [pair for pair in paired(a, b) if pair[0].target is not None]
+    pairs = [pair for pair in pair_predictions(a, b) if pair[0].target is not None]
     images = metrics.codes(prediction.image_id for prediction, _ in pairs)
     first, second = ious([pair[0] for pair in pairs]), ious([pair[1] for pair in pairs])
     right = (first > IOU_THRESHOLD, second > IOU_THRESHOLD)
@@ -130,9 +130,9 @@ def flips(a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int = 0) ->
     Samples count whether or not they have a target; those with fewer than two candidates cannot flip, and count too.
 
     Raises:
-        DataError: As `paired`, or if a sample was not shown the same candidates both times.
+        DataError: As `pair_predictions`, or if a sample was not shown the same candidates both times.
     """
-    pairs = paired(a, b)
+    pairs = pair_predictions(a, b)
     other = [
         f"sample {x.sample_id!r} was shown {len(x.candidates)} and {len(y.candidates)} candidates that differ"
         for x, y in pairs
@@ -211,7 +211,7 @@ def p_at_1_by_position(predictions: Sequence[Prediction], *, seed: int = 0) -> d
     found = metrics.candidate_overlaps(table)
     best = metrics.best_overlaps(table, found)
     rows = np.repeat(np.arange(len(offered)), table.counts)
-    # The first of equals, as everywhere. Where nothing is right the sample is left out.
+    # The first of equals, as everywhere. A sample without a right candidate is skipped.
     place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
     right = metrics.overlaps(table) > IOU_THRESHOLD
     return {

@@ -29,7 +29,7 @@ from llm_wrapper.datasets import rows
 from llm_wrapper.datasets.base import Dataset, require_file
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation import predictions
-from llm_wrapper.evaluation.comparison import completed
+from llm_wrapper.evaluation.comparison import complete_predictions
 from llm_wrapper.evaluation.decide import prediction_of
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Box, Prediction, Sample
@@ -166,7 +166,7 @@ def read_external_predictions(
         system = name or path.stem
         found = [_prediction(system, sample, boxes[each.where]) for each in distinct for sample in each.samples]
         notes += _notes_on_answers(distinct, boxes)
-    whole = completed(found, dataset.samples)
+    whole = complete_predictions(found, dataset.samples)
     return ExternalPredictions(whole, [*notes, *_notes_on_missing(whole)])
 
 

@@ -22,7 +22,7 @@ __all__ = [
     "Grec",
     "NoneCurve",
     "Threshold",
-    "answered",
+    "answer_boxes",
     "apply_threshold",
     "is_answered",
     "measure_grec",
@@ -72,7 +72,7 @@ def measure_grec(predictions: Sequence[Prediction], *, least: float | None = Non
         least: See `answered`.
         seed: Of the bootstrap.
     """
-    given = [answered(prediction, least=least) for prediction in predictions]
+    given = [answer_boxes(prediction, least=least) for prediction in predictions]
     targets = [() if p.target is None else (p.target, *p.further_targets) for p in predictions]
     images = metrics.codes(prediction.image_id for prediction in predictions)
     num_given, num_targets = _counts(given), _counts(targets)
@@ -92,7 +92,7 @@ def is_answered(prediction: Prediction) -> bool:
     return prediction.decided_by != "missing" and (prediction.box is not None or prediction.failure is None)
 
 
-def answered(prediction: Prediction, *, least: float | None = None) -> tuple[Box, ...]:
+def answer_boxes(prediction: Prediction, *, least: float | None = None) -> tuple[Box, ...]:
     """Return the boxes that a prediction answers with.
 
     Args:

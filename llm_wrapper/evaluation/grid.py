@@ -81,8 +81,6 @@ class Cell:
     """One system in one column.
 
     Attributes:
-        system: Name of the row.
-        column: Name of the column.
         at_home: Whether the system was trained for this column.
         problem: Why there are no predictions, such as a prompt that shows scores to a detector that has none.
         summary: `None` where there is a problem, as everything below.
@@ -144,19 +142,9 @@ def compare_cells(filled: Filled, rows: Sequence[System], columns: Sequence[Colu
                 continue
             path, rows_of = found
             others = [filled.get((name or "", column.name)) for name in (DETECTOR, system.baseline, system.previous)]
-            over_detector, over_untrained, over_previous = (_gain(rows_of, other) for other in others)
-            cells.append(
-                Cell(
-                    system.name,
-                    column.name,
-                    at_home,
-                    summary=summarize(rows_of),
-                    over_detector=over_detector,
-                    over_untrained=over_untrained,
-                    over_previous=over_previous,
-                    path=path,
-                )
-            )
+            over = [_gain(rows_of, other) for other in others]
+            summary = summarize(rows_of)
+            cells.append(Cell(system.name, column.name, at_home, None, summary, over[0], over[1], over[2], path))
     return cells
 
 
@@ -205,8 +193,7 @@ def llm_system(
         more: Further attributes of the row.
     """
     builder = builder or PromptBuilder(recipe.prompt)
-    load = partial(_load, name, recipe, adapter, builder)
-    return System(name, _identity(recipe, adapter), load, builder, **more)
+    return System(name, _identity(recipe, adapter), partial(_load, name, recipe, adapter, builder), builder, **more)
 
 
 def _load(name: str, recipe: Recipe, adapter: Path | None, builder: PromptBuilder) -> Predict:
@@ -271,8 +258,8 @@ def transfer_systems(
         before.setdefault(keys[-1], row)
     names = _distinct([row.name for row in before.values()], [key[:8] for key in before])
     before = {key: replace(row, name=name) for (key, row), name in zip(before.items(), names, strict=True)}
-    titles = [f"tuned on {each.vlm} / {'+'.join(data.name for data in each.training_data())}"
-              for each in trained.values()]  # fmt: skip
+    sets = ["+".join(data.name for data in each.training_data()) for each in trained.values()]
+    titles = [f"tuned on {each.vlm} / {names}" for each, names in zip(trained.values(), sets, strict=True)]
     tuned = [
         llm_system(
             title,
@@ -329,7 +316,7 @@ def load_columns(
     Args:
         recipes: Their detectors and data, each pair once.
         trained: Run folder -> recipe of an adapter.
-        split: If not the one that a data set is evaluated on.
+        split: If not the recipe's.
         limit: The first samples only.
 
     Raises:
@@ -341,10 +328,8 @@ def load_columns(
     read: dict[str, Dataset | None] = {}
     known: dict[str, Dataset] = {}
     for recipe in recipes:
-        key = recipe.data.model_dump_json()
-        found = load_prepared_split(
-            recipe, recipe.data, split or recipe.data.eval_split, limit=limit, dataset=known.get(key)
-        )
+        key, of = recipe.data.model_dump_json(), split or recipe.data.eval_split
+        found = load_prepared_split(recipe, recipe.data, of, limit=limit, dataset=known.get(key))
         known[key] = found.dataset
         name = f"{recipe.vlm} / {recipe.data.name}"
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a selector can gain on a detector's candidates, before anybody pays for a training."""
+"""Headroom: how much a perfect selector could gain on a detector's candidates, before any training."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a selector is offered. What speaks of right and wrong is over the samples with a target.
+    """The candidates that a selector chooses from. Shares of right and wrong are over the samples with a target.
 
     Attributes:
         own: P@1 of the detector's own choice, see `detector_choice`.
         oracle: P@1 of the best candidate.
-        gain: `oracle - own`, on the same drawn images: what a perfect selector adds.
+        gain: `oracle - own`, on the same drawn images: the gain of a perfect selector.
         recall: Rank k -> share of samples for which one of the detector's first k candidates has IoU > 0.5. Its first
             is its own choice; behind it come the higher score, then its own order. So recall@1 is `own`.
         no_candidate: Estimate of all samples without a candidate.
@@ -61,14 +61,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """What is offered before and after the cap on candidates.
+    """Candidates before and after the cap on their number.
 
     Attributes:
         num_samples: All of them; the shares `own`, `oracle`, .. have the number of those with a target.
         num_images: Their images.
         num_capped: Samples that lose candidates to the cap.
         num_candidates_lost: How many candidates these lose.
-        lost: What the cap takes from oracle P@1.
+        lost: Oracle P@1 lost to the cap.
     """
 
     before: Offer

@@ -95,7 +95,7 @@ def limit_compute(recipe: Recipe, method: Method, budget: int, found: QuestionTo
     """Return a recipe whose knob is turned down so that preparing and answering fit a budget of tokens.
 
     Steps of a training, rounds of a search, examples or words of reasoning: never less than one, never more than the
-    recipe has. It is an estimate: prompts of other samples, or with examples of their own, count as if they
+    recipe has. It is an estimate: prompts of other samples, or with examples per question, count as if they
     went alone.
 
     Args:

@@ -18,7 +18,7 @@ from llm_wrapper.prompts.render import PromptInput
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction
 
-__all__ = ["ask_in_orders", "averaged", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of"]
+__all__ = ["ask_in_orders", "average_answers", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of"]
 
 
 def _predict(
@@ -128,10 +128,10 @@ def orders_of(candidates: Sequence[Candidate], count: int) -> list[tuple[int, ..
     return [tuple(rng.sample(canonical, len(canonical))) for _ in range(count)]
 
 
-def averaged(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answer:
+def average_answers(answers: Sequence[Answer], orders: Sequence[Sequence[int]]) -> Answer:
     """Average probabilities over orders, and give them in the candidates' own; "none of these" stays the last.
 
-    An order whose answer has no usable probability is left out of the average; without any there is no answer.
+    An answer without a usable probability does not enter the average; without any there is no answer.
     Reasons are not kept: those of different orders name different numbers for one object. Their tokens are counted.
 
     Args:
@@ -164,7 +164,7 @@ def ask_in_orders(
     *,
     count: int,
 ) -> list[Answer]:
-    """Return one answer for each sample: with `count` 1 that to the candidates as they stand, else an average."""
+    """Return one answer for each sample: with `count` 1 to the candidates in their order, else an average."""
     if count == 1:
         return llm.answer(builder.build(asked))
     orders = [orders_of(candidates, count) for _, candidates in asked]
@@ -174,4 +174,6 @@ def ask_in_orders(
         for order in chosen
     ]
     answers = llm.answer(builder.build(questions))
-    return [averaged(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)]
+    return [
+        average_answers(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)
+    ]

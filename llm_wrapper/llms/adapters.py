@@ -188,13 +188,13 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _non_finite(folder: Path) -> list[str]:
     """Say which weights in an adapter's file hold numbers that are NaN or infinite."""
-    found = []
+    problems = []
     with safe_open(str(folder / WEIGHTS), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118
             wrong = int((~file.get_tensor(key).float().isfinite()).sum())
             if wrong:
-                found.append(f"{key}: {wrong} of its numbers are NaN or infinite")
-    return found
+                problems.append(f"{key}: {wrong} of its numbers are NaN or infinite")
+    return problems
 
 
 def _adapted(skeleton: Any, config: Any) -> Any:
@@ -248,14 +248,14 @@ def _sizes(message: str) -> list[str]:
 
 def _differing(model: Any, folder: Path, copies: list[str]) -> list[str]:
     """Return which copies of the base model's weights are not the model's own."""
-    found = []
+    problems = []
     with safe_open(str(folder / WEIGHTS), framework="pt") as file:
         for key in copies:
             name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
             own, brought = model.get_parameter(name).detach().cpu().float(), file.get_tensor(key).float()
             if own.shape != brought.shape or not torch.allclose(own, brought, rtol=_ROUNDING, atol=1e-6):
-                found.append(f"{name} {tuple(brought.shape)}")
-    return found
+                problems.append(f"{name} {tuple(brought.shape)}")
+    return problems
 
 
 def export_model(section: LLMSection, adapter: Path, out: Path) -> None:

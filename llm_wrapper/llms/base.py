@@ -17,13 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rich.progress import Progress
-
 from llm_wrapper.errors import PromptError
 from llm_wrapper.prompts.text import clean_text
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Message, Prompt
-from llm_wrapper.terminal import as_description, open_console
+from llm_wrapper.terminal import ProgressBar, as_description
 
 if TYPE_CHECKING:
     from llm_wrapper.llms.load import LoadedLLM
@@ -135,13 +133,13 @@ class LocalLLM:
         _require_room(self.loaded, prompts)
         method = score_prompts if self.loaded.section.decode == "score" else generate
         answers: dict[int, Answer] = {}
-        with Progress(console=open_console(stderr=True), disable=not self._progress, transient=True) as bar:
+        with ProgressBar(shown=self._progress) as bar:
             task = bar.add_task(as_description(self._title), total=len(prompts))
             for start in range(0, len(prompts), _CHUNK):
-                for place, answer in method(self.loaded, prompts[start : start + _CHUNK]):
-                    answers[start + place] = answer
+                for index, answer in method(self.loaded, prompts[start : start + _CHUNK]):
+                    answers[start + index] = answer
                     bar.advance(task)
-        return [answers[place] for place in range(len(prompts))]
+        return [answers[index] for index in range(len(prompts))]
 
     def writer(self, num_tokens: int) -> LocalLLM:
         """Return the same model, generating a text of at most `num_tokens` tokens."""

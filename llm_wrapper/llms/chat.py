@@ -34,23 +34,23 @@ def _template_of(tokenizer: Any, chat_template: str | None = None) -> str:
         ModelError: If there is none, or several and none of them is the default.
     """
     name = tokenizer.name_or_path
-    found: Any = chat_template or getattr(tokenizer, "chat_template", None)
-    if isinstance(found, Mapping) and found:
-        if "default" not in found:
-            names = printable(", ".join(sorted(map(str, found))))[:200]
+    template: Any = chat_template or getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping) and template:
+        if "default" not in template:
+            names = printable(", ".join(sorted(map(str, template))))[:200]
             raise ModelError(
                 f"the tokenizer {name!r} has several chat templates and none is called default ({names}); put the text "
                 "of one into llm.chat_template"
             )
-        found = found["default"]
-    if not found:
+        template = template["default"]
+    if not template:
         raise ModelError(
             f"the tokenizer {name!r} has no chat template; "
             "set llm.chat_template in the recipe (recipes/llm/gpt-neo.yaml shows how)"
         )
-    if not isinstance(found, str) or len(found) > _MAX_TEMPLATE:
+    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise ModelError(f"the chat template of {name!r} is not a text of at most {_MAX_TEMPLATE:,} characters")
-    return found
+    return template
 
 
 class ChatTemplate:
@@ -83,8 +83,8 @@ class ChatTemplate:
         else:
             if "text" in reply:
                 return str(reply["text"])
-            place = f"line {reply['line']}" if "line" in reply else reply["kind"]
-            fault = f"{place}: {reply['error']}"
+            source = f"line {reply['line']}" if "line" in reply else reply["kind"]
+            fault = f"{source}: {reply['error']}"
         raise ModelError(
             f"the chat template of {self._name!r} fails: {printable(fault)}. Put another one into "
             "llm.chat_template (recipes/llm/gpt-neo.yaml shows how)"
@@ -142,11 +142,11 @@ class ChatEncoder:
                     f"sample {prompt.sample_id} says; put another one into llm.chat_template"
                 )
         ids = self._ids(text)
-        found = sum(token in self._special for token in ids)
+        count = sum(token in self._special for token in ids)
         expected = self._expected_special(prompt.messages)
-        if found != expected:
+        if count != expected:
             raise PromptError(
-                f"the prompt of sample {prompt.sample_id} has {found} special tokens where its template has "
+                f"the prompt of sample {prompt.sample_id} has {count} special tokens where its template has "
                 f"{expected}: its text forms a special token of {self.tokenizer.name_or_path!r}"
             )
         return [*ids, *self._constant]
@@ -215,11 +215,11 @@ class ChatEncoder:
     def _until_end_of_turn(self, ids: Sequence[int], index: int) -> tuple[int, ...]:
         """Cut behind the first special token behind the number; some templates write others before it."""
         start = 0
-        for place, token in enumerate(ids):
+        for column, token in enumerate(ids):
             if token in self._special or token == self.tokenizer.eos_token_id:
-                if self._holds(ids[start:place], index):
-                    return tuple(ids[: place + 1])
-                start = place + 1
+                if self._holds(ids[start:column], index):
+                    return tuple(ids[: column + 1])
+                start = column + 1
         if not self._holds(ids[start:], index):
             raise self._unusable(f"writes {self.tokenizer.decode(ids)[:200]!r} for the answer {index}")
         if self.tokenizer.eos_token_id is None:

@@ -34,16 +34,16 @@ class SentenceEmbedder:
     """
 
     def __init__(self, name: str) -> None:
-        place = name
+        source = name
         if name.startswith(_PACKAGE):
             package = name.removeprefix(_PACKAGE)
-            place = str(find_in_package(package, "model.safetensors", f"prompt.embedder={name}").parent)
+            source = str(find_in_package(package, "model.safetensors", f"prompt.embedder={name}").parent)
         try:
-            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
             require_sane(config, name, setting="prompt.embedder")
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             self._model: Any = transformers.AutoModel.from_pretrained(
-                place, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+                source, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
             )
         except ModelError:
             raise
@@ -58,11 +58,11 @@ class SentenceEmbedder:
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """Return shape (n, d), in order."""
         rows = [clean_text(text) for text in texts]
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         vectors = np.zeros((len(rows), self._model.config.hidden_size))
         for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
-            vectors[places] = self._embedded([rows[place] for place in places])
+            batch = order[start : start + _BATCH]
+            vectors[batch] = self._embedded([rows[index] for index in batch])
         return vectors
 
     def _embedded(self, texts: list[str]) -> FloatArray:
@@ -71,5 +71,5 @@ class SentenceEmbedder:
         hidden = self._model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        found: FloatArray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float64)
-        return found
+        vectors: FloatArray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float64)
+        return vectors

@@ -118,29 +118,29 @@ def _padded_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[
 def generate(llm: LoadedLLM, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
     """Yield (index in `prompts`, answer with the generated text), in batches of prompts of similar length."""
     encoded = [llm.encoder.encode(prompt) for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     step = max(1, llm.section.tokens_per_batch // (max(map(len, encoded), default=1) + llm.section.max_new_tokens))
     longest = max(map(len, encoded), default=1) + llm.section.max_new_tokens + num_virtual(llm.model)
     if is_soft(llm.model) and not can_share_prefixes(llm.model, longest):
-        step = 1  # padding would stand between learned tokens and prompt, and local attention counts places
+        step = 1  # padding would separate learned tokens from the prompt, and local attention counts columns
     if min(step, len(order)) > 1 and not _can_pad_left(llm):
         step = 1
     for start in range(0, len(order), step):
         batch = order[start : start + step]
-        yield from zip(batch, _texts(llm, [encoded[place] for place in batch]), strict=True)
+        yield from zip(batch, _texts(llm, [encoded[index] for index in batch]), strict=True)
 
 
 def _texts(llm: LoadedLLM, rows: Sequence[Sequence[int]]) -> list[Answer]:
     end, pad = llm.encoder.end_of_turn, llm.tokenizer.pad_token_id
     ids, mask = _padded_left(rows, pad, llm.model.device)
-    given = to_continue(llm.model, ids, mask, fill=pad)
-    num_given = given["input_ids"].shape[1] if "input_ids" in given else 0  # behind embeddings only what is new comes
-    output = continuations(llm, given, do_sample=False, max_new_tokens=llm.section.max_new_tokens)
-    return [_finished(llm, row, end) for row in output[:, num_given:].tolist()]
+    inputs = to_continue(llm.model, ids, mask, fill=pad)
+    num_input = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # behind embeddings only what is new comes
+    output = continuations(llm, inputs, do_sample=False, max_new_tokens=llm.section.max_new_tokens)
+    return [_finished(llm, row, end) for row in output[:, num_input:].tolist()]
 
 
 def _finished(llm: LoadedLLM, row: Sequence[int], end: int) -> Answer:
     stopped = end in row
-    kept = row[: row.index(end)] if stopped else row
-    count = len(kept) + stopped
-    return Answer(text=llm.tokenizer.decode(kept), finish_reason="stop" if stopped else "length", num_tokens=count)
+    tokens = row[: row.index(end)] if stopped else row
+    count = len(tokens) + stopped
+    return Answer(text=llm.tokenizer.decode(tokens), finish_reason="stop" if stopped else "length", num_tokens=count)

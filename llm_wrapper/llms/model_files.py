@@ -182,22 +182,22 @@ def _unwritable(folder: Path, error: OSError) -> ModelError:
 
 def _convert(source: Path, target: Path) -> None:
     """Write a GGUF file's model and tokenizer as transformers keeps them; OSError where they cannot be written."""
-    place, file = source.parent, source.name
+    folder, name = source.parent, source.name
     try:
-        config = transformers.AutoConfig.from_pretrained(place, gguf_file=file, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
         require_sane(config, str(source))
         packed = transformers.AutoModelForCausalLM.from_pretrained(
-            place, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+            folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
         )
         config = packed.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         plain.load_state_dict(packed.state_dict())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=file, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     except ModelError:
         raise
-    except Exception as error:  # what a file that is not what it says makes its readers raise is open
+    except Exception as error:  # a damaged file may make its readers raise anything
         said = (str(error).splitlines() or [""])[0][:300]
         raise ModelError(
             f"llm.model={_GGUF}{source} cannot be read: {type(error).__name__}: {said}. The file may be damaged, or of "

@@ -165,8 +165,18 @@ def load_4bit(name: str, **options: Any) -> Any:
         raise ModelError(
             listed(f"llm.model={name}: weights are missing in the checkpoint", sorted(loading["missing_keys"]))
         )
-    _keep_to_one_layout(model)
-    _check(name, footprint(model))
+    for module in model.modules():
+        # On a CPU with AVX512-BF16 bitsandbytes would repack weights at the first pass in evaluation mode: it then
+        # computes in bfloat16 whatever the model's type is, and a later training gets no gradient through the layer.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    size = footprint(model)
+    if size.quantized_share < LEAST_SHARE:  # whatever its loader believes
+        headline = (
+            f"llm.model={name} is not in 4 bit: {size.quantized_share:.0%} of its linear and expert weights are, "
+            f"{LEAST_SHARE:.0%} are needed, and its size is {size.num_bytes / 1e9:.1f} GB; {_REMEDY}; not in 4 bit"
+        )
+        raise ModelError(listed(headline, (f"{key}: {shape}, {kind}" for key, shape, kind in size.others), most=5))
     return model
 
 
@@ -210,21 +220,15 @@ def packable_share(model: Any) -> float:
 
 def _weights(model: Any) -> list[tuple[str, Any]]:
     """Return the weights to be packed: matrices outside the embeddings and the output layer."""
-    output = model.get_output_embeddings()
-    modules = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is output]
-    spared = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    spared = _spared(model)
     return [(name, each) for name, each in model.named_parameters() if each.ndim > 1 and id(each) not in spared]
 
 
-def _keep_to_one_layout(model: Any) -> None:
-    """Forbid bitsandbytes to repack weights on the CPU.
-
-    On a CPU with AVX512-BF16 the first forward pass in evaluation mode would: it then multiplies in bfloat16 whatever
-    the model's type is, and a later training step gets no gradient through that layer, without an error.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+def _spared(model: Any) -> set[int]:
+    """Return the ids of the parameters that are not packed: those of the embeddings and the output layer."""
+    output = model.get_output_embeddings()
+    modules = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is output]
+    return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +259,7 @@ class Footprint:
 
 def footprint(model: Any) -> Footprint:
     """Count the parameters of a model without adapters, and the bytes they take."""
-    output = model.get_output_embeddings()
-    modules = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is output]
-    spared = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    spared = _spared(model)
     num_parameters = num_weights = num_4bit = num_bytes = 0
     others: list[tuple[str, tuple[int, ...], str]] = []
     for name, parameter in model.named_parameters():
@@ -279,16 +281,5 @@ def footprint(model: Any) -> Footprint:
 def _statistics(state: Any) -> list[torch.Tensor]:
     """Return the tensors that unpack a weight: scales of blocks, themselves packed by double quantization."""
     nested = getattr(state, "state2", None)
-    found = [getattr(each, name, None) for each in (state, nested) for name in ("absmax", "code")]
-    return [each for each in found if each is not None]
-
-
-def _check(name: str, found: Footprint) -> None:
-    """Refuse a model that is not 4-bit, whatever its loader believes."""
-    if found.quantized_share >= LEAST_SHARE:
-        return
-    headline = (
-        f"llm.model={name} is not in 4 bit: {found.quantized_share:.0%} of its linear and expert weights are, "
-        f"{LEAST_SHARE:.0%} are needed, and its size is {found.num_bytes / 1e9:.1f} GB; {_REMEDY}; not in 4 bit"
-    )
-    raise ModelError(listed(headline, (f"{key}: {shape}, {kind}" for key, shape, kind in found.others), most=5))
+    tensors = [getattr(each, name, None) for each in (state, nested) for name in ("absmax", "code")]
+    return [each for each in tensors if each is not None]

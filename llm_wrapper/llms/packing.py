@@ -148,7 +148,7 @@ def block_mask(ends: torch.Tensor) -> BlockMask:
     Args:
         ends: Those of `collate`, of shape (b, t), on the device of the model.
     """
-    # Block of queries Q and block of keys K < Q (128 x 128 places of the mask above):
+    # Block of queries Q and block of keys K < Q (128 x 128 entries of the mask above):
     #   full  all queries see all keys     smallest end in K >= first column behind Q
     #   read  some query sees some key     largest end in K > first column of Q
     rows, length = ends.shape

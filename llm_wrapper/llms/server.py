@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from rich.progress import Progress
 
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms import answers
@@ -37,7 +36,7 @@ from llm_wrapper.recipe import LLMSection, ServerSection
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.services import CallError, delay_after, hide_key, key_for, seconds_to_wait
 from llm_wrapper.storage import MAX_NAME, digest_value
-from llm_wrapper.terminal import as_description, open_console, printable
+from llm_wrapper.terminal import ProgressBar, as_description, printable
 
 __all__ = ["Poster", "Reply", "Server", "ServerLLM", "answers_path"]
 
@@ -238,8 +237,8 @@ def _refused_parameter(reply: Reply) -> str | None:
         return None
     if name in _REFUSED and "nsupported" in f"{error.get('code')} {message}":
         return str(name)
-    found = re.search(r"nsupported (?:parameter|value): '(\w+)'", message)
-    return found[1] if found and found[1] in _REFUSED else None
+    match = re.search(r"nsupported (?:parameter|value): '(\w+)'", message)
+    return match[1] if match and match[1] in _REFUSED else None
 
 
 def _hint(status: int) -> str:
@@ -272,18 +271,21 @@ class ServerLLM:
         """
         server, kept = Server(self._section), AnswerFile(answers_path(self._section))
         keys = [server.key_of(prompt) for prompt in prompts]
-        asked = dict(zip(keys, prompts, strict=True))
-        missing = {key: prompt for key, prompt in asked.items() if not kept.fits(key, prompt.num_answers)}
+        missing = {
+            key: prompt
+            for key, prompt in dict(zip(keys, prompts, strict=True)).items()
+            if not kept.fits(key, prompt.num_answers)
+        }
         kept.warn_of_damage()
         if missing:
             _log.info("%d questions go to %s", len(missing), server.url)
-        with Progress(console=open_console(stderr=True), disable=not self._progress, transient=True) as bar:
+        with ProgressBar(shown=self._progress) as bar:
             task = bar.add_task(as_description(self._title), total=len(missing))
             _ask_all(server, missing, kept, advance=lambda: bar.advance(task))
-        found = [kept[key] for key in keys]
-        if unusable := sum(answer.probabilities is None and answer.text is None for answer in found):
-            _log.warning("%s: %d of %d questions have no usable log-probability", server.url, unusable, len(found))
-        return found
+        answers = [kept[key] for key in keys]
+        if unusable := sum(answer.probabilities is None and answer.text is None for answer in answers):
+            _log.warning("%s: %d of %d questions have no usable log-probability", server.url, unusable, len(answers))
+        return answers
 
     def writer(self, num_tokens: int) -> ServerLLM:
         """Return the same LLM, writing a text of at most `num_tokens` tokens."""

@@ -140,13 +140,13 @@ class _Scored:
 
     def answer(self, prompt: Prompt, reply: Any) -> Answer:
         head, tails = self._tokens(prompt)
-        found = _read(_Completions, reply)
-        rows = {choice.index: choice.logprobs.token_logprobs for choice in found.choices}
-        if sorted(rows) != list(range(len(tails))) or len(found.choices) != len(tails):
-            raise CallError(f"the server answers {len(found.choices)} of the {len(tails)} prompts of a request")
+        completions = _read(_Completions, reply)
+        rows = {choice.index: choice.logprobs.token_logprobs for choice in completions.choices}
+        if sorted(rows) != list(range(len(tails))) or len(completions.choices) != len(tails):
+            raise CallError(f"the server answers {len(completions.choices)} of the {len(tails)} prompts of a request")
         num_sent = sum(len(head) + len(tail) for tail in tails)
-        if found.usage and found.usage.prompt_tokens != num_sent:
-            num_read = found.usage.prompt_tokens
+        if completions.usage and completions.usage.prompt_tokens != num_sent:
+            num_read = completions.usage.prompt_tokens
             raise CallError(f"the server read {num_read} tokens where {num_sent} were sent: it adds tokens")
         spans = [_span(rows[index], len(head), len(tail)) for index, tail in enumerate(tails)]
         if all(value is None for span in spans for value in span):

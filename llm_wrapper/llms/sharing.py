@@ -130,11 +130,11 @@ def logits_at(model: Any, batch: dict[str, Any], rows: torch.Tensor, columns: to
     """
     picked = []
 
-    def pick(_: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not given or given[0].ndim != 3:
+    def pick(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].ndim != 3:
             return None
         picked.append(True)
-        return (given[0][rows, columns][None], *given[1:])
+        return (args[0][rows, columns][None], *args[1:])
 
     head = model.get_output_embeddings()
     handle = None if head is None else head.register_forward_pre_hook(pick)
@@ -343,16 +343,16 @@ def _outputs(base: Any, packs: Sequence[Pack]) -> list[torch.Tensor]:
     return [logits[end - len(path) : end] for end, path in zip(ends, where, strict=True)]
 
 
-def _largest(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
+def _largest(logits: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
     """Return the difference of the sequence that differs most, over its own branch."""
-    return max(relative_difference(one[_PREFIX:], other[_PREFIX:]) for one, other in zip(found, truth, strict=True))
+    return max(relative_difference(one[_PREFIX:], other[_PREFIX:]) for one, other in zip(logits, truth, strict=True))
 
 
-def relative_difference(found: torch.Tensor, truth: torch.Tensor) -> float:
+def relative_difference(logits: torch.Tensor, truth: torch.Tensor) -> float:
     """Return the median over n columns of the relative difference of logits (n, v).
 
     Not the worst: in a mixture of experts rounding sends single tokens to other experts.
     """
     size = (truth - truth.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-12)
-    error = found - truth
+    error = logits - truth
     return float(((error - error.mean(-1, keepdim=True)).norm(dim=-1) / size).nan_to_num(torch.inf).median())

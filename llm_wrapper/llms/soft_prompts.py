@@ -78,8 +78,8 @@ def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     ahead["position_ids"] = torch.cat([own, ahead["position_ids"]], dim=1)
     if "logits_to_keep" in batch:
         ahead["logits_to_keep"] = batch["logits_to_keep"] + count
-    kept = {key: value for key, value in batch.items() if key != "input_ids"}
-    return {**kept, **ahead, "inputs_embeds": _embedded(model, batch["input_ids"])}
+    others = {key: value for key, value in batch.items() if key != "input_ids"}
+    return {**others, **ahead, "inputs_embeds": _embedded(model, batch["input_ids"])}
 
 
 def _embedded(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
@@ -117,8 +117,8 @@ def to_continue(model: Any, input_ids: torch.Tensor, mask: torch.Tensor, *, fill
     wide = _seen(mask, count, in_row=True)
     if num_columns(model):
         return {"inputs_embeds": _embedded(model, input_ids), "attention_mask": wide}
-    places = input_ids.new_full((len(mask), count), fill)
-    ids = torch.cat([places, input_ids], dim=1)
+    prefix = input_ids.new_full((len(mask), count), fill)
+    ids = torch.cat([prefix, input_ids], dim=1)
     return {"input_ids": ids, "attention_mask": wide, "past_key_values": model.get_prompt(len(mask))}
 
 
@@ -141,15 +141,17 @@ def require_fitting(skeleton: Any, config: peft.PeftConfig, weights: Mapping[str
     Raises:
         ValueError: With every difference.
     """
-    wanted = copy.deepcopy(config)
-    wanted.inference_mode = True  # or PEFT would load the tokenizer that a third-party adapter names
+    expected = copy.deepcopy(config)
+    expected.inference_mode = True  # or PEFT would load the tokenizer that a third-party adapter names
     for name in _SHAPE:  # PEFT takes these from the adapter, whatever the model is
-        setattr(wanted, name, None)
+        setattr(expected, name, None)
     with torch.device("meta"):  # nothing is allocated for a number of tokens that the file does not hold
-        encoder: Any = peft.PeftModel(skeleton, wanted).prompt_encoder["default"]
-    found = {name: (getattr(config, name), getattr(wanted, name)) for name in _SHAPE}
+        encoder: Any = peft.PeftModel(skeleton, expected).prompt_encoder["default"]
+    values = {name: (getattr(config, name), getattr(expected, name)) for name in _SHAPE}
     brought = {key: tuple(value.shape) for key, value in weights.items()}
-    found["weights"] = (brought, {_WEIGHT: tuple(encoder.embedding.weight.shape)})
-    problems = [f"{name}: {theirs}, and {own} for this model" for name, (theirs, own) in found.items() if theirs != own]
+    values["weights"] = (brought, {_WEIGHT: tuple(encoder.embedding.weight.shape)})
+    problems = [
+        f"{name}: {theirs}, and {own} for this model" for name, (theirs, own) in values.items() if theirs != own
+    ]
     if problems:
         raise ValueError("; ".join(problems))

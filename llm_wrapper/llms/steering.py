@@ -46,10 +46,10 @@ def layer_of(model: Any, number: int | None) -> torch.nn.Module:
         ModelError: If there are fewer layers.
     """
     layers = _layers(model)
-    wanted = middle(model) if number is None else number
-    if wanted > len(layers):
-        raise ModelError(f"search.layer={wanted}: the model has {len(layers)} decoder layers")
-    return layers[wanted - 1]
+    chosen = middle(model) if number is None else number
+    if chosen > len(layers):
+        raise ModelError(f"search.layer={chosen}: the model has {len(layers)} decoder layers")
+    return layers[chosen - 1]
 
 
 def _hidden(output: Any) -> torch.Tensor:
@@ -66,14 +66,14 @@ def pooled_state(llm: LoadedLLM, text: str, layer: int | None = None) -> torch.T
     the first one is so large in many models that it would be most of the mean.
     """
     tokens = llm.tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
-    kept = tokens["special_tokens_mask"][0] == 0
+    ordinary = tokens["special_tokens_mask"][0] == 0
     seen: list[torch.Tensor] = []
     handle = layer_of(llm.model, layer).register_forward_hook(lambda _, __, output: seen.append(_hidden(output)))
     try:
         llm.model(input_ids=tokens["input_ids"].to(llm.model.device), use_cache=False)
     finally:
         handle.remove()
-    return seen[0][0][kept.to(seen[0].device)].float().mean(dim=0)
+    return seen[0][0][ordinary.to(seen[0].device)].float().mean(dim=0)
 
 
 def offset(llm: LoadedLLM, better: str, worse: str, layer: int | None = None) -> torch.Tensor:
@@ -131,5 +131,5 @@ def sample_text(llm: LoadedLLM, prompt: Prompt, sampling: SamplingSection, *, se
             max_new_tokens=sampling.max_new_tokens,
         )
     row: Sequence[int] = output[0, ids.shape[1] :].tolist()
-    kept = row[: row.index(end)] if end in row else row
-    return str(llm.tokenizer.decode(kept)), len(row)
+    tokens = row[: row.index(end)] if end in row else row
+    return str(llm.tokenizer.decode(tokens)), len(row)

@@ -1,4 +1,4 @@
-"""Answer -> Choice. The only parser of answers."""
+"""Convert an LLM's answer to a choice; the only parser of answers."""
 
 from __future__ import annotations
 

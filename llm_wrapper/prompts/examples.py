@@ -1,6 +1,6 @@
 """Few-shot examples: training expressions with their answers, shown before the question.
 
-pool of exemplars --FixedExamples / NearestExamples--> examples of a question, none of its own image
+pool of exemplars --FixedExamples / NearestExamples--> examples of a question, never of the same image
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a small LLM cannot compute from numbers: ranks and position words of candidates.
+"""Compute ranks and position words of candidates, which a small LLM cannot derive from numbers.
 
 All ranks are 1-based and geometric, so they do not depend on the order in which candidates are shown.
 """
@@ -37,11 +37,11 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """How one candidate stands among those of its own label and among all.
+    """Ranks of one candidate among those of its label and among all.
 
     `left` counts from the left by center, `size` from the largest area, `top` from the top by center, and `near`
-    from the lowest bottom edge, which in most photographs is the object nearest to the camera. `extent` says in a
-    word how much of the image the box covers.
+    from the lowest bottom edge, which in most photographs is nearest to the camera. `extent` is the share of the image
+    that the box covers, as a word.
     """
 
     left: Rank
@@ -78,7 +78,7 @@ def _extent(box: Box, image_wh: tuple[int, int]) -> str:
 
 def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
     def place(index: int) -> tuple[object, ...]:
-        """Equals are told apart by where they are, not by where they stand in the list."""
+        """Break ties by geometry, not by the order of the list."""
         box = candidates[index].box
         return (key(box), box.center, box.xyxy, candidates[index].label)
 

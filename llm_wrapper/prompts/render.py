@@ -1,4 +1,4 @@
-"""Candidates and expression -> Prompt. The only function that words a question."""
+"""Render candidates and an expression as the prompt of an LLM."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NONE = "none_index"
 
 @dataclass(frozen=True, slots=True)
 class ShownCandidate:
-    """What a template may use of one candidate; all text is clean.
+    """One candidate as a template sees it, with clean text.
 
     `grid` is the box in integers 0..99 of the image's sides; `origin` names the detector where several are mixed.
     """
@@ -108,7 +108,7 @@ def _shipped(name: str) -> jinja2.Template:
 
 @cache
 def _own(name: str, _folder: str) -> str:
-    """Return the text of a template of one's own; a relative name means another file in another working folder."""
+    """Read a user's template; the working folder is part of the cache's key, as a name may be relative to it."""
     try:
         if not name.endswith(".j2"):
             raise DataError("its name does not end in .j2")
@@ -126,7 +126,7 @@ def _grid(box: Box, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def _shown(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
+def _describe_candidates(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
     mixed = len({candidate.detector for candidate in candidates}) > 1
     return [
         ShownCandidate(
@@ -153,7 +153,7 @@ def _content(prompt_format: str, instruction: str | None, known: Mapping[str, An
 
 
 def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
-    """Return what a template writes, or one of its blocks."""
+    """Render a template, or one of its blocks."""
     if prompt_format not in PROMPT_FORMATS:
         return _rendered_apart(prompt_format, block, known)
     template = _shipped(prompt_format)
@@ -163,7 +163,7 @@ def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -
 
 
 def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
-    """Render a template that may be somebody else's: it may run for ever, or fill the memory."""
+    """Render a user's template in a process with limits: it may run without end, or fill the memory."""
     shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
     try:
         reply = TEMPLATES.render_prompt(_own(prompt_format, os.getcwd()), {**known, **shown}, block)
@@ -184,7 +184,7 @@ def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, A
 
 
 def _plain(shown: ShownCandidate) -> dict[str, Any]:
-    """Return a candidate as plain values, with all that a template may ask for."""
+    """Return a candidate as plain values, with all attributes that a template may use."""
     values = asdict(shown)
     box = {name: getattr(shown.box, name) for name in ("xyxy", "center", "area")}
     relations = {
@@ -198,7 +198,7 @@ def _plain(shown: ShownCandidate) -> dict[str, Any]:
 
 
 def _require_none(content: str, prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> None:
-    """Refuse a template that says the same where "none of these" is an answer and where it is not."""
+    """Refuse a template that ignores that "none of these" is an answer."""
     if content == _content(prompt_format, instruction, {**known, _NONE: None}):
         raise PromptError(
             f"prompt.none=true asks for an answer that prompt format {prompt_format!r} has no line for: write "
@@ -215,7 +215,7 @@ def render_prompt(
     instruction: str | None = None,
     none: bool = False,
 ) -> Prompt:
-    """Word the question that asks for the index of one candidate.
+    """Render the question that asks for the index of one candidate.
 
     The expression comes last, so that all expressions of an image with the same candidates share their prefix.
 
@@ -226,17 +226,15 @@ def render_prompt(
             (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `company` (index of a
             likely one -> labels of what the expression names and it is closest to), `expression`, `width`, `height`,
             and `none_index`, see `none`.
-        instruction: Takes the place of all of the template's words but those of its block `objects`, see
-            `prompts.text`.
+        instruction: Replaces all text of the template but its block `objects`, see `prompts.text`.
         none: Whether one more line says "none of these"; its index is the number of candidates.
 
     Raises:
-        PromptError: If the template or the instruction is missing something or wrong, a score is to be shown that a
-            candidate does not have, the template has no line for none, nothing of the expression can be seen, or the
-            prompt is longer than any model's limit.
+        PromptError: If the template or the instruction cannot be used, a score to be shown is missing, the template has
+            no line for none, the expression is empty, or the prompt is longer than any model's limit.
     """
     expression = require_expression(sample.expression)
-    shown = _shown(candidates, sample.image_wh)
+    shown = _describe_candidates(candidates, sample.image_wh)
     likely = rule.rank_by_rule(sample.expression, candidates)
     company = rule.find_companions(sample.expression, candidates, likely)
     known = {

@@ -162,7 +162,7 @@ _DIRECTIONS: tuple[tuple[str, _Key], ...] = (
 """Pattern -> key of shape (n,); the candidate with the smallest key wins. Tried in this order."""
 
 _PROMINENT = 0.15
-"""People speak of objects that stand out: at least this share of the largest area among those named."""
+"""People speak of prominent objects: at least this share of the largest area among those named."""
 
 _SMALL = re.compile(r"\b(small|little|tiny|baby|far|back|behind)")
 _MIDDLE = re.compile(r"\b(middle|center|centre|between)\b")
@@ -172,7 +172,7 @@ _SIDE = re.compile(r"\b(left|right)\b")
 
 
 def _mentions(label: str, words: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Return (start, end, penalty) of every mention of a label; `end` is the place behind its last word."""
+    """Return (start, end, penalty) of every mention of a label, `end` exclusive."""
     return [
         (start, start + len(name), penalty)
         for name, penalty in find_names(label.lower()).items()
@@ -182,7 +182,7 @@ def _mentions(label: str, words: Sequence[str]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _named(candidates: Sequence[Candidate], expression: str) -> list[int]:
+def _find_named(candidates: Sequence[Candidate], expression: str) -> list[int]:
     """Return the candidates whose label heads the first noun group that names any; all where none is named."""
     words = [singularize(word) for word in split_words(expression)]
     found = {label: _mentions(label, words) for label in {candidate.label for candidate in candidates}}
@@ -198,7 +198,7 @@ def _named(candidates: Sequence[Candidate], expression: str) -> list[int]:
 
 
 def _place_wanted(text: str, count: int) -> int | None:
-    """Return the place from the left that "second from the right" and the like ask for; None where nothing does."""
+    """Return the rank from the left, from 0, that "second from the right" and the like name; else None."""
     found = _ORDINAL.search(text)
     # One pattern for both would look through the rest of the text again at each ordinal.
     sides = _SIDE.findall(text, found.end()) if found else []
@@ -208,7 +208,7 @@ def _place_wanted(text: str, count: int) -> int | None:
 
 
 def _keys(text: str, boxes: FloatArray) -> FloatArray:
-    """Return how badly each box (n, 4) fits the direction and size words; without any, the largest fits best."""
+    """Return a key (n,) for boxes (n, 4), lowest best, by direction and size words; without any the largest is best."""
     centers = boxes[:, [0, 2]].mean(axis=1)
     wanted = _place_wanted(text, len(boxes))
     if wanted is not None:
@@ -224,19 +224,15 @@ def _keys(text: str, boxes: FloatArray) -> FloatArray:
 
 
 def rank_by_rule(expression: str, candidates: Sequence[Candidate]) -> list[int]:
-    """Return the indices of the candidates that are in question, the most likely first.
+    """Return the indices of the likely candidates, the most likely first; their order matters for exact ties alone.
 
-    Those whose label or a synonym is named first (all, where none is); of these the prominent ones, unless smallness
-    or distance is spoken of; by "second from the left", direction and size words, else by size.
-
-    Args:
-        expression: The referring expression.
-        candidates: Their order matters only for exact ties.
+    Those whose label or a synonym is named first (all, where none is); of these the prominent ones, unless the
+    expression has a word of smallness or distance; by "second from the left", direction and size words, else by size.
     """
     if not candidates:
         return []
     text = expression.lower()
-    kept = _named(candidates, text)
+    kept = _find_named(candidates, text)
     largest = max(candidates[index].box.area for index in kept)
     if not _SMALL.search(text):
         kept = [index for index in kept if candidates[index].box.area >= _PROMINENT * largest]

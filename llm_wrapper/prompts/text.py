@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 MAX_LABEL_WORDS = 12
-"""A detector's label is cut to this many words; a dense caption stays readable, a novel does not."""
+"""A detector's label is cut to this many words; a dense caption stays readable."""
 
 _MAX_LABEL = 1_000
-"""Characters of a label that are looked at."""
+"""Characters of a label that are read."""
 
 _MAX_MARKS = 4
 """Combining marks on one letter; Vietnamese has two, pointed Hebrew three. Sorting a million of them takes hours."""
@@ -59,7 +59,7 @@ _INVISIBLE = dict.fromkeys(
         ),
     )
 )
-"""Characters that show nothing, and are neither space nor control: fillers, selectors, and the blank of Braille."""
+"""Invisible characters that are neither space nor control: fillers, selectors, and the blank of Braille."""
 
 
 def clean_text(text: str) -> str:
@@ -67,11 +67,11 @@ def clean_text(text: str) -> str:
 
     Every chat token of every model known to us is written with ``<``, ``[``, ``{`` or ``|``
     (``<|im_end|>``, ``[INST]``, ``<start_of_turn>``), so without these characters none can be formed. Control and
-    format characters (categories C and Z) become spaces, so a text cannot start a box line of its own; other invisible
-    ones go, and of many marks on one letter the first few stay.
+    format characters (categories C and Z) become spaces, so that a text cannot start a new box line; other invisible
+    characters are removed, and so are all but the first marks of a letter.
 
-    The text is taken apart before brackets are looked for: a tokenizer that takes it apart itself would find one in
-    ``\u226e`` (not less than).
+    Brackets are searched in the decomposed text: a tokenizer that decomposes would find one in ``\u226e`` (not less
+    than).
     """
     if text.isascii():
         normal = text.translate(_BRACKETS)
@@ -97,42 +97,37 @@ def clean_label(label: str) -> str:
 
 
 def require_expression(expression: str) -> str:
-    """Return an expression clean, as it is shown to an LLM.
-
-    Raises:
-        PromptError: If nothing can be seen of it, so that a prompt would ask for nothing, or it is too long.
-    """
+    """Return an expression cleaned for an LLM; refuse one that is invisible or too long (PromptError)."""
     if len(expression) > MAX_EXPRESSION:
         raise PromptError(
             f"the expression {expression[:40]!r}.. has {len(expression)} characters; {MAX_EXPRESSION} is the most"
         )
     text = clean_text(expression)
-    if all(unicodedata.category(char)[0] in "MZ" for char in text):  # an accent alone says nothing
+    if all(unicodedata.category(char)[0] in "MZ" for char in text):  # nothing, spaces, or accents alone
         raise PromptError(f"the expression {expression[:40]!r} is empty: say what to find")
     return text
 
 
 PLACEHOLDERS = ("{objects}", "{expression}")
-"""What an instruction holds, each exactly once."""
+"""An instruction holds each exactly once."""
 
 MAX_INSTRUCTION = 1000
-"""Longest instruction; it is paid for with each question."""
+"""Longest instruction; each question repeats it."""
 
 _BRACED = re.compile(r"\{[^{}]*\}")
 
 
 def check_instruction(text: str) -> list[str]:
-    """Return what is wrong with an instruction, one sentence each; nothing where it can be used.
+    """Return the problems of an instruction, one sentence each.
 
-    It is not cleaned as foreign text is: the one who chose it may write brackets. Special tokens of a model are found
-    where the prompt is encoded.
+    Unlike labels it may hold brackets, as the user chose it. Special tokens are refused where the prompt is encoded.
     """
     if not text.strip():
         return ["the instruction is empty"]
     problems = [
-        f"{place} stands in the instruction {count} times; it is needed exactly once"
-        for place in PLACEHOLDERS
-        if (count := text.count(place)) != 1
+        f"{name} occurs in the instruction {count} times; it is needed exactly once"
+        for name in PLACEHOLDERS
+        if (count := text.count(name)) != 1
     ]
     unknown = dict.fromkeys(found for found in _BRACED.findall(text) if found not in PLACEHOLDERS)
     problems += [f"{each[:40]!r} is no placeholder; there are {' and '.join(PLACEHOLDERS)}" for each in unknown]
@@ -149,19 +144,12 @@ def check_instruction(text: str) -> list[str]:
 
 @cache
 def require_instruction(text: str) -> None:
-    """Refuse an instruction that cannot be used.
-
-    Raises:
-        PromptError: With everything that `check_instruction` finds.
-    """
+    """Refuse an instruction with all its problems (PromptError)."""
     if problems := check_instruction(text):
         raise PromptError(listed("prompt.instruction cannot be used", problems))
 
 
 def fill_instruction(text: str, *, objects: str, expression: str) -> str:
-    """Put the candidates' lines and the expression into an instruction, both at once.
-
-    A placeholder inside of what is put in stays as it is: an expression cannot ask for the objects again.
-    """
+    """Fill in the candidates' lines and the expression at once, so that an expression cannot hold a placeholder."""
     parts = {"{objects}": objects.strip("\n"), "{expression}": expression}
     return re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda found: parts[found[0]], text)

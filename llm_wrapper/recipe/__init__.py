@@ -2,7 +2,7 @@
 
 from llm_wrapper.recipe.compose import Recipe, compose, load_recipe, load_resolved, prompt_of
 from llm_wrapper.recipe.files import (
-    KINDS,
+    RECIPE_KINDS,
     RecipeFile,
     available,
     data_folders,
@@ -25,7 +25,7 @@ from llm_wrapper.recipe.schema import (
 )
 
 __all__ = [
-    "KINDS",
+    "RECIPE_KINDS",
     "DataSection",
     "DetectorSection",
     "EnsembleSection",

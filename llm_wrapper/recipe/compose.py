@@ -25,7 +25,7 @@ from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import parse_yaml
 from llm_wrapper.recipe.files import (
-    KINDS,
+    RECIPE_KINDS,
     Places,
     RecipeFile,
     find_recipe,
@@ -128,11 +128,11 @@ class _Reader:
         except RecipeError as error:
             self.problems.append(str(error))
             return None
-        for section in values.keys() - set(KINDS[kind]):
-            near = nearest(str(section), KINDS[kind])
+        for section in values.keys() - set(RECIPE_KINDS[kind]):
+            near = nearest(str(section), RECIPE_KINDS[kind])
             where = lines.get((section,), str(path))
             self.problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
-        values = {key: value for key, value in values.items() if key in KINDS[kind]}
+        values = {key: value for key, value in values.items() if key in RECIPE_KINDS[kind]}
         if kind == "train" and "prompt" in values:
             values["prompt"], more = self._prompt_by_name(values["prompt"], lines["prompt",])
             lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | more
@@ -269,7 +269,7 @@ def _validated(
 
 def _remaining(start: RecipeFile, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the sections of a start that no typed name replaces; a prompt recipe adds to the section `prompt`."""
-    replaced = {section for kind in names if kind != "prompt" for section in KINDS[kind]}
+    replaced = {section for kind in names if kind != "prompt" for section in RECIPE_KINDS[kind]}
     if "vlm" in names:
         replaced.add("ensemble")
     return {key: value for key, value in start.sections.items() if key not in replaced and value is not None}
@@ -316,7 +316,7 @@ def compose(
         if found := reader.sections(kind, name):
             _add(found, sections, places)
         else:
-            unread.update(KINDS[kind])
+            unread.update(RECIPE_KINDS[kind])
         for other in others:
             if found := reader.sections(kind, other):
                 _label(found[0], other)
@@ -352,8 +352,8 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = (), *
     Raises:
         RecipeError: With every problem of every file at once, each with its file and line.
     """
-    if unknown := [kind for kind in names if kind not in KINDS]:
-        raise RecipeError(f"no kind of recipe is named {unknown[0]!r}{nearest(unknown[0], [*KINDS])}")
+    if unknown := [kind for kind in names if kind not in RECIPE_KINDS]:
+        raise RecipeError(f"no kind of recipe is named {unknown[0]!r}{nearest(unknown[0], [*RECIPE_KINDS])}")
     file = Path(path) / "recipe.yaml" if path and Path(path).is_dir() else path
     start = read_recipe_file(str(file)) if file else RecipeFile()
     if "data" not in names and not start.gives("data"):

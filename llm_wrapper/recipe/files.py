@@ -11,11 +11,11 @@ import yaml
 
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import MIB, compose_yaml, read_text
-from llm_wrapper.storage import inside
+from llm_wrapper.storage import inside, plain_name
 
 __all__ = [
     "DEFAULT_PROMPT",
-    "KINDS",
+    "RECIPE_KINDS",
     "Places",
     "RecipeFile",
     "available",
@@ -29,7 +29,7 @@ __all__ = [
     "template_beside",
 ]
 
-KINDS: dict[str, tuple[str, ...]] = {
+RECIPE_KINDS: dict[str, tuple[str, ...]] = {
     "vlm": ("detector", "candidates"),
     "llm": ("llm",),
     "data": ("data",),
@@ -170,6 +170,15 @@ class RecipeFile:
         """Tell whether the file settles a kind: by the name of a recipe, or by the section that it needs."""
         return kind in self.names or {"vlm": "detector"}.get(kind, kind) in self.sections
 
+    def label(self, kind: str) -> str | None:
+        """Return a name for folders of results: that of the recipe of a kind, else one from its section, if any."""
+        if kind in self.names:
+            return self.names[kind]
+        section = self.sections.get("detector" if kind == "vlm" else kind)
+        keys = {"vlm": ("label", "name"), "llm": ("model", "backend"), "data": ("name",)}.get(kind, ())
+        found = [section[key] for key in keys if section.get(key)] if isinstance(section, Mapping) else []
+        return plain_name(str(found[0])) if found else None
+
 
 def read_recipe_file(name: str, folders: Sequence[Path] | None = None) -> RecipeFile:
     """Read a file to start from, by its path (`.yaml`) or by the name of a row in `recipes/paper`.
@@ -179,10 +188,10 @@ def read_recipe_file(name: str, folders: Sequence[Path] | None = None) -> Recipe
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else find_recipe("paper", name, folders)
     values, places = read_sections(path)
-    known = (*dict.fromkeys((*KINDS, *_OTHER_SECTIONS)), "overrides", "published")
+    known = (*dict.fromkeys((*RECIPE_KINDS, *_OTHER_SECTIONS)), "overrides", "published")
     overrides = values.pop("overrides", "")
     values.pop("published", None)
-    names = {kind: value for kind, value in values.items() if kind in KINDS and isinstance(value, str)}
+    names = {kind: value for kind, value in values.items() if kind in RECIPE_KINDS and isinstance(value, str)}
     sections = {key: value for key, value in values.items() if key not in names and key != "vlm" and value is not None}
     if "train" in sections and "prompt" not in values:
         names["prompt"] = DEFAULT_PROMPT

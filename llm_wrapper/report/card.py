@@ -66,7 +66,7 @@ def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -
 
 
 def _safe_table(split: str, text: str) -> str:
-    """Return a table of results as `tables.markdown` writes it, and the notes below it; the file may be anybody's.
+    """Return a table of results as `summary_markdown` writes it, and the notes below it; the file may be anybody's.
 
     Raises:
         DataError: If there is anything beside the table.
@@ -74,7 +74,7 @@ def _safe_table(split: str, text: str) -> str:
     lines = text.splitlines()
     if not all((line.startswith("|") and line.endswith("|")) or line.startswith("- ") or not line for line in lines):
         raise DataError(f"report-{split}.md holds more than a table of results and its notes. Make it again: make eval")
-    # What escape_markdown leaves of these stands behind a backslash; earlier versions left brackets as they were.
+    # escape_markdown puts a backslash before these; earlier versions did not escape brackets.
     return "".join(re.sub(r"(?<!\\)([\[\]<]|:(?=//))", r"\\\1", line) + "\n" for line in lines)
 
 
@@ -95,7 +95,7 @@ class _Outcome(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What the card says of a manifest that holds more."""
+    """The values of a manifest that the card shows."""
 
     samples: int | None = None
     left_out: dict[str, int] = {}
@@ -117,7 +117,7 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     rows = {
         "data": "; ".join(data),
         "expressions": found.samples,
-        "left out": ", ".join(f"{name} {number}" for name, number in found.left_out.items() if number),
+        "skipped": ", ".join(f"{name} {number}" for name, number in found.left_out.items() if number),
         "prompt": recipe.prompt.summary,
         "method": section.method_words,
         "learning rate": f"{section.learning_rate:g}, {section.scheduler}",

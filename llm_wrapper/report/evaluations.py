@@ -18,8 +18,8 @@ from llm_wrapper import readers, storage
 from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Prediction
-from llm_wrapper.results import is_same, plain_name, stored_question
-from llm_wrapper.storage import inside
+from llm_wrapper.results import is_same, stored_question
+from llm_wrapper.storage import inside, plain_name
 
 __all__ = ["COMPARED", "Evaluation", "OtherSystem", "add_comparison", "facts_of_evaluation", "load_evaluations"]
 
@@ -298,7 +298,7 @@ def _differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """List where two recipes differ; what one of them does not say (boxes from elsewhere) is said once."""
     unsaid = [name for name in _DECIDE if name in own and name not in other]
     both = [{name: each[name] for name in _DECIDE if name in own and name in other} for each in (own, other)]
-    found = storage.differences(both[0], both[1], places=("here", "there"))
+    found = storage.describe_differences(both[0], both[1], places=("here", "there"))
     return [*found, *([f"not known there: {', '.join(unsaid)}"] if unsaid else [])]
 
 

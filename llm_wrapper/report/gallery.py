@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, paired
+from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, pair_predictions
 from llm_wrapper.evaluation.slices import masks, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
 from llm_wrapper.prompts.builder import PromptBuilder
@@ -123,7 +123,7 @@ def _choose(evaluation: Evaluation) -> dict[str, tuple[int, list[_Pair]]]:
         return {}
     base, main = evaluation.systems[evaluation.base], evaluation.systems[evaluation.main]
     try:
-        pairs = [pair for pair in paired(base, main) if pair[0].target]
+        pairs = [pair for pair in pair_predictions(base, main) if pair[0].target]
     except DataError:  # a note of the section of differences
         return {}
     right = [(ious([pair[side] for pair in pairs]) > IOU_THRESHOLD).tolist() for side in (0, 1)]
@@ -183,7 +183,7 @@ def _case(evaluation: Evaluation, pair: _Pair, outcome: str, thumbnail: Thumbnai
 
 
 def _drawn(base: Prediction, main: Prediction, *, named: bool) -> list[Drawn]:
-    """Return what is drawn, the widest line first, so that boxes that coincide can all be seen.
+    """Return the boxes to draw, the widest line first, so that boxes that coincide can all be seen.
 
     Candidates are `named` where no picture shows what they are.
     """

@@ -12,7 +12,9 @@ nothing but the run's own folder.
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -46,6 +48,11 @@ _STEMS = {"transfer": "matrix", "ensemble": "matrix", "curve": "curve", "methods
 """Kind -> name of its files without the suffix."""
 
 _MAX_BYTES = 64 * MIB
+_INTERVAL = re.compile(r"\(([^ ()]+) to ([^ ()]+)\)")
+
+
+_LEVELS = ("detector", "rule")
+"""Systems that are levels in a curve, without bands."""
 
 
 def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Console) -> None:
@@ -55,9 +62,11 @@ def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Con
     section = study_section(kind, folder.name, values)
     text = section.markdown()
     storage.write_atomic(folder / f"{stem}.md", text)
+    title = section.title if len(section.figures) > 1 else f"{section.title}. {section.figures[0].caption}"
     for suffix in ("png", "svg") if kind == "methods" else ("png",):
-        save_plots([figure.plot for figure in section.figures], folder / f"{stem}.{suffix}", title=section.title)
-    console.print(Markdown(text))
+        save_plots([figure.plot for figure in section.figures], folder / f"{stem}.{suffix}", title=title)
+    # A line breaks at a space, and never within an interval.
+    console.print(Markdown(_INTERVAL.sub("(\\1\u00a0to\u00a0\\2)", text)))
     say(console, f"kept in {folder}")
 
 
@@ -146,12 +155,13 @@ def _curve_chart(found: CurveFile) -> Chart:
         lines.setdefault(each.series, [*starts]).append((each.samples, each.result.estimate))
     most = max((each.samples for each in found.points), default=1)
     for other in found.others:
-        if other.name in ("detector", "rule"):
+        if other.name in _LEVELS:
             lines[other.name] = [(0, other.estimate), (most, other.estimate)]
     series: list[Series] = []
     for place, (name, line) in enumerate(lines.items()):
         ordered = sorted(line, key=lambda pair: pair[0])
-        series.append(series_of(name, [x for x, _ in ordered], [each for _, each in ordered], place=place))
+        one = series_of(name, [x for x, _ in ordered], [each for _, each in ordered], place=place)
+        series.append(replace(one, below=None, above=None) if name in _LEVELS else one)
     return Chart(series, "training samples", "P@1 in percent (IoU > 0.5)", scale="from zero", bands=True)
 
 
@@ -209,7 +219,7 @@ def add_studies(folder: Path) -> None:
     runs = folder.resolve().parent
     for kind, path in _find_studies(runs):
         found = read_json(inside(runs.parent if kind == "methods" else runs, path), most=_MAX_BYTES)
-        named = {run for run in _named_runs(found) if run.name == folder.resolve().name}
+        named = {run for run in _run_folders(found) if run.name == folder.resolve().name}
         if kind == "methods" and path.parent != runs:  # rows of different comparisons have the same names
             named = {run for run in named if run.parent.name == runs.name}
         if named:
@@ -225,7 +235,7 @@ def _find_studies(runs: Path) -> Iterator[tuple[str, Path]]:
     yield from (("methods", path) for path in (runs / "methods.json", *others) if path.is_file())
 
 
-def _named_runs(found: Any) -> set[PurePath]:
+def _run_folders(found: Any) -> set[PurePath]:
     """Return the folders of the runs that a grid names."""
     if not isinstance(found, dict):
         return set()

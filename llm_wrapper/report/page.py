@@ -38,7 +38,7 @@ _DETAILS = (
     sections.differences,
     sections.errors,
     sections.positions,
-    sections.flipped,
+    sections.reorderings,
     sections.slices,
     confidence.confidence,
 )
@@ -101,7 +101,7 @@ def write_report(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple
 
 
 def _title(recipe: Mapping[str, Any]) -> str:
-    """Return what was run on what; never the folder's name, which may change without the run."""
+    """Return detector, LLM and data of a run; never the folder's name, which may change without the run."""
     detector = recipe.get("detector") or {}
     also = (recipe.get("ensemble") or {}).get("also") or {}
     vlm = "+".join(str(name) for name in (detector.get("label") or detector.get("name"), *also) if name)

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _INK = "#010203"
 """Stands for the color of the page's text until the SVG is done; matplotlib does not know `currentColor`."""
 
-# They can be told apart with every kind of color blindness (Okabe and Ito).
+# They differ for every kind of color blindness (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 _STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))

@@ -1,4 +1,4 @@
-"""Published numbers to stand beside ours, each with its source; nothing here was measured by this project."""
+"""Published numbers to show beside ours, each with its source; nothing here was measured by this project."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _MODELS = {"llama3": "Meta-Llama-3-8B-Instruct", "mixtral": "Mixtral-8x7B-Instru
 
 
 def on_same_split(recipe: Mapping[str, Any], split: str) -> tuple[Published, ...]:
-    """Return what is published on the data and split of a resolved recipe; a part of a split is another split."""
+    """Return the published numbers on the data and split of a resolved recipe; a part of a split is another split."""
     data = recipe.get("data") or {}
     split_by = (data.get("settings") or {}).get("split_by")
     same = (data.get("name"), split_by, split) == ("refcocog", "umd", "val")

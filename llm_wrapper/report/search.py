@@ -49,7 +49,7 @@ def _round(row: EvaluatedPrompt) -> str:
 def refused(history: History) -> list[str]:
     """Return how many proposals were refused, and for which reasons, most frequent first.
 
-    What a reason quotes is left out, so that reasons of one kind are counted together.
+    Quotations in reasons are dropped, so that reasons of one kind are counted together.
     """
     kinds = Counter(kind for row in history.refused for kind in dict.fromkeys(map(_kind, row.reasons)))
     total = len(history.refused)
@@ -68,7 +68,7 @@ def _kind(reason: str) -> str:
 
 
 def costs(history: History) -> str:
-    """Return what the search took so far."""
+    """Return the cost of the search so far."""
     rows: list[EvaluatedPrompt | RefusedProposal] = [*history.evaluated, *history.refused]
     tokens = [row.cost.tokens for row in rows if row.cost.tokens is not None]
     questions, seconds = sum(row.cost.questions for row in rows), sum(row.cost.seconds for row in rows)

@@ -1,4 +1,4 @@
-"""What a report says of one evaluation: results, differences, errors, slices; `report.confidence` has the rest.
+"""Sections of a report on one evaluation: results, differences, errors, slices; `report.confidence` has the rest.
 
 Everything is computed from stored predictions, with fixed seeds, so that the same run gives the same report.
 """
@@ -11,9 +11,9 @@ from itertools import combinations
 from llm_wrapper import metrics
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import comparison, grec
-from llm_wrapper.evaluation.comparison import compare_systems, flips, paired
+from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
-from llm_wrapper.metrics import RANKS, measure, summarize
+from llm_wrapper.metrics import RANKS, measure_columns, summarize
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.evaluations import Evaluation
 from llm_wrapper.report.formatting import (
@@ -32,7 +32,7 @@ from llm_wrapper.report.plots import Chart, series_of
 from llm_wrapper.report.published import beside, on_same_split
 from llm_wrapper.statistics import Estimate
 
-__all__ = ["advice", "differences", "errors", "flipped", "positions", "results", "slices"]
+__all__ = ["advice", "differences", "errors", "positions", "reorderings", "results", "slices"]
 
 _NEXT_STEP = {
     "missing": "evaluate again, so that every sample has a prediction",
@@ -116,7 +116,7 @@ def _results_table(evaluation: Evaluation) -> Table:
             "failures"]  # fmt: skip
     lines = []
     for name, rows in evaluation.systems.items():
-        summary, scores = summarize(rows), measure(metrics.to_columns(rows))
+        summary, scores = summarize(rows), measure_columns(metrics.to_columns(rows))
         known = published.get(name)
         without = f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target)
         lines.append(
@@ -145,7 +145,7 @@ def _recall_table(evaluation: Evaluation) -> Table:
 
 
 def _grec_table(evaluation: Evaluation) -> list[Table]:
-    """What GREC measures, where an expression means nothing or several objects."""
+    """Return the metrics of GREC, where an expression means nothing or several objects."""
     if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
     lines = []
@@ -193,7 +193,7 @@ def differences(evaluation: Evaluation) -> Section:
 
 
 def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Return what is compared: all of the run, and each other with the first, the main, and its namesake."""
+    """Return the pairs to compare: all of the run, and each system of another run with base, main and its namesake."""
     pairs = []
     for first, second in combinations(evaluation.judged, 2):
         other = evaluation.others.get(second)
@@ -204,7 +204,7 @@ def _pairs(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def _recipes(evaluation: Evaluation, first: str, second: str) -> str:
-    """Say whether two systems are of runs with the same recipe; what differs stands in a table of its own."""
+    """Say whether two systems are of runs with the same recipe; the differences are in another table."""
     runs = {name: evaluation.others[name].run if name in evaluation.others else "" for name in (first, second)}
     if runs[first] == runs[second]:
         return "same run"
@@ -248,8 +248,8 @@ def _near_ties_table(evaluation: Evaluation) -> Table:
     return Table(caption, head, lines)
 
 
-def flipped(evaluation: Evaluation) -> Section:
-    """How often a system chooses another box when the same candidates stand in another order."""
+def reorderings(evaluation: Evaluation) -> Section:
+    """How often a system chooses another box when the same candidates are in another order."""
     lines = []
     for name, other in evaluation.others.items():
         own = name.removeprefix(f"{other.run}: ")
@@ -324,6 +324,6 @@ def _gains(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
         return {}
     pair: Sequence[Sequence[Prediction]] = (evaluation.systems[evaluation.main], evaluation.systems[evaluation.base])
     try:
-        return differences_by_slice(paired(*pair))
+        return differences_by_slice(pair_predictions(*pair))
     except DataError:  # said in the section of differences
         return {}

@@ -1,4 +1,4 @@
-"""The best prompts on expressions that nobody searched on: the winner of many is always a lucky one, too."""
+"""Measure the best prompts on held-out expressions: the winner of many is partly a lucky one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ConfirmedPrompt:
         name: `seed`, `best 1`, .., or how an ensemble decides.
         row: Its measurement on the first slice; `None` for an ensemble.
         fitness: Share right on the second slice, with its interval.
-        gain: What it has right more than the seed prompt there, paired.
+        gain: Over the seed prompt there, paired.
         p_value: McNemar's, of the same pairs.
     """
 
@@ -68,21 +68,21 @@ def confirm_prompts(
 ) -> list[ConfirmedPrompt]:
     """Measure the seed prompt, the best three, and their ensemble, on the second slice.
 
-    Predictions are kept in `folder`, and those that are there are not asked for again.
+    Predictions are kept in `folder` as `confirmed-<digest>.parquet`, and read from there the next time.
 
     Args:
         section: Says what is right and how the ensemble decides; without probabilities it votes.
-        fitness: Asks the prompts.
+        fitness: Measures the prompts.
         places: The second slice.
         leaderboard: Of the whole search.
-        folder: `confirmed-<digest>.parquet` go here.
+        folder: Of the search.
     """
     seed = leaderboard.seed
     best = leaderboard.complete()[:_NUM_MEMBERS]
     assert seed is not None  # a search begins with it
-    made = {row.prompt: _kept(fitness, row.prompt, places, folder) for row in [seed, *best]}
+    made = {row.prompt: _predict_once(fitness, row.prompt, places, folder) for row in [seed, *best]}
     rows: list[tuple[str, EvaluatedPrompt | None, Sequence[Prediction]]] = [("seed", seed, made[seed.prompt])]
-    rows += [(f"best {place}", row, made[row.prompt]) for place, row in enumerate(best, start=1)]
+    rows += [(f"best {rank}", row, made[row.prompt]) for rank, row in enumerate(best, start=1)]
     if section.target == "instruction" and len(best) > 1:
         name, combine = _way(section.ensemble, made[best[0].prompt])
         parts = [made[row.prompt] for row in best]
@@ -98,7 +98,7 @@ def _way(
     return "vote", ensemble.vote
 
 
-def _kept(fitness: Fitness, prompt: str, places: Sequence[int], folder: Path) -> list[Prediction]:
+def _predict_once(fitness: Fitness, prompt: str, places: Sequence[int], folder: Path) -> list[Prediction]:
     path = folder / f"confirmed-{digest_value(prompt)[:12]}.parquet"
     if not path.exists():
         files.save_predictions(path, fitness.predictions(prompt, places))

@@ -42,20 +42,16 @@ __all__ = [
 
 
 class Fitness(Protocol):
-    """Asks a prompt about samples.
-
-    Attributes:
-        samples: All that can be asked about.
-    """
+    """Measures a prompt on samples, the rows of `samples` that indices choose."""
 
     samples: Sequence[Sample]
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
-        """Return a prediction for the sample at each place; `name` is the system's."""
+        """Return a prediction for the sample at each index; `name` is the system's."""
         ...
 
     def identity(self, places: Sequence[int]) -> Any:
-        """Return, as a JSON value, what is asked about at these places."""
+        """Return the questions at these indices as a JSON value."""
         ...
 
 
@@ -66,14 +62,7 @@ def mark_right(predictions: Sequence[Prediction], fitness: Literal["p_at_1", "or
 
 
 class SelectorFitness:
-    """The selector LLM with an instruction, over cached detections.
-
-    Args:
-        prepared_samples: Of the training split.
-        section: Format of the candidates' lines.
-        llm: Answers the prompts.
-        orders: See `systems.by_llm`.
-    """
+    """Measures an instruction by the selector LLM's answers over cached detections."""
 
     def __init__(
         self, prepared_samples: Sequence[PreparedSample], section: PromptSection, llm: LLM, *, orders: int = 1
@@ -82,7 +71,7 @@ class SelectorFitness:
         self._prepared_samples, self._section, self._llm, self._orders = prepared_samples, section, llm, orders
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
-        """Predict with the LLM, asked with an instruction."""
+        """Predict with the LLM and an instruction."""
         section = self._section.model_copy(update={"instruction": prompt})
         prepared_samples = [self._prepared_samples[place] for place in places]
         return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._llm, orders=self._orders)
@@ -100,18 +89,14 @@ class SelectorFitness:
 
 @runtime_checkable
 class _CaptionedDetector(Protocol):
-    """A detector that can be asked with another caption."""
+    """A detector that takes a caption."""
 
     @property
     def with_caption(self) -> Callable[[str], Detector]: ...
 
 
 class CaptionFitness:
-    """A detector with a caption; what it answers is cached under the caption's digest, part of the split by part.
-
-    Args:
-        recipe: Of one detector, which can be asked with another caption.
-        dataset: The training split.
+    """Measures a caption by a detector's answers, which are cached under the caption's digest.
 
     Raises:
         RecipeError: If the recipe has several detectors, or one that takes no caption.
@@ -133,7 +118,7 @@ class CaptionFitness:
         )
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
-        """Predict with the detector's own choice, asked with a caption."""
+        """Predict with the detector's own top-1 box, given a caption."""
         part = self._part(places)
         detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
@@ -157,10 +142,9 @@ class CaptionFitness:
 
 
 def halving_sizes(first: int, total: int) -> list[int]:
-    """Return after how many expressions a prompt is judged: `first`, twice as many, .., `total`.
+    """Return the numbers of expressions after which a prompt is judged: `first`, twice as many, .., `total`.
 
-    What would be left for the last rung alone is at least as much as the first rung: a rest of few is asked with the
-    one before.
+    A rest smaller than `first` joins the rung before it.
     """
     found = [first]
     while 2 * found[-1] + first <= total:
@@ -169,10 +153,10 @@ def halving_sizes(first: int, total: int) -> list[int]:
 
 
 def is_surely_worse(right: Sequence[bool], best: Sequence[bool], images: Sequence[str]) -> bool:
-    """Tell whether a prompt is worse than the best one, so far that its paired 95 % interval lies below zero.
+    """Tell whether the paired 95 % interval of a prompt's gain over the best one lies below zero.
 
     Args:
-        right: What it had right, for the first expressions.
+        right: Whether the prompt was right, for the first expressions.
         best: The same of the best prompt, for these expressions at least.
         images: The image of each expression; whole images are resampled.
     """
@@ -182,13 +166,7 @@ def is_surely_worse(right: Sequence[bool], best: Sequence[bool], images: Sequenc
 
 
 def judge_prompt(right: Sequence[bool], best: Sequence[bool] | None, images: Sequence[str]) -> Verdict:
-    """Judge a prompt; without a best one (the seed prompt itself) nothing is hopeless.
-
-    Args:
-        right: As for `is_hopeless`.
-        best: As for `is_hopeless`, or `None`.
-        images: The image of each expression of the whole slice.
-    """
+    """Judge a prompt so far; `best` is None for the seed prompt, `images` are those of the whole slice."""
     if len(right) == len(images):
         return "complete"
     return "stopped" if best is not None and is_surely_worse(right, best, images) else "open"
@@ -203,13 +181,12 @@ class SearchSlices:
 
 
 def cut_slices(samples: Sequence[Sample], sizes: tuple[int, int], *, without: Iterable[str], seed: int) -> SearchSlices:
-    """Cut two slices of so many expressions each.
+    """Cut two slices of a training split that share no image.
 
-    Images come in an order that hangs on the seed and their ids alone, so that any beginning of a slice is a fair part
-    of it. The last image of each slice may give only some of its expressions; the others are not used.
+    The order of images depends on the seed and their ids alone, so that any beginning of a slice represents it.
 
     Args:
-        samples: Of a training split; those without a target tell nothing and are not used.
+        samples: Of a training split; those without a target are skipped.
         sizes: Expressions to search on, and to confirm on.
         without: Ids of images that are evaluated on.
         seed: Of the order.

@@ -1,6 +1,6 @@
-"""The history of a search on disk: one JSON line for each evaluation, written before the next one begins.
+"""Keep the history of a search on disk: one JSON line for each evaluation, written before the next one begins.
 
-`history.jsonl` begins with what is measured on, so that no search goes on with other expressions than it began with.
+The first line of `history.jsonl` identifies the expressions, so that a search is never resumed on others.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 Verdict = Literal["open", "stopped", "complete"]
-"""Of a prompt that is still being measured, was hopeless on the first expressions, or was asked about all of them."""
+"""Still being measured, surely worse than the best on the first expressions, or measured on all."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class SearchStart:
-    """What the prompts are measured on: the digest of the expressions in their order, and how many there are."""
+    """The first row: the digest of the expressions in their order, and their number."""
 
     expressions: str
     n: int
@@ -51,7 +51,7 @@ class SearchStart:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class SearchCost:
-    """What a row took: tokens that the proposing LLM wrote (`None`: not told), questions asked to measure, seconds."""
+    """The cost of a row: tokens that the proposing LLM wrote (None if unknown), questions to measure, seconds."""
 
     tokens: int | None
     questions: int
@@ -64,15 +64,15 @@ class EvaluatedPrompt:
 
     Attributes:
         prompt: The text.
-        iteration: Round that it was proposed in; 0 is the seed prompt's.
-        number: Its place among the proposals of the round, from 0.
+        iteration: Round of the proposal; 0 for the seed prompt.
+        number: Of the proposal in its round, from 0.
         right: A `1` or `0` for each expression so far, in the order of the slice.
         fitness: Share of `1`.
-        n: How many expressions these are.
+        n: Expressions so far.
         interval: 95 % interval of the fitness over images; `None` where there is one image only.
         verdict: See `Verdict`.
-        alpha: Strength of the guidance it was proposed with; `None` without.
-        cost: Of this row alone; the tokens stand in the first row of a prompt.
+        alpha: Strength of activation steering; `None` without.
+        cost: Of this row alone; the first row of a prompt has the tokens.
     """
 
     prompt: str
@@ -94,7 +94,7 @@ class EvaluatedPrompt:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class RefusedProposal:
-    """A proposal that was not measured, and why; of an endless answer the beginning is kept, and its length."""
+    """A proposal that was not measured, and why; of a long answer the beginning is kept, and its length."""
 
     iteration: int
     number: int
@@ -111,7 +111,7 @@ _ROW: TypeAdapter[HistoryRow] = TypeAdapter(Annotated[HistoryRow, Field(discrimi
 
 
 def read_bits(row: EvaluatedPrompt) -> list[bool]:
-    """Return what a prompt had right, one truth value for each expression of the slice's beginning."""
+    """Return whether a prompt was right, for each expression so far."""
     return [bit == "1" for bit in row.right]
 
 
@@ -123,8 +123,8 @@ def write_bits(right: Sequence[bool]) -> str:
 class History:
     """The rows of a search, in memory and on disk.
 
-    A last line without an end is what a killed process leaves: it is left out, with a word, and overwritten by the next
-    row. Nothing else may be damaged, as a search that misses a row would go on another way.
+    A last line without an end, as a killed process leaves, is dropped with a warning and overwritten by the next row.
+    Any other damage is refused, as a search that misses a row would take another course.
 
     Args:
         path: The file; it need not exist.
@@ -139,15 +139,15 @@ class History:
         whole, newline, rest = content.rpartition(b"\n")
         self._length = len(whole) + len(newline)
         if rest:
-            _log.warning("%s: the last line was cut off (%d bytes) and is left out", path, len(rest))
+            _log.warning("%s: the last line was cut off (%d bytes) and is ignored", path, len(rest))
         lines = whole.split(b"\n") if newline else []
         self.rows: list[HistoryRow] = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
 
     def add(self, row: HistoryRow) -> None:
-        """Write a row, and be sure that it is on disk.
+        """Write a row and flush it to disk.
 
         Raises:
-            LLMWrapperError: If it cannot be written; the file is then as it was, but for a line without an end.
+            LLMWrapperError: If it cannot be written; the complete rows stay.
         """
         line = json.dumps(to_dict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:
@@ -176,17 +176,13 @@ class History:
         return [row for row in self.rows if isinstance(row, RefusedProposal)]
 
     def begin(self, begun: SearchStart) -> None:
-        """Write what is measured on, or make sure that it is what an interrupted search was measured on.
-
-        Raises:
-            RunError: If it is something else.
-        """
+        """Write the first row, or refuse a history of other expressions (RunError)."""
         if not self.rows:
             self.add(begun)
         elif self.rows[0] != begun:
             raise RunError(
                 f"{self.path} was measured on other expressions or other candidates than there are now (or its first "
-                f"line is missing). Begin anew: rm {shell_word(self.path)}"
+                f"line is missing). Start again: rm {shell_word(self.path)}"
             )
 
 
@@ -204,6 +200,6 @@ def _row(path: Path, number: int, line: bytes) -> HistoryRow:
     except (ValueError, DataError) as error:
         why = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else error
         raise RunError(
-            f"{path}, line {number}, is damaged: {why}. Restore the file, or begin anew without it: "
+            f"{path}, line {number}, is damaged: {why}. Restore the file, or start again without it: "
             f"rm {shell_word(path)}"
         ) from error

@@ -1,4 +1,4 @@
-"""One global ranking of all prompts of a search, and what follows from it; a pure function of the history's rows."""
+"""Rank all prompts of a search by their last measurements; a pure function of the history's rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Leaderboard"]
 class Leaderboard:
     """The last measurement of each prompt, ranked.
 
-    All prompts see the same expressions in the same order, but hopeless ones only the first of them. So prompts are
-    ranked by what they gain over the seed prompt on the expressions that they saw, and those of equal gain by who came
-    first. Among prompts that saw everything this is the ranking by fitness.
+    All prompts see the same expressions in the same order, but surely worse ones only the first of them. So prompts are
+    ranked by their gain over the seed prompt on the expressions that they saw, ties in order of time. Among complete
+    prompts this is the ranking by fitness.
 
     Args:
-        rows: Of a history; those of rounds from `before` on are not looked at.
-        before: A round; `None` looks at everything.
+        rows: Of a history.
+        before: Ignore this round and later ones.
     """
 
     def __init__(self, rows: Iterable[HistoryRow], before: int | None = None) -> None:
@@ -42,13 +42,13 @@ class Leaderboard:
         return self._last.get(prompt)
 
     def gain(self, row: EvaluatedPrompt) -> float:
-        """Return what a prompt gains over the seed prompt on the expressions that it saw."""
+        """Return the gain of a prompt over the seed prompt on the expressions that it saw."""
         seed = self.seed
         known = row.right.count("1") if seed is None else row.right.count("1") - seed.right[: row.n].count("1")
         return known / row.n
 
     def expected(self, row: EvaluatedPrompt) -> float:
-        """Return the fitness of a prompt that saw everything; of others the seed prompt's and the gain over it."""
+        """Return the fitness of a complete prompt; of others the seed prompt's plus the gain over it."""
         seed = self.seed
         if seed is None or row.verdict == "complete":
             return row.fitness
@@ -59,11 +59,11 @@ class Leaderboard:
         return sorted(self._last.values(), key=self.gain, reverse=True)  # sorting keeps the order of equals
 
     def complete(self) -> list[EvaluatedPrompt]:
-        """Return the prompts that saw everything, the best first."""
+        """Return the prompts measured on everything, the best first."""
         return [row for row in self.ranked() if row.verdict == "complete"]
 
     def best(self) -> EvaluatedPrompt | None:
-        """Return the best prompt that saw everything."""
+        """Return the best prompt measured on everything."""
         return next(iter(self.complete()), None)
 
     def leaders(self) -> list[EvaluatedPrompt]:
@@ -75,18 +75,12 @@ class Leaderboard:
         return found
 
     def guides(self) -> tuple[str, str] | None:
-        """Return the best prompt and the second best of the moment when it became the best; `None` before that.
-
-        The one that was the best until then is the second best. The pair changes only with a new best prompt.
-        """
+        """Return the best prompt and the one that was best before it, to steer from; `None` if there is only one."""
         leaders = self.leaders()
         return (leaders[-1].prompt, leaders[-2].prompt) if len(leaders) > 1 else None
 
     def extremes(self, most: int) -> tuple[Sequence[EvaluatedPrompt], Sequence[EvaluatedPrompt]]:
-        """Return the worst and the best prompts, both from worse to better, at most half of the history each.
-
-        A history of one prompt is shown as best.
-        """
+        """Return the worst and the best prompts, both from worse to better, at most half of the history each."""
         rising = self.ranked()[::-1]
         half = len(rising) // 2
         num_best, num_worst = min(most, max(1, half)), min(most, half)

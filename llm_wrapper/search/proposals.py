@@ -56,7 +56,7 @@ _CHAT = re.compile(
     r"<\|[^<>]{1,40}\|>|</?(?:s|bos|eos|pad|unk|think|[a-z]+_of_[a-z]+)>|<<SYS>>|<</SYS>>|<｜|｜>|"  # noqa: RUF001
     r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+)\]"
 )
-"""How the chat tokens of the models known to us are written; a model's own are given beside them."""
+"""Patterns of known models' chat tokens; a model's own are given beside them."""
 
 _FOUR_NUMBERS = re.compile(r"(?:-?\d+(?:\.\d+)?[\s,;]+){3}-?\d")
 _LEAST_WORDS = 3
@@ -65,13 +65,7 @@ _LEAST_LABELS = 3
 
 @dataclass(frozen=True)
 class ForbiddenText:
-    """What no proposal may hold.
-
-    Attributes:
-        expressions: Those of the search's slices.
-        labels: Those of the objects there.
-        special: The model's special tokens, beside those that are recognised by how they are written.
-    """
+    """Text that no proposal may hold: expressions and labels of the slices, and the models' special tokens."""
 
     expressions: Collection[str]
     labels: Collection[str]
@@ -79,36 +73,33 @@ class ForbiddenText:
 
 
 def build_meta_prompt(task: SearchTask, description: str, leaderboard: Leaderboard, most: int) -> str:
-    """Word the question that asks for one new prompt.
-
-    It is one text, not a system message and a question, because not every chat template knows the former. Accuracies
-    of prompts that saw a part of the expressions are as `Leaderboard.expected` says.
+    """Build the question that asks for one new prompt; one message, as not every chat template has a system turn.
 
     Args:
-        task: What is searched for.
-        description: What the data is.
-        leaderboard: Of the rounds before.
-        most: How many of the best and of the worst prompts are shown; at most half of the history each.
+        task: The kind of prompt.
+        description: Of the data.
+        leaderboard: Of the earlier rounds; accuracies are its `expected` ones.
+        most: The most of the best and of the worst prompts to show; at most half of the history each.
     """
     worst, best = leaderboard.extremes(most)
     parts = [_SYSTEM, f"The task. {task.about}", f"The data. {description}"]
     if worst:
-        parts.append("Prompts that did badly, from worse to better:\n\n" + _shown(worst, leaderboard))
+        parts.append("Prompts that did badly, from worse to better:\n\n" + _list_prompts(worst, leaderboard))
     if best:
-        parts.append("Prompts that did well, from worse to better:\n\n" + _shown(best, leaderboard))
+        parts.append("Prompts that did well, from worse to better:\n\n" + _list_prompts(best, leaderboard))
     parts.append(f"Write one new prompt that will be more accurate than all of these. {task.rules}")
     parts.append("Write the prompt and nothing else.")
     return "\n\n".join(parts)
 
 
-def _shown(rows: Sequence[EvaluatedPrompt], leaderboard: Leaderboard) -> str:
+def _list_prompts(rows: Sequence[EvaluatedPrompt], leaderboard: Leaderboard) -> str:
     return "\n\n".join(f"Prompt:\n{row.prompt}\nAccuracy: {100 * leaderboard.expected(row):.1f} %" for row in rows)
 
 
 def clean_proposal(answer: str) -> str:
-    """Return the prompt in an answer: without code fence, announcement, quotes, and what is said about it afterwards.
+    """Return the prompt in an answer, without code fence, announcement, quotes and comments.
 
-    Line breaks within a prompt stay; those that were written as backslash and n become some.
+    Line breaks stay; those written as backslash and n become real ones.
     """
     text, before = answer.strip(), None
     while text != before:
@@ -128,7 +119,7 @@ def is_same_prompt(one: str, other: str) -> bool:
 
 
 def find_refusals(text: str, task: SearchTask, known: ForbiddenText) -> list[str]:
-    """Return every reason why a cleaned proposal is not measured, one sentence each; nothing where it is."""
+    """Return every reason to refuse a cleaned proposal, one sentence each."""
     problems = list(task.problems(text))
     if token := next(_chat_tokens(text, known.special), None):
         problems.append(f"it holds a chat token: {token!r}")
@@ -153,22 +144,19 @@ def _words(text: str) -> str:
 
 
 def _label_list(text: str, labels: Collection[str]) -> list[str]:
-    """Return the labels that stand in a row, if at least three do: `such as a dog, cats and the red chair there`."""
+    """Return at least three labels listed in a row: `such as a dog, cats and the red chair there`."""
     known = {f" {_words(label)} " for label in labels}
     for line in text.splitlines():
         row: list[str] = []
         for part in re.split(r"[,;:()/]|\band\b|\bor\b", line.lower()):
             words = f" {re.sub(r'^(?:[0-9]+ |an? |the )+', '', _words(part))} "
-            # Other words may stand before the first of a row, and behind the last.
-            found = max((each for each in known if _stands(each, words, first=not row)), key=len, default=None)
+            # Other words may come before the first of a row, and after the last.
+            fits = words.startswith if row else words.endswith
+            found = max((each for each in known if fits(each)), key=len, default=None)
             row = [] if found is None else [*row, found.strip()]
             if len(set(row)) >= _LEAST_LABELS:
                 return row
     return []
-
-
-def _stands(label: str, words: str, *, first: bool) -> bool:
-    return words.endswith(label) if first else words.startswith(label)
 
 
 if TYPE_CHECKING:
@@ -177,13 +165,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One proposal that is asked for.
+    """A request for one proposal.
 
     Attributes:
-        text: The question, see `meta_prompt`.
+        text: The question, see `build_meta_prompt`.
         seed: Of the draw.
-        guides: The best prompt and the second best, from which to steer; `None` where nothing is steered.
-        alpha: How strongly.
+        guides: The best prompt and the one that was best before it, for activation steering; `None` without.
+        alpha: Strength of the steering.
     """
 
     text: str
@@ -194,7 +182,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the proposing LLM wrote, and in how many tokens, if it is known."""
+    """A text of the proposing LLM, and its tokens, if they are known."""
 
     text: str
     tokens: int | None
@@ -219,7 +207,7 @@ def _prompt(text: str) -> Prompt:
 
 
 class LocalProposer:
-    """Draws from a local LLM, steered where a request says so."""
+    """Draws from a local LLM, steered where a request has guides."""
 
     can_be_guided = True
 
@@ -247,10 +235,9 @@ class LocalProposer:
 
 
 class ServedProposer:
-    """Asks an OpenAI-compatible server; each answer is kept on disk, and not asked for again.
+    """Asks an OpenAI-compatible server and keeps each answer on disk, for a resumed search.
 
-    It cannot be guided: nobody reaches the hidden states of a server. The seed is sent, and whether the server heeds it
-    or not, a resumed search reads the answers that are kept.
+    It cannot be steered, as the hidden states of a server are out of reach.
     """
 
     can_be_guided = False

@@ -1,8 +1,8 @@
-"""The loop of GLOV (arXiv 2410.06154): propose, clean or refuse, measure, rank, and again.
+"""Search for a prompt with GLOV (arXiv 2410.06154): propose, clean or refuse, measure, rank, repeat.
 
-Round 0 measures the seed prompt. Each further round shows the proposing LLM the best and the worst prompts of the
-rounds before, and draws `samples` proposals from it. A draw hangs on the seed, its round, its number and the rounds
-before alone, and everything measured is on disk, so a search that was interrupted goes on as if it had not been.
+Round 0 measures the seed prompt. Each further round shows the proposing LLM the best and the worst prompts so far and
+draws `samples` proposals. A draw depends on the seed, its round, its number and the earlier rounds alone, and each
+measurement is written to disk at once, so that an interrupted search resumes with the same result.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from llm_wrapper.storage import digest_value
 __all__ = ["Measure", "SearchProblem", "choose_seed_prompt", "proposal_seed", "search_prompts"]
 
 _LONGEST_KEPT = 2000
-"""Letters of a refused answer that the history keeps."""
+"""Characters of a refused answer that the history keeps."""
 
 
 Measure = Callable[[str, int, int], Sequence[bool]]
-"""(prompt, start, end) -> what it has right among the expressions start .. end - 1 of the slice."""
+"""(prompt, start, end) -> whether it is right, for the expressions start .. end - 1 of the slice."""
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What prompts are searched on.
+    """The task, data and LLMs of a search.
 
     Attributes:
-        task: What is searched for.
-        description: What the proposing LLM is told of the data.
+        task: An instruction or a caption.
+        description: Of the data, for the proposing LLM.
         images: The image of each expression of the slice.
-        identity: The digest of the expressions and of what is asked about them.
-        known: What no proposal may hold.
+        identity: The digest of the expressions and of their candidates.
+        known: Text that no proposal may hold.
         measure: Measures a prompt.
         propose: The proposing LLM.
     """
@@ -77,11 +77,7 @@ def proposal_seed(seed: int, iteration: int, number: int) -> int:
 
 
 def choose_seed_prompt(section: SearchSection, task: SearchTask) -> str:
-    """Return the prompt that a search begins with.
-
-    Raises:
-        RecipeError: If it cannot be used, with all reasons.
-    """
+    """Return the prompt that a search begins with; refuse an unusable one with all reasons (RecipeError)."""
     text = section.seed_prompt if section.seed_prompt is not None else task.seed
     if problems := task.problems(text):
         raise RecipeError(listed("search.seed_prompt cannot be used", problems))
@@ -89,22 +85,22 @@ def choose_seed_prompt(section: SearchSection, task: SearchTask) -> str:
 
 
 def search_prompts(
-    section: SearchSection, ground: SearchProblem, history: History, say: Callable[[str], None]
+    section: SearchSection, problem: SearchProblem, history: History, say: Callable[[str], None]
 ) -> Leaderboard:
-    """Search, or go on with an interrupted search, and return how all prompts stand.
+    """Search, or resume an interrupted search, and return the leaderboard of all prompts.
 
     Args:
         section: The recipe's section.
-        ground: What to search on.
-        history: What was done so far; each evaluation is added.
-        say: Is told each result in a line.
+        problem: The task, data and LLMs.
+        history: Of the search so far; each evaluation is added.
+        say: Prints a line for each result.
 
     Raises:
         RunError: If the history is of other expressions.
         RecipeError: If the seed prompt cannot be used.
     """
-    history.begin(SearchStart(ground.identity, len(ground.images)))
-    run = _Search(section, ground, history, say)
+    history.begin(SearchStart(problem.identity, len(problem.images)))
+    run = _Search(section, problem, history, say)
     run.measure_seed()
     for iteration in range(1, section.iterations + 1):
         run.round(iteration)
@@ -113,7 +109,7 @@ def search_prompts(
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a prompt comes from."""
+    """Round, number and cost of a proposal."""
 
     iteration: int
     number: int
@@ -124,17 +120,17 @@ class _Origin:
 
 class _Search:
     def __init__(
-        self, section: SearchSection, ground: SearchProblem, history: History, say: Callable[[str], None]
+        self, section: SearchSection, problem: SearchProblem, history: History, say: Callable[[str], None]
     ) -> None:
-        self._section, self._ground, self._history, self._say = section, ground, history, say
+        self._section, self._problem, self._history, self._say = section, problem, history, say
 
     def measure_seed(self) -> None:
-        self._measure(choose_seed_prompt(self._section, self._ground.task), _Origin(0, 0))
+        self._measure(choose_seed_prompt(self._section, self._problem.task), _Origin(0, 0))
 
     def round(self, iteration: int) -> None:
         past = Leaderboard(self._history.rows, before=iteration)
-        text = build_meta_prompt(self._ground.task, self._ground.description, past, self._section.shown)
-        guides = past.guides() if self._ground.propose.can_be_guided and self._section.alphas else None
+        text = build_meta_prompt(self._problem.task, self._problem.description, past, self._section.shown)
+        guides = past.guides() if self._problem.propose.can_be_guided and self._section.alphas else None
         for number in range(self._section.samples):
             begun = self._begun(iteration, number)
             if begun is None:
@@ -143,7 +139,7 @@ class _Search:
                 self._measure(begun.prompt, _Origin(iteration, number, begun.alpha))
 
     def _begun(self, iteration: int, number: int) -> EvaluatedPrompt | RefusedProposal | None:
-        """Return what was done with a proposal before the search was interrupted."""
+        """Return the last row of a proposal, written before the search was interrupted."""
         for row in reversed(self._history.rows):
             if not isinstance(row, SearchStart) and (row.iteration, row.number) == (iteration, number):
                 return row
@@ -154,11 +150,11 @@ class _Search:
         alpha = alphas[number % len(alphas)] if guides else None
         started = time.perf_counter()
         request = Request(text, proposal_seed(self._section.seed, iteration, number), guides, alpha or 0.0)
-        answer = self._ground.propose(request)
+        answer = self._problem.propose(request)
         origin = _Origin(iteration, number, alpha, answer.tokens, time.perf_counter() - started)
         said = answer.text.encode("utf-8", "replace").decode()  # half a surrogate pair could not be kept
         prompt = clean_proposal(said)
-        reasons = find_refusals(prompt, self._ground.task, self._ground.known) + self._duplicates(prompt)
+        reasons = find_refusals(prompt, self._problem.task, self._problem.known) + self._duplicates(prompt)
         if reasons:
             self._refuse(said, reasons, origin)
         else:
@@ -176,32 +172,32 @@ class _Search:
         self._say(f"round {where[0]}, proposal {where[1]}: refused, {'; '.join(reasons)}")
 
     def _measure(self, prompt: str, origin: _Origin) -> None:
-        """Ask a prompt about the rest of the slice, rung by rung, as long as there is hope."""
+        """Measure a prompt on the rest of the slice, rung by rung, until it is surely worse than the best."""
         best = Leaderboard(self._history.rows).best()
         known = Leaderboard(self._history.rows).get(prompt)
         right = read_bits(known) if known else []
-        for end in halving_sizes(self._section.first, len(self._ground.images)):
+        for end in halving_sizes(self._section.first, len(self._problem.images)):
             if end <= len(right):
                 continue
             started, num_asked = time.perf_counter(), end - len(right)
             try:
-                right = [*right, *self._ground.measure(prompt, len(right), end)]
+                right = [*right, *self._problem.measure(prompt, len(right), end)]
             except PromptError as error:
                 if origin.iteration == 0:
                     raise
                 self._refuse(prompt, [f"it cannot be asked: {error}"], origin)
                 return
-            judged = judge_prompt(right, read_bits(best) if best else None, self._ground.images)
+            judged = judge_prompt(right, read_bits(best) if best else None, self._problem.images)
             seconds = time.perf_counter() - started
             cost = SearchCost(origin.tokens, num_asked, round(origin.seconds + seconds, 3))
             self._keep(prompt, right, judged, origin, cost)
-            origin = _Origin(origin.iteration, origin.number, origin.alpha)  # the proposal is paid for once
+            origin = _Origin(origin.iteration, origin.number, origin.alpha)  # its cost is counted once
             if judged != "open":
                 return
 
     def _keep(self, prompt: str, right: Sequence[bool], judged: Verdict, origin: _Origin, cost: SearchCost) -> None:
         n = len(right)
-        found = estimate([*right], list(self._ground.images[:n]))
+        found = estimate([*right], list(self._problem.images[:n]))
         row = EvaluatedPrompt(
             prompt=prompt,
             iteration=origin.iteration,

@@ -1,4 +1,4 @@
-"""The two things that are searched for: what the proposing LLM is told of them, and which texts can be used at all."""
+"""Define the two search tasks, instruction and caption: their description, rules, seed, and checks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _COUNT = re.compile(r"\b(?:how many|count the|count all|number of (?:the )?(?:ob
 
 @dataclass(frozen=True, slots=True)
 class SearchTask:
-    """What is searched for.
+    """A kind of text to search for.
 
     Attributes:
         name: As the recipe names it.
-        about: What the text is for, as the proposing LLM is told.
-        rules: What the text has to hold, as it is told.
-        seed: Where the search begins, if the recipe does not say.
-        problems: Returns what makes a text unusable, one sentence each.
+        about: The purpose of the text, for the proposing LLM.
+        rules: The required parts of the text, for the proposing LLM.
+        seed: The first prompt, unless the recipe has one.
+        problems: Returns the reasons that make a text unusable, one sentence each.
     """
 
     name: Literal["instruction", "caption"]
@@ -44,10 +44,10 @@ class SearchTask:
 
 
 def find_other_demand(text: str) -> str | None:
-    """Return what an instruction demands instead of an index, `None` where nothing is found.
+    """Return the words of an instruction that demand something else than an index, `None` where it has none.
 
     A heuristic over English words: it counts objects, or it has a word for another answer (coordinates, yes or no, a
-    description, ..) and none for a number. What it misses costs one measurement, and scores badly there.
+    description, ..) and none for a number. A miss costs one measurement.
     """
     words = text.replace("{objects}", " ").replace("{expression}", " ")
     found = _COUNT.search(words) or (None if _INDEX.search(words) else _OTHER.search(words))
@@ -65,7 +65,7 @@ def _caption_problems(text: str) -> list[str]:
         return ["the caption is empty"]
     problems = []
     if (count := text.count("{expression}")) != 1:
-        problems.append(f"{{expression}} stands in the caption {count} times; it is needed exactly once")
+        problems.append(f"{{expression}} occurs in the caption {count} times; it is needed exactly once")
     if re.search(r"[{}]", text.replace("{expression}", "")):
         problems.append("the caption has a brace that belongs to no {expression}")
     if any(unicodedata.category(char)[0] == "C" for char in text):

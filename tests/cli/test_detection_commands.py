@@ -392,7 +392,7 @@ VERBS = ["headroom", "info", "verify", "merge", "export"]
 
 
 def test_all_verbs_are_known() -> None:
-    commands = detections.app.registered_commands
+    commands = detections.detections_app.registered_commands
     assert [command.name or getattr(command.callback, "__name__", "") for command in commands] == VERBS
 
 

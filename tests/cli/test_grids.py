@@ -68,7 +68,7 @@ def trained(name: str, vlm: str, toy: Path, model: Path, *more: str, seed: int =
     """A finished run whose adapter is random, so that it answers otherwise than the model alone."""
     names = {"vlm": vlm, "llm": "smollm2", "data": "toy", "train": "default"}
     overrides = [f"llm.model={model}", f"data.root='{toy}'", "prompt.format=compact", "llm.quantization=none", *more]
-    folder = runs.open_run(runs.ROOT / name, compose(names, overrides))
+    folder = runs.open_run(runs.RUNS / name, compose(names, overrides))
     base = tiny.model("llama", seed=0)
     lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     tiny.torch.manual_seed(seed)

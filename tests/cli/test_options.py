@@ -10,7 +10,7 @@ from rich.console import Console
 
 from llm_wrapper import runs, services
 from llm_wrapper.cli import grids
-from llm_wrapper.cli.options import chosen, name_of, named, overridden
+from llm_wrapper.cli.options import choose_recipe, fill_defaults, name_of, overridden
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.grid import Column
@@ -54,7 +54,7 @@ def report(path: Path) -> dict[str, dict[str, dict[str, object]]]:
     ],
 )
 def test_what_is_not_named_is_the_default(names: dict[str, str | None], expected: dict[str, str]) -> None:
-    assert named(names) == expected
+    assert fill_defaults(names) == expected
 
 
 def test_a_name_of_results_has_detector_llm_and_data() -> None:
@@ -74,7 +74,7 @@ def test_the_command_line_wins_over_the_run(
     toy: Path, vlm: str | None, overrides: list[str], detector: str, cap: int
 ) -> None:
     trained = finished(toy)
-    recipe = chosen({"vlm": vlm, "llm": None, "data": None, "train": None}, overrides, run=RUN)
+    recipe = choose_recipe({"vlm": vlm, "llm": None, "data": None, "train": None}, overrides, run=RUN)
     assert (recipe.detector.name, recipe.candidates.cap) == (detector, cap)
     assert (recipe.data, recipe.llm, recipe.prompt, recipe.train) == (
         trained.data,
@@ -89,8 +89,8 @@ def test_the_command_line_wins_over_the_run(
 def test_a_run_of_an_ensemble_is_one_and_another_detector_is_not(toy: Path) -> None:
     finished(toy, vlm="toy+toy-gray")
     nothing = {"vlm": None, "llm": None}
-    assert chosen(nothing, None, run=RUN).vlm == "toy+toy-gray"
-    assert chosen({**nothing, "vlm": "toy"}, None, run=RUN).vlm == "toy"
+    assert choose_recipe(nothing, None, run=RUN).vlm == "toy+toy-gray"
+    assert choose_recipe({**nothing, "vlm": "toy"}, None, run=RUN).vlm == "toy"
 
 
 def test_eval_of_a_run_takes_its_detector_and_data(toy: Path) -> None:
@@ -136,7 +136,7 @@ def test_eval_of_a_run_on_other_data_is_another_evaluation(toy: Path) -> None:
 
 
 def test_the_newest_run_is_evaluated_by_its_own_recipe(toy: Path) -> None:
-    folder = runs.ROOT / "toy-gray-rule-toy-20250101T000000Z-nogit"
+    folder = runs.RUNS / "toy-gray-rule-toy-20250101T000000Z-nogit"
     finished(toy, folder)
     run("cache-detections", "--vlm", "toy-gray", "--data-root", toy, "--split", "val")
     printed = run("eval", "--vlm", "toy-gray", "--llm", "rule")
@@ -257,7 +257,7 @@ def test_a_served_run_is_asked_in_its_chat_template(
     recipe = finished(toy)
     llm = recipe.llm.model_copy(update={"chat_template": CHAT, "enable_thinking": True})
     runs.finish(runs.open_run(Path("runs/chat"), recipe.model_copy(update={"llm": llm})), {})
-    found = chosen({"llm": "vllm"}, overrides, run=Path("runs/chat")).llm
+    found = choose_recipe({"llm": "vllm"}, overrides, run=Path("runs/chat")).llm
     assert (found.backend, found.chat_template, found.enable_thinking) == ("openai", template, thinking)
 
 
@@ -268,7 +268,7 @@ def test_ways_that_use_the_servers_chat_template_say_so(
     recipe = finished(toy)
     llm = recipe.llm.model_copy(update={"chat_template": CHAT})
     runs.finish(runs.open_run(Path("runs/chat"), recipe.model_copy(update={"llm": llm})), {})
-    chosen({"llm": "vllm"}, [f"llm.decode={decode}"], run=Path("runs/chat"))
+    choose_recipe({"llm": "vllm"}, [f"llm.decode={decode}"], run=Path("runs/chat"))
     assert "vllm serve --chat-template FILE" in caplog.text
 
 
@@ -282,7 +282,7 @@ def test_what_is_typed_allows_a_key_and_what_a_run_says_does_not(
     server = recipe.llm.server.model_copy(update={"base_url": "http://node:8000/v1", "key_variable": "VLLM_API_KEY"})
     llm = recipe.llm.model_copy(update={"backend": "openai", "model": "m", "server": server})
     runs.finish(runs.open_run(Path("runs/served"), recipe.model_copy(update={"llm": llm})), {})
-    found = chosen({}, words.split(), run=Path("runs/served")).llm.server
+    found = choose_recipe({}, words.split(), run=Path("runs/served")).llm.server
     if words:
         assert services.key_for("VLLM_API_KEY", found.base_url)
     else:

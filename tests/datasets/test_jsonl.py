@@ -158,6 +158,14 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         jsonl.load_jsonl(_write(tmp_path, ""), "val")
 
 
+def test_a_folder_of_images_beside_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "mine.jsonl").write_text('{"image": "a.png", "expression": "the mug"}')
+    with pytest.raises(DataError, match=r"lies in .*images: add data\.settings\.images="):
+        jsonl.load_jsonl(tmp_path / "mine.jsonl", "val")
+
+
 @pytest.mark.parametrize("missing", [{}, {"expression": None}], ids=["no-key", "null"])
 def test_a_photograph_without_an_expression_is_skipped_and_counted(tmp_path: Path, missing: dict[str, Any]) -> None:
     Image.new("RGB", (100, 50)).save(tmp_path / "b.png")

@@ -92,7 +92,7 @@ def detector(time: FakeTime, **settings: Any) -> DDSDetector:
     return DDSDetector(chosen, clock=time.clock, sleep=time.sleep, chance=lambda: 1.0)
 
 
-def shown(found: Detections) -> list[Any]:
+def as_rows(found: Detections) -> list[Any]:
     return [(item.box.xyxy, item.label, item.score, item.source) for item in found.items]
 
 
@@ -112,7 +112,7 @@ def test_each_misbehaviour(case: Case, server: MisbehavingServer, sample: Sample
     server.polls.extend(case.polls)
     asked = detector(time)
     if case.error is None:
-        assert shown(detect_sample(asked, sample)) == ZEBRA
+        assert as_rows(detect_sample(asked, sample)) == ZEBRA
     else:
         with pytest.raises(ModelError, match=case.error) as caught:
             detect_sample(asked, sample)
@@ -155,7 +155,7 @@ def test_what_is_sent(server: MisbehavingServer, sample: Sample, time: FakeTime)
 )
 def test_newer_models(model: str, path: str, server: MisbehavingServer, sample: Sample, time: FakeTime) -> None:
     asked = detector(time, model=model)
-    assert shown(detect_sample(asked, sample)) == ZEBRA
+    assert as_rows(detect_sample(asked, sample)) == ZEBRA
     assert (server.seen[0].path, server.seen[0].body["model"], asked.name) == (path, model, model.lower())
 
 
@@ -178,7 +178,7 @@ def test_expressions(
     other = Sample("s1", "r1", "i1", sample.image_path, (8, 6), expression, None)
     found = detect_sample(detector(time), other)
     assert [each.body["prompt"]["text"] for each in server.seen if each.body] == ([text] if text else [])
-    assert shown(found) == (ZEBRA if text else [])
+    assert as_rows(found) == (ZEBRA if text else [])
 
 
 @needs_sdk
@@ -190,7 +190,7 @@ def test_odd_boxes_are_counted(server: MisbehavingServer, sample: Sample, time: 
     server.objects = objects
     found = detect_sample(detector(time), sample)
     assert found.num_dropped == len(odd)
-    assert shown(found) == [((0.0, 0.0, 1.0, 1.0), "a", None, "api"), ((-5.0, 0.0, 999.0, 4.0), "", None, "api")]
+    assert as_rows(found) == [((0.0, 0.0, 1.0, 1.0), "a", None, "api"), ((-5.0, 0.0, 999.0, 4.0), "", None, "api")]
 
 
 @needs_sdk
@@ -266,7 +266,7 @@ def test_a_later_run_finds_the_task_that_is_paid(
     server.polls.extend(polls)
     with pytest.raises(ModelError):
         detect_sample(detector(time, max_tries=2), sample)
-    assert shown(detect_sample(detector(time), sample)) == ZEBRA
+    assert as_rows(detect_sample(detector(time), sample)) == ZEBRA
     assert len(server.tasks) == 1
 
 

@@ -43,7 +43,7 @@ def samples(write: Write) -> list[Sample]:
     return [write(image_id, text, i) for image_id, texts in _EXPRESSIONS.items() for i, text in enumerate(texts)]
 
 
-def shown(answers: list[Detections]) -> list[list[tuple[str, str, Any]]]:
+def as_rows(answers: list[Detections]) -> list[list[tuple[str, str, Any]]]:
     return [[(i.source, i.label, pytest.approx(i.box.xyxy, abs=1e-3)) for i in each.items] for each in answers]
 
 
@@ -89,7 +89,7 @@ def test_batches_answer_as_the_plain_way(
     samples: list[Sample], said: dict[tuple[int, str], str], num_beams: int, attention: str, max_prompts: int
 ) -> None:
     detector = tiny.build(attention=attention, num_beams=num_beams, max_prompts=max_prompts)
-    questions = tiny.asked(detector, samples)
+    questions = tiny.all_questions(detector, samples)
     found = tiny.detect(detector, questions)
     expected = []
     for place, question in enumerate(questions):
@@ -103,7 +103,7 @@ def test_batches_answer_as_the_plain_way(
         expected.append(
             joined([read_florence2_answer(text, task, wh, banned_phrases=banned) for task, text in answers.items()])
         )
-    assert [[(i.source, i.label, i.box.xyxy) for i in each.items] for each in found] == shown(expected)
+    assert [[(i.source, i.label, i.box.xyxy) for i in each.items] for each in found] == as_rows(expected)
     assert [each.num_dropped for each in found] == [each.num_dropped for each in expected]
     # Babble is only evidence if it hangs on what was asked, ends at different lengths, and holds boxes.
     assert len({(questions[place].sample.image_id, text) for (place, _), text in said.items()}) >= 18
@@ -113,12 +113,12 @@ def test_batches_answer_as_the_plain_way(
 
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
     detector = tiny.build()
-    questions = tiny.asked(detector, samples)
+    questions = tiny.all_questions(detector, samples)
     together = tiny.detect(detector, questions)
     assert any(answer.items for answer in together)
     for question, answer in zip(questions, together, strict=True):
         (alone,) = tiny.detect(detector, [question])
-        assert [(i.source, i.label, i.box.xyxy) for i in alone.items] == shown([answer])[0]
+        assert [(i.source, i.label, i.box.xyxy) for i in alone.items] == as_rows([answer])[0]
 
 
 class _Spy:
@@ -141,7 +141,7 @@ def test_an_image_is_encoded_once_and_levels_are_decoded_apart(
     detector = tiny.build(max_prompts=6)
     vision = _Spy(monkeypatch, detector._model, "get_image_features")
     decoding = _Spy(monkeypatch, detector._model, "generate")
-    tiny.detect(detector, tiny.asked(detector, samples))
+    tiny.detect(detector, tiny.all_questions(detector, samples))
     assert [call["pixel_values"].shape for call in vision.calls] == [(1, 3, tiny.SIDE, tiny.SIDE)] * 3
     # 8 expressions and 3 images, two tasks each: 16 prompts in batches of six, then 6.
     assert [len(call["attention_mask"]) for call in decoding.calls] == [6, 6, 4, 6]
@@ -157,7 +157,7 @@ def test_beams_share_what_the_encoder_said(samples: list[Sample], monkeypatch: p
         "reorder_cache",
         lambda cache, beam_idx: (moved.append(cache.get_seq_length()), inner(cache, beam_idx)),
     )
-    tiny.detect(tiny.build(tasks=["rec"]), tiny.asked(tiny.build(tasks=["rec"]), samples[:1]))
+    tiny.detect(tiny.build(tasks=["rec"]), tiny.all_questions(tiny.build(tasks=["rec"]), samples[:1]))
     assert moved
     assert max(moved) <= tiny.SETTINGS["max_new_tokens"]  # the encoder's states of this prompt are longer than that
 
@@ -174,7 +174,7 @@ def test_beams_share_what_the_encoder_said(samples: list[Sample], monkeypatch: p
 def test_tasks_decide_levels_and_order(samples: list[Sample], tasks: list[str], levels: tuple[str, ...]) -> None:
     detector = tiny.build(tasks=tasks, num_beams=1)
     assert detector.levels == levels
-    questions = tiny.asked(detector, samples)
+    questions = tiny.all_questions(detector, samples)
     for question, answer in zip(questions, tiny.detect(detector, questions), strict=True):
         wanted = [task for task in tasks if FLORENCE2_TASKS[task].level == question.level]
         sources = [item.source for item in answer.items]
@@ -223,13 +223,13 @@ def test_hostile_expressions(write: Write, expression: str, monkeypatch: pytest.
         text = tokenizer.decode(prompt.ids[1:-1])
         assert text.startswith(begin)
         assert text.endswith(end)
-    assert len(tiny.detect(detector, tiny.asked(detector, [sample]))) == 2
+    assert len(tiny.detect(detector, tiny.all_questions(detector, [sample]))) == 2
 
 
 @pytest.mark.parametrize("unit", ["dog ", "a", "🐕", "é "], ids=["words", "word", "emoji", "accents"])
 @pytest.mark.parametrize("task", ["rec", "grounding"])
 def test_a_long_expression_is_cut_no_further_than_needed(unit: str, task: str) -> None:
-    _, ids = tiny.build()._fitting(task, unit * 1000)
+    _, ids = tiny.build()._fit(task, unit * 1000)
     assert _ROOM - 6 < len(ids) <= _ROOM
 
 
@@ -237,8 +237,8 @@ def test_a_cut_expression_is_told_once(write: Write, caplog: pytest.LogCaptureFi
     detector = tiny.build(tasks=["rec", "grounding"], max_new_tokens=2, num_beams=1)
     samples = [write("a", "the dog left of " * 1250, i) for i in range(2)]
     with caplog.at_level(logging.WARNING, logger="llm_wrapper"):
-        tiny.detect(detector, tiny.asked(detector, samples))
-        tiny.detect(detector, tiny.asked(detector, samples))
+        tiny.detect(detector, tiny.all_questions(detector, samples))
+        tiny.detect(detector, tiny.all_questions(detector, samples))
     (record,) = caplog.records
     assert f"florence-2-tiny reads {_ROOM} tokens: longer expressions are cut, as 'the dog left" in record.getMessage()
 
@@ -259,7 +259,7 @@ def test_an_answer_that_is_cut_gives_its_whole_boxes(samples: list[Sample], monk
     detector = tiny.build(tasks=["rec"])
     cut = "</s><s>dog<loc_1><loc_2><loc_30><loc_40>cat<loc_5><loc_6>"
     monkeypatch.setattr(detector, "_generate", lambda prompts, features: [cut] * len(prompts))
-    (answer,) = tiny.detect(detector, tiny.asked(detector, samples[:1]))
+    (answer,) = tiny.detect(detector, tiny.all_questions(detector, samples[:1]))
     assert [item.label for item in answer.items] == ["dog"]
     assert answer.num_dropped == 1
 
@@ -317,7 +317,7 @@ def test_half_precision_is_used_and_told(samples: list[Sample]) -> None:
     detector = tiny.build(dtype=torch.bfloat16, attention="sdpa", num_beams=1)
     assert detector.recorded()["dtype"] == "bfloat16"
     assert detector.identity() == tiny.build(num_beams=1).identity()
-    assert any(answer.items for answer in tiny.detect(detector, tiny.asked(detector, samples)))
+    assert any(answer.items for answer in tiny.detect(detector, tiny.all_questions(detector, samples)))
 
 
 def test_more_tokens_than_positions_are_refused() -> None:
@@ -329,5 +329,5 @@ def test_more_tokens_than_positions_are_refused() -> None:
 def test_an_answer_may_fill_all_positions(samples: list[Sample]) -> None:
     detector = tiny.build(tasks=["od"], max_new_tokens=tiny.POSITIONS, num_beams=1)
     detector._model.generation_config.update(min_new_tokens=tiny.POSITIONS)
-    (answer,) = tiny.detect(detector, tiny.asked(detector, samples[:1]))
+    (answer,) = tiny.detect(detector, tiny.all_questions(detector, samples[:1]))
     assert answer.items

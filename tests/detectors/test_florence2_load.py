@@ -75,7 +75,7 @@ def test_a_folder_is_loaded_as_the_settings_say(saved: Path, tmp_path: Path, dty
     detector = create_florence2(settings)
     assert detector.name == "florence-2-tiny"
     assert (detector.identity()["model"], detector.identity()["revision"]) == (str(saved), None)
-    questions = tiny.asked(detector, [tiny.sample(tmp_path, "a", "dog")])
+    questions = tiny.all_questions(detector, [tiny.sample(tmp_path, "a", "dog")])
     detector.prepare(questions[0].sample)
     assert detector.recorded() == {
         "attention": "sdpa" if attention == "auto" else attention,
@@ -124,7 +124,6 @@ def _not_json(folder: Path) -> None:
         (model_folders.without_a_weight("encoder.layers.1.fc1.weight"), "1 of the weights are missing, such as .*fc1"),
         (model_folders.of_another_kind, "it is a bert, not a florence2"),
         (model_folders.cut_short, ""),
-        (model_folders.without_tokenizer, ""),
         (_not_json, ""),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -14,7 +14,7 @@ from PIL import Image
 from llm_wrapper.detectors import grounding_dino, noun_groups
 from llm_wrapper.detectors.base import Question, questions_about
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
-from llm_wrapper.detectors.grounding_dino_base import fit_expression, raw_answer, read_text, score_answer
+from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_text, score_answer
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ImageError, ModelError
 from llm_wrapper.images import read_sample
@@ -62,7 +62,7 @@ def _plain(architecture: str, sample: Sample, settings: GroundingDinoSettings) -
         out = model(**inputs)
     tokens = processor.tokenizer(f"{text}.", return_offsets_mapping=True)
     read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
-    answer = raw_answer(out.logits[0].numpy(), out.pred_boxes[0].numpy(), sample.image_wh)
+    answer = decode_answer(out.logits[0].numpy(), out.pred_boxes[0].numpy(), sample.image_wh)
     groups = _two_words(text) if settings.mode == "gdrec" else None
     return score_answer(answer, read, groups, settings), out
 
@@ -85,7 +85,7 @@ def _assert_same(found: Detections, expected: Detections) -> None:
 def test_answers_are_those_of_plain_calls(
     architecture: str, mode: str, max_prompts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noun_groups, "subject_and_groups", _two_words)
+    monkeypatch.setattr(noun_groups, "find_noun_groups", _two_words)
     settings = GroundingDinoSettings(**(_GD if mode == "gd" else _GDREC), max_prompts=max_prompts)
     samples = [
         tiny.sample(tmp_path, expression, number=number, image=number % 2, wh=((96, 64), (50, 90))[number % 2])

@@ -11,8 +11,8 @@ from llm_wrapper.detectors.grounding_dino_base import (
     ReadText,
     Scoring,
     Word,
+    decode_answer,
     fit_expression,
-    raw_answer,
     read_text,
     score_answer,
 )
@@ -174,14 +174,14 @@ def test_thresholds_that_nothing_reaches(groups: NounGroups | None) -> None:
 
 def test_numbers_become_probabilities_and_pixels() -> None:
     logits = np.array([[0.0, np.log(3.0), -np.inf]], dtype=np.float32)
-    answer = raw_answer(logits, np.array([[0.5, 0.25, 0.2, 0.5]], dtype=np.float32), (640, 480))
+    answer = decode_answer(logits, np.array([[0.5, 0.25, 0.2, 0.5]], dtype=np.float32), (640, 480))
     assert answer.probabilities.tolist() == [pytest.approx([0.5, 0.75, 0.0])]
     assert answer.boxes.tolist() == [pytest.approx([256.0, 0.0, 384.0, 240.0], abs=1e-4)]
 
 
 def test_boxes_that_are_none_are_counted_and_others_kept_as_they_are() -> None:
     boxes = np.array([[0.5, 0.5, -0.2, 0.2], [0.5, 0.5, 0.0, 0.2], [np.inf, 0.5, 0.2, 0.2], [0.95, 0.1, 0.4, 0.6]])
-    answer = raw_answer(np.full((4, 8), 1.0), boxes, (100, 100))
+    answer = decode_answer(np.full((4, 8), 1.0), boxes, (100, 100))
     found = score_answer(answer, _TEXT, None, Scoring())
     assert found.num_dropped == 3
     (item,) = found.items
@@ -213,4 +213,4 @@ def test_not_a_number_is_refused(where: str) -> None:
     logits, boxes = np.zeros((2, 8)), np.full((2, 4), 0.5)
     (logits if where == "logits" else boxes)[1, 2] = np.nan
     with pytest.raises(ModelError, match="not a number"):
-        raw_answer(logits, boxes, (10, 10))
+        decode_answer(logits, boxes, (10, 10))

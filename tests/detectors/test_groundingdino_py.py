@@ -150,7 +150,7 @@ def _assert_same(one: Detections, other: Detections, sample: Sample) -> None:
     ],
 )
 def test_the_detectors_answer_alike(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noun_groups, "subject_and_groups", _two_words)
+    monkeypatch.setattr(noun_groups, "find_noun_groups", _two_words)
     samples = _samples(_photographs(), _EXPRESSIONS)
     ours, theirs = (
         tiny_py.detect(tiny_py.authors_detector(**settings), samples),

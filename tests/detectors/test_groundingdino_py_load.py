@@ -134,8 +134,8 @@ def test_every_wrong_setting_is_listed() -> None:
     settings = {"model": "a/b", "config": "SwinL", "box_treshold": 0.2, "text_threshold": 2, "device": "gpu"}
     with pytest.raises(RecipeError, match="5 problems") as caught:
         create_groundingdino_py(settings)
-    for told in ("'file' is missing", "box_treshold", "box_threshold", "text_threshold", "config", "device"):
-        assert told in str(caught.value)
+    for message in ("'file' is missing", "box_treshold", "box_threshold", "text_threshold", "config", "device"):
+        assert message in str(caught.value)
 
 
 def test_identity_has_what_decides_the_answers_and_nothing_else() -> None:

@@ -97,7 +97,7 @@ def test_batches_answer_as_the_plain_way(
     samples: list[Sample], said: dict[tuple[int, str], str], num_beams: int, max_prompts: int
 ) -> None:
     detector = tiny.build(num_beams=num_beams, max_prompts=max_prompts)
-    questions = tiny.asked(detector, samples)
+    questions = tiny.all_questions(detector, samples)
     found = tiny.detect(detector, questions)
     for place, (question, answer) in enumerate(zip(questions, found, strict=True)):
         (task,) = [task for task in KOSMOS2_TASKS if KOSMOS2_TASKS[task].level == question.level]
@@ -117,7 +117,7 @@ def test_batches_answer_as_the_plain_way(
 
 def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
     detector = tiny.build()
-    questions = tiny.asked(detector, samples)
+    questions = tiny.all_questions(detector, samples)
     together = tiny.detect(detector, questions)
     assert any(answer.items for answer in together)
     assert together == [answer for question in questions for answer in tiny.detect(detector, [question])]
@@ -143,7 +143,7 @@ def test_an_image_is_encoded_once_and_no_prompt_is_padded(
     detector = tiny.build(max_prompts=2)
     vision = _Spy(monkeypatch, detector._model.vision_model, "forward")
     decoding = _Spy(monkeypatch, detector._model, "generate")
-    tiny.detect(detector, tiny.asked(detector, samples))
+    tiny.detect(detector, tiny.all_questions(detector, samples))
     assert [call["pixel_values"].shape for call in vision.calls] == [(1, 3, tiny.SIDE, tiny.SIDE)] * 3
     # Expressions of one word (four), of two (two), of six, seven, eight and nine; three images in two batches.
     assert [len(call["input_ids"]) for call in decoding.calls] == [2, 2, 2, 1, 1, 1, 1, 2, 1]
@@ -173,7 +173,7 @@ def test_a_prompt_is_the_one_of_the_processor(write: Write, task: str, monkeypat
 def test_tasks_decide_levels(samples: list[Sample], tasks: list[str], levels: tuple[str, ...]) -> None:
     detector = tiny.build(tasks=tasks)
     assert detector.levels == levels
-    questions = tiny.asked(detector, samples)
+    questions = tiny.all_questions(detector, samples)
     for question, answer in zip(questions, tiny.detect(detector, questions), strict=True):
         assert {i.source for i in answer.items} <= ({"caption"} if question.level == "image" else {"rec", MENTIONED})
         assert all(item.score is None for item in answer.items)
@@ -219,12 +219,12 @@ def test_hostile_expressions(write: Write, expression: str) -> None:
     written = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     assert not (written - {tokenizer.unk_token_id}) & set(asked[2:-1])
     assert len(prompt.ids) <= tiny.POSITIONS - 8
-    assert len(tiny.detect(detector, tiny.asked(detector, [sample]))) == 2
+    assert len(tiny.detect(detector, tiny.all_questions(detector, [sample]))) == 2
 
 
 @pytest.mark.parametrize("unit", ["dog ", "a", "🐕 ", "é "], ids=["words", "word", "emoji", "accents"])
 def test_a_long_expression_is_cut_no_further_than_needed(unit: str) -> None:
-    expression, ids = tiny.build()._fitting("rec", unit * 1000)
+    expression, ids = tiny.build()._fit("rec", unit * 1000)
     assert _ROOM - 6 < len(ids) <= _ROOM
     assert (unit * 1000).startswith(expression)
 
@@ -233,8 +233,8 @@ def test_a_cut_expression_is_told_once(write: Write, caplog: pytest.LogCaptureFi
     detector = tiny.build(tasks=["rec"])
     samples = [write("a", "the dog left of " * 1250, i) for i in range(2)]
     with caplog.at_level(logging.WARNING, logger="llm_wrapper"):
-        tiny.detect(detector, tiny.asked(detector, samples))
-        (answer, _) = tiny.detect(detector, tiny.asked(detector, samples))
+        tiny.detect(detector, tiny.all_questions(detector, samples))
+        (answer, _) = tiny.detect(detector, tiny.all_questions(detector, samples))
     (record,) = caplog.records
     assert f"kosmos-2-tiny reads {_ROOM} tokens: longer expressions are cut, as 'the dog left" in record.getMessage()
     assert answer.items or answer.num_dropped

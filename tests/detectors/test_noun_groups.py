@@ -11,7 +11,7 @@ import pytest
 
 from llm_wrapper.datasets import refer, restricted_pickle
 from llm_wrapper.detectors import noun_groups
-from llm_wrapper.detectors.noun_groups import NounGroups, Span, subject_and_groups
+from llm_wrapper.detectors.noun_groups import NounGroups, Span, find_noun_groups
 from llm_wrapper.errors import ModelError
 
 _MARKED = Path(__file__).parent / "noun_groups.jsonl"
@@ -25,12 +25,12 @@ def parser() -> None:
 
 
 def _subject(expression: str) -> str | None:
-    span = subject_and_groups(expression).subject
+    span = find_noun_groups(expression).subject
     return None if span is None else span.of(expression)
 
 
 def _others(expression: str) -> list[str]:
-    return [span.of(expression) for span in subject_and_groups(expression).others]
+    return [span.of(expression) for span in find_noun_groups(expression).others]
 
 
 def _marked() -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def test_other_groups(expression: str, others: list[str]) -> None:
 @pytest.mark.parametrize("text", ["", "   ", "22", "...", "左边的男人", "человек слева", "🐶", "\x00"], ids=repr)
 def test_no_groups_where_nothing_is_latin(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noun_groups, "_english", lambda: pytest.fail("the parser was asked"))
-    assert subject_and_groups(text) == NounGroups(None, ())
+    assert find_noun_groups(text) == NounGroups(None, ())
 
 
 @pytest.mark.usefixtures("parser")
@@ -164,7 +164,7 @@ def test_no_groups_where_nothing_is_latin(text: str, monkeypatch: pytest.MonkeyP
     ids=range(12),
 )
 def test_groups_of_any_text_are_ordered_parts_of_it(text: str) -> None:
-    found = subject_and_groups(text)
+    found = find_noun_groups(text)
     assert found.subject not in found.others
     spans = sorted([*found.others, *([found.subject] if found.subject else [])], key=lambda span: span.start)
     for span in spans:
@@ -183,7 +183,7 @@ def test_a_missing_parser_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, name, None)
     noun_groups._english.cache_clear()
     with pytest.raises(ModelError, match=r"llm-wrapper-rec\[grounding\]"):
-        subject_and_groups("the man")
+        find_noun_groups("the man")
 
 
 def test_a_parser_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,4 +198,4 @@ def test_a_parser_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(sys.modules, name, Other)
     noun_groups._english.cache_clear()
     with pytest.raises(ModelError, match=r"4\.0\.0"):
-        subject_and_groups("the man")
+        find_noun_groups("the man")

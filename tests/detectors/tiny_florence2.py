@@ -182,7 +182,7 @@ def sample(folder: Path, image_id: str, expression: str, number: int = 0) -> Sam
     return Sample(f"{image_id}/{number}", "r", image_id, str(path), size, expression, None)
 
 
-def asked(detector: Detector, samples: Sequence[Sample]) -> list[Question]:
+def all_questions(detector: Detector, samples: Sequence[Sample]) -> list[Question]:
     """Return all questions, each once, those about one image together, as the engine asks them."""
     questions = [question for each in samples for question in questions_about(each, detector.levels)]
     return sorted({question.key: question for question in questions}.values(), key=lambda each: each.sample.image_id)

@@ -11,9 +11,9 @@ import transformers
 from tokenizers import AddedToken, normalizers
 
 from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, Kosmos2Detector, Kosmos2Settings
-from tests.detectors.tiny_florence2 import SIZES, asked, detect, sample
+from tests.detectors.tiny_florence2 import SIZES, all_questions, detect, sample
 
-__all__ = ["POSITIONS", "SETTINGS", "SIDE", "SIZES", "asked", "build", "detect", "model", "processor", "sample"]
+__all__ = ["POSITIONS", "SETTINGS", "SIDE", "SIZES", "all_questions", "build", "detect", "model", "processor", "sample"]
 
 _WORDS = [
     "the",

@@ -16,13 +16,13 @@ from llm_wrapper.evaluation.comparison import (
     NEAR_IOU,
     OUTCOMES,
     compare_systems,
-    completed,
+    complete_predictions,
     flips,
     near_ties,
     outcome_shares,
     outcomes,
     p_at_1_by_position,
-    paired,
+    pair_predictions,
 )
 from llm_wrapper.metrics import oracle_ious, summarize
 from llm_wrapper.records import Box, Prediction, Sample
@@ -37,7 +37,7 @@ def system(name: str, boxes: Sequence[Box | None], *, per_image: int = 1) -> lis
 
 
 def test_missing_predictions_count_as_wrong() -> None:
-    done = completed([made("c", TARGET), made("a", TARGET)], SAMPLES)
+    done = complete_predictions([made("c", TARGET), made("a", TARGET)], SAMPLES)
     assert [each.sample_id for each in done] == ["a", "b", "c"]
     assert (done[1].decided_by, done[1].failure, done[1].box) == ("missing", MISSING_PREDICTION, None)
     assert (done[1].target, done[1].image_wh) == (TARGET, (640, 480))
@@ -49,7 +49,7 @@ def test_missing_predictions_count_as_wrong() -> None:
 def test_predictions_for_other_samples_are_refused_with_all_listed() -> None:
     rows = [made("a", TARGET), made("x", TARGET), made("y", None), made("b", TARGET, target=WRONG)]
     with pytest.raises(DataError) as error:
-        completed(rows, SAMPLES)
+        complete_predictions(rows, SAMPLES)
     message = str(error.value)
     assert "'x' was not asked for" in message
     assert "'y' was not asked for" in message
@@ -66,14 +66,14 @@ def test_predictions_for_other_samples_are_refused_with_all_listed() -> None:
 )
 def test_what_is_not_one_systems_result_is_refused(rows: list[Prediction], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        completed(rows, SAMPLES)
+        complete_predictions(rows, SAMPLES)
     with pytest.raises(DataError, match=message):
-        paired(rows, [made("a", TARGET)])
+        pair_predictions(rows, [made("a", TARGET)])
 
 
 def test_pairs_are_found_by_sample_whatever_the_order() -> None:
     a, b = system("a", [TARGET, WRONG, None]), system("b", [WRONG, WRONG, TARGET])
-    assert [(x.sample_id, y.sample_id) for x, y in paired(a, b[::-1])] == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert [(x.sample_id, y.sample_id) for x, y in pair_predictions(a, b[::-1])] == [("0", "0"), ("1", "1"), ("2", "2")]
     assert compare_systems(a, b[::-1]) == compare_systems(a, b)
 
 

@@ -13,7 +13,7 @@ import pytest
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import external, predictions
-from llm_wrapper.evaluation.comparison import completed
+from llm_wrapper.evaluation.comparison import complete_predictions
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Prediction, Sample
 from tests.evaluation.made import made
@@ -143,7 +143,7 @@ def test_missing_ones_count_as_wrong_and_are_named(tmp_path: Path) -> None:
     summary = summarize(found.predictions)
     assert (summary.system, summary.n, summary.p_at_1) == ("glip", 10, 0.3)
     assert summary.decided_by == {"missing": 7, "detector": 3}
-    assert completed(found.predictions, SAMPLES) == found.predictions
+    assert complete_predictions(found.predictions, SAMPLES) == found.predictions
 
 
 @pytest.mark.parametrize(

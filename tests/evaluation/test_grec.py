@@ -17,7 +17,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import comparison, ensemble, grec, systems
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.comparison import compare_systems
-from llm_wrapper.evaluation.grec import answered, measure_grec, none_curve, right_sets, rowwise_giou
+from llm_wrapper.evaluation.grec import answer_boxes, measure_grec, none_curve, right_sets, rowwise_giou
 from llm_wrapper.metrics import summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.recipe import PromptSection
@@ -137,9 +137,9 @@ def test_only_an_answer_says_that_nothing_is_meant(changes: dict[str, Any], n_ac
 
 
 def test_with_a_least_probability_several_or_none_are_answered() -> None:
-    assert answered(ROWS[2], least=0.5) == (TARGET, SECOND)
-    assert answered(ROWS[1], least=0.7) == ()
-    assert answered(made("a", TARGET), least=0.1) == (), "a probability that is not known is no probability"
+    assert answer_boxes(ROWS[2], least=0.5) == (TARGET, SECOND)
+    assert answer_boxes(ROWS[1], least=0.7) == ()
+    assert answer_boxes(made("a", TARGET), least=0.1) == (), "a probability that is not known is no probability"
     assert measure_grec(ROWS, least=0.5).precision.value == 3 / 5
     assert measure_grec(ROWS, least=0.8).n_acc.value == 1.0
 
@@ -282,7 +282,7 @@ def test_a_threshold_over_nothing_has_no_risk(rows: list[Prediction]) -> None:
 
 def test_orders_leave_none_at_the_end() -> None:
     answers = [Answer((0.5, 0.2, 0.3), 1.0), Answer((0.1, 0.4, 0.5), 0.5)]
-    mean = systems.averaged(answers, [(0, 1), (1, 0)])
+    mean = systems.average_answers(answers, [(0, 1), (1, 0)])
     assert mean.probabilities == pytest.approx((0.45, 0.15, 0.4))
     assert mean.mass == 0.75
 

@@ -19,13 +19,13 @@ from llm_wrapper.evaluation.methods import (
     select_methods,
     split_labels,
 )
-from llm_wrapper.recipe import KINDS, Recipe, compose
+from llm_wrapper.recipe import RECIPE_KINDS, Recipe, compose
 from tests.evaluation.made import TARGET, made
 
 
 def recipe(name: str, *overrides: str) -> Recipe:
     method = METHODS[name]
-    more: dict[str, str] = {method.kind: method.file} if method.kind in KINDS else {}
+    more: dict[str, str] = {method.kind: method.file} if method.kind in RECIPE_KINDS else {}
     return compose({"vlm": "toy", "llm": "smollm2", "data": "toy", **more}, overrides)
 
 

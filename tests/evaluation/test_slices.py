@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_wrapper.evaluation.comparison import paired
+from llm_wrapper.evaluation.comparison import pair_predictions
 from llm_wrapper.evaluation.headroom import measure_offer
 from llm_wrapper.evaluation.slices import (
     FAMILIES,
@@ -103,7 +103,7 @@ def test_an_empty_slice_has_no_data() -> None:
 def test_differences_are_sliced_by_the_first_system() -> None:
     a = [made("a", TARGET, others=[WRONG]), made("b", TARGET)]
     b = [replace(a[0], system="t", box=WRONG, candidates=()), replace(a[1], system="t")]
-    found = differences_by_slice(paired(a, b))
+    found = differences_by_slice(pair_predictions(a, b))
     assert found["candidates"]["2 to 4"] == (1.0, None, 1)
     assert found["candidates"]["1"] == (0.0, None, 1)
     assert found["candidates"]["none"] == (None, None, 0)

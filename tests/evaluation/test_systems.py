@@ -13,7 +13,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import ask_in_orders, averaged, orders_of
+from llm_wrapper.evaluation.systems import ask_in_orders, average_answers, orders_of
 from llm_wrapper.metrics import summarize
 from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.choose import choose
@@ -203,7 +203,7 @@ def test_orders_are_permutations_that_hang_on_the_candidates_alone(count: int) -
 
 def test_an_average_is_given_in_the_candidates_own_order() -> None:
     answers = [Answer(probabilities=(0.7, 0.3), mass=0.5), Answer(probabilities=(0.6, 0.4), mass=0.7)]
-    found = averaged(answers, [(0, 1), (1, 0)])
+    found = average_answers(answers, [(0, 1), (1, 0)])
     assert found.probabilities == pytest.approx((0.55, 0.45))
     assert found.mass == pytest.approx(0.6)
 

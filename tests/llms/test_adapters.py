@@ -40,7 +40,7 @@ def lora(**options: Any) -> peft.LoraConfig:
     )
 
 
-def foreign(folder: Path, config: Any = None, model: Any = None, *, base: str | None = "tiny-llama") -> Path:
+def third_party(folder: Path, config: Any = None, model: Any = None, *, base: str | None = "tiny-llama") -> Path:
     """Save an adapter with random weights as another program would."""
     torch.manual_seed(5)
     model = peft.get_peft_model(model or tiny.model("llama"), config or lora())
@@ -111,7 +111,7 @@ def logits(model: Any) -> torch.Tensor:
     ],
 )
 def test_a_whole_adapter_answers_as_in_peft(tmp_path: Path, config: Any) -> None:
-    folder = foreign(tmp_path, config)
+    folder = third_party(tmp_path, config)
     expected = logits(peft.PeftModel.from_pretrained(tiny.model("llama"), str(folder)).eval())
     adapted = add_adapter(tiny.llm(), folder)
     torch.testing.assert_close(logits(adapted.model), expected)
@@ -120,17 +120,17 @@ def test_a_whole_adapter_answers_as_in_peft(tmp_path: Path, config: Any) -> None
 
 
 def test_peft_stores_the_output_layer_beside_its_adapter(tmp_path: Path) -> None:
-    assert COPY in load_file(foreign(tmp_path) / WEIGHTS)  # else the tests of copies say nothing
+    assert COPY in load_file(third_party(tmp_path) / WEIGHTS)  # else the tests of copies say nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_rounded_copy_of_the_output_layer_is_the_models_own(tmp_path: Path, dtype: torch.dtype) -> None:
-    folder = edited(foreign(tmp_path), lambda weights: weights.update({COPY: weights[COPY].to(dtype)}))
+    folder = edited(third_party(tmp_path), lambda weights: weights.update({COPY: weights[COPY].to(dtype)}))
     add_adapter(tiny.llm(), folder)
 
 
 def test_an_adapter_of_mixtrals_attention_and_lm_head_fits(tmp_path: Path) -> None:
-    folder = foreign(tmp_path, model=tiny.model("mixtral"))
+    folder = third_party(tmp_path, model=tiny.model("mixtral"))
     assert not [key for key in load_file(folder / WEIGHTS) if "expert" in key]
     add_adapter(tiny.llm("mixtral", "llama3"), folder)
 
@@ -139,7 +139,7 @@ def test_an_adapter_of_mixtrals_attention_and_lm_head_fits(tmp_path: Path) -> No
 def test_an_adapter_of_single_experts_fits_fused_ones(tmp_path: Path) -> None:
     values = {key: value for key, value in tiny.CONFIGS["mixtral"]().to_dict().items() if key != "model_type"}
     apart = nf4._ApartMixtral(nf4._ApartConfig(**values)).eval()
-    folder = foreign(tmp_path, lora(target_modules=["q_proj", "w1", "w2", "w3"]), apart)
+    folder = third_party(tmp_path, lora(target_modules=["q_proj", "w1", "w2", "w3"]), apart)
     llm = tiny.llm("mixtral", "llama3")
     expected = logits(peft.PeftModel.from_pretrained(tiny.model("mixtral"), str(folder)).eval())
     torch.testing.assert_close(logits(add_adapter(llm, folder).model), expected)
@@ -158,7 +158,7 @@ def test_an_adapter_of_single_experts_fits_fused_ones(tmp_path: Path) -> None:
 def test_another_name_of_the_base_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, base: str | None, warned: bool
 ) -> None:
-    folder = foreign(tmp_path, base=base)
+    folder = third_party(tmp_path, base=base)
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
         add_adapter(tiny.llm(), folder)
     assert (
@@ -173,75 +173,77 @@ def test_another_name_of_the_base_is_said(
     ("make", "reason"),
     [
         pytest.param(
-            lambda at: foreign(at, model=sized(hidden_size=64), base="a/Larger"),
+            lambda at: third_party(at, model=sized(hidden_size=64), base="a/Larger"),
             r"a/Larger(.|\n)*q_proj\.lora_A\.weight: shape torch\.Size\(\[4, 64\]\).*\[4, 32\]",
             id="wider",
         ),
-        pytest.param(lambda at: foreign(at, model=resized()), "tokens were added to", id="resized"),
+        pytest.param(lambda at: third_party(at, model=resized()), "tokens were added to", id="resized"),
         pytest.param(
-            lambda at: foreign(at, lora(target_modules=["q_proj"]), sized(num_hidden_layers=3)),
+            lambda at: third_party(at, lora(target_modules=["q_proj"]), sized(num_hidden_layers=3)),
             r"layers\.2\.self_attn\.q_proj\.lora_A\.weight: the model has no such place",
             id="more-layers",
         ),
         pytest.param(
-            lambda at: foreign(at, lora(target_modules=["q_proj"]), sized(num_hidden_layers=1)),
+            lambda at: third_party(at, lora(target_modules=["q_proj"]), sized(num_hidden_layers=1)),
             r"layers\.1\.self_attn\.q_proj\.lora_A\.weight: not in the adapter's file",
             id="fewer-layers",
         ),
         pytest.param(
-            lambda at: foreign(at, lora(target_modules=["out_proj"]), tiny.model("gpt_neo"), base="a/GPT"),
+            lambda at: third_party(at, lora(target_modules=["out_proj"]), tiny.model("gpt_neo"), base="a/GPT"),
             r"a/GPT(.|\n)*out_proj.* not found in the base model",
             id="no-such-modules",
         ),
         pytest.param(
-            lambda at: foreign(at, model=tiny.model("llama", seed=1)),
+            lambda at: third_party(at, model=tiny.model("llama", seed=1)),
             r"not this model's own(.|\n)*lm_head\.weight \(512, 32\)",
             id="another-model-of-this-size",
         ),
         pytest.param(
-            lambda at: edited(foreign(at), lambda weights: weights.pop("base_model.model.lm_head.lora_B.weight")),
+            lambda at: edited(third_party(at), lambda weights: weights.pop("base_model.model.lm_head.lora_B.weight")),
             r"lm_head\.lora_B\.weight: not in the adapter's file",
             id="half",
         ),
         pytest.param(
             lambda at: edited(
-                foreign(at, lora(modules_to_save=["lm_head"], target_modules=["q_proj"])),
+                third_party(at, lora(modules_to_save=["lm_head"], target_modules=["q_proj"])),
                 lambda weights: weights.pop("base_model.model.lm_head.weight"),
             ),
             r"lm_head\.weight: not in the adapter's file",
             id="half-of-what-was-trained-whole",
         ),
         pytest.param(
-            lambda at: foreign(at, peft.PromptEncoderConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")),
+            lambda at: third_party(at, peft.PromptEncoderConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")),
             "P_TUNING, which learns tokens in another way than PROMPT_TUNING and PREFIX_TUNING",
             id="p-tuning",
         ),
-        pytest.param(lambda at: changed(foreign(at), task_type="SEQ_CLS"), "for SEQ_CLS, not", id="classifier"),
-        pytest.param(lambda at: changed(foreign(at), peft_type="MAGIC"), "MAGIC", id="unknown-kind"),
-        pytest.param(lambda at: changed(foreign(at), peft_type=None), "adapter_config", id="no-kind"),
-        pytest.param(lambda at: changed(foreign(at), target_modules=5), "TypeError", id="absurd-targets"),
-        pytest.param(lambda at: changed(foreign(at), r="four"), "TypeError", id="absurd-rank"),
-        pytest.param(lambda at: changed(foreign(at), r=10**15), "rank 1,000,000,000,000,000, and no", id="huge-rank"),
+        pytest.param(lambda at: changed(third_party(at), task_type="SEQ_CLS"), "for SEQ_CLS, not", id="classifier"),
+        pytest.param(lambda at: changed(third_party(at), peft_type="MAGIC"), "MAGIC", id="unknown-kind"),
+        pytest.param(lambda at: changed(third_party(at), peft_type=None), "adapter_config", id="no-kind"),
+        pytest.param(lambda at: changed(third_party(at), target_modules=5), "TypeError", id="absurd-targets"),
+        pytest.param(lambda at: changed(third_party(at), r="four"), "TypeError", id="absurd-rank"),
         pytest.param(
-            lambda at: changed(foreign(at), rank_pattern={"q_proj": 10**9}),
+            lambda at: changed(third_party(at), r=10**15), "rank 1,000,000,000,000,000, and no", id="huge-rank"
+        ),
+        pytest.param(
+            lambda at: changed(third_party(at), rank_pattern={"q_proj": 10**9}),
             "gives q_proj the rank",
             id="huge-rank-of-one",
         ),
         pytest.param(
-            lambda at: changed(foreign(at), layers_to_transform=[0, 10**7]),
+            lambda at: changed(third_party(at), layers_to_transform=[0, 10**7]),
             r"layers_to_transform\.1 is 10,000,000, and 1,000,000 is the most",
             id="huge-number",
         ),
         pytest.param(
-            lambda at: changed(foreign(at), megatron_config={}, megatron_core="runs.x"), "not done", id="import"
+            lambda at: changed(third_party(at), megatron_config={}, megatron_core="runs.x"), "not done", id="import"
         ),
         pytest.param(
-            lambda at: edited(foreign(at), lambda weights: spoil(weights, math.nan)),
+            lambda at: edited(third_party(at), lambda weights: spoil(weights, math.nan)),
             r"weight: 1 of its numbers are NaN or infinite",
             id="nan",
         ),
         pytest.param(
-            lambda at: edited(foreign(at), lambda weights: spoil(weights, -math.inf)),
+            lambda at: edited(third_party(at), lambda weights: spoil(weights, -math.inf)),
             "are NaN or infinite",
             id="infinite",
         ),
@@ -268,14 +270,14 @@ def test_what_does_not_fit_is_refused_and_both_models_are_named(
 def test_patterns_that_never_end_are_refused(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_files, "_SECONDS", 0.5)
-    folder = changed(foreign(tmp_path), **settings)
-    with pytest.raises(ModelError, match=r"patterns take longer than 0\.5 s to be matched: \(\.\*"):
+    monkeypatch.setattr(adapter_files, "_SECONDS", 0.2)
+    folder = changed(third_party(tmp_path), **settings)
+    with pytest.raises(ModelError, match=r"patterns take longer than 0\.2 s to be matched: \(\.\*"):
         add_adapter(tiny.llm(), folder)
 
 
 def test_settings_of_endless_depth_are_refused(tmp_path: Path) -> None:
-    folder = foreign(tmp_path)
+    folder = third_party(tmp_path)
     (folder / "adapter_config.json").write_text('{"a": ' * 100_000)
     with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):
         add_adapter(tiny.llm(), folder)
@@ -285,14 +287,14 @@ def test_settings_of_endless_depth_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '"LORA"', "{}", "\ud800"], ids=repr)
 def test_settings_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
-    (foreign(tmp_path) / "adapter_config.json").write_bytes(content.encode(errors="surrogatepass"))
+    (third_party(tmp_path) / "adapter_config.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):
         add_adapter(tiny.llm(), tmp_path)
 
 
 def test_many_reasons_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        add_adapter(tiny.llm(), foreign(tmp_path, model=sized(hidden_size=64)))
+        add_adapter(tiny.llm(), third_party(tmp_path, model=sized(hidden_size=64)))
     assert len(str(caught.value).splitlines()) == 8
     assert "and 10 more" in str(caught.value)
     assert "vocabulary" not in str(caught.value)
@@ -307,7 +309,7 @@ def test_many_reasons_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_tied_ends_are_refused_as_in_training(tmp_path: Path, config: Any) -> None:
-    folder = foreign(tmp_path, config)
+    folder = third_party(tmp_path, config)
     llm = tiny.llm()
     llm.model = sized(tie_word_embeddings=True)
     with pytest.raises(ModelError, match=r"it adapts .*but in this model .*same weight"):
@@ -317,7 +319,7 @@ def test_tied_ends_are_refused_as_in_training(tmp_path: Path, config: Any) -> No
 def test_a_tied_model_takes_an_adapter_of_its_layers(tmp_path: Path) -> None:
     llm = tiny.llm()
     llm.model = sized(tie_word_embeddings=True)
-    add_adapter(llm, foreign(tmp_path, lora(target_modules=["q_proj"]), sized(tie_word_embeddings=True)))
+    add_adapter(llm, third_party(tmp_path, lora(target_modules=["q_proj"]), sized(tie_word_embeddings=True)))
 
 
 def test_weights_as_a_pickle_are_never_opened(tmp_path: Path) -> None:
@@ -325,7 +327,7 @@ def test_weights_as_a_pickle_are_never_opened(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
             return os.mkdir, (str(tmp_path / "exploded"),)
 
-    (foreign(tmp_path) / WEIGHTS).unlink()
+    (third_party(tmp_path) / WEIGHTS).unlink()
     torch.save({"a": Bomb()}, tmp_path / "adapter_model.bin")
     for load in (lambda: add_adapter(tiny.llm(), tmp_path), lambda: find_adapter(str(tmp_path))):
         with pytest.raises(ModelError, match=r"adapter_model\.safetensors.*missing.*is a pickle"):
@@ -337,6 +339,6 @@ def test_it_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
     llm = tiny.llm()
     llm.model.config.save_pretrained(tmp_path / "base")  # no weights and no tokenizer: nothing else is read
     section = llm.section.model_copy(update={"model": str(tmp_path / "base")})
-    require_fit(section, foreign(tmp_path / "good"))
+    require_fit(section, third_party(tmp_path / "good"))
     with pytest.raises(ModelError, match="does not fit"):
-        require_fit(section, foreign(tmp_path / "bad", model=sized(hidden_size=64)))
+        require_fit(section, third_party(tmp_path / "bad", model=sized(hidden_size=64)))

@@ -10,7 +10,7 @@ import pytest
 from llm_wrapper import adapter_files
 from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.errors import ModelError
-from tests.llms.test_adapters import changed, foreign, lora
+from tests.llms.test_adapters import changed, lora, third_party
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A hub that has one adapter; each call is noted."""
-    folder, calls = foreign(tmp_path / "cache" / "snapshots" / "abc"), []
+    folder, calls = third_party(tmp_path / "cache" / "snapshots" / "abc"), []
 
     def download(repo: str, **options: Any) -> str:
         calls.append((repo, options))
@@ -46,8 +46,8 @@ def test_a_repository_is_fetched(hub: list[Any], name: str, revision: str | None
 def test_a_folder_is_not_looked_for_on_the_hub(hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = (
-        find_adapter(str(foreign(Path("some/adapter")))),
-        find_adapter(str(foreign(Path("other/adapter"), lora(r=2)))),
+        find_adapter(str(third_party(Path("some/adapter")))),
+        find_adapter(str(third_party(Path("other/adapter"), lora(r=2)))),
     )
     assert hub == []
     assert (first.folder, first.label[:8], second.label[:8]) == (Path("some/adapter"), "adapter-", "adapter-")
@@ -72,7 +72,7 @@ def test_what_is_nowhere_is_named(name: str, reason: str) -> None:
 
 
 def test_a_file_changes_the_identity(tmp_path: Path) -> None:
-    before = adapter_files.digest_adapter(foreign(tmp_path))
+    before = adapter_files.digest_adapter(third_party(tmp_path))
     changed(tmp_path, lora_alpha=99)
     after = adapter_files.digest_adapter(tmp_path)
     assert [name for name in before if before[name] != after[name]] == ["adapter_config.json"]

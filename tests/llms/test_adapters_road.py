@@ -1,4 +1,4 @@
-"""A foreign adapter by the verbs: evaluated with a template of the user's, used on one picture, merged."""
+"""A third_party adapter by the verbs: evaluated with a template of the user's, used on one picture, merged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
 from tests.llms import tiny
-from tests.llms.test_adapters import foreign, lora, sized
+from tests.llms.test_adapters import lora, sized, third_party
 
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "data" / "toy"
@@ -59,7 +59,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny.llm()
     llm.model.save_pretrained("tiny")
     llm.tokenizer.save_pretrained("tiny")
-    foreign(Path("theirs"), base="tiny")
+    third_party(Path("theirs"), base="tiny")
     assert TEMPLATE
     Path("theirs.j2").write_text(TEMPLATE[1], encoding="utf-8")
 
@@ -135,7 +135,7 @@ PICTURE = str(TOY / "images" / "toy-val-0000.png")
     ("kind", "args", "reason"),
     [
         pytest.param(RecipeError, ["eval", "--llm", "rule"], "llm.backend=rule takes no adapter", id="rule"),
-        pytest.param(RecipeError, ["eval", "--run", "runs/a", *OURS], "runs/a has an adapter of its own", id="run"),
+        pytest.param(RecipeError, ["eval", "--run", "runs/a", *OURS], "runs/a has its own adapter", id="run"),
         pytest.param(ModelError, ["eval", "--adapter", "nowhere", *OURS], "'nowhere' is no folder", id="nowhere"),
         pytest.param(
             ModelError,
@@ -146,13 +146,13 @@ PICTURE = str(TOY / "images" / "toy-val-0000.png")
     ],
 )
 def test_what_cannot_be_used_is_refused(kind: type[LLMWrapperError], args: list[str], reason: str) -> None:
-    foreign(Path("wide"), lora(), sized(hidden_size=64))
+    third_party(Path("wide"), lora(), sized(hidden_size=64))
     Path("tiny/model.safetensors").unlink()  # so that any loading of weights is another error
     assert reason in fail(kind, *args[:1], *([] if "--adapter" in args else ["--adapter", "theirs"]), *args[1:])
 
 
 def test_evaluation_refuses_before_the_untrained_llm_is_asked(toy: Path) -> None:
-    foreign(Path("wide"), lora(), sized(hidden_size=64))
+    third_party(Path("wide"), lora(), sized(hidden_size=64))
     Path("tiny/model.safetensors").unlink()
     message = fail(ModelError, "eval", "--data-root", toy, "--limit", 6, "--adapter", "wide", *THEIRS)
     assert "the adapter wide does not fit tiny" in message

@@ -57,7 +57,9 @@ def always(llm: LoadedLLM, tokens: Sequence[int]) -> None:
 
 
 @pairs
-@pytest.mark.parametrize("tokens_per_batch", [64, 4096], ids=["alone", "together"])
+@pytest.mark.parametrize(
+    "tokens_per_batch", [pytest.param(64, id="alone", marks=pytest.mark.slow), pytest.param(4096, id="together")]
+)
 def test_a_batch_says_what_each_prompt_gets_alone(architecture: str, style: str, tokens_per_batch: int) -> None:
     llm = tiny.llm(architecture, style, tokens_per_batch=tokens_per_batch, max_new_tokens=4)
     texts = [answer.text for answer in by_place(llm, questions())]
@@ -82,14 +84,14 @@ def test_a_batch_is_one_call() -> None:
 THEIRS = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "max_new_tokens": 1, "do_sample": True}
 
 
-@pytest.mark.parametrize(("setting", "value"), THEIRS.items(), ids=THEIRS)
-def test_the_models_own_generation_config_is_left_out_of_account(setting: str, value: float) -> None:
+def test_the_models_own_generation_config_does_not_count() -> None:
     llm = tiny.llm(max_new_tokens=6)
     expected = [answer.text for answer in by_place(llm, questions())]
-    theirs = transformers.GenerationConfig(**{setting: value})
-    llm.model.generation_config = theirs
-    assert [answer.text for answer in by_place(llm, questions())] == expected
-    assert llm.model.generation_config is theirs
+    for setting, value in THEIRS.items():
+        theirs = transformers.GenerationConfig(**{setting: value})
+        llm.model.generation_config = theirs
+        assert [answer.text for answer in by_place(llm, questions())] == expected, setting
+        assert llm.model.generation_config is theirs
 
 
 def test_where_padding_changes_answers_each_prompt_goes_alone() -> None:

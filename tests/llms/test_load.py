@@ -133,7 +133,7 @@ CODE = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "Auto
         pytest.param("config.json", {"model_type": "bart"}, r"encoder-decoder \(bart\)", id="bart"),
         pytest.param("config.json", {"model_type": "clip"}, "cannot be loaded", id="clip"),
         pytest.param(
-            "config.json", {"model_type": "own", "auto_map": CODE}, "code of its own, which is never run", id="code"
+            "config.json", {"model_type": "own", "auto_map": CODE}, "its own code, which is never run", id="code"
         ),
         pytest.param(
             "tokenizer_config.json",

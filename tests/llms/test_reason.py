@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.evaluation.systems import averaged
+from llm_wrapper.evaluation.systems import average_answers
 from llm_wrapper.llms import answers, server_formats
 from llm_wrapper.llms.base import LocalLLM, ReasoningLLM, add_reasoning, answer_now, load_llm, reason_first
 from llm_wrapper.prompts.choose import choose
@@ -113,9 +113,9 @@ def test_a_server_reasons_and_nothing_is_asked_twice(
 
 def test_reasons_of_several_orders_are_not_kept_but_counted() -> None:
     each = Answer((0.5, 0.5), 1.0, reasoning="it is 1", num_tokens=3)
-    assert averaged([each, each], [(0, 1), (1, 0)]) == Answer((0.5, 0.5), 1.0, num_tokens=6)
+    assert average_answers([each, each], [(0, 1), (1, 0)]) == Answer((0.5, 0.5), 1.0, num_tokens=6)
     unknown = replace(each, num_tokens=None)
-    assert averaged([each, unknown], [(0, 1), (1, 0)]).num_tokens is None
+    assert average_answers([each, unknown], [(0, 1), (1, 0)]).num_tokens is None
 
 
 def test_a_server_that_counts_no_tokens_leaves_them_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_another_order_of_the_same_candidates_shows_flips(tmp_path: Path, run: P
         replace(row, candidates=row.candidates[::-1], origins=(1, 0), box=WRONG if row.sample_id == "s0" else row.box)
         for row in mine.systems["tuned"]
     ]
-    (table,) = sections.flipped(beside(tmp_path, run, other, RECIPE, "turned")).tables
+    (table,) = sections.reorderings(beside(tmp_path, run, other, RECIPE, "turned")).tables
     (line,) = table.rows
     assert line[:2] == ("tuned", "turned")
     assert (line[2].split()[0], line[3].split()[0], line[4]) == ("25.0", "-25.0", "4")
@@ -100,7 +100,7 @@ def test_another_order_of_the_same_candidates_shows_flips(tmp_path: Path, run: P
 def test_what_is_no_other_order_shows_no_flips(tmp_path: Path, run: Path, changes: dict[str, Any]) -> None:
     part = beside(tmp_path, run, tuned(**changes), RECIPE)
     assert part.others
-    assert sections.flipped(part).tables[0].rows == []
+    assert sections.reorderings(part).tables[0].rows == []
 
 
 def test_other_samples_are_not_compared_and_it_is_said(tmp_path: Path, run: Path) -> None:

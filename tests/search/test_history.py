@@ -88,7 +88,7 @@ def test_a_damaged_line_is_refused_with_its_number(path: Path, line: int, conten
     lines = path.read_bytes().split(b"\n")
     lines[line - 1] = content
     path.write_bytes(b"\n".join(lines))
-    with pytest.raises(RunError, match=rf"line {line}, is damaged: .*{why}.*or begin anew without it: rm "):
+    with pytest.raises(RunError, match=rf"line {line}, is damaged: .*{why}.*or start again without it: rm "):
         History(path)
 
 

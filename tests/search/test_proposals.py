@@ -107,8 +107,8 @@ def test_a_good_proposal_is_not_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param("Number of {expression}?", "{objects} stands in the instruction 0 times", id="lost"),
-        pytest.param(f"{GOOD} {{objects}}", "{objects} stands in the instruction 2 times", id="repeated"),
+        pytest.param("Number of {expression}?", "{objects} occurs in the instruction 0 times", id="lost"),
+        pytest.param(f"{GOOD} {{objects}}", "{objects} occurs in the instruction 2 times", id="repeated"),
         pytest.param(f"{GOOD} {{answer}}", "'{answer}' is no placeholder", id="another"),
         pytest.param(GOOD + " word" * 6000, "characters; 1000 is the most", id="ten-pages"),
         pytest.param(f"{GOOD} as in the man in the red SHIRT", "leaks a training expression: 'the man", id="example"),

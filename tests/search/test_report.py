@@ -25,8 +25,8 @@ def history(tmp_path: Path) -> History:
     found = History(tmp_path / "history.jsonl")
     refusals = [
         ("the instruction is empty",),
-        ("{objects} stands in the instruction 0 times; it is needed exactly once", "it leaks a box: '1 2 3 4'"),
-        ("{objects} stands in the instruction 3 times; it is needed exactly once", "it leaks a box: '5, 6, 7, 8'"),
+        ("{objects} occurs in the instruction 0 times; it is needed exactly once", "it leaks a box: '1 2 3 4'"),
+        ("{objects} occurs in the instruction 3 times; it is needed exactly once", "it leaks a box: '5, 6, 7, 8'"),
         ("it is the prompt 0 of round 1 again",),
         ("'{answer}' is no placeholder; there are {objects} and {expression}",),
     ]
@@ -57,7 +57,7 @@ def test_prompts_stand_by_rank_with_interval_and_round(history: History) -> None
 def test_refusals_are_counted_by_kind(history: History) -> None:
     assert shown.refused(history) == [
         "5 of 7 proposals were refused",
-        "  2 x {objects} stands in the instruction .. times; it is needed exactly once",
+        "  2 x {objects} occurs in the instruction .. times; it is needed exactly once",
         "  2 x it leaks a box",
         "  1 x the instruction is empty",
         "  1 x it is an earlier prompt again",

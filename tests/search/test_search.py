@@ -90,8 +90,8 @@ def test_equal_prompts_are_measured_once(tmp_path: Path) -> None:
         pytest.param("", "the instruction is empty", 0, id="nothing"),
         pytest.param("word " * 6000, "1000 is the most", 30_000, id="ten-pages"),
         pytest.param("\x00\x1b[31m", "control characters", 6, id="control"),
-        pytest.param("\ud800", "stands in the instruction 0 times", 1, id="half-a-pair"),
-        pytest.param("I cannot help with that.", "{objects} stands in the instruction 0 times", 24, id="refusal"),
+        pytest.param("\ud800", "occurs in the instruction 0 times", 1, id="half-a-pair"),
+        pytest.param("I cannot help with that.", "{objects} occurs in the instruction 0 times", 24, id="refusal"),
     ],
 )
 def test_a_proposer_that_never_helps_leaves_the_seed_prompt(tmp_path: Path, answer: str, why: str, length: int) -> None:
@@ -236,7 +236,7 @@ def test_a_prompt_that_no_model_can_be_asked_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_seed_prompt_without_a_placeholder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} stands"):
+    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} occurs"):
         searched(tmp_path / "h", Proposer(climbing), seed_prompt="the number of {expression}")
 
 

@@ -244,7 +244,7 @@ def test_a_detector_without_captions_is_refused(options: list[str], server: Prop
         pytest.param(["data.train_split=test"], RecipeError, "data.train_split=test is evaluated on", id="test"),
         pytest.param(["--llm", "rule"], RecipeError, "LLM=rule writes no prompts", id="rule"),
         pytest.param(["prompt.examples=2"], RecipeError, "without prompt.examples", id="examples"),
-        pytest.param(["search.seed_prompt=Which?"], RecipeError, "{objects} stands in the instruction 0", id="seed"),
+        pytest.param(["search.seed_prompt=Which?"], RecipeError, "{objects} occurs in the instruction 0", id="seed"),
         pytest.param(["search.first=9"], RecipeError, "search.first=9 is more than search.slice=8", id="first"),
         pytest.param(["search.fitness=oracle"], RecipeError, "is for search.target=caption", id="oracle"),
         pytest.param(["search.alphas=[-1]"], RecipeError, "search.alphas", id="alpha"),
@@ -267,7 +267,8 @@ def test_a_search_may_begin_with_a_prompt_recipe(cached: list[str], server: Prop
 
 
 def test_a_folder_without_history_is_told(options: list[str]) -> None:
-    assert "make search-prompts SEARCH=glov" in fail(RunError, "report", "runs/none")
+    Path("runs/none").mkdir(parents=True)
+    assert "holds no predictions" in fail(RunError, "report", "runs/none")
 
 
 def test_other_detections_than_the_search_began_with_are_refused(cached: list[str], server: ProposingServer) -> None:

@@ -12,7 +12,7 @@ from toy_scenes import Scene, make_scene
 from llm_wrapper.detectors.toy import HUES, OUTLINES
 from llm_wrapper.records import Box
 
-NUM_CHECKED = 25
+NUM_CHECKED = 15
 
 
 @cache

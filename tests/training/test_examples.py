@@ -308,14 +308,13 @@ print(json.dumps([schedule_groups(many(30), chosen), shown]))
 """
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_another_process_trains_on_the_same(hash_seed: str) -> None:
+def test_another_process_trains_on_the_same() -> None:
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
     shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]
     here = json.loads(json.dumps([schedule_groups(many(30), chosen), shown]))
     done = subprocess.run(
         [sys.executable, "-c", _IN_ANOTHER_PROCESS],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        env={**os.environ, "PYTHONHASHSEED": "1"},
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
         capture_output=True,
         text=True,

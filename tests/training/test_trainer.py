@@ -297,6 +297,7 @@ def test_adapters_are_float32_whatever_the_model_is(architecture: str, tmp_path:
     assert {value.dtype for value in weights_of(tmp_path).values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_all_linear_layers_leave_out_the_head(tmp_path: Path) -> None:
     trainer.train_adapter(tiny.llm(), train_groups(2), recipe(), tmp_path)
     names = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -414,6 +415,7 @@ CHOSEN: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes_as_if_nothing_had_been(
     tmp_path: Path, kill_after: Any, losses: list[float]
 ) -> None:
@@ -486,6 +488,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_breaks_later_stops_the_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = trainer.PackedTrainer.compute_loss
     monkeypatch.setattr(
@@ -499,6 +502,7 @@ def test_a_loss_that_breaks_later_stops_the_training_too(tmp_path: Path, monkeyp
         trainer.train_adapter(tiny.llm(), train_groups(), recipe(epochs=4), tmp_path)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, losses: list[float]) -> None:
     for number, gradient_checkpointing in enumerate((False, True)):
         chosen = recipe(gradient_checkpointing=gradient_checkpointing, max_steps=2)

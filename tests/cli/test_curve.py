@@ -74,12 +74,12 @@ def fail(kind: type[LLMWrapperError], *args: str | Path | int) -> str:
 
 
 def curve_of(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((runs.ROOT / "curve" / name / "curve.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((runs.RUNS / "curve" / name / "curve.json").read_text(encoding="utf-8"))
     return found
 
 
 def table_of(name: str) -> list[list[str]]:
-    lines = (runs.ROOT / "curve" / name / "curve.md").read_text(encoding="utf-8").splitlines()
+    lines = (runs.RUNS / "curve" / name / "curve.md").read_text(encoding="utf-8").splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
 
 
@@ -111,17 +111,17 @@ def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     assert [point["over_previous"] is None for point in points].count(True) == 2
     assert [row[0] for row in table_of("mine")] == ["detector", "rule", "oracle", "untrained", *names]
     assert "samples-12" in printed
-    picture = runs.ROOT / "curve" / "mine" / "curve.png"
+    picture = runs.RUNS / "curve" / "mine" / "curve.png"
     assert picture.stat().st_size > 10_000
 
-    before = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")}
-    asked = {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.safetensors")}
+    asked = {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.parquet")}
     drawn, table = picture.read_bytes(), table_of("mine")
     monkeypatch.setattr(load, "load_model", None)  # whoever trains or asks now must fail
     monkeypatch.setattr("llm_wrapper.cli.grids.run_training", None)
     assert "samples-12 is trained already" in run(*args)
-    assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.safetensors")} == before
-    assert {path: path.stat().st_mtime_ns for path in runs.ROOT.rglob("*.parquet")} == asked
+    assert {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in runs.RUNS.rglob("*.parquet")} == asked
     assert (picture.read_bytes(), table_of("mine")) == (drawn, table)
 
 
