@@ -6,15 +6,19 @@
 - `.json`, COCO results: a list of {image_id, category_id, bbox (xywh), score}, such as ultralytics' predictions.json.
 - `.json` of the field: MAttNet's list, ReCLIP's {image id: [[x, y, w, h], ..]}, REFER's {"dets": ..}, a response of
   Roboflow ({"predictions": ..}).
-- `.json` and `.csv` of supervision's `JSONSink` and `CSVSink`, see `supervision_files`.
+- `.json` and `.csv` of supervision's `JSONSink` and `CSVSink`: one row a box, in xyxy pixels. `custom_data` must name
+  the image or the sample by image_id, file_name or sample_id; the label is `class_name`, or the name of `class_id`.
+  Masks, tracker ids and other columns are not read. Read: detection/tools/{json,csv}_sink.py of supervision 0.31.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,22 +29,16 @@ from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.box_values import parse_box
 from llm_wrapper.datasets import rows
-from llm_wrapper.errors import DataError
+from llm_wrapper.errors import DataError, RecipeError, listed
 
-__all__ = [
-    "BoxFileNotes",
-    "Entry",
-    "NamedRow",
-    "RawBox",
-    "RawDetection",
-    "ScoredRow",
-    "read_json_boxes",
-    "read_line_boxes",
-]
+__all__ = ["BoxFileNotes", "Entry", "RawBox", "read_box_file"]
 
 _LINE_KEYS = ("image_id", "file_name", "image", "sample_id", "detections")
 _LABEL_KEYS = ("label", "category_name", "class_name", "name", "class")
 _ITEM_KEYS = ("box", "bbox_xywh", "score", "confidence", *_LABEL_KEYS)
+
+_SINK_NUMBERS = ("x_min", "y_min", "x_max", "y_max", "confidence")
+_SINK_COLUMNS = (*_SINK_NUMBERS[:4], "class_id", "confidence")
 
 _ROUNDING = 1e-4
 """How far above 1 or below 0 a score may lie: sums of float16 do."""
@@ -94,7 +92,7 @@ class BoxFileNotes:
     is_from_one: bool = False
 
 
-class NamedRow(BaseModel):
+class _Named(BaseModel):
     """A row about one image or one expression; an image may be named by id and by file name."""
 
     image_id: rows.Id | None = None
@@ -102,18 +100,17 @@ class NamedRow(BaseModel):
     sample_id: rows.Id | None = None
 
     @model_validator(mode="after")
-    def _has_one_id(self) -> NamedRow:
+    def _has_one_id(self) -> _Named:
         if (self.sample_id is None) == (not self.names):
             raise ValueError("give exactly one of 'image_id', 'file_name' and 'sample_id'")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The spellings of the image."""
         return tuple(name for name in (self.image_id, self.file_name) if name is not None)
 
 
-class ScoredRow(BaseModel):
+class _Scored(BaseModel):
     """A row with a score, which must be in 0..1 if it is a finite number; other keys are not read."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
@@ -128,7 +125,7 @@ class ScoredRow(BaseModel):
         return min(max(score, 0.0), 1.0)
 
 
-class RawDetection(ScoredRow):
+class _Item(_Scored):
     """One detection: a box by one of its keys, with a label and a score where there are any."""
 
     model_config = ConfigDict(extra="allow")
@@ -139,19 +136,19 @@ class RawDetection(ScoredRow):
     score: rows.Number | None = Field(None, validation_alias=AliasChoices("score", "confidence"))
 
     @model_validator(mode="after")
-    def _has_one_box(self) -> RawDetection:
+    def _has_one_box(self) -> _Item:
         if (self.box is None) == (self.bbox_xywh is None):
             raise ValueError("give exactly one of 'box' and 'bbox_xywh'")
         return self
 
 
-class _Line(NamedRow):
+class _Line(_Named):
     model_config = ConfigDict(extra="allow")
 
     detections: list[Any]
 
 
-class _Result(ScoredRow):
+class _Result(_Scored):
     """A COCO result. ultralytics names its image twice, by id (the stem) and by file name."""
 
     image_id: rows.Id | None = None
@@ -161,14 +158,7 @@ class _Result(ScoredRow):
     score: rows.Number | None
 
 
-class _ReferDetection(ScoredRow):
-    image_id: rows.Id
-    box: dict[str, rows.Number]
-    label: str = Field("", validation_alias=AliasChoices("label", "category_name"))
-    score: rows.Number | None = None
-
-
-class _RoboflowPrediction(ScoredRow):
+class _RoboflowPrediction(_Scored):
     x: rows.Number
     y: rows.Number
     width: rows.Number
@@ -178,24 +168,69 @@ class _RoboflowPrediction(ScoredRow):
     image_path: str | None = None
 
 
-def read_line_boxes(path: Path, notes: BoxFileNotes) -> list[Entry]:
-    """Read JSON lines: one image or sample a line, or one box a line; places count from line 1."""
-    values, damaged = readers.read_json_lines(path, nan=True)
-    notes.problems.extend(damaged)
-    return [entry for number, value in values for entry in _of_value(value, f"line {number}", notes)]
+class _SinkRow(_Named, _Scored):
+    x_min: rows.Number
+    y_min: rows.Number
+    x_max: rows.Number
+    y_max: rows.Number
+    class_id: rows.Id | None
+    score: rows.Number | None = Field(alias="confidence")
+    class_name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: Any) -> Any:
+        """Both sinks write an empty text where a column does not apply."""
+        return (
+            {name: cell if cell != "" else None for name, cell in value.items()} if isinstance(value, dict) else value
+        )
 
 
-def read_json_boxes(content: Any, path: Path, notes: BoxFileNotes) -> list[Entry]:
-    """Read one JSON value that is no sink of supervision; rows of a list count from row 0.
+def read_box_file(path: Path, notes: BoxFileNotes, *, has_names: bool, setting: BoxFormat | None = None) -> list[Entry]:
+    """Read a file of any kind; problems of its rows go to `notes.problems`.
+
+    Args:
+        path: Its ending (.json, .jsonl, .csv) and its content tell its kind.
+        notes: Of this file.
+        has_names: Whether ids of classes have names.
+        setting: The declared format; that of a sink is known.
 
     Raises:
         DataError: If it is of no kind that is known.
+        RecipeError: If the setting is not for a file of this kind.
     """
+    if path.suffix == ".jsonl":
+        values, damaged = readers.read_json_lines(path, nan=True)
+        notes.problems.extend(damaged)
+        return [entry for number, value in values for entry in _of_value(value, f"line {number}", notes)]
+    content = None if path.suffix == ".csv" else readers.read_json(path, nan=True)
+    # An empty list is of a sink, where nothing was ever detected.
+    is_sink = content == [] or (isinstance(content, list) and any(_has_key(row, "x_min") for row in content))
+    if path.suffix != ".csv" and not is_sink:
+        return _of_json(content, path, notes)
+    if setting not in (None, "xyxy"):
+        problem = f"box_format: {path} is of supervision, whose boxes are xyxy: omit the setting"
+        raise RecipeError(listed("the detector 'imported' cannot be built", [problem]))
+    found = _numbered(content) if isinstance(content, list) else _csv_rows(path, notes.problems)
+    return _of_sink(found, notes, has_names=has_names)
+
+
+def _has_key(value: Any, key: str) -> bool:
+    return isinstance(value, dict) and key in value
+
+
+def _numbered(values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"row {index}", value) for index, value in enumerate(values))
+
+
+def _of_json(content: Any, path: Path, notes: BoxFileNotes) -> list[Entry]:
+    """Read one JSON value that is no sink of supervision."""
     if isinstance(content, list):
-        read = _of_result if any(isinstance(value, dict) and "bbox" in value for value in content) else _of_value
-        return [entry for index, value in enumerate(content) for entry in read(value, f"row {index}", notes)]
+        read = _of_result if any(_has_key(value, "bbox") for value in content) else _of_value
+        return [entry for where, value in _numbered(content) for entry in read(value, where, notes)]
     if isinstance(content, dict) and isinstance(content.get("dets"), list):
-        return list(_of_refer(content["dets"], notes))
+        found = enumerate(content["dets"])
+        return [entry for index, value in found for entry in _of_value(value, f"dets[{index}]", notes)]
     if isinstance(content, dict) and isinstance(content.get("predictions"), list):
         return list(_of_roboflow(content["predictions"], notes))
     if isinstance(content, dict) and content and all(isinstance(value, list) for value in content.values()):
@@ -241,7 +276,7 @@ def _item(value: Any, where: str, notes: BoxFileNotes) -> RawBox | None:
             notes.problems.append(f"{where}: {error}")
             return None
         value, box_format = {**value, "box": box.numbers}, box.usual
-    item = rows.validate_row(RawDetection, value, where=where, problems=notes.problems)
+    item = rows.validate_row(_Item, value, where=where, problems=notes.problems)
     if item is None:
         return None
     notes.unread.update(list(item.model_extra or ()))
@@ -258,9 +293,8 @@ def _of_result(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Ite
     if row is None:
         return
     names = tuple(name for name in (row.image_id, row.file_name) if name is not None)
-    category = row.category_id
-    if isinstance(category, str) and category.isdecimal():
-        category = int(category)
+    given = row.category_id
+    category = int(given) if isinstance(given, str) and given.isdecimal() else given
     if not names:
         notes.problems.append(f"{where}: names no image: give 'image_id' or 'file_name'")
     elif isinstance(category, str):
@@ -275,20 +309,10 @@ def _of_flat(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Itera
     item = {key: each for key, each in value.items() if key not in about}
     if value.keys() & {"det_id", "h5_id"} and isinstance(item.get("box"), list):
         item["bbox_xywh"] = item.pop("box")
-    named = rows.validate_row(NamedRow, about, where=where, problems=notes.problems)
+    named = rows.validate_row(_Named, about, where=where, problems=notes.problems)
     box = _item(item, where, notes)
     if named is not None and box is not None:
         yield Entry(where, named.names, named.sample_id, [box])
-
-
-def _of_refer(values: Sequence[Any], notes: BoxFileNotes) -> Iterator[Entry]:
-    """Yield the entries of REFER's {"dets": [{box: {x, y, w, h}, image_id, object_id, score}]}."""
-    for index, value in enumerate(values):
-        where = f"dets[{index}]"
-        row = rows.validate_row(_ReferDetection, value, where=where, problems=notes.problems)
-        box = None if row is None else _item({"box": row.box, "label": row.label, "score": row.score}, where, notes)
-        if row is not None and box is not None:
-            yield Entry(where, (row.image_id,), None, [box])
 
 
 def _of_roboflow(values: Sequence[Any], notes: BoxFileNotes) -> Iterator[Entry]:
@@ -318,6 +342,50 @@ def _of_image(name: str, values: Sequence[Any], notes: BoxFileNotes) -> Entry | 
             notes.problems.append(f"{where}[{index}]: a box has four numbers, this has {len(value)}")
     notes.default = "xywh"
     return Entry(where, (name,), None, boxes, is_whole=True)
+
+
+def _of_sink(found: Iterable[tuple[str, Any]], notes: BoxFileNotes, *, has_names: bool) -> list[Entry]:
+    entries = []
+    for where, value in found:
+        row = rows.validate_row(_SinkRow, value, where=where, problems=notes.problems)
+        if row is None:
+            continue
+        number = int(row.class_id) if row.class_id and row.class_id.isdecimal() else ""
+        label = row.class_name or number
+        if label == "" or (isinstance(label, int) and not has_names):
+            notes.problems.append(f"{where}: no class_name, and 'categories' names no class_id {row.class_id}")
+            label = ""
+        box = RawBox([row.x_min, row.y_min, row.x_max, row.y_max], "xyxy", label, row.score)
+        entries.append(Entry(where, row.names, row.sample_id, [box]))
+    return entries
+
+
+def _csv_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a `CSVSink`'s file; rows that are cut short or too long are problems."""
+    stream = io.StringIO(readers.read_text(path, most=readers.GIB), newline="")
+    reader = csv.reader(stream, strict=True)
+    try:
+        header = next(reader, [])
+        missing = [name for name in _SINK_COLUMNS if name not in header]
+        if missing:
+            found = ", ".join(header) or "none"
+            raise DataError(f"{path} is not of supervision's CSVSink: no column {', '.join(missing)} (has {found})")
+        for cells in reader:
+            where = f"line {reader.line_num}"
+            if len(cells) == len(header):
+                yield where, dict(zip(header, map(_cell, header, cells), strict=True))
+            elif cells:
+                problems.append(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}. Write it again.") from error
+
+
+def _cell(name: str, text: str) -> float | str:
+    """Return the number of a column of numbers; any other text is left to the validation of its row."""
+    try:
+        return float(text) if name in _SINK_NUMBERS else text
+    except ValueError:
+        return text
 
 
 def _has_typos(value: Any, known: Collection[str], where: str, notes: BoxFileNotes) -> bool:

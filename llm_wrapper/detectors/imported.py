@@ -20,15 +20,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat, TargetPairs
 from llm_wrapper.box_values import WrittenBox, convert_boxes
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file
 from llm_wrapper.datasets.rows import validate_row
 from llm_wrapper.detectors.base import Level, Question, UnboundDetector, detections_from_raw
-from llm_wrapper.detectors.box_files import BoxFileNotes, Entry, RawBox, read_json_boxes, read_line_boxes
+from llm_wrapper.detectors.box_files import BoxFileNotes, Entry, RawBox, read_box_file
 from llm_wrapper.detectors.category_names import CategoryNames, read_category_names
-from llm_wrapper.detectors.supervision_files import is_json_sink, read_csv_sink, read_json_sink
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Detections, Sample
@@ -160,7 +158,8 @@ def _read_answers(chosen: _ImportSettings, dataset: Dataset) -> _Answers:
     """Read the file for a data set, and raise a DataError with every problem."""
     notes = BoxFileNotes()
     names = None if chosen.categories is None else read_category_names(chosen.categories)
-    placed = _match(_read_entries(chosen, notes), dataset, notes, stem=chosen.path.stem)
+    entries = read_box_file(chosen.path, notes, has_names=names is not None, setting=chosen.box_format)
+    placed = _match(entries, dataset, notes, stem=chosen.path.stem)
     level: Level = "expression" if "expression" in placed.levels else "image"
     if len(placed.levels) > 1:
         where = list(placed.levels.values())[-1]
@@ -171,21 +170,6 @@ def _read_answers(chosen: _ImportSettings, dataset: Dataset) -> _Answers:
     if notes.problems:
         raise DataError(listed(f"{chosen.path} cannot be used with {_place_of(dataset)}", notes.problems))
     return answers
-
-
-def _read_entries(chosen: _ImportSettings, notes: BoxFileNotes) -> list[Entry]:
-    path, has_names = chosen.path, chosen.categories is not None
-    if path.suffix == ".jsonl":
-        return read_line_boxes(path, notes)
-    content = None if path.suffix == ".csv" else readers.read_json(path, nan=True)
-    if path.suffix != ".csv" and not is_json_sink(content):
-        return read_json_boxes(content, path, notes)
-    if chosen.box_format not in (None, "xyxy"):
-        problem = f"box_format: {path} is of supervision, whose boxes are xyxy: omit the setting"
-        raise RecipeError(listed("the detector 'imported' cannot be built", [problem]))
-    if path.suffix == ".csv":
-        return read_csv_sink(path, notes, has_names=has_names)
-    return read_json_sink(content or [], notes, has_names=has_names)
 
 
 @dataclass(slots=True)

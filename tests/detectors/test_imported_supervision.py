@@ -1,11 +1,10 @@
-"""Files of supervision's sinks, and its `Detections` written as JSONL; the texts are what supervision 0.31.2 wrote."""
+"""Files of supervision's sinks; the texts are those that supervision 0.31.2 wrote."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detectors import imported
 from llm_wrapper.detectors.base import detect_sample
-from llm_wrapper.detectors.supervision_files import write_supervision
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.records import Sample
 
@@ -207,73 +205,6 @@ def test_boxes_of_a_sink_are_never_xywh(name: str, text: str, tmp_path: Path) ->
         read(tmp_path / name, text, box_format="xywh")
 
 
-# write_supervision
-
-
-def detections(num: int = 2, **changes: Any) -> Any:
-    """What supervision's `Detections` offers."""
-    values = {
-        "xyxy": np.array([[1, 2, 30, 40], [5.5, 2, 9.25, 8]], dtype=np.float32)[:num],
-        "confidence": np.array([0.5, 0.25], dtype=np.float32)[:num],
-        "class_id": np.array([41, 0])[:num],
-        "data": {"class_name": np.array(["mug", "per,son"])[:num]},
-    }
-    return SimpleNamespace(**{**values, **changes})
-
-
-def written(path: Path, found: dict[Any, Any], **options: Any) -> imported.ImportedDetector:
-    write_supervision(path, found, **options)
-    return imported.create_imported({"path": path}).bind(dataset())
-
-
-def test_detections_are_written_and_read_back(tmp_path: Path) -> None:
-    found = {1: detections(), np.int64(2): detections(1), "9": detections(0)}
-    detector = written(tmp_path / "new" / "boxes.jsonl", found)
-    assert (detector.levels, detector.num_unanswered) == (("image",), 0)
-    assert shown(detector) == [[MUG, PERSON], [MUG, PERSON], [MUG], []]
-
-
-@pytest.mark.parametrize(("key", "name"), [("sample_id", "s2"), ("file_name", "2.jpg")])
-def test_what_detections_are_about(key: Any, name: str, tmp_path: Path) -> None:
-    assert shown(written(tmp_path / "x.jsonl", {name: detections()}, key=key)) == [[], [], [MUG, PERSON], []]
-
-
-def test_names_fill_what_detections_lack(tmp_path: Path) -> None:
-    bare = detections(1, confidence=None, data={})
-    half = detections(data={"class_name": ["", "dog"]})
-    found = written(tmp_path / "x.jsonl", {1: bare, 2: half}, names={41: "cup"})
-    cup, dog = (MUG[0], "cup"), (PERSON[0], "dog")
-    assert shown(found) == [[(*cup, None)], [(*cup, None)], [(*cup, 0.5), (*dog, 0.25)], []]
-
-
-def test_boxes_that_are_none_are_written_and_counted(tmp_path: Path) -> None:
-    odd = detections(xyxy=np.array([[np.nan, 2, 3, 4], [5, 2, 1, 8]]))
-    answer = detect_sample(written(tmp_path / "x.jsonl", {1: odd}), dataset().samples[0])
-    assert (len(answer.items), answer.num_dropped) == (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data": {}}, r"image_id 1: detections\[0\]: no label"),
-        ({"data": {}, "class_id": None}, r"image_id 1: detections\[1\]: no label"),
-        ({"confidence": [0.5, 1.5]}, r"image_id 1: detections\[1\]: score 1\.5 is not in 0\.\.1"),
-        ({"xyxy": np.zeros((2, 5))}, r"image_id 1: detections\[0\]: box: .*at most 4"),
-        ({"confidence": [0.5]}, "image_id 1: 2 boxes, but 1, 2, 2 scores, class ids and class names"),
-        ({"data": {"class_name": ["mug"]}}, "image_id 1: 2 boxes, but 2, 2, 1 scores"),
-    ],
-)
-def test_what_could_not_be_read_back_is_not_written(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"x\.jsonl is not written(?s:.*){message}"):
-        write_supervision(tmp_path / "x.jsonl", {2: detections(), 1: detections(**changes)})
-    assert not (tmp_path / "x.jsonl").exists()
-
-
-def test_the_ending_is_that_of_jsonl(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"x\.json does not end in \.jsonl"):
-        write_supervision(tmp_path / "x.json", {1: detections()})
-
-
 # supervision itself
 
 
@@ -287,10 +218,11 @@ def sv() -> Any:
 
 def supervised(sv: Any) -> dict[int, Any]:
     """The detections of image 9, 1 and 2 that the texts above hold."""
-    first = detections()
+    xyxy = np.array([[1, 2, 30, 40], [5.5, 2, 9.25, 8]], dtype=np.float32)
+    scores, names = np.array([0.5, 0.25], dtype=np.float32), {"class_name": np.array(["mug", "per,son"])}
     return {
         9: sv.Detections.empty(),
-        1: sv.Detections(first.xyxy, confidence=first.confidence, class_id=first.class_id, data=first.data),
+        1: sv.Detections(xyxy, confidence=scores, class_id=np.array([41, 0]), data=names),
         2: sv.Detections(xyxy=np.array([[10.1, 2, 12, 8]]), class_id=np.array([41])),
     }
 
@@ -303,8 +235,3 @@ def test_what_supervision_writes_today(kind: str, name: str, sv: Any, tmp_path: 
             sink.append(found, custom_data={"image_id": image_id, "extra": extras[image_id]})
     assert (tmp_path / name).read_text() == {"boxes.json": JSON_SINK, "boxes.csv": CSV_SINK}[name]
     assert shown(read(tmp_path / name)) == [[MUG, PERSON], [MUG, PERSON], [CUP], []]
-
-
-def test_detections_of_supervision_are_written(sv: Any, tmp_path: Path) -> None:
-    detector = written(tmp_path / "boxes.jsonl", supervised(sv), names={41: "cup"})
-    assert (detector.num_unanswered, shown(detector)) == (0, [[MUG, PERSON], [MUG, PERSON], [CUP], []])
