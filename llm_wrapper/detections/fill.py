@@ -151,19 +151,16 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
 
     All questions about one image are in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed
     process loses at most its last minute and one batch, one of a paid detector at most one answer. The same call
-    resumes, and the rows of the complete cache are the same then. A complete cache is returned without a call.
+    resumes, with the same rows in the end. A complete cache is returned without a call.
 
     Args:
         detector: Answers questions about the samples of the data set.
-        dataset: One split.
-        folder: The cache, `data/detections/<detector>/<dataset>/<split>`; made where it does not exist.
+        folder: Of the cache; made where it does not exist.
         engine: Asks the detector: in this process, or a `RayEngine`.
-        images_per_batch: Images in one call. Batches do not depend on the cache, so a resumed run computes what an
-            uninterrupted one would have computed.
+        images_per_batch: Images in one call; batches do not depend on the cache.
         rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
         overwrite: Remove all answers first, and ask everything again.
-        skip_unreadable: Finish without the images that are missing or broken; the manifest names them.
-        progress: Show a progress bar on standard error.
+        skip_unreadable: Finish without images that are missing or broken; the manifest names them.
 
     Raises:
         RecipeError: If a size is below one, or the engine cannot be used.
@@ -194,8 +191,8 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
             _require_readable(unreadable, skipped)
         order = [question.key for image in images for question in image]
         cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
-        if len(cache.recorded) > 1:
-            _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
+    if len(cache.recorded) > 1:
+        _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
 
 

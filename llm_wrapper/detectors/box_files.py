@@ -8,7 +8,7 @@
   Roboflow ({"predictions": ..}).
 - `.json` and `.csv` of supervision's `JSONSink` and `CSVSink`: one row a box, in xyxy pixels. `custom_data` must name
   the image or the sample by image_id, file_name or sample_id; the label is `class_name`, or the name of `class_id`.
-  Masks, tracker ids and other columns are not read. Read: detection/tools/{json,csv}_sink.py of supervision 0.31.
+  Masks, tracker ids and other columns are not read.
 """
 
 from __future__ import annotations
@@ -394,8 +394,6 @@ def _has_typos(value: Any, known: Collection[str], where: str, notes: BoxFileNot
         return False
     absent = [name for name in known if name not in value]
     close = {name: difflib.get_close_matches(name, absent, n=1, cutoff=0.8) for name in value if name not in known}
-    typos = [
-        f"{where}: unknown key {name!r}; did you mean {nearest[0]!r}?" for name, nearest in close.items() if nearest
-    ]
+    typos = [f"{where}: unknown key {name!r}; did you mean {near[0]!r}?" for name, near in close.items() if near]
     notes.problems.extend(typos)
     return bool(typos)
