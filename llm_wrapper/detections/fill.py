@@ -155,12 +155,14 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
 
     Args:
         detector: Answers questions about the samples of the data set.
+        dataset: One split.
         folder: Of the cache; made where it does not exist.
         engine: Asks the detector: in this process, or a `RayEngine`.
         images_per_batch: Images in one call; batches do not depend on the cache.
         rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
         overwrite: Remove all answers first, and ask everything again.
         skip_unreadable: Finish without images that are missing or broken; the manifest names them.
+        progress: Show a bar.
 
     Raises:
         RecipeError: If a size is below one, or the engine cannot be used.
@@ -170,8 +172,8 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
         LLMWrapperError: If a part cannot be written, for instance because the disk is full.
     """
     _check(dataset, images_per_batch=images_per_batch, rows_per_part=rows_per_part)
+    images = _by_image(detector, dataset)
     with DetectionCache.resume(folder, identity_of(detector, dataset), overwrite=overwrite) as cache:
-        images = _by_image(detector, dataset)
         batches = list(_lacking(images, cache, images_per_batch))
         if cache.manifest is not None and not batches:
             _log.info("%s is complete: %d answers, nothing to ask", folder, cache.manifest.num_rows)
@@ -189,11 +191,14 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
                 unreadable = _write_all(answers, writer, lambda number: bar.advance(task, number))
         if not skip_unreadable:
             _require_readable(unreadable, skipped)
-        order = [question.key for image in images for question in image]
-        cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
+        cache.finish(detector.levels, unreadable, order=_keys(images), rows_per_part=rows_per_part)
     if len(cache.recorded) > 1:
         _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
+
+
+def _keys(images: Sequence[Sequence[Question]]) -> list[Key]:
+    return [question.key for image in images for question in image]
 
 
 def _require_readable(unreadable: Mapping[str, str], skipped: Sequence[str]) -> None:
