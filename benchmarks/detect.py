@@ -28,7 +28,7 @@ from llm_wrapper.detectors import florence2
 from llm_wrapper.detectors.base import Detector, detect_sample, joined, questions_about
 from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, Florence2Settings
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
-from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_text, score_answer
+from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_caption, score_answer
 from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Box, Detections, Sample
@@ -126,7 +126,7 @@ def compare_grounding_dino(samples: Sequence[Sample], *, small: bool = False) ->
         inputs = processor(images=image, text=f"{text}.", return_tensors="pt")
         answer = model(**inputs)
         tokens = processor.tokenizer(f"{text}.", return_offsets_mapping=True)
-        read = read_text(text, tokens["offset_mapping"], tokens.word_ids())
+        read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
         raw = decode_answer(answer.logits[0].numpy(), answer.pred_boxes[0].numpy(), image.size)
         return score_answer(raw, read, None, settings)
 

@@ -318,6 +318,7 @@ def test_without_targets_no_share_is_claimed(mine: Path) -> None:
     assert headroom()["headroom"]["before"]["own"] == {"value": None, "ci": None, "n": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_the_annotated_objects_of_refcocog_hold_every_target() -> None:
     words = ("--vlm", "coco", "--data", "refcocog", "--data-root", Path(_REAL) / "refer", "--split", "val")

@@ -145,6 +145,7 @@ def test_data_without_targets_cannot_be_scored() -> None:
     assert "mine val has no box to compare with" in fail("a.jsonl", "--data", "mine", "--data-root", "mine.jsonl")
 
 
+@pytest.mark.slow
 def test_real_refcocog_as_an_image_and_words_file() -> None:
     root = os.environ.get("LLM_WRAPPER_REAL_DATA")
     if not root:

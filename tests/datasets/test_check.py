@@ -160,6 +160,7 @@ def test_render_names_examples_and_remedy(image: str) -> None:
     assert lines[3].startswith("  Fetch these files")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_real_refcocog_is_clean() -> None:
     root = Path(_REAL) / "refer"

@@ -309,6 +309,7 @@ def test_objects_in_the_other_convention_are_refused_as_a_whole(tmp_path: Path) 
         load_objects(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 @pytest.mark.parametrize(
     ("name", "split_by", "split"), [("refcocog", "umd", "val"), ("refcoco", "unc", "val"), ("refcoco+", "unc", "val")]

@@ -156,6 +156,7 @@ def test_an_evaluation_split_that_cannot_be_read_is_told(tmp_path: Path, caplog:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_real_sets_are_compared() -> None:
     settings = {

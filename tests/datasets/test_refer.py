@@ -312,6 +312,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
         restricted_pickle.read_pickle(path)
 
 
+@pytest.mark.slow
 @needs_real_data
 @pytest.mark.parametrize(
     ("name", "split", "num_expressions", "num_images"),

@@ -99,6 +99,7 @@ def test_labels_are_well_formed() -> None:
     assert {kind for row in rows for kind in row["kinds"]} <= set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, OTHER])
 def test_agreement_with_a_reader_on_expressions_not_used_for_the_rules(kind: str) -> None:
     rows = labelled(held_out=True)
@@ -106,6 +107,7 @@ def test_agreement_with_a_reader_on_expressions_not_used_for_the_rules(kind: str
     assert agreement >= _LEAST[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("held_out", "least"), [(False, 0.93), (True, 0.84)], ids=["rules", "held-out"])
 def test_share_of_expressions_with_exactly_the_readers_kinds(held_out: bool, least: float) -> None:
     rows = labelled(held_out)

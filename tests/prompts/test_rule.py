@@ -173,6 +173,7 @@ def test_there_is_always_a_choice_and_the_first_of_the_ranked(expression: str, c
     assert rule.choose_by_rule(expression, candidates).index == ranked[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _REAL, reason="LLM_WRAPPER_REAL_DATA is not set: no real annotations here")
 def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
     dataset = refer.load_refer(Path(_REAL) / "refer", "val", name="refcocog", split_by="umd")
