@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -84,10 +85,13 @@ def as_description(text: object) -> str:
 
 @contextmanager
 def loading_bars_shown(shown: bool) -> Iterator[None]:
-    """Show or hide the progress bars of weights that are loaded inside."""
+    """Show or hide the progress bars of weights that are loaded inside, and hide warnings among the libraries."""
     token = SHOWS_LOADING.set(shown)
     try:
-        yield
+        with warnings.catch_warnings():
+            # PEFT uses names that transformers renamed: nothing that a user could change.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            yield
     finally:
         SHOWS_LOADING.reset(token)
 
