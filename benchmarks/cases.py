@@ -28,6 +28,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from llm_wrapper.cli import main as command_line
+from llm_wrapper.cli import options
 from llm_wrapper.errors import LLMWrapperError
 
 VARIABLE = "LLM_WRAPPER_REAL_DATA"
@@ -351,7 +352,7 @@ def main(chosen: Sequence[str]) -> int:
     if folder is None or not folder.is_dir():
         console.print(f"{VARIABLE} is not set, or has no folder 'cases' beside it: nothing was checked.")
         return 0
-    command_line._console = Console(width=300)  # so that no table is cut
+    options.CONSOLE = Console(width=300)  # so that no table is cut
     log = logging.getLogger("llm_wrapper")
     log.addHandler(_ToStderr())
     log.setLevel(logging.INFO)

@@ -41,7 +41,8 @@ from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import PART_SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
-from llm_wrapper.evaluation import external, predictions
+from llm_wrapper.evaluation import external
+from llm_wrapper.evaluation.predictions import load_predictions
 from llm_wrapper.recipe import LLMSection, files
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Message, Prediction, Prompt, Sample
 
@@ -229,7 +230,7 @@ def imported(ending: str) -> Callable[[Path], Use]:
         from llm_wrapper.detectors import imported as module
         from llm_wrapper.detectors.base import detect_sample
 
-        detector = module.create({"path": str(path)}, DATASET)
+        detector = module.create_imported({"path": str(path)}).bind(DATASET)
         for sample in DATASET.samples:
             detect_sample(detector, sample)
 
@@ -286,7 +287,7 @@ def use_reply(decode: str) -> Callable[[Path], Use]:
 
 def use_report(folder: Path) -> Use:
     """Return a function that writes the page of a run whose facts are an example."""
-    from llm_wrapper.report import parts
+    from llm_wrapper.report.evaluations import load_evaluations
 
     run = folder / "run"
     run.mkdir()
@@ -294,14 +295,14 @@ def use_report(folder: Path) -> Use:
 
     def use(content: bytes) -> object:
         (run / "report-val.json").write_bytes(content)
-        return parts.load(run)
+        return load_evaluations(run)
 
     return use
 
 
 def use_recipe(path: Path) -> None:
     """Read a recipe file."""
-    files.read(path)
+    files.read_sections(path)
 
 
 def use_own_data(path: Path) -> None:
@@ -346,7 +347,7 @@ _READERS = [
     Reader("cache-part", prepare_cache("part-00000.parquet"), lambda: [part()], parquet_bombs),
     Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [cache_file("manifest.json")], deep),
     Reader("cache-staged", prepare_cache("replaced.json", is_staged=True), these(b'["part-00003.parquet"]'), deep),
-    Reader("predictions", of_path("p.parquet", predictions.load), lambda: [own_predictions()], parquet_bombs),
+    Reader("predictions", of_path("p.parquet", load_predictions), lambda: [own_predictions()], parquet_bombs),
     Reader("pickle", of_path("refs(unc).p", restricted_pickle.read_pickle), pickles, pickle_bombs),
     Reader("image", of_path("a.jpg", use_picture), pictures, picture_bombs),
     Reader("imported-json", imported(".json"), these(text(RESULTS)), deep),

@@ -270,7 +270,7 @@ def report(spoil: Callable[[Path], object], **values: str) -> Attack:
 
         folder = make_run(Path("runs/stranger"), four_cases(**values))
         spoil(folder)
-        html, markdown = page.write(folder)
+        html, markdown = page.write_report(folder)
         assert "http://" not in markdown.read_text(encoding="utf-8").replace("http\\://", "")
         assert "image/jpeg" not in html.read_text(encoding="utf-8")
 

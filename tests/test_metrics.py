@@ -234,6 +234,7 @@ def test_the_oracle_is_never_worse_than_the_system(candidates: list[list[Box]]) 
     assert summary.p_at_1 <= min(summary.oracle_p_at_1, summary.p_at_1_ge)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(some_boxes, max_size=6), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_invariants_of_scores(candidates: list[list[Box]], random: Random) -> None:

@@ -78,6 +78,7 @@ def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
     assert not torch.equal(merged, base)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_without_any_annotation(options: list[str]) -> None:
     names = [f"toy-train-{number:04}.png" for number in range(12)]
     lines = [json.dumps({"image": name, "expression": "what to find later"}) for name in names]

@@ -175,6 +175,7 @@ def test_an_ensemble_is_compared_with_its_parts_and_adapters_are_combined(toy: P
     assert "Points of P@1 that a detector adds" in (folder / "matrix.md").read_text()
 
 
+@pytest.mark.slow
 def test_images_that_an_adapter_was_trained_on_are_left_out(toy: Path, model: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "toy"
     shutil.copytree(toy, mixed)

@@ -103,6 +103,7 @@ def test_eval_of_a_run_takes_its_detector_and_data(toy: Path) -> None:
     assert "not as the run was trained" not in printed
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_on_another_detector_says_so_and_stands_beside_it(toy: Path) -> None:
     finished(toy)
     for vlm in ("toy", "toy-gray"):

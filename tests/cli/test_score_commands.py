@@ -80,6 +80,7 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     assert printed.partition(report["notes"][0])[0].strip() in again.stdout
 
 
+@pytest.mark.slow
 def test_name_split_and_format_are_options() -> None:
     data = section("toy", TOY)
     wrong_every_fifth(data, "test", Path("a.jsonl"))
@@ -110,6 +111,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return rows
 
 
+@pytest.mark.slow
 def test_another_file_of_that_name_is_kept_beside_the_first() -> None:
     data = section("toy", TOY)
     for folder in ("one", "two"):

@@ -145,6 +145,7 @@ def kill_at_random(folder: Path, whole: Parts, num_kills: int, job: dict[str, An
     return hits
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(whole: Parts, tmp_path: Path) -> None:
     print(dict(kill_at_random(tmp_path, whole, 5, FREE)))
 

@@ -355,6 +355,7 @@ def test_clean_text_never_forms_one(style: str, text: str) -> None:
     assert ChatEncoder(tiny.tokenizer(style)).encode(tiny.said(clean_text(text)))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.text(max_size=40), st.sampled_from(sorted(tiny.STYLES)))
 def test_any_cleaned_text_can_be_encoded(text: str, style: str) -> None:

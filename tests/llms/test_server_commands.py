@@ -75,6 +75,7 @@ def invoke(*args: str | Path) -> BaseException | None:
     return CliRunner().invoke(main.app, [str(arg) for arg in args]).exception
 
 
+@pytest.mark.slow
 def test_a_served_model_is_evaluated_and_resumed(toy: Path) -> None:
     assert invoke("cache-detections", "--data-root", toy, "--split", "val") is None
     with ModelServer(tiny.llm(max_new_tokens=2)) as server:

@@ -398,6 +398,7 @@ def test_a_picture_that_the_run_brings_is_a_picture_and_nothing_else(folder: Pat
         thumbnails.load_thumbnails(folder)
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_a_typed_error(folder: Path) -> None:
     (folder / page.HTML).mkdir()
     (folder / page.HTML / "x").write_text("")

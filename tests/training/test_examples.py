@@ -308,6 +308,7 @@ print(json.dumps([schedule_groups(many(30), chosen), shown]))
 """
 
 
+@pytest.mark.slow
 def test_another_process_trains_on_the_same() -> None:
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
     shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]

@@ -273,6 +273,7 @@ def test_an_adapter_on_the_head_is_refused_where_it_is_the_embeddings(tmp_path: 
         trainer.train_adapter(llm, train_groups(2), recipe(lora=lora), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_head_is_trained_and_stored_without_the_head(tmp_path: Path, losses: list[float]) -> None:
     lora = LoraSection(rank=4, alpha=8, target_modules=["lm_head"])
     chosen = recipe(lora=lora, epochs=5, save_steps=10)
@@ -289,6 +290,7 @@ def test_an_adapter_on_the_head_is_trained_and_stored_without_the_head(tmp_path:
         assert not torch.allclose(adapted.model(ids).logits, tiny.llm().model(ids).logits, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
 def test_adapters_are_float32_whatever_the_model_is(architecture: str, tmp_path: Path) -> None:
     llm = tiny.llm(architecture)
@@ -354,6 +356,7 @@ def test_training_learns_and_leaves_an_adapter_and_a_log(tmp_path: Path, losses:
         assert not torch.allclose(adapted.model(ids).logits, tiny.llm().model(ids).logits, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_step_is_the_mean_over_all_labels_of_its_parts(tmp_path: Path, losses: list[float]) -> None:
     trainer.train_adapter(tiny.llm(), groups(), recipe(groups_per_step=4, max_steps=1), tmp_path / "at once")
     trainer.train_adapter(
@@ -379,6 +382,7 @@ def test_the_seed_decides_everything(tmp_path: Path, losses: list[float]) -> Non
     assert first != other
 
 
+@pytest.mark.slow
 def test_max_steps_ends_a_training(tmp_path: Path, losses: list[float]) -> None:
     assert trainer.train_adapter(tiny.llm(), train_groups(), recipe(max_steps=3), tmp_path)["steps"] == len(losses) == 3
 
@@ -475,6 +479,7 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path, losses: list[float
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(tmp_path).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
 def test_a_loss_that_is_no_number_stops_the_training(
     tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
