@@ -42,7 +42,7 @@ from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import PART_SCHEMA, read_part, row_detections
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.evaluation import external
-from llm_wrapper.evaluation.predictions import load_predictions
+from llm_wrapper.evaluation.predictions import load_predictions, save_predictions
 from llm_wrapper.recipe import LLMSection, files
 from llm_wrapper.records import Box, Candidate, Detection, Detections, Message, Prediction, Prompt, Sample
 
@@ -187,7 +187,7 @@ def own_predictions() -> bytes:
     rows = [replace(first, sample_id=f"s{n}", system=system) for n in range(4) for system in ("llm", "rule")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.parquet"
-        predictions.save_predictions(path, rows)
+        save_predictions(path, rows)
         return path.read_bytes()
 
 
