@@ -47,7 +47,7 @@ class McNemar(NamedTuple):
     """McNemar's exact test of two systems on the same `n` samples.
 
     `only_a` and `only_b` are the samples that one system alone has right; only these tell the systems apart.
-    `p_value` is two-sided, and `None` without samples. It takes samples as independent, which several expressions of
+    `p_value` is two-sided, and `None` without samples. Samples count as independent, which several expressions of
     one image are not, so it claims more than the paired bootstrap: read both.
     """
 

@@ -20,7 +20,7 @@ TEXTS = sorted(
 )
 
 PHRASES = {
-    "a sentence begins with What": r"^What\b(?!.*\?$)|^Return what\b",
+    "a sentence begins with What": r"(?-i:^What\b(?!.*\?$)|^Return what\b)",
     "nobody": r"\bnobody\b",
     "without a word": r"\bwithout a word\b|\bin silence\b",
     "hopeless, honest": r"\bhopeless\b|\bhonest(ly)?\b",
@@ -78,7 +78,9 @@ def findings(path: Path) -> list[str]:
     for number, text in chunks(path):
         for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text.strip()):
             flat = " ".join(sentence.split())
-            rows += [f"{number}: {flat[:100]!r} ({say})" for say, phrase in PHRASES.items() if re.search(phrase, flat)]
+            rows += [
+                f"{number}: {flat[:100]!r} ({say})" for say, phrase in PHRASES.items() if re.search(phrase, flat, re.I)
+            ]
     return rows
 
 

@@ -176,7 +176,7 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     dataset = datasets.load_dataset(data, split)
     detector = detectors.create_detector(section, dataset)
     if isinstance(detector, PaidDetector) and sys.stdin.isatty():
-        detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Go on?", default=False)
+        detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Continue?", default=False)
     folder = cache_folder(detector.name, data, split)
     options = asdict(how)
     build = partial(detectors.create_detector, section, dataset, detectors.loaded_plugins())

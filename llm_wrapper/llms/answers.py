@@ -83,7 +83,7 @@ class AnswerFile:
             self._answers[key] = answer
 
     def _problem(self, why: str) -> str:
-        return f"an answer was not written to {self.path}: {why}. Mend that; the same command asks only for the rest."
+        return f"an answer was not written to {self.path}: {why}. Fix that; the same command asks only for the rest."
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Answer]]:
         for line in content.splitlines():

@@ -197,8 +197,8 @@ def _pairs(evaluation: StoredEvaluation) -> list[tuple[str, str]]:
     pairs = []
     for first, second in combinations(evaluation.judged, 2):
         other = evaluation.others.get(second)
-        rivals = {evaluation.base, evaluation.main, second.removeprefix(f"{other.run}: ")} if other else {first}
-        if first in rivals:
+        baselines = {evaluation.base, evaluation.main, second.removeprefix(f"{other.run}: ")} if other else {first}
+        if first in baselines:
             pairs.append((first, second))
     return pairs
 
