@@ -12,8 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validate_row
+from llm_wrapper.datasets.base import Dataset, validate_row
 from llm_wrapper.detectors.paid_calls import CostEstimate
 from llm_wrapper.errors import RecipeError, listed
 from llm_wrapper.records import Box, Detection, Detections, Sample
