@@ -19,8 +19,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from llm_wrapper import images
-from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.datasets.rows import validate_row
+from llm_wrapper.datasets.base import Dataset, validate_row
 from llm_wrapper.errors import RecipeError, listed, nearest
 from llm_wrapper.recipe import DetectorSection, Recipe
 from llm_wrapper.records import Box, Detection, Detections, Sample
@@ -122,7 +121,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnboundDetector:
-    """A detector that answers from a file or annotations, for the split that it is bound to; `bind` may raise DataError."""
+    """A detector that answers from a file or annotations, for one split; `bind` may raise a DataError."""
 
     bind: Callable[[Dataset], Detector]
 

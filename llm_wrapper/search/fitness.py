@@ -21,7 +21,7 @@ from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import PromptSection, Recipe
 from llm_wrapper.records import Prediction, Sample, to_dict
 from llm_wrapper.search.history import Verdict
