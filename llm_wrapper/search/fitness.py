@@ -16,7 +16,7 @@ from llm_wrapper import detectors
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSample, cache_folder, prepare_candidates
-from llm_wrapper.detectors.base import Detector
+from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
