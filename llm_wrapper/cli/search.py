@@ -179,8 +179,9 @@ def _parties(
     recipe: Recipe, section: SearchSection, dataset: Dataset, prepared_samples: Sequence[PreparedSample] | None
 ) -> tuple[Fitness, Proposer, Sequence[str]]:
     """Return who measures, who proposes, and the special tokens of all; an LLM that does both is loaded once."""
-    from llm_wrapper.llms.base import LocalLLM, load_llm
+    from llm_wrapper.llms.base import load_llm
     from llm_wrapper.llms.load import LoadedLLM, load_model
+    from llm_wrapper.llms.local import LocalLLM
 
     llms: dict[str, LoadedLLM] = {}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
+from llm_wrapper.llms.packing import common_prefix_length
 from llm_wrapper.recipe.schema import TEMPLATE_DATE, LLMSection
 from llm_wrapper.records import Message, Prompt
 from llm_wrapper.terminal import printable
@@ -182,7 +183,7 @@ class ChatEncoder:
                 text = self.tokenizer.decode(longer)
                 raise self._unusable(f"writes the answers {one} and {other} so that one begins the other: {text!r}")
         (first, _), (last, _) = rows[0], rows[-1]  # sorted: what these two share, all share
-        constant = first[: _num_shared(first, last)]
+        constant = first[: common_prefix_length(first, last)]
         return constant if self.tokenizer.decode(constant).strip() else ()
 
     def _completion(self, index: int) -> tuple[int, ...]:
@@ -192,7 +193,7 @@ class ChatEncoder:
             head = self._text([question], add_generation_prompt=True)
             whole = self._text([question, Message("assistant", str(index))], add_generation_prompt=False)
             if not whole.startswith(head):
-                same = _num_shared(head, whole)
+                same = common_prefix_length(head, whole)
                 raise self._unusable(
                     "words the question differently once it is answered: "
                     f"{head[same : same + 40]!r} before an answer is {whole[same : same + 40]!r} with one"
@@ -247,11 +248,6 @@ class ChatEncoder:
     def _ids(self, text: str) -> list[int]:
         # The template writes the beginning-of-sequence token itself: adding special tokens here would double it.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return how many elements two sequences begin with alike."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def chat_encoder(tokenizer: Any, section: LLMSection) -> ChatEncoder:

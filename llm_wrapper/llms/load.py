@@ -20,7 +20,8 @@ from llm_wrapper.devices import choose_device, loading_bars
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
 from llm_wrapper.llms.model_files import require_sane, resolve_model
-from llm_wrapper.llms.sharing import require_exact
+from llm_wrapper.llms.self_test import require_exact
+from llm_wrapper.llms.soft_prompts import num_virtual
 from llm_wrapper.recipe import LLMSection
 
 __all__ = ["LoadedLLM", "load_config", "load_model", "load_tokenizer", "loading_failure"]
@@ -45,6 +46,11 @@ class LoadedLLM:
     def encoder(self) -> ChatEncoder:
         """The encoder of prompts and completions."""
         return chat_encoder(self.tokenizer, self.section)
+
+    @cached_property
+    def num_virtual(self) -> int:
+        """The number of learned tokens that the model reads first."""
+        return num_virtual(self.model)
 
 
 def _has_fast_bfloat16(where: torch.device) -> bool:

@@ -58,7 +58,7 @@ def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         model: With or without a soft prompt.
-        batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `sharing.attention_mask` gives it, and
+        batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `packing.collate_for` gives it, and
             perhaps columns as `logits_to_keep`.
 
     Raises:

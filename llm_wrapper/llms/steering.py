@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.generate import continuations
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.local import continuations
 from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Prompt
 

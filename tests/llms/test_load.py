@@ -21,8 +21,8 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as load_module
 from llm_wrapper.llms import model_files
 from llm_wrapper.llms.adapters import add_adapter
-from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.llms.load import LoadedLLM, load_model
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.llms.model_files import unpack_gguf
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny

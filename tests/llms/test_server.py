@@ -12,8 +12,9 @@ import torch
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import answers, server_formats
-from llm_wrapper.llms.base import LocalLLM, load_llm
+from llm_wrapper.llms.base import load_llm
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.llms.server import ServerLLM
 from llm_wrapper.prompts.render import choose
 from llm_wrapper.recipe import LLMSection

@@ -18,7 +18,7 @@ from llm_wrapper import detectors, runs
 from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.search.history import EvaluatedPrompt, History
 from tests.detectors.misbehaving_server import Step
 from tests.first_images import copy_first_images
