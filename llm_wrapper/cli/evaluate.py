@@ -42,14 +42,13 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.metrics import Summary, summarize_systems
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import PROMPT_FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, evaluations, formatting
 from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
-from llm_wrapper.training.pool import load_prompt_builder
+from llm_wrapper.training.examples import load_prompt_builder
 from llm_wrapper.wrapper import require_probabilities
 
 __all__ = ["Evaluation", "evaluate", "evaluate_verb", "notes", "predict_with_llm", "with_training"]

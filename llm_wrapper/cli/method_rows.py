@@ -16,11 +16,11 @@ from llm_wrapper.cli.train import run_training
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import methods, systems
 from llm_wrapper.evaluation.methods import Cost, Method, MethodResult
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.search.history import History, SearchStart
-from llm_wrapper.training.pool import load_prompt_builder
+from llm_wrapper.training.examples import load_prompt_builder
 
 __all__ = ["MethodRow", "make_row", "step_tokens"]
 
@@ -82,8 +82,8 @@ def step_tokens(recipe: Recipe) -> float | None:
         CacheError: If detections are missing.
         DataError: If there is nothing to train on.
     """
-    from llm_wrapper.training.model_sizes import estimate_training
-    from llm_wrapper.training.pool import load_training_pool
+    from llm_wrapper.training.examples import load_training_pool
+    from llm_wrapper.training.memory_estimate import estimate_training
 
     whole = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": None})})
     epoch = estimate_training(whole, load_training_pool(whole).groups).epoch

@@ -33,13 +33,12 @@ from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import card
 from llm_wrapper.terminal import as_cell, say
 from llm_wrapper.training import processes
-from llm_wrapper.training.examples import count_answered_none
-from llm_wrapper.training.pool import load_training_pool, require_trainable
+from llm_wrapper.training.examples import count_answered_none, load_training_pool, require_trainable
 from llm_wrapper.training.processes import exit_on_signal
 
 if TYPE_CHECKING:
     from llm_wrapper.training.examples import Group
-    from llm_wrapper.training.model_sizes import TrainingEstimate
+    from llm_wrapper.training.memory_estimate import TrainingEstimate
 
 
 __all__ = ["plan_training", "run_training", "train_verb"]
@@ -154,8 +153,8 @@ def plan_training(recipe: Recipe, console: Console) -> bool:
             f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: "
             "llm-wrapper train --plan --llm llama3"
         )
-    from llm_wrapper.training.model_sizes import estimate_training
-    from llm_wrapper.training.pool import load_training_pool
+    from llm_wrapper.training.examples import load_training_pool
+    from llm_wrapper.training.memory_estimate import estimate_training
 
     groups: Sequence[Group] | None = None
     reason = "no group fits train.max_tokens, or none is left to train on"
@@ -185,7 +184,7 @@ def _rows(found: TrainingEstimate, recipe: Recipe, reason: str) -> list[tuple[st
     return [
         ("parameters", f"{_count(sizes.num_parameters)} in {_DTYPES[setup.number_bytes]}{packed}"),
         ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {_DTYPES[ADAPTER_BYTES]}"),
-        ("adapters on", found.targets),
+        ("adapters on", found.sizes.targets),
         ("weights", _bytes(memory.weights)),
         ("adapter", _bytes(memory.adapter)),
         ("gradients", _bytes(memory.gradients)),

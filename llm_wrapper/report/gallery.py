@@ -21,13 +21,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, images
 from llm_wrapper.boxes import rowwise_iou
-from llm_wrapper.datasets import hub_files
+from llm_wrapper.datasets import hub
 from llm_wrapper.errors import DataError, LLMWrapperError, PromptError, shell_word
 from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, pair_predictions
 from llm_wrapper.evaluation.slices import masks, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import PROMPT_FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.recipe import DataSection, PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
@@ -329,7 +328,7 @@ def _load_samples(recipe: Mapping[str, Any], split: str, roots: Sequence[Path]) 
     if not os.path.exists(root):  # of any text false, where Path.exists raises
         raise DataError(f"the data set lay in {root}, which does not exist here")
     _require_inside(root, roots)
-    if "repo" in section.settings and not hub_files.is_fetched(root):
+    if "repo" in section.settings and not hub.is_fetched(root):
         raise DataError(f"{root} holds no Parquet files, and a report fetches nothing")
     try:
         return datasets.load_dataset(section, split).samples
