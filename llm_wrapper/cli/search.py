@@ -33,12 +33,16 @@ from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.recipe import LLMSection, Recipe, SearchSection
 from llm_wrapper.records import Sample
 from llm_wrapper.report import search as shown
-from llm_wrapper.search.confirm import ConfirmedPrompt, confirm_prompts
 from llm_wrapper.search.fitness import CaptionFitness, Fitness, SearchSlices, SelectorFitness, cut_slices, mark_right
-from llm_wrapper.search.history import EvaluatedPrompt, History
-from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.history import EvaluatedPrompt, History, Leaderboard
 from llm_wrapper.search.proposals import ForbiddenText, LocalProposer, Proposer, ServedProposer
-from llm_wrapper.search.search import SearchProblem, choose_seed_prompt, search_prompts
+from llm_wrapper.search.search import (
+    ConfirmedPrompt,
+    SearchProblem,
+    choose_seed_prompt,
+    confirm_prompts,
+    search_prompts,
+)
 from llm_wrapper.search.tasks import search_task
 from llm_wrapper.storage import locked
 from llm_wrapper.terminal import say
