@@ -120,21 +120,24 @@ def load_checkpoint(settings: CheckpointSettings, architecture: Architecture, *,
     name, asked = settings.model, settings.revision or "main"
     try:
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
-        source: dict[str, Any] = {"revision": commit or asked, "trust_remote_code": False}
+        revision = commit or asked
         with loading_bars():
-            kind = transformers.AutoConfig.from_pretrained(name, **source).model_type
+            kind = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
             if kind not in architecture.model_types:
                 raise ValueError(f"it is a {kind}, not a {' or '.join(architecture.model_types)}")
             options["dtype"] = default if dtype == "auto" else getattr(torch, dtype)
-            make_model = getattr(transformers, architecture.model).from_pretrained
-            model, report = make_model(name, output_loading_info=True, **source, **options)
+            model, report = getattr(transformers, architecture.model).from_pretrained(
+                name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
+            )
         # transformers fills a checkpoint's gaps with random numbers, and only logs it.
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
         if callable(architecture.processor):
-            processor = architecture.processor(name, source["revision"])
+            processor = architecture.processor(name, revision)
         else:
-            processor = getattr(transformers, architecture.processor).from_pretrained(name, **source)
+            processor = getattr(transformers, architecture.processor).from_pretrained(
+                name, revision=revision, trust_remote_code=False
+            )
         return Loaded(model.to(device).eval(), processor, commit, storage.digest_model(name))
     except Exception as error:  # hub, file, JSON, configuration, tokenizer, memory: loading may raise anything
         what = f"detector.settings.model={name} (revision {asked}) cannot be used"

@@ -70,10 +70,13 @@ _PLAIN_CAPTION = "{expression}"
 def _load_processor(name: str, revision: str) -> Any:
     import transformers
 
-    # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    pixels = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **source)
-    return transformers.GroundingDinoProcessor(pixels, transformers.AutoTokenizer.from_pretrained(name, **source))
+    return transformers.GroundingDinoProcessor(
+        # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
+        transformers.AutoImageProcessor.from_pretrained(
+            name, revision=revision, backend="pil", trust_remote_code=False
+        ),
+        transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
+    )
 
 
 _ARCHITECTURE = Architecture(
