@@ -38,12 +38,14 @@ __all__ = [
     "PaidDetector",
     "Question",
     "UnboundDetector",
+    "bind_detectors",
     "create_detector",
     "create_detectors",
     "detect_sample",
     "detections_from_raw",
     "load_plugin",
     "loaded_plugins",
+    "open_detector",
     "register_detector",
 ]
 
@@ -171,19 +173,33 @@ def create_detector(section: DetectorSection, dataset: Dataset, plugins: Sequenc
     """
     for plugin in plugins:
         load_plugin(plugin)
+    return open_detector(section)(dataset)
+
+
+def open_detector(section: DetectorSection) -> Callable[[Dataset], Detector]:
+    """Create the detector that a recipe names; return what binds it to a split, of which it may read a file once."""
     created = _factory(section.name)(section.settings)
-    detector: Detector = created.bind(dataset) if isinstance(created, UnboundDetector) else created
-    detector.name = section.label or detector.name
-    return detector
+
+    def bind(dataset: Dataset) -> Detector:
+        detector: Detector = created.bind(dataset) if isinstance(created, UnboundDetector) else created
+        detector.name = section.label or detector.name
+        return detector
+
+    return bind
 
 
 def create_detectors(recipe: Recipe, dataset: Dataset) -> Sequence[Detector]:
-    """Create the detectors of a recipe, its own first; of an ensemble there are several.
+    """Create the detectors of a recipe, its own first; of an ensemble there are several."""
+    return bind_detectors([open_detector(each.detector) for each in recipe.detectors()], dataset)
+
+
+def bind_detectors(opened: Sequence[Callable[[Dataset], Detector]], dataset: Dataset) -> list[Detector]:
+    """Return the detectors of a recipe for a split.
 
     Raises:
-        RecipeError: As `create_detector`, or if two have one name: their candidates would look alike.
+        RecipeError: If two have one name: their candidates would look alike.
     """
-    created = [create_detector(each.detector, dataset) for each in recipe.detectors()]
+    created = [bind(dataset) for bind in opened]
     names = [detector.name for detector in created]
     if len(set(names)) < len(names):
         raise RecipeError(f"two detectors of an ensemble have one name ({', '.join(names)}): set a label for each")

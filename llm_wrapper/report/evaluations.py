@@ -18,12 +18,10 @@ from llm_wrapper import readers, storage
 from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Prediction
-from llm_wrapper.results import is_same, stored_question
+from llm_wrapper.results import COMPARED, is_same, stored_question
 from llm_wrapper.storage import inside, plain_name
 
-__all__ = ["COMPARED", "OtherSystem", "StoredEvaluation", "add_comparison", "facts_of_evaluation", "load_evaluations"]
-
-COMPARED = "compared"
+__all__ = ["OtherSystem", "StoredEvaluation", "add_comparison", "facts_of_evaluation", "load_evaluations"]
 
 _SOURCE = "source.json"
 """Beside what is kept of another folder: which folder that was."""
