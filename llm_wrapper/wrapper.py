@@ -38,12 +38,12 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.jobs import require_probabilities
 from llm_wrapper.images import ImageSource
 from llm_wrapper.llms.base import LLM
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe, load_recipe
 from llm_wrapper.records import Answer, Box, Detections, Prediction, Prompt
 from llm_wrapper.report import pictures
 from llm_wrapper.terminal import loading_bars_shown
-from llm_wrapper.training.pool import load_prompt_builder
+from llm_wrapper.training.examples import load_prompt_builder
 
 __all__ = ["RankedBox", "Result", "Wrapper"]
 

@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
@@ -291,8 +293,14 @@ def test_errors_are_printed_without_a_traceback(
 
 @pytest.mark.parametrize(
     "args",
-    [["no-such-verb"], ["eval", "--no-such-option"], ["eval", "--limit", "0"], ["export"], ["detections", "info"],
-     ["detections", "merge"]],
+    [
+        ["no-such-verb"],
+        ["eval", "--no-such-option"],
+        ["eval", "--limit", "0"],
+        ["export"],
+        ["detections", "info"],
+        ["detections", "merge"],
+    ],
     ids=" ".join,
 )
 def test_a_wrong_call_ends_with_2(args: list[str]) -> None:

@@ -90,7 +90,7 @@ def follow_sample(recipe: Any, llm: Any) -> Callable[[], None]:
     from llm_wrapper.detections.samples import PreparedSample, load_prepared_split, prepare_candidates
     from llm_wrapper.evaluation import systems
     from llm_wrapper.metrics import summarize
-    from llm_wrapper.training.pool import load_prompt_builder
+    from llm_wrapper.training.examples import load_prompt_builder
 
     split = load_prepared_split(recipe, recipe.data, recipe.data.eval_split, limit=1)
     sample, cache = split.samples[0].sample, split.caches[0]

@@ -39,7 +39,7 @@ from llm_wrapper.records import Prediction
 from llm_wrapper.report import card, evaluations, formatting, page
 from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
-from llm_wrapper.training.pool import load_prompt_builder
+from llm_wrapper.training.examples import load_prompt_builder
 
 __all__ = ["Evaluated", "ScoreJob", "evaluate", "evaluate_verb", "report_verb", "score", "score_verb",
            "threshold_table"]  # fmt: skip

@@ -37,14 +37,14 @@ from llm_wrapper.evaluation.grid import (
     transfer_systems,
 )
 from llm_wrapper.evaluation.methods import UNTRAINED
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report.grid import write_study
 from llm_wrapper.report.grid_values import CurvePoint, curve_values, matrix_values
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
-from llm_wrapper.training.pool import load_prompt_builder
+from llm_wrapper.training.examples import load_prompt_builder
 
 __all__ = ["curve_verb", "ensemble_verb", "require_same_recipe", "save_study", "transfer_verb"]
 

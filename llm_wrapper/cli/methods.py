@@ -33,7 +33,7 @@ from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.grid import Column, Filled, System, compare_cells, load_columns
 from llm_wrapper.evaluation.methods import UNTRAINED, Cost, Method, MethodResult
 from llm_wrapper.metrics import summarize, summarize_systems
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.report.formatting import summary_markdown, summary_values
@@ -41,7 +41,7 @@ from llm_wrapper.report.grid_values import methods_values
 from llm_wrapper.search.history import History, SearchStart
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
-from llm_wrapper.training.pool import load_prompt_builder, load_training_pool
+from llm_wrapper.training.examples import load_prompt_builder, load_training_pool
 
 __all__ = ["Job", "MethodRow", "compare", "compare_methods_verb", "make_row", "step_tokens"]
 
@@ -296,7 +296,7 @@ def make_row(row: MethodRow, samples: Sequence[PreparedSample]) -> tuple[MethodR
 
 def step_tokens(recipe: Recipe) -> float | None:
     """Return the tokens that a step of a training takes, each counted `methods.TRAINING` times, before it is begun."""
-    from llm_wrapper.training.model_sizes import estimate_training
+    from llm_wrapper.training.memory_estimate import estimate_training
 
     whole = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": None})})
     epoch = estimate_training(whole, load_training_pool(whole).groups).epoch

@@ -20,10 +20,8 @@ from llm_wrapper.cli import options
 from llm_wrapper.errors import RunError, shell_word
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import search as shown
-from llm_wrapper.search.confirm import ConfirmedPrompt, confirm_prompts
-from llm_wrapper.search.history import EvaluatedPrompt, History
-from llm_wrapper.search.leaderboard import Leaderboard
-from llm_wrapper.search.search import search_prompts
+from llm_wrapper.search.history import EvaluatedPrompt, History, Leaderboard
+from llm_wrapper.search.search import ConfirmedPrompt, confirm_prompts, search_prompts
 from llm_wrapper.search.setup import build_search_problem, check_search, load_search_data
 from llm_wrapper.terminal import say
 

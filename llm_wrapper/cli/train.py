@@ -26,11 +26,10 @@ from llm_wrapper.recipe import Recipe
 from llm_wrapper.report import card, formatting, pictures
 from llm_wrapper.terminal import as_cell, say
 from llm_wrapper.training import processes
-from llm_wrapper.training.examples import count_answered_none
-from llm_wrapper.training.pool import load_training_pool, require_trainable
+from llm_wrapper.training.examples import count_answered_none, load_training_pool, require_trainable
 
 if TYPE_CHECKING:
-    from llm_wrapper.training.model_sizes import TrainingEstimate
+    from llm_wrapper.training.memory_estimate import TrainingEstimate
 
 __all__ = ["demo", "demo_verb", "plan_training", "run_training", "train_verb"]
 
@@ -136,7 +135,7 @@ def plan_training(recipe: Recipe, console: Console) -> bool:
             f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: "
             "llm-wrapper train --plan --llm llama3"
         )
-    from llm_wrapper.training.model_sizes import estimate_training
+    from llm_wrapper.training.memory_estimate import estimate_training
 
     groups, reason = None, "no group fits train.max_tokens, or none is left to train on"
     try:
@@ -174,7 +173,7 @@ def _rows(found: TrainingEstimate, recipe: Recipe, reason: str) -> list[tuple[st
     return [
         ("parameters", f"{_count(sizes.num_parameters)} in {dtypes[setup.number_bytes]}{packed}"),
         ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {dtypes[ADAPTER_BYTES]}"),
-        ("adapters on", found.targets),
+        ("adapters on", found.sizes.targets),
         ("weights", _bytes(memory.weights)),
         ("adapter", _bytes(memory.adapter)),
         ("gradients", _bytes(memory.gradients)),

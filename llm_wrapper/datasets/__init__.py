@@ -17,9 +17,9 @@ READERS = {
     "grefcoco": "llm_wrapper.datasets.refer:load_grefcoco",
     "hub_refs": "llm_wrapper.datasets.hub:load_hub_refs",
     "hub_objects": "llm_wrapper.datasets.hub:load_hub_objects",
-    "hc_refloco": "llm_wrapper.datasets.hub:load_hc_refloco",
-    "ref_l4": "llm_wrapper.datasets.hub:load_ref_l4",
-    "talk2car": "llm_wrapper.datasets.talk2car:load_talk2car",
+    "hc_refloco": "llm_wrapper.datasets.long_expressions:load_hc_refloco",
+    "ref_l4": "llm_wrapper.datasets.long_expressions:load_ref_l4",
+    "talk2car": "llm_wrapper.datasets.long_expressions:load_talk2car",
     "jsonl": "llm_wrapper.datasets.jsonl:load_jsonl",
     "toy": "llm_wrapper.datasets.jsonl:load_toy",
 }
@@ -34,28 +34,7 @@ def load_dataset(section: DataSection, split: str) -> Dataset:
         DataError: If the annotations are missing or wrong.
     """
     read = find_reader(section.reader)
-    _require_settings(section, read)
-    try:
-        return read(section.folder, split, **section.settings)
-    except TypeError as error:
-        raise RecipeError(f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {error}") from error
-
-
-def find_reader(name: str) -> Callable[..., Dataset]:
-    """Import the reader of a name.
-
-    Raises:
-        RecipeError: If there is none.
-    """
-    if name not in READERS:
-        raise RecipeError(f"no data reader is named {name!r}{nearest(name, [*READERS])} ({', '.join(READERS)})")
-    module, _, function = READERS[name].partition(":")
-    reader: Callable[..., Dataset] = getattr(import_module(module), function)
-    return reader
-
-
-def _require_settings(section: DataSection, read: Callable[..., Dataset]) -> None:
-    """Check the names of a section's settings, which are the named arguments of its reader."""
+    # The settings are the keyword-only arguments of the reader.
     arguments = inspect.signature(read).parameters.values()
     known = {argument.name: argument for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY}
     problems = [f"it has no {key!r}{nearest(key, [*known])}" for key in section.settings if key not in known]
@@ -64,8 +43,19 @@ def _require_settings(section: DataSection, read: Callable[..., Dataset]) -> Non
         for name, argument in known.items()
         if argument.default is inspect.Parameter.empty and name not in section.settings
     ]
+    refused = f"data.settings of {section.name!r} do not fit reader {section.reader!r}"
     if problems:
-        raise RecipeError(
-            f"data.settings of {section.name!r} do not fit reader {section.reader!r}: {'; '.join(problems)} "
-            f"(its settings: {', '.join(known) or 'none'})"
-        )
+        raise RecipeError(f"{refused}: {'; '.join(problems)} (its settings: {', '.join(known) or 'none'})")
+    try:
+        return read(section.folder, split, **section.settings)
+    except TypeError as error:
+        raise RecipeError(f"{refused}: {error}") from error
+
+
+def find_reader(name: str) -> Callable[..., Dataset]:
+    """Import the reader of a name; raise a RecipeError if there is none."""
+    if name not in READERS:
+        raise RecipeError(f"no data reader is named {name!r}{nearest(name, [*READERS])} ({', '.join(READERS)})")
+    module, _, function = READERS[name].partition(":")
+    reader: Callable[..., Dataset] = getattr(import_module(module), function)
+    return reader

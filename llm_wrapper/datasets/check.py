@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from llm_wrapper import boxes, images
-from llm_wrapper.datasets import rows
-from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.datasets.base import NO_EXPRESSION, Dataset, is_blank
 from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Box, Sample
 
@@ -136,7 +135,7 @@ def _check_split(dataset: Dataset) -> Iterable[Finding]:
         what, every = "expressions without a split: train and val are one", [sample.sample_id for sample in samples]
         yield from _finding("warning", dataset.name, what, every, _NO_SPLIT)
     for reason, places in dataset.skipped.items():
-        remedy = _NO_EXPRESSION if reason == rows.NO_EXPRESSION else _SKIPPED
+        remedy = _NO_EXPRESSION if reason == NO_EXPRESSION else _SKIPPED
         yield from _finding("warning", where, f"skipped ({reason})", places, remedy)
     crowds = [f"sample {sample.sample_id}" for sample in samples if sample.sample_id in dataset.crowd_targets]
     yield from _finding("warning", where, "targets that are crowd regions", crowds, _CROWD)
@@ -151,7 +150,7 @@ def _check_split(dataset: Dataset) -> Iterable[Finding]:
     yield from _finding("error", where, "sample ids used twice", [key for key, num in ids.items() if num > 1], _IDS)
     yield from _finding("warning", where, "expressions of an image with several targets", conflicting, _CONFLICT)
     yield from _finding("warning", where, "expressions of an image repeated for one target", repeated, _REPEATED)
-    empty = [f"sample {sample.sample_id}" for sample in samples if rows.is_blank(sample.expression)]
+    empty = [f"sample {sample.sample_id}" for sample in samples if is_blank(sample.expression)]
     yield from _finding("error", where, "empty expressions", empty, _EMPTY)
 
 

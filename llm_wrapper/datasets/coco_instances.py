@@ -11,9 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llm_wrapper import boxes, readers
-from llm_wrapper.datasets import rows
-from llm_wrapper.datasets.base import AnnotatedObject
-from llm_wrapper.datasets.rows import Skipped
+from llm_wrapper.datasets.base import AnnotatedObject, FourNumbers, Id, Side, Skipped, validate_row
 from llm_wrapper.errors import DataError, listed
 
 __all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load_instances"]
@@ -24,26 +22,26 @@ _log = logging.getLogger(__name__)
 class CocoImage(BaseModel):
     """One entry of `images`; sizes in pixels."""
 
-    id: rows.Id
+    id: Id
     file_name: str
-    width: rows.Side
-    height: rows.Side
+    width: Side
+    height: Side
 
 
 class CocoAnnotation(BaseModel):
     """One entry of `annotations`; `bbox` is (left, top, width, height) in pixels and may have no area."""
 
-    id: rows.Id
-    image_id: rows.Id
-    category_id: rows.Id
-    bbox: rows.FourNumbers
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: FourNumbers
     iscrowd: bool = False
 
 
 class CocoCategory(BaseModel):
     """One entry of `categories`."""
 
-    id: rows.Id
+    id: Id
     name: str
     supercategory: str | None = None
 
@@ -82,7 +80,7 @@ def load_instances(path: Path) -> Instances:
         DataError: If it is something else, repeats an id, or if most of its entries cannot be used.
     """
     problems: list[str] = []
-    content = rows.validate_row(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
+    content = validate_row(_File, readers.read_json(path, nan=True), where=path.name, problems=problems)
     if content is None:
         raise DataError(listed(f"{path} is no COCO instances file", problems))
     skipped = Skipped()

@@ -26,8 +26,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from llm_wrapper import box_formats, boxes, images, readers
 from llm_wrapper.box_formats import BOX_FORMATS, BoxFormat
-from llm_wrapper.datasets import coco_instances, rows
-from llm_wrapper.datasets.base import AnnotatedObject, Dataset, digest_files, image_file, require_file
+from llm_wrapper.datasets import coco_instances
+from llm_wrapper.datasets.base import (
+    NO_EXPRESSION,
+    AnnotatedObject,
+    Dataset,
+    FourNumbers,
+    Id,
+    Side,
+    digest_files,
+    image_file,
+    is_blank,
+    refusal_reason,
+    require_file,
+    validate_row,
+)
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
 from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
@@ -49,14 +62,14 @@ class _Row(BaseModel):
     image: str | None = None
     file_name: str | None = None
     expression: str | None = None
-    box: rows.FourNumbers | None = None
-    bbox_xywh: rows.FourNumbers | None = None
-    sample_id: rows.Id | None = None
-    ref_id: rows.Id | None = None
-    image_id: rows.Id | None = None
+    box: FourNumbers | None = None
+    bbox_xywh: FourNumbers | None = None
+    sample_id: Id | None = None
+    ref_id: Id | None = None
+    image_id: Id | None = None
     split: str | None = None
-    width: rows.Side | None = Field(None, strict=True)
-    height: rows.Side | None = Field(None, strict=True)
+    width: Side | None = Field(None, strict=True)
+    height: Side | None = Field(None, strict=True)
     kind: str | None = None
     source: str | None = None
 
@@ -83,7 +96,7 @@ class _Row(BaseModel):
             raise ValueError("give 'box' (xyxy) or 'bbox_xywh', not both")
         if (self.width is None) != (self.height is None):
             raise ValueError("give 'width' and 'height' together, or neither")
-        if self.expression is not None and rows.is_blank(self.expression):
+        if self.expression is not None and is_blank(self.expression):
             raise ValueError(f"'expression' is empty: nothing of {self.expression[:20]!r} can be seen")
         if self.expression is not None and len(self.expression) > MAX_EXPRESSION:
             raise ValueError(f"'expression' has {len(self.expression)} characters; {MAX_EXPRESSION} is the most")
@@ -192,7 +205,7 @@ def _parse_rows(path: Path, problems: list[str]) -> _Placed:
     parsed = [
         (where, number, row)
         for where, number, value in values
-        if (row := rows.validate_row(_Row, value, where=where, problems=problems)) is not None
+        if (row := validate_row(_Row, value, where=where, problems=problems)) is not None
     ]
     if not parsed and not problems:
         raise DataError(f"{path} holds no expression. Write one JSON object a line. {_RIGHT}")
@@ -249,7 +262,7 @@ def _require_expressions(parsed: _Placed, source: str, problems: list[str]) -> t
     places = [where for where, _, row in parsed if row.expression is None]
     if places and not usable and not problems:
         raise DataError(f"{source}: none of its {len(places)} lines has an 'expression'. {_RIGHT}")
-    return usable, {rows.NO_EXPRESSION: places} if places else {}
+    return usable, {NO_EXPRESSION: places} if places else {}
 
 
 class _Reader:
@@ -340,7 +353,7 @@ class _Reader:
         try:
             target = Box(*pixels)
         except ValueError as error:
-            self._problems.append(f"{where}: {rows.refusal_reason(error)}; write null where nothing fits")
+            self._problems.append(f"{where}: {refusal_reason(error)}; write null where nothing fits")
             return None
         if boxes.clip(target, image_wh) is None:
             self._problems.append(f"{where}: box {target.xyxy} lies outside its image, which is {image_wh}")

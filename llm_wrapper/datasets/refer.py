@@ -20,10 +20,20 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 
 from llm_wrapper import readers
-from llm_wrapper.datasets import coco_instances, restricted_pickle, rows
-from llm_wrapper.datasets.base import Dataset, digest_files, image_file, require_file
+from llm_wrapper.datasets import coco_instances, restricted_pickle
+from llm_wrapper.datasets.base import (
+    Collector,
+    Dataset,
+    Id,
+    Sentence,
+    Skipped,
+    TextKind,
+    digest_files,
+    image_file,
+    require_file,
+    require_text_kind,
+)
 from llm_wrapper.datasets.coco_instances import Instances
-from llm_wrapper.datasets.rows import Collector, Skipped
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Sample
 from llm_wrapper.storage import folder_name
@@ -47,13 +57,13 @@ NumberedRefs = list[tuple[int, Mapping[str, Any]]]
 
 
 class _Ref(BaseModel):
-    ref_id: rows.Id
-    image_id: rows.Id
-    sentences: list[rows.Sentence]
+    ref_id: Id
+    image_id: Id
+    sentences: list[Sentence]
 
 
 class _SingleRef(_Ref):
-    ann_id: rows.Id
+    ann_id: Id
 
     @property
     def ann_ids(self) -> list[str]:
@@ -63,7 +73,7 @@ class _SingleRef(_Ref):
 class _MultiRef(_Ref):
     # The authors' own reader accepts a single id too.
     ann_id: Annotated[
-        list[rows.Id], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
+        list[Id], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
     ]
 
     @property
@@ -72,7 +82,7 @@ class _MultiRef(_Ref):
         return [] if ids == _NO_TARGET else ids
 
 
-def load_refer(root: Path, split: str, *, name: str, split_by: str, text: rows.TextKind = "sent") -> Dataset:
+def load_refer(root: Path, split: str, *, name: str, split_by: str, text: TextKind = "sent") -> Dataset:
     """Read one split of a REFER tree: one sample per sentence, and all annotated objects of all of its images.
 
     Args:
@@ -88,7 +98,7 @@ def load_refer(root: Path, split: str, *, name: str, split_by: str, text: rows.T
             named); or if most refs cannot be used.
         RecipeError: If `text` is neither of the two, or `name` or `split_by` is a path.
     """
-    rows.require_text_kind(text)
+    require_text_kind(text)
     refs_path = _refs_path(root, name, split_by)
     instances_path = require_file(root / name / "instances.json", _REMEDY)
     collector = Collector(f"split {split} of {refs_path}", "xywh")
@@ -102,7 +112,7 @@ def load_refer(root: Path, split: str, *, name: str, split_by: str, text: rows.T
     return collector.dataset(name, split, digest_files([refs_path, instances_path]), instances)
 
 
-def load_grefcoco(root: Path, split: str, *, split_by: str = "unc", text: rows.TextKind = "sent") -> Dataset:
+def load_grefcoco(root: Path, split: str, *, split_by: str = "unc", text: TextKind = "sent") -> Dataset:
     """Read one split of gRefCOCO: one sample per sentence, and all annotated objects of its images.
 
     The first object that an expression means is its `target`, the others its `further_targets`; an expression that
@@ -118,7 +128,7 @@ def load_grefcoco(root: Path, split: str, *, split_by: str = "unc", text: rows.T
         DataError: If a file is missing or damaged, if the split does not exist, or if most refs cannot be used.
         RecipeError: If `text` is neither of the two, or `split_by` is a path.
     """
-    rows.require_text_kind(text)
+    require_text_kind(text)
     folder_name(split_by, "data.settings.split_by")
     refs_path = require_file(root / _GREFCOCO / f"grefs({split_by}).json", _GREFCOCO_REMEDY)
     instances_path = require_file(root / _GREFCOCO / "instances.json", _GREFCOCO_REMEDY)
@@ -196,11 +206,11 @@ def _is_in(actual: str, wanted: str) -> bool:
 class _Reader:
     """Turns refs into samples."""
 
-    def __init__(self, collector: Collector, instances: Instances, folder: Path, text: rows.TextKind) -> None:
+    def __init__(self, collector: Collector, instances: Instances, folder: Path, text: TextKind) -> None:
         self._collector = collector
         self._instances = instances
         self._folder = folder if folder.is_dir() else None
-        self._text: rows.TextKind = text
+        self._text: TextKind = text
 
     def take(self, where: str, raw: Mapping[str, Any], kind: type[_SingleRef | _MultiRef]) -> None:
         """Add the samples of one ref, or count it."""

@@ -42,7 +42,7 @@ from llm_wrapper.detections.contents import (
     write_rows,
 )
 from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
-from llm_wrapper.detectors.base import Level, joined, questions_about
+from llm_wrapper.detectors import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, listed
 from llm_wrapper.records import Detections, Sample, to_dict
 from llm_wrapper.storage import locked

@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import storage
 from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, fill_command, split_recorded
-from llm_wrapper.detectors.base import LEVELS, Level
+from llm_wrapper.detectors import LEVELS, Level
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError
 from llm_wrapper.readers import MIB, parse_json, parse_parquet_table, read_bytes, read_json
 from llm_wrapper.records import Box, Detection, Detections, from_dict, to_dict

@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors.base import Detector
+from llm_wrapper.detectors import Detector
 
 __all__ = [
     "Recorded",

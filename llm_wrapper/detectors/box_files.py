@@ -28,7 +28,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.box_values import parse_box
-from llm_wrapper.datasets import rows
+from llm_wrapper.datasets.base import FourNumbers, Id, Number, validate_row
 from llm_wrapper.errors import DataError, RecipeError, listed
 
 __all__ = ["BoxFileNotes", "Entry", "RawBox", "read_box_file"]
@@ -95,9 +95,9 @@ class BoxFileNotes:
 class _Named(BaseModel):
     """A row about one image or one expression; an image may be named by id and by file name."""
 
-    image_id: rows.Id | None = None
+    image_id: Id | None = None
     file_name: str | None = Field(None, validation_alias=AliasChoices("file_name", "image"))
-    sample_id: rows.Id | None = None
+    sample_id: Id | None = None
 
     @model_validator(mode="after")
     def _has_one_id(self) -> _Named:
@@ -130,10 +130,10 @@ class _Item(_Scored):
 
     model_config = ConfigDict(extra="allow")
 
-    box: rows.FourNumbers | None = None
-    bbox_xywh: rows.FourNumbers | None = None
+    box: FourNumbers | None = None
+    bbox_xywh: FourNumbers | None = None
     label: Annotated[int, Field(strict=True)] | str | None = Field(None, validation_alias=AliasChoices(*_LABEL_KEYS))
-    score: rows.Number | None = Field(None, validation_alias=AliasChoices("score", "confidence"))
+    score: Number | None = Field(None, validation_alias=AliasChoices("score", "confidence"))
 
     @model_validator(mode="after")
     def _has_one_box(self) -> _Item:
@@ -151,30 +151,30 @@ class _Line(_Named):
 class _Result(_Scored):
     """A COCO result. ultralytics names its image twice, by id (the stem) and by file name."""
 
-    image_id: rows.Id | None = None
+    image_id: Id | None = None
     file_name: str | None = None
     category_id: int | str
-    bbox: rows.FourNumbers
-    score: rows.Number | None
+    bbox: FourNumbers
+    score: Number | None
 
 
 class _RoboflowPrediction(_Scored):
-    x: rows.Number
-    y: rows.Number
-    width: rows.Number
-    height: rows.Number
+    x: Number
+    y: Number
+    width: Number
+    height: Number
     label: str = Field("", alias="class")
-    score: rows.Number | None = Field(None, alias="confidence")
+    score: Number | None = Field(None, alias="confidence")
     image_path: str | None = None
 
 
 class _SinkRow(_Named, _Scored):
-    x_min: rows.Number
-    y_min: rows.Number
-    x_max: rows.Number
-    y_max: rows.Number
-    class_id: rows.Id | None
-    score: rows.Number | None = Field(alias="confidence")
+    x_min: Number
+    y_min: Number
+    x_max: Number
+    y_max: Number
+    class_id: Id | None
+    score: Number | None = Field(alias="confidence")
     class_name: str | None = None
 
     @model_validator(mode="before")
@@ -252,7 +252,7 @@ def _of_value(value: Any, where: str, notes: BoxFileNotes) -> Iterator[Entry]:
     elif "detections" not in keys and keys & {"box", "bbox_xywh"}:
         yield from _of_flat(value, where, notes)
     elif not _has_typos(value, _LINE_KEYS, where, notes):
-        line = rows.validate_row(_Line, value, where=where, problems=notes.problems)
+        line = validate_row(_Line, value, where=where, problems=notes.problems)
         if line is not None:
             notes.unread.update(list(line.model_extra or ()))
             items = _items(line.detections, f"{where}: detections", notes)
@@ -276,7 +276,7 @@ def _item(value: Any, where: str, notes: BoxFileNotes) -> RawBox | None:
             notes.problems.append(f"{where}: {error}")
             return None
         value, box_format = {**value, "box": box.numbers}, box.usual
-    item = rows.validate_row(_Item, value, where=where, problems=notes.problems)
+    item = validate_row(_Item, value, where=where, problems=notes.problems)
     if item is None:
         return None
     notes.unread.update(list(item.model_extra or ()))
@@ -289,7 +289,7 @@ def _item(value: Any, where: str, notes: BoxFileNotes) -> RawBox | None:
 def _of_result(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Iterator[Entry]:
     """Yield a COCO result, whose `bbox` is xywh and whose category ids count from 1."""
     notes.default, notes.is_from_one = "xywh", True
-    row = rows.validate_row(_Result, value, where=where, problems=notes.problems)
+    row = validate_row(_Result, value, where=where, problems=notes.problems)
     if row is None:
         return
     names = tuple(name for name in (row.image_id, row.file_name) if name is not None)
@@ -309,7 +309,7 @@ def _of_flat(value: Mapping[str, Any], where: str, notes: BoxFileNotes) -> Itera
     item = {key: each for key, each in value.items() if key not in about}
     if value.keys() & {"det_id", "h5_id"} and isinstance(item.get("box"), list):
         item["bbox_xywh"] = item.pop("box")
-    named = rows.validate_row(_Named, about, where=where, problems=notes.problems)
+    named = validate_row(_Named, about, where=where, problems=notes.problems)
     box = _item(item, where, notes)
     if named is not None and box is not None:
         yield Entry(where, named.names, named.sample_id, [box])
@@ -321,7 +321,7 @@ def _of_roboflow(values: Sequence[Any], notes: BoxFileNotes) -> Iterator[Entry]:
         yield Entry("predictions", (), None, [])
     for index, value in enumerate(values):
         where = f"predictions[{index}]"
-        row = rows.validate_row(_RoboflowPrediction, value, where=where, problems=notes.problems)
+        row = validate_row(_RoboflowPrediction, value, where=where, problems=notes.problems)
         if row is not None:
             box = RawBox([row.x, row.y, row.width, row.height], "cxcywh", row.label.strip(), row.score)
             yield Entry(where, (row.image_path,) if row.image_path else (), None, [box])
@@ -347,7 +347,7 @@ def _of_image(name: str, values: Sequence[Any], notes: BoxFileNotes) -> Entry | 
 def _of_sink(found: Iterable[tuple[str, Any]], notes: BoxFileNotes, *, has_names: bool) -> list[Entry]:
     entries = []
     for where, value in found:
-        row = rows.validate_row(_SinkRow, value, where=where, problems=notes.problems)
+        row = validate_row(_SinkRow, value, where=where, problems=notes.problems)
         if row is None:
             continue
         number = int(row.class_id) if row.class_id and row.class_id.isdecimal() else ""

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from llm_wrapper.datasets.rows import Number, validate_row
+from llm_wrapper.datasets.base import Number, validate_row
 from llm_wrapper.detectors.paid_calls import PaidCalls, PaidTerms
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.readers import MIB

@@ -24,11 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llm_wrapper.box_formats import BoxFormat, TargetPairs
 from llm_wrapper.box_values import WrittenBox, convert_boxes
-from llm_wrapper.datasets.base import Dataset, digest_files, require_file
-from llm_wrapper.datasets.rows import validate_row
-from llm_wrapper.detectors.base import Level, Question, UnboundDetector, detections_from_raw
+from llm_wrapper.datasets.base import Dataset, digest_files, require_file, validate_row
+from llm_wrapper.detectors import Level, Question, UnboundDetector, detections_from_raw
 from llm_wrapper.detectors.box_files import BoxFileNotes, Entry, RawBox, read_box_file
-from llm_wrapper.detectors.category_names import CategoryNames, read_category_names
+from llm_wrapper.detectors.coco import CategoryNames, read_category_names
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Detections, Sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from llm_wrapper import boxes
-from llm_wrapper.prompts.choose import NONE_OF_THESE
+from llm_wrapper.prompts.render import NONE_OF_THESE
 from llm_wrapper.records import Box, Candidate, Choice, DecidedBy, Prediction, Sample
 
 __all__ = ["INDEX_OUT_OF_RANGE", "UNUSABLE_ANSWER", "decide", "oracle_choice", "prediction_of"]

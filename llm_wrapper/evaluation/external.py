@@ -25,8 +25,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from llm_wrapper import readers
 from llm_wrapper.box_formats import BoxFormat, TargetPairs
 from llm_wrapper.box_values import BoxValue, WrittenBox, convert_boxes, parse_box
-from llm_wrapper.datasets import rows
-from llm_wrapper.datasets.base import Dataset, require_file
+from llm_wrapper.datasets.base import Dataset, Id, require_file, validate_row
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation import predictions
 from llm_wrapper.evaluation.comparison import complete_predictions
@@ -74,10 +73,10 @@ class _Row(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    sample_id: rows.Id | None = Field(None, validation_alias=AliasChoices("sample_id", "sent_id"))
-    ref_id: rows.Id | None = None
+    sample_id: Id | None = Field(None, validation_alias=AliasChoices("sample_id", "sent_id"))
+    ref_id: Id | None = None
     image: str | None = Field(None, validation_alias=AliasChoices("image", "file_name"))
-    image_id: rows.Id | None = Field(None, validation_alias=AliasChoices("image_id", "img_id"))
+    image_id: Id | None = Field(None, validation_alias=AliasChoices("image_id", "img_id"))
     expression: str | None = Field(
         None, validation_alias=AliasChoices("expression", "sent", "sents", "sentence", "caption", "refexp")
     )
@@ -189,7 +188,7 @@ def _read_rows(path: Path, problems: list[str]) -> list[tuple[str, _Row]]:
     values = list(_read_values(path, problems))
     if not values and not problems:
         raise DataError(f"{path} holds no prediction.")
-    found = [(where, rows.validate_row(_Row, value, where=where, problems=problems)) for where, value in values]
+    found = [(where, validate_row(_Row, value, where=where, problems=problems)) for where, value in values]
     return [(where, row) for where, row in found if row is not None]
 
 

@@ -28,7 +28,7 @@ from llm_wrapper.evaluation import ensemble, systems
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.metrics import Summary, summarize
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import DataSection, LLMSection, PromptSection, Recipe, ServerSection
 from llm_wrapper.records import Prediction
 

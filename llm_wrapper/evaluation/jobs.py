@@ -15,8 +15,7 @@ from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import PROMPT_FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.storage import folder_name, plain_name

@@ -12,9 +12,7 @@ from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation.decide import decide, oracle_choice
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts import rule
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.choose import choose
-from llm_wrapper.prompts.render import PromptInput
+from llm_wrapper.prompts.render import PromptBuilder, PromptInput, choose
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction
 

@@ -11,45 +11,26 @@ import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from llm_wrapper.boxes import FloatArray
-from llm_wrapper.prompts.render import PromptInput
+from llm_wrapper.prompts.render import Exemplar, PromptInput
 from llm_wrapper.prompts.text import clean_label, clean_text
 from llm_wrapper.records import Candidate, Sample
 from llm_wrapper.storage import digest
 
-__all__ = ["Embed", "ExampleSelector", "Exemplar", "FixedExamples", "NearestExamples", "draw_examples", "fit_tfidf"]
-
-
-@dataclass(frozen=True, slots=True)
-class Exemplar:
-    """A training expression that can be shown: its candidates in shown order, and the index of the right one."""
-
-    sample: Sample
-    candidates: tuple[Candidate, ...]
-    index: int
-
-
-class ExampleSelector(Protocol):
-    """Chooses the examples that are shown before each question."""
-
-    def select(self, questions: Sequence[PromptInput]) -> list[list[Exemplar]]:
-        """Return the examples of each question in the order to be shown; never one of the question's own image."""
-        ...
+__all__ = ["Embed", "FixedExamples", "NearestExamples", "draw_examples", "fit_tfidf"]
 
 
 def draw_examples(pool: Sequence[Exemplar], count: int, *, seed: int) -> list[Exemplar]:
     """Draw up to `count` examples of different images, whose answers are spread evenly over the indices.
 
-    An LLM tends to repeat the answers that it has seen. The draw depends on the seed and the samples' ids, not on the
-    order of the pool.
+    An LLM tends to repeat the answers that it has seen. The draw does not depend on the order of the pool.
     """
     rng = random.Random(seed)
     remaining = sorted(pool, key=lambda each: each.sample.sample_id)
@@ -93,72 +74,57 @@ class NearestExamples:
 
     Exemplars with similar candidates come before all others: at least half and at most twice as many, and at least one
     label in common. Ties go to the first of the pool. None shows the question's own image.
-
-    Args:
-        pool: The examples to choose from; embedded once.
-        count: Examples of a question.
-        embed: Turns texts into vectors.
     """
 
     def __init__(self, pool: Sequence[Exemplar], count: int, embed: Embed) -> None:
         self._pool, self._count, self._embed = pool, count, embed
         self._vectors = embed([each.sample.expression for each in pool])
         self._images = _ImageIndex([each.sample for each in pool])
-        self._likeness = _Likeness([each.candidates for each in pool])
+        self._columns = {
+            label: i for i, label in enumerate(sorted({label for each in pool for label in _labels(each.candidates)}))
+        }
+        self._num_candidates = np.array([len(each.candidates) for each in pool])
+        self._has_label = self._label_rows([each.candidates for each in pool])
 
     def select(self, questions: Sequence[PromptInput]) -> list[list[Exemplar]]:
         """Return the examples of each question, the nearest last."""
         chosen = []
         for start in range(0, len(questions), _CHUNK):
             chunk = questions[start : start + _CHUNK]
-            near = _dense(self._embed([sample.expression for sample, _ in chunk]) @ self._vectors.T)
-            near[~self._likeness.alike([candidates for _, candidates in chunk])] -= _UNLIKE
+            product = self._embed([sample.expression for sample, _ in chunk]) @ self._vectors.T
+            near = np.asarray(product.toarray() if sparse.issparse(product) else product).astype(np.float64)
+            near[~self._are_alike([candidates for _, candidates in chunk])] -= _UNLIKE
             for row, (sample, _) in zip(near, chunk, strict=True):
                 row[list(self._images.indices_of(sample))] = -np.inf
-                chosen.append([self._pool[i] for i in reversed(_best(row, self._count))])
+                chosen.append([self._pool[i] for i in reversed(_find_highest(row, self._count))])
         return chosen
 
-
-def _dense(product: Any) -> FloatArray:
-    dense: FloatArray = product.toarray() if sparse.issparse(product) else np.asarray(product)
-    return dense.astype(np.float64)
-
-
-def _best(row: FloatArray, count: int) -> list[int]:
-    """Return the indices of the highest finite values, highest first, ties in order."""
-    count = min(count, int(np.isfinite(row).sum()))
-    if count == 0:
-        return []
-    indices = np.flatnonzero(row >= np.partition(row, -count)[-count])
-    return [int(i) for i in indices[np.argsort(-row[indices], kind="stable")[:count]]]
-
-
-class _Likeness:
-    """Compares the candidates of questions with those of the pool, by their number and their labels."""
-
-    def __init__(self, pool: Sequence[Sequence[Candidate]]) -> None:
-        labels = sorted({label for each in pool for label in _labels(each)})
-        self._columns = {label: column for column, label in enumerate(labels)}
-        self._counts = np.array([len(each) for each in pool])
-        self._has = self._rows(pool)
-
-    def _rows(self, many: Sequence[Sequence[Candidate]]) -> sparse.csr_matrix:
+    def _label_rows(self, many: Sequence[Sequence[Candidate]]) -> sparse.csr_matrix:
         """Return (n, labels): 1 where there is a candidate of that label."""
         columns = [[self._columns[label] for label in _labels(each) if label in self._columns] for each in many]
         ends = np.cumsum([0, *map(len, columns)])
         flat = [column for row in columns for column in row]
         return sparse.csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(many), len(self._columns)))
 
-    def alike(self, many: Sequence[Sequence[Candidate]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _are_alike(self, many: Sequence[Sequence[Candidate]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return (n, pool): whether the numbers are within a factor of two and a label is in common."""
         counts = np.array([len(each) for each in many])[:, None]
-        fits = (counts <= 2 * self._counts) & (self._counts <= 2 * counts)
-        shared: np.ndarray[Any, np.dtype[np.bool_]] = (self._rows(many) @ self._has.T).toarray() > 0
+        fits = (counts <= 2 * self._num_candidates) & (self._num_candidates <= 2 * counts)
+        shared: np.ndarray[Any, np.dtype[np.bool_]] = (self._label_rows(many) @ self._has_label.T).toarray() > 0
         return fits & shared
 
 
 def _labels(candidates: Sequence[Candidate]) -> list[str]:
     return sorted({clean_label(each.label) for each in candidates})
+
+
+def _find_highest(row: FloatArray, count: int) -> list[int]:
+    """Return the indices of the highest finite values, highest first, ties in order."""
+    count = min(count, int(np.isfinite(row).sum()))
+    if count == 0:
+        return []
+    indices = np.flatnonzero(row >= np.partition(row, -count)[-count])
+    return [int(i) for i in indices[np.argsort(-row[indices], kind="stable")[:count]]]
 
 
 def fit_tfidf(texts: Sequence[str]) -> Embed:
@@ -190,7 +156,7 @@ class _ImageIndex:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._samples = samples
-        self._digests: dict[str, str] = {}
+        self._digest = cache(lambda path: digest(Path(path)))
         self._by_id: dict[str, list[int]] = defaultdict(list)
         for i, sample in enumerate(samples):
             self._by_id[sample.image_id].append(i)
@@ -198,10 +164,10 @@ class _ImageIndex:
     def indices_of(self, sample: Sample) -> frozenset[int]:
         """Return the indices of all samples that show the image of this one."""
         same = set(self._by_id.get(sample.image_id, ()))
-        path, size = _file(sample)
-        others = self._by_size.get(size, {}) if size is not None else {}
+        path, size = _find_file(sample.image_path)
+        others = self._by_size.get(size, {})
         # Not cached: another image may have this file's name the next time.
-        content = digest(Path(path)) if path is not None and others.keys() - {path} else None
+        content = digest(Path(path)) if others.keys() - {path} else None
         for other, indices in others.items():
             if other == path or self._digest(other) == content:
                 same.update(indices)
@@ -214,25 +180,18 @@ class _ImageIndex:
         for i, sample in enumerate(self._samples):
             of_path[sample.image_path].append(i)
         by_size: dict[int, dict[str, list[int]]] = defaultdict(dict)
-        for indices in of_path.values():
-            path, size = _file(self._samples[indices[0]])
-            if path is not None and size is not None:
+        for image_path, indices in of_path.items():
+            path, size = _find_file(image_path)
+            if size >= 0:
                 by_size[size].setdefault(path, []).extend(indices)
         return by_size
 
-    def _digest(self, path: str) -> str:
-        if path not in self._digests:
-            self._digests[path] = digest(Path(path))
-        return self._digests[path]
 
-
-def _file(sample: Sample) -> tuple[str | None, int | None]:
-    """Return the path of a sample's image and its size in bytes; (None, None) where there is no such file."""
-    if sample.image_path is None:
-        return None, None
+def _find_file(image_path: str | None) -> tuple[str, int]:
+    """Return the real path of an image and its size in bytes; -1 where there is no such file."""
     try:
-        path = os.path.realpath(sample.image_path)
+        path = os.path.realpath(image_path or "")
         info = os.stat(path)
-        return (path, info.st_size) if stat.S_ISREG(info.st_mode) else (None, None)  # reading a pipe never ends
     except (OSError, ValueError):
-        return None, None
+        return "", -1
+    return path, info.st_size if stat.S_ISREG(info.st_mode) else -1  # reading a pipe never ends

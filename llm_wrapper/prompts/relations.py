@@ -5,6 +5,7 @@ All ranks are 1-based and geometric, so they do not depend on the order in which
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,60 +65,48 @@ def spell_cardinal(count: int) -> str:
     return _CARDINALS[count - 1] if count <= len(_CARDINALS) else str(count)
 
 
-def _position(box: Box, image_wh: tuple[int, int]) -> str:
-    x, y = box.center[0] / image_wh[0], box.center[1] / image_wh[1]
-    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
-    row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
-    return f"{row} {column}".strip() or "center"
+_KEYS: dict[str, Callable[[Box], float]] = {
+    "left": lambda box: box.center[0],
+    "size": lambda box: -box.area,
+    "top": lambda box: box.center[1],
+    "near": lambda box: -box.y1,
+}
 
 
-def _extent(box: Box, image_wh: tuple[int, int]) -> str:
-    share = box.area / (image_wh[0] * image_wh[1])
-    return "tiny" if share < 0.01 else "small" if share < 0.05 else "medium" if share < 0.2 else "big"
-
-
-def _ranks(candidates: Sequence[Candidate], members: Sequence[int], key: Callable[[Box], float]) -> dict[int, Rank]:
+def _ranks(candidates: Sequence[Candidate], members: Sequence[int], name: str) -> dict[int, Rank]:
     def place(index: int) -> tuple[object, ...]:
         """Break ties by geometry, not by the order of the list."""
         box = candidates[index].box
-        return (key(box), box.center, box.xyxy, candidates[index].label)
+        return (_KEYS[name](box), box.center, box.xyxy, candidates[index].label)
 
     ordered = sorted(members, key=place)
     return {index: Rank(rank, len(members)) for rank, index in enumerate(ordered, start=1)}
 
 
 def compute_relations(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[Relations]:
-    """Compute the relations of each candidate, in the order given.
-
-    Args:
-        candidates: All candidates of one image; labels are compared after lower-casing.
-        image_wh: Width and height of the image in pixels.
-    """
+    """Compute the relations of each candidate of one image, in the order given; labels are compared lower-cased."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, candidate in enumerate(candidates):
         groups[candidate.label.strip().lower()].append(index)
-    keys: dict[str, Callable[[Box], float]] = {
-        "left": lambda box: box.center[0],
-        "size": lambda box: -box.area,
-        "top": lambda box: box.center[1],
-        "near": lambda box: -box.y1,
-    }
-    own: dict[str, dict[int, Rank]] = {name: {} for name in keys}
-    for name, key in keys.items():
-        for members in groups.values():
-            own[name].update(_ranks(candidates, members, key))
+    own: dict[str, dict[int, Rank]] = {name: {} for name in _KEYS}
+    for name, members in itertools.product(_KEYS, groups.values()):
+        own[name] |= _ranks(candidates, members, name)
     everyone = range(len(candidates))
-    left, size = _ranks(candidates, everyone, keys["left"]), _ranks(candidates, everyone, keys["size"])
-    return [
-        Relations(
-            left=own["left"][index],
-            size=own["size"][index],
-            top=own["top"][index],
-            near=own["near"][index],
-            left_of_all=left[index],
-            size_of_all=size[index],
-            position=_position(candidates[index].box, image_wh),
-            extent=_extent(candidates[index].box, image_wh),
+    left, size = _ranks(candidates, everyone, "left"), _ranks(candidates, everyone, "size")
+    found = []
+    for index in everyone:
+        box = candidates[index].box
+        x, y = box.center[0] / image_wh[0], box.center[1] / image_wh[1]
+        column = "left" if x < 0.36 else "right" if x > 0.64 else ""
+        row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
+        share = box.area / (image_wh[0] * image_wh[1])
+        found.append(
+            Relations(
+                **{name: ranks[index] for name, ranks in own.items()},
+                left_of_all=left[index],
+                size_of_all=size[index],
+                position=f"{row} {column}".strip() or "center",
+                extent="tiny" if share < 0.01 else "small" if share < 0.05 else "medium" if share < 0.2 else "big",
+            )
         )
-        for index in everyone
-    ]
+    return found

@@ -1,13 +1,18 @@
-"""Render candidates and an expression as the prompt of an LLM."""
+"""Render samples with their candidates as prompts of an LLM, and convert its answers to choices.
+
+(Sample, Candidates) --render_prompt--> question ---+
+examples of the question --render_prompt--> turns --+--> Prompt --LLM--> Answer --choose--> Choice
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.sandbox
@@ -18,10 +23,22 @@ from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.relations import Rank, Relations, compute_relations, spell_cardinal, spell_ordinal
 from llm_wrapper.prompts.text import clean_label, clean_text, fill_instruction, require_expression, require_instruction
 from llm_wrapper.readers import read_text
-from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
+from llm_wrapper.recipe import PromptSection
+from llm_wrapper.records import Answer, Box, Candidate, Choice, Message, Prompt, Sample
 from llm_wrapper.terminal import printable
 
-__all__ = ["MAX_PROMPT", "PROMPT_FORMATS", "PromptInput", "ShownCandidate", "render_prompt"]
+__all__ = [
+    "NONE_OF_THESE",
+    "NO_PROBABILITY",
+    "PROMPT_FORMATS",
+    "ExampleSelector",
+    "Exemplar",
+    "PromptBuilder",
+    "PromptInput",
+    "ShownCandidate",
+    "choose",
+    "render_prompt",
+]
 
 PROMPT_FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
@@ -29,21 +46,96 @@ PROMPT_FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 PromptInput = tuple[Sample, Sequence[Candidate]]
 """A sample, and its candidates in the order to be shown."""
 
+_MAX_PROMPT = 200_000
+"""Characters of one question; with 20 candidates it has 2,000."""
+
+NO_PROBABILITY = "no_probability"
+"""Reason where a server was asked for probabilities and gave none that can be used."""
+
+NONE_OF_THESE = "none_of_these"
+"""Reason of a choice that is an answer all the same: none of the candidates is meant."""
+
 _TEMPLATES = Path(__file__).parent / "templates"
 _OBJECTS = "objects"
 """The block of a template that holds the lines of the candidates, and what explains their columns."""
-MAX_PROMPT = 200_000
-"""Characters of one question; with 20 candidates it has 2,000."""
-_MOST_BYTES = 1 << 16
 _NONE = "none_index"
 """The variable of a template that is the index of "none of these", or none where that is no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """A training expression that can be shown: its candidates in shown order, and the index of the right one."""
+
+    sample: Sample
+    candidates: tuple[Candidate, ...]
+    index: int
+
+
+class ExampleSelector(Protocol):
+    """Chooses the examples that are shown before each question."""
+
+    def select(self, questions: Sequence[PromptInput]) -> list[list[Exemplar]]:
+        """Return the examples of each question in the order to be shown; never one of the question's own image."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Build prompts of samples and their candidates; equal sections without examples give equal builders.
+
+    Attributes:
+        section: Format, instruction, number of examples, and whether "none of these" is an answer.
+        selector: Chooses the examples of each question, see `training.examples.load_prompt_builder`.
+        facts: Where the examples came from, for the report.
+
+    Raises:
+        PromptError: If the instruction cannot be used, or the section asks for examples and there is no selector.
+    """
+
+    section: PromptSection
+    selector: ExampleSelector | None = None
+    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.section.examples and self.selector is None:
+            raise PromptError(f"prompt.examples={self.section.examples}: there are no training expressions to show")
+        if self.section.instruction is not None:
+            require_instruction(self.section.instruction)
+
+    def build(self, questions: Sequence[PromptInput]) -> list[Prompt]:
+        """Return one prompt for each question, in order."""
+        prompts = self._questions(questions)
+        if self.selector is None:
+            return prompts
+        built = []
+        for prompt, examples in zip(prompts, self.selector.select(questions), strict=True):
+            turns: list[Message] = []
+            shown = self._questions([(each.sample, each.candidates) for each in examples])
+            for question, example in zip(shown, examples, strict=True):
+                turns += [*question.messages, Message("assistant", str(example.index))]
+            built.append(replace(prompt, messages=(*turns, *prompt.messages)))
+        return built
+
+    def _questions(self, questions: Sequence[PromptInput]) -> list[Prompt]:
+        section = self.section
+        return [
+            render_prompt(sample, candidates, section.format, instruction=section.instruction, none=section.none)
+            for sample, candidates in questions
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class ShownCandidate:
     """One candidate as a template sees it, with clean text.
 
-    `grid` is the box in integers 0..99 of the image's sides; `origin` names the detector where several are mixed.
+    Attributes:
+        grid: The box in integers 0..99 of the image's sides.
+        origin: A space and the name of the detector where several are mixed, else nothing.
+        position: top left ... center ... bottom right.
+        kind: Extent and label: `big zebra`.
+        left_of_all: Rank from the left among all candidates, from 1.
+        size_of_all: Rank by area among all candidates, 1 is the largest.
+        order_words: Order, size and depth among candidates of the same label; `only` where there is no other.
     """
 
     index: int
@@ -53,6 +145,11 @@ class ShownCandidate:
     grid: tuple[int, int, int, int]
     relations: Relations
     origin: str
+    position: str
+    kind: str
+    left_of_all: int
+    size_of_all: int
+    order_words: str
 
     @property
     def required_score(self) -> float:
@@ -64,36 +161,42 @@ class ShownCandidate:
             )
         return self.score
 
-    @property
-    def position(self) -> str:
-        """Position word in the image: top left ... center ... bottom right."""
-        return self.relations.position
 
-    @property
-    def kind(self) -> str:
-        """Extent and label: `big zebra`."""
-        return f"{self.relations.extent} {self.label}"
+def _describe_candidates(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
+    mixed = len({candidate.detector for candidate in candidates}) > 1
+    sides, shown = (*image_wh, *image_wh), []
+    for index, relations in enumerate(compute_relations(candidates, image_wh)):
+        candidate = candidates[index]
+        label = clean_label(candidate.label)
+        x0, y0, x1, y1 = (
+            min(99, max(0, int(100 * value / side))) for value, side in zip(candidate.box.xyxy, sides, strict=True)
+        )
+        shown.append(
+            ShownCandidate(
+                index=index,
+                label=label,
+                box=candidate.box,
+                score=candidate.score,
+                grid=(x0, y0, x1, y1),
+                relations=relations,
+                origin=f" {clean_text(candidate.detector)}" if mixed else "",
+                position=relations.position,
+                kind=f"{relations.extent} {label}",
+                left_of_all=relations.left_of_all.rank,
+                size_of_all=relations.size_of_all.rank,
+                order_words=_order_words(relations),
+            )
+        )
+    return shown
 
-    @property
-    def left_of_all(self) -> int:
-        """Rank from the left among all candidates, from 1."""
-        return self.relations.left_of_all.rank
 
-    @property
-    def size_of_all(self) -> int:
-        """Rank by area among all candidates, 1 is the largest."""
-        return self.relations.size_of_all.rank
-
-    @property
-    def order_words(self) -> str:
-        """Order, size and depth among candidates of the same label, in words; `only` where there is no other."""
-        own = self.relations
-        if own.left.count == 1:
-            return "only"
-        order = _extreme(own.left, "leftmost", "rightmost") or spell_ordinal(own.left.rank)
-        size = _extreme(own.size, "largest", "smallest") or f"size {spell_cardinal(own.size.rank)}"
-        depth = _extreme(own.near, "front", "back")
-        return " ".join(word for word in (order, "of", spell_cardinal(own.left.count), size, depth) if word)
+def _order_words(own: Relations) -> str:
+    if own.left.count == 1:
+        return "only"
+    order = _extreme(own.left, "leftmost", "rightmost") or spell_ordinal(own.left.rank)
+    size = _extreme(own.size, "largest", "smallest") or f"size {spell_cardinal(own.size.rank)}"
+    depth = _extreme(own.near, "front", "back")
+    return " ".join(word for word in (order, "of", spell_cardinal(own.left.count), size, depth) if word)
 
 
 def _extreme(rank: Rank, first: str, last: str) -> str:
@@ -101,18 +204,18 @@ def _extreme(rank: Rank, first: str, last: str) -> str:
 
 
 @cache
-def _shipped(name: str) -> jinja2.Template:
+def _shipped_template(name: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     return environment.from_string((_TEMPLATES / f"{name}.j2").read_text(encoding="utf-8"))
 
 
 @cache
-def _own(name: str, _folder: str) -> str:
+def _read_template(name: str, _folder: str) -> str:
     """Read a user's template; the working folder is part of the cache's key, as a name may be relative to it."""
     try:
         if not name.endswith(".j2"):
             raise DataError("its name does not end in .j2")
-        return read_text(name, most=_MOST_BYTES)
+        return read_text(name, most=1 << 16)
     except DataError as error:
         raise PromptError(
             f"prompt format {name!r} is neither one of {', '.join(PROMPT_FORMATS)} nor a readable template file "
@@ -120,53 +223,24 @@ def _own(name: str, _folder: str) -> str:
         ) from error
 
 
-def _grid(box: Box, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
-    sides = (*image_wh, *image_wh)
-    x0, y0, x1, y1 = (min(99, max(0, int(100 * value / side))) for value, side in zip(box.xyxy, sides, strict=True))
-    return x0, y0, x1, y1
-
-
-def _describe_candidates(candidates: Sequence[Candidate], image_wh: tuple[int, int]) -> list[ShownCandidate]:
-    mixed = len({candidate.detector for candidate in candidates}) > 1
-    return [
-        ShownCandidate(
-            index=index,
-            label=clean_label(candidate.label),
-            box=candidate.box,
-            score=candidate.score,
-            grid=_grid(candidate.box, image_wh),
-            relations=relations,
-            origin=f" {clean_text(candidate.detector)}" if mixed else "",
-        )
-        for index, (candidate, relations) in enumerate(
-            zip(candidates, compute_relations(candidates, image_wh), strict=True)
-        )
-    ]
-
-
-def _content(prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> str:
-    if instruction is None:
-        return _rendered(prompt_format, None, known)
-    require_instruction(instruction)
-    objects = _rendered(prompt_format, _OBJECTS, known)
-    return fill_instruction(instruction, objects=objects, expression=known["expression"])
-
-
-def _rendered(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
-    """Render a template, or one of its blocks."""
+def _render_content(prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> str:
+    """Render a template, or fill the instruction with its block of objects."""
+    block = None if instruction is None else _OBJECTS
     if prompt_format not in PROMPT_FORMATS:
-        return _rendered_apart(prompt_format, block, known)
-    template = _shipped(prompt_format)
-    if block is None:
-        return template.render(known)
-    return "".join(template.blocks[block](template.new_context(dict(known))))
+        text = _render_user_template(prompt_format, block, known)
+    elif block is None:
+        text = _shipped_template(prompt_format).render(known)
+    else:
+        template = _shipped_template(prompt_format)
+        text = "".join(template.blocks[block](template.new_context(dict(known))))
+    return text if instruction is None else fill_instruction(instruction, objects=text, expression=known["expression"])
 
 
-def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
+def _render_user_template(prompt_format: str, block: str | None, known: Mapping[str, Any]) -> str:
     """Render a user's template in a process with limits: it may run without end, or fill the memory."""
     shown = {name: [_plain(each) for each in known[name]] for name in ("candidates", "likely")}
     try:
-        reply = TEMPLATES.render_prompt(_own(prompt_format, os.getcwd()), {**known, **shown}, block)
+        reply = TEMPLATES.render_prompt(_read_template(prompt_format, os.getcwd()), {**known, **shown}, block)
     except (OSError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
     if "missing" in reply:
@@ -184,27 +258,14 @@ def _rendered_apart(prompt_format: str, block: str | None, known: Mapping[str, A
 
 
 def _plain(shown: ShownCandidate) -> dict[str, Any]:
-    """Return a candidate as plain values, with all attributes that a template may use."""
+    """Return a candidate as plain values, with the properties that a template may use."""
     values = asdict(shown)
-    box = {name: getattr(shown.box, name) for name in ("xyxy", "center", "area")}
-    relations = {
-        name: {**rank, "is_first": own.is_first, "is_last": own.is_last} if isinstance(own, Rank) else own
-        for name, rank in values["relations"].items()
-        for own in [getattr(shown.relations, name)]
-    }
-    words = {name: getattr(shown, name) for name in ("position", "kind", "left_of_all", "size_of_all", "order_words")}
-    score = {} if shown.score is None else {"required_score": shown.score}
-    return {**values, "box": {**values["box"], **box}, "relations": relations, **words, **score}
-
-
-def _require_none(content: str, prompt_format: str, instruction: str | None, known: Mapping[str, Any]) -> None:
-    """Refuse a template that ignores that "none of these" is an answer."""
-    if content == _content(prompt_format, instruction, {**known, _NONE: None}):
-        raise PromptError(
-            f"prompt.none=true asks for an answer that prompt format {prompt_format!r} has no line for: write "
-            f"{{% if {_NONE} is not none %}}{{{{ {_NONE} }}}} none of these{{% endif %}} behind those of its "
-            f"candidates{', in its block objects' if instruction is not None else ''}; or set prompt.none=false"
-        )
+    values["box"] |= {name: getattr(shown.box, name) for name in ("xyxy", "center", "area")}
+    for name, rank in values["relations"].items():
+        own = getattr(shown.relations, name)
+        if isinstance(own, Rank):
+            rank |= {"is_first": own.is_first, "is_last": own.is_last}
+    return values if shown.score is None else {**values, "required_score": shown.score}
 
 
 def render_prompt(
@@ -222,7 +283,7 @@ def render_prompt(
     Args:
         sample: Gives the expression and the image's size; its target is never looked at.
         candidates: In the order to be shown; index i is the i-th line.
-        prompt_format: One of `FORMATS`, or the path of a Jinja template that gets `candidates`
+        prompt_format: One of `PROMPT_FORMATS`, or the path of a Jinja template that gets `candidates`
             (`ShownCandidate`), `likely` (those that the rule puts in question, best first), `company` (index of a
             likely one -> labels of what the expression names and it is closest to), `expression`, `width`, `height`,
             and `none_index`, see `none`.
@@ -234,6 +295,8 @@ def render_prompt(
             no line for none, the expression is empty, or the prompt is longer than any model's limit.
     """
     expression = require_expression(sample.expression)
+    if instruction is not None:
+        require_instruction(instruction)
     shown = _describe_candidates(candidates, sample.image_wh)
     likely = rule.rank_by_rule(sample.expression, candidates)
     company = rule.find_companions(sample.expression, candidates, likely)
@@ -247,14 +310,54 @@ def render_prompt(
         _NONE: len(shown) if none else None,
     }
     try:
-        content = _content(prompt_format, instruction, known)
-        if none:
-            _require_none(content, prompt_format, instruction, known)
+        content = _render_content(prompt_format, instruction, known)
+        if none and content == _render_content(prompt_format, instruction, {**known, _NONE: None}):
+            raise PromptError(
+                f"prompt.none=true asks for an answer that prompt format {prompt_format!r} has no line for: write "
+                f"{{% if {_NONE} is not none %}}{{{{ {_NONE} }}}} none of these{{% endif %}} behind those of its "
+                f"candidates{', in its block objects' if instruction is not None else ''}; or set prompt.none=false"
+            )
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PromptError(f"prompt format {prompt_format!r}: {error}") from error
-    if len(content) > MAX_PROMPT:
+    if len(content) > _MAX_PROMPT:
         raise PromptError(
             f"the prompt of sample {sample.sample_id} has {len(content)} characters for {len(candidates)} candidates; "
-            f"{MAX_PROMPT} is the most: lower candidates.cap, or take a shorter prompt.format"
+            f"{_MAX_PROMPT} is the most: lower candidates.cap, or take a shorter prompt.format"
         )
     return Prompt(sample.sample_id, (Message("user", content.strip()),), tuple(candidates), prompt_format, none)
+
+
+def choose(answer: Answer, num_candidates: int, *, none: bool = False, none_below: float | None = None) -> Choice:
+    """Return the most probable index (the first of equals), or the first integer of a generated text.
+
+    Args:
+        answer: Probabilities, or a text.
+        num_candidates: How many indices are candidates.
+        none: Whether the index behind them is "none of these".
+        none_below: A less probable choice becomes "none of these" too. A text has no probability, and stays.
+
+    Returns:
+        A choice without an index, and with the reason, where none is meant, or the text has no integer or one out of
+        range. The probability of none is known only where it was an answer.
+
+    Raises:
+        ValueError: If there are more or fewer probabilities than answers.
+    """
+    if answer.probabilities is not None:
+        if len(answer.probabilities) != num_candidates + none:
+            asked = f"{num_candidates} candidates{' and none of these' if none else ''}"
+            raise ValueError(f"{len(answer.probabilities)} probabilities for {asked}")
+        best = max(answer.probabilities)
+        index = answer.probabilities.index(best)
+        if index == num_candidates or (none_below is not None and best < none_below):
+            return Choice(None, answer.probabilities[-1] if none else None, NONE_OF_THESE)
+        return Choice(index, best)
+    if answer.text is None:
+        return Choice(None, reason=NO_PROBABILITY)
+    found = re.search(r"-?\d+", answer.text, flags=re.ASCII)
+    if found is None:
+        return Choice(None, reason="no_number")
+    index = int(found[0][:1000])  # Python refuses to read numbers of more than 4,300 digits
+    if none and index == num_candidates:
+        return Choice(None, reason=NONE_OF_THESE)
+    return Choice(index) if 0 <= index < num_candidates else Choice(None, reason="index_out_of_range")

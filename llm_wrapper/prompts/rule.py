@@ -155,8 +155,7 @@ _DIRECTIONS: tuple[tuple[str, _Key], ...] = (
     (r"\b(right|rightmost|right-most)\b(?! (hand|arm|foot|leg))", lambda box: -(box[:, 0] + box[:, 2]) / 2),
     (r"\b(top|upper|highest|above)\b", lambda box: (box[:, 1] + box[:, 3]) / 2),
     (r"\b(bottom|lower|lowest|below)\b", lambda box: -(box[:, 1] + box[:, 3]) / 2),
-    (r"\b(smallest|small|smaller|little|tiny|tiniest|baby|far|farthest|back|background|behind)\b",
-     _area),
+    (r"\b(smallest|small|smaller|little|tiny|tiniest|baby|far|farthest|back|background|behind)\b", _area),
     (r"\b(front|closest|nearest|close|closer|foreground)\b", lambda box: -box[:, 3]),
 )  # fmt: skip
 """Pattern -> key of shape (n,); the candidate with the smallest key wins. Tried in this order."""
@@ -197,23 +196,15 @@ def _find_named(candidates: Sequence[Candidate], expression: str) -> list[int]:
     return [index for index, candidate in enumerate(candidates) if penalties[candidate.label] == best]
 
 
-def _place_wanted(text: str, count: int) -> int | None:
-    """Return the rank from the left, from 0, that "second from the right" and the like name; else None."""
-    found = _ORDINAL.search(text)
-    # One pattern for both would look through the rest of the text again at each ordinal.
-    sides = _SIDE.findall(text, found.end()) if found else []
-    if found is None or not sides or _NUMBER[found[1]] > count:
-        return None
-    return count - _NUMBER[found[1]] if sides[-1] == "right" else _NUMBER[found[1]] - 1
-
-
 def _keys(text: str, boxes: FloatArray) -> FloatArray:
     """Return a key (n,) for boxes (n, 4), lowest best, by direction and size words; without any the largest is best."""
     centers = boxes[:, [0, 2]].mean(axis=1)
-    wanted = _place_wanted(text, len(boxes))
-    if wanted is not None:
-        distances: FloatArray = np.abs(centers.argsort(kind="stable").argsort() - wanted).astype(np.float64)
-        return distances
+    if ordinal := _ORDINAL.search(text):  # second from the right
+        # One pattern for both would look through the rest of the text again at each ordinal.
+        sides, number = _SIDE.findall(text, ordinal.end()), _NUMBER[ordinal[1]]
+        if sides and number <= len(boxes):
+            wanted = len(boxes) - number if sides[-1] == "right" else number - 1  # from the left, from 0
+            return np.asarray(np.abs(centers.argsort(kind="stable").argsort() - wanted), dtype=np.float64)
     for pattern, key in _DIRECTIONS:
         if re.search(pattern, text):
             return key(boxes)
@@ -241,15 +232,10 @@ def rank_by_rule(expression: str, candidates: Sequence[Candidate]) -> list[int]:
 
 
 def find_companions(expression: str, candidates: Sequence[Candidate], likely: Sequence[int]) -> dict[int, list[str]]:
-    """Return which of the likely candidates is closest to each other kind of object that the expression names.
+    """Find which of the likely candidates is closest to each other kind of object that the expression names.
 
-    Closest is the one whose box covers most of an object of that kind, less the distance of their centers as a share
-    of the candidates' extent: "a man holding a frisbee" is the man by the frisbee.
-
-    Args:
-        expression: The referring expression.
-        candidates: All candidates of the image.
-        likely: Indices of those in question, see `rank`.
+    "a man holding a frisbee" is the man by the frisbee: the one whose box covers most of it, less the distance of their
+    centers as a share of the candidates' extent.
 
     Returns:
         Index of a likely candidate -> labels of what it is closest to.
@@ -260,24 +246,19 @@ def find_companions(expression: str, candidates: Sequence[Candidate], likely: Se
     for label in sorted({candidate.label for candidate in candidates} - own):
         if likely and _mentions(label, words):
             things = array([candidate.box for candidate in candidates if candidate.label == label])
-            closeness = _closeness(array([candidates[index].box for index in likely]), things)
+            boxes = array([candidates[index].box for index in likely])
+            low = np.maximum(boxes[:, None, :2], things[None, :, :2])
+            high = np.minimum(boxes[:, None, 2:], things[None, :, 2:])
+            covered = np.prod(np.clip(high - low, 0, None), axis=2) / _area(things)[None, :]
+            everything = np.concatenate([boxes, things])
+            extent = np.linalg.norm(everything[:, 2:].max(axis=0) - everything[:, :2].min(axis=0))
+            centers = (boxes[:, None, :2] + boxes[:, None, 2:] - things[None, :, :2] - things[None, :, 2:]) / 2
+            closeness = covered - np.linalg.norm(centers, axis=2) / extent  # (likely, things)
             found.setdefault(likely[int(closeness.max(axis=1).argmax())], []).append(label)
     return found
 
 
-def _closeness(boxes: FloatArray, things: FloatArray) -> FloatArray:
-    """Return (n, m): the share of thing j that box i covers, less the distance of their centers."""
-    low = np.maximum(boxes[:, None, :2], things[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], things[None, :, 2:])
-    covered = np.prod(np.clip(high - low, 0, None), axis=2) / _area(things)[None, :]
-    everything = np.concatenate([boxes, things])
-    extent = np.linalg.norm(everything[:, 2:].max(axis=0) - everything[:, :2].min(axis=0))
-    centers = (boxes[:, None, :2] + boxes[:, None, 2:] - things[None, :, :2] - things[None, :, 2:]) / 2
-    closeness: FloatArray = covered - np.linalg.norm(centers, axis=2) / extent
-    return closeness
-
-
 def choose_by_rule(expression: str, candidates: Sequence[Candidate]) -> Choice:
-    """Choose the candidate that `rank` puts first; the choice carries no probability."""
+    """Choose the candidate that `rank_by_rule` puts first; the choice carries no probability."""
     ranked = rank_by_rule(expression, candidates)
     return Choice(ranked[0]) if ranked else Choice(None, reason="no_candidate")

@@ -41,22 +41,8 @@ _INVISIBLE = dict.fromkeys(
     chain(
         range(0xFE00, 0xFE10),  # variation selectors
         range(0xE0100, 0xE01F0),
-        (
-            0x034F,
-            0x115F,
-            0x1160,
-            0x3164,
-            0xFFA0,
-            0x17B4,
-            0x17B5,
-            0x180B,
-            0x180C,
-            0x180D,
-            0x180F,
-            0x2800,
-            0x16FE4,
-            0x1D159,
-        ),
+        (0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800),
+        (0x16FE4, 0x1D159),
     )
 )
 """Invisible characters that are neither space nor control: fillers, selectors, and the blank of Braille."""
@@ -65,13 +51,9 @@ _INVISIBLE = dict.fromkeys(
 def clean_text(text: str) -> str:
     r"""Return a text as one line without brackets of any chat template.
 
-    Every chat token of every model known to us is written with ``<``, ``[``, ``{`` or ``|``
-    (``<|im_end|>``, ``[INST]``, ``<start_of_turn>``), so without these characters none can be formed. Control and
-    format characters (categories C and Z) become spaces, so that a text cannot start a new box line; other invisible
-    characters are removed, and so are all but the first marks of a letter.
-
-    Brackets are searched in the decomposed text: a tokenizer that decomposes would find one in ``\u226e`` (not less
-    than).
+    Every chat token of every known model is written with ``<``, ``[``, ``{`` or ``|``. Control and format characters
+    (categories C and Z) become spaces, so that a text cannot start a new box line. Brackets are searched in the
+    decomposed text: a tokenizer that decomposes would find one in ``\u226e`` (not less than).
     """
     if text.isascii():
         normal = text.translate(_BRACKETS)
@@ -118,10 +100,7 @@ _BRACED = re.compile(r"\{[^{}]*\}")
 
 
 def check_instruction(text: str) -> list[str]:
-    """Return the problems of an instruction, one sentence each.
-
-    Unlike labels it may hold brackets, as the user chose it. Special tokens are refused where the prompt is encoded.
-    """
+    """Return the problems of an instruction, one sentence each; unlike labels it may hold brackets."""
     if not text.strip():
         return ["the instruction is empty"]
     problems = [

@@ -15,8 +15,7 @@ from llm_wrapper.errors import DataError, PromptError
 from llm_wrapper.evaluation.comparison import OUTCOMES, outcomes, pair_predictions
 from llm_wrapper.evaluation.slices import masks, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, ious
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.render import PROMPT_FORMATS
+from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
 from llm_wrapper.report.evaluations import StoredEvaluation

@@ -13,9 +13,8 @@ from rich.table import Table
 from llm_wrapper import storage
 from llm_wrapper.report.formatting import NO_DATA
 from llm_wrapper.report.plots import drawing_settings
-from llm_wrapper.search.confirm import ConfirmedPrompt
-from llm_wrapper.search.history import EvaluatedPrompt, History, RefusedProposal
-from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.history import EvaluatedPrompt, History, Leaderboard, RefusedProposal
+from llm_wrapper.search.search import ConfirmedPrompt
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, printable
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from llm_wrapper import datasets, images
-from llm_wrapper.datasets import hub_files
+from llm_wrapper.datasets import hub
 from llm_wrapper.errors import DataError, LLMWrapperError, shell_word
 from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.recipe import DataSection
@@ -128,7 +128,7 @@ def _samples(recipe: Mapping[str, Any], split: str, roots: Sequence[Path]) -> Se
     if not os.path.exists(root):  # of any text false, where Path.exists raises
         raise DataError(f"the data set lay in {root}, which does not exist here")
     _require_inside(root, roots)
-    if "repo" in section.settings and not hub_files.is_fetched(root):
+    if "repo" in section.settings and not hub.is_fetched(root):
         raise DataError(f"{root} holds no Parquet files, and a report fetches nothing")
     try:
         return datasets.load_dataset(section, split).samples

@@ -33,18 +33,22 @@ from llm_wrapper.llms.sharing import takes_blocks
 from llm_wrapper.llms.soft_prompts import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes
-from llm_wrapper.training.architecture import num_experts
 
 __all__ = [
     "SOFT_PROMPT_TEXT",
     "adapt_layers",
     "adapter_config",
+    "attention_heads",
+    "attention_width",
     "choose_ia3_targets",
     "choose_lora_targets",
     "create_adapter",
     "describe_targets",
+    "experts_per_token",
+    "feedforward_width",
     "is_router",
     "lora_config",
+    "num_experts",
 ]
 
 _log = logging.getLogger(__name__)
@@ -57,14 +61,7 @@ SOFT_PROMPT_TEXT = (
 
 
 def adapter_config(section: TrainSection, model: Any) -> peft.PeftConfig:
-    """Convert the training section of a recipe to PEFT's configuration.
-
-    (IA)3 scales the layers that PEFT names for the architecture: for Llama keys, values and the inner states of the
-    feed-forward layer (arXiv 2205.05638).
-
-    Raises:
-        ModelError: If the recipe names layers that cannot be adapted.
-    """
+    """Convert the training section of a recipe to PEFT's configuration; refuse layers that cannot be adapted."""
     if section.method in ("lora", "dora"):
         return lora_config(section.lora, model, use_dora=section.method == "dora")
     if section.method == "ia3":
@@ -95,7 +92,15 @@ def create_adapter(llm: LoadedLLM, recipe: Recipe) -> Any:
     transformers.set_seed(recipe.train.seed)
     config = adapter_config(recipe.train, llm.model)
     if config.is_prompt_learning:
-        model = _with_soft_prompt(llm, config)
+        if takes_blocks(llm.model):
+            raise ModelError("soft prompts do not go with llm.attention=flex_attention; set llm.attention=auto")
+        if processes.is_sharded():
+            raise ModelError(
+                "soft prompts are too small to be split by FSDP, and PEFT cannot save the parts; use "
+                "recipes/accelerate/ddp.yaml"
+            )
+        model = SoftPromptModel(llm.model, config)
+        _initialize(model, llm.tokenizer(SOFT_PROMPT_TEXT, add_special_tokens=False)["input_ids"])
     else:
         model = adapt_layers(llm.model, config)
         if processes.is_main_process():
@@ -106,19 +111,6 @@ def create_adapter(llm: LoadedLLM, recipe: Recipe) -> Any:
         model.enable_input_require_grads()
     # Or the whole output layer would be stored with every checkpoint where it is adapted.
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    return model
-
-
-def _with_soft_prompt(llm: LoadedLLM, config: peft.PeftConfig) -> SoftPromptModel:
-    if takes_blocks(llm.model):
-        raise ModelError("soft prompts do not go with llm.attention=flex_attention; set llm.attention=auto")
-    if processes.is_sharded():
-        raise ModelError(
-            "soft prompts are too small to be split by FSDP, and PEFT cannot save the parts; use "
-            "recipes/accelerate/ddp.yaml"
-        )
-    model = SoftPromptModel(llm.model, config)
-    _initialize(model, llm.tokenizer(SOFT_PROMPT_TEXT, add_special_tokens=False)["input_ids"])
     return model
 
 
@@ -171,7 +163,15 @@ def choose_lora_targets(config: peft.LoraConfig, model: Any, wanted: Sequence[st
     matched = [
         name for name, module in layers.items() if (_is_any(name, names) if names else not _is_end(module, model))
     ]
-    problems = [*_unmatched(names, left or (), layers, model), *_tied(matched, model)]
+    problems = _find_unmatched(names, left or (), layers, model)
+    if model.config.get_text_config().tie_word_embeddings:
+        ends, modules = (model.get_input_embeddings(), model.get_output_embeddings()), dict(model.named_modules())
+        problems += [
+            f"{_KEY} names {name.split('.')[-1]}, but in this model the output layer and the embeddings are the same "
+            "weight: a merged adapter would change what the model reads; leave it out"
+            for name in matched
+            if any(modules[name] is end for end in ends)
+        ]
     if experts and config.lora_dropout:
         problems.append(f"fused experts take no dropout: set train.lora.dropout=0 (value: {config.lora_dropout:g})")
     if experts and config.use_dora:
@@ -185,10 +185,9 @@ def choose_lora_targets(config: peft.LoraConfig, model: Any, wanted: Sequence[st
 
 
 def choose_ia3_targets(config: peft.IA3Config, model: Any) -> peft.IA3Config:
-    """Set the layers of the text model that (IA)3 scales; as PEFT names them for the architecture.
+    """Set the layers of the text model that (IA)3 scales, as PEFT names them for the architecture.
 
-    Raises:
-        ModelError: If PEFT knows no names for the architecture.
+    For Llama keys, values and the inner states of the feed-forward layer (arXiv 2205.05638).
     """
     kinds = (model.config.model_type, model.config.get_text_config().model_type)
     kind = next((kind for kind in kinds if kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING), None)
@@ -204,16 +203,7 @@ def choose_ia3_targets(config: peft.IA3Config, model: Any) -> peft.IA3Config:
 
 
 def adapt_layers(model: Any, config: peft.PeftConfig, **options: Any) -> Any:
-    """Put an adapter that changes weights on a model.
-
-    Args:
-        model: It is changed.
-        config: As `choose_lora_targets` or `choose_ia3_targets` leaves it.
-        options: Further ones of `peft.get_peft_model`.
-
-    Raises:
-        ModelError: If the method cannot be used with this architecture.
-    """
+    """Put an adapter that changes weights on a model, which is changed; ModelError where the method does not fit it."""
     with warnings.catch_warnings():
         # Ranks of fused experts are matched, though PEFT compares them with the names of layers alone and warns.
         warnings.filterwarnings("ignore", r"The following \w+_pattern keys did not match")
@@ -224,11 +214,7 @@ def adapt_layers(model: Any, config: peft.PeftConfig, **options: Any) -> Any:
 
 
 def describe_targets(adapted: Any) -> str:
-    """Say which layers of a model carry an adapter and which do not, by name and count.
-
-    Args:
-        adapted: A model of PEFT whose adapter changes weights.
-    """
+    """Say which layers of a model of PEFT carry an adapter and which do not, by name and count."""
     base, tuner = adapted.get_base_model(), adapted.base_model
     names, experts = list(tuner.targeted_module_names), list(getattr(tuner, "targeted_parameter_names", ()))
     said = [f"{_plural(len(names), 'layer')} ({_counts(names)})"] if names else []
@@ -269,7 +255,7 @@ def _is_end(module: Any, model: Any) -> bool:
 
 
 def _is_own(name: str) -> bool:
-    """Tell whether a module is the model's, and no part of an adapter."""
+    """Tell whether a module is the model's, not a part of an adapter."""
     return not any(part == "base_layer" or part.startswith(("lora_", "ia3_")) for part in name.split("."))
 
 
@@ -293,7 +279,9 @@ def _shortened(chosen: Collection[str], model: Any) -> list[str]:
     return leaves if meant == set(chosen) else list(chosen)
 
 
-def _unmatched(names: Collection[str], left: Collection[str], layers: dict[str, nn.Module], model: Any) -> list[str]:
+def _find_unmatched(
+    names: Collection[str], left: Collection[str], layers: dict[str, nn.Module], model: Any
+) -> list[str]:
     """Say which names match no layer, and what to write instead; those of fused experts are not `left`."""
     routers = [name for name in names if is_router(name)]
     nothing = [name for name in names if name in left and not any(_is_any(layer, [name]) for layer in layers)]
@@ -308,15 +296,62 @@ def _unmatched(names: Collection[str], left: Collection[str], layers: dict[str, 
     return problems
 
 
-def _tied(matched: Collection[str], model: Any) -> list[str]:
-    """Refuse to adapt the output layer or the embeddings where both are the same weight."""
-    if not model.config.get_text_config().tie_word_embeddings:
-        return []
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    modules = dict(model.named_modules())
-    return [
-        f"{_KEY} names {name.split('.')[-1]}, but in this model the output layer and the embeddings are the same "
-        "weight: a merged adapter would change what the model reads; leave it out"
-        for name in matched
-        if any(modules[name] is end for end in ends)
-    ]
+# Sizes of an architecture, read from its settings under the names that model families give them.
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_PER_TOKEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
+
+
+def _layers(config: Any) -> Sequence[Any]:
+    """Return the settings of each layer where layers differ, else those of the text model."""
+    text = config.get_text_config()
+    return list(text.per_layer_config) if getattr(text, "is_heterogeneous", False) else [text]
+
+
+def _number(layer: Any, *names: str) -> int:
+    """Return the first of some settings that is set to a number over zero; else 0."""
+    values = (getattr(layer, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
+
+
+def num_experts(config: Any) -> int:
+    """Return how many experts a layer routes among; 0 for a dense model."""
+    return max(_number(layer, *_EXPERTS) for layer in _layers(config))
+
+
+def experts_per_token(config: Any) -> int:
+    """Return how many experts a token is sent to; 1 for a dense model, whose only one is the layer."""
+    return max(_number(layer, *_PER_TOKEN) or 1 for layer in _layers(config)) if num_experts(config) else 1
+
+
+def feedforward_width(config: Any) -> int:
+    """Return the inner states of a token in the widest feed-forward layer: of all its experts, shared ones too."""
+    widths, per_token = [], experts_per_token(config)
+    for layer in _layers(config):
+        dense = _number(layer, "intermediate_size_mlp", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+        dense = dense or 4 * _number(layer, "hidden_size")
+        widths.append(dense)
+        if _number(layer, *_EXPERTS):
+            inner = _number(layer, "moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+            shared = _number(layer, "shared_expert_intermediate_size", "shared_intermediate_size")
+            num_shared = _number(layer, "n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+            widths.append((inner or dense) * per_token + (shared or inner * num_shared))
+    # Some families give a width of dense layers that they have none of; it is then no more than that of the experts.
+    return max(widths)
+
+
+def attention_heads(config: Any) -> int:
+    """Return the heads of the layer that has most; 0 where no layer attends to earlier tokens (Mamba)."""
+    return max(_number(layer, "num_attention_heads") for layer in _layers(config))
+
+
+def attention_width(config: Any) -> int:
+    """Return the width of all heads of the widest layer together; ModelError if heads have no width."""
+    widths = []
+    for layer in _layers(config):
+        heads = _number(layer, "num_attention_heads")
+        head = _number(layer, "head_dim", "qk_head_dim") or (_number(layer, "hidden_size") // heads if heads else 0)
+        if heads and not head:
+            raise ModelError(f"its settings give {heads} heads and no width for them (head_dim, hidden_size)")
+        widths.append(heads * head)
+    return max(widths)

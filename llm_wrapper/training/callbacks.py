@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import itertools
@@ -10,7 +11,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,7 @@ class StepLog(transformers.TrainerCallback):  # type: ignore[misc]
         self.path = path
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write the row of a step; the summary of the whole training is no step's row.
-
-        Raises:
-            RunError: If the row cannot be written.
-        """
+        """Write the row of a step; the summary of the whole training is no step's row."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
         try:
@@ -66,24 +62,20 @@ class LossProgress(transformers.ProgressCallback):  # type: ignore[misc]
 
 def truncate_log(path: Path, step: int) -> None:
     """Drop the rows after a step, which are computed again, and a last row that a kill cut off."""
-    if path.is_file():
-        lines = readers.read_bytes(path).decode(errors="replace").splitlines()
-        storage.write_atomic(path, "".join(f"{line}\n" for line in lines if _step_of_row(line) <= step))
-
-
-def _step_of_row(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf
+    if not path.is_file():
+        return
+    kept = []
+    for line in readers.read_bytes(path).decode(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            if float(json.loads(line)["step"]) <= step:
+                kept.append(f"{line}\n")
+    storage.write_atomic(path, "".join(kept))
 
 
 def find_nonfinite(logs: Mapping[str, Any], *, skips_overflow: bool) -> str | None:
     """Return which value of a step's row is infinite or NaN, as a sentence; None if there is none.
 
-    Args:
-        logs: The step's row.
-        skips_overflow: Whether the trainer skips a step of infinite gradients, as with half precision.
+    With half precision (`skips_overflow`) the trainer skips a step of infinite gradients.
     """
     names = {"loss": "loss"} if skips_overflow else {"loss": "loss", "grad_norm": "norm of the gradient"}
     for key, name in names.items():
@@ -105,7 +97,6 @@ class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, samples_seen: Sequence[int], section: TrainSection) -> None:
-        """Take `count_samples_seen` of the rows that the trainer goes through."""
         self.samples_seen, self.section = samples_seen, section
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -115,14 +106,11 @@ class IntermediateAdapters(transformers.TrainerCallback):  # type: ignore[misc]
         rows_per_step = args.train_batch_size * args.world_size
         for checkpoint in checkpoints.find_checkpoints(Path(args.output_dir)):
             step = runs.step_of(checkpoint)
-            if self._is_kept(step) and step < state.max_steps:  # the last one is the run's adapter
+            times, rest = divmod(step, self.section.save_steps)
+            is_kept = {"last": False, "doubling": not times & (times - 1), "all": True}[self.section.keep_adapters]
+            if is_kept and not rest and step < state.max_steps:  # the last one is the run's adapter
                 row = min(step * rows_per_step, len(self.samples_seen) - 1)
                 _copy_adapter(checkpoint, Path(args.output_dir).parent, self.samples_seen[row])
-
-    def _is_kept(self, step: int) -> bool:
-        times, rest = divmod(step, self.section.save_steps)
-        is_doubled = not times & (times - 1)
-        return not rest and {"last": False, "doubling": is_doubled, "all": True}[self.section.keep_adapters]
 
 
 def _copy_adapter(checkpoint: Path, run: Path, samples_seen: int) -> None:
@@ -139,25 +127,17 @@ def _copy_adapter(checkpoint: Path, run: Path, samples_seen: int) -> None:
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that are not installed; each is the package of its name.
-
-    Raises:
-        RecipeError: With the command that installs them.
-    """
-    missing = [name for name in dict.fromkeys(names) if not _is_installed(name)]
+    """Refuse trackers that are not installed (RecipeError); each is the package of its name."""
+    specs = {name: importlib.util.find_spec(name) for name in names}
+    # A folder of that name in the working folder, such as W&B makes, has a spec too, but no origin.
+    missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
     if missing:
         raise RecipeError(
             f"train.report_to names {', '.join(missing)}, which is not installed: pip install {' '.join(missing)}"
         )
 
 
-def _is_installed(name: str) -> bool:
-    # A folder of that name in the working folder, such as W&B makes, has a spec too, but no origin.
-    found = importlib.util.find_spec(name)
-    return found is not None and found.origin is not None
-
-
-@contextmanager
+@contextlib.contextmanager
 def report_to_trackers(names: Sequence[str], folder: Path) -> Iterator[None]:
     """Let trackers write into a run's folder while it is trained, unless the environment names another one.
 

@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import safetensors
@@ -44,17 +44,14 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        state = readers.read_json(checkpoint / _STATE, most=readers.GIB, nan=True)
-    except DataError:
-        return False
-    return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
-
-
 def find_last_complete(folder: Path) -> Path | None:
     """Return the complete checkpoint of the highest step, if there is one."""
-    return max(filter(_is_complete, find_checkpoints(folder)), key=step_of, default=None)
+    for checkpoint in sorted(find_checkpoints(folder), key=step_of, reverse=True):
+        with suppress(DataError):
+            state = readers.read_json(checkpoint / _STATE, most=readers.GIB, nan=True)
+            if isinstance(state, dict) and state.get("global_step") == step_of(checkpoint):
+                return checkpoint
+    return None
 
 
 def remove_after(folder: Path, step: int) -> None:

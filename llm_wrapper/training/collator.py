@@ -105,7 +105,11 @@ class Collator:
     def _collate(self, packed: Sequence[_PackedRow], rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
         packs, dense = [one.pack for one in packed], not takes_blocks(self.llm.model)
         part = collate(packs, self.llm.tokenizer.pad_token_id, multiple=_MULTIPLE, dense=dense)
-        part["labels"] = _labels(packed, part["input_ids"])
+        part["labels"] = labels = torch.full_like(part["input_ids"], IGNORED)
+        for place, one in enumerate(packed):  # a completion follows its parent directly: the shift by one is right
+            for path, span in zip(one.pack.paths, one.spans, strict=True):
+                for position in path[len(path) - span :]:
+                    labels[place, position] = one.pack.input_ids[position]
         numbers = dict.fromkeys(one.row for one in packed)
         part["rows"] = torch.tensor([[rows[n]["epoch"], rows[n]["group"]] for n in numbers])
         if dense:
@@ -126,13 +130,3 @@ class Collator:
             }
             for example in self._examples(epoch, group)
         ]
-
-
-def _labels(packed: Sequence[_PackedRow], input_ids: torch.Tensor) -> torch.Tensor:
-    """Label the completions' tokens; each follows its parent directly, so the usual shift by one is right."""
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, one in enumerate(packed):
-        for path, span in zip(one.pack.paths, one.spans, strict=True):
-            for position in path[len(path) - span :]:
-                labels[row, position] = one.pack.input_ids[position]
-    return labels

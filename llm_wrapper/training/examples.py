@@ -1,4 +1,7 @@
-"""Group prepared samples by image, schedule the groups, and make the training examples of each epoch.
+"""Collect the training expressions of a recipe: groups to train on in each epoch, or few-shot examples to show.
+
+data sets --exclude_evaluated--> --draw_samples(train.limit)--> groups --schedule_groups--> --make_examples--> prompts
+                                                                groups --load_exemplars--> a PromptBuilder's examples
 
 A group is one image: its candidates once, and some of its expressions with the index of the right candidate. A group
 without targets is for generated expressions (`train.generated_steps`). No model, no tokens.
@@ -6,30 +9,45 @@ without targets is for generated expressions (`train.generated_steps`). No model
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llm_wrapper import boxes
+from llm_wrapper import boxes, storage
 from llm_wrapper.candidates import BuiltCandidates
-from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.prompts.render import render_prompt
-from llm_wrapper.recipe import TrainSection
+from llm_wrapper.datasets import leaks
+from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
+from llm_wrapper.errors import DataError, RecipeError, shell_word
+from llm_wrapper.prompts.examples import FixedExamples, NearestExamples, draw_examples, fit_tfidf
+from llm_wrapper.prompts.render import ExampleSelector, Exemplar, PromptBuilder, render_prompt
+from llm_wrapper.prompts.text import require_instruction
+from llm_wrapper.recipe import PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
 from llm_wrapper.training.generated_expressions import generate_absent_expression, generate_expressions
 
 __all__ = [
     "Group",
     "TrainingExample",
+    "TrainingPool",
     "count_answered_none",
+    "draw_samples",
+    "exclude_evaluated",
     "find_target_index",
+    "load_exemplars",
+    "load_prompt_builder",
+    "load_training_pool",
     "make_examples",
     "make_groups",
     "make_unlabelled_groups",
+    "require_trainable",
     "schedule_groups",
-]  # fmt: skip
+]
+
+_log = logging.getLogger(__name__)
 
 _BUCKET = 64
 """Steps whose groups are sorted by size together, so that a batch holds groups of similar length."""
@@ -57,6 +75,18 @@ class Group:
         return len(self.targets)
 
 
+@dataclass(frozen=True)
+class TrainingPool:
+    """Groups to train on, skipped samples by reason, and the splits that both came from.
+
+    With `train.generated_steps` there are groups without targets too, of all images whatever `train.limit` is.
+    """
+
+    groups: Sequence[Group]
+    skipped: dict[str, int]
+    sets: Sequence[PreparedSplit]
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
     """A prompt and the index that answers it."""
@@ -65,30 +95,119 @@ class TrainingExample:
     index: int
 
 
+def load_training_pool(recipe: Recipe) -> TrainingPool:
+    """Read all data sets that a recipe trains on and group their usable samples."""
+    sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
+    samples = exclude_evaluated(recipe, sets)
+    drawn, none = draw_samples(samples, recipe.train.limit, seed=recipe.train.seed), recipe.prompt.none
+    groups, skipped = make_groups(drawn, recipe.train, none=none)
+    skipped["image_in_an_evaluation_split"] = sum(len(each.samples) for each in sets) - len(samples)
+    if recipe.train.generated_steps:
+        groups += make_unlabelled_groups(samples, recipe.train, none=none)
+    return TrainingPool(groups, skipped, sets)
+
+
+def exclude_evaluated(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[PreparedSample]:
+    """Return the samples of all sets whose image is in no evaluation split of any data set that is trained on."""
+    pairs = list(zip(recipe.training_data(), (each.dataset for each in sets), strict=True))
+    return [
+        prepared
+        for each, evaluated in zip(sets, leaks.find_evaluated_images(pairs), strict=True)
+        for prepared in each.samples
+        if prepared.sample.image_id not in evaluated
+    ]
+
+
+def draw_samples(samples: Sequence[PreparedSample], limit: int | None, *, seed: int) -> list[PreparedSample]:
+    """Draw `limit` samples in their order, image by image; a smaller limit draws a subset of a larger one.
+
+    A learning curve over nested subsets shows the effect of more samples rather than of other ones.
+    """
+
+    def key(i: int) -> tuple[bytes, int]:
+        return hashlib.sha256(f"{seed}/{samples[i].sample.image_id}".encode()).digest(), i
+
+    if limit is None:
+        return list(samples)
+    return [samples[i] for i in sorted(sorted(range(len(samples)), key=key)[:limit])]
+
+
+def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
+    """Load the prompt builder of a recipe; it reads the training split where it shows examples.
+
+    Raises:
+        PromptError: If the instruction cannot be used.
+        DataError: If no training expression can be shown.
+        CacheError: If the training split's detections are not cached; the message names the command.
+        ModelError: If the embedder cannot be loaded.
+    """
+    section = recipe.prompt
+    if not section.examples:
+        return PromptBuilder(section)
+    if section.instruction is not None:
+        require_instruction(section.instruction)
+    sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
+    pool = load_exemplars(recipe, sets)
+    _log.info("%d training expressions of %s to take examples from", len(pool), recipe.data.name)
+    facts = {
+        "pool": len(pool),
+        "sets": [
+            {"name": each.dataset.name, "split": each.dataset.split, "annotations": each.dataset.digest}
+            | {"detections": storage.digest_value(each.identity)}
+            for each in sets
+        ],
+    }
+    selector: ExampleSelector
+    if not section.retrieve:
+        selector = FixedExamples(pool, section.examples, seed=recipe.train.seed)
+        shown = draw_examples(pool, section.examples + 1, seed=recipe.train.seed)  # one more, see FixedExamples
+        facts["examples"] = [each.sample.sample_id for each in shown]
+    elif section.embedder == "lexical":
+        selector = NearestExamples(pool, section.examples, fit_tfidf([each.sample.expression for each in pool]))
+    else:
+        from llm_wrapper.llms.embed import SentenceEmbedder
+
+        selector = NearestExamples(pool, section.examples, SentenceEmbedder(section.embedder))
+    return PromptBuilder(section, selector, facts)
+
+
+def load_exemplars(recipe: Recipe, sets: Sequence[PreparedSplit]) -> list[Exemplar]:
+    """Return up to `train.limit` training expressions to show: those that could be trained on; DataError if none."""
+    samples = draw_samples(exclude_evaluated(recipe, sets), recipe.train.limit, seed=recipe.train.seed)
+    groups, skipped = make_groups(samples, recipe.train, none=recipe.prompt.none)
+    exemplars = [
+        Exemplar(sample, group.candidates, target)
+        for group in groups
+        for sample, target in zip(group.samples, group.targets, strict=True)
+    ]
+    if exemplars:
+        return exemplars
+    data = recipe.data
+    raise DataError(
+        f"none of the {sum(len(each.samples) for each in sets)} expressions of {data.name} {data.train_split} can be "
+        f"shown as an example (prompt.examples={recipe.prompt.examples}): {skipped or 'all are of evaluated images'}. "
+        f"See what is there with: make data-check DATA={shell_word(data.name)}; or set prompt.examples=0"
+    )
+
+
+def require_trainable(section: PromptSection) -> None:
+    """Refuse to train with examples or reasoning (RecipeError), or with an unusable instruction (PromptError)."""
+    if section.instruction is not None:
+        require_instruction(section.instruction)
+    if section.examples or section.reasoning_tokens:
+        raise RecipeError(
+            f"an LLM is trained on format and instruction alone, not with {section.summary}: train without, then "
+            "evaluate the run with it: make eval RUN=... PROMPT=in-context"
+        )
+
+
 def find_target_index(built: BuiltCandidates, sample: Sample) -> int | None:
     """Return the index of the candidate with the highest IoU with the target; None unless that is over 0.5."""
     if sample.target is None or not built.candidates:
         return None
-    overlap = boxes.pairwise_iou(
-        boxes.array([sample.target]), boxes.array([candidate.box for candidate in built.candidates])
-    )[0]
+    overlap = boxes.pairwise_iou(boxes.array([sample.target]), boxes.array([each.box for each in built.candidates]))[0]
     best = int(overlap.argmax())
     return best if overlap[best] > 0.5 else None
-
-
-def _answer(prepared: PreparedSample, section: TrainSection, *, none: bool) -> int | str:
-    """Return the index that answers a sample, or the reason to skip it."""
-    sample, candidates = prepared.sample, prepared.built.candidates
-    if sample.target is None and not none:
-        return "no_target"
-    if sample.further_targets:
-        return "several_targets"
-    if not candidates or len(candidates) + none < section.min_candidates:
-        return "too_few_candidates"
-    target = find_target_index(prepared.built, sample)
-    if target is None:
-        return len(candidates) if none else "target_not_among_candidates"
-    return target
 
 
 def make_groups(
@@ -101,22 +220,26 @@ def make_groups(
     is answered by "none of these", which counts as a candidate.
     """
     skipped: Counter[str] = Counter()
-    usable: list[tuple[PreparedSample, int]] = []
-    for prepared in samples:
-        answer = _answer(prepared, section, none=none)
-        if isinstance(answer, str):
-            skipped[answer] += 1
-        else:
-            usable.append((prepared, answer))
     members: dict[tuple[str, tuple[Candidate, ...]], list[tuple[Sample, int]]] = defaultdict(list)
-    for prepared, target in usable:
-        members[prepared.sample.image_id, prepared.built.candidates].append((prepared.sample, target))
+    for prepared in samples:
+        sample, candidates = prepared.sample, prepared.built.candidates
+        target = find_target_index(prepared.built, sample)
+        if sample.target is None and not none:
+            skipped["no_target"] += 1
+        elif sample.further_targets:
+            skipped["several_targets"] += 1
+        elif not candidates or len(candidates) + none < section.min_candidates:
+            skipped["too_few_candidates"] += 1
+        elif target is None and not none:
+            skipped["target_not_among_candidates"] += 1
+        else:
+            members[sample.image_id, candidates].append((sample, len(candidates) if target is None else target))
     groups = []
     size = max(1, section.expressions_per_group - section.generated_per_group)
     for (_, candidates), rows in members.items():
         for start in range(0, len(rows), size):
-            samples, targets = zip(*rows[start : start + size], strict=True)
-            groups.append(Group(samples, targets, candidates, none=none))
+            chosen, targets = zip(*rows[start : start + size], strict=True)
+            groups.append(Group(chosen, targets, candidates, none=none))
     return groups, dict(skipped)
 
 
@@ -159,50 +282,45 @@ def schedule_groups(groups: Sequence[Group], section: TrainSection) -> list[tupl
     labelled = [i for i, group in enumerate(groups) if group.num_labelled]
     unlabelled = [i for i, group in enumerate(groups) if not group.num_labelled]
     per_step = section.groups_per_step
-    warm_up = itertools.islice(_rounds(groups, unlabelled, section), section.generated_steps * per_step)
-    rows = list(warm_up)
+    num_warm_up = section.generated_steps * per_step
+    rows: list[tuple[int, int]] = []
+    for epoch in itertools.count() if unlabelled else ():
+        if len(rows) >= num_warm_up:
+            break
+        batches = _draw_batches(groups, unlabelled, section, epoch)
+        full = [batch for batch in batches if len(batch) == per_step]
+        rows += [(epoch, i) for batch in full or batches for i in batch]
+    del rows[num_warm_up:]
     for epoch in range(section.epochs if labelled else 0):
-        rows += [(epoch, i) for batch in _batches(groups, labelled, section, epoch) for i in batch]
+        rows += [(epoch, i) for batch in _draw_batches(groups, labelled, section, epoch) for i in batch]
     return rows if section.max_steps is None else rows[: section.max_steps * per_step]
 
 
-def _rounds(groups: Sequence[Group], indices: Sequence[int], section: TrainSection) -> Iterator[tuple[int, int]]:
-    """Yield (epoch, index) of full batches without end."""
-    for epoch in itertools.count() if indices else ():
-        batches = _batches(groups, indices, section, epoch)
-        full = [batch for batch in batches if len(batch) == section.groups_per_step]
-        yield from ((epoch, i) for batch in full or batches for i in batch)
-
-
-def _batches(groups: Sequence[Group], indices: Sequence[int], section: TrainSection, epoch: int) -> list[list[int]]:
+def _draw_batches(
+    groups: Sequence[Group], indices: Sequence[int], section: TrainSection, epoch: int
+) -> list[list[int]]:
     """Return the batches of one epoch, each of groups of similar size, in random order."""
     rng = random.Random(f"{section.seed}/{epoch}")
-    order = list(indices)
+    order, size = list(indices), section.groups_per_step
     rng.shuffle(order)
-    chunk = section.groups_per_step * _BUCKET
     batches: list[list[int]] = []
-    for start in range(0, len(order), chunk):
-        similar = sorted(order[start : start + chunk], key=lambda i: groups[i].size)
-        batches += [
-            similar[first : first + section.groups_per_step]
-            for first in range(0, len(similar), section.groups_per_step)
-        ]
+    for start in range(0, len(order), size * _BUCKET):
+        similar = sorted(order[start : start + size * _BUCKET], key=lambda i: groups[i].size)
+        batches += [similar[first : first + size] for first in range(0, len(similar), size)]
     rng.shuffle(batches)
     # An incomplete batch in the middle would shift the boundaries of all that come after it.
-    batches.sort(key=lambda batch: len(batch) < section.groups_per_step)
+    batches.sort(key=lambda batch: len(batch) < size)
     return batches
 
 
 def make_examples(
     group: Group, prompt_format: str, section: TrainSection, *, epoch: int, instruction: str | None = None
 ) -> list[TrainingExample]:
-    """Return the examples of a group in one epoch.
+    """Return the examples of a group in one epoch; the same epoch always gives the same examples.
 
-    The order of candidates and the generated expressions are drawn from the seed, the epoch and the sample, so that the
-    same epoch always gives the same examples.
+    The order of candidates and the generated expressions are drawn from the seed, the epoch and the sample.
     """
-    first = group.samples[0]
-    rng = random.Random(f"{section.seed}/{epoch}/{first.sample_id}")
+    rng = random.Random(f"{section.seed}/{epoch}/{group.samples[0].sample_id}")
     order = list(range(len(group.candidates)))
     if section.shuffle_candidates:
         rng.shuffle(order)
@@ -214,22 +332,21 @@ def make_examples(
         TrainingExample(
             render_prompt(sample, candidates, prompt_format, instruction=instruction, none=group.none), index
         )
-        for sample, index in [*real, *_company(group, candidates, rng, section)]
+        for sample, index in [*real, *_generate_samples(group, candidates, rng, section)]
     ]
 
 
-def _company(
+def _generate_samples(
     group: Group, candidates: Sequence[Candidate], rng: random.Random, section: TrainSection
 ) -> Iterator[tuple[Sample, int]]:
     """Yield generated samples that share the group's candidates; with `none` some that mean none of them."""
     first = group.samples[0]
     wanted = section.generated_per_group if group.num_labelled else section.expressions_per_group
     count = min(wanted, section.expressions_per_group - group.num_labelled)
-    for number, drawn in enumerate(
-        generate_expressions(candidates, first.image_wh, rng, count=count) if count > 0 else []
-    ):
+    drawn = generate_expressions(candidates, first.image_wh, rng, count=count) if count > 0 else []
+    for number, each in enumerate(drawn):
         sample_id = f"{first.sample_id}/generated-{number}"
-        expression, index = drawn.expression, drawn.index
+        expression, index = each.expression, each.index
         if group.none and rng.random() < _ABSENT and (other := generate_absent_expression(candidates, rng)):
             expression, index = other, len(candidates)
         yield Sample(sample_id, sample_id, first.image_id, None, first.image_wh, expression, None), index

@@ -1,32 +1,69 @@
-"""Compute the memory of a training step from counts, without a model.
+"""Estimate a training before it begins: its memory, steps and tokens, without loading the model.
 
-Only the activations are an estimate; docs/plan.md compares it with measurements.
+recipe --build_weightless_model--> model on the meta device --adapters--> ModelSizes ---+
+groups --measure_epoch--> largest BatchShape -------------------------------------------+--> MemoryEstimate
+
+The counts are those of the real training; Mixtral 8x7B is counted on a laptop in seconds. Only the activations are an
+estimate; docs/plan.md compares it with measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import psutil  # type: ignore[import-untyped,unused-ignore]
+import torch
+import transformers
+
+from llm_wrapper.devices import choose_device
+from llm_wrapper.errors import ModelError
+from llm_wrapper.llms import load as loading
+from llm_wrapper.llms import nf4
+from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.recipe import LLMSection, Recipe
+from llm_wrapper.training import adapters, trainer
+from llm_wrapper.training.collator import IGNORED, Collator
+from llm_wrapper.training.examples import Group, schedule_groups
 
 __all__ = [
     "ADAPTER_BYTES",
     "BatchShape",
+    "EpochSize",
     "MemoryEstimate",
     "ModelSizes",
     "SuggestedChange",
+    "TrainingDevice",
+    "TrainingEstimate",
     "TrainingSetup",
     "activation_bytes",
+    "build_weightless_model",
+    "count_sizes",
+    "describe_setup",
     "estimate_memory",
+    "estimate_training",
+    "find_device",
     "fits_memory",
+    "measure_epoch",
     "suggest_changes",
     "with_rank",
 ]
 
+ADAPTER_BYTES = 4
+"""Bytes of a number of the adapter: float32, whatever the model is kept in."""
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a packed weight: 4 bits, a byte per block of 64, a float32 per 256 of these (double quantization)."""
 _MARGIN, _SURPLUS = 1.25, 250_000_000
 """A quarter more than the peak and these bytes must be free; docs/plan.md has measurements."""
 _SMALL_RANK = 16
-_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a packed weight: 4 bits, a byte per block of 64, a float32 per 256 of these (double quantization)."""
+_SAMPLED = 128
+"""Groups whose prompts are measured; the epoch's tokens are extrapolated from them."""
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux keeps the memory limit of a container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +84,7 @@ class ModelSizes:
     num_adapters: int  # adapters that a token passes
     largest_weight: int
     num_rebuilt: int = 0  # fused expert weights that PEFT adds adapters to in every pass
-
-
-ADAPTER_BYTES = 4
-"""Bytes of a number of the adapter: float32, whatever the model is kept in."""
+    targets: str = ""  # the adapted layers, for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +114,6 @@ class BatchShape:
         """Tokens with padding."""
         return self.num_rows * self.length
 
-    def of_one_row(self) -> BatchShape:
-        """Return the batch with one of its rows alone."""
-        return BatchShape(1, self.length, -(-self.num_answers // self.num_rows))
-
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
@@ -102,11 +132,171 @@ class MemoryEstimate:
         return sum((self.weights, self.adapter, self.gradients, self.optimizer, self.activations, self.working))
 
 
-def with_rank(sizes: ModelSizes, rank: int) -> ModelSizes:
-    """Return the sizes with adapters of another rank; their parameters are proportional to it."""
-    if rank == sizes.rank:  # 0 for a method without any
-        return sizes
-    return replace(sizes, num_trainable=sizes.num_trainable * rank // sizes.rank, rank=rank)
+@dataclass(frozen=True, slots=True)
+class EpochSize:
+    """Steps of the whole training, tokens of one epoch with padding, and its largest batch; extrapolated."""
+
+    num_steps: int
+    num_tokens: int
+    largest: BatchShape
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDevice:
+    """The device of a training, and its free bytes."""
+
+    name: str
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEstimate:
+    """The estimate of a training; `epoch` is None where prompts are unknown."""
+
+    sizes: ModelSizes
+    setup: TrainingSetup
+    batch: BatchShape
+    epoch: EpochSize | None
+    device: TrainingDevice
+
+    @property
+    def memory(self) -> MemoryEstimate:
+        """Bytes of its largest step."""
+        return estimate_memory(self.sizes, self.setup, self.batch)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has that much memory free."""
+        return fits_memory(self.memory.peak, self.device.free)
+
+
+def estimate_training(recipe: Recipe, groups: Sequence[Group] | None) -> TrainingEstimate:
+    """Estimate the training of a recipe, whose LLM is one of transformers, on this machine's device.
+
+    Without groups, each row of the largest batch is as long as `train.max_tokens` allows.
+    """
+    model, section = build_weightless_model(recipe.llm), recipe.train
+    setup, epoch = describe_setup(recipe, model), None
+    if groups:
+        epoch = measure_epoch(LoadedLLM(model, loading.load_tokenizer(recipe.llm), recipe.llm), groups, recipe)
+    adapter = adapters.adapter_config(section, model)
+    try:
+        sizes = count_sizes(model, adapter)
+    except ModelError:
+        raise
+    except Exception as error:  # an untested architecture may lack any setting
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"llm.model={recipe.llm.model} cannot be planned: {reason}") from error
+    rows = min(section.groups_per_step, max(1, section.tokens_per_batch // section.max_tokens))
+    batch = epoch.largest if epoch else BatchShape(rows, section.max_tokens, 2 * rows)
+    if section.is_soft:
+        batch = replace(batch, length=batch.length + section.virtual_tokens)
+    return TrainingEstimate(sizes, setup, batch, epoch, find_device())
+
+
+def build_weightless_model(section: LLMSection) -> Any:
+    """Build the model of a recipe section without weights, from its settings alone; ModelError if they are unusable."""
+    if section.model is None:
+        raise ModelError("llm.model is not set: give a hub id, a folder, or gguf:PACKAGE")
+    where = choose_device()
+    options = {"dtype": loading._dtype(section, where), "attn_implementation": loading._attention(section, where)}
+    try:
+        config = loading.load_config(section)
+        if _is_4bit(section):
+            nf4.require_packable(str(section.model), config)
+        with torch.device("meta"):
+            if _is_4bit(section) and config.model_type == "mixtral":  # its experts are layers of their own in 4 bit
+                values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+                return nf4._ApartMixtral._from_config(nf4._ApartConfig(**values), **options)
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise ModelError(f"llm.model={section.model} cannot be planned: {error}") from error
+
+
+def _is_4bit(section: LLMSection) -> bool:
+    return section.quantization == "nf4" or (section.quantization == "auto" and choose_device().type == "cuda")
+
+
+def count_sizes(model: Any, adapter: peft.PeftConfig) -> ModelSizes:
+    """Count the parameters of a model without weights, put adapters on it, and count these."""
+    config, output = model.config.get_text_config(), model.get_output_embeddings()
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    packable = [parameter.numel() for parameter in nf4.packable_weights(model)]
+    adapted = adapters.adapt_layers(model, adapter, low_cpu_mem_usage=True)
+    own_config = adapted.get_base_model().config
+    share = adapters.experts_per_token(own_config) / max(1, adapters.num_experts(own_config))
+    inputs = [  # (width, share of the tokens that pass it) of each adapter in the layers
+        (module.in_features, share if ".experts." in name else 1.0)
+        for name, module in adapted.named_modules()
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) and module.get_base_layer() is not output
+    ]
+    return ModelSizes(
+        num_parameters=sum(numbers.values()),
+        num_packable=sum(packable),
+        num_trainable=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
+        rank=getattr(adapter, "r", 0),
+        num_layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=adapters.feedforward_width(config),
+        attended=adapters.attention_width(config),
+        num_heads=adapters.attention_heads(config),
+        vocabulary=config.vocab_size,
+        adapter_inputs=round(sum(width * passed for width, passed in inputs)),
+        num_adapters=round(sum(passed for _, passed in inputs)),
+        largest_weight=max(packable, default=0),
+        num_rebuilt=sum(numbers[name] for name in getattr(adapted.base_model, "targeted_parameter_names", ())),
+        targets="no layer: learned tokens" if adapter.is_prompt_learning else adapters.describe_targets(adapted),
+    )
+
+
+def describe_setup(recipe: Recipe, model: Any) -> TrainingSetup:
+    """Return how a recipe trains the model, on the device at hand."""
+    attention = model.config.get_text_config()._attn_implementation
+    return TrainingSetup(
+        number_bytes=model.dtype.itemsize,
+        is_4bit=_is_4bit(recipe.llm),
+        is_eager=attention == "eager",
+        has_dropout=recipe.train.lora.dropout > 0,
+        has_checkpointing=recipe.train.gradient_checkpointing,
+        has_mask=attention in {"eager", "sdpa"},
+        can_checkpoint=recipe.train.method != "prefix-tuning",
+        can_pack=nf4.packable_share(model) >= nf4.LEAST_SHARE,
+    )
+
+
+def measure_epoch(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> EpochSize | None:
+    """Measure up to 128 evenly spread groups as the trainer will batch them; None if none fits `train.max_tokens`."""
+    measured = groups[:: -(-len(groups) // _SAMPLED) or 1]
+    kept, _ = trainer.fit_to_length(llm, measured, recipe)
+    if not kept:
+        return None
+    section = recipe.train.model_copy(update={"epochs": 1, "max_steps": None})
+    collate = Collator(llm, kept, recipe)
+    rows = [{"epoch": epoch, "group": place} for epoch, place in schedule_groups(kept, section)]
+    size = section.groups_per_step
+    batches = [
+        BatchShape(len(part["labels"]), part["labels"].shape[1], int((part["labels"] != IGNORED).sum()))
+        for start in range(0, len(rows), size)
+        for part in collate(rows[start : start + size])["parts"]
+    ]
+    share = len(groups) / len(measured)
+    num_steps = math.ceil(recipe.train.epochs * round(share * len(kept)) / size)
+    return EpochSize(
+        min(num_steps, recipe.train.max_steps or num_steps),
+        round(share * sum(batch.num_tokens for batch in batches)),
+        max(batches, key=lambda batch: (batch.num_tokens, batch.length)),
+    )
+
+
+def find_device() -> TrainingDevice:
+    """Return the GPU with its free memory, else the CPU with the free memory of the container or the machine."""
+    where = choose_device()
+    if where.type == "cuda":
+        return TrainingDevice(torch.cuda.get_device_name(where), torch.cuda.mem_get_info(where)[0])
+    limits = [path.read_text(encoding="ascii").strip() for path in _LIMITS if path.is_file()]
+    taken = psutil.Process().memory_info().rss
+    free = [int(limit) - taken for limit in limits if limit.isdigit()]
+    return TrainingDevice("CPU", max(0, min([psutil.virtual_memory().available, *free])))
 
 
 def estimate_memory(sizes: ModelSizes, setup: TrainingSetup, batch: BatchShape) -> MemoryEstimate:
@@ -166,6 +356,13 @@ def fits_memory(peak: int, free: int) -> bool:
     return peak * _MARGIN + _SURPLUS <= free
 
 
+def with_rank(sizes: ModelSizes, rank: int) -> ModelSizes:
+    """Return the sizes with adapters of another rank, which their parameters are proportional to."""
+    if rank == sizes.rank:  # 0 for a method without any
+        return sizes
+    return replace(sizes, num_trainable=sizes.num_trainable * rank // sizes.rank, rank=rank)
+
+
 @dataclass(frozen=True, slots=True)
 class SuggestedChange:
     """Overrides that lower the peak, as they are typed, and the peak with them."""
@@ -181,20 +378,20 @@ def suggest_changes(
 
     A smaller rank keeps alpha / rank; the expressions of a step stay the same.
     """
-    found: list[tuple[str, ModelSizes, TrainingSetup, BatchShape]] = []
-    if not setup.is_4bit and setup.can_pack:
-        found.append(("llm.quantization=nf4", sizes, replace(setup, is_4bit=True), batch))
-    if not setup.has_checkpointing and setup.can_checkpoint:
-        found.append(("train.gradient_checkpointing=true", sizes, replace(setup, has_checkpointing=True), batch))
+    one_row = BatchShape(1, batch.length, -(-batch.num_answers // batch.num_rows))
+    small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
+    cases: dict[str, tuple[ModelSizes, TrainingSetup, BatchShape]] = {}
+    if setup.can_pack and not setup.is_4bit:
+        cases["llm.quantization=nf4"] = (sizes, replace(setup, is_4bit=True), batch)
+    if setup.can_checkpoint and not setup.has_checkpointing:
+        cases["train.gradient_checkpointing=true"] = (sizes, replace(setup, has_checkpointing=True), batch)
     if batch.num_rows > 1:
-        found.append((f"train.tokens_per_batch={max(64, batch.length)}", sizes, setup, batch.of_one_row()))
-    if sizes.rank > _SMALL_RANK:
+        cases[f"train.tokens_per_batch={max(64, batch.length)}"] = (sizes, setup, one_row)
+    if small != sizes:
         rank = f"train.lora.rank={_SMALL_RANK} train.lora.alpha={alpha * _SMALL_RANK / sizes.rank:g}"
-        found.append((rank, with_rank(sizes, _SMALL_RANK), setup, batch))
-    for overrides, their_sizes, their_setup, their_batch in found:
-        yield SuggestedChange(overrides, estimate_memory(their_sizes, their_setup, their_batch).peak)
-    if len(found) > 1:
-        small = with_rank(sizes, min(sizes.rank, _SMALL_RANK))
+        cases[rank] = (small, setup, batch)
+    for overrides, case in cases.items():
+        yield SuggestedChange(overrides, estimate_memory(*case).peak)
+    if len(cases) > 1:
         together = replace(setup, is_4bit=setup.is_4bit or setup.can_pack, has_checkpointing=setup.can_checkpoint)
-        peak = estimate_memory(small, together, batch.of_one_row()).peak
-        yield SuggestedChange(" ".join(row[0] for row in found), peak)
+        yield SuggestedChange(" ".join(cases), estimate_memory(small, together, one_row).peak)

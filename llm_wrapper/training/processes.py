@@ -132,7 +132,7 @@ class _Stopped(BaseException):
 def exit_on_signal(run: Path, console: Console) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into a message with the command that resumes, and exit status 130 or 143.
 
-    A second signal is ignored. Outside the main thread signals cannot be caught, and nothing is done.
+    A second signal is ignored. Outside the main thread signals cannot be caught.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

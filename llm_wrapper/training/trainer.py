@@ -24,8 +24,7 @@ from llm_wrapper.llms.soft_prompts import num_columns
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.terminal import open_console
 from llm_wrapper.training import callbacks, checkpoints, processes
-from llm_wrapper.training.adapters import create_adapter
-from llm_wrapper.training.architecture import num_experts
+from llm_wrapper.training.adapters import create_adapter, num_experts
 from llm_wrapper.training.collator import FILLER, IGNORED, Collator, encode_example
 from llm_wrapper.training.examples import Group, make_examples, schedule_groups
 
@@ -60,7 +59,7 @@ def fit_to_length(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe) -> tu
 class _Batch:
     """One part of a step: `rows` (n, 2) of (epoch, group), `input_ids` and `labels` (b, t), numbers on the device."""
 
-    rows: torch.Tensor | None
+    rows: torch.Tensor
     input_ids: torch.Tensor
     labels: torch.Tensor
     loss: torch.Tensor
@@ -78,7 +77,6 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
     """
 
     def __init__(self, **options: Any) -> None:
-        """Take the options of `transformers.Trainer`; `logging_steps` must be 1, so that each step is checked."""
         super().__init__(**options)
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the labels of the whole step
         if self.pop_callback(transformers.ProgressCallback) is not None:
@@ -106,7 +104,7 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
         labels (b, t)            .  .  .  7  .  9      logits are kept for the columns 2 and 4 alone, one to the left
                                  .  .  .  .  .  3      of a label: (row 0, col 2), (row 0, col 4), (row 1, col 4)
         """
-        labels, rows_of_batch = inputs.pop("labels"), inputs.pop("rows", None)
+        labels, rows_of_batch = inputs.pop("labels"), inputs.pop("rows", torch.empty(0, 2))
         if "ends" in inputs:
             inputs["attention_mask"] = block_mask(inputs.pop("ends"))
         rows, positions = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
@@ -136,8 +134,7 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
             sums = torch.tensor([float(sum(column)) for column in zip(*counts, strict=True)], device=self.args.device)
             right, labelled = self.accelerator.reduce(sums, reduction="sum").tolist()
             logs = {**logs, "token_accuracy": right / labelled}
-            problem = callbacks.find_nonfinite(logs, skips_overflow=self.args.fp16)
-            if problem is not None:
+            if problem := callbacks.find_nonfinite(logs, skips_overflow=self.args.fp16):
                 self._stop(problem, logs)
             self._batches = []
         del self.state.log_history[:-_NUM_RECENT]  # all rows are in the file; here they would grow each checkpoint
@@ -146,13 +143,10 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
     def _stop(self, problem: str, logs: dict[str, float]) -> None:
         step = self.state.global_step
         path = self._run / f"broken-step-{step}-process-{self.args.process_index}.json"
-        describe = getattr(self.data_collator, "describe_row", None)
         batches = [
             {
                 "loss": str(batch.loss.item()),
-                "groups": [describe(*row) for row in batch.rows.tolist()]
-                if describe and batch.rows is not None
-                else None,
+                "groups": [self.data_collator.describe_row(*row) for row in batch.rows.tolist()],
                 "input_ids": batch.input_ids.tolist(),
                 "labels": batch.labels.tolist(),
             }
@@ -172,11 +166,7 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
         return float(sum(losses) / len(losses))
 
     def last_checkpoint(self) -> str | None:
-        """Return the checkpoint to resume from, and remove all that was written after it.
-
-        Raises:
-            RunError: If its files are not as they were written.
-        """
+        """Return the checkpoint to resume from, verified, and remove all that was written after it."""
         folder = Path(self.args.output_dir)
         checkpoint = checkpoints.find_last_complete(folder)
         if checkpoint is not None:

@@ -15,7 +15,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.records import Answer, Prediction, Prompt
 from tests.evaluation.test_predictions import FULL

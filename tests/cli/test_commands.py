@@ -11,7 +11,7 @@ from rich.console import Console
 from llm_wrapper.cli import detections
 from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.recipe import compose
-from llm_wrapper.training import pool
+from llm_wrapper.training import examples
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE = {"width": 100, "height": 50}
@@ -31,5 +31,5 @@ def test_images_of_any_evaluation_split_are_not_trained_on(tmp_path: Path, monke
     recipe = compose(names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
     detections.cache(recipe, [recipe.data.train_split], Console(quiet=True))
     sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
-    found = pool.exclude_evaluated(recipe, sets)
+    found = examples.exclude_evaluated(recipe, sets)
     assert [prepared.sample.expression for prepared in found] == ["train 2", "more 4", "more 2"]

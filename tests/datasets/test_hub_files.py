@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from llm_wrapper.datasets import hub, hub_files
+from llm_wrapper.datasets import hub
 from llm_wrapper.errors import DataError
 from tests.datasets import replicas
 
@@ -42,7 +42,7 @@ def test_files_are_found_by_their_names(tmp_path: Path, names: list[str], split:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.stem for path in hub_files.find_split_files(tmp_path, split, REPO)] == expected
+    assert [path.stem for path in hub.find_split_files(tmp_path, split, REPO)] == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_copy_that_is_not_whole_is_refused_with_the_command(tmp_path: Path, na
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=message) as caught:
-        hub_files.find_split_files(tmp_path, "val", REPO)
+        hub.find_split_files(tmp_path, "val", REPO)
     command = f"hf download jxu124/refcoco --repo-type dataset --revision abc --local-dir {tmp_path}"
     assert command in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_half_of_a_joined_split_is_no_split(tmp_path: Path, split: str) -> None:
     for name in ("testA.parquet", "val.parquet"):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=f"no split '{split}'"):
-        hub_files.find_split_files(tmp_path, split, REPO)
+        hub.find_split_files(tmp_path, split, REPO)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,6 @@ def test_a_pipe_is_no_file_of_a_split(tmp_path: Path) -> None:
 
 def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
-    monkeypatch.setattr(hub_files, "_MAX_GROUP", 100)
+    monkeypatch.setattr(hub, "_MAX_GROUP", 100)
     with pytest.raises(DataError, match=r"validation-\S+ has a row group of \d+ bytes, more than the 100 that"):
         hub.load_hub_refs(tmp_path, "val", repo=REPO)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.datasets.hub import load_hc_refloco, load_ref_l4
+from llm_wrapper.datasets.long_expressions import load_hc_refloco, load_ref_l4
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box
 from tests.datasets.replicas import HC_REFLOCO, REF_L4, Row, hc_refloco_row, ref_l4_row, write_parquet

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper.datasets.base import image_folder
-from llm_wrapper.datasets.rows import Collector, Convention
+from llm_wrapper.datasets.base import Collector, Convention, image_folder
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
 

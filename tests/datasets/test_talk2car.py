@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.datasets import check, talk2car
+from llm_wrapper.datasets import check
+from llm_wrapper.datasets.long_expressions import load_talk2car
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box
 
@@ -38,7 +39,7 @@ def write(root: Path, *commands: Any, split: str = "val") -> Path:
 
 
 def test_a_command_is_a_sample(tmp_path: Path) -> None:
-    dataset = talk2car.load_talk2car(write(tmp_path, command(0)), "val")
+    dataset = load_talk2car(write(tmp_path, command(0)), "val")
     (sample,) = dataset.samples
     assert (dataset.name, dataset.split, dataset.objects) == ("talk2car", "val", None)
     assert (sample.sample_id, sample.ref_id) == ("token0", "528d43a3efda4f5c9df49bc11cd7e4ba")
@@ -51,7 +52,7 @@ def test_a_command_is_a_sample(tmp_path: Path) -> None:
 def test_commands_about_one_frame_share_its_first_picture(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     write(tmp_path, command(0), command(1), command(2, sample_token="other"))
-    samples = talk2car.load_talk2car(tmp_path, "val").samples
+    samples = load_talk2car(tmp_path, "val").samples
     assert [Path(str(sample.image_path)).name for sample in samples] == ["img_val_0.jpg"] * 2 + ["img_val_2.jpg"]
 
 
@@ -61,7 +62,7 @@ def test_commands_about_one_frame_share_its_first_picture(tmp_path: Path) -> Non
     ids=["absent", "null"],
 )
 def test_test_commands_may_have_no_box(tmp_path: Path, changes: dict[str, Any]) -> None:
-    (sample,) = talk2car.load_talk2car(write(tmp_path, command(0, **changes), split="test"), "test").samples
+    (sample,) = load_talk2car(write(tmp_path, command(0, **changes), split="test"), "test").samples
     assert (sample.target, sample.ref_id) == (None, "token0")
 
 
@@ -83,13 +84,13 @@ def test_test_commands_may_have_no_box(tmp_path: Path, changes: dict[str, Any]) 
 )
 def test_a_bad_command_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"command 1: .*{message}"):
-        talk2car.load_talk2car(write(tmp_path, command(0), command(1, **changes)), "val")
+        load_talk2car(write(tmp_path, command(0), command(1, **changes)), "val")
 
 
 def test_all_bad_commands_are_listed_at_once(tmp_path: Path) -> None:
     write(tmp_path, 5, command(1), command(2, command=7), command(3, **{"2d_box": [0, 0, 0, 0]}))
     with pytest.raises(DataError, match=r"used: 3 of 4 rows are unusable \(3 problems\)") as caught:
-        talk2car.load_talk2car(tmp_path, "val")
+        load_talk2car(tmp_path, "val")
     assert all(f"command {number}: " in str(caught.value) for number in (0, 2, 3))
 
 
@@ -97,7 +98,7 @@ def test_boxes_in_the_other_convention_are_refused_as_a_whole(tmp_path: Path) ->
     boxes = [[1085, 422, 1599, 788], [847, 448, 883, 483], [0, 470, 388, 806]]
     write(tmp_path, *(command(number, **{"2d_box": box}) for number, box in enumerate(boxes)))
     with pytest.raises(DataError, match=r"3 of 3 boxes read as xywh are reversed or outside .* xyxy .*Nothing"):
-        talk2car.load_talk2car(tmp_path, "val")
+        load_talk2car(tmp_path, "val")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"commands": []}', '{"commands": 3}'])
@@ -105,33 +106,33 @@ def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
     write(tmp_path)
     (tmp_path / "commands" / "val_commands.json").write_text(content)
     with pytest.raises(DataError, match="is no file of Talk2Car commands"):
-        talk2car.load_talk2car(tmp_path, "val")
+        load_talk2car(tmp_path, "val")
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, command(0)) / "commands" / "val_commands.json"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"val_commands\.json is not valid JSON"):
-        talk2car.load_talk2car(tmp_path, "val")
+        load_talk2car(tmp_path, "val")
 
 
 def test_splits_that_exist_are_named(tmp_path: Path) -> None:
     write(tmp_path, command(0))
     write(tmp_path, command(0), split="train")
     with pytest.raises(DataError, match=r"testA_commands\.json does not exist\. The splits there are: train, val\."):
-        talk2car.load_talk2car(tmp_path, "testA")
+        load_talk2car(tmp_path, "testA")
     with pytest.raises(DataError, match=r"The splits there are: none\..*clone"):
-        talk2car.load_talk2car(tmp_path / "nowhere", "val")
+        load_talk2car(tmp_path / "nowhere", "val")
 
 
 def test_a_frame_in_two_splits_is_a_leak_whatever_its_files_are_called(tmp_path: Path) -> None:
     write(tmp_path, command(0))
     write(tmp_path, command(1, t2c_img="img_train_8.jpg"), split="train")
-    report = check.check_datasets([talk2car.load_talk2car(tmp_path, split) for split in ("train", "val")])
+    report = check.check_datasets([load_talk2car(tmp_path, split) for split in ("train", "val")])
     assert [finding.count for finding in report.findings if finding.what == "images shared"] == [1]
 
 
 def test_the_digest_follows_the_content(tmp_path: Path) -> None:
-    before = talk2car.load_talk2car(write(tmp_path, command(0)), "val").digest
-    assert talk2car.load_talk2car(write(tmp_path, command(0)), "val").digest == before
-    assert talk2car.load_talk2car(write(tmp_path, command(0, size=[1, 1, 1])), "val").digest != before
+    before = load_talk2car(write(tmp_path, command(0)), "val").digest
+    assert load_talk2car(write(tmp_path, command(0)), "val").digest == before
+    assert load_talk2car(write(tmp_path, command(0, size=[1, 1, 1])), "val").digest != before

@@ -19,7 +19,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.comparison import compare_systems
 from llm_wrapper.evaluation.grec import answer_boxes, measure_grec, none_curve, right_sets, rowwise_giou
 from llm_wrapper.metrics import summarize
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Prediction
 from tests.evaluation.made import TARGET, WRONG, made, wide

@@ -13,7 +13,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.grid import Column, Predict, System, compare_cells, fill, llm_system
 from llm_wrapper.llms import base
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe
 from llm_wrapper.records import Answer, Box, Candidate, Prompt, Sample
 from llm_wrapper.report.grid import study_section

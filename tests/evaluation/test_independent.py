@@ -21,7 +21,7 @@ from llm_wrapper.evaluation.calibration import calibrate, risk_coverage
 from llm_wrapper.evaluation.comparison import compare_systems
 from llm_wrapper.evaluation.slices import recall
 from llm_wrapper.metrics import RANKS, measure_columns, recall_at, summarize
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
 from llm_wrapper.statistics import bootstrap_interval, paired_bootstrap

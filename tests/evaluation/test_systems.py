@@ -15,8 +15,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.systems import ask_in_orders, average_answers, orders_of
 from llm_wrapper.metrics import summarize
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.render import PromptBuilder, choose
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
 from tests.fake_llm import FakeLLM

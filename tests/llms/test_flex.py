@@ -28,7 +28,7 @@ from llm_wrapper.llms.packing import Pack, block_mask, collate, pack_tree
 from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.llms.sharing import additive_mask
 from llm_wrapper.recipe import LLMSection
-from llm_wrapper.training import memory_estimate, model_sizes, trainer
+from llm_wrapper.training import memory_estimate, trainer
 from tests.llms import tiny
 from tests.llms.test_packing import TREES, sequences
 from tests.training.test_memory_estimate import BATCH, SETUP, SIZES
@@ -276,14 +276,14 @@ def test_flex_attention_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch
     tiny.llm().model.save_pretrained(tmp_path)
     tiny.tokenizer("chatml").save_pretrained(tmp_path)
     section = LLMSection(model=str(tmp_path), quantization="none", attention="flex_attention")
-    for refused in (load.load_model, model_sizes.build_weightless_model):
+    for refused in (load.load_model, memory_estimate.build_weightless_model):
         with pytest.raises(ModelError, match=r"llm\.attention=flex_attention needs a CUDA device.*auto"):
             refused(section)
 
 
 @pytest.mark.parametrize(("attention", "expected"), [("sdpa", True), ("eager", True), ("flex_attention", False)])
 def test_plan_counts_a_mask_where_there_is_one(attention: str, expected: bool) -> None:
-    setup = model_sizes.describe_setup(recipe(), tiny.model("llama", attention=attention))
+    setup = memory_estimate.describe_setup(recipe(), tiny.model("llama", attention=attention))
     assert setup.has_mask is expected
 
 

@@ -11,7 +11,7 @@ import pytest
 from llm_wrapper.evaluation.systems import average_answers
 from llm_wrapper.llms import answers, server_formats
 from llm_wrapper.llms.base import LocalLLM, ReasoningLLM, add_reasoning, answer_now, load_llm, reason_first
-from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.render import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 from tests.fake_llm import FakeLLM

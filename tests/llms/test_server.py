@@ -15,7 +15,7 @@ from llm_wrapper.llms import answers, server_formats
 from llm_wrapper.llms.base import LocalLLM, load_llm
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.server import ServerLLM
-from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.render import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Choice, Prompt
 from llm_wrapper.services import CallError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_wrapper.prompts.choose import choose
+from llm_wrapper.prompts.render import choose
 from llm_wrapper.records import Answer, Choice
 
 NO_NUMBER = Choice(None, reason="no_number")

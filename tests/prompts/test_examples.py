@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 
 from llm_wrapper.errors import PromptError
 from llm_wrapper.llms.base import answer_now, reason_first
-from llm_wrapper.prompts.builder import PromptBuilder
 from llm_wrapper.prompts.examples import (
-    ExampleSelector,
-    Exemplar,
     FixedExamples,
     NearestExamples,
     draw_examples,
     fit_tfidf,
 )
+from llm_wrapper.prompts.render import ExampleSelector, Exemplar, PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
 from tests.prompts.golden_files import conversation, golden

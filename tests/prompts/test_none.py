@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.prompts.builder import PromptBuilder
-from llm_wrapper.prompts.choose import NONE_OF_THESE, choose
-from llm_wrapper.prompts.render import PROMPT_FORMATS, render_prompt
+from llm_wrapper.prompts.render import NONE_OF_THESE, PROMPT_FORMATS, PromptBuilder, choose, render_prompt
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Choice
 from tests.prompts.test_render import CANDIDATES, SAMPLE, text

@@ -299,7 +299,7 @@ def test_a_template_without_end_is_ended(
 def test_a_template_of_ones_own_writes_what_a_shipped_one_does(tmp_path: Path) -> None:
     for name in PROMPT_FORMATS:
         copy = own(tmp_path, (Path(rendering.__file__).parent / "templates" / f"{name}.j2").read_text(encoding="utf-8"))
-        rendering._own.cache_clear()
+        rendering._read_template.cache_clear()
         assert text(render_prompt(SAMPLE, CANDIDATES, copy)) == text(render_prompt(SAMPLE, CANDIDATES, name))
 
 

@@ -10,7 +10,7 @@ import pytest
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.records import Sample
-from llm_wrapper.training.pool import draw_samples
+from llm_wrapper.training.examples import draw_samples
 
 SAMPLES = [
     PreparedSample(

@@ -28,7 +28,7 @@ from llm_wrapper.recipe import (
     Recipe,
     TrainSection,
 )
-from llm_wrapper.training import architecture, memory_estimate, model_sizes, trainer
+from llm_wrapper.training import adapters, memory_estimate, trainer
 from llm_wrapper.training.adapters import adapter_config
 from llm_wrapper.training.examples import Group
 from llm_wrapper.training.memory_estimate import BatchShape, ModelSizes, TrainingSetup
@@ -148,9 +148,9 @@ def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.
     settings: dict[str, Any], quantization: str, parameters: int, trained: int, weights: float, tmp_path: Path
 ) -> None:
     llm = section(tmp_path / "model", settings, quantization=quantization)
-    model = model_sizes.build_weightless_model(llm)
+    model = memory_estimate.build_weightless_model(llm)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    found = model_sizes.count_sizes(model, lora([*PAPER, "lm_head"]))
+    found = memory_estimate.count_sizes(model, lora([*PAPER, "lm_head"]))
     assert (found.num_parameters, found.num_trainable) == (parameters, trained)
     memory = memory_estimate.estimate_memory(found, replace(SETUP, is_4bit=quantization == "nf4"), BATCH)
     assert memory.weights / 1e9 == pytest.approx(weights, abs=0.01)
@@ -172,7 +172,7 @@ def test_counts_are_those_of_the_real_model_with_peft(architecture: str, modules
     real = tiny.model(architecture)
     real.save_pretrained(tmp_path)
     llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    found = model_sizes.count_sizes(model_sizes.build_weightless_model(llm), lora(modules, rank=4, dropout=0.0))
+    found = memory_estimate.count_sizes(memory_estimate.build_weightless_model(llm), lora(modules, rank=4, dropout=0.0))
     assert found.num_parameters == sum(parameter.numel() for parameter in real.parameters())
     adapted = peft.get_peft_model(real, lora(modules, rank=4, dropout=0.0))
     assert found.num_trainable == adapted.get_nb_trainable_parameters()[0]
@@ -185,7 +185,7 @@ def test_the_bytes_of_a_4bit_model_are_those_that_are_counted_after_loading(tmp_
     config = transformers.LlamaConfig(**{**tiny._SIZES, "hidden_size": 256, "intermediate_size": 512})
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     llm = loaded_section(tmp_path)
-    sizes = model_sizes.count_sizes(model_sizes.build_weightless_model(llm), lora(["q_proj"], rank=4))
+    sizes = memory_estimate.count_sizes(memory_estimate.build_weightless_model(llm), lora(["q_proj"], rank=4))
     planned = memory_estimate.estimate_memory(sizes, replace(SETUP, is_4bit=True, number_bytes=4), BATCH).weights
     model = nf4.load_4bit(
         str(tmp_path),
@@ -200,7 +200,9 @@ def test_the_bytes_of_a_4bit_model_are_those_that_are_counted_after_loading(tmp_
 
 
 def test_an_adapter_of_another_rank_is_that_of_peft() -> None:
-    four, sixteen = (model_sizes.count_sizes(tiny.model("llama"), lora("all-linear", rank=rank)) for rank in (4, 16))
+    four, sixteen = (
+        memory_estimate.count_sizes(tiny.model("llama"), lora("all-linear", rank=rank)) for rank in (4, 16)
+    )
     assert memory_estimate.with_rank(four, 16) == sixteen
 
 
@@ -237,7 +239,7 @@ def test_estimated_activations_are_near_what_autograd_keeps(modules: Any, dtype:
         num_key_value_heads=2,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    sizes = model_sizes.count_sizes(model, lora(modules, rank=8, dropout=0.0))  # the adapters stay on the model
+    sizes = memory_estimate.count_sizes(model, lora(modules, rank=8, dropout=0.0))  # the adapters stay on the model
     setup = replace(SETUP, number_bytes=dtype.itemsize, is_eager=attention == "eager")
     batch = BatchShape(num_rows=4, length=96, num_answers=0)
     ids = torch.randint(64, (4, 96))
@@ -278,7 +280,7 @@ def test_steps_and_tokens_are_those_of_the_trainer(
 ) -> None:
     chosen = recipe(saved, **train)
     made = groups(num, expressions=expressions)
-    found = model_sizes.estimate_training(chosen, made)
+    found = memory_estimate.estimate_training(chosen, made)
     llm = tiny.llm("llama", "chatml")
     fitted, left_out = trainer.fit_to_length(llm, made, chosen)
     assert not left_out
@@ -298,9 +300,9 @@ def test_steps_and_tokens_are_those_of_the_trainer(
 
 
 def test_an_epoch_is_extrapolated_from_some_of_its_groups(saved: LLMSection, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model_sizes.estimate_training(recipe(saved), groups(96)).epoch
-    monkeypatch.setattr(model_sizes, "_SAMPLED", 16)
-    some = model_sizes.estimate_training(recipe(saved), groups(96)).epoch
+    whole = memory_estimate.estimate_training(recipe(saved), groups(96)).epoch
+    monkeypatch.setattr(memory_estimate, "_SAMPLED", 16)
+    some = memory_estimate.estimate_training(recipe(saved), groups(96)).epoch
     assert whole
     assert some
     assert some.num_steps == whole.num_steps == 48
@@ -312,7 +314,7 @@ def test_an_epoch_is_extrapolated_from_some_of_its_groups(saved: LLMSection, mon
 )
 def test_without_prompts_the_longest_that_is_allowed_is_planned(made: Any, saved: LLMSection) -> None:
     chosen = recipe(saved, max_tokens=32, groups_per_step=3)
-    found = model_sizes.estimate_training(chosen, groups(4, count=20) if made == "long" else made)
+    found = memory_estimate.estimate_training(chosen, groups(4, count=20) if made == "long" else made)
     assert found.epoch is None
     assert found.batch == BatchShape(num_rows=3, length=32, num_answers=6)
 
@@ -354,10 +356,12 @@ def test_the_verdict_is_printed(
     monkeypatch.chdir(tmp_path)
     data = DataSection(name="mine", reader="jsonl", root=tmp_path / "none.jsonl")
     chosen = recipe(saved).model_copy(update={"data": data, "detector": DetectorSection(name="import")})
-    peak = model_sizes.estimate_training(chosen, None).memory.peak
+    peak = memory_estimate.estimate_training(chosen, None).memory.peak
     needed = next(free for free in range(250_000_000, 10**9, 1000) if memory_estimate.fits_memory(peak, free))
     monkeypatch.setattr(
-        model_sizes, "find_device", lambda: model_sizes.TrainingDevice("a [test] device", needed - 1000 * missing)
+        memory_estimate,
+        "find_device",
+        lambda: memory_estimate.TrainingDevice("a [test] device", needed - 1000 * missing),
     )
     console = Console(width=300, record=True, file=io.StringIO())
     assert train.plan_training(chosen, console) == (missing == 0)
@@ -383,14 +387,14 @@ def test_settings_that_cannot_be_read(text: str | None, reason: str, tmp_path: P
         folder.mkdir()
         (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match=reason):
-        model_sizes.build_weightless_model(LLMSection(model=str(folder), dtype="float32"))
+        memory_estimate.build_weightless_model(LLMSection(model=str(folder), dtype="float32"))
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     llm = section(tmp_path / "model", json.loads(tiny.CONFIGS["llama"]().to_json_string()), dtype="float32")
     with pytest.raises(ModelError, match=r"llm\.model=.* cannot be loaded: .*tokenizer"):
-        model_sizes.estimate_training(recipe(llm), groups(2))
-    assert model_sizes.estimate_training(recipe(llm), None).sizes.num_layers == 2
+        memory_estimate.estimate_training(recipe(llm), groups(2))
+    assert memory_estimate.estimate_training(recipe(llm), None).sizes.num_layers == 2
 
 
 @pytest.mark.parametrize("backend", ["rule", "openai"])
@@ -402,10 +406,10 @@ def test_only_local_models_are_planned(backend: Any, saved: LLMSection) -> None:
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(model_sizes, "_LIMITS", (limit, tmp_path / "absent"))
+    monkeypatch.setattr(memory_estimate, "_LIMITS", (limit, tmp_path / "absent"))
     for text, is_less in (("max\n", False), ("1000\n", True)):
         limit.write_text(text)
-        assert (model_sizes.find_device().free == 0) == is_less
+        assert (memory_estimate.find_device().free == 0) == is_less
 
 
 # families
@@ -425,8 +429,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_widths_are_those_of_the_architecture(family: str, inner: int, attended: int) -> None:
     config = families.settings(family)
-    assert architecture.feedforward_width(config) == inner
-    assert architecture.attention_width(config) == attended
+    assert adapters.feedforward_width(config) == inner
+    assert adapters.attention_width(config) == attended
 
 
 @pytest.mark.parametrize(
@@ -458,14 +462,14 @@ def test_widths_are_those_of_the_architecture(family: str, inner: int, attended:
     ],
 )
 def test_published_experts_are_as_wide_as_they_are(settings: Any, inner: int) -> None:
-    assert architecture.feedforward_width(settings) == inner
+    assert adapters.feedforward_width(settings) == inner
 
 
 def test_heads_without_a_width_are_refused() -> None:
     config = transformers.LlamaConfig(hidden_size=2, num_attention_heads=2)
     config.hidden_size = config.head_dim = 0
     with pytest.raises(ModelError, match="2 heads and no width"):
-        architecture.attention_width(config)
+        adapters.attention_width(config)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
@@ -473,21 +477,21 @@ def test_adapted_experts_are_kept_whole(family: str) -> None:
     model = families.model(family)
     fused = sum(each.numel() for each in model.parameters() if each.ndim == 3)
     config = adapter_config(TrainSection(lora=LoraSection(rank=4)), model)
-    assert model_sizes.count_sizes(model, config).num_rebuilt == fused
+    assert memory_estimate.count_sizes(model, config).num_rebuilt == fused
 
 
 @pytest.mark.parametrize(("family", "is_offered"), [("mixtral", True), ("qwen3-moe", False), ("llama", True)])
 def test_4_bit_is_proposed_where_loading_takes_it(family: str, is_offered: bool, tmp_path: Path) -> None:
     families.settings(family).save_pretrained(tmp_path)
     llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    found = model_sizes.estimate_training(recipe(llm), None)
+    found = memory_estimate.estimate_training(recipe(llm), None)
     offered = [
         each.overrides for each in memory_estimate.suggest_changes(found.sizes, found.setup, found.batch, alpha=8)
     ]
     assert any("llm.quantization=nf4" in each for each in offered) == is_offered
     if not is_offered:
         with pytest.raises(ModelError, match=r"cannot be held in 4 bit(.|\n)*llm\.quantization=none"):
-            model_sizes.build_weightless_model(llm.model_copy(update={"quantization": "nf4"}))
+            memory_estimate.build_weightless_model(llm.model_copy(update={"quantization": "nf4"}))
 
 
 def test_more_layers_than_any_model_has_are_refused(tmp_path: Path) -> None:
@@ -495,4 +499,4 @@ def test_more_layers_than_any_model_has_are_refused(tmp_path: Path) -> None:
     config.num_hidden_layers = 1_000_000
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"num_hidden_layers: 1000000, and 1 to 1,000 are possible"):
-        model_sizes.build_weightless_model(LLMSection(model=str(tmp_path), quantization="none"))
+        memory_estimate.build_weightless_model(LLMSection(model=str(tmp_path), quantization="none"))

@@ -23,7 +23,7 @@ from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.score import score_prompts
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card
-from llm_wrapper.training import memory_estimate, model_sizes, trainer
+from llm_wrapper.training import memory_estimate, trainer
 from llm_wrapper.training.adapters import adapter_config, create_adapter
 from tests.llms import tiny
 from tests.training.test_trainer import log_of, recipe, train_groups
@@ -117,16 +117,16 @@ def test_the_plan_counts_what_is_trained(architecture: str, method: str, tmp_pat
     llm.model.save_pretrained(tmp_path)
     chosen = recipe(method=method, virtual_tokens=7)
     section = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    skeleton = model_sizes.build_weightless_model(section)
-    found = model_sizes.count_sizes(skeleton, adapter_config(chosen.train, skeleton))
+    skeleton = memory_estimate.build_weightless_model(section)
+    found = memory_estimate.count_sizes(skeleton, adapter_config(chosen.train, skeleton))
     assert found.num_parameters == sum(parameter.numel() for parameter in llm.model.parameters())
     assert found.num_trainable == create_adapter(llm, chosen).get_nb_trainable_parameters()[0]
 
 
-def planned(folder: Path, **train: Any) -> model_sizes.TrainingEstimate:
+def planned(folder: Path, **train: Any) -> memory_estimate.TrainingEstimate:
     tiny.model("llama").save_pretrained(folder)
     llm = LLMSection(model=str(folder), dtype="float32", quantization="none", attention="eager")
-    return model_sizes.estimate_training(
+    return memory_estimate.estimate_training(
         Recipe(
             detector=DetectorSection(name="tiny"),
             data=DataSection(name="tiny", reader="tiny", root=Path()),

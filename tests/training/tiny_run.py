@@ -15,8 +15,7 @@ from llm_wrapper.cli import train as training
 from llm_wrapper.llms import load
 from llm_wrapper.recipe import LoraSection
 from llm_wrapper.training import processes, trainer
-from llm_wrapper.training.examples import Group
-from llm_wrapper.training.pool import TrainingPool
+from llm_wrapper.training.examples import Group, TrainingPool
 from tests.llms import tiny
 from tests.training.test_trainer import recipe
 

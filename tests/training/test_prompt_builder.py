@@ -14,10 +14,10 @@ from rich.console import Console
 from llm_wrapper.cli.detections import cache
 from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import CacheError, DataError, ModelError, PromptError, RecipeError
-from llm_wrapper.prompts.builder import PromptBuilder
+from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Prompt
-from llm_wrapper.training.pool import load_exemplars, load_prompt_builder, require_trainable
+from llm_wrapper.training.examples import load_exemplars, load_prompt_builder, require_trainable
 
 pytestmark = pytest.mark.slow
 
