@@ -154,8 +154,8 @@ def report_verb(
         str | None,
         typer.Option(
             metavar="SYSTEM",
-            help='What each threshold for "none of these" gives with the answers of untrained, tuned or served in a '
-            "predictions file, to choose prompt.none_below there.",
+            help='Print the results of each threshold for "none of these" with the answers of untrained, tuned or '
+            "served in a predictions file, to choose prompt.none_below there.",
         ),
     ] = None,
 ) -> None:

@@ -63,7 +63,7 @@ def search_prompts_verb(  # noqa: PLR0913 (each is an option of the verb)
 def run_search(recipe: Recipe, folder: Path, console: Console) -> list[ConfirmedPrompt]:
     """Search on one slice of the training split, confirm on another, and keep the best prompt in best.yaml.
 
-    What was measured is kept whatever happens, and the same call resumes from it.
+    Measurements are kept whatever happens, and the same call resumes from them.
     """
     section = check_search(recipe)
     data = load_search_data(recipe, section)

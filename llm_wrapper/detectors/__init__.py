@@ -352,16 +352,7 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def create_detector(section: DetectorSection, dataset: Dataset, plugins: Sequence[str] = ()) -> Detector:
-    """Create the detector that a recipe names, for one split of a data set.
-
-    Args:
-        section: Its name and settings.
-        dataset: A detector that answers from a file or from annotations is bound to it.
-        plugins: Modules to load first, in another process than that of the command line.
-
-    Raises:
-        RecipeError: If the name is unknown, or the detector does not take one of the settings.
-    """
+    """Create the detector of a recipe for one split; `plugins` are loaded first, as in another process than this."""
     for plugin in plugins:
         load_plugin(plugin)
     return open_detector(section)(dataset)
@@ -398,11 +389,7 @@ def create_detectors(recipe: Recipe, dataset: Dataset) -> Sequence[Detector]:
 
 
 def bind_detectors(opened: Sequence[Callable[[Dataset], Detector]], dataset: Dataset) -> list[Detector]:
-    """Return the detectors of a recipe for a split.
-
-    Raises:
-        RecipeError: If two have one name: their candidates would look alike.
-    """
+    """Return the detectors of a recipe for a split; refuse two of one name, as their candidates would look alike."""
     created = [bind(dataset) for bind in opened]
     names = [detector.name for detector in created]
     if len(set(names)) < len(names):
