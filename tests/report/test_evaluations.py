@@ -47,7 +47,7 @@ def test_a_run_of_another_recipe_stands_in_the_table_and_it_is_said(tmp_path: Pa
         ("other: tuned - tuned", "differ (other)", "4"),
     ]
     assert recipes.rows == [
-        ("other", 'llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'),
+        ["other", 'llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'],
     ]
 
 
@@ -55,7 +55,7 @@ def test_a_run_of_the_same_recipe_is_told_so(tmp_path: Path, run: Path) -> None:
     part = beside(tmp_path, run, tuned(), RECIPE)
     table, recipes = sections.differences(part).tables
     assert [row[1] for row in table.rows] == ["same run", "same", "same"]
-    assert recipes.rows == [("other", "the same recipe")]
+    assert recipes.rows == [["other", "the same recipe"]]
 
 
 def test_what_the_run_has_itself_and_the_oracle_stay_out(tmp_path: Path, run: Path) -> None:
@@ -70,7 +70,7 @@ def test_boxes_from_elsewhere_stand_in_the_same_report(tmp_path: Path, run: Path
     rows = [predicted("qwen", number, right=number == 0, **FOREIGN) for number in range(4)]
     part = beside(tmp_path, run, rows, {"data": RECIPE["data"]})
     recipes = sections.differences(part).tables[1]
-    assert recipes.rows == [("other", "not known there: detector, prompt, llm")]
+    assert recipes.rows == [["other", "not known there: detector, prompt, llm"]]
     split, twins = sections.errors(part).tables
     assert split.rows[-1][0] == "other: qwen"
     assert split.rows[-1][-1].startswith("75.0"), "wrong, and not missed: what was offered is not known"
