@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 import llm_wrapper
 import llm_wrapper.llms.base as llms
 from llm_wrapper import detectors, images, runs
-from llm_wrapper.datasets import Dataset
 from llm_wrapper.errors import DataError, ImageError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, load_recipe
 from llm_wrapper.records import Answer, Box, Detection, Detections, Prompt, Sample
@@ -202,21 +201,6 @@ def test_other_pixels_are_refused(pixels: object) -> None:
         Wrapper(recipe(), FakeLLM(never)).predict(pixels, "left square")  # type: ignore[call-overload]
 
 
-def test_detectors_are_made_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Recipe] = []
-    create = detectors.create_detectors
-
-    def counted(recipe: Recipe, dataset: Dataset) -> Sequence[detectors.Detector]:
-        made.append(recipe)
-        return create(recipe, dataset)
-
-    monkeypatch.setattr(detectors, "create_detectors", counted)
-    wrapper = Wrapper.from_recipe(recipe())
-    for expression in ("left square", "right square", "the square"):
-        wrapper.predict(picture, expression)
-    assert len(made) == 1
-
-
 class CountingDetector:
     """Finds both squares; counts its calls, and how often its weights were loaded."""
 
@@ -253,7 +237,8 @@ def test_a_hundred_predictions_load_the_weights_once(picture: Path, monkeypatch:
     answers = FakeLLM(lambda prompts: [Answer(probabilities=(0.2, 0.3, 0.5), mass=1.0) for _ in prompts])
     load = SimpleNamespace(load_model=lambda section, adapter: loaded.append((adapter, SHOWS_LOADING.get())))
     monkeypatch.setitem(sys.modules, "llm_wrapper.llms.load", load)
-    monkeypatch.setattr(llms, "LocalLLM", lambda weights, *, title, progress: answers)
+    local = SimpleNamespace(LocalLLM=lambda weights, *, title, progress: answers)
+    monkeypatch.setitem(sys.modules, "llm_wrapper.llms.local", local)
     transformers = recipe(DetectorSection(name="counting")).model_copy(update={"llm": LLMSection(model="tiny")})
     wrapper = Wrapper.from_recipe(transformers, picture.parent)
     for number in range(100):

@@ -25,8 +25,7 @@ from llm_wrapper import readers, runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS, advise_on_pickle, read_settings, require_quick
 from llm_wrapper.errors import DataError, ModelError, RunError, listed, shell_word
 from llm_wrapper.llms import soft_prompts
-from llm_wrapper.llms.load import LoadedLLM, load_config, load_tokenizer, loading_failure
-from llm_wrapper.llms.model_files import resolve_model
+from llm_wrapper.llms.load import LoadedLLM, load_config, load_tokenizer, loading_failure, resolve_model
 from llm_wrapper.recipe import LLMSection
 
 __all__ = ["add_adapter", "check_adapter", "export_model", "is_soft_prompt", "require_fit"]

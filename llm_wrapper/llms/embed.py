@@ -12,7 +12,7 @@ import transformers
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.model_files import find_in_package, require_sane
+from llm_wrapper.llms.load import find_in_package, require_sane
 from llm_wrapper.prompts.text import clean_text
 
 __all__ = ["SentenceEmbedder"]
