@@ -126,7 +126,7 @@ class ChatEncoder:
         )
         self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._written: dict[int, tuple[int, ...]] = {}
-        self._num_special: dict[tuple[str, ...], int] = {}
+        self._num_special: dict[tuple[str, ...], int] = {}  # that the template itself writes around such roles
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt, up to where the number begins.
@@ -144,7 +144,11 @@ class ChatEncoder:
                 )
         ids = self._ids(text)
         count = sum(token in self._special for token in ids)
-        expected = self._expected_special(prompt.messages)
+        roles = tuple(message.role for message in prompt.messages)
+        if roles not in self._num_special:
+            harmless = self._text([Message(role, "?") for role in roles], add_generation_prompt=True)
+            self._num_special[roles] = sum(token in self._special for token in self._ids(harmless))
+        expected = self._num_special[roles]
         if count != expected:
             raise PromptError(
                 f"the prompt of sample {prompt.sample_id} has {count} special tokens where its template has "
@@ -198,48 +202,34 @@ class ChatEncoder:
                     "words the question differently once it is answered: "
                     f"{head[same : same + 40]!r} before an answer is {whole[same : same + 40]!r} with one"
                 )
-            self._written[index] = self._until_end_of_turn(self._continuation(head, whole), index)
+            prompt, ids = self._ids(head), self._ids(whole)
+            # A template that ends in a space (`Answer: `) can have its last token merged with the number behind it.
+            ids = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(whole[len(head) :])
+            self._written[index] = self._until_end_of_turn(ids, index)
         return self._written[index]
+
+    def _until_end_of_turn(self, ids: Sequence[int], index: int) -> tuple[int, ...]:
+        """Cut behind the first special token behind the number; some templates write others before it."""
+        eos = self.tokenizer.eos_token_id
+        number = re.compile(rf"(?<!\d){index}(?!\d)")
+        start = 0
+        for column, token in enumerate(ids):
+            if token in self._special or token == eos:
+                if number.search(self.tokenizer.decode(ids[start:column])):
+                    return tuple(ids[: column + 1])
+                start = column + 1
+        if not number.search(self.tokenizer.decode(ids[start:])):
+            raise self._unusable(f"writes {self.tokenizer.decode(ids)[:200]!r} for the answer {index}")
+        if eos is None:
+            name = self.tokenizer.name_or_path
+            raise ModelError(f"the tokenizer {name!r} has neither an end of turn nor an eos token")
+        return (*ids, eos)
 
     def _unusable(self, fault: str) -> ModelError:
         return ModelError(
             f"the chat template of {self.tokenizer.name_or_path!r} {fault}. Put one into llm.chat_template that begins "
             "an answer as it asks for one, writes the number, and ends the turn (recipes/llm/gpt-neo.yaml shows how)"
         )
-
-    def _continuation(self, head: str, whole: str) -> list[int]:
-        """Return the token ids that follow those of `head`, which no tokenizer may change any more."""
-        prompt, ids = self._ids(head), self._ids(whole)
-        # A template that ends in a space (`Answer: `) can have its last token merged with the number behind it.
-        return ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(whole[len(head) :])
-
-    def _until_end_of_turn(self, ids: Sequence[int], index: int) -> tuple[int, ...]:
-        """Cut behind the first special token behind the number; some templates write others before it."""
-        start = 0
-        for column, token in enumerate(ids):
-            if token in self._special or token == self.tokenizer.eos_token_id:
-                if self._holds(ids[start:column], index):
-                    return tuple(ids[: column + 1])
-                start = column + 1
-        if not self._holds(ids[start:], index):
-            raise self._unusable(f"writes {self.tokenizer.decode(ids)[:200]!r} for the answer {index}")
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError(
-                f"the tokenizer {self.tokenizer.name_or_path!r} has neither an end of turn nor an eos token"
-            )
-        return (*ids, self.tokenizer.eos_token_id)
-
-    def _holds(self, ids: Sequence[int], index: int) -> bool:
-        return bool(re.search(rf"(?<!\d){index}(?!\d)", self.tokenizer.decode(ids)))
-
-    def _expected_special(self, messages: Sequence[Message]) -> int:
-        """Return how many special tokens the template itself writes around messages of these roles."""
-        roles = tuple(message.role for message in messages)
-        if roles not in self._num_special:
-            harmless = [Message(message.role, "?") for message in messages]
-            ids = self._ids(self._text(harmless, add_generation_prompt=True))
-            self._num_special[roles] = sum(token in self._special for token in ids)
-        return self._num_special[roles]
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         rows = [{"role": message.role, "content": message.content} for message in messages]

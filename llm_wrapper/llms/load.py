@@ -27,6 +27,7 @@ from huggingface_hub import get_session, try_to_load_from_cache
 from llm_wrapper.devices import choose_device, loading_bars
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
+from llm_wrapper.llms.nf4 import load_4bit, require_complete
 from llm_wrapper.llms.self_test import require_exact
 from llm_wrapper.llms.soft_prompts import num_virtual
 from llm_wrapper.recipe import LLMSection
@@ -161,14 +162,11 @@ def _load_weights(name: str, section: LLMSection, where: torch.device) -> Any:
         options["revision"] = section.revision
     quantization = _quantization(section, where, dtype)
     if quantization is not None:
-        from llm_wrapper.llms.nf4 import load_4bit
-
         return load_4bit(name, quantization_config=quantization, **options)
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         name, trust_remote_code=False, output_loading_info=True, **options
     )
-    if missing := sorted(loading["missing_keys"]):  # transformers fills them with random numbers
-        raise ModelError(listed(f"llm.model={name}: weights are missing in the checkpoint", missing, most=6))
+    require_complete(name, loading)
     return model
 
 
@@ -349,17 +347,19 @@ def unpack_gguf(name: str) -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     """Write a GGUF file's model and tokenizer as transformers keeps them; OSError where they cannot be written."""
-    options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
+    folder, name = source.parent, source.name
     try:
-        config = transformers.AutoConfig.from_pretrained(source.parent, **options)
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
         require_sane(config, str(source))
-        packed = transformers.AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
+        packed = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+        )
         config = packed.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         plain.load_state_dict(packed.state_dict())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # a damaged file may make its readers raise anything
