@@ -18,13 +18,11 @@ from llm_wrapper import readers, storage
 from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, Prediction
-from llm_wrapper.results import is_same, stored_question
+from llm_wrapper.results import COMPARED, is_same, stored_question
 from llm_wrapper.storage import inside, plain_name
 
-__all__ = ["COMPARED", "PUBLISHED", "OtherSystem", "Published", "StoredEvaluation", "add_comparison", "beside",
+__all__ = ["PUBLISHED", "OtherSystem", "Published", "StoredEvaluation", "add_comparison", "beside",
            "facts_of_evaluation", "load_evaluations", "on_same_split"]  # fmt: skip
-
-COMPARED = "compared"
 
 _SOURCE = "source.json"
 """Beside what is kept of another folder: which folder that was."""
