@@ -34,9 +34,8 @@ from llm_wrapper.cli.options import (
     name_of,
 )
 from llm_wrapper.detections import maintain
-from llm_wrapper.detections.contents import MANIFEST
+from llm_wrapper.detections.contents import MANIFEST, dataset_options, describe_recorded
 from llm_wrapper.detections.fill import Engine, answer_locally, fill_cache
-from llm_wrapper.detections.identity import dataset_options, describe_recorded
 from llm_wrapper.detections.maintain import CacheSummary
 from llm_wrapper.detections.samples import (
     PreparedSample,
