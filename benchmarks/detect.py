@@ -24,8 +24,7 @@ from rich.table import Table
 from llm_wrapper import datasets, images
 from llm_wrapper.boxes import FloatArray, array
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detectors import florence2
-from llm_wrapper.detectors.base import Detector, detect_sample, joined, questions_about
+from llm_wrapper.detectors import Detector, detect_sample, florence2, joined, questions_about
 from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, Florence2Settings
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
 from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_caption, score_answer

@@ -227,8 +227,8 @@ def imported(ending: str) -> Callable[[Path], Use]:
     """Return a function that reads boxes of another program."""
 
     def use(path: Path) -> None:
+        from llm_wrapper.detectors import detect_sample
         from llm_wrapper.detectors import imported as module
-        from llm_wrapper.detectors.base import detect_sample
 
         detector = module.create_imported({"path": str(path)}).bind(DATASET)
         for sample in DATASET.samples:

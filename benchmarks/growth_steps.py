@@ -17,7 +17,7 @@ from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import identity_of
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
-from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM

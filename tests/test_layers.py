@@ -119,9 +119,7 @@ def test_each_sideways_import_is_in_use(pair: tuple[str, str]) -> None:
         pytest.param(
             "llm_wrapper/boxes.py", "def f():\n    from llm_wrapper.cli.main import app", {"cli"}, id="hidden"
         ),
-        pytest.param(
-            "llm_wrapper/datasets/jsonl.py", "from ..detectors.base import Level", {"detectors"}, id="relative"
-        ),
+        pytest.param("llm_wrapper/datasets/jsonl.py", "from ..detectors import Level", {"detectors"}, id="relative"),
         pytest.param("llm_wrapper/datasets/__init__.py", "from ..llms import chat", {"llms"}, id="relative-init"),
         pytest.param("llm_wrapper/datasets/jsonl.py", "from . import base", set(), id="relative-own"),
         pytest.param("llm_wrapper/datasets/hub.py", "import datasets", set(), id="hf-datasets-is-not-ours"),

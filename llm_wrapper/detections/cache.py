@@ -46,7 +46,7 @@ from llm_wrapper.detections.contents import (
     row_detections,
     write_rows,
 )
-from llm_wrapper.detectors.base import Level, joined, questions_about
+from llm_wrapper.detectors import Level, joined, questions_about
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed, shell_word
 from llm_wrapper.records import Detections, Sample, to_dict
 from llm_wrapper.storage import locked

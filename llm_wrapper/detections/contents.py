@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors.base import LEVELS, Detector, Level
+from llm_wrapper.detectors import LEVELS, Detector, Level
 from llm_wrapper.errors import CacheError, DataError
 from llm_wrapper.readers import MIB, parse_json, parse_parquet_table, read_bytes, read_json
 from llm_wrapper.records import Box, Detection, Detections, from_dict

@@ -35,7 +35,7 @@ from llm_wrapper.detections.contents import (
     fill_command,
     row_detections,
 )
-from llm_wrapper.detectors.base import LEVELS, Level, joined
+from llm_wrapper.detectors import LEVELS, Level, joined
 from llm_wrapper.errors import CacheError, DataError, RecipeError, listed
 from llm_wrapper.records import Detection, Detections
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_wrapper.detections.fill import AHEAD, NUM_READERS, Answered, ReadingBatch, answer_questions, recorded_of
-from llm_wrapper.detectors.base import Detector, PaidDetector, Question
+from llm_wrapper.detectors import Detector, PaidDetector, Question
 from llm_wrapper.errors import DataError, ModelError, RecipeError
 
 __all__ = ["RayEngine"]

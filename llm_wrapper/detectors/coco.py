@@ -1,7 +1,6 @@
-"""The annotated objects as detectors with a closed vocabulary: neither pixels nor weights are read.
+"""Annotated objects as detectors with a closed vocabulary, and files of category names; no pixels are read.
 
-`coco` is perfect. It separates how well an LLM chooses from how well a detector finds, and makes experiments possible
-without images.
+`coco` is perfect. It separates how well an LLM chooses from how well a detector finds.
 
 `coco-degraded` is made worse on purpose, for transfer and ensembles where no second real detector can be run. It is no
 model of any real detector: its mistakes are independent of the content of the image. Boxes are moved, some are
@@ -10,18 +9,22 @@ dropped, and categories are merged into COCO's super-categories (`car` becomes `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from llm_wrapper import readers
 from llm_wrapper.candidates import order_rng
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
-from llm_wrapper.detectors.base import (
+from llm_wrapper.detectors import (
     Level,
     NoSettings,
     Question,
+    RawRow,
     UnboundDetector,
     detections_from_raw,
     parse_settings,
@@ -29,7 +32,14 @@ from llm_wrapper.detectors.base import (
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Detection, Detections, Sample
 
-__all__ = ["CocoDegradedDetector", "CocoDetector", "create_coco", "create_coco_degraded"]
+__all__ = [
+    "CategoryNames",
+    "CocoDegradedDetector",
+    "CocoDetector",
+    "create_coco",
+    "create_coco_degraded",
+    "read_category_names",
+]
 
 _Objects = Mapping[str, Sequence[AnnotatedObject]]
 
@@ -109,17 +119,16 @@ class CocoDegradedDetector(CocoDetector):
         return {**super().identity(), "revision": 1, **self._settings.model_dump()}
 
     def _detect_in(self, image_id: str) -> Detections:
-        rows = sorted(self._degrade(image_id), key=lambda row: -(row[0][2] - row[0][0]) * (row[0][3] - row[0][1]))
-        return detections_from_raw(rows, "annotation")
-
-    def _degrade(self, image_id: str) -> Iterator[tuple[list[float], str, float | None]]:
         rng = order_rng(self._settings.seed, image_id)
+        rows: list[RawRow] = []
         for each in self._sort(image_id):
-            keep, moves = rng.random() >= self._settings.drop, rng.normal(0.0, self._settings.jitter, 4)
-            if keep:
+            is_kept, moves = rng.random() >= self._settings.drop, rng.normal(0.0, self._settings.jitter, 4)
+            if is_kept:
                 width, height = each.box.x1 - each.box.x0, each.box.y1 - each.box.y0
                 corners = np.array(each.box.xyxy) + moves * [width, height, width, height]
-                yield corners.tolist(), str(each.group), None
+                rows.append((corners.tolist(), str(each.group), None))
+        rows.sort(key=lambda row: -(row[0][2] - row[0][0]) * (row[0][3] - row[0][1]))
+        return detections_from_raw(rows, "annotation")
 
 
 def create_coco(settings: Mapping[str, Any]) -> UnboundDetector:
@@ -159,3 +168,74 @@ def _require_objects(dataset: Dataset, detector: str) -> _Objects:
             "Put a COCO instances.json beside the expressions, or choose another detector."
         )
     return dataset.objects
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryNames:
+    """Names by id, of the file `source`.
+
+    `is_from_zero` is true of lists and of mappings with an id 0, as ultralytics writes them.
+    """
+
+    source: str
+    by_id: Mapping[int, str]
+    is_from_zero: bool
+
+    def offset(self, ids: Collection[int], *, is_from_one: bool) -> int:
+        """Return the number to add to a file's ids, so that they are the ids of these names.
+
+        ultralytics counts classes from 0 in `names` and from 1 in `predictions.json`; others write class indices where
+        COCO's ids count from 1.
+
+        Args:
+            ids: All that a file uses.
+            is_from_one: Whether files of its kind count from 1.
+        """
+        if not ids:
+            return 0
+        fits = {offset: all(number + offset in self.by_id for number in ids) for offset in (-1, 0, 1)}
+        if self.is_from_zero and is_from_one and 0 not in ids and fits[-1]:
+            return -1
+        if fits[0]:
+            return 0
+        return 1 if not self.is_from_zero and 0 in ids and fits[1] else 0
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+def read_category_names(path: Path) -> CategoryNames:
+    """Read names of categories.
+
+    Args:
+        path: JSON or YAML: `{"categories": [{id, name}]}`, `{"names": ..}`, `{id: name}`, or a list of names or of
+            `{id, name}`.
+
+    Raises:
+        DataError: If the file holds none of these.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        content = readers.parse_yaml(readers.read_text(path), str(path))
+    else:
+        content = readers.read_json(path)
+    for key in ("categories", "names"):
+        if isinstance(content, dict) and isinstance(content.get(key), list | dict):
+            content = content[key] or {}  # a file without a category is no error of it
+            break
+    is_coco = isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+    try:
+        if is_coco:
+            names = {entry.id: entry.name for entry in TypeAdapter(list[_Category]).validate_python(content)}
+        elif isinstance(content, list) and content:
+            names = dict(enumerate(TypeAdapter(list[str]).validate_python(content)))
+        else:
+            names = TypeAdapter(dict[int, str]).validate_python(content)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        remedy = "write {id: name}, a list of names, or COCO's categories"
+        raise DataError(listed(f"{path} names no categories: {remedy}", problems)) from error
+    return CategoryNames(
+        path.name, {number: name.strip() for number, name in names.items()}, not is_coco and 0 in names
+    )

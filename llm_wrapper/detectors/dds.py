@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from llm_wrapper.detectors.base import Level, Question, detections_from_raw, parse_settings
+from llm_wrapper.detectors import Level, Question, detections_from_raw, parse_settings
 from llm_wrapper.detectors.dds_client import DDSSettings, Exchange, api_key, load_sdk
 from llm_wrapper.detectors.paid_calls import CostEstimate, PaidCalls
 from llm_wrapper.errors import ModelError

@@ -18,7 +18,7 @@ import torch
 import transformers
 from pydantic import Field
 
-from llm_wrapper.detectors.base import detections_from_raw, parse_settings
+from llm_wrapper.detectors import detections_from_raw, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
 from llm_wrapper.detectors.prompted import (
     PromptedDetector,

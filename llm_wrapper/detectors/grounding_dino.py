@@ -34,8 +34,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from llm_wrapper import images
-from llm_wrapper.detectors import noun_groups
-from llm_wrapper.detectors.base import Level, Question, parse_settings
+from llm_wrapper.detectors import Level, Question, noun_groups, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, Weights, load_checkpoint
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import expit
 from torch import nn
 
-from llm_wrapper.detectors.base import detections_from_raw, joined
+from llm_wrapper.detectors import detections_from_raw, joined
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections

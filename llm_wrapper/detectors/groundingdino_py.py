@@ -28,8 +28,7 @@ from pydantic import Field
 from transformers.utils import cached_file
 
 from llm_wrapper import images
-from llm_wrapper.detectors import noun_groups
-from llm_wrapper.detectors.base import Level, Question, parse_settings
+from llm_wrapper.detectors import Level, Question, noun_groups, parse_settings
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
     Scoring,

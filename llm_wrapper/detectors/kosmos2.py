@@ -23,7 +23,7 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from llm_wrapper.detectors.base import detections_from_raw, joined, parse_settings
+from llm_wrapper.detectors import detections_from_raw, joined, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
 from llm_wrapper.detectors.prompted import (
     PromptedDetector,

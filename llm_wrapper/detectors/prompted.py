@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llm_wrapper import images
-from llm_wrapper.detectors.base import LEVELS, Level, Question, joined
+from llm_wrapper.detectors import LEVELS, Level, Question, joined
 from llm_wrapper.detectors.checkpoints import Loaded, PreparedImage, Weights
 from llm_wrapper.records import Detections, Sample
 

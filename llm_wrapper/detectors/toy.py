@@ -25,7 +25,7 @@ from PIL import Image
 from scipy import ndimage
 
 from llm_wrapper import images
-from llm_wrapper.detectors.base import Level, NoSettings, Question, detections_from_raw, parse_settings
+from llm_wrapper.detectors import Level, NoSettings, Question, detections_from_raw, parse_settings
 from llm_wrapper.records import Detections, Sample
 
 __all__ = [

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from llm_wrapper import detectors
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSample, cache_folder, prepare_candidates
-from llm_wrapper.detectors.base import Detector
+from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
@@ -35,7 +35,6 @@ __all__ = [
     "SelectorFitness",
     "cut_slices",
     "halving_sizes",
-    "is_surely_worse",
     "judge_prompt",
     "mark_right",
 ]
@@ -72,27 +71,14 @@ class SelectorFitness:
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the LLM and an instruction."""
-        section = self._section.model_copy(update={"instruction": prompt})
+        builder = PromptBuilder(self._section.model_copy(update={"instruction": prompt}))
         prepared_samples = [self._prepared_samples[place] for place in places]
-        return systems.by_llm(prepared_samples, name, PromptBuilder(section), self._llm, orders=self._orders)
+        return systems.by_llm(prepared_samples, name, builder, self._llm, orders=self._orders)
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the samples and their candidates, in the order shown."""
-        return [
-            [
-                to_dict(self._prepared_samples[place].sample),
-                [to_dict(each) for each in self._prepared_samples[place].built.candidates],
-            ]
-            for place in places
-        ]
-
-
-@runtime_checkable
-class _CaptionedDetector(Protocol):
-    """A detector that takes a caption."""
-
-    @property
-    def with_caption(self) -> Callable[[str], Detector]: ...
+        prepared_samples = [self._prepared_samples[place] for place in places]
+        return [[to_dict(each.sample), list(map(to_dict, each.built.candidates))] for each in prepared_samples]
 
 
 class CaptionFitness:
@@ -104,41 +90,33 @@ class CaptionFitness:
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
         detector = detectors.create_detector(recipe.detector, dataset)
-        if len(recipe.detectors()) > 1 or not isinstance(detector, _CaptionedDetector):
+        with_caption: Callable[[str], Detector] | None = getattr(detector, "with_caption", None)
+        if len(recipe.detectors()) > 1 or with_caption is None:
             raise RecipeError(
                 "search.target=caption is for one detector that takes a caption (VLM=gd, mmgd, llmdet), not for "
                 f"{recipe.vlm}"
             )
         self.samples = dataset.samples
-        self._recipe, self._dataset, self._detector, self._with_caption = (
-            recipe,
-            dataset,
-            detector,
-            detector.with_caption,
-        )
+        self._recipe, self._dataset = recipe, dataset
+        self._detector, self._with_caption = detector, with_caption
 
     def predictions(self, prompt: str, places: Sequence[int], name: str = "prompt") -> list[Prediction]:
         """Predict with the detector's own top-1 box, given a caption."""
-        part = self._part(places)
+        samples = [self.samples[place] for place in places]
+        digest = digest_value([sample.sample_id for sample in samples])[:12]
+        part = replace(self._dataset, samples=samples, split=f"{self._dataset.split}-part-{digest}")
         detector = self._with_caption(prompt)
         detector.name = f"{self._detector.name}-caption-{digest_value(prompt)[:12]}"
         cache = fill_cache(detector, part, cache_folder(detector.name, self._recipe.data, part.split))
-        prepared_samples = [
-            PreparedSample(
-                sample, prepare_candidates(self._recipe, sample, [cache.lookup(sample)], [self._detector.name])
-            )
-            for sample in part.samples
-        ]
+        names, prepared_samples = [self._detector.name], []
+        for sample in samples:
+            built = prepare_candidates(self._recipe, sample, [cache.lookup(sample)], names)
+            prepared_samples.append(PreparedSample(sample, built))
         return [replace(each, system=name) for each in systems.by_detector(prepared_samples)]
 
     def identity(self, places: Sequence[int]) -> Any:
         """Return the detector and the samples."""
         return [self._detector.identity(), [to_dict(self.samples[place]) for place in places]]
-
-    def _part(self, places: Sequence[int]) -> Dataset:
-        samples = [self.samples[place] for place in places]
-        digest = digest_value([sample.sample_id for sample in samples])[:12]
-        return replace(self._dataset, samples=samples, split=f"{self._dataset.split}-part-{digest}")
 
 
 def halving_sizes(first: int, total: int) -> list[int]:
@@ -152,24 +130,19 @@ def halving_sizes(first: int, total: int) -> list[int]:
     return [*found, total] if found[-1] < total else found
 
 
-def is_surely_worse(right: Sequence[bool], best: Sequence[bool], images: Sequence[str]) -> bool:
-    """Tell whether the paired 95 % interval of a prompt's gain over the best one lies below zero.
+def judge_prompt(right: Sequence[bool], best: Sequence[bool] | None, images: Sequence[str]) -> Verdict:
+    """Judge a prompt so far: it stops where the paired 95 % interval of its gain over the best one lies below zero.
 
     Args:
         right: Whether the prompt was right, for the first expressions.
-        best: The same of the best prompt, for these expressions at least.
-        images: The image of each expression; whole images are resampled.
+        best: The same of the best prompt, for these expressions at least; None for the seed prompt.
+        images: The image of each expression of the whole slice; whole images are resampled.
     """
     n = len(right)
-    interval = difference([*right], [*best[:n]], list(images[:n])).ci
-    return interval is not None and interval.high < 0
-
-
-def judge_prompt(right: Sequence[bool], best: Sequence[bool] | None, images: Sequence[str]) -> Verdict:
-    """Judge a prompt so far; `best` is None for the seed prompt, `images` are those of the whole slice."""
-    if len(right) == len(images):
+    if n == len(images):
         return "complete"
-    return "stopped" if best is not None and is_surely_worse(right, best, images) else "open"
+    interval = None if best is None else difference([*right], [*best[:n]], list(images[:n])).ci
+    return "stopped" if interval is not None and interval.high < 0 else "open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +154,15 @@ class SearchSlices:
 
 
 def cut_slices(samples: Sequence[Sample], sizes: tuple[int, int], *, without: Iterable[str], seed: int) -> SearchSlices:
-    """Cut two slices of a training split that share no image.
+    """Cut two slices of a training split, to search on and to confirm on, that share no image.
 
     The order of images depends on the seed and their ids alone, so that any beginning of a slice represents it.
 
     Args:
         samples: Of a training split; those without a target are skipped.
-        sizes: Expressions to search on, and to confirm on.
+        sizes: Expressions of both slices; DataError if there are too few.
         without: Ids of images that are evaluated on.
         seed: Of the order.
-
-    Raises:
-        DataError: If there are too few expressions; the message has the numbers.
     """
     forbidden = set(without)
     of_image: dict[str, list[int]] = {}
@@ -200,22 +170,20 @@ def cut_slices(samples: Sequence[Sample], sizes: tuple[int, int], *, without: It
         if sample.target is not None and sample.image_id not in forbidden:
             of_image.setdefault(sample.image_id, []).append(place)
     images = sorted(of_image, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).digest())
-    found: list[list[int]] = []
+    slices: list[list[int]] = []
     rest = iter(images)
     for size in sizes:
         places: list[int] = []
         while len(places) < size and (image := next(rest, None)) is not None:
             places += of_image[image][: size - len(places)]
-        found.append(places)
-    if [len(places) for places in found] != [*sizes]:
-        raise DataError(_too_few(sizes, [len(places) for places in found], of_image))
-    return SearchSlices(*found)
-
-
-def _too_few(sizes: tuple[int, int], found: Sequence[int], of_image: dict[str, list[int]]) -> str:
-    num = sum(map(len, of_image.values()))
-    return (
-        f"search.slice={sizes[0]} and search.confirm={sizes[1]} need {sum(sizes)} expressions of separate images, and "
-        f"the training split has {num} with a target, of {len(of_image)} images that are not evaluated on (they give "
-        f"{found[0]} and {found[1]}). Ask for less: search.slice={max(2, num // 3)} search.confirm={max(2, num // 3)}"
-    )
+        slices.append(places)
+    if [len(places) for places in slices] != [*sizes]:
+        num = sum(map(len, of_image.values()))
+        third = max(2, num // 3)
+        raise DataError(
+            f"search.slice={sizes[0]} and search.confirm={sizes[1]} need {sum(sizes)} expressions of separate images, "
+            f"and the training split has {num} with a target, of {len(of_image)} images that are not evaluated on "
+            f"(they give {len(slices[0])} and {len(slices[1])}). Ask for less: search.slice={third} "
+            f"search.confirm={third}"
+        )
+    return SearchSlices(*slices)

@@ -6,7 +6,7 @@ leaderboard --meta_prompt--> Request --LocalProposer / ServedProposer--> Propose
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +18,11 @@ from llm_wrapper.llms.server_formats import request_format
 from llm_wrapper.recipe import LLMSection, SearchSection
 from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Answer, Message, Prompt
-from llm_wrapper.search.history import EvaluatedPrompt
-from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.history import Leaderboard
 from llm_wrapper.search.tasks import SearchTask
+
+if TYPE_CHECKING:
+    from llm_wrapper.llms.load import LoadedLLM
 
 __all__ = [
     "ForbiddenText",
@@ -75,25 +77,16 @@ class ForbiddenText:
 def build_meta_prompt(task: SearchTask, description: str, leaderboard: Leaderboard, most: int) -> str:
     """Build the question that asks for one new prompt; one message, as not every chat template has a system turn.
 
-    Args:
-        task: The kind of prompt.
-        description: Of the data.
-        leaderboard: Of the earlier rounds; accuracies are its `expected` ones.
-        most: The most of the best and of the worst prompts to show; at most half of the history each.
+    It shows up to `most` of the best and of the worst prompts of the earlier rounds.
     """
-    worst, best = leaderboard.extremes(most)
     parts = [_SYSTEM, f"The task. {task.about}", f"The data. {description}"]
-    if worst:
-        parts.append("Prompts that did badly, from worse to better:\n\n" + _list_prompts(worst, leaderboard))
-    if best:
-        parts.append("Prompts that did well, from worse to better:\n\n" + _list_prompts(best, leaderboard))
+    for rows, result in zip(leaderboard.extremes(most), ("badly", "well"), strict=True):
+        if rows:
+            parts.append(f"Prompts that did {result}, from worse to better:")
+        parts += [f"Prompt:\n{row.prompt}\nAccuracy: {100 * leaderboard.expected(row):.1f} %" for row in rows]
     parts.append(f"Write one new prompt that will be more accurate than all of these. {task.rules}")
     parts.append("Write the prompt and nothing else.")
     return "\n\n".join(parts)
-
-
-def _list_prompts(rows: Sequence[EvaluatedPrompt], leaderboard: Leaderboard) -> str:
-    return "\n\n".join(f"Prompt:\n{row.prompt}\nAccuracy: {100 * leaderboard.expected(row):.1f} %" for row in rows)
 
 
 def clean_proposal(answer: str) -> str:
@@ -121,8 +114,9 @@ def is_same_prompt(one: str, other: str) -> bool:
 def find_refusals(text: str, task: SearchTask, known: ForbiddenText) -> list[str]:
     """Return every reason to refuse a cleaned proposal, one sentence each."""
     problems = list(task.problems(text))
-    if token := next(_chat_tokens(text, known.special), None):
-        problems.append(f"it holds a chat token: {token!r}")
+    tokens = [found[0] for found in _CHAT.finditer(text)]
+    if tokens := [*tokens, *(token for token in known.special if token.strip() and token in text)]:
+        problems.append(f"it holds a chat token: {tokens[0]!r}")
     words = f" {_words(text)} "
     leaked = (each for each in map(_words, known.expressions) if len(each.split()) >= _LEAST_WORDS)
     if expression := next((each for each in leaked if f" {each} " in words), None):
@@ -132,11 +126,6 @@ def find_refusals(text: str, task: SearchTask, known: ForbiddenText) -> list[str
     if labels := _label_list(text, known.labels):
         problems.append(f"it lists labels of the training data: {', '.join(labels)}")
     return problems
-
-
-def _chat_tokens(text: str, special: Iterable[str]) -> Iterator[str]:
-    yield from (found[0] for found in _CHAT.finditer(text))
-    yield from (token for token in special if token.strip() and token in text)
 
 
 def _words(text: str) -> str:
@@ -159,25 +148,14 @@ def _label_list(text: str, labels: Collection[str]) -> list[str]:
     return []
 
 
-if TYPE_CHECKING:
-    from llm_wrapper.llms.load import LoadedLLM
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request for one proposal.
-
-    Attributes:
-        text: The question, see `build_meta_prompt`.
-        seed: Of the draw.
-        guides: The best prompt and the one that was best before it, for activation steering; `None` without.
-        alpha: Strength of the steering.
-    """
+    """A request for one proposal."""
 
     text: str
     seed: int
-    guides: tuple[str, str] | None = None
-    alpha: float = 0.0
+    guides: tuple[str, str] | None = None  # the best prompt and the best before it, for activation steering
+    alpha: float = 0.0  # strength of the steering
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +167,7 @@ class Proposal:
 
 
 class Proposer(Protocol):
-    """An LLM that proposes prompts.
-
-    Attributes:
-        can_be_guided: Whether it looks at `Request.guides`.
-    """
+    """An LLM that proposes prompts; `can_be_guided` tells whether it looks at `Request.guides`."""
 
     can_be_guided: bool
 
@@ -217,21 +191,17 @@ class LocalProposer:
 
     def __call__(self, request: Request) -> Proposal:
         """Draw a proposal; the same request draws the same one."""
-        from llm_wrapper.llms.steering import sample_text
+        from llm_wrapper.llms.steering import offset, sample_text, steered
 
-        with self._steered(request):
+        steering: AbstractContextManager[None] = nullcontext()
+        layer = self._section.layer
+        if request.guides is not None:
+            if request.guides not in self._offsets:
+                self._offsets = {request.guides: offset(self._llm, *request.guides, layer)}
+            steering = steered(self._llm.model, request.alpha * self._offsets[request.guides], layer)
+        with steering:
             text, num_tokens = sample_text(self._llm, _prompt(request.text), self._section.sampling, seed=request.seed)
         return Proposal(text, num_tokens)
-
-    def _steered(self, request: Request) -> AbstractContextManager[None]:
-        from llm_wrapper.llms.steering import offset, steered
-
-        if request.guides is None:
-            return nullcontext()
-        layer = self._section.layer
-        if request.guides not in self._offsets:
-            self._offsets = {request.guides: offset(self._llm, *request.guides, layer)}
-        return steered(self._llm.model, request.alpha * self._offsets[request.guides], layer)
 
 
 class ServedProposer:
@@ -249,11 +219,7 @@ class ServedProposer:
         self._sampling = sampling
 
     def __call__(self, request: Request) -> Proposal:
-        """Ask for a proposal.
-
-        Raises:
-            ModelError: If the server refuses, or is not there.
-        """
+        """Ask for a proposal; ModelError if the server refuses, or is not there."""
         kept = AnswerFile(answers_path(self._section))
         prompt = _prompt(request.text)
         kept.warn_of_damage()

@@ -17,7 +17,7 @@ from llm_wrapper.errors import RunError
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.report.formatting import summary_table
 from llm_wrapper.report.search import confirmed_table
-from llm_wrapper.search.confirm import ConfirmedPrompt
+from llm_wrapper.search.search import ConfirmedPrompt
 from llm_wrapper.statistics import Estimate, Interval
 from tests.report.test_formatting import FULL
 

@@ -22,7 +22,7 @@ import pyarrow.dataset  # noqa: F401 (this, too)
 from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors import Level, Question
 from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
 from llm_wrapper.readers import read_parquet_table
 from llm_wrapper.records import Box, Detection, Detections, Sample

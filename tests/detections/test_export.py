@@ -16,8 +16,7 @@ from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import Key
 from llm_wrapper.detections.maintain import export_cache
-from llm_wrapper.detectors import imported
-from llm_wrapper.detectors.base import Level, detect_sample
+from llm_wrapper.detectors import Level, detect_sample, imported
 from llm_wrapper.errors import CacheError, DataError, RecipeError
 from llm_wrapper.records import Box, Detection, Detections, Sample
 from tests.detections.test_cache import IDENTITY

@@ -15,7 +15,7 @@ from llm_wrapper.detections import fill as module
 from llm_wrapper.detections.cache import DetectionCache, read_folder
 from llm_wrapper.detections.contents import identity_of
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detectors.base import Level, PaidDetector, Question
+from llm_wrapper.detectors import Level, PaidDetector, Question
 from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
 from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError
 from llm_wrapper.readers import read_parquet_table

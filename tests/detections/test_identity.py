@@ -26,7 +26,7 @@ from llm_wrapper.detections.contents import (
 )
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import cache_folder, load_prepared_split
-from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors import Level, Question
 from llm_wrapper.errors import CacheError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe
 from llm_wrapper.records import Box, Detection, Detections, Sample

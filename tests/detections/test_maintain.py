@@ -10,7 +10,7 @@ import pytest
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache, read_folder
 from llm_wrapper.detections.contents import Key
-from llm_wrapper.detectors.base import Level
+from llm_wrapper.detectors import Level
 from llm_wrapper.errors import CacheError
 from llm_wrapper.records import Detections
 from tests.detections.test_cache import COMMAND, HOSTILE, IDENTITY, found, key, make, sample

@@ -17,7 +17,7 @@ import pytest
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.maintain import verify_cache
 from llm_wrapper.detections.ray_engine import RayEngine
-from llm_wrapper.detectors.base import Question
+from llm_wrapper.detectors import Question
 from llm_wrapper.detectors.paid_calls import CostEstimate
 from llm_wrapper.errors import ImageError, LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.records import Detections, Sample

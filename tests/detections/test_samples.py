@@ -14,7 +14,7 @@ from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.detections import samples
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import PreparedSplit, cache_folder, load_prepared_split
-from llm_wrapper.detectors.base import Level, Question
+from llm_wrapper.detectors import Level, Question
 from llm_wrapper.errors import CacheError, DataError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, OtherData, Recipe, TrainSection
 from llm_wrapper.records import Box, Detection, Detections, Sample

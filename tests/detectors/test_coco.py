@@ -9,8 +9,7 @@ import pytest
 
 from llm_wrapper.boxes import iou
 from llm_wrapper.datasets.base import AnnotatedObject, Dataset
-from llm_wrapper.detectors import coco
-from llm_wrapper.detectors.base import Question, detect_sample
+from llm_wrapper.detectors import Question, coco, detect_sample
 from llm_wrapper.detectors.coco import CocoDegradedDetector, create_coco_degraded
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.records import Box, Sample

@@ -23,8 +23,7 @@ from requests.adapters import HTTPAdapter
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detectors import dds_client
-from llm_wrapper.detectors.base import PaidDetector, Question, detect_sample
+from llm_wrapper.detectors import PaidDetector, Question, dds_client, detect_sample
 from llm_wrapper.detectors.dds import DDSDetector, create_dds
 from llm_wrapper.detectors.dds_client import DDSSettings
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError

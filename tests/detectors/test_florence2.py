@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from llm_wrapper import images
-from llm_wrapper.detectors.base import Question, detect_sample, joined
+from llm_wrapper.detectors import Question, detect_sample, joined
 from llm_wrapper.detectors.checkpoints import PreparedImage
 from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, read_florence2_answer
 from llm_wrapper.errors import ImageError, RecipeError

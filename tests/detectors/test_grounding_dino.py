@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llm_wrapper.detectors import grounding_dino, noun_groups
-from llm_wrapper.detectors.base import Question, questions_about
+from llm_wrapper.detectors import Question, grounding_dino, noun_groups, questions_about
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
 from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_caption, score_answer
 from llm_wrapper.detectors.noun_groups import NounGroups, Span

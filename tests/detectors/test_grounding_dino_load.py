@@ -8,7 +8,7 @@ import transformers
 import yaml
 
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.detectors.base import detect_sample
+from llm_wrapper.detectors import detect_sample
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings, create_grounding_dino
 from llm_wrapper.errors import ModelError, RecipeError
 from tests.detectors import tiny_grounding_dino as tiny

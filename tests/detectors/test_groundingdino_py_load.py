@@ -10,8 +10,7 @@ import transformers
 import yaml
 
 from llm_wrapper.candidates import CandidatePolicy
-from llm_wrapper.detectors import groundingdino_py
-from llm_wrapper.detectors.base import Question
+from llm_wrapper.detectors import Question, groundingdino_py
 from llm_wrapper.detectors.groundingdino_py import GroundingDinoPyDetector, build_groundingdino, create_groundingdino_py
 from llm_wrapper.errors import ImageError, ModelError, RecipeError
 from llm_wrapper.records import Detections

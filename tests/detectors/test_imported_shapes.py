@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors import imported
-from llm_wrapper.detectors.base import detect_sample
+from llm_wrapper.detectors import detect_sample, imported
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
 

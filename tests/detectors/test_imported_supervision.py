@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detectors import imported
-from llm_wrapper.detectors.base import detect_sample
+from llm_wrapper.detectors import detect_sample, imported
 from llm_wrapper.errors import DataError, RecipeError
 from llm_wrapper.records import Sample
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from llm_wrapper import images
-from llm_wrapper.detectors.base import Question, detect_sample
+from llm_wrapper.detectors import Question, detect_sample
 from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, MENTIONED, Kosmos2Detector
 from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Detections, Sample

@@ -1,8 +1,9 @@
-"""Detectors are found by name: built in, by a plugin or by an installed package, never by a recipe's word."""
+"""Detectors are found by name, never by a recipe's word; raw rows become detections, and what is no box is counted."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from llm_wrapper import detectors
 from llm_wrapper.cli.main import app
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detectors import create_detector, load_plugin, register_detector
+from llm_wrapper.detectors import create_detector, detections_from_raw, load_plugin, register_detector
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import DetectorSection
 
@@ -135,3 +136,34 @@ def test_a_name_is_registered_once() -> None:
     register_detector("mine", dict)  # the same factory again: a module that is imported twice
     with pytest.raises(RecipeError, match="named 'mine' already"):
         register_detector("mine", list)
+
+
+BOX = [1.0, 2.0, 30.0, 40.0]
+
+
+@pytest.mark.parametrize(
+    ("score", "expected", "is_logged"),
+    [
+        pytest.param(0.5, 0.5, False, id="number"),
+        pytest.param(None, None, False, id="none"),
+        pytest.param(math.nan, None, True, id="nan"),
+        pytest.param(math.inf, None, True, id="infinite"),
+    ],
+)
+def test_a_box_stays_whatever_its_score(
+    score: float | None, expected: float | None, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = detections_from_raw([(BOX, "cat", score), (BOX, "dog", 0.25)], "od")
+    assert [(each.label, each.score) for each in found.items] == [("cat", expected), ("dog", 0.25)]
+    assert found.num_dropped == 0
+    assert ("od: scores that are not finite: 1;" in caplog.text) == is_logged
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[30, 2, 1, 40], [1, 2, 1, 40], [math.nan, 2, 3, 4], [1, 2, 3]],
+    ids=["reversed", "no-area", "nan", "three"],
+)
+def test_what_is_no_box_is_dropped_and_counted(numbers: list[float]) -> None:
+    found = detections_from_raw([(numbers, "cat", 0.5), (BOX, "dog", None)], "od")
+    assert ([each.label for each in found.items], found.num_dropped) == (["dog"], 1)

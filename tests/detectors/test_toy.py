@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from llm_wrapper.boxes import array, pairwise_iou
 from llm_wrapper.datasets.jsonl import load_toy
-from llm_wrapper.detectors.base import Detector, detect_sample
+from llm_wrapper.detectors import Detector, detect_sample
 from llm_wrapper.detectors.toy import ToyDetector, ToyGrayDetector, create_toy, create_toy_gray
 from llm_wrapper.errors import ImageError, RecipeError
 from llm_wrapper.records import Detections, Sample

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from llm_wrapper.detectors.base import Detector, Question, questions_about
+from llm_wrapper.detectors import Detector, Question, questions_about
 from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, Florence2Detector, Florence2Settings
 from llm_wrapper.records import Detections, Sample
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from llm_wrapper.detectors.base import Question
+from llm_wrapper.detectors import Question
 from llm_wrapper.detectors.groundingdino_py import (
     GroundingDinoPyDetector,
     GroundingDinoPySettings,

@@ -14,8 +14,7 @@ from llm_wrapper import metrics
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import refer
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.detectors import coco
-from llm_wrapper.detectors.base import detect_sample
+from llm_wrapper.detectors import coco, detect_sample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.rule import SYNONYMS, find_names, singularize, split_words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_wrapper.detectors.base import Question
+from llm_wrapper.detectors import Question
 from llm_wrapper.records import Detection, Detections, Sample
 from tests.detectors.misbehaving_server import GOOD, MisbehavingServer, Seen, Step
 

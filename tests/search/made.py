@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_wrapper.recipe.schema import SearchSection
-from llm_wrapper.search.history import EvaluatedPrompt, History, SearchCost, Verdict
-from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.history import EvaluatedPrompt, History, Leaderboard, SearchCost, Verdict
 from llm_wrapper.search.proposals import ForbiddenText, Proposal, Request
 from llm_wrapper.search.search import SearchProblem, search_prompts
 from llm_wrapper.search.tasks import INSTRUCTION

@@ -8,9 +8,9 @@ import pytest
 
 from llm_wrapper.errors import DataError
 from llm_wrapper.records import Box, Sample
-from llm_wrapper.search.fitness import cut_slices, halving_sizes, is_surely_worse, judge_prompt
+from llm_wrapper.search.fitness import cut_slices, halving_sizes, judge_prompt
 
-IMAGES = [f"image-{place // 2}" for place in range(100)]
+IMAGES = [f"image-{place // 2}" for place in range(102)]
 
 
 @pytest.mark.parametrize(
@@ -35,42 +35,28 @@ def draw(share: float, n: int, seed: int) -> list[bool]:
     return [rng.random() < share for _ in range(n)]
 
 
-def test_the_hopeless_stop_and_those_near_the_best_go_on() -> None:
-    best = draw(0.8, 100, 1)
-    near = [not bit if place % 20 == 0 else bit for place, bit in enumerate(best)]
-    assert is_surely_worse([False] * 40, best, IMAGES)
-    assert not is_surely_worse(near[:40], best, IMAGES)
-    assert not is_surely_worse(best[:40], best, IMAGES)
-    assert not is_surely_worse([True] * 40, best, IMAGES)
-
-
-def test_one_image_proves_nothing() -> None:
-    assert not is_surely_worse([False, False], [True, True], ["a", "a"])
-
-
-def test_what_is_hopeless_depends_on_pairs_not_on_shares() -> None:
-    """Two right less is nothing where prompts disagree often, and much where they hardly ever do."""
-    best = [place % 2 == 0 for place in range(100)]
-    scattered = [not bit for bit in best]
-    scattered[:2] = [False, False]
-    assert sum(scattered) < sum(best) + 1
-    assert not is_surely_worse(scattered, best, IMAGES)
-    subset = [bit and place >= 12 for place, bit in enumerate(best)]
-    assert sum(best) - sum(subset) == 6
-    assert is_surely_worse(subset, best, IMAGES)
+BEST = draw(0.8, 100, 1)
+NEAR = [not bit if place % 20 == 0 else bit for place, bit in enumerate(BEST)]
+EVEN = [place % 2 == 0 for place in range(100)]
 
 
 @pytest.mark.parametrize(
-    ("right", "best", "found"),
+    ("right", "best", "expected"),
     [
-        pytest.param([False] * 40, [True] * 100, "stopped", id="hopeless"),
-        pytest.param([True] * 40, [False] * 100, "open", id="hope"),
-        pytest.param([False] * 100, [True] * 100, "complete", id="all-seen"),
+        pytest.param([False] * 40, BEST, "stopped", id="without-hope"),
+        pytest.param(NEAR[:40], BEST, "open", id="near"),
+        pytest.param(BEST[:40], BEST, "open", id="equal"),
+        pytest.param([True] * 40, BEST, "open", id="better"),
         pytest.param([False] * 40, None, "open", id="no-best-yet"),
+        pytest.param([False] * 2, [True] * 2, "open", id="one-image-proves-nothing"),
+        # Two right less is nothing where prompts disagree often, and much where they hardly ever do.
+        pytest.param([False, False, *(not bit for bit in EVEN[2:])], EVEN, "open", id="scattered"),
+        pytest.param([bit and place >= 12 for place, bit in enumerate(EVEN)], EVEN, "stopped", id="subset"),
+        pytest.param([False] * 102, BEST, "complete", id="all-seen"),
     ],
 )
-def test_verdicts(right: list[bool], best: list[bool] | None, found: str) -> None:
-    assert judge_prompt(right, best, IMAGES) == found
+def test_verdicts(right: list[bool], best: list[bool] | None, expected: str) -> None:
+    assert judge_prompt(right, best, IMAGES) == expected
 
 
 BOX = Box(0, 0, 9, 9)

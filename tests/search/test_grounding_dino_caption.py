@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.detectors.base import Question
+from llm_wrapper.detectors import Question
 from llm_wrapper.detectors.checkpoints import Loaded
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings, create_grounding_dino
 from llm_wrapper.errors import RecipeError

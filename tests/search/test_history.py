@@ -15,8 +15,6 @@ from llm_wrapper.search.history import (
     RefusedProposal,
     SearchCost,
     SearchStart,
-    read_bits,
-    write_bits,
 )
 from tests.search.made import evaluated
 
@@ -41,8 +39,7 @@ def test_rows_are_read_back_equal(path: Path) -> None:
     found = History(path)
     assert found.rows == ROWS
     assert (found.evaluated, found.refused) == ([ROWS[1], ROWS[3]], [ROWS[2]])
-    assert read_bits(found.evaluated[0]) == [False, True, True, False]
-    assert write_bits(read_bits(found.evaluated[0])) == "0110"
+    assert found.evaluated[0].is_right == [False, True, True, False]
 
 
 def test_every_row_is_one_line_that_other_programs_can_read(path: Path) -> None:

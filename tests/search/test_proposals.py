@@ -10,7 +10,7 @@ import pytest
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.llms import answers, steering
 from llm_wrapper.recipe.schema import LLMSection, SamplingSection, SearchSection
-from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.history import Leaderboard
 from llm_wrapper.search.proposals import (
     ForbiddenText,
     LocalProposer,

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper.errors import ModelError, PromptError, RecipeError, RunError
-from llm_wrapper.search.history import EvaluatedPrompt, History, HistoryRow, RefusedProposal, SearchCost
-from llm_wrapper.search.leaderboard import Leaderboard
+from llm_wrapper.search.history import EvaluatedPrompt, History, HistoryRow, Leaderboard, RefusedProposal, SearchCost
 from llm_wrapper.search.proposals import Request
 from llm_wrapper.search.search import proposal_seed
 from tests.search.made import NUM, Proposer, Selector, climbing, prompt, searched
