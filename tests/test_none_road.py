@@ -39,8 +39,7 @@ def half_without(split: str, num_images: int) -> list[str]:
 def mine() -> list[str]:
     Path("mine.jsonl").write_text("\n".join([*half_without("train", 8), *half_without("val", 4)]), encoding="utf-8")
     llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
+    tiny.save(llm, "tiny")
     return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", f"data.settings.images={TOY / 'images'}"]
 
 

@@ -29,8 +29,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prompted")
     copy_first_images(root / "toy", count=NUM_IMAGES)
     llm = tiny.llm()
-    llm.model.save_pretrained(root / "tiny")
-    llm.tokenizer.save_pretrained(root / "tiny")
+    tiny.save(llm, root / "tiny")
     return root
 
 

@@ -25,8 +25,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
+    tiny.save(llm, "tiny")
     chosen = {
         "llm.model": "tiny",
         "llm.dtype": "float32",

@@ -281,17 +281,17 @@ def answers_path(section: LLMSection) -> Path:
     return ANSWER_FOLDER / f"{name}.jsonl"
 
 
-class AnswerFile:
+class AnswerFile(dict[str, Answer]):
     """A file of answers by the digest of their request, a JSON line each; threads and processes may add to it at once.
 
     A line that cannot be read, as a killed process or a full disk leaves one, is counted and asked again.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
         self.num_damaged = 0
         self._lock = threading.Lock()
-        self._answers: dict[str, Answer] = {}
         try:
             content = read_bytes(path) if path.exists() else b""
         except OSError as error:
@@ -303,24 +303,15 @@ class AnswerFile:
                 shares = answer.probabilities
                 if shares is not None and not (all(0 <= each <= 1 for each in shares) and abs(sum(shares) - 1) < 1e-3):
                     raise ValueError(f"no probabilities: {shares}")
-                self._answers[str(row["key"])] = answer
+                self[str(row["key"])] = answer
             except (DataError, ValueError, TypeError, KeyError):
                 self.num_damaged += 1
         # A line that was cut off has no end; the next one must not become part of it.
         self._before = b"" if content.endswith(b"\n") or not content else b"\n"
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._answers
-
-    def __getitem__(self, key: str) -> Answer:
-        return self._answers[key]
-
     def fits(self, key: str, num_answers: int) -> bool:
         """Tell whether there is an answer, with as many probabilities as there are answers; else it is damaged."""
-        answer = self._answers.get(key)
+        answer = self.get(key)
         if answer is None:
             return False
         fits = answer.probabilities is None or len(answer.probabilities) == num_answers
@@ -349,4 +340,4 @@ class AnswerFile:
                     "asks only for the rest."
                 ) from error
             self._before = b""
-            self._answers[key] = answer
+            self[key] = answer

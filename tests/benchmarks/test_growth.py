@@ -40,8 +40,7 @@ AROUND = {
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.chdir(tmp_path)
     llm = tiny.llm()
-    llm.model.save_pretrained(tmp_path / "llm")
-    llm.tokenizer.save_pretrained(tmp_path / "llm")
+    tiny.save(llm, tmp_path / "llm")
     return Recipe(
         detector=DetectorSection(name="crowds"),
         data=DataSection(name="crowds", reader="jsonl", root=Path()),

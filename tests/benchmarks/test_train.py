@@ -16,8 +16,7 @@ from tests.llms import tiny
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     llm = tiny.llm()
-    llm.model.save_pretrained(tmp_path / "llm")
-    llm.tokenizer.save_pretrained(tmp_path / "llm")
+    tiny.save(llm, tmp_path / "llm")
     return Recipe(
         detector=DetectorSection(name="tiny"),
         data=DataSection(name="tiny", reader="tiny", root=Path()),

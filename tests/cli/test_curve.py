@@ -41,8 +41,7 @@ def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
+    tiny.save(llm, "tiny")
     run("cache-detections", "--data-root", toy)
     chosen = {
         "llm.model": "tiny",

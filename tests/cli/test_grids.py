@@ -37,8 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random LLM in a folder."""
     folder = tmp_path_factory.mktemp("model")
     llm = tiny.llm()
-    llm.model.save_pretrained(folder)
-    llm.tokenizer.save_pretrained(folder)
+    tiny.save(llm, folder)
     return folder
 
 

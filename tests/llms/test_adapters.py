@@ -13,7 +13,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from llm_wrapper import adapter_files
@@ -76,15 +75,6 @@ def cut_off(folder: Path) -> Path:
     """Leave the first bytes of an adapter's weights."""
     os.truncate(folder / WEIGHTS, 100)
     return folder
-
-
-def sized(name: str = "llama", **values: Any) -> Any:
-    """A random model of another size."""
-    config = tiny.CONFIGS[name]()
-    for key, value in values.items():
-        setattr(config, key, value)
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def resized() -> Any:
@@ -179,18 +169,18 @@ def test_another_name_of_the_base_is_said(
     ("make", "reason"),
     [
         pytest.param(
-            lambda at: third_party(at, model=sized(hidden_size=64), base="a/Larger"),
+            lambda at: third_party(at, model=tiny.model("llama", hidden_size=64), base="a/Larger"),
             r"a/Larger(.|\n)*q_proj\.lora_A\.weight: shape torch\.Size\(\[4, 64\]\).*\[4, 32\]",
             id="wider",
         ),
         pytest.param(lambda at: third_party(at, model=resized()), "tokens were added to", id="resized"),
         pytest.param(
-            lambda at: third_party(at, lora(target_modules=["q_proj"]), sized(num_hidden_layers=3)),
+            lambda at: third_party(at, lora(target_modules=["q_proj"]), tiny.model("llama", num_hidden_layers=3)),
             r"layers\.2\.self_attn\.q_proj\.lora_A\.weight: the model has no such place",
             id="more-layers",
         ),
         pytest.param(
-            lambda at: third_party(at, lora(target_modules=["q_proj"]), sized(num_hidden_layers=1)),
+            lambda at: third_party(at, lora(target_modules=["q_proj"]), tiny.model("llama", num_hidden_layers=1)),
             r"layers\.1\.self_attn\.q_proj\.lora_A\.weight: not in the adapter's file",
             id="fewer-layers",
         ),
@@ -301,7 +291,7 @@ def test_settings_that_are_none_are_refused(tmp_path: Path, content: str) -> Non
 
 def test_many_reasons_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        add_adapter(tiny.llm(), third_party(tmp_path, model=sized(hidden_size=64)))
+        add_adapter(tiny.llm(), third_party(tmp_path, model=tiny.model("llama", hidden_size=64)))
     assert len(str(caught.value).splitlines()) == 8
     assert "and 10 more" in str(caught.value)
     assert "vocabulary" not in str(caught.value)
@@ -318,15 +308,17 @@ def test_many_reasons_are_counted(tmp_path: Path) -> None:
 def test_tied_ends_are_refused_as_in_training(tmp_path: Path, config: Any) -> None:
     folder = third_party(tmp_path, config)
     llm = tiny.llm()
-    llm.model = sized(tie_word_embeddings=True)
+    llm.model = tiny.model("llama", tie_word_embeddings=True)
     with pytest.raises(ModelError, match=r"it adapts .*but in this model .*same weight"):
         add_adapter(llm, folder)
 
 
 def test_a_tied_model_takes_an_adapter_of_its_layers(tmp_path: Path) -> None:
     llm = tiny.llm()
-    llm.model = sized(tie_word_embeddings=True)
-    add_adapter(llm, third_party(tmp_path, lora(target_modules=["q_proj"]), sized(tie_word_embeddings=True)))
+    llm.model = tiny.model("llama", tie_word_embeddings=True)
+    add_adapter(
+        llm, third_party(tmp_path, lora(target_modules=["q_proj"]), tiny.model("llama", tie_word_embeddings=True))
+    )
 
 
 def test_weights_as_a_pickle_are_never_opened(tmp_path: Path) -> None:
@@ -348,4 +340,4 @@ def test_it_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
     section = llm.section.model_copy(update={"model": str(tmp_path / "base")})
     require_fit(section, third_party(tmp_path / "good"))
     with pytest.raises(ModelError, match="does not fit"):
-        require_fit(section, third_party(tmp_path / "bad", model=sized(hidden_size=64)))
+        require_fit(section, third_party(tmp_path / "bad", model=tiny.model("llama", hidden_size=64)))

@@ -24,7 +24,7 @@ from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
 from tests.first_images import TOY, copy_first_images
 from tests.llms import tiny
-from tests.llms.test_adapters import lora, sized, third_party
+from tests.llms.test_adapters import lora, third_party
 
 ROOT = Path(__file__).parents[2]
 OURS = ["llm.model=tiny", "llm.dtype=float32"]
@@ -51,8 +51,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
+    tiny.save(llm, "tiny")
     third_party(Path("theirs"), base="tiny")
     assert TEMPLATE
     Path("theirs.j2").write_text(TEMPLATE[1], encoding="utf-8")
@@ -140,13 +139,13 @@ PICTURE = str(TOY / "images" / "toy-val-0000.png")
     ],
 )
 def test_what_cannot_be_used_is_refused(kind: type[LLMWrapperError], args: list[str], reason: str) -> None:
-    third_party(Path("wide"), lora(), sized(hidden_size=64))
+    third_party(Path("wide"), lora(), tiny.model("llama", hidden_size=64))
     Path("tiny/model.safetensors").unlink()  # so that any loading of weights is another error
     assert reason in fail(kind, *args[:1], *([] if "--adapter" in args else ["--adapter", "theirs"]), *args[1:])
 
 
 def test_evaluation_refuses_before_the_untrained_llm_is_asked(toy: Path) -> None:
-    third_party(Path("wide"), lora(), sized(hidden_size=64))
+    third_party(Path("wide"), lora(), tiny.model("llama", hidden_size=64))
     Path("tiny/model.safetensors").unlink()
     message = fail(ModelError, "eval", "--data-root", toy, "--limit", 6, "--adapter", "wide", *THEIRS)
     assert "the adapter wide does not fit tiny" in message

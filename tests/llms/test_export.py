@@ -22,8 +22,7 @@ from tests.llms import tiny
 @pytest.fixture
 def section(tmp_path: Path) -> LLMSection:
     llm = tiny.llm(style="chatml")
-    llm.model.save_pretrained(tmp_path / "base")
-    llm.tokenizer.save_pretrained(tmp_path / "base")
+    tiny.save(llm, tmp_path / "base")
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     torch.manual_seed(3)
     peft.get_peft_model(llm.model, lora).save_pretrained(tmp_path / "adapter")

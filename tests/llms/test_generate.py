@@ -15,13 +15,9 @@ from llm_wrapper.llms.local import generate
 from llm_wrapper.records import Answer, Prompt
 from tests.llms import tiny
 
-pairs = pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
-
 
 def by_place(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
-    answers = list(generate(llm, prompts))
-    assert sorted(place for place, _ in answers) == list(range(len(prompts)))
-    return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
+    return tiny.in_order(generate(llm, prompts), len(prompts))
 
 
 def one_by_one(llm: LoadedLLM, prompt: Prompt) -> str:
@@ -56,7 +52,7 @@ def always(llm: LoadedLLM, tokens: Sequence[int]) -> None:
     llm.model.lm_head.register_forward_hook(biased)
 
 
-@pairs
+@tiny.pairs
 @pytest.mark.parametrize(
     "tokens_per_batch", [pytest.param(64, id="alone", marks=pytest.mark.slow), pytest.param(4096, id="together")]
 )
@@ -115,13 +111,23 @@ def test_a_model_that_cannot_generate_is_named() -> None:
         by_place(llm, questions()[:1])
 
 
-def test_an_answer_that_ends_its_turn_stopped() -> None:
-    llm = tiny.llm()
-    always(llm, [*llm.encoder.completion(12), 40, 41])
+@pytest.mark.parametrize(
+    ("architecture", "style", "index", "more", "expected"),
+    [
+        pytest.param("llama", "chatml", 12, [40, 41], ("12", "stop"), id="ends its turn"),
+        pytest.param("llama", "chatml", None, [], ("", "stop"), id="empty"),
+        pytest.param("mixtral", "llama3", 3, list(range(40, 47)), ("3", "stop"), id="eos is another token"),
+    ],
+)
+def test_an_answer_ends_with_its_turn(
+    architecture: str, style: str, index: int | None, more: list[int], expected: tuple[str, str]
+) -> None:
+    llm = tiny.llm(architecture, style)
+    assert (llm.encoder.end_of_turn != llm.tokenizer.eos_token_id) or style != "llama3"
+    always(llm, [*([llm.encoder.end_of_turn] if index is None else llm.encoder.completion(index)), *more])
     (answer,) = by_place(llm, [tiny.prompt("left", 13)])
-    assert (answer.text, answer.finish_reason) == ("12", "stop")
-    assert answer.probabilities is None
-    assert answer.mass is None
+    assert (answer.text, answer.finish_reason) == expected
+    assert (answer.probabilities, answer.mass) == (None, None)
 
 
 def test_an_answer_cut_off_says_so() -> None:
@@ -130,20 +136,6 @@ def test_an_answer_cut_off_says_so() -> None:
     always(llm, [one, one])
     (answer,) = by_place(llm, [tiny.prompt("left", 3)])
     assert (answer.text, answer.finish_reason) == ("11", "length")
-
-
-def test_an_empty_answer_is_an_empty_text() -> None:
-    llm = tiny.llm()
-    always(llm, [llm.encoder.end_of_turn])
-    (answer,) = by_place(llm, [tiny.prompt("left", 3)])
-    assert (answer.text, answer.finish_reason) == ("", "stop")
-
-
-def test_the_end_of_the_turn_ends_it_though_eos_is_another_token() -> None:
-    llm = tiny.llm("mixtral", "llama3")
-    assert llm.encoder.end_of_turn != llm.tokenizer.eos_token_id
-    always(llm, [*llm.encoder.completion(3), 40, 41, 42, 43, 44, 45, 46])
-    assert by_place(llm, [tiny.prompt("left", 13)])[0].text == "3"
 
 
 def test_nothing_asked_nothing_generated() -> None:

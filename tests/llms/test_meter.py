@@ -21,7 +21,7 @@ def prompts() -> list[Prompt]:
     return [tiny.prompt(text, 3, number=number) for number, text in enumerate(("left dog", "the cat", "chair on top"))]
 
 
-@pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS)
+@tiny.pairs
 def test_each_token_counts_once_and_three_times_with_gradients(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style)
     ids = torch.arange(10, 24).reshape(2, 7)

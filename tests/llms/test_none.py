@@ -6,15 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from llm_wrapper.llms import server_formats
-from llm_wrapper.llms.local import score_prompts
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
-from tests.llms.test_score import pairs
+from tests.llms.test_score import assert_exact
 from tests.llms.test_server import told
 
 
@@ -27,21 +25,10 @@ def questions() -> list[Prompt]:
     return [prompt("left dog", 3), prompt("no such thing", 3, 1), prompt("x", 1), prompt("the 10th", 10)]
 
 
-@pairs
-@torch.inference_mode()
-def test_scores_equal_brute_force_and_those_that_share_nothing(architecture: str, style: str) -> None:
-    llm = tiny.llm(architecture, style)
-    shared, alone = (dict(score_prompts(llm, questions(), share=share)) for share in (True, False))
-    for place, asked in enumerate(questions()):
-        head, sums = llm.encoder.encode(asked), []
-        for index in range(len(asked.candidates) + 1):
-            completion = llm.encoder.completion(index)
-            logits = llm.model(torch.tensor([[*head, *completion]])).logits[0].double().log_softmax(dim=-1)
-            sums.append(sum(float(logits[len(head) + i - 1, token]) for i, token in enumerate(completion)))
-        expected = torch.tensor(sums).softmax(dim=0).tolist()
-        assert shared[place].probabilities == pytest.approx(expected, abs=1e-5)
-        assert alone[place].probabilities == pytest.approx(expected, abs=1e-5)
-        assert shared[place].mass == pytest.approx(sum(torch.tensor(sums).exp().tolist()), rel=1e-4)
+@tiny.pairs
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "alone"])
+def test_scores_equal_brute_force(architecture: str, style: str, share: bool) -> None:
+    assert_exact(tiny.llm(architecture, style), questions(), share=share)
 
 
 def way(decode: str) -> Any:

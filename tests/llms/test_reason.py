@@ -73,7 +73,7 @@ def test_without_reasons_the_question_is_asked_as_it_is(said: str | None) -> Non
     assert llm.prompts == questions()
 
 
-@pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
+@tiny.pairs
 def test_a_local_llm_reasons_and_is_scored_exactly(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style, max_new_tokens=2)
     found = add_reasoning(LocalLLM(llm), 6).answer(questions())

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import peft
 import pytest
@@ -23,13 +24,9 @@ from llm_wrapper.llms.packing import logits_at
 from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
 
-pairs = pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
 
-
-def by_place(llm: LoadedLLM, prompts: Sequence[Prompt]) -> list[Answer]:
-    answers = list(score_prompts(llm, prompts))
-    assert sorted(place for place, _ in answers) == list(range(len(prompts)))
-    return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
+def by_place(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> list[Answer]:
+    return tiny.in_order(score_prompts(llm, prompts, share=share), len(prompts))
 
 
 @torch.inference_mode()
@@ -37,15 +34,15 @@ def brute_force(llm: LoadedLLM, prompt: Prompt) -> torch.Tensor:
     """The probability of each answer, before normalization: one plain forward pass for each, nothing shared."""
     head = llm.encoder.encode(prompt)
     sums = []
-    for index in range(len(prompt.candidates)):
+    for index in range(prompt.num_answers):
         completion = llm.encoder.completion(index)
         logits = llm.model(torch.tensor([[*head, *completion]])).logits[0].double().log_softmax(dim=-1)
         sums.append(sum(float(logits[len(head) + i - 1, token]) for i, token in enumerate(completion)))
     return torch.tensor(sums, dtype=torch.float64).exp()
 
 
-def assert_exact(llm: LoadedLLM, prompts: Sequence[Prompt]) -> None:
-    for prompt, answer in zip(prompts, by_place(llm, prompts), strict=True):
+def assert_exact(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> None:
+    for prompt, answer in zip(prompts, by_place(llm, prompts, share=share), strict=True):
         expected = brute_force(llm, prompt)
         assert answer.probabilities is not None
         assert answer.mass is not None
@@ -63,7 +60,7 @@ def questions() -> list[Prompt]:
     return [*shared, tiny.prompt("a chair", 2, first=50), tiny.prompt("x", 1), tiny.prompt("the 12th", 13)]
 
 
-@pairs
+@tiny.pairs
 def test_scores_equal_brute_force(architecture: str, style: str) -> None:
     assert_exact(tiny.llm(architecture, style), questions())
 
@@ -98,11 +95,9 @@ def test_a_window_wider_than_a_pack_is_no_reason_not_to_share(window: int, share
     model.model.register_forward_pre_hook(
         lambda _, args, given: shapes.append(getattr(given["attention_mask"], "ndim", 0)), with_kwargs=True
     )
-    answers = by_place(llm, questions())
+    by_place(llm, questions())
     assert (4 in shapes[4:]) is shared  # the first passes are the self-test's
-    for prompt, answer in zip(questions(), answers, strict=True):
-        expected = brute_force(llm, prompt)
-        assert answer.probabilities == pytest.approx((expected / expected.sum()).tolist(), abs=1e-5)
+    assert_exact(llm, questions())
 
 
 def test_neighbours_share_their_prefix_and_their_digits() -> None:
@@ -155,11 +150,9 @@ def test_images_share_the_examples_before_them() -> None:
     plain = [tiny.prompt("left dog", 2), tiny.prompt("left cat", 3, first=50)]
     prompts = [replace(prompt, messages=(*said, *prompt.messages)) for prompt in plain]
     with metered(training=1) as meter:
-        answers = by_place(llm, prompts)
+        by_place(llm, prompts)
     assert meter.tokens < len(llm.encoder.encode(prompts[0])) + len(llm.encoder.encode(plain[1])) + 10
-    for prompt, answer in zip(prompts, answers, strict=True):
-        expected = brute_force(llm, prompt)
-        assert answer.probabilities == pytest.approx((expected / expected.sum()).tolist(), abs=1e-5)
+    assert_exact(llm, prompts)
 
 
 def test_only_the_wanted_positions_go_through_the_head() -> None:
@@ -192,14 +185,6 @@ def test_the_company_of_a_prompt_changes_nothing() -> None:
         assert answer.probabilities == pytest.approx(by_place(llm, [prompt])[0].probabilities, abs=1e-5)
 
 
-@pairs
-def test_a_single_candidate_is_certain(architecture: str, style: str) -> None:
-    llm = tiny.llm(architecture, style)
-    (answer,) = by_place(llm, [tiny.prompt("x", 1)])
-    assert answer.probabilities == (1.0,)
-    assert answer.mass == pytest.approx(float(brute_force(llm, tiny.prompt("x", 1))[0]), rel=1e-4)
-
-
 def test_what_a_model_does_behind_its_head_is_in_the_scores() -> None:
     llm = tiny.llm()
     plain = by_place(llm, questions()[:1])[0]
@@ -216,7 +201,7 @@ def test_what_a_model_does_behind_its_head_is_in_the_scores() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("architecture", "style"), tiny.PAIRS, ids=["-".join(pair) for pair in tiny.PAIRS])
+@tiny.pairs
 def test_logits_of_single_places_are_those_of_the_whole_pass(architecture: str, style: str) -> None:
     model = tiny.llm(architecture, style).model
     ids = torch.arange(5, 45).reshape(2, 20)
@@ -235,19 +220,12 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         by_place(llm, questions())
 
 
-def test_a_model_that_fails_is_named_with_what_it_failed_at() -> None:
+def test_a_model_that_fails_is_named_with_what_it_failed_at(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny.llm()
-    llm.model.forward = raising(torch.OutOfMemoryError("CUDA out of memory. Tried .."))
+    monkeypatch.setattr(llm.model, "forward", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried ..")))
     said = r"tiny-llama fails at 1 x \d+ tokens: OutOfMemoryError: CUDA out of memory.*lower llm\.tokens_per_batch"
     with pytest.raises(ModelError, match=said):
         by_place(llm, questions()[:1])
-
-
-def raising(error: Exception) -> Any:
-    def forward(*args: Any, **given: Any) -> Any:
-        raise error
-
-    return forward
 
 
 def test_nothing_asked_nothing_answered() -> None:
@@ -279,8 +257,7 @@ def test_ask_answers_in_order_over_many_chunks(decode: str, monkeypatch: pytest.
 
 def test_load_llm_loads_a_folder_and_asks_it(tmp_path: Path) -> None:
     llm = tiny.llm()
-    llm.model.save_pretrained(tmp_path)
-    llm.tokenizer.save_pretrained(tmp_path)
+    tiny.save(llm, tmp_path)
     section = llm.section.model_copy(update={"model": str(tmp_path), "dtype": "float32"})
     (answer,) = load_llm(section).answer([tiny.prompt("left dog", 3)])
     assert answer.probabilities == pytest.approx(by_place(llm, [tiny.prompt("left dog", 3)])[0].probabilities, abs=1e-5)

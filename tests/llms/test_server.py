@@ -144,18 +144,20 @@ def test_a_choice_is_an_index_and_has_no_probability(served: ModelServer) -> Non
 
 
 @pytest.mark.parametrize("style", ["chatml"])
-def test_a_server_that_does_not_hold_to_the_choices_is_named(served: ModelServer) -> None:
-    served.holds_to_schema = False
-    with pytest.raises(ModelError, match=r"not one of the 3 indices.*llm\.decode=generate"):
-        asked(served, "choice", [tiny.prompt("left dog", 3)])
+@pytest.mark.parametrize(
+    ("lacks", "decode", "said"),
+    [
+        pytest.param("holds_to_schema", "choice", r"not one of the 3 indices.*llm\.decode=generate", id="choices"),
+        pytest.param("echoes", "score", r"gives 1 log-probabilities.*llm\.decode=first_token", id="echo"),
+    ],
+)
+def test_a_server_that_cannot_do_what_is_asked_is_named(
+    served: ModelServer, lacks: str, decode: str, said: str
+) -> None:
+    setattr(served, lacks, False)
+    with pytest.raises(ModelError, match=said):
+        asked(served, decode, [tiny.prompt("left dog", 3)])
     assert served.count("POST") == 1
-
-
-@pytest.mark.parametrize("style", ["chatml"])
-def test_a_server_that_does_not_echo_is_named(served: ModelServer) -> None:
-    served.echoes = False
-    with pytest.raises(ModelError, match=r"gives 1 log-probabilities.*llm\.decode=first_token"):
-        asked(served, "score", [tiny.prompt("left dog", 3)])
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 SAMPLING = SamplingSection(max_new_tokens=6)
 BETTER, WORSE = "the left dog of 4 dogs", "12 chairs"
-PAIRS = [pytest.param(*pair, id="-".join(pair)) for pair in tiny.PAIRS]
 
 
 def states(llm: LoadedLLM, run: Any, layer: int | None = None) -> list[torch.Tensor]:
@@ -42,7 +41,7 @@ def generated(llm: LoadedLLM, ids: torch.Tensor, steps: int = 5) -> torch.Tensor
     return output
 
 
-@pytest.mark.parametrize(("architecture", "style"), PAIRS)
+@tiny.pairs
 @pytest.mark.parametrize("alpha", [1.0, 0.25])
 def test_the_last_position_is_shifted_by_alpha_times_the_offset_at_each_step_and_no_other(
     architecture: str, style: str, alpha: float
@@ -70,7 +69,7 @@ def test_the_last_position_is_shifted_by_alpha_times_the_offset_at_each_step_and
         assert torch.equal(moved[:, -1], plain[:, -1] + shift)
 
 
-@pytest.mark.parametrize(("architecture", "style"), PAIRS)
+@tiny.pairs
 def test_what_comes_before_the_layer_is_the_same_and_what_comes_after_is_not(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style)
     ids = torch.tensor([llm.encoder.encode(tiny.said("find the dog", roles=("user",)))])
@@ -89,7 +88,7 @@ def test_what_comes_before_the_layer_is_the_same_and_what_comes_after_is_not(arc
     assert torch.equal(logits(), plain)  # the hook is gone
 
 
-@pytest.mark.parametrize(("architecture", "style"), PAIRS)
+@tiny.pairs
 def test_alpha_zero_changes_no_bit(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style)
     prompt = tiny.said("find the dog", roles=("user",))
@@ -124,7 +123,7 @@ def test_the_shift_is_constant_and_does_not_add_up() -> None:
     assert torch.equal(logits[0, start:].argmax(-1), output[0, ids.shape[1] :])
 
 
-@pytest.mark.parametrize(("architecture", "style"), PAIRS)
+@tiny.pairs
 def test_a_pooled_state_is_the_mean_over_the_texts_own_tokens(architecture: str, style: str) -> None:
     llm = tiny.llm(architecture, style)
     tokens = llm.tokenizer(BETTER, return_tensors="pt")["input_ids"]

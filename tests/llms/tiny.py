@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 import yaml
@@ -17,7 +18,7 @@ from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.self_test import require_exact
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
-from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample
+from llm_wrapper.records import Answer, Box, Candidate, Message, Prompt, Sample
 
 torch.set_num_threads(1)
 
@@ -141,22 +142,15 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def _llama() -> Any:
-    return transformers.LlamaConfig(**_SIZES)
-
-
-def _mixtral() -> Any:
-    return transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)
-
-
-def _gemma2() -> Any:
-    return transformers.Gemma2Config(
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**_SIZES),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **_SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(
         **_SIZES, head_dim=8, sliding_window=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
-    )
-
-
-def _gpt_neo() -> Any:
-    return transformers.GPTNeoConfig(
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
         vocab_size=512,
         hidden_size=32,
         num_layers=2,
@@ -171,13 +165,13 @@ def _gpt_neo() -> Any:
         attention_dropout=0.0,
         embed_dropout=0.0,
         resid_dropout=0.0,
-    )
-
-
-CONFIGS: dict[str, Callable[[], Any]] = {"llama": _llama, "mixtral": _mixtral, "gemma2": _gemma2, "gpt_neo": _gpt_neo}
+    ),
+}
 
 PAIRS = [("llama", "chatml"), ("llama", "numbers"), ("mixtral", "llama3"), ("gemma2", "gemma"), ("gpt_neo", "bare")]
 """Architectures with their tokenizers; the last two look back 8 places only, in every other layer."""
+
+pairs = pytest.mark.parametrize(("architecture", "style"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 
 
 def model(name: str, *, attention: str = "eager", seed: int = 0, **changes: Any) -> Any:
@@ -191,12 +185,25 @@ def model(name: str, *, attention: str = "eager", seed: int = 0, **changes: Any)
     ).eval()
 
 
+def save(llm: LoadedLLM, folder: Path | str) -> None:
+    """Save a model and its tokenizer as one folder."""
+    llm.model.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+
+
 def llm(architecture: str = "llama", style: str = "chatml", *, attention: str = "eager", **section: Any) -> LoadedLLM:
     """Return a fresh random model with a tokenizer; further arguments go to the recipe's section."""
     options = {"model": f"tiny-{architecture}", "quantization": "none", "attention": attention, **section}
     made = LoadedLLM(model(architecture, attention=attention), tokenizer(style), LLMSection(**options))
     require_exact(made.model, made.section.model or "")  # as loading does, so that no test counts these passes
     return made
+
+
+def in_order(rows: Iterable[tuple[int, Answer]], count: int) -> list[Answer]:
+    """Return the answers of `score_prompts` or `generate` in the order of the prompts, each there once."""
+    answers = sorted(rows, key=lambda row: row[0])
+    assert [place for place, _ in answers] == list(range(count))
+    return [answer for _, answer in answers]
 
 
 def candidates(count: int, *, first: int = 0) -> tuple[Candidate, ...]:

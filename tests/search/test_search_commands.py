@@ -44,8 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     copy_first_images(folder / "toy", count=4)
     llm = tiny.llm()
-    llm.model.save_pretrained(folder / "tiny")
-    llm.tokenizer.save_pretrained(folder / "tiny")
+    tiny.save(llm, folder / "tiny")
     return folder
 
 

@@ -51,8 +51,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny LLM and all that the toy detector finds."""
     folder = tmp_path_factory.mktemp("road")
     llm = tiny.llm()
-    llm.model.save_pretrained(folder / "tiny")
-    llm.tokenizer.save_pretrained(folder / "tiny")
+    tiny.save(llm, folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run("cache-detections", "--data-root", TOY)
@@ -261,8 +260,7 @@ def test_a_soft_prompt_cannot_have_a_tokenizer_fetched(tmp_path: Path) -> None:
 def test_each_method_trains_a_4bit_model(method: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     llm = tiny.llm()
-    llm.model.save_pretrained(tmp_path / "tiny")
-    llm.tokenizer.save_pretrained(tmp_path / "tiny")
+    tiny.save(llm, tmp_path / "tiny")
     section = LLMSection(model=str(tmp_path / "tiny"), dtype="float32", quantization="nf4", attention="eager")
     chosen = recipe(method=method, virtual_tokens=5, epochs=3)
     trainer.train_adapter(load_model(section), train_groups(), chosen, tmp_path)
