@@ -10,7 +10,7 @@ of any other question are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:
     Facts of an earlier version do not say which weights were asked; their question is then without.
     """
     recipe = facts.get("recipe") or {}
-    parts = {name: _deciding(name, recipe.get(name)) for name in _ANSWERS if name in recipe}
+    sections = ("detector", "candidates", "ensemble", "data", "prompt", "llm")
+    parts = {name: _deciding(name, recipe.get(name)) for name in sections if name in recipe}
     if (recipe.get("llm") or {}).get("backend") == "rule":  # it reads no prompt
         parts = {**parts, "llm": {"backend": "rule"}, "prompt": None}
     data = [{key: value for key, value in each.items() if key != "dropped"} for each in facts.get("data") or ()]
@@ -76,10 +77,11 @@ def column_question(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _deciding(name: str, section: Any) -> Any:
     if not isinstance(section, Mapping):
         return section
-    found = {key: value for key, value in section.items() if key not in _MACHINE.get(name, ())}
-    if name == "llm" and isinstance(server := found.pop("server", None), Mapping) and found.get("backend") == "openai":
-        found["server"] = {key: server.get(key) for key in _SERVER}
-    return found
+    deciding = {key: value for key, value in section.items() if key not in _MACHINE.get(name, ())}
+    server = deciding.pop("server", None) if name == "llm" else None
+    if isinstance(server, Mapping) and deciding.get("backend") == "openai":
+        deciding["server"] = {key: server.get(key) for key in ("base_url", "tokenizer")}
+    return deciding
 
 
 def stored_question(path: Path) -> dict[str, Any] | None:
@@ -99,46 +101,30 @@ def is_same(stored: Mapping[str, Any] | None, question: Mapping[str, Any]) -> bo
     """Tell whether a stored question is this one; weights that one of them does not name are not compared."""
     if stored is None:
         return False
-    both = [{**stored}, {**question}]
-    for key in _UNNAMED_BEFORE:
-        if not all(key in each for each in both):
-            for each in both:
-                each.pop(key, None)
-    a, b = map(storage.canonical, both)
-    return a == b
+    # Results of earlier versions lack these keys.
+    skipped = {key for key in ("weights", "model_files") if not (key in stored and key in question)}
+    one, other = ({key: value for key, value in each.items() if key not in skipped} for each in (stored, question))
+    return storage.canonical(one) == storage.canonical(other)
 
 
 def free_name(folder: Path, name: str, question: Mapping[str, Any]) -> str:
-    """Return the name under which an evaluation goes into a folder: `report-<name>.json`, `predictions-<name>.parquet`.
-
-    It is `name`, and with the question's digest where another question has that name there.
-    """
-    taken = any((folder / file).exists() for file in (f"report-{name}.json", f"predictions-{name}.parquet"))
-    if not taken or is_same(stored_question(folder / f"report-{name}.json"), question):
-        return name
-    return f"{name}-{_digest(question)}"
+    """Return `name` for `report-<name>.json` and `predictions-<name>.parquet`, with a digest where it is another's."""
+    files = [folder / f"report-{name}.json", folder / f"predictions-{name}.parquet"]
+    return name + _digest_if_taken(files, question)
 
 
 def free_file(path: Path, question: Mapping[str, Any]) -> Path:
     """Return the JSON file that results go to: `path`, and with the question's digest where it holds another one."""
-    if not path.exists() or is_same(stored_question(path), question):
-        return path
-    return path.with_name(f"{path.stem}-{_digest(question)}{path.suffix}")
+    return path.with_name(f"{path.stem}{_digest_if_taken([path], question)}{path.suffix}")
 
 
 def free_folder(folder: Path, files: tuple[str, ...], question: Mapping[str, Any]) -> Path:
-    """Return the folder that results go to: `folder`, and with the question's digest where it holds another question.
-
-    Args:
-        folder: The readable place.
-        files: What is written there; the first is the JSON file that keeps the question.
-        question: Its digest makes the other name.
-    """
-    taken = any((folder / file).exists() for file in files)
-    if not taken or is_same(stored_question(folder / files[0]), question):
-        return folder
-    return folder.with_name(f"{folder.name}-{_digest(question)}")
+    """Return the folder that results go to, with a digest where its `files` are another's; the first is the JSON."""
+    return folder.with_name(f"{folder.name}{_digest_if_taken([folder / file for file in files], question)}")
 
 
-def _digest(question: Mapping[str, Any]) -> str:
-    return storage.digest_value(dict(question))[:8]
+def _digest_if_taken(files: Sequence[Path], question: Mapping[str, Any]) -> str:
+    """Return `-<digest of the question>` where one of the files is there, and the first holds another question."""
+    if not any(file.exists() for file in files) or is_same(stored_question(files[0]), question):
+        return ""
+    return f"-{storage.digest_value(dict(question))[:8]}"
