@@ -1,4 +1,4 @@
-"""Run folders: their names, what makes one complete, and how a later command finds the right one.
+"""Run folders: their names, what makes one complete, how a later command finds the right one, and where results go.
 
 runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before anything starts
                                        .lock          held while a process trains
@@ -6,6 +6,13 @@ runs/<vlm>-<llm>-<data>-<utc>-<git>/   recipe.yaml    resolved, written before a
                                        adapters/step-<n>/  intermediate, each with the samples that it has seen
                                        manifest.json  written last: its presence means that training is complete
                                        predictions-<split>.parquet  report-<split>.json
+
+Results are filed by their question: all that decides the numbers (detections, candidates, data, split, prompt, LLM and
+weights), as plain JSON values. It is kept in the JSON file beside the results. A second answer to the same question
+replaces the first; results of any other question are never touched:
+
+    runs/a/report-val.json   is not there, or holds the same question   -> runs/a/report-val.json
+    runs/a/report-val.json   holds another                              -> runs/a/report-val-1a2b3c4d.json
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import functools
 import glob
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,13 +30,15 @@ from typing import Any
 
 from llm_wrapper import readers, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS
-from llm_wrapper.errors import RunError, shell_word
+from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.recipe import Recipe, load_resolved
 from llm_wrapper.storage import locked
 
-__all__ = ["ADAPTER", "PROGRESS", "RUNS", "IntermediateAdapter", "claim_run", "digests_of", "facts_of", "finish",
-           "intermediate_adapters", "intermediate_folder", "is_complete", "latest", "new_name", "open_run", "recipe_of",
-           "require_unchanged", "resume_command", "step_of", "verify_adapter", "write_recipe"]  # fmt: skip
+__all__ = ["ADAPTER", "COMPARED", "PROGRESS", "RUNS", "IntermediateAdapter", "claim_run", "column_question",
+           "digests_of", "evaluation_question", "facts_of", "finish", "free_file", "free_folder", "free_name",
+           "intermediate_adapters", "intermediate_folder", "is_complete", "is_same", "latest", "new_name", "open_run",
+           "recipe_of", "require_unchanged", "resume_command", "step_of", "stored_question", "verify_adapter",
+           "write_recipe"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +48,12 @@ PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
 _RECIPE = "recipe.yaml"
 _DIGESTS = "sha256"
+
+COMPARED = "compared"
+"""Folder inside a run of other results: with another detector, prompt or LLM, or of another run."""
+
+_MACHINE = {"llm": {"tokens_per_batch"}, "data": {"root", "train_split", "eval_split"}}
+"""Keys of a recipe's sections that change no answer, or that the rest of a question says better."""
 
 
 def new_name(prefix: str) -> str:
@@ -219,27 +234,110 @@ def intermediate_adapters(run: Path) -> list[IntermediateAdapter]:
     outcome = facts_of(run).get("training")
     if not isinstance(outcome, dict) or not _are_counts(outcome.get("samples_seen"), outcome.get("steps")):
         raise RunError(f"{run} was trained by a version that did not count the samples of its steps; train it again")
-    adapters = [
-        IntermediateAdapter(folder, step_of(folder), _samples_seen(folder))
-        for folder in (run / "adapters").glob("step-*")
-        if re.fullmatch("step-[0-9]{1,12}", folder.name) and (folder / PROGRESS).is_file()
-    ]
+    adapters = []
+    for folder in (run / "adapters").glob("step-*"):
+        if not re.fullmatch("step-[0-9]{1,12}", folder.name) or not (folder / PROGRESS).is_file():
+            continue
+        progress = readers.read_json(folder / PROGRESS, most=readers.MIB)
+        seen: Any = progress.get("samples_seen") if isinstance(progress, dict) else None
+        digests = progress.get("sha256") if isinstance(progress, dict) else None
+        if not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
+            raise RunError(
+                f"{folder / PROGRESS} does not say how many samples were seen: remove it: rm -r {shell_word(folder)}"
+            )
+        require_unchanged(folder, digests, names=(CONFIG, WEIGHTS))
+        adapters.append(IntermediateAdapter(folder, step_of(folder), seen))
     adapters.sort(key=lambda each: each.num_steps)
     return [*adapters, IntermediateAdapter(run / ADAPTER, outcome["steps"], outcome["samples_seen"])]
 
 
-def _samples_seen(folder: Path) -> int:
-    """Return the samples behind an intermediate adapter, whose files are as they were written."""
-    progress = readers.read_json(folder / PROGRESS, most=readers.MIB)
-    seen = progress.get("samples_seen") if isinstance(progress, dict) else None
-    digests = progress.get("sha256") if isinstance(progress, dict) else None
-    if not isinstance(seen, int) or not _are_counts(seen) or not (digests is None or isinstance(digests, dict)):
-        raise RunError(
-            f"{folder / PROGRESS} does not say how many samples were seen: remove it: rm -r {shell_word(folder)}"
-        )
-    require_unchanged(folder, digests, names=(CONFIG, WEIGHTS))
-    return seen
-
-
 def _are_counts(*values: Any) -> bool:
     return all(isinstance(value, int) and value >= 0 for value in values)
+
+
+def evaluation_question(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the question of an evaluation from the facts in its report: `recipe`, `split`, `limit`, `data` and so on.
+
+    Facts of an earlier version do not say which weights were asked; their question is then without.
+    """
+    recipe = facts.get("recipe") or {}
+    sections = ("detector", "candidates", "ensemble", "data", "prompt", "llm")
+    parts = {name: _deciding(name, recipe.get(name)) for name in sections if name in recipe}
+    if (recipe.get("llm") or {}).get("backend") == "rule":  # it reads no prompt
+        parts = {**parts, "llm": {"backend": "rule"}, "prompt": None}
+    data = [{key: value for key, value in each.items() if key != "dropped"} for each in facts.get("data") or ()]
+    question = {
+        **parts,
+        "seed": (recipe.get("train") or {}).get("seed"),
+        "split": facts.get("split"),
+        "limit": facts.get("limit"),
+        "annotations": data,
+        "examples": facts.get("prompt"),
+    }
+    adapter = facts.get("adapter") or {}
+    if "weights" in facts or adapter:
+        question["weights"] = facts.get("weights", adapter.get("sha256"))
+    if facts.get("model_files"):
+        question["model_files"] = facts["model_files"]
+    return question
+
+
+def column_question(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the question of a column from its facts: all of them but the place of the data."""
+    return {**facts, "data": _deciding("data", facts.get("data"))}
+
+
+def _deciding(name: str, section: Any) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    deciding = {key: value for key, value in section.items() if key not in _MACHINE.get(name, ())}
+    server = deciding.pop("server", None) if name == "llm" else None
+    if isinstance(server, Mapping) and deciding.get("backend") == "openai":
+        deciding["server"] = {key: server.get(key) for key in ("base_url", "tokenizer")}
+    return deciding
+
+
+def stored_question(path: Path) -> dict[str, Any] | None:
+    """Return the question of a JSON file of results; None where it is not known, as without a file that can be read."""
+    try:
+        facts = storage.read_json(path)
+    except DataError:
+        return None
+    if not isinstance(facts, dict):
+        return None
+    if isinstance(facts.get("question"), dict):
+        return dict(facts["question"])
+    return evaluation_question(facts) if "recipe" in facts and "rows" in facts else None
+
+
+def is_same(stored: Mapping[str, Any] | None, question: Mapping[str, Any]) -> bool:
+    """Tell whether a stored question is this one; weights that one of them does not name are not compared."""
+    if stored is None:
+        return False
+    # Results of earlier versions lack these keys.
+    skipped = {key for key in ("weights", "model_files") if not (key in stored and key in question)}
+    one, other = ({key: value for key, value in each.items() if key not in skipped} for each in (stored, question))
+    return storage.canonical(one) == storage.canonical(other)
+
+
+def free_name(folder: Path, name: str, question: Mapping[str, Any]) -> str:
+    """Return `name` for `report-<name>.json` and `predictions-<name>.parquet`, with a digest where it is another's."""
+    files = [folder / f"report-{name}.json", folder / f"predictions-{name}.parquet"]
+    return name + _digest_if_taken(files, question)
+
+
+def free_file(path: Path, question: Mapping[str, Any]) -> Path:
+    """Return the JSON file that results go to: `path`, and with the question's digest where it holds another one."""
+    return path.with_name(f"{path.stem}{_digest_if_taken([path], question)}{path.suffix}")
+
+
+def free_folder(folder: Path, files: tuple[str, ...], question: Mapping[str, Any]) -> Path:
+    """Return the folder that results go to, with a digest where its `files` are another's; the first is the JSON."""
+    return folder.with_name(f"{folder.name}{_digest_if_taken([folder / file for file in files], question)}")
+
+
+def _digest_if_taken(files: Sequence[Path], question: Mapping[str, Any]) -> str:
+    """Return `-<digest of the question>` where one of the files is there, and the first holds another question."""
+    if not any(file.exists() for file in files) or is_same(stored_question(files[0]), question):
+        return ""
+    return f"-{storage.digest_value(dict(question))[:8]}"
