@@ -21,7 +21,7 @@ from llm_wrapper import candidates, datasets, detectors, images, storage
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.identity import describe_recorded, identity_of
+from llm_wrapper.detections.contents import describe_recorded, identity_of
 from llm_wrapper.detectors import Detector, detect_samples
 from llm_wrapper.errors import DataError, PromptError, RecipeError
 from llm_wrapper.images import ImageSource

@@ -15,8 +15,8 @@ import pytest
 
 from llm_wrapper import storage
 from llm_wrapper.cli import detections
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import read_folder, row_detections
+from llm_wrapper.detections.cache import DetectionCache, read_folder
+from llm_wrapper.detections.contents import row_detections
 from llm_wrapper.detections.fill import answer_locally
 from llm_wrapper.detections.ray_engine import RayEngine
 from llm_wrapper.detectors import Detector

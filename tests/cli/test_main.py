@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from llm_wrapper import runs
 from llm_wrapper.cli import main
+from llm_wrapper.cli.search import confirmed_table
 from llm_wrapper.errors import RunError
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.report.formatting import summary_table
-from llm_wrapper.report.search import confirmed_table
 from llm_wrapper.search.search import ConfirmedPrompt
 from llm_wrapper.statistics import Estimate, Interval
 from tests.report.test_formatting import FULL
