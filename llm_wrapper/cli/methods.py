@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from llm_wrapper import results, runs, storage
+from llm_wrapper import runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.grids import require_same_recipe, save_study
 from llm_wrapper.cli.search import run_search
@@ -232,10 +232,10 @@ def _save(job: Job, made: Mapping[str, MethodResult | str], column: Column, note
     others = [summarize(by(column.samples)) for by in (systems.by_detector, systems.by_rule, systems.by_oracle)]
     answered = [row for done in made.values() if not isinstance(done, str) for row in done.rows]
     question = {
-        "column": results.column_question(column.facts),
+        "column": runs.column_question(column.facts),
         "compute": job.compute,
         "rows": {
-            name: results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
+            name: runs.evaluation_question({"recipe": recipe.model_dump(mode="json")})
             | {"train": recipe.train.model_dump(mode="json"), "search": recipe.search and recipe.search.model_dump()}
             for name, recipe in job.recipes.items()
         },
