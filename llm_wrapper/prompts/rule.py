@@ -218,7 +218,7 @@ def rank_by_rule(expression: str, candidates: Sequence[Candidate]) -> list[int]:
     """Return the indices of the likely candidates, the most likely first; their order matters for exact ties alone.
 
     Those whose label or a synonym is named first (all, where none is); of these the prominent ones, unless the
-    expression has a word of smallness or distance; by "second from the left", direction and size words, else by size.
+    expression has a word of smallness or distance.
     """
     if not candidates:
         return []

@@ -20,17 +20,8 @@ from llm_wrapper.errors import LLMWrapperError, RecipeError
 from llm_wrapper.terminal import say
 from llm_wrapper.training import checkpoints
 
-__all__ = [
-    "exit_on_signal",
-    "groups_per_process",
-    "is_main_process",
-    "is_sharded",
-    "leave_process_group",
-    "open_run_together",
-    "print_from_main",
-    "process_count",
-    "require_devices",
-]
+__all__ = ["exit_on_signal", "groups_per_process", "is_main_process", "is_sharded", "leave_process_group",
+           "open_run_together", "print_from_main", "process_count", "require_devices"]  # fmt: skip
 
 
 def process_count() -> int:
