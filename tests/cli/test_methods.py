@@ -18,8 +18,6 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.report import page
-from tests.first_images import copy_first_images
-from tests.llms import tiny
 from tests.search.fakes import ProposingServer
 
 pytestmark = pytest.mark.slow
@@ -27,17 +25,6 @@ pytestmark = pytest.mark.slow
 FOLDER = Path("runs/methods/mine")
 THREE = ("--method", "in-context", "--method", "lora")
 """The untrained LLM is the third."""
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of three toy splits, and a tiny LLM."""
-    folder = tmp_path_factory.mktemp("source")
-    copy_first_images(folder / "toy", count=4)
-    llm = tiny.llm()
-    llm.model.save_pretrained(folder / "tiny")
-    llm.tokenizer.save_pretrained(folder / "tiny")
-    return folder
 
 
 @pytest.fixture

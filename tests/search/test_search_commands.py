@@ -21,8 +21,6 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.search.history import EvaluatedPrompt, History
 from tests.detectors.misbehaving_server import Step
-from tests.first_images import copy_first_images
-from tests.llms import tiny
 from tests.search.fakes import CaptionedDetector, ProposingServer
 from tests.search.test_search import timeless
 
@@ -36,17 +34,6 @@ PROPOSALS = [
     "I do not know.",
     "{objects} Number? {expression}",
 ]
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of two toy splits, and a tiny LLM."""
-    folder = tmp_path_factory.mktemp("source")
-    copy_first_images(folder / "toy", count=4)
-    llm = tiny.llm()
-    llm.model.save_pretrained(folder / "tiny")
-    llm.tokenizer.save_pretrained(folder / "tiny")
-    return folder
 
 
 @pytest.fixture
@@ -203,10 +190,7 @@ def captioned(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_caption_that_finds_more_rises(options: list[str], server: ProposingServer, fitness: str, best: str) -> None:
     server.proposals = [
-        "a photograph of {expression}",
-        "precisely {expression}",
-        "no place",
-        "first precisely {expression}",
+        *("a photograph of {expression}", "precisely {expression}", "no place", "first precisely {expression}")
     ]
     command = [*options, "--search", "glov-detector", proposer(server), f"search.fitness={fitness}",
                "detector.name=captioned"]  # fmt: skip
@@ -228,11 +212,6 @@ def test_a_caption_that_finds_more_rises(options: list[str], server: ProposingSe
     assert len(CaptionedDetector.asked) == before
 
 
-def test_a_detector_without_captions_is_refused(options: list[str], server: ProposingServer) -> None:
-    args = ("search-prompts", *SIZES, *options, "--search", "glov-detector", proposer(server))
-    assert "one detector that takes a caption" in fail(RecipeError, *args)
-
-
 # what is wrong
 
 
@@ -250,6 +229,7 @@ def test_a_detector_without_captions_is_refused(options: list[str], server: Prop
         pytest.param(["search.alphas=[-1]"], RecipeError, "search.alphas", id="alpha"),
         pytest.param(["--search", "golv"], RecipeError, "did you mean 'glov'", id="name"),
         pytest.param([], CacheError, "llm-wrapper cache-detections", id="no-detections"),
+        pytest.param(["--search", "glov-detector"], RecipeError, "one detector that takes a caption", id="no-caption"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_loaded(
@@ -264,11 +244,6 @@ def test_a_search_may_begin_with_a_prompt_recipe(cached: list[str], server: Prop
     (tmp_path / "mine.yaml").write_text("prompt: {instruction: 'Number of {expression} in {objects}'}\n")
     search(*cached, proposer(server), "--prompt", "mine.yaml")
     assert History(RUN / "history.jsonl").evaluated[0].prompt == "Number of {expression} in {objects}"
-
-
-def test_a_folder_without_history_is_told(options: list[str]) -> None:
-    Path("runs/none").mkdir(parents=True)
-    assert "holds no predictions" in fail(RunError, "report", "runs/none")
 
 
 def test_other_detections_than_the_search_began_with_are_refused(cached: list[str], server: ProposingServer) -> None:
