@@ -147,7 +147,7 @@ def labels() -> Iterator[Check]:
     case, folder = "06_gd_labels", "data/detections/import-empty_label/mine/val"
     empty = cache("empty_label.jsonl")
     yield Check(case, "an empty label is counted", empty, says=("1 box has no label",))
-    yield Check(case, "and exported", f"detections export {folder} out.jsonl", before=(empty,))
+    yield Check(case, "and exported", f"export {folder} out.jsonl", before=(empty,))
     yield Check(case, "odd labels are taken", cache("hash_label.jsonl"), says=("1 box has no label",))
     yield Check(case, "integers ask for categories", cache("int_label.jsonl"), accepted=False, says=("categories",))
     yield Check(

@@ -18,6 +18,7 @@ from llm_wrapper import storage
 from llm_wrapper.errors import DataError
 
 __all__ = [
+    "COMPARED",
     "column_question",
     "evaluation_question",
     "free_file",
@@ -26,6 +27,9 @@ __all__ = [
     "is_same",
     "stored_question",
 ]
+
+COMPARED = "compared"
+"""Folder inside a run of other results: with another detector, prompt or LLM, or of another run."""
 
 _ANSWERS = ("detector", "candidates", "ensemble", "data", "prompt", "llm")
 _MACHINE = {"llm": {"tokens_per_batch"}, "data": {"root", "train_split", "eval_split"}}

@@ -34,8 +34,8 @@ from llm_wrapper.detections.samples import (
     require_expressions,
 )
 from llm_wrapper.detectors.given import GIVEN, parse_image_size, read_given_boxes
-from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import systems
+from llm_wrapper.evaluation.jobs import require_probabilities
 from llm_wrapper.images import ImageSource
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts.render import PromptBuilder
@@ -45,7 +45,7 @@ from llm_wrapper.report import pictures
 from llm_wrapper.terminal import loading_bars_shown
 from llm_wrapper.training.examples import load_prompt_builder
 
-__all__ = ["RankedBox", "Result", "Wrapper", "require_probabilities"]
+__all__ = ["RankedBox", "Result", "Wrapper"]
 
 _log = logging.getLogger(__name__)
 
@@ -338,19 +338,6 @@ class _RecordingLLM:
         """Return the answer to each prompt, in order."""
         self.prompts.extend(prompts)
         return self.llm.answer(prompts)
-
-
-def require_probabilities(recipe: Recipe) -> None:
-    """Refuse a threshold for "none of these" where answers have no probability.
-
-    Raises:
-        RecipeError: If `prompt.none_below` is set and the LLM's decoding gives none.
-    """
-    if recipe.prompt.none_below is not None and recipe.llm.decode in ("choice", "generate"):
-        raise RecipeError(
-            f"prompt.none_below={recipe.prompt.none_below:g} is a probability, which llm.decode={recipe.llm.decode} "
-            "does not give: set llm.decode=score, or prompt.none=true and no threshold"
-        )
 
 
 def _as_list(expression: str | Expressions) -> list[str]:

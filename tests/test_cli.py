@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
@@ -291,22 +293,37 @@ def test_errors_are_printed_without_a_traceback(
 
 @pytest.mark.parametrize(
     "args",
-    [["no-such-verb"], ["eval", "--no-such-option"], ["eval", "--limit", "0"], ["export"]],
+    [
+        ["no-such-verb"],
+        ["eval", "--no-such-option"],
+        ["eval", "--limit", "0"],
+        ["export"],
+        ["detections", "info"],
+        ["detections", "merge"],
+    ],
     ids=" ".join,
 )
 def test_a_wrong_call_ends_with_2(args: list[str]) -> None:
     assert invoke(*args).exit_code == 2
 
 
-VERBS = ["train", "eval", "predict", "demo", "report", "export", "check-data", "cache-detections", "score"]
-STUDIES = ["transfer", "ensemble", "curve", "compare-methods", "none-below", "search-prompts"]
+VERBS = ["train", "eval", "predict", "demo", "report", "export", "check-data", "cache-detections", "score",
+         "transfer", "ensemble", "curve", "compare-methods", "search-prompts", "detections"]  # fmt: skip
+DETECTIONS = ["headroom", "info", "merge"]
 
 
-def test_all_verbs_are_known() -> None:
-    verbs = [command.name or getattr(command.callback, "__name__", "") for command in main.app.registered_commands]
-    assert verbs == [*VERBS, *STUDIES]
+def test_every_verb_has_one_imperative_help_line() -> None:
+    command: Any = typer.main.get_command(main.app)
+    assert [*command.commands] == VERBS
+    verbs = {**command.commands, **command.commands["detections"].commands}
+    assert [*command.commands["detections"].commands] == DETECTIONS
+    for name, verb in verbs.items():
+        line = verb.get_short_help_str(limit=200)
+        assert not line.endswith("..."), name
+        assert line[0].isupper(), name
+        assert not line.split()[0].endswith("s"), f"{name}: {line}"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(f"detections {verb}" for verb in DETECTIONS)])
 def test_every_verb_explains_itself(verb: str) -> None:
     assert "Usage: " in run(*verb.split(), "--help")

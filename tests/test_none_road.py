@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_wrapper import runs
-from llm_wrapper.cli import evaluate
+from llm_wrapper import results, runs
 from llm_wrapper.errors import RecipeError, RunError
-from llm_wrapper.evaluation import grec
+from llm_wrapper.evaluation import grec, jobs
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from llm_wrapper.report import evaluations
 from tests.llms import tiny
 from tests.test_cli import fail, run
 
@@ -66,18 +64,18 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
         assert sum(row.probabilities or ()) + row.none_probability == pytest.approx(1)
         assert row.says_none == (row.none_probability > max(row.probabilities or ()))
 
-    table = run("none-below", RUN / "predictions-val.parquet")
+    table = run("report", RUN / "predictions-val.parquet", "--none-below", "tuned")
     assert f"{len(tuned)} samples of val" in table
     assert "N-acc" in table
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
-    beside = RUN / evaluations.COMPARED / "none-below-0.99" / "predictions-val.parquet"
+    beside = RUN / results.COMPARED / "none-below-0.99" / "predictions-val.parquet"
     below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
     assert below == grec.apply_threshold(tuned, 0.99)
     assert grec.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
-    assert "prompt.none_below=0.99" in fail(RunError, "none-below", beside)
+    assert "prompt.none_below=0.99" in fail(RunError, "report", beside, "--none-below", "tuned")
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
-    assert (RUN / evaluations.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
+    assert (RUN / results.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
     assert [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")
@@ -93,8 +91,8 @@ def test_a_threshold_needs_probabilities() -> None:
     assert "llm.decode=generate does not give" in fail(RecipeError, "eval", *data, *options)
     run("eval", *data, "--llm", "rule")
     path = Path("runs/toy-rule-mine-untrained/predictions-val.parquet")
-    assert "'rule' has no probabilities" in fail(RunError, "none-below", path, "--system", "rule")
-    assert "'tuned' is not in it" in fail(RunError, "none-below", path)
+    assert "'rule' has no probabilities" in fail(RunError, "report", path, "--none-below", "rule")
+    assert "'tuned' is not in it" in fail(RunError, "report", path, "--none-below", "tuned")
 
 
 def test_a_report_takes_other_runs_beside_it() -> None:
@@ -113,6 +111,6 @@ def test_a_report_takes_other_runs_beside_it() -> None:
 def test_a_run_that_is_asked_as_it_was_trained_keeps_its_place() -> None:
     recipe = compose({"vlm": "toy", "llm": "rule", "data": "toy", "train": "default"})
     runs.open_run(RUN, recipe)
-    assert evaluate._place(evaluate.Evaluation(recipe, RUN), recipe, {"split": "val"}) == (RUN, "val")
-    without = evaluate.Evaluation(recipe, None)
-    assert evaluate._place(without, recipe, {"split": "val"}) == (without.folder, "val")
+    assert jobs.choose_place(jobs.Evaluation(recipe, RUN), {"split": "val"}) == (RUN, "val")
+    without = jobs.Evaluation(recipe, None)
+    assert jobs.choose_place(without, {"split": "val"}) == (without.folder, "val")

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import results, runs
-from llm_wrapper.cli.evaluate import Evaluation, _with_known_untrained
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.jobs import Evaluation, add_known_untrained
 from llm_wrapper.recipe import compose
 from tests.evaluation.test_predictions import FULL
 from tests.first_images import copy_first_images
@@ -231,6 +231,6 @@ def test_answers_of_the_untrained_llm_stay_where_it_is_not_asked_again(tmp_path:
         replace(FULL, system=name) for name in ("detector", "untrained", "tuned", "oracle")
     )
     path = tmp_path / "predictions-val.parquet"
-    assert _with_known_untrained([detector, tuned, oracle], path) == [detector, tuned, oracle]
+    assert add_known_untrained([detector, tuned, oracle], path) == [detector, tuned, oracle]
     files.save_predictions(path, [detector, untrained, tuned, oracle])
-    assert _with_known_untrained([detector, tuned, oracle], path) == [detector, untrained, tuned, oracle]
+    assert add_known_untrained([detector, tuned, oracle], path) == [detector, untrained, tuned, oracle]

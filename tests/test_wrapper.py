@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 import llm_wrapper
 import llm_wrapper.llms.base as llms
 from llm_wrapper import detectors, images, runs
-from llm_wrapper.datasets import Dataset
 from llm_wrapper.errors import DataError, ImageError, RecipeError
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, PromptSection, Recipe, load_recipe
 from llm_wrapper.records import Answer, Box, Detection, Detections, Prompt, Sample
@@ -200,21 +199,6 @@ def test_an_image_may_be_given_as_pixels(picture: Path) -> None:
 def test_other_pixels_are_refused(pixels: object) -> None:
     with pytest.raises(ImageError, match="is no image"):
         Wrapper(recipe(), FakeLLM(never)).predict(pixels, "left square")  # type: ignore[call-overload]
-
-
-def test_detectors_are_made_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Recipe] = []
-    create = detectors.create_detectors
-
-    def counted(recipe: Recipe, dataset: Dataset) -> Sequence[detectors.Detector]:
-        made.append(recipe)
-        return create(recipe, dataset)
-
-    monkeypatch.setattr(detectors, "create_detectors", counted)
-    wrapper = Wrapper.from_recipe(recipe())
-    for expression in ("left square", "right square", "the square"):
-        wrapper.predict(picture, expression)
-    assert len(made) == 1
 
 
 class CountingDetector:

@@ -1,4 +1,4 @@
-"""The verbs of cached detections: `cache-detections`, and the group `detections`.
+"""`cache-detections`, the group `detections` (info, merge, headroom), and `check-data`: what there is before any LLM.
 
 data/detections/<vlm>/<data>/<split>/  part-*.parquet  manifest.json
 runs/headroom/<name>-<split>.json
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,61 +22,32 @@ from rich.table import Table
 
 from llm_wrapper import datasets, detectors, results, runs, storage
 from llm_wrapper.cli import options
-from llm_wrapper.cli.options import (
-    Data,
-    DataRoot,
-    Limit,
-    Overrides,
-    Split,
-    Train,
-    Vlm,
-    choose_recipe,
-    name_of,
-)
+from llm_wrapper.datasets import Dataset
+from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections import maintain
-from llm_wrapper.detections.contents import MANIFEST
-from llm_wrapper.detections.fill import Engine, answer_locally, fill_cache
-from llm_wrapper.detections.identity import dataset_options, describe_recorded
-from llm_wrapper.detections.maintain import CacheSummary
-from llm_wrapper.detections.samples import (
-    PreparedSample,
-    PreparedSplit,
-    cache_folder,
-    load_prepared_split,
-    prepare_candidates,
-)
-from llm_wrapper.detectors import Detector, PaidDetector
-from llm_wrapper.errors import RecipeError
-from llm_wrapper.evaluation.headroom import Headroom, Offer, compare_headroom
+from llm_wrapper.detections.contents import MANIFEST, dataset_options, describe_recorded
+from llm_wrapper.detections.fill import answer_locally, fill_cache
+from llm_wrapper.detections.samples import cache_folder, load_prepared_split
+from llm_wrapper.detectors import PaidDetector
+from llm_wrapper.errors import DataError, RecipeError
+from llm_wrapper.evaluation.headroom import Headroom, compare_headroom, remove_cap
 from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.formatting import NO_DATA, percent
-from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
 
-__all__ = [
-    "Filling",
-    "cache",
-    "cache_detections_verb",
-    "detections_app",
-    "export",
-    "info",
-    "measure_headroom",
-    "merge",
-    "verify",
-]
+__all__ = ["Filling", "cache", "cache_detections_verb", "check_data", "check_data_verb", "detections_app",
+           "export_detections", "headroom_table", "measure_headroom"]  # fmt: skip
 
 
-detections_app = typer.Typer(no_args_is_help=True, help="Inspect, check, join and export cached detections.")
+detections_app = typer.Typer(no_args_is_help=True, help="Inspect, check and join cached detections.")
 
-
-Folder = Annotated[Path, typer.Argument(help="A cache: data/detections/<detector>/<dataset>/<split>.")]
 Folders = Annotated[list[Path], typer.Argument(help="Caches: data/detections/<detector>/<dataset>/<split>.")]
 
 
 @dataclass(frozen=True)
 class Filling:
-    """How `cache-detections` goes about it, see `fill`; `workers` are those of Ray, by default as many as fit."""
+    """How `cache-detections` goes about it, see `fill_cache`; `workers` are those of Ray, by default as many as fit."""
 
     overwrite: bool = False
     skip_unreadable: bool = False
@@ -89,13 +60,13 @@ _USUAL = Filling()
 
 
 def cache_detections_verb(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
-    vlm: Vlm = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    train: Train = None,
-    split: Split = None,
+    vlm: options.Vlm = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    train: options.Train = None,
+    split: options.Split = None,
     overwrite: Annotated[bool, typer.Option(help="Throw away what is cached and ask again.")] = False,
     skip_unreadable: Annotated[
         bool, typer.Option(help="Finish without missing or broken images; they are named.")
@@ -107,7 +78,7 @@ def cache_detections_verb(  # noqa: PLR0913 (each is an option of the verb)
     workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many workers, if not as many as fit.")] = None,
 ) -> None:
     """Run the detector once on the training and evaluation splits; write its boxes to data/detections."""
-    recipe = choose_recipe(options.names_by_kind(vlm, "rule", data, train), overrides, data_root)
+    recipe = options.choose_recipe({"vlm": vlm, "llm": "rule", "data": data, "train": train}, overrides, data_root)
     splits = [split] if split else [recipe.data.train_split, recipe.data.eval_split]
     how = Filling(overwrite, skip_unreadable, images_per_batch, engine, workers)
     cache(recipe, splits, options.CONSOLE, how=how)
@@ -115,51 +86,63 @@ def cache_detections_verb(  # noqa: PLR0913 (each is an option of the verb)
 
 @detections_app.command("headroom")
 def headroom_verb(
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
-    vlm: Vlm = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    split: Split = None,
-    limit: Limit = None,
+    vlm: options.Vlm = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
+    limit: options.Limit = None,
 ) -> None:
     """Measure how much a perfect choice among the cached boxes would gain; write runs/headroom/*.json."""
-    recipe = choose_recipe(options.names_by_kind(vlm, "rule", data), overrides, data_root)
+    recipe = options.choose_recipe({"vlm": vlm, "llm": "rule", "data": data}, overrides, data_root)
     split = split or recipe.data.eval_split
-    measure_headroom(recipe, name_of({"vlm": vlm, "data": data}), options.CONSOLE, split=split, limit=limit)
+    measure_headroom(recipe, options.name_of({"vlm": vlm, "data": data}), options.CONSOLE, split=split, limit=limit)
 
 
 @detections_app.command("info")
 def info_verb(
     folders: Folders,
     *,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every digest, column, identity and answer instead; print remedies.")
+    ] = False,
     identity: Annotated[bool, typer.Option(help="Print all that decided the answers, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone, with the identity.")] = False,
 ) -> None:
-    """Print what caches hold and whether they are complete."""
-    info(folders, options.CONSOLE, identity=identity, as_json=as_json)
-
-
-@detections_app.command("verify")
-def verify_verb(folders: Folders) -> None:
-    """Check every digest, column, identity and answer of caches; print remedies. Changes nothing."""
-    if not verify(folders, options.CONSOLE):
-        raise typer.Exit(1)
+    """Print what caches hold and whether they are complete; with --verify, whether they are undamaged."""
+    console = options.CONSOLE
+    if verify:
+        problems = {folder: maintain.verify_cache(folder) for folder in folders}
+        for folder, found in problems.items():
+            for problem in found:
+                say(console, f"{problem.text}\n  {problem.remedy}")
+            if not found:
+                say(console, f"{folder}: complete and undamaged")
+        if any(problems.values()):
+            raise typer.Exit(1)
+        return
+    summaries = [maintain.summarize_cache(folder) for folder in folders]
+    if as_json:
+        say(console, json.dumps([asdict(each) for each in summaries], indent=2))
+        return
+    table = Table("")
+    for each in summaries:
+        table.add_column(as_cell(each.folder), justify="right")
+    for cells in zip(*map(_facts, summaries), strict=True):
+        table.add_row(cells[0][0], *(as_cell(value) for _, value in cells))
+    console.print(table)
+    for each in summaries if identity else ():
+        say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
 
 
 @detections_app.command("merge")
 def merge_verb(out: Annotated[Path, typer.Argument(help="The result, new or begun.")], folders: Folders) -> None:
     """Join caches of one detector and split, such as those of several machines, into a new one; resumable."""
-    merge(out, folders, options.CONSOLE)
-
-
-@detections_app.command("export")
-def export_verb(
-    folder: Folder,
-    out: Annotated[Path, typer.Argument(help="COCO results where it ends in .json, else our JSONL in .jsonl.")],
-) -> None:
-    """Write cached detections as COCO results or JSONL for other programs; VLM=import reads them back."""
-    export(folder, out, options.CONSOLE)
+    merged = maintain.merge_caches(out, folders)
+    say(options.CONSOLE, f"{out}: {merged.num_added} answers added, {merged.num_repeated} given more than once")
+    if not merged.is_complete:
+        say(options.CONSOLE, f"To ask what may still be missing, and to finish it: {merged.command}")
 
 
 def cache(recipe: Recipe, splits: Sequence[str], console: Console, *, how: Filling = _USUAL) -> None:
@@ -178,48 +161,36 @@ def _cache_split(section: DetectorSection, data: DataSection, split: str, how: F
     if isinstance(detector, PaidDetector) and sys.stdin.isatty():
         detector.confirm = lambda estimate: Confirm.ask(f"{estimate}. Continue?", default=False)
     folder = cache_folder(detector.name, data, split)
-    options = asdict(how)
-    build = partial(detectors.create_detector, section, dataset, detectors.loaded_plugins())
-    engine = _engine(options.pop("engine"), options.pop("workers"), build)
-    manifest = fill_cache(detector, dataset, folder, engine=engine, **options).manifest
-    count = manifest.num_rows if manifest else 0
-    left_out = len(manifest.unanswered) if manifest else 0
-    more = f"; images skipped: {left_out}, see {folder / 'manifest.json'}" if left_out else ""
+    engine = answer_locally
+    if how.engine == "ray":
+        from llm_wrapper.detections.ray_engine import RayEngine
+
+        build = partial(detectors.create_detector, section, dataset, detectors.loaded_plugins())
+        engine = RayEngine(build, how.workers)
+    elif how.workers is not None:
+        raise RecipeError(f"--workers {how.workers} is for --engine ray; the local engine is one process.")
+    manifest = fill_cache(
+        detector,
+        dataset,
+        folder,
+        engine=engine,
+        overwrite=how.overwrite,
+        skip_unreadable=how.skip_unreadable,
+        images_per_batch=how.images_per_batch,
+    ).manifest
+    lines = [f"{folder}: {manifest.num_rows if manifest else 0} answers for {len(dataset.samples)} expressions"]
+    if manifest and manifest.unanswered:
+        lines[0] += f"; images skipped: {len(manifest.unanswered)}, see {folder / MANIFEST}"
     if absent := getattr(detector, "num_unanswered", 0):
-        total = len(dataset.images() if detector.levels == ("image",) else dataset.samples)
-        what = "images" if detector.levels == ("image",) else "expressions"
-        more += f"; its file names {total - absent:,} of {total:,} {what}, and the others count as without detections"
-    return "\n".join([f"{folder}: {count} answers for {len(dataset.samples)} expressions{more}", *dataset.notes()])
+        by_image = detector.levels == ("image",)
+        total, what = (len(dataset.images()), "images") if by_image else (len(dataset.samples), "expressions")
+        lines[0] += (
+            f"; its file names {total - absent:,} of {total:,} {what}, and the others count as without detections"
+        )
+    return "\n".join([*lines, *dataset.notes()])
 
 
-def _engine(name: Literal["local", "ray"], workers: int | None, build: Callable[[], Detector]) -> Engine:
-    """Return the engine that a user names; `build` makes a worker's detector."""
-    if name == "local":
-        if workers is not None:
-            raise RecipeError(f"--workers {workers} is for --engine ray; the local engine is one process.")
-        return answer_locally
-    from llm_wrapper.detections.ray_engine import RayEngine
-
-    return RayEngine(build, workers)
-
-
-def info(folders: Sequence[Path], console: Console, *, identity: bool = False, as_json: bool = False) -> None:
-    """Print what cache folders hold, a column for each; with `identity` all that decided the answers, too."""
-    found = [maintain.summarize_cache(folder) for folder in folders]
-    if as_json:
-        say(console, json.dumps([asdict(each) for each in found], indent=2))
-        return
-    table = Table("")
-    for each in found:
-        table.add_column(as_cell(each.folder), justify="right")
-    for cells in zip(*map(_facts, found), strict=True):
-        table.add_row(cells[0][0], *(as_cell(value) for _, value in cells))
-    console.print(table)
-    for each in found if identity else ():
-        say(console, f"{each.folder}: {json.dumps(each.identity, indent=2)}")
-
-
-def _facts(found: CacheSummary) -> list[tuple[str, str]]:
+def _facts(found: maintain.CacheSummary) -> list[tuple[str, str]]:
     known = found.identity or {}
     numbers = {
         "rows": found.num_rows,
@@ -240,31 +211,11 @@ def _facts(found: CacheSummary) -> list[tuple[str, str]]:
     ]
 
 
-def verify(folders: Sequence[Path], console: Console) -> bool:
-    """Print every problem of cache folders with its remedy; return whether there is none."""
-    found = {folder: maintain.verify_cache(folder) for folder in folders}
-    for folder, problems in found.items():
-        for problem in problems:
-            say(console, f"{problem.text}\n  {problem.remedy}")
-        if not problems:
-            say(console, f"{folder}: complete and undamaged")
-    return not any(found.values())
-
-
-def merge(out: Path, folders: Sequence[Path], console: Console) -> None:
-    """Join caches in a folder, and print what came of it."""
-    merged = maintain.merge_caches(out, folders)
-    say(console, f"{out}: {merged.num_added} answers added, {merged.num_repeated} given more than once")
-    if not merged.is_complete:
-        say(console, f"To ask what may still be missing, and to finish it: {merged.command}")
-
-
-def export(folder: Path, out: Path, console: Console) -> None:
+def export_detections(folder: Path, out: Path, console: Console) -> None:
     """Write the detections of a cache as a file, and print how it is read back."""
-    *categories, results = maintain.export_cache(folder, out)
-    settings = [("path", results), *(("categories", path) for path in categories)]
-    # In quotes of JSON: a `#` or `: ` in a path would mean something in YAML.
-    overrides = [f"detector.settings.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in settings]
+    *categories, boxes = maintain.export_cache(folder, out)
+    settings = [("path", boxes), *(("categories", path) for path in categories)]
+    overrides = [options.assigned(f"detector.settings.{key}", path) for key, path in settings]
     identity = storage.read_json(folder / MANIFEST)["identity"]
     words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
     say(
@@ -278,26 +229,32 @@ def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str,
     """Print what a selector can gain on a split's cached detections, and keep it in runs/headroom/<name>-<split>.json.
 
     Results of another question, such as another file of boxes, are not touched, see `results`.
-
-    Raises:
-        CacheError: If the detections are not cached completely; the message names the command.
     """
+    cap = recipe.candidates.cap
     found = load_prepared_split(recipe, recipe.data, split, limit=limit)
-    result = compare_headroom(_uncapped(found, recipe), found.samples)
-    console.print(_headroom_table(result, recipe.candidates.cap))
-    for line in [*_headroom_lines(result, recipe.candidates.cap), *found.notes()]:
+    result = compare_headroom(remove_cap(found, recipe), found.samples)
+    console.print(headroom_table(result, cap))
+    without = result.num_samples - result.before.own.n
+    more = f"; {without} without a target are not scored" if without else ""
+    say(console, f"{result.num_samples} expressions of {result.num_images} images{more}")
+    say(
+        console,
+        f"the cap of {cap} takes {result.num_candidates_lost} candidates from {result.num_capped} expressions; "
+        f"points of oracle P@1 lost by that: {percent(result.lost)}",
+    )
+    for line in found.notes():
         say(console, line)
-    split = folder_name(split, "the split")
-    out = runs.RUNS / "headroom" / f"{storage.plain_name(name)}-{split}{f'-first-{limit}' if limit else ''}.json"
-    asked = {"candidates": recipe.candidates, "ensemble": recipe.ensemble}
     question = {
-        **{key: section.model_dump(mode="json") for key, section in asked.items()},
+        **recipe.model_dump(mode="json", include={"candidates", "ensemble"}),
         "data": recipe.data.name,
         "detections": found.identity,
         "split": split,
         "limit": limit,
         "seed": recipe.train.seed,
     }
+    first = f"-first-{limit}" if limit else ""
+    split = folder_name(split, "the split")
+    out = runs.RUNS / "headroom" / f"{storage.plain_name(name)}-{split}{first}.json"
     out = results.free_file(out, question)
     facts = {
         "headroom": result.facts(),
@@ -313,52 +270,59 @@ def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str,
     say(console, f"kept in {out}")
 
 
-def _uncapped(found: PreparedSplit, recipe: Recipe) -> list[PreparedSample]:
-    """Build the candidates again as if there were no cap, where it took any."""
-    everything = recipe.without_cap()
-    names = [cache.identity["detector"] for cache in found.caches]
-    samples = []
-    for prepared in found.samples:
-        if prepared.built.counts["over_cap"]:
-            answers = [cache.lookup(prepared.sample) for cache in found.caches]
-            prepared = PreparedSample(prepared.sample, prepare_candidates(everything, prepared.sample, answers, names))  # noqa: PLW2901 (the same sample, with more candidates)
-        samples.append(prepared)
-    return samples
-
-
-def _headroom_table(result: Headroom, cap: int) -> Table:
+def headroom_table(result: Headroom, cap: int) -> Table:
     """Lay out one row a measure: before the cap, after it, and over how many; shares in percent (95 % CI)."""
     table = Table("in percent (95 % CI)")
     for name in ("all candidates", f"cap of {cap}", "n"):
         table.add_column(name, justify="right", no_wrap=name != "n")  # no interval breaks over two lines
-    columns = [_shares(offer) for offer in (result.before, result.after)]
-    for (name, before), (_, after) in zip(*columns, strict=True):
-        numbers = [f"{share.n:,}" for share in (before, after)]
-        table.add_row(name, percent(before), percent(after), " / ".join(dict.fromkeys(numbers)))
+    offers = (result.before, result.after)
+    shares = {
+        "detector's own P@1": [offer.own for offer in offers],
+        "oracle P@1": [offer.oracle for offer in offers],
+        "headroom: oracle - own": [offer.gain for offer in offers],
+        **{f"recall@{rank}": [offer.recall[rank] for offer in offers] for rank in result.before.recall},
+        "expressions without a candidate": [offer.no_candidate for offer in offers],
+        "expressions with one candidate": [offer.one_candidate for offer in offers],
+        "candidates that repeat another": [offer.duplicates for offer in offers],
+    }
+    for name, both in shares.items():
+        numbers = dict.fromkeys(f"{share.n:,}" for share in both)
+        table.add_row(name, *map(percent, both), " / ".join(numbers))
     for name in ("mean", "median", "max"):
-        spreads = (offer.per_sample for offer in (result.before, result.after))
-        values = [f"{getattr(spread, name):.1f}".removesuffix(".0") for spread in spreads]
+        values = [f"{getattr(offer.per_sample, name):.1f}".removesuffix(".0") for offer in offers]
         table.add_row(f"candidates per expression, {name}", *values, f"{result.num_samples:,}")
     return table
 
 
-def _shares(offer: Offer) -> list[tuple[str, Estimate]]:
-    return [
-        ("detector's own P@1", offer.own),
-        ("oracle P@1", offer.oracle),
-        ("headroom: oracle - own", offer.gain),
-        *((f"recall@{rank}", share) for rank, share in offer.recall.items()),
-        ("expressions without a candidate", offer.no_candidate),
-        ("expressions with one candidate", offer.one_candidate),
-        ("candidates that repeat another", offer.duplicates),
-    ]
+def check_data_verb(
+    overrides: options.Overrides = None, *, data: options.Data = None, data_root: options.DataRoot = None
+) -> None:
+    """Check a data set: print counts, missing images, boxes outside, duplicates and leaks, with remedies."""
+    recipe = options.choose_recipe({"vlm": "toy", "llm": "rule", "data": data}, overrides, data_root)
+    if not check_data(recipe, options.CONSOLE):
+        raise typer.Exit(1)
 
 
-def _headroom_lines(result: Headroom, cap: int) -> list[str]:
-    without = result.num_samples - result.before.own.n
-    more = f"; {without} without a target are not scored" if without else ""
-    return [
-        f"{result.num_samples} expressions of {result.num_images} images{more}",
-        f"the cap of {cap} takes {result.num_candidates_lost} candidates from {result.num_capped} expressions; "
-        f"points of oracle P@1 lost by that: {percent(result.lost)}",
-    ]
+def check_data(recipe: Recipe, console: Console) -> bool:
+    """Print what is in each split and what is wrong with it; tell whether all is well."""
+    found: list[Dataset] = []
+    unread: dict[str, DataError] = {}
+    splits = ("train", "val", "test", "testA", "testB")
+    for split in splits:
+        try:
+            dataset = datasets.load_dataset(recipe.data, split)
+        except DataError as error:
+            unread[split] = error
+            continue
+        # A file without splits is the same file under every name, and no leak from one split to another.
+        if dataset.samples and all(dataset.samples != other.samples for other in found):
+            found.append(dataset)
+    if not found:
+        nothing = DataError(f"{recipe.data.root} has no sample in any of {', '.join(splits)}")
+        raise next(iter(unread.values()), nothing)
+    report = checks.check_datasets(found)
+    say(console, checks.format_check(report))
+    wrong = {split: unread[split] for split in unread if split in (recipe.data.train_split, recipe.data.eval_split)}
+    for split, problem in wrong.items():
+        say(console, f"error: split {split} cannot be read: {problem}")
+    return report.ok and not wrong

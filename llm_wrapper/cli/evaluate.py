@@ -1,74 +1,62 @@
-"""`eval`: compare the detector, the rule, the LLM before and after training, and the oracle on one split.
+"""`eval`, `report` and `score`: what a detector, the rule, an LLM, the oracle or any other system reaches on a split.
 
-runs/<run>/  predictions-<split>.parquet  report-<split>.json  report-<split>.md
+runs/<run>/                 predictions-<split>.parquet  report-<split>.json  report-<split>.md
+                            report.html  report.md          all of the run's, by `report`
+runs/score/<data>-<name>/   the same of another system
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
-from llm_wrapper import adapter_files, results, runs, storage
-from llm_wrapper.adapter_files import Adapter, find_adapter
+from llm_wrapper import adapter_files, datasets, results, runs, storage
+from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.cli import options
-from llm_wrapper.cli.options import (
-    AdapterName,
-    Data,
-    DataRoot,
-    Limit,
-    Llm,
-    Overrides,
-    PromptName,
-    Run,
-    Split,
-    Vlm,
-    choose_recipe,
-    name_of,
-    overridden,
+from llm_wrapper.datasets import leaks
+from llm_wrapper.detections.samples import load_prepared_split
+from llm_wrapper.errors import DataError, RunError, shell_word
+from llm_wrapper.evaluation import external, grec, systems
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.jobs import (
+    Evaluation,
+    add_known_untrained,
+    choose_place,
+    predict_with_llm,
     require_one_adapter,
 )
-from llm_wrapper.datasets import Dataset, leaks
-from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
-from llm_wrapper.errors import DataError, RecipeError, RunError
-from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.calibration import mass_notes
-from llm_wrapper.metrics import Summary, summarize_systems
-from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
-from llm_wrapper.recipe import Recipe
+from llm_wrapper.metrics import Summary, summarize, summarize_systems
+from llm_wrapper.recipe import DataSection, data_folders
 from llm_wrapper.records import Prediction
-from llm_wrapper.report import card, evaluations, formatting
+from llm_wrapper.report import card, evaluations, formatting, page
 from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.examples import load_prompt_builder
-from llm_wrapper.wrapper import require_probabilities
 
-__all__ = ["Evaluation", "evaluate", "evaluate_verb", "notes", "predict_with_llm", "with_training"]
-
-
-_log = logging.getLogger(__name__)
+__all__ = ["Evaluated", "ScoreJob", "evaluate", "evaluate_verb", "report_verb", "score", "score_verb",
+           "threshold_table"]  # fmt: skip
 
 
 def evaluate_verb(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
-    vlm: Vlm = None,
-    llm: Llm = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    split: Split = None,
-    run: Run = None,
-    limit: Limit = None,
-    adapter: AdapterName = None,
-    prompt: PromptName = None,
+    vlm: options.Vlm = None,
+    llm: options.Llm = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
+    run: options.Run = None,
+    limit: options.Limit = None,
+    adapter: options.AdapterName = None,
+    prompt: options.PromptName = None,
     untrained: Annotated[bool, typer.Option(help="Also score the LLM before training.")] = True,
 ) -> None:
     """Measure P@1 of detector, rule, LLM and oracle on a split; write predictions and report to the run's folder.
@@ -80,128 +68,13 @@ def evaluate_verb(  # noqa: PLR0913 (each is an option of the verb)
     Before any training: llm-wrapper eval --vlm flo2 --llm llama3 --data refcocog
     """
     require_one_adapter(run, adapter)
-    names = options.names_by_kind(vlm, llm, data, prompt=prompt)
-    if run is None and adapter is None and (run := runs.latest(name_of(names))) is not None:
+    names = {"vlm": vlm, "llm": llm, "data": data, "prompt": prompt}
+    if run is None and adapter is None and (run := runs.latest(options.name_of(names))) is not None:
         say(options.CONSOLE, f"the newest finished run of these names is evaluated: {run}")
-        # The names have chosen the run; its own recipe is used from here.
-        names = options.names_by_kind(None, None, None, prompt=prompt)
-    recipe = choose_recipe(names, overrides, data_root, run=run)
-    job = Evaluation(recipe, run, split, limit, untrained=untrained, prompt=prompt)
-    if adapter:
-        job = dataclasses.replace(job, adapter=find_adapter(adapter))
-    evaluate(job, options.CONSOLE)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation to do: a recipe on a split, with the adapter of a run or a third-party one, where there is one.
-
-    The recipe is complete: a run's values are in it already, see `options.choose_recipe`. `prompt` names the prompt
-    recipes of the command line: their results are written beside the others.
-    """
-
-    recipe: Recipe
-    run: Path | None
-    split: str | None = None
-    limit: int | None = None
-    untrained: bool = True
-    adapter: Adapter | None = None
-    prompt: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The readable place of predictions and report; those of another prompt do not replace a run's own."""
-        folder = self._folder
-        return folder.with_name(f"{folder.name}-{plain_name(self.prompt).replace('+', '-')}") if self.prompt else folder
-
-    @property
-    def _folder(self) -> Path:
-        llm = plain_name(self.recipe.llm.model or self.recipe.llm.backend).replace("+", "-")
-        name = f"{self.recipe.vlm}-{llm}-{folder_name(self.recipe.data.name, 'data.name')}"
-        if self.recipe.llm.backend == "openai":  # what a server gives does not replace what the run itself gave
-            return runs.RUNS / f"{name}-served"
-        if self.adapter:
-            return runs.RUNS / f"{name}-{self.adapter.label}"
-        return self.run or runs.RUNS / f"{name}-untrained"
-
-
-def notes(job: Evaluation, rows: Sequence[Prediction]) -> list[str]:
-    """Say what a reader has to know beside the results: what the command line changes of a run, what the LLM was."""
-    changed = overridden(job.run, job.recipe) if job.run else []
-    return [*changed, *mass_notes(rows)]
-
-
-def with_training(job: Evaluation) -> tuple[Recipe, Path | None]:
-    """Return the recipe to evaluate by, and the adapter.
-
-    Raises:
-        RunError: If the run is not finished.
-        RecipeError: If an adapter is named that does not go with the rest.
-    """
-    if job.adapter:
-        _require_use(job, job.adapter)
-        return job.recipe, job.adapter.folder
-    if job.run is None:
-        return job.recipe, None
-    if not runs.is_complete(job.run):
-        raise RunError(f"{job.run} holds no finished training; resume it with: {runs.resume_command(job.run)}")
-    # A server has the weights; how it was asked in training is all it lacks.
-    return job.recipe, job.run / "adapter" if job.recipe.llm.backend == "transformers" else None
-
-
-def _require_use(job: Evaluation, adapter: Adapter) -> None:
-    """Refuse an LLM that takes no adapter; warn where a third-party adapter gets a prompt format of this project."""
-    backend, prompt_format = job.recipe.llm.backend, job.recipe.prompt.format
-    require_one_adapter(job.run, adapter.name)
-    if backend != "transformers":
-        raise RecipeError(f"llm.backend={backend} takes no adapter; name a local LLM, such as LLM=llama3")
-    if prompt_format in PROMPT_FORMATS:
-        _log.warning("the adapter is asked in prompt.format=%s; was it trained so? docs/paper.md", prompt_format)
-
-
-def predict_with_llm(
-    recipe: Recipe,
-    builder: PromptBuilder,
-    adapter: Path | None,
-    samples: Sequence[PreparedSample],
-    *,
-    with_untrained: bool,
-) -> list[Prediction]:
-    """Load the LLM of a recipe and predict with it.
-
-    Args:
-        recipe: `LLM=rule` gives nothing.
-        builder: Builds its prompts.
-        adapter: Folder of its adapter, where it has one.
-        samples: What is asked about.
-        with_untrained: Whether the LLM is asked without its adapter too.
-
-    Raises:
-        RecipeError: If answers without a probability are to be compared with a threshold.
-    """
-    if recipe.llm.backend == "rule":
-        return []
-    require_probabilities(recipe)
-    from llm_wrapper.llms.adapters import add_adapter, require_fit
-    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
-    from llm_wrapper.llms.load import LoadedLLM, load_model
-
-    num_tokens = recipe.prompt.reasoning_tokens
-
-    def predicted(name: str, answering: LLM) -> list[Prediction]:
-        return systems.by_llm(samples, name, builder, answering, orders=recipe.llm.orders)
-
-    def loaded(name: str, llm: LoadedLLM) -> list[Prediction]:
-        return predicted(name, add_reasoning(LocalLLM(llm, title=name), num_tokens))
-
-    if recipe.llm.backend == "openai":
-        return predicted("served", load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens))
-    if adapter is not None:
-        require_fit(recipe.llm, adapter)
-    llm, rows = load_model(recipe.llm), []
-    if with_untrained or adapter is None:
-        rows += loaded("untrained", llm)
-    return rows if adapter is None else [*rows, *loaded("tuned", add_adapter(llm, adapter))]
+        names = {"prompt": prompt}  # the others have chosen the run; its own recipe is used from here
+    recipe = options.choose_recipe(names, overrides, data_root, run=run)
+    third_party = adapter_files.find_adapter(adapter) if adapter else None
+    evaluate(Evaluation(recipe, run, split, limit, untrained, third_party, prompt), options.CONSOLE)
 
 
 @dataclass(frozen=True)
@@ -216,16 +89,18 @@ class Evaluated:
 
 def evaluate(job: Evaluation, console: Console) -> Evaluated:
     """Predict with every system, print the table, keep predictions and report."""
-    recipe, adapter = with_training(job)
+    recipe, adapter = job.recipe, job.find_adapter_folder()
     split = folder_name(job.split or recipe.data.eval_split, "the split")
     prepared_split = load_prepared_split(recipe, recipe.data, split, limit=job.limit)
-    if not any(prepared.sample.target for prepared in prepared_split.samples):
+    samples = prepared_split.samples
+    if not any(prepared.sample.target for prepared in samples):
         raise DataError(f"{recipe.data.name} {split} has no box to compare with; use: llm-wrapper predict")
-    builder = None if recipe.llm.backend == "rule" else load_prompt_builder(recipe)
-    rows = [*systems.by_detector(prepared_split.samples), *systems.by_rule(prepared_split.samples)]
-    if builder is not None:
-        rows += predict_with_llm(recipe, builder, adapter, prepared_split.samples, with_untrained=job.untrained)
-    rows += systems.by_oracle(prepared_split.samples)
+    rows = [*systems.by_detector(samples), *systems.by_rule(samples)]
+    builder = None
+    if recipe.llm.backend != "rule":
+        builder = load_prompt_builder(recipe)
+        rows += predict_with_llm(recipe, builder, adapter, samples, with_untrained=job.untrained)
+    rows += systems.by_oracle(samples)
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "split": split,
@@ -239,91 +114,197 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
         "git": storage.git_revision(),
         "versions": storage.versions(),
     }
-    facts["notes"] = [*prepared_split.notes(), *_own_training_data(job, recipe, prepared_split.dataset)]
-    facts["question"] = json.loads(storage.canonical(results.evaluation_question(facts)))
-    folder, name = _place(job, recipe, facts["question"])
+    notes = prepared_split.notes()
+    trained = runs.recipe_of(job.run).training_data() if job.run else []
+    if prepared_split.dataset.has_splits or trained:
+        note = leaks.describe_own_training_data((recipe.data, prepared_split.dataset), trained)
+        notes = [*notes, note] if note else notes
+    question = json.loads(storage.canonical(results.evaluation_question(facts)))
+    folder, name = choose_place(job, question)
     if not job.untrained:
-        rows = _with_known_untrained(rows, folder / f"predictions-{name}.parquet")
-    summaries = summarize_systems(rows)
+        rows = add_known_untrained(rows, folder / f"predictions-{name}.parquet")
     files.save_predictions(folder / f"predictions-{name}.parquet", rows)
-    storage.write_json(folder / f"report-{name}.json", {"rows": formatting.summary_values(summaries), **facts})
-    bullets = "".join(f"\n- {formatting.escape_markdown(each)}" for each in facts["notes"])
-    storage.write_atomic(
-        folder / f"report-{name}.md", formatting.summary_markdown(summaries) + (bullets and f"{bullets}\n")
-    )
+    summaries = summarize_systems(rows)
+    values = {"rows": formatting.summary_values(summaries), **facts, "notes": notes, "question": question}
+    storage.write_json(folder / f"report-{name}.json", values)
+    bullets = "".join(f"\n- {formatting.escape_markdown(each)}" for each in notes)
+    text = formatting.summary_markdown(summaries) + (bullets and f"{bullets}\n")
+    storage.write_atomic(folder / f"report-{name}.md", text)
     if adapter is not None and folder == job.run:
         card.write_card(job.run)
     console.print(formatting.summary_table(summaries))
     how = "" if recipe.llm.backend == "rule" else f"; asked with {recipe.prompt.summary}"
     first = f", the first {job.limit} expressions" if job.limit else ""
     what = f"{recipe.vlm} on {recipe.data.name} {split}{first}{how}"
-    say(console, f"kept in {folder / f'report-{name}.json'}: {what}")
-    for line in [*facts["notes"], *notes(job, rows)]:
+    for line in [f"kept in {folder / f'report-{name}.json'}: {what}", *notes, *job.notes(rows)]:
         say(console, line)
-    return Evaluated(summaries, folder, name, facts["question"])
+    return Evaluated(summaries, folder, name, question)
 
 
-def _own_training_data(job: Evaluation, recipe: Recipe, dataset: Dataset) -> list[str]:
-    """Say whether a run is evaluated on images that it was trained on."""
-    trained = runs.recipe_of(job.run).training_data() if job.run else []
-    if not dataset.has_splits and not trained:
-        return []
-    note = leaks.describe_own_training_data((recipe.data, dataset), trained)
-    return [note] if note else []
+def report_verb(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a predictions file.")],
+    *,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--with", help="Another run, or a folder of `score`, to compare with; kept.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where pictures may be shown from, if not from the folder data.")
+    ] = None,
+    none_below: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SYSTEM",
+            help='Print the results of each threshold for "none of these" with the answers of untrained, tuned or '
+            "served in a predictions file, to choose prompt.none_below there.",
+        ),
+    ] = None,
+) -> None:
+    """Print the tables of a run or a prompt search again, and write report.html and report.md to its folder.
 
+    Computed from the stored predictions alone: needs neither torch nor data.
 
-def _place(job: Evaluation, recipe: Recipe, question: dict[str, Any]) -> tuple[Path, str]:
-    """Return the folder of an evaluation and its name there; see `results`.
-
-    Results of a run with another detector, candidates, prompt or LLM than in training go into a folder inside the
-    run, where its report finds them; results on other data get the name of the data.
+    A threshold, chosen on one split: llm-wrapper report runs/mine/predictions-val.parquet --none-below tuned
     """
-    first = f"-first-{job.limit}" if job.limit else ""
-    name = f"{question['split']}{first}"
-    folder = job.folder
-    if job.run is None or recipe.llm.backend == "openai":
-        return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
-    trained = runs.recipe_of(job.run)
-    if _data(recipe) != _data(trained):
-        name = f"{storage.plain_name(recipe.data.name)}-{name}"
-    if others := _otherwise(job, recipe, trained):
-        place = "-".join(others)
-        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / evaluations.COMPARED / place
-        return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
-    return folder, results.free_name(folder, name, question)
+    console, beside = options.CONSOLE, compare or []
+    is_run = run.is_dir()
+    if not run.exists():
+        raise RunError(f"{run} does not exist{options.list_runs(run)}")
+    if none_below is not None:
+        _print_thresholds(run, none_below, console)
+        return
+    if (run / "history.jsonl").is_file():
+        if beside:
+            raise RunError(f"{run} is a prompt search; --with is for runs and scores")
+        from llm_wrapper.cli.search import show_history
+
+        show_history(run, console)
+        return
+    if beside and not is_run:
+        raise RunError(f"{run} is a predictions file; other runs are kept in a run's folder: name that")
+    for other in beside:
+        evaluations.add_comparison(run, other)
+    found = sorted(run.glob("predictions-*.parquet")) if is_run else [run]
+    if not found:
+        raise RunError(f"{run} holds no predictions; make some with: llm-wrapper eval --run {shell_word(run)}")
+    for file in found:
+        say(console, file.name)
+        console.print(formatting.summary_table(summarize_systems(files.load_predictions(file))))
+    if is_run:
+        written = page.write_report(run, [*data_folders(), *([data_root] if data_root else [])])
+        say(console, f"the report: {' and '.join(map(str, written))}")
 
 
-def _data(recipe: Recipe) -> dict[str, Any]:
-    """Return the identity of the evaluated data; its place and its training split do not count."""
-    return recipe.data.model_dump(mode="json", include={"name", "reader", "settings"})
+def _print_thresholds(file: Path, system: str, console: Console) -> None:
+    """Print what each threshold for "none of these" gives with the answers of a system in a predictions file."""
+    if not file.is_file():
+        raise RunError(f"{file} is no file; --none-below needs one: {shell_word(file)}/predictions-val.parquet")
+    rows = [row for row in files.load_predictions(file) if row.system == system]
+    facts = evaluations.facts_of_evaluation(file.parent, file)
+    used = ((facts.get("recipe") or {}).get("prompt") or {}).get("none_below")
+    if used:
+        raise RunError(f"{file} was made with prompt.none_below={used}; choose from predictions made without")
+    if not any(row.probability is not None for row in rows):
+        what = "has no probabilities there: evaluate with llm.decode=score" if rows else "is not in it: name another"
+        raise RunError(f"{file} cannot be used: system {system!r} {what} (--none-below)")
+    console.print(threshold_table(rows))
+    split = file.stem.removeprefix("predictions-")
+    say(
+        console,
+        f"{len(rows)} samples of {split}. Numbers of {split} are too good for a threshold that is chosen here: report "
+        "another split, such as: llm-wrapper eval --run runs/.. --split test prompt.none_below=0.5",
+    )
 
 
-def _otherwise(job: Evaluation, recipe: Recipe, trained: Recipe) -> list[str]:
-    """Name in what a run is asked otherwise than it was trained, as parts of a folder's name."""
-    others = []
-    if (recipe.detector, recipe.ensemble) != (trained.detector, trained.ensemble):
-        others.append(f"vlm-{storage.plain_name(recipe.vlm)}")
-    if recipe.candidates.order != trained.candidates.order:
-        others.append(f"order-{recipe.candidates.order}")
-    same_order = {"order": trained.candidates.order}
-    if recipe.candidates.model_copy(update=same_order) != trained.candidates and not others:
-        others.append("candidates")
-    below = recipe.prompt.none_below
-    if below not in (None, trained.prompt.none_below):
-        others.append(f"none-below-{below:g}")
-    same_threshold = {"none_below": trained.prompt.none_below}
-    if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
-        others.append(f"prompt-{storage.plain_name(Path(recipe.prompt.format).stem)}")
-    a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
-    if a != b:
-        others.append(f"llm-{storage.plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
-    return others
+def threshold_table(rows: Sequence[Prediction]) -> Table:
+    """Lay out a row for each threshold; the interval is on a second line of its cell, so that 80 columns hold all."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in grec.thresholds(rows):
+        shares = (each.grec.n_acc, each.grec.t_acc, each.grec.precision, each.answered, each.risk)
+        table.add_row(f"{each.below:g}", *(formatting.percent(share).replace(" (", "\n(") for share in shares))
+    return table
 
 
-def _with_known_untrained(rows: list[Prediction], path: Path) -> list[Prediction]:
-    """Keep the untrained LLM's answers to the same question, which this time was not asked."""
-    if any(row.system == "untrained" for row in rows) or not path.is_file():
-        return rows
-    known = [row for row in files.load_predictions(path) if row.system == "untrained"]
-    last = next((i for i, row in enumerate(rows) if row.system == "tuned"), len(rows))
-    return [*rows[:last], *known, *rows[last:]]
+def score_verb(
+    file: Annotated[Path, typer.Argument(help="Boxes of any system: JSON lines, a JSON list, or our own Parquet.")],
+    overrides: options.Overrides = None,
+    *,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
+    name: Annotated[str | None, typer.Option(help="Of the system, if not by the file.")] = None,
+    box_format: Annotated[
+        BoxFormat | None, typer.Option(help="Of the boxes, if the file does not say; shares are norm, or 1000.")
+    ] = None,
+) -> None:
+    """Score a file of boxes of any other system on a split; write the table of eval to runs/score."""
+    recipe = options.choose_recipe({"vlm": "toy", "llm": "rule", "data": data}, overrides, data_root)
+    job = ScoreJob(file, recipe.data, split or recipe.data.eval_split, name, box_format)
+    score(job, options.CONSOLE)
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """A file of boxes, see `evaluation.external`, and what they are scored on; name and format as the file says."""
+
+    file: Path
+    data: DataSection
+    split: str
+    name: str | None = None
+    box_format: BoxFormat | None = None
+
+
+def score(job: ScoreJob, console: Console) -> Summary:
+    """Compare a file of boxes with the targets of a split, print the table, keep predictions and report."""
+    split = job.split
+    dataset = datasets.load_dataset(job.data, split)
+    if not any(sample.target for sample in dataset.samples):
+        raise DataError(f"{job.data.name} {split} has no box to compare with")
+    result = external.read_external_predictions(job.file, dataset, name=job.name, box_format=job.box_format)
+    summary = summarize(result.predictions)
+    if not any(prediction.candidates for prediction in result.predictions):
+        summary = replace(summary, oracle_p_at_1=None)  # of no candidate that is known, not 0.0
+    # All that decides a score.
+    question: dict[str, Any] = {
+        "split": split,
+        "data": [{"name": dataset.name, "split": split, "annotations": dataset.digest}],
+        "file": {"name": job.file.name, "digest": storage.digest(job.file), "box_format": job.box_format},
+    }
+    usual = runs.RUNS / "score" / folder_name(f"{job.data.name}-{plain_name(summary.system)}", "--name")
+    folder = results.free_folder(usual, (f"report-{split}.json", f"predictions-{split}.parquet"), question)
+    notes = [*dataset.notes(), *result.notes, *_notes_of_score(result.predictions)]
+    files.save_predictions(folder / f"predictions-{split}.parquet", result.predictions)
+    facts = {
+        "rows": formatting.summary_values([summary]),
+        "recipe": {"data": job.data.model_dump(mode="json")},
+        **question,
+        "question": question,
+        "notes": notes,
+        "git": storage.git_revision(),
+        "versions": storage.versions(),
+    }
+    storage.write_json(folder / f"report-{split}.json", facts)
+    storage.write_atomic(folder / f"report-{split}.md", formatting.summary_markdown([summary]))
+    console.print(formatting.summary_table([summary]))
+    if folder != usual:
+        notes += [f"{usual} holds the score of another file or data set, and stays as it is; --name names this one"]
+    for line in [*notes, f"kept in {folder}"]:
+        say(console, line)
+    return summary
+
+
+def _notes_of_score(predictions: Sequence[Prediction]) -> list[str]:
+    """Say P@1 of the predictions that there are, where some are missing, and the accuracy of "nothing is meant"."""
+    notes = []
+    answered = [prediction for prediction in predictions if prediction.decided_by != "missing"]
+    summary = summarize(answered) if 0 < len(answered) < len(predictions) else None
+    if summary is not None and summary.p_at_1 is not None:
+        notes += [f"over the {summary.n} samples with a prediction alone, P@1 is {100 * summary.p_at_1:.1f}"]
+    if empty := [prediction for prediction in predictions if prediction.target is None]:
+        right = [each for each in empty if each.box is None and grec.is_answered(each)]
+        notes += [
+            f"N-acc {100 * len(right) / len(empty):.1f}: {len(right)} of {len(empty)} expressions without a target "
+            "were answered by no box (null or []); a missing or unusable answer is none"
+        ]
+    return notes

@@ -8,6 +8,7 @@ runs/curve/<name>/      samples-<n>/                                   a run on 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +18,6 @@ import typer
 
 from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import options
-from llm_wrapper.cli.options import (
-    Data,
-    DataRoot,
-    Limit,
-    Llm,
-    Overrides,
-    Split,
-    Train,
-    Vlm,
-    choose_recipe,
-    name_of,
-    require_run,
-    root,
-)
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import PromptError, RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import ensemble as combining
@@ -59,31 +46,19 @@ from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.examples import load_prompt_builder
 
-__all__ = ["add_grid_verbs", "require_same_recipe"]
+__all__ = ["curve_verb", "ensemble_verb", "require_same_recipe", "save_study", "transfer_verb"]
 
 
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
-DataRoots = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data, if not the recipes'.")]
 MoreLlm = Annotated[str | None, typer.Option("--llm", help="A further LLM, untrained: a file of recipes/llm.")]
 MoreTrain = Annotated[str | None, typer.Option("--train", help="How that LLM is prompted: a file of recipes/train.")]
-Name = Annotated[str | None, typer.Option(help="Name of the folder of results.")]
 
 _ENSEMBLE = "toy+toy-gray"
 _OWN_TRAININGS = "one training for each size"
-_NOT_DRAWN = "image_in_an_evaluation_split"
-"""Samples skipped for this reason do not count towards `train.limit`."""
-_FEW = 3
 
 
-def add_grid_verbs(app: typer.Typer) -> None:
-    """Register the verbs."""
-    app.command(rich_help_panel="Studies")(transfer)
-    app.command(rich_help_panel="Studies")(ensemble)
-    app.command(rich_help_panel="Studies")(curve)
-
-
-def transfer(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Overrides = None,
+def transfer_verb(  # noqa: PLR0913 (each is an option of the verb)
+    overrides: options.Overrides = None,
     *,
     run: Adapters = None,
     vlm: Annotated[
@@ -92,15 +67,15 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
     data: Annotated[
         list[str] | None, typer.Option(help="Data set; repeat it for several. By default those of the runs.")
     ] = None,
-    data_root: DataRoots = None,
+    data_root: options.DataRoot = None,
     llm: MoreLlm = None,
     train: MoreTrain = None,
-    split: Split = None,
-    limit: Limit = None,
-    name: Name = None,
+    split: options.Split = None,
+    limit: options.Limit = None,
+    name: options.Name = None,
 ) -> None:
     """Evaluate adapters on other detectors and data sets; write matrix.md and a heat map to runs/transfer."""
-    recipes = _column_recipes(vlm or [], data or [], run or [], [*root(data_root), *(overrides or [])])
+    recipes = _column_recipes(vlm or [], data or [], run or [], [*options.root(data_root), *(overrides or [])])
     label = "_".join(dict.fromkeys(each.vlm for each in recipes))
     sets = "_".join(dict.fromkeys(each.data.name for each in recipes))
     folder = runs.RUNS / "transfer" / folder_name(name or f"{label}-{sets}", "--name")
@@ -109,28 +84,28 @@ def transfer(  # noqa: PLR0913 (each is an option of the verb)
     untrained = _untrained_recipe(recipes[0], llm, train, overrides)
     rows = transfer_systems(trained, untrained, builder_of=_load_builder)
     filled = fill(rows, columns, folder / "predictions")
-    _write_matrix("transfer", folder, _Matrix(columns, rows, filled, trained, notes))
+    _save_matrix("transfer", folder, _Matrix(columns, rows, filled, trained, notes))
 
 
-def ensemble(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Overrides = None,
+def ensemble_verb(  # noqa: PLR0913 (each is an option of the verb)
+    overrides: options.Overrides = None,
     *,
     vlm: Annotated[
         str | None,
         typer.Option(help=f"Detectors, joined by +: files of recipes/vlm. By default the run's, else {_ENSEMBLE}."),
     ] = None,
     run: Adapters = None,
-    data: Data = None,
-    data_root: DataRoots = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
     llm: MoreLlm = None,
     train: MoreTrain = None,
-    split: Split = None,
-    limit: Limit = None,
-    name: Name = None,
+    split: options.Split = None,
+    limit: options.Limit = None,
+    name: options.Name = None,
 ) -> None:
     """Compare an ensemble of detectors with its parts, and several adapters with their mean and vote."""
     vlms = [vlm] if vlm else [] if run else [_ENSEMBLE]
-    recipes = _column_recipes(vlms, [data] if data else [], run or [], [*root(data_root), *(overrides or [])])
+    recipes = _column_recipes(vlms, [data] if data else [], run or [], [*options.root(data_root), *(overrides or [])])
     recipes = [each for each in recipes if len(each.detectors()) > 1] or recipes
     if len(recipes) > 1:
         names = ", ".join(f"{each.vlm} / {each.data.name}" for each in recipes)
@@ -154,11 +129,11 @@ def ensemble(  # noqa: PLR0913 (each is an option of the verb)
     found = _Matrix(columns, [*rows[:-1], *more, rows[-1]], filled, trained, notes)
     of_column = {vlm: found.predictions(column) for vlm, column in zip(parts, columns, strict=True)}
     less = {alone[place].vlm: of_column[each.vlm] for place, each in enumerate(without)}
-    _write_matrix("ensemble", folder, found, combining.contributions(of_column[recipe.vlm], less))
+    _save_matrix("ensemble", folder, found, combining.contributions(of_column[recipe.vlm], less))
 
 
-def curve(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Overrides = None,
+def curve_verb(  # noqa: PLR0913 (each is an option of the verb)
+    overrides: options.Overrides = None,
     *,
     run: Annotated[
         Path | None, typer.Option(help="A finished run: its checkpoints are points, and its recipe is used.")
@@ -166,46 +141,53 @@ def curve(  # noqa: PLR0913 (each is an option of the verb)
     samples: Annotated[
         list[int] | None, typer.Option(min=1, help="Number of training samples; repeat it for several sizes.")
     ] = None,
-    vlm: Vlm = None,
-    llm: Llm = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    train: Train = None,
-    split: Split = None,
-    limit: Limit = None,
-    name: Name = None,
+    vlm: options.Vlm = None,
+    llm: options.Llm = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    train: options.Train = None,
+    split: options.Split = None,
+    limit: options.Limit = None,
+    name: options.Name = None,
 ) -> None:
     """Draw P@1 against training samples: from a run's checkpoints, from trainings on nested subsets, or from both."""
     names = {"vlm": vlm, "llm": llm, "data": data, "train": train}
     given = [f"--{kind} {value}" for kind, value in names.items() if value is not None]
     if run is not None and (more := [*given, *(["--data-root"] if data_root else []), *(overrides or [])]):
         raise RecipeError(f"the recipe of {run} is used as it is; leave out {', '.join(more)}")
-    recipe = choose_recipe(names, overrides, data_root, run=run)
-    folder = runs.RUNS / "curve" / folder_name(name or (run.resolve().name if run else name_of(names)), "--name")
+    recipe = options.choose_recipe(names, overrides, data_root, run=run)
+    folder = (
+        runs.RUNS / "curve" / folder_name(name or (run.resolve().name if run else options.name_of(names)), "--name")
+    )
     if run is None and not samples:
         raise RecipeError('name a run, or sizes: make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"')
-    points = [*(_points_of_run(run) if run else []), *_points_of_sizes(folder, recipe, samples or [])]
+    points = []
+    if run is not None:
+        series = f"one training, so far ({run.name})"
+        points = [
+            CurvePoint(f"step-{each.num_steps}", series, each.num_samples, each.num_steps, each.folder)
+            for each in runs.intermediate_adapters(run)
+        ]
+    points += _points_of_sizes(folder, recipe, samples or [])
     columns, notes = load_columns([recipe], {folder: recipe}, split=split, limit=limit)
     rows = _curve_systems(points, recipe)
     filled = fill(rows, columns, folder / "predictions")
     problems = [f"{system} on {column}: {cell}" for (system, column), cell in filled.items() if isinstance(cell, str)]
     if problems:
         raise PromptError(problems[0])
+    predictions = [row for cell in filled.values() if not isinstance(cell, str) for row in cell[1]]
     values = {
         **curve_values(columns[0].name, compare_cells(filled, rows, columns), points),
         "data": columns[0].facts,
         "recipe": recipe.model_dump(mode="json"),
         "run": str(run) if run else None,
-        "notes": [*notes, *mass_notes(_all_predictions(filled)), *_curve_notes(run, recipe, points)],
+        "notes": [*notes, *mass_notes(predictions), *_curve_notes(run, recipe, points)],
         "question": {
             "column": results.column_question(columns[0].facts),
             "systems": {row.name: dict(row.identity) for row in rows},
         },
     }
-    _write("curve", folder, values)
-
-
-# Matrices
+    save_study("curve", "curve", folder, values)
 
 
 @dataclass(frozen=True)
@@ -224,49 +206,36 @@ class _Matrix:
         return {name: cell[1] for name, cell in cells.items() if not isinstance(cell, str)}
 
 
-def _write_matrix(
-    kind: str, folder: Path, found: _Matrix, contributions: Sequence[combining.Contribution] = ()
-) -> None:
-    masses = [
-        f"{column.name}: {note}"
-        for column in found.columns
-        for note in mass_notes([row for rows in found.predictions(column).values() for row in rows])
-    ]
+def _save_matrix(kind: str, folder: Path, found: _Matrix, contributions: Sequence[combining.Contribution] = ()) -> None:
+    notes = list(found.notes)
+    # In what the runs differ besides their training data: their numbers then differ for that reason too.
+    names = [row.name for row in found.rows if row.baseline]
+    parts = [each.model_dump(mode="json", include={"llm", "prompt", "train"}) for each in found.trained.values()]
+    for name, part in zip(names[1:], parts[1:], strict=True):
+        for difference in storage.describe_differences(parts[0], part, places=("there", "here")):
+            notes.append(f"{name} is of another recipe than {names[0]}: {difference}")
+    for column in found.columns:
+        predictions = [row for rows in found.predictions(column).values() for row in rows]
+        notes += [f"{column.name}: {note}" for note in mass_notes(predictions)]
     values = {
         **matrix_values(compare_cells(found.filled, found.rows, found.columns), contributions),
         "columns": {column.name: column.facts for column in found.columns},
         "runs": {str(run): recipe.model_dump(mode="json") for run, recipe in found.trained.items()},
-        "notes": [*found.notes, *_recipe_notes(found), *masses],
+        "notes": notes,
         "question": {
             "columns": {column.name: results.column_question(column.facts) for column in found.columns},
             "systems": {row.name: dict(row.identity) for row in found.rows},
         },
     }
-    _write(kind, folder, values)
+    save_study(kind, "matrix", folder, values)
 
 
-def _recipe_notes(found: _Matrix) -> list[str]:
-    """Say in what the runs differ besides their training data: their numbers then differ for that reason too."""
-    names = [row.name for row in found.rows if row.baseline]
-    parts = [each.model_dump(mode="json", include={"llm", "prompt", "train"}) for each in found.trained.values()]
-    return [
-        f"{name} is of another recipe than {names[0]}: {difference}"
-        for name, part in zip(names[1:], parts[1:], strict=True)
-        for difference in storage.describe_differences(parts[0], part, places=("there", "here"))
-    ]
-
-
-def _write(kind: str, folder: Path, values: Mapping[str, Any]) -> None:
-    """Write a grid where results of another question are not touched, and print it."""
-    stem = "curve" if kind == "curve" else "matrix"
-    names = tuple(f"{stem}.{suffix}" for suffix in ("json", "md", "png"))
+def save_study(kind: str, stem: str, folder: Path, values: Mapping[str, Any]) -> None:
+    """Write a grid as <stem>.json, .md and .png where results of another question are not touched, and print it."""
+    names = (f"{stem}.json", f"{stem}.md", f"{stem}.png")
     place = results.free_folder(folder, names, values["question"])
     known = {"git": storage.git_revision(), "versions": storage.versions()}
     write_study(kind, place, {**values, **known}, options.CONSOLE)
-
-
-def _all_predictions(filled: Filled) -> list[Prediction]:
-    return [row for cell in filled.values() if not isinstance(cell, str) for row in cell[1]]
 
 
 def _column_recipes(
@@ -274,15 +243,13 @@ def _column_recipes(
 ) -> list[Recipe]:
     """Return a recipe for each detector and data set: those that are named, else those of the runs; each pair once."""
     for folder in folders:
-        require_run(folder)
+        options.require_run(folder)
     found: dict[str, Recipe] = {}
-    nothing: list[None] = [None]
-    for one in sets or nothing:
-        for run in folders or nothing:
-            for each in vlms or nothing:
-                recipe = choose_recipe({"vlm": each, "llm": None, "data": one, "train": None}, overrides, run=run)
-                values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
-                found.setdefault(storage.digest_value({**values, "seed": recipe.train.seed}), recipe)
+    choices: list[Sequence[Any]] = [sets or [None], folders or [None], vlms or [None]]
+    for data, run, vlm in itertools.product(*choices):
+        recipe = options.choose_recipe({"vlm": vlm, "data": data}, overrides, run=run)
+        values = recipe.model_dump(mode="json", include={"detector", "candidates", "ensemble", "data"})
+        found.setdefault(storage.digest_value({**values, "seed": recipe.train.seed}), recipe)
     return list(found.values())
 
 
@@ -292,7 +259,7 @@ def _untrained_recipe(
     """Return the recipe of a further LLM, untrained, on the first column."""
     if llm is None:
         return None
-    own = choose_recipe({"vlm": None, "llm": llm, "data": None, "train": train}, overrides)
+    own = options.choose_recipe({"llm": llm, "train": train}, overrides)
     return recipe.model_copy(update={"llm": own.llm, "prompt": own.prompt, "train": own.train})
 
 
@@ -301,14 +268,12 @@ def _load_builder(recipe: Recipe) -> PromptBuilder:
 
 
 def _recipes_of(folders: Sequence[Path]) -> dict[Path, Recipe]:
+    """Return run folder -> recipe; refuse runs that are not finished."""
     unfinished = [str(folder) for folder in folders if not runs.is_complete(folder)]
     if unfinished:
         command = runs.resume_command(Path(unfinished[0]))
         raise RunError(f"no finished training in {', '.join(unfinished)}; resume it with: {command}")
     return {folder: runs.recipe_of(folder) for folder in folders}
-
-
-# Curves
 
 
 def _curve_systems(points: Sequence[CurvePoint], recipe: Recipe) -> list[System]:
@@ -328,14 +293,6 @@ def _curve_systems(points: Sequence[CurvePoint], recipe: Recipe) -> list[System]
     return rows
 
 
-def _points_of_run(run: Path) -> list[CurvePoint]:
-    series = f"one training, so far ({run.name})"
-    return [
-        CurvePoint(f"step-{each.num_steps}", series, each.num_samples, each.num_steps, each.folder)
-        for each in runs.intermediate_adapters(run)
-    ]
-
-
 def _points_of_sizes(folder: Path, recipe: Recipe, sizes: Sequence[int]) -> Iterator[CurvePoint]:
     """Yield a point for each size, smallest first; the first size beyond the data is the last one."""
     for size in sorted(set(sizes)):
@@ -348,18 +305,15 @@ def _points_of_sizes(folder: Path, recipe: Recipe, sizes: Sequence[int]) -> Iter
             run_training(own, place, options.CONSOLE)
         facts = runs.facts_of(place)
         yield CurvePoint(place.name, _OWN_TRAININGS, facts["samples"], facts["training"]["steps"], place / "adapter")
-        counted = {reason: count for reason, count in facts["left_out"].items() if reason != _NOT_DRAWN}
+        # Images that are evaluated on do not count towards `train.limit`.
+        counted = {**facts["left_out"], "image_in_an_evaluation_split": 0}
         if facts["samples"] + sum(counted.values()) < size:
             say(options.CONSOLE, f"there are fewer than {size} samples: larger sizes are skipped")
             return
 
 
 def require_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse a run folder of another recipe.
-
-    Raises:
-        RunError: With every difference and the command that removes the folder.
-    """
+    """Refuse a run folder of another recipe, with every difference and the command that removes the folder."""
     parts = [each.model_dump(mode="json") for each in (runs.recipe_of(folder), recipe.in_folder(folder))]
     found = storage.describe_differences(parts[0], parts[1], places=("there", "now"))
     if found:
@@ -376,7 +330,7 @@ def _curve_notes(run: Path | None, recipe: Recipe, points: Sequence[CurvePoint])
         for point in points
         if point.series == _OWN_TRAININGS and point.steps <= 2 * train.warmup_steps
     ]
-    if run and sum(point.series != _OWN_TRAININGS for point in points) < _FEW:
+    if run and sum(point.series != _OWN_TRAININGS for point in points) < 3:
         notes.append(
             f"{run} keeps few intermediate adapters: it was trained with train.save_steps={train.save_steps} "
             f"train.keep_adapters={train.keep_adapters}"

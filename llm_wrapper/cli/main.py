@@ -6,24 +6,13 @@ import errno
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from llm_wrapper.cli import (
-    data,
-    demo,
-    detections,
-    evaluate,
-    grids,
-    methods,
-    options,
-    predict,
-    score,
-    search,
-    train,
-)
+from llm_wrapper.cli import detections, evaluate, grids, methods, options, predict, search, train
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.terminal import log_to_stderr, open_console, say
 
@@ -41,6 +30,9 @@ A training: llm-wrapper cache-detections, train and eval, each with --vlm flo2 -
 _RENAMED = {
     "bench": "make bench-score (and bench-train, -detect, -memory, -metrics, -growth) in a checkout",
     "data": "llm-wrapper check-data",
+    "detections export": "llm-wrapper export CACHE FILE",
+    "detections verify": "llm-wrapper detections info --verify",
+    "none-below": "llm-wrapper report PREDICTIONS --none-below SYSTEM",
     "plan": "llm-wrapper train --plan",
     "prompts": "llm-wrapper search-prompts, and llm-wrapper report FOLDER for its history",
 }
@@ -56,35 +48,41 @@ class _Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the verb, or refuse one that does not exist."""
-        if args and args[0] not in self.commands and args[0] in _RENAMED:
-            ctx.fail(f"There is no verb {args[0]!r} any more; use: {_RENAMED[args[0]]}")
+        for words in (" ".join(args[:1]), " ".join(args[:2])):
+            if words in _RENAMED:
+                ctx.fail(f"There is no verb {words!r} any more; use: {_RENAMED[words]}")
         return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(cls=_Verbs, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
 
-_TRY, _DATA, _STUDIES = "First steps", "Data and detections", "Studies"
-
-
-def _add(name: str, verb: Any, panel: str) -> None:
-    app.command(name, rich_help_panel=panel)(verb)
-
-
-_add("train", train.train_verb, _TRY)
-_add("eval", evaluate.evaluate_verb, _TRY)
-_add("predict", predict.predict, _TRY)
-_add("demo", demo.demo_verb, _TRY)
-_add("report", score.report_verb, _TRY)
-_add("export", predict.export_adapter, _TRY)
-_add("check-data", data.check_data_verb, _DATA)
-_add("cache-detections", detections.cache_detections_verb, _DATA)
-_add("score", score.score_verb, _DATA)
-app.add_typer(detections.detections_app, name="detections", rich_help_panel=_DATA)
-grids.add_grid_verbs(app)
-methods.add_methods_verb(app)
-_add("none-below", score.none_below_verb, _STUDIES)
-_add("search-prompts", search.search_prompts_verb, _STUDIES)
-options.add_common(app)
+_VERBS: dict[str, dict[str, Callable[..., None]]] = {
+    "First steps": {
+        "train": train.train_verb,
+        "eval": evaluate.evaluate_verb,
+        "predict": predict.predict_verb,
+        "demo": train.demo_verb,
+        "report": evaluate.report_verb,
+        "export": predict.export_verb,
+    },
+    "Data and detections": {
+        "check-data": detections.check_data_verb,
+        "cache-detections": detections.cache_detections_verb,
+        "score": evaluate.score_verb,
+    },
+    "Studies": {
+        "transfer": grids.transfer_verb,
+        "ensemble": grids.ensemble_verb,
+        "curve": grids.curve_verb,
+        "compare-methods": methods.compare_methods_verb,
+        "search-prompts": search.search_prompts_verb,
+    },
+}
+for _panel, _verbs in _VERBS.items():
+    for _name, _verb in _verbs.items():
+        app.command(_name, rich_help_panel=_panel)(_verb)
+app.add_typer(detections.detections_app, name="detections", rich_help_panel="Data and detections")
+app.callback()(options.common_options)
 
 _ERRORS = open_console(stderr=True)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import __version__, runs, storage
+from llm_wrapper import __version__, runs
 from llm_wrapper.detectors import load_plugin
 from llm_wrapper.errors import RecipeError, RunError, nearest
 from llm_wrapper.recipe import Recipe, RecipeFile, compose, read_recipe_file
@@ -25,34 +25,9 @@ from llm_wrapper.services import allow_typed_keys
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console
 
-__all__ = [
-    "CONSOLE",
-    "AdapterName",
-    "Data",
-    "DataRoot",
-    "Limit",
-    "Llm",
-    "Overrides",
-    "PromptName",
-    "Run",
-    "Split",
-    "Train",
-    "Vlm",
-    "add_common",
-    "assigned",
-    "choose_recipe",
-    "extra_words",
-    "fill_defaults",
-    "list_runs",
-    "name_of",
-    "names_by_kind",
-    "overridden",
-    "recipe_first",
-    "require_one_adapter",
-    "require_run",
-    "root",
-    "starts_with",
-]
+__all__ = ["CONSOLE", "AdapterName", "Data", "DataRoot", "Limit", "Llm", "Name", "Overrides", "PromptName", "Run",
+           "Split", "Train", "Vlm", "assigned", "choose_recipe", "common_options", "extra_words", "fill_defaults",
+           "list_runs", "name_of", "recipe_first", "require_run", "root", "starts_with"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +50,6 @@ DEFAULTS = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
 """Files of each kind where neither the command line nor a run names one."""
 
 
-def _name(value: str | None) -> str | None:
-    """Refuse a split that could leave the folder of its results."""
-    return None if value is None else folder_name(value, "--split")
-
-
 _DEFAULT = "If neither this nor a run says it:"
 
 Vlm = Annotated[
@@ -89,7 +59,10 @@ Llm = Annotated[str | None, typer.Option(help=f"LLM: a file of recipes/llm. {_DE
 Data = Annotated[str | None, typer.Option(help=f"Data set: a file of recipes/data. {_DEFAULT} {DEFAULTS['data']}.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if not where its recipe says.")]
 Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/train. {_DEFAULT} {DEFAULTS['train']}.")]
-Split = Annotated[str | None, typer.Option(help="Split, if not the recipe's.", callback=_name)]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Split, if not the recipe's.", callback=lambda name: name and folder_name(name, "--split")),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]
 Run = Annotated[Path | None, typer.Option(help="Run folder; its recipe is used, and what is typed beside it wins.")]
@@ -99,13 +72,7 @@ PromptName = Annotated[
 AdapterName = Annotated[
     str | None, typer.Option("--adapter", help="A PEFT adapter of another program: folder, or owner/name of the hub.")
 ]
-
-
-def names_by_kind(
-    vlm: str | None, llm: str | None, data: str | None, train: str | None = None, *, prompt: str | None = None
-) -> dict[str, str | None]:
-    """Return kind of recipe -> name of its file, or None."""
-    return {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
+Name = Annotated[str | None, typer.Option(help="Name of the folder of results.")]
 
 
 def starts_with(kind: str) -> bool:
@@ -145,13 +112,13 @@ def choose_recipe(
 ) -> Recipe:
     """Compose the recipe that a command means: what the command line says, else what the run says, else the default.
 
+    The file of `--recipe` comes first. Its overrides are the word of a file: only what was typed allows a key.
+
     Args:
         names: Kind -> name of the file that the command line names, or None where it names none.
         overrides: `section.key=value`; they win over everything.
         data_root: Where the data lies.
         run: Gives all that is not named.
-
-    The file of `--recipe` comes first. Its overrides are the word of a file: only what was typed allows a key.
 
     Raises:
         RecipeError: If a file is missing, or the recipe is wrong; every problem is listed.
@@ -162,45 +129,31 @@ def choose_recipe(
     changes = [*root(data_root), *(overrides or [])]
     given = {kind: name for kind, name in names.items() if name is not None}
     if run is None:
-        missing = {kind: DEFAULTS[kind] for kind in names if kind in DEFAULTS and not start.gives(kind)}
+        missing = {kind: name for kind, name in DEFAULTS.items() if not start.gives(kind)}
         return compose({**missing, **given}, changes, start=start)
     require_run(run)
     if "prompt" in start.names:
         given.setdefault("prompt", start.names["prompt"])
     trained = runs.recipe_of(run)
     recipe = compose(given, [*start.overrides, *changes], start=trained)
-    return _with_template(recipe, trained, run) if "llm" in given and recipe.llm.backend == "openai" else recipe
-
-
-def _with_template(recipe: Recipe, trained: Recipe, run: Path) -> Recipe:
-    """Return the recipe by which a server is asked in the chat template of a run's training."""
-    own = trained.llm
-    carried = {key: getattr(own, key) for key in _TEMPLATE if key not in recipe.llm.model_fields_set}
-    if recipe.llm.decode != "score" and own.model_dump(include=set(_TEMPLATE), exclude_defaults=True):
+    if "llm" not in given or recipe.llm.backend != "openai":
+        return recipe
+    # A server that has the run's weights is asked in the chat template of the training.
+    if recipe.llm.decode != "score" and trained.llm.model_dump(include=set(_TEMPLATE), exclude_defaults=True):
         _log.warning(
             "%s was trained with its own chat template, and llm.decode=%s uses the server's: start the server "
             "with that of the run (vllm serve --chat-template FILE), or set llm.decode=score",
             run,
             recipe.llm.decode,
         )
+    carried = {key: getattr(trained.llm, key) for key in _TEMPLATE if key not in recipe.llm.model_fields_set}
     return recipe.model_copy(update={"llm": recipe.llm.model_copy(update=carried)})
 
 
-def require_one_adapter(run: Path | None, adapter: str | None) -> None:
-    """Refuse a run and an adapter at once."""
-    if run and adapter:
-        raise RecipeError(f"{run} has its own adapter; name it or {adapter}, not both")
-
-
 def require_run(folder: Path) -> None:
-    """Refuse a folder that is no run, and say which runs there are.
-
-    Raises:
-        RunError: If it is none.
-    """
-    if (folder / "recipe.yaml").is_file():
-        return
-    raise RunError(f"{folder} is no run folder{list_runs(folder)}")
+    """Refuse a folder that is no run, and say which runs there are."""
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} is no run folder{list_runs(folder)}")
 
 
 def list_runs(folder: Path) -> str:
@@ -208,16 +161,6 @@ def list_runs(folder: Path) -> str:
     there = [str(path.parent) for path in sorted(runs.RUNS.glob("*/recipe.yaml"))]
     listed = f"there are: {', '.join(there)}" if there else "there is no run yet; make one with: llm-wrapper train"
     return f"{nearest(str(folder), there)} ({listed})"
-
-
-_ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}
-
-
-def overridden(run: Path, recipe: Recipe) -> list[str]:
-    """Say what the command line changes of a run's recipe that decides answers, one sentence each."""
-    parts = [each.model_dump(mode="json", include=_ANSWERS) for each in (runs.recipe_of(run), recipe)]
-    found = storage.describe_differences(parts[0], parts[1], places=(f"in {run}", "here"))
-    return [f"not as the run was trained: {each}" for each in found]
 
 
 def extra_words() -> list[str]:
@@ -248,18 +191,13 @@ def recipe_first(words: Sequence[str]) -> list[str]:
     return [*first, *others, *words[end:]]
 
 
-def add_common(app: typer.Typer) -> None:
-    """Add the options before the verb."""
-    app.callback()(_common)
-
-
 def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"llm-wrapper {__version__}")
         raise typer.Exit
 
 
-def _common(
+def common_options(
     context: typer.Context,
     *,
     recipe: Annotated[
@@ -279,6 +217,7 @@ def _common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    """Read the options before the verb: load plugins, and keep the recipe that verbs start from."""
     for module in plugin or []:
         load_plugin(module)
     if recipe and paper:

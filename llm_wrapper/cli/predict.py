@@ -1,4 +1,4 @@
-"""The verbs that use an adapter without measuring it: `predict` on images, and `export` of one model for a server.
+"""The verbs that use an adapter without measuring it: `predict` on images, and `export` for other programs.
 
 predict photo.jpg "the left dog"                  ranked boxes, and a picture in runs/predict
 predict photos/ "the left dog" --json             one JSON line an image
@@ -13,28 +13,24 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from PIL import Image
-from rich.console import Console
 
 from llm_wrapper import adapter_files, images, readers, results, runs, storage
-from llm_wrapper.adapter_files import find_adapter
 from llm_wrapper.cli import options
-from llm_wrapper.cli.evaluate import Evaluation, notes, with_training
-from llm_wrapper.cli.options import DataRoot, Llm, assigned, choose_recipe, require_one_adapter, starts_with
+from llm_wrapper.cli.detections import export_detections
 from llm_wrapper.detections.samples import Preparer, require_expressions
 from llm_wrapper.errors import DataError, RecipeError, RunError, listed
-from llm_wrapper.recipe import Recipe
+from llm_wrapper.evaluation.jobs import Evaluation, require_one_adapter
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
 from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["export_adapter", "predict"]
+__all__ = ["export_verb", "predict_verb"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of the files in a folder that are taken for images."""
@@ -44,19 +40,13 @@ _OVERRIDE = re.compile(r"[a-z_]+(?:\.[\w-]+)+=")
 _MAX_COLORS = 2000
 """Drawn shapes have some hundred colors, photographs tens of thousands."""
 
-_NO_DETECTOR = (
-    "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes of any "
-    "detector (--boxes boxes.jsonl), or a run, whose detector is taken (--run runs/..). --vlm toy is for the drawn "
-    "shapes of data/toy only"
-)
-
 _errors = open_console(stderr=True)
 
 Asked = list[tuple[Path, list[str]]]
 """Images, each with the expressions that are asked about it."""
 
 
-def predict(  # noqa: PLR0913 (each is an option of the verb)
+def predict_verb(  # noqa: PLR0913 (each is an option of the verb)
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -74,17 +64,12 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     vlm: Annotated[
         str | None, typer.Option(help="Detector, if not the run's: a file of recipes/vlm; a+b for both.")
     ] = None,
-    llm: Llm = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="A PEFT adapter of another program: folder, or owner/name of the hub.")
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="How the LLM is asked: a file of recipes/prompt, a+b for both, or the path of one."),
-    ] = None,
+    llm: options.Llm = None,
+    run: options.Run = None,
+    adapter: options.AdapterName = None,
+    prompt: options.PromptName = None,
     data: Annotated[str | None, typer.Option(help="Whose training split examples come from, if not the run's.")] = None,
-    data_root: DataRoot = None,
+    data_root: options.DataRoot = None,
     boxes: Annotated[Path | None, typer.Option(help="Boxes of these images from any detector (JSONL).")] = None,
     out: Annotated[
         Path | None,
@@ -104,36 +89,43 @@ def predict(  # noqa: PLR0913 (each is an option of the verb)
     asked, overrides = _read_words(words or [], expressions)
     if boxes and vlm:
         raise RecipeError(f"--boxes {boxes} takes the place of a detector; leave out --vlm {vlm}")
-    if not (run or boxes or vlm or starts_with("vlm")):
-        raise RecipeError(_NO_DETECTOR)
+    if not (run or boxes or vlm or options.starts_with("vlm")):
+        raise RecipeError(
+            "predict needs boxes of this picture: name a detector that sees photographs (--vlm flo2), a file of boxes "
+            "of any detector (--boxes boxes.jsonl), or a run, whose detector is taken (--run runs/..). --vlm toy is "
+            "for the drawn shapes of data/toy only"
+        )
     if boxes:
-        overrides = [assigned("detector.settings.path", boxes), *overrides]
+        overrides = [options.assigned("detector.settings.path", boxes), *overrides]
     names = {"vlm": "import" if boxes else vlm, "llm": llm, "data": data or (None if run else "mine"), "prompt": prompt}
-    recipe = choose_recipe({**names, "train": None}, overrides, data_root, run=run)
-    job = Evaluation(recipe, run, adapter=find_adapter(adapter) if adapter else None, prompt=prompt)
-    if not _Predicting(job, out, as_json=as_json, save_crop=save_crop).run(asked):
+    recipe = options.choose_recipe(names, overrides, data_root, run=run)
+    third_party = adapter_files.find_adapter(adapter) if adapter else None
+    predictor = _Predictor(Evaluation(recipe, run, adapter=third_party, prompt=prompt), out, as_json, save_crop)
+    if not predictor.predict(asked):
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Predicting:
+class _Predictor:
     """Answers all questions with one detector and one LLM, and prints and draws the answers."""
 
-    job: Evaluation
-    out: Path | None
-    as_json: bool
-    save_crop: bool
+    def __init__(self, job: Evaluation, out: Path | None, as_json: bool, save_crop: bool) -> None:
+        self._job, self._out, self._as_json, self._save_crop = job, out, as_json, save_crop
 
-    def run(self, asked: Asked) -> bool:
+    def predict(self, asked: Asked) -> bool:
         """Return whether every image could be read; of several the others are answered all the same.
 
         Raises:
             LLMWrapperError: If no image could be read, or anything else fails.
         """
-        is_one = len(asked) == len(asked[0][1]) == 1
-        if self.out is not None and is_one:
-            _require_new_picture(self.out, asked[0][0])
-        recipe, adapter = with_training(self.job)
+        recipe, is_one = self._job.recipe, len(asked) == len(asked[0][1]) == 1
+        if self._out is not None and is_one:
+            _require_new_picture(self._out, asked[0][0])
+        adapter = self._job.find_adapter_folder()
+        # All that decides an answer but image and expression: no two questions share a picture.
+        decides = {
+            "asked": results.evaluation_question({"recipe": recipe.model_dump(mode="json")}),
+            "weights": adapter_files.digest_adapter(adapter) if adapter else None,
+        }
         preparer, wrapper = Preparer(recipe, progress=is_one), None
         skipped: list[str] = []
         predictions: list[Prediction] = []
@@ -147,33 +139,39 @@ class _Predicting:
                 skipped.append(f"{image}: {error}")
                 continue
             if wrapper is None:
-                self._note_photograph(recipe, image)
+                self._warn_of_photograph(image)
                 wrapper = Wrapper.from_recipe(recipe, adapter, progress=is_one)
             for result in wrapper.answer(prepared, image):
-                self._report(result, image, self._out_of(recipe, adapter, image, result, is_one), is_one)
+                out = self._out
+                if out is None or not is_one:
+                    parts = {"image": storage.digest(image), "expression": result.expression, **decides}
+                    name = f"{storage.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
+                    out = (out or runs.RUNS / "predict") / name
+                self._report(result, image, out, None if is_one else f"{image}: {result.expression}")
                 predictions.append(result.prediction)
-        for line in notes(self.job, predictions):
-            self._note(line)
+        for line in self._job.notes(predictions):
+            say(_errors if self._as_json else options.CONSOLE, line)
         if skipped:
             say(_errors, listed(f"{len(skipped)} of {len(asked)} images were skipped", skipped), style="red")
         return not skipped
 
-    def _report(self, result: Result, image: Path, out: Path, is_one: bool) -> None:
+    def _report(self, result: Result, image: Path, out: Path, title: str | None) -> None:
+        """Draw and print an answer, with a title where there are several."""
         files = {}
-        if self.out is not None or not self.as_json:
+        if self._out is not None or not self._as_json:
             result.draw(out)
             files["picture"] = str(out)
-        if self.save_crop and result.box is not None:
+        if self._save_crop and result.box is not None:
             crop = out.with_name(f"{out.stem}-crop.png")
             x0, y0, x1, y1 = result.box.xyxy
             corners = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
             pictures.save_picture(images.read_image(image).crop(corners), crop)
             files["crop"] = str(crop)
-        if self.as_json:
+        if self._as_json:
             say(options.CONSOLE, json.dumps({"image": str(image), **_as_json(result), **files}))
             return
-        if not is_one:
-            say(options.CONSOLE, f"{image}: {result.expression}")
+        if title:
+            say(options.CONSOLE, title)
         for each in result.ranked:
             coordinates = ", ".join(f"{value:.1f}" for value in each.box.xyxy)
             mark = "*" if each.index == result.index else " "
@@ -183,27 +181,10 @@ class _Predicting:
         places = "; ".join(f"{kind}: {path}" for kind, path in files.items())
         say(options.CONSOLE, f"{none}decided by: {result.prediction.decided_by}; {places}")
 
-    def _out_of(self, recipe: Recipe, adapter: Path | None, image: Path, result: Result, is_one: bool) -> Path:
-        """Return a file for the drawn picture that no other question has."""
-        if self.out is not None and is_one:
-            return self.out
-        decides = results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
-        weights = adapter_files.digest_adapter(adapter) if adapter else None
-        parts = {
-            "image": storage.digest(image),
-            "expression": result.expression,
-            "asked": decides,
-            "weights": weights,
-        }
-        name = f"{storage.plain_name(image.stem)[:60]}-{storage.digest_value(parts)[:8]}.png"
-        return (self.out or runs.RUNS / "predict") / name
-
-    def _note(self, line: str) -> None:
-        say(_errors if self.as_json else options.CONSOLE, line)
-
-    def _note_photograph(self, recipe: Recipe, image: Path) -> None:
+    def _warn_of_photograph(self, image: Path) -> None:
         """Say that a detector of drawn shapes sees nothing in a photograph."""
-        toys = [each.detector.name for each in recipe.detectors() if each.detector.name in ("toy", "toy-gray")]
+        names = [each.detector.name for each in self._job.recipe.detectors()]
+        toys = [name for name in names if name in ("toy", "toy-gray")]
         if toys and images.read_image(image).getcolors(_MAX_COLORS) is None:
             say(
                 _errors,
@@ -237,12 +218,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def _read_words(words: Sequence[str], expressions: Path | None) -> tuple[Asked, list[str]]:
-    """Divide the words of a command into questions and overrides.
-
-    Raises:
-        RecipeError: If an image or an expression is missing.
-        DataError: If an expression is empty, or the file of expressions cannot be used.
-    """
+    """Divide the words of a command into questions and overrides."""
     overrides = [word for word in words if _OVERRIDE.match(word) and not Path(word).exists()]
     rest = [word for word in words if word not in overrides]
     if expressions is not None:
@@ -334,34 +310,43 @@ def _require_new_picture(out: Path, image: Path) -> None:
         raise RecipeError(f"--out {out} is the picture itself, which would be lost; name another file")
 
 
-def export_adapter(
-    run: Annotated[str, typer.Argument(help="A finished run, or, with --llm, an adapter of another program.")],
-    out: Annotated[Path, typer.Argument(help="The new folder of the merged model.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")] = None,
+def export_verb(
+    source: Annotated[str, typer.Argument(help="A finished run; a cache of detections; with --llm any PEFT adapter.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new folder for the model; for detections a .json (COCO results) or .jsonl file.")
+    ],
+    overrides: options.Overrides = None,
     *,
-    llm: Annotated[str | None, typer.Option(help="LLM of that adapter: a file of recipes/llm.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="LLM of an adapter of another program: a file of recipes/llm.")
+    ] = None,
 ) -> None:
-    """Merge an adapter into its base model: one folder that any server loads."""
-    folder = Path(run)
+    """Write for other programs: a run's adapter merged into its LLM, or cached detections as one file.
+
+    For any server: llm-wrapper export runs/flo2-llama3-refcocog-.. merged/
+
+    For any program, VLM=import reads it back: llm-wrapper export data/detections/flo2/refcocog/val boxes.json
+    """
+    folder, use = Path(source), f"--run {shlex.quote(source)}"
     if llm is not None:
-        section = choose_recipe({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
-        _merge(section, find_adapter(run).folder, out, "--vlm .. --data ..", options.CONSOLE)
-        return
-    if overrides:
+        section = options.choose_recipe({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
+        adapter, use = adapter_files.find_adapter(source).folder, "--vlm .. --data .."
+    elif overrides:
         raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
-    if not folder.exists():
-        raise RunError(f"{run} does not exist{options.list_runs(folder)}")
-    if not runs.is_complete(folder):
+    elif out.suffix in (".json", ".jsonl") or any(folder.glob("part-*.parquet")):  # which a run does not hold
+        export_detections(folder, out, options.CONSOLE)
+        return
+    elif not folder.exists():
+        raise RunError(f"{source} does not exist{options.list_runs(folder)}")
+    elif not runs.is_complete(folder):
         raise RunError(
-            f"{run} holds no finished training; resume it with: {runs.resume_command(folder)}. An adapter of another "
-            f"program is exported with its LLM: llm-wrapper export {shlex.quote(run)} {shlex.quote(str(out))} "
-            "--llm llama3"
+            f"{source} holds no finished training; resume it with: {runs.resume_command(folder)}. An adapter of "
+            f"another program is exported with its LLM: llm-wrapper export {shlex.quote(source)} "
+            f"{shlex.quote(str(out))} --llm llama3"
         )
-    _merge(runs.recipe_of(folder).llm, folder / runs.ADAPTER, out, f"--run {shlex.quote(run)}", options.CONSOLE)
-
-
-def _merge(section: Any, adapter: Path, out: Path, options: str, console: Console) -> None:
+    else:
+        section, adapter = runs.recipe_of(folder).llm, folder / runs.ADAPTER
     from llm_wrapper.llms.adapters import export_model
 
     export_model(section, adapter, out)
-    say(console, f"{out} is written; serve it, then: llm-wrapper eval --llm vllm {options}")
+    say(options.CONSOLE, f"{out} is written; serve it, then: llm-wrapper eval --llm vllm {use}")

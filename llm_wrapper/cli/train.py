@@ -1,12 +1,12 @@
-"""`train`: fine-tune the LLM, or print what that takes.
+"""`train`: fine-tune the LLM, or print what that takes; `demo`: all steps on the toy data.
 
 runs/<vlm>-<llm>-<data>-<utc>-<git>/  recipe.yaml  train_log.jsonl  adapter/  manifest.json (written last)
+runs/demo/                            the same, what `eval` writes, summary.json, pictures/*.png
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,47 +15,34 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import runs
+from llm_wrapper import results, runs, storage
 from llm_wrapper.cli import options
-from llm_wrapper.cli.options import (
-    Data,
-    DataRoot,
-    Llm,
-    Overrides,
-    PromptName,
-    Train,
-    Vlm,
-    choose_recipe,
-    name_of,
-)
-from llm_wrapper.errors import CacheError, DataError, ModelError
+from llm_wrapper.cli.detections import cache
+from llm_wrapper.cli.evaluate import evaluate
+from llm_wrapper.errors import CacheError, DataError, ModelError, shell_word
+from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.jobs import Evaluation
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.report import card
+from llm_wrapper.report import card, formatting, pictures
 from llm_wrapper.terminal import as_cell, say
 from llm_wrapper.training import processes
 from llm_wrapper.training.examples import count_answered_none, load_training_pool, require_trainable
-from llm_wrapper.training.processes import exit_on_signal
 
 if TYPE_CHECKING:
-    from llm_wrapper.training.examples import Group
     from llm_wrapper.training.memory_estimate import TrainingEstimate
 
-
-__all__ = ["plan_training", "run_training", "train_verb"]
-
-
-_DTYPES = {2: "16 bit", 4: "32 bit"}
+__all__ = ["demo", "demo_verb", "plan_training", "run_training", "train_verb"]
 
 
 def train_verb(  # noqa: PLR0913 (each is an option of the verb)
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
-    vlm: Vlm = None,
-    llm: Llm = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    train: Train = None,
-    prompt: PromptName = None,
+    vlm: options.Vlm = None,
+    llm: options.Llm = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    train: options.Train = None,
+    prompt: options.PromptName = None,
     run: Annotated[
         Path | None,
         typer.Option(help="Run folder: an interrupted one is resumed by its own recipe, a new one is made."),
@@ -72,24 +59,20 @@ def train_verb(  # noqa: PLR0913 (each is an option of the verb)
 
     Memory and steps alone: llm-wrapper train --vlm flo2 --llm llama3 --data refcocog --plan
     """
-    names = options.names_by_kind(vlm, llm, data, train, prompt=prompt)
+    names = {"vlm": vlm, "llm": llm, "data": data, "train": train, "prompt": prompt}
     begun = run if run and (run / "recipe.yaml").is_file() else None
-    recipe = choose_recipe(names, overrides, data_root, run=begun)
+    recipe = options.choose_recipe(names, overrides, data_root, run=begun)
     if plan:
         if not plan_training(recipe, options.CONSOLE):
             raise typer.Exit(1)
         return
-    run_training(recipe, run or runs.RUNS / runs.new_name(name_of(names)), options.CONSOLE, is_new=run is None)
+    run_training(recipe, run or runs.RUNS / runs.new_name(options.name_of(names)), options.CONSOLE, is_new=run is None)
 
 
 def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool = False) -> Path:
     """Train an adapter and leave it in the run folder, which is complete once its manifest is there.
 
-    Args:
-        recipe: Of the run.
-        folder: Of the run.
-        console: Where the course is printed.
-        is_new: Make a folder that does not exist yet, see `runs.claim_run`.
+    With `is_new` the folder must not exist yet, see `runs.claim_run`.
     """
     if recipe.llm.backend == "rule":
         raise ModelError("LLM=rule has nothing to train; evaluate it with: llm-wrapper eval --llm rule")
@@ -107,7 +90,7 @@ def run_training(recipe: Recipe, folder: Path, console: Console, *, is_new: bool
         folder = processes.open_run_together(
             folder, lambda path: held.enter_context(runs.claim_run(path, recipe, is_new=is_new))
         )
-        with exit_on_signal(folder, console):
+        with processes.exit_on_signal(folder, console):
             _adapt(recipe, folder, console)
     return folder
 
@@ -120,24 +103,23 @@ def _adapt(recipe: Recipe, folder: Path, console: Console) -> None:
 
     llm = load_model(recipe.llm)
     groups, num_too_long = trainer.fit_to_length(llm, pool.groups, recipe)
-    left_out = {**pool.skipped, "too_long": num_too_long}
-    num_samples = sum(group.num_labelled for group in groups)
-    labelled = [group for group in groups if group.num_labelled]
-    images = f", {len(groups) - len(labelled)} images to generate expressions for" if labelled != groups else ""
-    none = f"; answered by none of these: {count_answered_none(groups)}" if recipe.prompt.none else ""
-    found = f"{num_samples} samples in {len(labelled)} groups{images}{none}; skipped: {left_out}"
-    say(console, found)
+    facts = {
+        "samples": sum(group.num_labelled for group in groups),
+        "left_out": {**pool.skipped, "too_long": num_too_long},
+        "data": [each.facts() for each in pool.sets],
+        **({"answered_none": count_answered_none(groups)} if recipe.prompt.none else {}),
+    }
+    num_labelled = sum(bool(group.num_labelled) for group in groups)
+    found = f"{facts['samples']} samples in {num_labelled} groups"
+    if num_labelled < len(groups):
+        found += f", {len(groups) - num_labelled} images to generate expressions for"
+    if recipe.prompt.none:
+        found += f"; answered by none of these: {facts['answered_none']}"
+    say(console, f"{found}; skipped: {facts['left_out']}")
     outcome = trainer.train_adapter(llm, groups, recipe, folder)
     if not processes.leave_process_group():
         return
-    facts = {
-        "samples": num_samples,
-        "left_out": left_out,
-        "training": outcome,
-        "data": [each.facts() for each in pool.sets],
-    }
-    facts |= {"answered_none": count_answered_none(groups)} if recipe.prompt.none else {}
-    runs.finish(folder, facts)
+    runs.finish(folder, {**facts, "training": outcome})
     card.write_card(folder)
     say(console, f"{folder}: {outcome['steps']} steps in {outcome['seconds']} s")
 
@@ -153,11 +135,9 @@ def plan_training(recipe: Recipe, console: Console) -> bool:
             f"llm.backend={recipe.llm.backend} has nothing to train; plan a local LLM: "
             "llm-wrapper train --plan --llm llama3"
         )
-    from llm_wrapper.training.examples import load_training_pool
     from llm_wrapper.training.memory_estimate import estimate_training
 
-    groups: Sequence[Group] | None = None
-    reason = "no group fits train.max_tokens, or none is left to train on"
+    groups, reason = None, "no group fits train.max_tokens, or none is left to train on"
     try:
         groups = load_training_pool(recipe).groups
     except (CacheError, DataError) as error:
@@ -173,42 +153,39 @@ def plan_training(recipe: Recipe, console: Console) -> bool:
 
 
 def _rows(found: TrainingEstimate, recipe: Recipe, reason: str) -> list[tuple[str, str]]:
-    """Return the rows of the table as (name, text)."""
+    """Return the rows of the table as (name, text); `reason` says why there is no epoch."""
     from llm_wrapper.training.memory_estimate import ADAPTER_BYTES, activation_bytes
 
+    dtypes = {2: "16 bit", 4: "32 bit"}
     sizes, setup, memory, epoch = found.sizes, found.setup, found.memory, found.epoch
-    kept = {way: activation_bytes(sizes, replace(setup, has_checkpointing=way), found.batch) for way in (True, False)}
     packed = f", {_count(sizes.num_packable)} of them in 4 bit" if setup.is_4bit else ""
-    batch = f"{found.batch.num_rows} rows of {found.batch.length:,} tokens"
     share = sizes.num_trainable / sizes.num_parameters
+    kept = {way: activation_bytes(sizes, replace(setup, has_checkpointing=way), found.batch) for way in (True, False)}
+    used, other = (_bytes(kept[way]) for way in (setup.has_checkpointing, not setup.has_checkpointing))
+    without = "without" if setup.has_checkpointing else "with"
+    batch = f"{found.batch.num_rows} rows of {found.batch.length:,} tokens"
+    if epoch:
+        tokens, steps = f"about {_count(epoch.num_tokens)}, with padding", f"about {epoch.num_steps:,}"
+    else:
+        batch += ", the longest that train.max_tokens allows"
+        tokens, steps = f"unknown: {reason}", "unknown"
+        steps += f", at most {recipe.train.max_steps:,}" if recipe.train.max_steps else ""
     return [
-        ("parameters", f"{_count(sizes.num_parameters)} in {_DTYPES[setup.number_bytes]}{packed}"),
-        ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {_DTYPES[ADAPTER_BYTES]}"),
+        ("parameters", f"{_count(sizes.num_parameters)} in {dtypes[setup.number_bytes]}{packed}"),
+        ("trainable", f"{_count(sizes.num_trainable)} ({share:.1%}) in {dtypes[ADAPTER_BYTES]}"),
         ("adapters on", found.sizes.targets),
         ("weights", _bytes(memory.weights)),
         ("adapter", _bytes(memory.adapter)),
         ("gradients", _bytes(memory.gradients)),
         ("optimizer", _bytes(memory.optimizer)),
-        (
-            "activations",
-            f"{_bytes(kept[setup.has_checkpointing])}, estimated; {_other_way(setup.has_checkpointing, kept)}",
-        ),
+        ("activations", f"{used}, estimated; {other} {without} gradient checkpointing"),
         ("working memory", f"{_bytes(memory.working)}, estimated"),
         ("expected peak", f"{_bytes(memory.peak)}, beside Python and its libraries"),
-        ("largest batch", batch if epoch else f"{batch}, the longest that train.max_tokens allows"),
-        ("tokens per epoch", f"about {_count(epoch.num_tokens)}, with padding" if epoch else f"unknown: {reason}"),
-        ("steps", f"about {epoch.num_steps:,}" if epoch else _steps(recipe)),
+        ("largest batch", batch),
+        ("tokens per epoch", tokens),
+        ("steps", steps),
         ("device", f"{found.device.name}, {_bytes(found.device.free)} free"),
     ]
-
-
-def _other_way(has_checkpointing: bool, kept: dict[bool, int]) -> str:
-    return f"{_bytes(kept[not has_checkpointing])} with{'out' if has_checkpointing else ''} gradient checkpointing"
-
-
-def _steps(recipe: Recipe) -> str:
-    limit = recipe.train.max_steps
-    return f"unknown, at most {limit:,}" if limit else "unknown"
 
 
 def _verdict(found: TrainingEstimate, recipe: Recipe) -> list[str]:
@@ -223,12 +200,12 @@ def _verdict(found: TrainingEstimate, recipe: Recipe) -> list[str]:
     ]
     if found.epoch is None:
         lines.append("  prompts may be shorter than was assumed: cache detections first (llm-wrapper cache-detections)")
-    options = list(suggest_changes(found.sizes, found.setup, found.batch, alpha=recipe.train.lora.alpha))
+    changes = list(suggest_changes(found.sizes, found.setup, found.batch, alpha=recipe.train.lora.alpha))
     lines += [
         f"  {change.overrides}: {_bytes(change.peak)}{', fits' if fits_memory(change.peak, found.device.free) else ''}"
-        for change in options
+        for change in changes
     ]
-    if not any(fits_memory(change.peak, found.device.free) for change in options):
+    if not any(fits_memory(change.peak, found.device.free) for change in changes):
         lines.append("  none of these is enough: choose a smaller LLM, or a device with more memory")
     return lines
 
@@ -242,3 +219,34 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.4g} {word}"
     return f"{number:,}"
+
+
+def demo_verb(
+    *,
+    fast: Annotated[bool, typer.Option(help="A few steps and samples, to see that everything works.")] = False,
+) -> None:
+    """Run all steps on the toy data: detect, train, evaluate; write table and pictures to runs/demo."""
+    names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "demo"}
+    demo(options.choose_recipe(names, None), options.CONSOLE, fast=fast)
+
+
+def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
+    """Detect, train and evaluate in runs/demo, and draw examples; `fast`: 4 steps and 60 samples in runs/demo-fast."""
+    folder = runs.RUNS / ("demo-fast" if fast else "demo")
+    if fast:
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 4})})
+    cache(recipe, [recipe.data.train_split, recipe.data.eval_split], console)
+    if runs.is_complete(folder) and runs.recipe_of(folder) == recipe:
+        say(console, f"{folder} is trained already; to train again: rm -r {shell_word(folder)}")
+    else:
+        run_training(recipe, folder, console)
+    done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
+    summary = results.free_file(folder / "summary.json", done.question)
+    storage.write_json(summary, {"rows": formatting.summary_values(done.summaries), "question": done.question})
+    # The first images, one prediction each, so that a person sees what the numbers are about.
+    rows = files.load_predictions(done.folder / f"predictions-{done.name}.parquet")
+    tuned = list({row.image_id: row for row in reversed(rows) if row.system == "tuned"}.values())[::-1][:6]
+    for number, row in enumerate(tuned):
+        image = recipe.data.folder / "images" / f"{row.image_id}.png"
+        pictures.save_picture(pictures.draw_prediction(row, image), done.folder / "pictures" / f"{number}.png")
+    say(console, f"{len(tuned)} pictures in {done.folder / 'pictures'}")

@@ -21,8 +21,7 @@ from rich.text import Text
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
-from llm_wrapper.detections.contents import Key
-from llm_wrapper.detections.identity import Recorded, describe_recorded, identity_of, split_recorded
+from llm_wrapper.detections.contents import Key, Recorded, describe_recorded, identity_of, split_recorded
 from llm_wrapper.detectors import Detector, PaidDetector, Question, RecordingDetector, questions_about
 from llm_wrapper.errors import CacheError, DataError, ImageError, RecipeError, listed
 from llm_wrapper.records import Detections

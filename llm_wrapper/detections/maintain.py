@@ -21,18 +21,20 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from llm_wrapper import boxes, storage
-from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
+from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache, read_folder
 from llm_wrapper.detections.contents import (
     Contents,
     Key,
     Manifest,
     Problem,
+    Recorded,
+    commits_of,
     count_answers,
     describe_key,
-    read_folder,
+    distinct,
+    fill_command,
     row_detections,
 )
-from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
 from llm_wrapper.detectors import LEVELS, Level, joined
 from llm_wrapper.errors import CacheError, DataError, RecipeError, listed
 from llm_wrapper.records import Detection, Detections

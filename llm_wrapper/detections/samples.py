@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from llm_wrapper import candidates, datasets, detectors, images, storage
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.identity import describe_recorded, identity_of
+from llm_wrapper.detections.contents import describe_recorded, identity_of
 from llm_wrapper.detectors import Detector, detect_samples
 from llm_wrapper.errors import DataError, PromptError, RecipeError
 from llm_wrapper.images import ImageSource
@@ -216,7 +216,7 @@ class Preparer:
 
     def __init__(self, recipe: Recipe, *, progress: bool = False) -> None:
         self._recipe, self._progress = recipe, progress
-        self._detectors: list[Detector] = []
+        self._opened: list[Callable[[Dataset], Detector]] = []
 
     def prepare(self, image: ImageSource, expressions: Sequence[str]) -> list[PreparedSample]:
         """Detect once in an image, and build the candidates of each expression.
@@ -231,7 +231,11 @@ class Preparer:
             wh = images.read_image(path).size
             samples = image_samples(path.stem, wh, expressions, image_path=str(path))
             with loading_bars_shown(self._progress):
-                created = self._create(samples)
+                # A detector that answers from a file is bound to each image, and reads the file once.
+                self._opened = self._opened or [
+                    detectors.open_detector(each.detector) for each in self._recipe.detectors()
+                ]
+                created = detectors.bind_detectors(self._opened, Dataset("predict", "predict", samples, ""))
                 answers = [detect_samples(detector, samples) for detector in created]
         if not isinstance(image, (str, Path)):  # the temporary file is gone
             samples = [replace(sample, image_path=None) for sample in samples]
@@ -240,17 +244,6 @@ class Preparer:
             PreparedSample(sample, prepare_candidates(self._recipe, sample, each, names))
             for sample, each in zip(samples, zip(*answers, strict=True), strict=True)
         ]
-
-    def _create(self, samples: Sequence[Sample]) -> Sequence[Detector]:
-        """Return the detectors; those that read no image are made for this one, as they look it up in a file."""
-        dataset = Dataset("predict", "predict", samples, "")
-        if not self._detectors:
-            self._detectors = list(detectors.create_detectors(self._recipe, dataset))
-            return self._detectors
-        for place, section in enumerate(self._recipe.detectors()):
-            if not self._detectors[place].reads_images:
-                self._detectors[place] = detectors.create_detector(section.detector, dataset)
-        return self._detectors
 
 
 def require_expressions(expressions: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "RawRow",
     "RecordingDetector",
     "UnboundDetector",
+    "bind_detectors",
     "create_detector",
     "create_detectors",
     "detect_sample",
@@ -50,6 +51,7 @@ __all__ = [
     "joined",
     "load_plugin",
     "loaded_plugins",
+    "open_detector",
     "parse_settings",
     "questions_about",
     "register_detector",
@@ -350,18 +352,14 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def create_detector(section: DetectorSection, dataset: Dataset, plugins: Sequence[str] = ()) -> Detector:
-    """Create the detector that a recipe names, for one split of a data set.
-
-    Args:
-        section: Its name and settings.
-        dataset: A detector that answers from a file or from annotations is bound to it.
-        plugins: Modules to load first, in another process than that of the command line.
-
-    Raises:
-        RecipeError: If the name is unknown, or the detector does not take one of the settings.
-    """
+    """Create the detector of a recipe for one split; `plugins` are loaded first, as in another process than this."""
     for plugin in plugins:
         load_plugin(plugin)
+    return open_detector(section)(dataset)
+
+
+def open_detector(section: DetectorSection) -> Callable[[Dataset], Detector]:
+    """Create the detector that a recipe names; return what binds it to a split, of which it may read a file once."""
     factory = REGISTRY.get(section.name)
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")
@@ -376,18 +374,23 @@ def create_detector(section: DetectorSection, dataset: Dataset, plugins: Sequenc
             )
         factory = installed[section.name].load()
     created = factory(section.settings)
-    detector: Detector = created.bind(dataset) if isinstance(created, UnboundDetector) else created
-    detector.name = section.label or detector.name
-    return detector
+
+    def bind(dataset: Dataset) -> Detector:
+        detector: Detector = created.bind(dataset) if isinstance(created, UnboundDetector) else created
+        detector.name = section.label or detector.name
+        return detector
+
+    return bind
 
 
 def create_detectors(recipe: Recipe, dataset: Dataset) -> Sequence[Detector]:
-    """Create the detectors of a recipe, its own first; of an ensemble there are several.
+    """Create the detectors of a recipe, its own first; of an ensemble there are several."""
+    return bind_detectors([open_detector(each.detector) for each in recipe.detectors()], dataset)
 
-    Raises:
-        RecipeError: As `create_detector`, or if two have one name: their candidates would look alike.
-    """
-    created = [create_detector(each.detector, dataset) for each in recipe.detectors()]
+
+def bind_detectors(opened: Sequence[Callable[[Dataset], Detector]], dataset: Dataset) -> list[Detector]:
+    """Return the detectors of a recipe for a split; refuse two of one name, as their candidates would look alike."""
+    created = [bind(dataset) for bind in opened]
     names = [detector.name for detector in created]
     if len(set(names)) < len(names):
         raise RecipeError(f"two detectors of an ensemble have one name ({', '.join(names)}): set a label for each")

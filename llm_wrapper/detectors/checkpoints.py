@@ -1,21 +1,38 @@
-"""Load the weights of detectors: from which commit, onto which device, and with no weight missing."""
+"""Load the weights of detectors: from which commit, onto which device, and with no weight missing.
+
+PyTorch is imported when weights are loaded: a cache is opened, and its identity compared, without either.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from transformers.utils import cached_file, extract_commit_hash
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm_wrapper import storage
-from llm_wrapper.devices import loading_bars
 from llm_wrapper.errors import ModelError
 
-__all__ = ["Architecture", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Architecture", "CheckpointSettings", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
+
+
+class CheckpointSettings(BaseModel):
+    """Settings of every detector with weights.
+
+    `model` is a hub id or a local folder. `revision` is a commit, tag or branch on the hub; pin a commit, because a
+    cache cannot notice that a branch moved. `device` auto takes a GPU where there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    revision: str | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +45,12 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The `model_type`s that a checkpoint may have, transformers' classes for it, and what to do without one."""
+    """The `model_type`s that a checkpoint may have, the names of transformers' classes for it, and a remedy."""
 
     model_types: tuple[str, ...]
-    model: Any
-    processor: Any
+    model: str
+    processor: str | Callable[[str, str], Any]
+    """A class, or a function of name and revision."""
     remedy: str
 
 
@@ -63,66 +81,64 @@ class Loaded:
 
 
 class Weights:
-    """A model that is loaded when it is first needed; several threads, and several detectors, may share it.
-
-    A cache can so be opened, and its identity compared, without the weights.
-    """
+    """A model that is loaded when it is first needed; several threads, and several detectors, may share it."""
 
     def __init__(self, load: Callable[[], Loaded], built: Loaded | None = None) -> None:
-        self._load, self._built, self._lock = load, built, threading.Lock()
-
-    @property
-    def built(self) -> Loaded | None:
+        self._load, self._lock = load, threading.Lock()
+        self.built = built
         """The model, if it has been needed."""
-        return self._built
 
     def loaded(self) -> Loaded:
-        """Return the model; it is loaded where it is not there yet.
-
-        Raises:
-            ModelError: If it cannot be loaded.
-        """
+        """Return the model; raise a ModelError if it cannot be loaded."""
         with self._lock:
-            if self._built is None:
-                self._built = self._load()
-            return self._built
+            if self.built is None:
+                self.built = self._load()
+            return self.built
 
 
-def load_checkpoint(
-    name: str, revision: str | None, architecture: Architecture, *, where: torch.device, **options: Any
-) -> Loaded:
+def load_checkpoint(settings: CheckpointSettings, architecture: Architecture, *, dtype: str, **options: Any) -> Loaded:
     """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
     Args:
-        name: Hub id or local folder; a folder has no commit.
-        revision: Commit, tag or branch; `None` is the main branch.
-        architecture: What the checkpoint must be.
-        where: The device.
+        settings: The model; of a folder there is no commit.
+        architecture: Must be the checkpoint's.
+        dtype: A floating point type of PyTorch, or `auto`: float16 on a GPU, float32 on the CPU.
         **options: For `from_pretrained` of the model.
 
     Raises:
         ModelError: If anything of it cannot be loaded, or weights are missing.
+        RecipeError: If the device is not there.
     """
-    asked = revision or "main"
+    import torch
+    import transformers
+    from transformers.utils import cached_file, extract_commit_hash
+
+    from llm_wrapper.devices import choose_device, loading_bars
+
+    device = choose_device(settings.device)
+    default = torch.float16 if device.type == "cuda" else torch.float32
+    name, asked = settings.model, settings.revision or "main"
     try:
         commit = extract_commit_hash(cached_file(name, "config.json", revision=asked), None)
+        revision = commit or asked
         with loading_bars():
-            model = _model(name, commit or asked, architecture, options)
-        processor = architecture.processor.from_pretrained(name, revision=commit or asked, trust_remote_code=False)
-        return Loaded(model.to(where).eval(), processor, commit, storage.digest_model(name))
-    except Exception as error:  # what loading may raise is open: hub, file, JSON, configuration, tokenizer, memory
+            kind = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
+            if kind not in architecture.model_types:
+                raise ValueError(f"it is a {kind}, not a {' or '.join(architecture.model_types)}")
+            options["dtype"] = default if dtype == "auto" else getattr(torch, dtype)
+            model, report = getattr(transformers, architecture.model).from_pretrained(
+                name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
+            )
+        # transformers fills a checkpoint's gaps with random numbers, and only logs it.
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
+        if callable(architecture.processor):
+            processor = architecture.processor(name, revision)
+        else:
+            processor = getattr(transformers, architecture.processor).from_pretrained(
+                name, revision=revision, trust_remote_code=False
+            )
+        return Loaded(model.to(device).eval(), processor, commit, storage.digest_model(name))
+    except Exception as error:  # hub, file, JSON, configuration, tokenizer, memory: loading may raise anything
         what = f"detector.settings.model={name} (revision {asked}) cannot be used"
         raise ModelError(f"{what}: {type(error).__name__}: {error}. {architecture.remedy}") from error
-
-
-def _model(name: str, revision: str, architecture: Architecture, options: dict[str, Any]) -> Any:
-    kind = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
-    if kind not in architecture.model_types:
-        raise ValueError(f"it is a {kind}, not a {' or '.join(architecture.model_types)}")
-    model, report = architecture.model.from_pretrained(
-        name, revision=revision, output_loading_info=True, trust_remote_code=False, **options
-    )
-    # transformers fills what a checkpoint lacks with random numbers, and only logs it.
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{len(missing)} of the weights are missing, such as {missing[0]}")
-    return model

@@ -1,10 +1,9 @@
 """Florence-2 (arXiv 2311.06242) as a detector: native transformers classes, one pass of the image, batched prompts.
 
-The plain way, `model.generate(**processor(text, images))`, encodes the image again for every expression and task, and
-decodes one answer at a time. Here the image is encoded once, and the prompts of all images of a call go through the
-language model together. The answers are the same: the encoder counts positions from the left and prompts are padded
-on the right, so no token moves; padding is masked in the encoder and in the decoder's view of it; and beam search
-treats the rows of a batch independently. Only rounding differs, as it does between any two batch sizes.
+`model.generate(**processor(text, images))` encodes the image again for every expression and task, and decodes one
+answer at a time. Here the image is encoded once, and the prompts of all images of a call go through the language model
+together. The answers are the same but for rounding: the encoder counts positions from the left and prompts are padded
+on the right, so no token moves; padding is masked; and beam search treats the rows of a batch independently.
 """
 
 from __future__ import annotations
@@ -12,24 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import transformers
 from pydantic import Field
 
-from llm_wrapper.detectors import detections_from_raw, parse_settings
+from llm_wrapper.detectors import RawRow, detections_from_raw, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
-from llm_wrapper.detectors.prompted import (
-    PromptedDetector,
-    PromptedSettings,
-    PromptTask,
-    TaskPrompt,
-    clean_expression,
-)
-from llm_wrapper.devices import choose_device
+from llm_wrapper.detectors.prompted import PromptedDetector, PromptedSettings, PromptTask, TaskPrompt
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "FLORENCE2_TASKS",
@@ -58,8 +51,8 @@ _LOCATION = re.compile(r"<loc_(\d+)>")
 
 _ARCHITECTURE = Architecture(
     ("florence2",),
-    transformers.Florence2ForConditionalGeneration,
-    transformers.Florence2Processor,
+    "Florence2ForConditionalGeneration",
+    "Florence2Processor",
     "Checkpoints in transformers' own format are florence-community/Florence-2-large, -large-ft, -base and -base-ft "
     "(those of microsoft/ are not); without a network, give a folder or fetch one before with: hf download",
 )
@@ -79,18 +72,6 @@ class Florence2Settings(PromptedSettings):
     attention: Literal["auto", "eager", "sdpa"] = "auto"
 
 
-class _BeamCache(transformers.EncoderDecoderCache):  # type: ignore[misc]
-    """Keys and values of beam search; those of the encoder stay where they are.
-
-    All beams of a prompt see the same encoder states, so moving these from beam to beam after every token, as
-    transformers does, changes nothing and costs much: they are 600 positions long, an answer some dozens.
-    """
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Reorder the decoder's own cache; `beam_idx` never leads from one prompt to another."""
-        self.self_attention_cache.reorder_cache(beam_idx)
-
-
 class Florence2Detector(PromptedDetector[Florence2Settings]):
     """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image.
 
@@ -100,20 +81,11 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
     kind = "florence2"
     reading = 1
-    level_of = MappingProxyType({name: task.level for name, task in FLORENCE2_TASKS.items()})
+    tasks = MappingProxyType(FLORENCE2_TASKS)
 
     def _load(self) -> Loaded:
-        chosen = self._settings
-        where = choose_device(chosen.device)
-        default = torch.float16 if where.type == "cuda" else torch.float32
-        return load_checkpoint(
-            chosen.model,
-            chosen.revision,
-            _ARCHITECTURE,
-            where=where,
-            dtype=default if chosen.dtype == "auto" else getattr(torch, chosen.dtype),
-            attn_implementation=None if chosen.attention == "auto" else chosen.attention,
-        )
+        attention = None if self._settings.attention == "auto" else self._settings.attention
+        return load_checkpoint(self._settings, _ARCHITECTURE, dtype=self._settings.dtype, attn_implementation=attention)
 
     def _check(self, loaded: Loaded) -> Loaded:
         num_positions = loaded.model.config.text_config.max_position_embeddings
@@ -128,9 +100,6 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
     def _room(self) -> int:
         num_positions: int = self._model.config.text_config.max_position_embeddings
         return num_positions - int(self._processor.num_image_tokens)
-
-    def _clean(self, expression: str) -> str:
-        return clean_expression(expression)
 
     def _read(self, prompt: TaskPrompt, answer: str, image_wh: tuple[int, int]) -> Detections:
         banned = self._processor.post_processor.banned_grounding_tokens
@@ -164,11 +133,18 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
     def _generate(self, prompts: Sequence[TaskPrompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answers as text with special tokens."""
+        import transformers
+
         embeddings, mask = self._pad(prompts, features)
         options: dict[str, Any] = {"num_beams": self._settings.num_beams}
         if self._settings.num_beams > 1:
             config = self._model.config.get_text_config(decoder=True)
-            options["past_key_values"] = _BeamCache(*(transformers.DynamicCache(config=config) for _ in range(2)))
+            decoder, encoder = (transformers.DynamicCache(config=config) for _ in range(2))
+            cache = transformers.EncoderDecoderCache(decoder, encoder)
+            # All beams of a prompt see the same encoder states, so moving these from beam to beam after every token
+            # changes nothing and costs much: they are 600 positions long, an answer some dozens.
+            cache.reorder_cache = decoder.reorder_cache
+            options["past_key_values"] = cache
         ids = self._model.generate(
             encoder_outputs=self._model.get_encoder()(inputs_embeds=embeddings, attention_mask=mask),
             attention_mask=mask,
@@ -189,11 +165,13 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
             image image image  text text text        mask  1 1 1  1 1 1
             image image image  text  pad  pad              1 1 1  1 0 0
         """
-        where, pad = self._model.device, self._processor.tokenizer.pad_token_id
+        import torch
+
+        device, pad = self._model.device, self._processor.tokenizer.pad_token_id
         gaps = [max(len(prompt.ids) for prompt in prompts) - len(prompt.ids) for prompt in prompts]
         rows = list(zip(prompts, gaps, strict=True))
-        ids = torch.tensor([[*prompt.ids, *[pad] * gap] for prompt, gap in rows], device=where)
-        counts = torch.tensor([[1] * len(prompt.ids) + [0] * gap for prompt, gap in rows], device=where)
+        ids = torch.tensor([[*prompt.ids, *[pad] * gap] for prompt, gap in rows], device=device)
+        counts = torch.tensor([[1] * len(prompt.ids) + [0] * gap for prompt, gap in rows], device=device)
         text = self._model.get_input_embeddings()(ids)
         image = torch.cat([features[prompt.image_id] for prompt in prompts]).to(text.dtype)
         return torch.cat([image, text], dim=1), torch.cat([counts.new_ones(image.shape[:2]), counts], dim=1)
@@ -207,8 +185,7 @@ def read_florence2_answer(
     An answer is text such as `</s><s>red shirt<loc_52><loc_332><loc_932><loc_774></s>`: a label, then its boxes, four
     bins of a thousandth of the image each, or polygons between `<poly>` and `</poly>`. The processor of transformers
     reads the same format (`post_process_generation`, and a test compares both), but it cuts coordinates to whole
-    pixels, drops every letter that is not ASCII, loses a box whose label has a line break or that has no label, accepts
-    a truncated polygon, raises on a polygon of one point, and counts none of that.
+    pixels, drops letters that are not ASCII, loses some boxes, and raises on a polygon of one point.
 
     A box of fewer than four bins (the answer was cut short), an open polygon and one of fewer than two points are
     counted as dropped, as are boxes without area; all others are kept, also those outside the image.
@@ -220,20 +197,25 @@ def read_florence2_answer(
         banned_phrases: Phrases that the task `grounding` must not ground, by the checkpoint's own processor, such as
             "it" and "the image". Their boxes are skipped and not counted.
     """
-    rows = []
+    rows: list[RawRow] = []
     for label, places in _ITEM.findall(_ENDS.sub("", answer)):
         phrase = label.strip()
         if task == "grounding" and phrase in banned_phrases:
             continue
-        rows += [(_pixels(bins, image_wh), phrase, None) for bins in _boxes(places)]
+        for bins in _boxes(places):
+            pixels = [(number + 0.5) * image_wh[axis % 2] / LOCATION_BINS for axis, number in enumerate(bins)]
+            rows.append((pixels, phrase, None))
     return detections_from_raw(rows, task)
 
 
 def _boxes(places: str) -> Iterator[Sequence[int]]:
     """Yield the four bins of each box; fewer for what is no box, which is counted by that later."""
     for number, part in enumerate(_POLYGON.split(places)):
-        if number % 2:
-            yield _bounds(part)
+        if number % 2:  # a polygon, which may consist of several parts; with one point or none it has no box
+            lines = [_bins(line) for line in part.split("<sep>")]
+            points = [point for bins in lines for point in zip(bins[::2], bins[1::2], strict=False)]
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            yield (min(xs), min(ys), max(xs), max(ys)) if len(points) > 1 else ()
             continue
         before, opened, _ = part.partition("<poly>")
         bins = _bins(before)
@@ -242,22 +224,8 @@ def _boxes(places: str) -> Iterator[Sequence[int]]:
             yield ()
 
 
-def _bounds(polygon: str) -> Sequence[int]:
-    """Return the box around a polygon, which may consist of several parts; nothing if it has one point or none."""
-    parts = [_bins(part) for part in polygon.split("<sep>")]
-    points = [point for bins in parts for point in zip(bins[::2], bins[1::2], strict=False)]
-    if len(points) < 2:
-        return ()
-    xs, ys = zip(*points, strict=True)
-    return (min(xs), min(ys), max(xs), max(ys))
-
-
 def _bins(places: str) -> list[int]:
     return [int(number) for number in _LOCATION.findall(places)]
-
-
-def _pixels(bins: Sequence[int], image_wh: tuple[int, int]) -> list[float]:
-    return [(number + 0.5) * image_wh[axis % 2] / LOCATION_BINS for axis, number in enumerate(bins)]
 
 
 def create_florence2(settings: Mapping[str, Any]) -> Florence2Detector:

@@ -16,39 +16,37 @@ tensors have up to 300 MB, are written and read once, and freed. The core of its
 of the image separately, so it runs on some hundred places at a time. Its feed-forward network does so too, but is left
 alone: on several threads a matrix product is rounded by its number of rows.
 
-Both keep the model's code, and every number to the last bit. That matters more than it seems: the model ranks about
-18,000 places and gives its queries to the first 900, so that an error of rounding can swap two of them and move boxes
-by several pixels. During a call some modules are replaced; that is all.
+Both keep every number to the last bit. That matters more than it seems: the model ranks about 18,000 places and gives
+its queries to the first 900, so that an error of rounding can swap two of them and move boxes by several pixels.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
-import torch
-import transformers
 from pydantic import Field, field_validator
-from torch import nn
 
 from llm_wrapper import images
-from llm_wrapper.detectors import Level, Question, noun_groups, parse_settings
-from llm_wrapper.detectors.checkpoints import Architecture, Loaded, Weights, load_checkpoint
+from llm_wrapper.detectors import Level, Question, parse_settings
+from llm_wrapper.detectors.checkpoints import Architecture, CheckpointSettings, Loaded, Weights, load_checkpoint
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
     Scoring,
-    decode_answer,
     fit_expression,
     pad_to_queries,
     read_caption,
-    score_answer,
+    score_output,
     widen,
 )
-from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["GroundingDinoDetector", "GroundingDinoSettings", "create_grounding_dino", "share_image"]
 
@@ -66,52 +64,42 @@ _PERIOD = [101, 1012, 102]
 _ROWS = 512
 """Places of the image at a time, at most: the largest tensor of the attention then has 8 MB instead of 300."""
 
-_Replacement = tuple[nn.Module, str, nn.Module]
-"""The parent of a module, the module's name, and its replacement."""
-
 _PLAIN_CAPTION = "{expression}"
 
 
-class _Processor:
-    """Both parts of the processor, as `checkpoints` loads it."""
+def _load_processor(name: str, revision: str) -> Any:
+    import transformers
 
-    @staticmethod
-    def from_pretrained(name: str, *, revision: str, **_: Any) -> Any:
-        return transformers.GroundingDinoProcessor(
-            # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
-            transformers.AutoImageProcessor.from_pretrained(
-                name, revision=revision, backend="pil", trust_remote_code=False
-            ),
-            transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
-        )
+    return transformers.GroundingDinoProcessor(
+        # Always PIL's pixels: torchvision's differ a little, and it may or may not be installed.
+        transformers.AutoImageProcessor.from_pretrained(
+            name, revision=revision, backend="pil", trust_remote_code=False
+        ),
+        transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
+    )
 
 
 _ARCHITECTURE = Architecture(
     ("grounding-dino", "mm-grounding-dino"),
-    transformers.AutoModelForZeroShotObjectDetection,
-    _Processor,
+    "AutoModelForZeroShotObjectDetection",
+    _load_processor,
     "Give the id of a Grounding-DINO on the Hugging Face hub, or a folder that `save_pretrained` wrote; without a "
     "network fetch it before with: hf download",
 )
 
 
-class GroundingDinoSettings(Scoring):
+class GroundingDinoSettings(CheckpointSettings, Scoring):
     """The detector's settings in a recipe; see `Scoring` for the mode and its thresholds.
 
     Attributes:
-        model: Hub id or local folder.
-        revision: Commit, tag or branch on the hub; pin a commit, because a cache cannot notice that a branch moved.
-        device: `auto` takes a GPU where there is one.
         max_prompts: How many expressions of an image are asked at once. By default 8 on a GPU, and 1 on a CPU, where
             more save no time. The answers are the same but for rounding, so caches do not tell it apart.
-        caption: What is asked, with the expression in the place of `{expression}`; in mode `gdrec` its subject may be
-            the caption's. `make search-prompts SEARCH=glov-detector` looks for a better one.
+        caption: The text that is asked, with the expression in the place of `{expression}`; in mode `gdrec` its subject
+            may be the caption's. `make search-prompts SEARCH=glov-detector` looks for a better one.
     """
 
-    model: str
     revision: str = "main"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     max_prompts: int | None = Field(None, ge=1)
     caption: str = _PLAIN_CAPTION
 
@@ -136,8 +124,6 @@ class GroundingDinoDetector:
     def __init__(self, model: Any, processor: Any, settings: GroundingDinoSettings) -> None:
         """Take a built model with its processor, or `None` for both: they are loaded when the first image is read.
 
-        A cache can so be opened, and its identity compared, without the weights.
-
         Raises:
             ModelError: If the model would not read a text as it was made to.
         """
@@ -153,8 +139,7 @@ class GroundingDinoDetector:
         facts: dict[str, Any] = {"detector": "grounding_dino", "reading": _READING, "attention": _ATTENTION}
         facts |= {**chosen.identity(), "model": chosen.model, "revision": chosen.revision, "dtype": chosen.dtype}
         # Only where it is set, so that older caches stay valid.
-        facts |= {} if chosen.caption == _PLAIN_CAPTION else {"caption": chosen.caption}
-        return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
+        return facts if chosen.caption == _PLAIN_CAPTION else facts | {"caption": chosen.caption}
 
     def recorded(self) -> dict[str, Any]:
         """Return how the answers are computed, once the model is loaded."""
@@ -192,25 +177,27 @@ class GroundingDinoDetector:
         by_image: dict[str, list[Sample]] = {}
         for question in questions:
             by_image.setdefault(question.sample.image_id, []).append(question.sample)
-        found = {
+        answers = {
             (image_id, sample.sample_id): answer
             for image_id, samples in by_image.items()
             for sample, answer in zip(samples, self._about(samples, prepared[image_id]), strict=True)
         }
-        return [found[question.sample.image_id, question.sample.sample_id] for question in questions]
+        return [answers[question.sample.image_id, question.sample.sample_id] for question in questions]
 
     def _about(self, samples: Sequence[Sample], image: PreparedPixels) -> list[Detections]:
         """Answer the expressions of one image; equal texts are asked once."""
+        import torch
+
         model, _ = self._loaded()
         texts = [self._text(sample) for sample in samples]
-        asked = list(dict.fromkeys(text for text in texts if text))
+        unique = list(dict.fromkeys(text for text in texts if text))
         size = self._settings.max_prompts or (1 if model.device.type == "cpu" else 8)
-        found: dict[str, Detections] = {}
+        answers: dict[str, Detections] = {}
         with torch.inference_mode(), share_image(model):
-            for start in range(0, len(asked), size):
-                chunk = asked[start : start + size]
-                found.update(zip(chunk, self._ask(chunk, image, samples[0].image_wh), strict=True))
-        return [found.get(text, Detections(())) for text in texts]
+            for start in range(0, len(unique), size):
+                chunk = unique[start : start + size]
+                answers.update(zip(chunk, self._ask(chunk, image, samples[0].image_wh), strict=True))
+        return [answers.get(text, Detections(())) for text in texts]
 
     def _text(self, sample: Sample) -> str:
         """Return the text that the model reads of an expression, and warn once if the expression is cut."""
@@ -240,29 +227,23 @@ class GroundingDinoDetector:
             return_offsets_mapping=True,
         )
         offsets = tokens.pop("offset_mapping").tolist()
-        answer = model(
+        output = model(
             pixel_values=image.pixels.to(model.device, model.dtype).expand(len(texts), -1, -1, -1),
             pixel_mask=image.mask.to(model.device).expand(len(texts), -1, -1),
             **{name: tokens[name].to(model.device) for name in ("input_ids", "token_type_ids", "attention_mask")},
         )
-        logits, boxes = answer.logits.float().cpu().numpy(), answer.pred_boxes.float().cpu().numpy()
-        read = [read_caption(text, offsets[i], tokens.word_ids(i)) for i, text in enumerate(texts)]
-        is_gdrec = self._settings.mode == "gdrec"
-        groups = [noun_groups.find_noun_groups(text) if is_gdrec else None for text in texts]
-        answers = [decode_answer(logits[i], boxes[i], image_wh) for i in range(len(texts))]
-        return [score_answer(*each, self._settings) for each in zip(answers, read, groups, strict=True)]
+        logits, boxes = output.logits.float().cpu().numpy(), output.pred_boxes.float().cpu().numpy()
+        answers = []
+        for i, text in enumerate(texts):
+            read = read_caption(text, offsets[i], tokens.word_ids(i))
+            answers.append(score_output(logits[i], boxes[i], read, image_wh=image_wh, scoring=self._settings))
+        return answers
 
     def _load(self) -> Loaded:
-        chosen = self._settings
-        loaded = load_checkpoint(
-            chosen.model,
-            chosen.revision,
-            _ARCHITECTURE,
-            where=choose_device(chosen.device),
-            dtype=getattr(torch, chosen.dtype),
-            attn_implementation={"text_config": _ATTENTION, "backbone_config": _ATTENTION},
+        attention = {"text_config": _ATTENTION, "backbone_config": _ATTENTION}
+        return _check(
+            load_checkpoint(self._settings, _ARCHITECTURE, dtype=self._settings.dtype, attn_implementation=attention)
         )
-        return _check(loaded)
 
     def _loaded(self) -> tuple[Any, Any]:
         loaded = self._weights.loaded()
@@ -276,10 +257,10 @@ def create_grounding_dino(settings: Mapping[str, Any]) -> GroundingDinoDetector:
 
 def _check(loaded: Loaded) -> Loaded:
     """Refuse a model that would run and silently answer wrongly."""
-    found = loaded.processor.tokenizer(".")["input_ids"]
-    if found != _PERIOD:
+    period = loaded.processor.tokenizer(".")["input_ids"]
+    if period != _PERIOD:
         raise ModelError(
-            f"the detector's tokenizer reads '.' as {found}, but the model knows the border of a phrase as {_PERIOD}: "
+            f"the detector's tokenizer reads '.' as {period}, but the model knows the border of a phrase as {_PERIOD}: "
             "the checkpoint's tokenizer files (tokenizer.json or vocab.txt) are missing or not BERT's"
         )
     if (used := loaded.model.config.text_config._attn_implementation) != _ATTENTION:
@@ -294,68 +275,48 @@ def share_image(model: Any) -> Iterator[None]:
     Args:
         model: A GroundingDinoForObjectDetection or MMGroundingDinoForObjectDetection. Not for two threads at a time.
     """
-    replacements = [*_share_modules(model.model)]
+    core, fusion = model.model, model.model.encoder.layers[0].fusion_layer
+    shared = [core.backbone, *core.input_proj_vision, fusion.layer_norm_vision]
+    shared += [fusion.attn.vision_proj, fusion.attn.values_vision_proj]
+    forwards = [(module, _once(module.forward)) for module in shared]
     if model.device.type == "cpu":
-        replacements += [_split_attention(layer.deformable_layer.self_attn) for layer in model.model.encoder.layers]
-    modules = [parent.get_submodule(name) for parent, name, _ in replacements]
-    try:
-        for parent, name, replacement in replacements:
-            setattr(parent, name, replacement)
+        attentions = [layer.deformable_layer.self_attn.attn for layer in core.encoder.layers]
+        forwards += [(attention, _in_parts(attention.forward)) for attention in attentions]
+    with ExitStack() as stack:
+        for module, forward in forwards:
+            stack.enter_context(patch.object(module, "forward", forward))
         yield
-    finally:
-        for (parent, name, _), module in zip(replacements, modules, strict=True):
-            setattr(parent, name, module)
 
 
-def _share_modules(core: Any) -> Iterator[_Replacement]:
-    fusion = core.encoder.layers[0].fusion_layer
-    levels = core.input_proj_vision
-    places: list[tuple[nn.Module, str]] = [(core, "backbone"), *((levels, str(i)) for i in range(len(levels)))]
-    places += [(fusion, "layer_norm_vision"), (fusion.attn, "vision_proj"), (fusion.attn, "values_vision_proj")]
-    for parent, name in places:
-        yield parent, name, _Once(parent.get_submodule(name))
+def _once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a module on the first row of the first batch and give that answer for every row of every batch."""
+    answers: list[Any] = []
 
+    def share(*inputs: torch.Tensor) -> Any:
+        if not answers:
+            answers.append(forward(*(each[:1] for each in inputs)))
+        return _repeat(answers[0], len(inputs[0]))
 
-def _split_attention(attention: Any) -> _Replacement:
-    """Return the replacement of the attention's core; inputs 4 and 5 (points and weights of each place) are split."""
-    return attention, "attn", _InParts(attention.attn, (4, 5))
-
-
-class _Once(nn.Module):
-    """Runs a module on the first row of the first batch and gives that answer for every row of every batch."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._module = module
-        self._answer: Any = None
-        if isinstance(position := getattr(module, "position_embedding", None), nn.Module):
-            self.position_embedding = position  # the model asks its backbone for it
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        if self._answer is None:
-            self._answer = self._module(*(each[:1] for each in inputs))
-        return _repeat(self._answer, len(inputs[0]))
+    return share
 
 
 def _repeat(answer: Any, num_rows: int) -> Any:
     """Repeat one row of tensors, in any nesting of lists and tuples; lists are new: the model appends to them."""
-    if isinstance(answer, torch.Tensor):
-        return answer.expand(num_rows, *answer.shape[1:])
-    return type(answer)(_repeat(each, num_rows) for each in answer)
+    if isinstance(answer, list | tuple):
+        return type(answer)(_repeat(each, num_rows) for each in answer)
+    return answer.expand(num_rows, *answer.shape[1:])
 
 
-class _InParts(nn.Module):
-    """Runs a module on some places of the image at a time; those of its inputs that have them are named by number."""
+def _in_parts(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Run the core of a deformable attention on some places of the image at a time.
 
-    def __init__(self, module: nn.Module, split: tuple[int, ...]) -> None:
-        super().__init__()
-        self._module = module
-        self._split = split
+    Inputs 4 and 5, points and weights of each place, are split; the others are the same for all places.
+    """
+    import torch
 
-    def forward(self, *inputs: Any) -> torch.Tensor:
-        num_parts = -(-inputs[self._split[0]].shape[1] // _ROWS)
-        found = []
-        for part in zip(*(inputs[i].tensor_split(num_parts, dim=1) for i in self._split), strict=True):
-            chosen = dict(zip(self._split, part, strict=True))
-            found.append(self._module(*(chosen.get(i, each) for i, each in enumerate(inputs))))
-        return torch.cat(found, dim=1)
+    def split(*inputs: Any) -> torch.Tensor:
+        num_parts = -(-inputs[4].shape[1] // _ROWS)
+        parts = zip(*(each.tensor_split(num_parts, dim=1) for each in inputs[4:6]), strict=True)
+        return torch.cat([forward(*inputs[:4], points, weights, *inputs[6:]) for points, weights in parts], dim=1)
+
+    return split

@@ -23,22 +23,23 @@ policy that ranks candidates by score should keep one source, or know this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import expit
-from torch import nn
 
-from llm_wrapper.detectors import detections_from_raw, joined
+from llm_wrapper.detectors import RawRow, detections_from_raw, joined, noun_groups
 from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "PreparedPixels",
@@ -51,6 +52,7 @@ __all__ = [
     "pad_to_queries",
     "read_caption",
     "score_answer",
+    "score_output",
     "widen",
 ]
 
@@ -87,16 +89,17 @@ class Scoring(BaseModel):
 
     @model_validator(mode="after")
     def _fits_mode(self) -> Scoring:
-        useless = [name for mode, names in _ONLY_IN.items() if mode != self.mode for name in names]
-        given = sorted(self.model_fields_set & set(useless))
-        if given:
+        if given := sorted(self.model_fields_set & self._useless()):
             raise ValueError(f"mode {self.mode!r} makes no use of {', '.join(given)}: remove them or change the mode")
         return self
 
+    def _useless(self) -> set[str]:
+        return {name for mode, names in _ONLY_IN.items() if mode != self.mode for name in names}
+
     def identity(self) -> dict[str, Any]:
-        """Return the mode and the settings that have a meaning in it."""
-        useless = {name for mode, names in _ONLY_IN.items() if mode != self.mode for name in names}
-        return {name: getattr(self, name) for name in Scoring.model_fields if name not in useless}
+        """Return the mode, the settings that have a meaning in it, and the rules of noun groups where it uses them."""
+        chosen = {name: getattr(self, name) for name in Scoring.model_fields if name not in self._useless()}
+        return chosen | ({"noun_groups": noun_groups.identity()} if self.mode == "gdrec" else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +121,14 @@ def widen(image: Image.Image, longest: int) -> Image.Image:
 
 def pad_to_queries(image: PreparedPixels, num_queries: int) -> PreparedPixels:
     """Pad an oblong image whose feature maps have fewer cells than the model has queries: it would refuse it."""
+    from torch.nn.functional import pad
+
     height, width = image.pixels.shape[-2:]
     num_cells = sum(-(-height // stride) * -(-width // stride) for stride in _STRIDES)
     if num_cells >= num_queries:
         return image
     padding = (0, max(0, _STRIDES[-1] - width), 0, max(0, _STRIDES[-1] - height))
-    return PreparedPixels(nn.functional.pad(image.pixels, padding), nn.functional.pad(image.mask, padding))
+    return PreparedPixels(pad(image.pixels, padding), pad(image.mask, padding))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,65 +219,73 @@ def decode_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> R
     return RawAnswer(probabilities, corners)
 
 
+def score_output(
+    logits: Floats, boxes: Floats, text: ReadText, *, image_wh: tuple[int, int], scoring: Scoring
+) -> Detections:
+    """Score the model's output about one text; see `decode_answer` and `score_answer`.
+
+    Raises:
+        ModelError: If a number is not a number, or there is no parser for mode `gdrec`.
+    """
+    groups = noun_groups.find_noun_groups(text.text) if scoring.mode == "gdrec" else None
+    return score_answer(decode_answer(logits, boxes, image_wh), text, groups, scoring)
+
+
 def score_answer(answer: RawAnswer, text: ReadText, groups: NounGroups | None, scoring: Scoring) -> Detections:
     """Score an answer; the boxes of each source are in the order of falling score, the subject's first.
 
     Args:
         answer: The model's.
-        text: What it was asked.
+        text: The text that it was asked.
         groups: The noun groups of the text, for mode `gdrec`.
         scoring: The mode, thresholds and reduction.
 
     Returns:
         Nothing for a text without words, such as control characters, which the tokenizer drops.
     """
+
+    def by_sentence(source: str, threshold: float) -> Detections:
+        """Return the boxes that are like any token, special ones included, as the detector was published."""
+        scores = answer.probabilities.max(axis=1)
+        rows: list[RawRow] = []
+        for i in np.flatnonzero(scores > threshold):
+            label = _label(answer.probabilities[i], text, scoring.text_threshold)
+            rows.append((answer.boxes[i].tolist(), label, float(scores[i])))
+        return _sorted(rows, source)
+
     if not text.words:
         return Detections(())
     if groups is None:
-        return _by_sentence(answer, text, scoring.box_threshold, scoring=scoring, source="gd")
-    others = [row for span in groups.others for row in _by_group(answer, text, span, scoring=scoring, is_subject=False)]
-    noun_groups = detections_from_raw(_sort_by_score(others), "noun_group")
+        return by_sentence("gd", scoring.box_threshold)
+    reduce, threshold = _REDUCTIONS[scoring.reduction], scoring.noun_group_threshold
+    others = [row for span in groups.others for row in _by_group(answer, text, span, reduce, threshold)]
+    noun_group = _sorted(others, "noun_group")
     if groups.subject is None:
-        whole = _by_sentence(answer, text, scoring.subject_threshold, scoring=scoring, source="subject")
-        return joined([whole, noun_groups])
-    subject = _by_group(answer, text, groups.subject, scoring=scoring, is_subject=True)
-    sentence = _by_sentence(answer, text, scoring.sentence_threshold, scoring=scoring, source="sentence")
-    return joined([detections_from_raw(_sort_by_score(subject), "subject"), noun_groups, sentence])
+        return joined([by_sentence("subject", scoring.subject_threshold), noun_group])
+    subject = _by_group(answer, text, groups.subject, reduce, scoring.subject_threshold)
+    return joined([_sorted(subject, "subject"), noun_group, by_sentence("sentence", scoring.sentence_threshold)])
 
 
-_Row = tuple[Sequence[float], str, float]
-"""A box, its label and its score."""
-
-
-def _sort_by_score(rows: Iterable[_Row]) -> list[_Row]:
-    return sorted(rows, key=lambda row: -row[2])
-
-
-def _by_group(answer: RawAnswer, text: ReadText, span: Span, *, scoring: Scoring, is_subject: bool) -> list[_Row]:
+def _by_group(
+    answer: RawAnswer, text: ReadText, span: Span, reduce: Callable[..., Floats], threshold: float
+) -> list[RawRow]:
     """Return the boxes that are like the words of a span."""
     places = [place for word in text.words if word.start < span.end and span.start < word.end for place in word.places]
     if not places:
         return []
-    scores = _REDUCTIONS[scoring.reduction](answer.probabilities[:, places], axis=1)
-    threshold = scoring.subject_threshold if is_subject else scoring.noun_group_threshold
+    scores = reduce(answer.probabilities[:, places], axis=1)
     kept = np.flatnonzero(scores > threshold)
     return [(answer.boxes[i].tolist(), span.of(text.text), float(scores[i])) for i in kept]
 
 
-def _by_sentence(answer: RawAnswer, text: ReadText, threshold: float, *, scoring: Scoring, source: str) -> Detections:
-    """Return the boxes that are like any token, special ones included, as the detector was published."""
-    scores = answer.probabilities.max(axis=1)
-    rows: list[_Row] = [
-        (answer.boxes[i].tolist(), _label(answer.probabilities[i], text, scoring.text_threshold), float(scores[i]))
-        for i in np.flatnonzero(scores > threshold)
-    ]
-    return detections_from_raw(_sort_by_score(rows), source)
+def _sorted(rows: list[RawRow], source: str) -> Detections:
+    return detections_from_raw(sorted(rows, key=lambda row: -(row[2] or 0.0)), source)
 
 
 def _label(probabilities: Floats, text: ReadText, threshold: float) -> str:
     """Return the words of which any token is above the threshold, or the best one where none is."""
     best = [max(probabilities[place] for place in word.places) for word in text.words]
     chosen = [word for word, value in zip(text.words, best, strict=True) if value > threshold]
-    if not chosen and best:
+    if not chosen:
         chosen = [text.words[int(np.argmax(best))]]
     return " ".join(text.text[word.start : word.end] for word in chosen)

@@ -19,29 +19,26 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
-import torch
-import transformers
-from pydantic import Field
-from transformers.utils import cached_file
-
 from llm_wrapper import images
-from llm_wrapper.detectors import Level, Question, noun_groups, parse_settings
+from llm_wrapper.detectors import Level, Question, parse_settings
+from llm_wrapper.detectors.checkpoints import CheckpointSettings
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
     Scoring,
-    decode_answer,
     fit_expression,
     pad_to_queries,
     read_caption,
-    score_answer,
+    score_output,
     widen,
 )
-from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
 from llm_wrapper.records import Detections, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "GroundingDinoPyDetector",
@@ -67,25 +64,21 @@ _UNUSED = {"label_enc.weight", "bert.embeddings.position_ids"}
 _FAILURES = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
-class GroundingDinoPySettings(Scoring):
+class GroundingDinoPySettings(CheckpointSettings, Scoring):
     """The detector's settings in a recipe; see `Scoring` for the mode and its thresholds.
 
     Attributes:
         model: Hub id, or local folder, that holds the checkpoint.
-        revision: Commit, tag or branch on the hub; pin a commit, because a cache cannot notice that a branch moved.
         file: Name of the checkpoint.
         config: Name of the package's configuration that the checkpoint was trained with.
         text_encoder: Hub id or local folder of the BERT whose tokenizer and sizes are used; its weights are not read.
-        device: `auto` takes a GPU where there is one.
     """
 
-    model: str
     revision: str = "main"
     file: str
     config: Literal["SwinT_OGC", "SwinB_cfg"]
     text_encoder: str = "google-bert/bert-base-uncased"
     text_encoder_revision: str = "86b5e0934494bd15c9632b12f734a8a67f723594"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
 class GroundingDinoPyDetector:
@@ -114,10 +107,8 @@ class GroundingDinoPyDetector:
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the answers."""
-        chosen = self._settings
-        facts: dict[str, Any] = {"detector": "groundingdino_py", "reading": _READING, **chosen.identity()}
-        facts |= {name: getattr(chosen, name) for name in _WHERE}
-        return facts | ({"noun_groups": noun_groups.identity()} if chosen.mode == "gdrec" else {})
+        facts = {"detector": "groundingdino_py", "reading": _READING, **self._settings.identity()}
+        return facts | {name: getattr(self._settings, name) for name in _WHERE}
 
     def prepare(self, sample: Sample) -> PreparedPixels:
         """Read the image of a sample, resize and normalize it as the authors do.
@@ -126,6 +117,8 @@ class GroundingDinoPyDetector:
             ImageError: If the image cannot be read.
             ModelError: If the model cannot be loaded.
         """
+        import torch
+
         model, transforms = self._loaded(), import_groundingdino("datasets.transforms")
         image = widen(images.read_sample(sample), self._edges[1])
         image, _ = transforms.resize(image, None, *self._edges)
@@ -142,6 +135,8 @@ class GroundingDinoPyDetector:
         return [self._about(question.sample, prepared[question.sample.image_id]) for question in questions]
 
     def _about(self, sample: Sample, image: PreparedPixels) -> Detections:
+        import torch
+
         model = self._loaded()
         text, _ = fit_expression(sample.expression, model.tokenizer, model.max_text_len)
         if not text:
@@ -154,11 +149,12 @@ class GroundingDinoPyDetector:
             model.unset_image_tensor()  # What an error leaves there would be taken for the next image's features.
         logits, boxes = (answer[name][0].cpu().numpy() for name in ("pred_logits", "pred_boxes"))
         tokens = model.tokenizer(f"{text}.", return_offsets_mapping=True)
-        groups = noun_groups.find_noun_groups(text) if self._settings.mode == "gdrec" else None
         read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
-        return score_answer(decode_answer(logits, boxes, sample.image_wh), read, groups, self._settings)
+        return score_output(logits, boxes, read, image_wh=sample.image_wh, scoring=self._settings)
 
     def _loaded(self) -> Any:
+        from llm_wrapper.devices import choose_device
+
         with self._lock:
             if self._model is None:
                 where = {name: getattr(self._settings, name) for name in _WHERE}
@@ -204,7 +200,7 @@ def build_groundingdino(sizes: SimpleNamespace, tokenizer: Any, bert: Any) -> An
     Raises:
         ModelError: If the package is not installed, or the tokenizer lacks the ends of a phrase.
     """
-    _as_in_transformers_4(bert)
+    _adapt_bert(bert)
     named: dict[str, Any] = {"get_tokenlizer": lambda _: tokenizer, "get_pretrained_language_model": lambda _: bert}
     with patch.multiple(import_groundingdino("util.get_tokenlizer"), **named):
         model = import_groundingdino("models").build_model(sizes).eval()
@@ -213,7 +209,10 @@ def build_groundingdino(sizes: SimpleNamespace, tokenizer: Any, bert: Any) -> An
     return model
 
 
-def _as_in_transformers_4(bert: Any) -> None:
+def _adapt_bert(bert: Any) -> None:
+    """Add the methods that transformers 4 had."""
+    import torch
+
     def additive(mask: torch.Tensor, _shape: Any, _device: Any) -> torch.Tensor:
         """Turn the mask (batch, from, to) into the bias of the attention's logits.
 
@@ -240,6 +239,10 @@ def load_groundingdino(where: Mapping[str, str], device: torch.device) -> Any:
     Raises:
         ModelError: If anything is missing, damaged, or of another configuration.
     """
+    import torch
+    import transformers
+    from transformers.utils import cached_file
+
     source, revision = where["text_encoder"], where["text_encoder_revision"]
     sizes = load_configuration(where["config"])
     try:

@@ -9,6 +9,8 @@ declares the right one, `box_format`.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import math
 import re
@@ -142,33 +144,32 @@ def create_imported(settings: Mapping[str, Any]) -> UnboundDetector:
     if chosen is None or problems:
         raise RecipeError(listed("the detector 'imported' cannot be built", problems))
 
+    @functools.cache
+    def read() -> tuple[Sequence[Entry], BoxFileNotes, CategoryNames | None, str]:
+        """Read the files once, for however many images or splits the detector is bound to."""
+        files = [require_file(path, _REMEDY) for path in (chosen.path, chosen.categories) if path is not None]
+        notes = BoxFileNotes()
+        names = None if chosen.categories is None else read_category_names(chosen.categories)
+        entries = read_box_file(chosen.path, notes, has_names=names is not None, setting=chosen.box_format)
+        return entries, notes, names, digest_files(files)
+
     def bind(dataset: Dataset) -> ImportedDetector:
-        files = [require_file(chosen.path, _REMEDY)]
-        if chosen.categories is not None:
-            files.append(require_file(chosen.categories, _REMEDY))
+        entries, notes, names, digest = read()
+        notes = copy.deepcopy(notes)
+        placed = _match(entries, dataset, notes, stem=chosen.path.stem)
+        answers = _Answers("image", {}, (), {})
+        if len(placed.levels) > 1:
+            where = list(placed.levels.values())[-1]
+            notes.problems.append(f"{where}: some lines name a sample, others an image: choose one")
+        else:
+            answers = _answers(placed, dataset, notes, names=names, setting=chosen.box_format)
+        if notes.problems:
+            raise DataError(listed(f"{chosen.path} cannot be used with {_place_of(dataset)}", notes.problems))
         name = chosen.name or f"import-{re.sub(_NO_NAME, '-', chosen.path.stem)}"
-        facts = {"detector": "imported", "name": name, "box_format": chosen.box_format, "digest": digest_files(files)}
-        return ImportedDetector(name, _read_answers(chosen, dataset), identity=facts, dataset=dataset)
+        facts = {"detector": "imported", "name": name, "box_format": chosen.box_format, "digest": digest}
+        return ImportedDetector(name, answers, identity=facts, dataset=dataset)
 
     return UnboundDetector(bind)
-
-
-def _read_answers(chosen: _ImportSettings, dataset: Dataset) -> _Answers:
-    """Read the file for a data set, and raise a DataError with every problem."""
-    notes = BoxFileNotes()
-    names = None if chosen.categories is None else read_category_names(chosen.categories)
-    entries = read_box_file(chosen.path, notes, has_names=names is not None, setting=chosen.box_format)
-    placed = _match(entries, dataset, notes, stem=chosen.path.stem)
-    level: Level = "expression" if "expression" in placed.levels else "image"
-    if len(placed.levels) > 1:
-        where = list(placed.levels.values())[-1]
-        notes.problems.append(f"{where}: some lines name a sample, others an image: choose one")
-        answers = _Answers(level, {}, (), {})
-    else:
-        answers = _answers(placed, dataset, notes, names=names, setting=chosen.box_format)
-    if notes.problems:
-        raise DataError(listed(f"{chosen.path} cannot be used with {_place_of(dataset)}", notes.problems))
-    return answers
 
 
 @dataclass(slots=True)

@@ -1,8 +1,7 @@
 """Kosmos-2 (arXiv 2306.14824) as a detector: native transformers classes, one pass of the image, batched prompts.
 
-The plain way, `model.generate(**processor(text, images))`, encodes the image again for every expression and task, and
-decodes one answer at a time. Here the image is encoded once, and prompts of equal length go through the language model
-together. The answers are the same but for rounding: no row is padded, and beam search treats the rows independently.
+As in `florence2`, the image is encoded once, and prompts of equal length go through the language model together. The
+answers are the same but for rounding: no row is padded, and beam search treats the rows independently.
 
 Prompts of different lengths are not batched, because transformers counts the positions of what is generated from the
 padded length (`Kosmos2TextSinusoidalPositionalEmbedding` knows the padding of the prompt, but not that of the past).
@@ -16,25 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import transformers
 from pydantic import Field
-from torch import nn
 
 from llm_wrapper.detectors import detections_from_raw, joined, parse_settings
 from llm_wrapper.detectors.checkpoints import Architecture, Loaded, PreparedImage, load_checkpoint
-from llm_wrapper.detectors.prompted import (
-    PromptedDetector,
-    PromptedSettings,
-    PromptTask,
-    TaskPrompt,
-    clean_expression,
-)
-from llm_wrapper.devices import choose_device
+from llm_wrapper.detectors.prompted import PromptedDetector, PromptedSettings, PromptTask, TaskPrompt, clean_expression
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Detections
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "KOSMOS2_TASKS",
@@ -76,8 +68,8 @@ _LEAST_ROOM = 32
 
 _ARCHITECTURE = Architecture(
     ("kosmos-2",),
-    transformers.Kosmos2ForConditionalGeneration,
-    transformers.Kosmos2Processor,
+    "Kosmos2ForConditionalGeneration",
+    "Kosmos2Processor",
     "The checkpoint is microsoft/kosmos-2-patch14-224; without a network, give a folder or fetch it before with: "
     "hf download",
 )
@@ -105,16 +97,10 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
 
     kind = "kosmos2"
     reading = 1
-    level_of = MappingProxyType({name: task.level for name, task in KOSMOS2_TASKS.items()})
+    tasks = MappingProxyType(KOSMOS2_TASKS)
 
     def _load(self) -> Loaded:
-        return load_checkpoint(
-            self._settings.model,
-            self._settings.revision,
-            _ARCHITECTURE,
-            where=choose_device(self._settings.device),
-            dtype=getattr(torch, self._settings.dtype),
-        )
+        return load_checkpoint(self._settings, _ARCHITECTURE, dtype=self._settings.dtype)
 
     def _check(self, loaded: Loaded) -> Loaded:
         num_positions = loaded.model.config.text_config.max_position_embeddings
@@ -140,11 +126,12 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
         return clean_expression(unicodedata.normalize("NFKC", expression))
 
     def _read(self, prompt: TaskPrompt, answer: str, image_wh: tuple[int, int]) -> Detections:
-        text = _text(prompt.task, prompt.expression) + answer
+        text = KOSMOS2_TASKS[prompt.task].prompt.format(expression=prompt.expression) + answer
         return read_kosmos2_answer(text, prompt.task, image_wh, expression=prompt.expression)
 
     def _ids(self, task: str, expression: str) -> list[int]:
-        ids = self._processor.tokenizer(_text(task, expression), add_special_tokens=False, verbose=False)["input_ids"]
+        text = KOSMOS2_TASKS[task].prompt.format(expression=expression)
+        ids = self._processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [*self._image_ids, *ids]
 
     def _batches(self, prompts: Sequence[TaskPrompt]) -> Iterator[Sequence[TaskPrompt]]:
@@ -160,14 +147,18 @@ class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
 
     def _features(self, image: PreparedImage) -> torch.Tensor:
         """Encode an image, as `generate` would: shape (1, image tokens, hidden size)."""
+        from torch.nn.functional import normalize
+
         vision = self._model.vision_model
         pixel_values = image.pixel_values.to(self._model.device, self._model.dtype)
         states = vision.model.post_layernorm(vision(pixel_values=pixel_values).last_hidden_state)
-        features: torch.Tensor = self._model.image_to_text_projection(nn.functional.normalize(states, dim=-1))[0]
+        features: torch.Tensor = self._model.image_to_text_projection(normalize(states, dim=-1))[0]
         return features
 
     def _generate(self, prompts: Sequence[TaskPrompt], features: Mapping[str, torch.Tensor]) -> list[str]:
         """Return the answer to each prompt, with its location tokens; all prompts have one length."""
+        import torch
+
         ids = torch.tensor([prompt.ids for prompt in prompts], device=self._model.device)
         is_image = torch.zeros_like(ids, dtype=torch.bool)
         is_image[:, 2 : len(self._image_ids) - 1] = True  # after <s> <image>, before </image>
@@ -200,10 +191,6 @@ def _ids_of_an_image(loaded: Loaded) -> list[int]:
     return [tokenizer.bos_token_id, start, *places, end]
 
 
-def _text(task: str, expression: str) -> str:
-    return KOSMOS2_TASKS[task].prompt.format(expression=expression)
-
-
 def read_kosmos2_answer(answer: str, task: str, image_wh: tuple[int, int], *, expression: str = "") -> Detections:
     """Read the detections of one answer, in its order; labels as they are, scores `None`.
 
@@ -216,8 +203,8 @@ def read_kosmos2_answer(answer: str, task: str, image_wh: tuple[int, int], *, ex
 
     A box of other than two location tokens (the answer was cut short) is counted as dropped, as are reversed ones; all
     others are kept, also those outside the image. The processor of transformers reads the same format
-    (`post_process_generation`, and a test compares both), but it loses the whole boxes of a phrase whose last box was
-    cut short, labels a box without a phrase with its location tokens, and counts none of that.
+    (`post_process_generation`, and a test compares both), but it loses the boxes of a phrase whose last box was cut
+    short, and labels a box without a phrase with its location tokens.
 
     Args:
         answer: The prompt without the image, and what the model said to it.

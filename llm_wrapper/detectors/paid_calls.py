@@ -88,13 +88,9 @@ class PaidCalls:
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.name = name
-        self.terms = terms
-        self.clock = clock
-        self.sleep = sleep
-        self.num_charged = 0
-        self.num_answers = 0
-        self._chance = chance
+        self.name, self.terms = name, terms
+        self.clock, self.sleep, self._chance = clock, sleep, chance
+        self.num_charged = self.num_answers = 0
         self._next_request = -math.inf
 
     @property
@@ -136,12 +132,18 @@ class PaidCalls:
         while True:
             num_tries += 1
             try:
-                found = attempt()
+                answer = attempt()
             except CallError as error:
-                self.sleep(self._delay(error, num_tries, about=about))
+                try:
+                    delay = delay_after(error, num_tries, max_tries=self.terms.max_tries, chance=self._chance)
+                except CallError as final:
+                    raise ModelError(f"{self.name}, {about}: {final}. {self._progress()}") from error
+                again = f"try {num_tries + 1} of {self.terms.max_tries} follows in {delay:.1f} s"
+                _log.warning("%s, %s: %s; %s", self.name, about, error, again)
+                self.sleep(delay)
             else:
                 self.num_answers += 1
-                return found
+                return answer
 
     @contextmanager
     def charged(self) -> Iterator[None]:
@@ -150,8 +152,15 @@ class PaidCalls:
         Raises:
             RecipeError: If the budget does not pay for it.
         """
+        if self.terms.max_cost is None:
+            price = self.terms.price_per_call
+            raise RecipeError(f"{self.name} costs {price:g} dollars a call. To agree to a budget, {_budget()}.")
         if self.num_charged >= self.terms.max_calls:
-            raise RecipeError(self._out_of_budget())
+            raise RecipeError(
+                f"{self.name}: the budget of {self.terms.max_cost:g} dollars is used up; {self.num_charged} calls may "
+                f"have been charged, {self.spent:.2f} dollars. {self._progress()}. A budget is for one run: to "
+                f"continue, {_budget()}."
+            )
         self.pace()
         self.num_charged += 1
         try:
@@ -167,25 +176,6 @@ class PaidCalls:
         if now < self._next_request:
             self.sleep(self._next_request - now)
         self._next_request = max(now, self._next_request) + 1 / self.terms.requests_per_second
-
-    def _delay(self, error: CallError, num_tries: int, *, about: str) -> float:
-        """Seconds to wait before the next try; a ModelError where there is none."""
-        try:
-            delay = delay_after(error, num_tries, max_tries=self.terms.max_tries, chance=self._chance)
-        except CallError as final:
-            raise ModelError(f"{self.name}, {about}: {final}. {self._progress()}") from error
-        again = f"try {num_tries + 1} of {self.terms.max_tries} follows in {delay:.1f} s"
-        _log.warning("%s, %s: %s; %s", self.name, about, error, again)
-        return delay
-
-    def _out_of_budget(self) -> str:
-        if self.terms.max_cost is None:
-            return f"{self.name} costs {self.terms.price_per_call:g} dollars a call. To agree to a budget, {_budget()}."
-        return (
-            f"{self.name}: the budget of {self.terms.max_cost:g} dollars is used up; {self.num_charged} calls may have "
-            f"been charged, {self.spent:.2f} dollars. {self._progress()}. A budget is for one run: "
-            f"to continue, {_budget()}."
-        )
 
     def _progress(self) -> str:
         return f"Answers kept in this run: {self.num_answers}; the same command asks only for those that are missing"

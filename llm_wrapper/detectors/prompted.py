@@ -11,37 +11,33 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from llm_wrapper import images
 from llm_wrapper.detectors import LEVELS, Level, Question, joined
-from llm_wrapper.detectors.checkpoints import Loaded, PreparedImage, Weights
+from llm_wrapper.detectors.checkpoints import CheckpointSettings, Loaded, PreparedImage, Weights
 from llm_wrapper.records import Detections, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PromptTask", "PromptedDetector", "PromptedSettings", "TaskPrompt", "clean_expression"]
 
 _log = logging.getLogger(__name__)
 
 
-class PromptedSettings(BaseModel):
+class PromptedSettings(CheckpointSettings):
     """Settings of every prompted detector.
 
-    `model` is a hub id or a local folder. The `tasks` of an expression or image are asked in their order, and
-    detections keep that order. `max_prompts` is how many prompts go through `generate` at once: a matter of memory
-    and speed, not of the answers, as is `device`.
+    The `tasks` of an expression or image are asked in their order, and detections keep that order. `max_prompts` is
+    how many prompts go through `generate` at once: a matter of memory and speed, not of the answers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    revision: str | None = None
     tasks: tuple[str, ...]
     num_beams: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     max_prompts: int = Field(16, ge=1)
 
     @field_validator("tasks")
@@ -78,20 +74,20 @@ class PromptedDetector(ABC, Generic[_Settings]):
     """Answers questions by prompts.
 
     An expression is asked without the characters that can form special tokens, cut to what the model reads. One of
-    which nothing is left has no detections: there is nothing to ask for.
+    which nothing is left has no detections.
 
     Attributes:
         name: The last part of the model's id, in lower case: models keep their caches apart.
         levels: Those of the tasks that are asked.
         kind: How the identity names this class.
         reading: Raised whenever the model is asked or read differently, so that old caches are not mixed with new ones.
-        level_of: Task -> its level.
+        tasks: By name, which is the source of its detections.
     """
 
     reads_images = True
     kind: ClassVar[str]
     reading: ClassVar[int]
-    level_of: ClassVar[Mapping[str, Level]]
+    tasks: ClassVar[Mapping[str, PromptTask]]
 
     def __init__(self, model: Any, processor: Any, settings: _Settings) -> None:
         """Take a model in evaluation mode and its processor, or `None` for both: loaded when the first image is read.
@@ -100,10 +96,11 @@ class PromptedDetector(ABC, Generic[_Settings]):
             RecipeError: If the settings ask for more than the given model can do.
         """
         self._settings = settings
-        self._weights = Weights(self._load_and_check, None if model is None else self._check(Loaded(model, processor)))
+        built = None if model is None else self._check(Loaded(model, processor))
+        self._weights = Weights(lambda: self._check(self._load()), built)
         self._has_warned = False
         self.name = settings.model.rstrip("/").rsplit("/", 1)[-1].lower()
-        levels = {self.level_of[task] for task in settings.tasks}
+        levels = {self.tasks[task].level for task in settings.tasks}
         self.levels: tuple[Level, ...] = tuple(level for level in LEVELS if level in levels)
 
     @abstractmethod
@@ -119,9 +116,8 @@ class PromptedDetector(ABC, Generic[_Settings]):
     def _room(self) -> int:
         """How many tokens a prompt may have."""
 
-    @abstractmethod
     def _clean(self, expression: str) -> str:
-        """Return an expression without what could form a special token; empty where nothing is left."""
+        return clean_expression(expression)
 
     @abstractmethod
     def _ids(self, task: str, expression: str) -> list[int]:
@@ -144,9 +140,10 @@ class PromptedDetector(ABC, Generic[_Settings]):
         """Read an answer."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the answers; no weights are loaded for it."""
-        asked = {"model", "revision", "tasks", "num_beams", "max_new_tokens"}
-        return {"detector": self.kind, **self._settings.model_dump(mode="json", include=asked), "reading": self.reading}
+        """Return the settings that decide the answers."""
+        deciding = {"model", "revision", "tasks", "num_beams", "max_new_tokens"}
+        chosen = self._settings.model_dump(mode="json", include=deciding)
+        return {"detector": self.kind, **chosen, "reading": self.reading}
 
     def recorded(self) -> dict[str, Any]:
         """Return how the answers are computed, once the model is loaded."""
@@ -161,9 +158,6 @@ class PromptedDetector(ABC, Generic[_Settings]):
     def _processor(self) -> Any:
         return self._weights.loaded().processor
 
-    def _load_and_check(self) -> Loaded:
-        return self._check(self._load())
-
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read and preprocess the image of a sample.
 
@@ -176,24 +170,26 @@ class PromptedDetector(ABC, Generic[_Settings]):
         pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
         return PreparedImage(pixel_values, image.size)
 
-    @torch.inference_mode()
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, PreparedImage]) -> list[Detections]:
         """Answer each question with the detections of its level's tasks, in the order of the settings."""
-        prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
-        image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
-        features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
+        import torch
+
         found: list[dict[str, Detections]] = [{} for _ in questions]
-        for batch in self._batches(prompts):
-            for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
-                image_wh = prepared[prompt.image_id].image_wh
-                found[prompt.place][prompt.task] = self._read(prompt, answer, image_wh)
+        with torch.inference_mode():
+            prompts = [prompt for place, question in enumerate(questions) for prompt in self._prompts(place, question)]
+            image_ids = dict.fromkeys(prompt.image_id for prompt in prompts)
+            features = {image_id: self._features(prepared[image_id]) for image_id in image_ids}
+            for batch in self._batches(prompts):
+                for prompt, answer in zip(batch, self._generate(batch, features), strict=True):
+                    image_wh = prepared[prompt.image_id].image_wh
+                    found[prompt.place][prompt.task] = self._read(prompt, answer, image_wh)
         return [joined([answers[task] for task in self._settings.tasks if task in answers]) for answers in found]
 
     def _prompts(self, place: int, question: Question) -> Iterator[TaskPrompt]:
         expression = self._clean(question.sample.expression) if question.level == "expression" else ""
         if question.level == "image" or expression:
             for task in self._settings.tasks:
-                if self.level_of[task] == question.level:
+                if self.tasks[task].level == question.level:
                     yield TaskPrompt(place, task, question.sample.image_id, *self._fit(task, expression))
 
     def _fit(self, task: str, expression: str) -> tuple[str, list[int]]:

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from llm_wrapper import boxes
 from llm_wrapper.boxes import BoolArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
-from llm_wrapper.detections.samples import PreparedSample
+from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, prepare_candidates
 from llm_wrapper.evaluation.systems import by_detector
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
+from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
 
-__all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Spread", "compare_headroom", "measure_offer"]
+__all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Spread", "compare_headroom", "measure_offer", "remove_cap"]
 
 DUPLICATE_IOU = 0.95
 """Above this overlap two candidates of one label are the same to whoever reads them."""
@@ -168,3 +169,17 @@ def _repeats(candidates: Sequence[Candidate]) -> BoolArray:
 def _images(rows: Sequence[Any]) -> npt.NDArray[Any]:
     """Return the image id of each sample or prediction, shape (n,)."""
     return np.array([row.image_id for row in rows], dtype=np.str_)
+
+
+def remove_cap(split: PreparedSplit, recipe: Recipe) -> list[PreparedSample]:
+    """Build the candidates again as if there were no cap, where it dropped any."""
+    uncapped = recipe.without_cap()
+    names = [cache.identity["detector"] for cache in split.caches]
+    samples = []
+    for prepared in split.samples:
+        built = prepared.built
+        if built.counts["over_cap"]:
+            answers = [cache.lookup(prepared.sample) for cache in split.caches]
+            built = prepare_candidates(uncapped, prepared.sample, answers, names)
+        samples.append(PreparedSample(prepared.sample, built))
+    return samples

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_wrapper.errors import RecipeError, nearest
-from llm_wrapper.recipe import Recipe
+from llm_wrapper.errors import RecipeError, listed, nearest
+from llm_wrapper.recipe import Recipe, prompt_of
 from llm_wrapper.records import Prediction
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "TRAINING", "UNTRAINED", "Cost", "Method", "MethodResult", "QuestionTokens",
-           "limit_compute", "select_methods", "split_labels"]  # fmt: skip
+           "is_override_of", "limit_compute", "require_used", "select_methods", "split_labels"]  # fmt: skip
 
 UNTRAINED = "untrained"
 TRAINING = 3
@@ -67,6 +67,37 @@ def select_methods(names: Sequence[str]) -> list[Method]:
         raise RecipeError(f"{'; '.join(wrong)} (there are: {', '.join(known)})")
     wanted = {UNTRAINED, *(names or DEFAULT_METHODS)}
     return [method for name, method in METHODS.items() if name in wanted]
+
+
+_OWN = {"train.limit": "--labelled", "search.slice": "--labelled", "search.confirm": "--labelled",
+        "search.proposer": "--proposer", "data.eval_split": "--split", "train.method": "--method"}  # fmt: skip
+"""Keys that a row sets itself -> the option for it."""
+
+
+def require_used(rows: Sequence[Method], overrides: Sequence[str]) -> None:
+    """Refuse overrides that a row sets itself, and those that no row reads."""
+    keys = {override: override.partition("=")[0] for override in overrides}
+    problems = [f"{override}: use {_OWN[key]}" for override, key in keys.items() if key in _OWN]
+    problems += [
+        f"{override}: it is for none of {', '.join(row.name for row in rows)}"
+        for override, key in keys.items()
+        if key not in _OWN and not any(is_override_of(row, override) for row in rows)
+    ]
+    if problems:
+        raise RecipeError(listed("these overrides cannot be used", problems))
+
+
+def is_override_of(row: Method, override: str) -> bool:
+    """Tell whether an override is for a row: keys of a search, a training or a prompt go to such rows alone."""
+    section, _, key = override.partition("=")[0].partition(".")
+    if section == "search":
+        return row.kind == "search"
+    if section == "train":
+        return row.kind == "train" or key in ("seed", "min_candidates")  # these decide what examples there are
+    if section != "prompt" or key == "format":
+        return True
+    known = prompt_of(row.file) if row.kind == "prompt" else {}
+    return key in known or (key == "embedder" and "retrieve" in known)
 
 
 def split_labels(labelled: int) -> tuple[int, int]:

@@ -140,7 +140,8 @@ class PromptSection(Section):
 
     With `none` the LLM may answer that none of the candidates is meant, and is trained to say so of expressions without
     a target, or whose target the detector does not offer. `none_below` makes a choice that is less probable the same
-    answer, without training; choose it on samples that are neither trained on nor reported (`llm-wrapper none-below`).
+    answer, without training; choose it on samples that are neither trained on nor reported (`llm-wrapper report
+    --none-below`).
     """
 
     format: _Line = "relations"

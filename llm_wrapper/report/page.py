@@ -12,21 +12,24 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
+import numpy as np
 import yaml
 
 from llm_wrapper import storage
-from llm_wrapper.readers import MIB, read_json, read_text
-from llm_wrapper.report import confidence, gallery, grid, sections, thumbnails
+from llm_wrapper.errors import DataError, listed
+from llm_wrapper.readers import MIB, read_json, read_json_lines, read_text
+from llm_wrapper.report import gallery, grid, sections
 from llm_wrapper.report.evaluations import StoredEvaluation, facts_of_evaluation, load_evaluations
-from llm_wrapper.report.formatting import PageSection, Table, escape_markdown
+from llm_wrapper.report.formatting import Figure, PageSection, Table, escape_markdown, number
 from llm_wrapper.report.gallery import Gallery
+from llm_wrapper.report.plots import Chart, Series
 from llm_wrapper.storage import inside
 from llm_wrapper.terminal import printable
 
-__all__ = ["HTML", "MARKDOWN", "facts_of_run", "write_report"]
+__all__ = ["HTML", "MARKDOWN", "facts_of_run", "learning_curve", "write_report"]
 
 HTML = "report.html"
 MARKDOWN = "report.md"
@@ -40,12 +43,18 @@ _DETAILS = (
     sections.positions,
     sections.reorderings,
     sections.slices,
-    confidence.confidence,
+    sections.confidence,
 )
 """They are folded: the page begins with the numbers, what is wrong, and its cases."""
 
 _IN_MARKDOWN = 12
 """Cases of each outcome in `report.md`."""
+
+_MOST_LINES = 12
+"""Of the table of a training."""
+
+_LARGEST = 1e15
+"""An axis to 1e300 has no ticks, and no loss or step is that large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +87,27 @@ def write_report(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple
     # First what is only read: a damaged file is known before anything is computed.
     facts = facts_of_run(folder)
     grid.add_studies(folder)
-    further, empty = _filled([confidence.learning(folder), *grid.study_sections(folder)])
+    further, empty = _filled([learning_curve(folder), *grid.study_sections(folder)])
     shown = [_prepare(folder, each, roots) for each in found]
-    style, script = (_text(f"report.{suffix}") for suffix in ("css", "js"))
-    content = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            parts=shown,
-            further=further,
-            empty=empty,
-            facts=facts,
-            style=style,
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        )
+    style, script = ((_TEMPLATES / f"report.{suffix}").read_text("utf-8").strip() for suffix in ("css", "js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        # Write out what would turn the direction of a page's text around; markup of our own passes.
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = environment.get_template("report.html.j2").render(
+        title=title,
+        parts=shown,
+        further=further,
+        empty=empty,
+        facts=facts,
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
     storage.write_atomic(folder / HTML, content)
     storage.write_atomic(folder / MARKDOWN, _markdown(title, shown, (further, empty), facts))
@@ -113,7 +127,7 @@ def _title(recipe: Mapping[str, Any]) -> str:
 
 def _prepare(folder: Path, evaluation: StoredEvaluation, roots: Sequence[Path]) -> _Shown:
     split = str(evaluation.facts.get("split") or evaluation.name)
-    pictures = thumbnails.add_thumbnails(folder, evaluation.recipe, split, gallery.picture_ids(evaluation), roots)
+    pictures = gallery.add_thumbnails(folder, evaluation.recipe, split, gallery.picture_ids(evaluation), roots)
     summary, empty = _filled([build(evaluation) for build in _SUMMARY])
     cases = gallery.choose_cases(evaluation, pictures)
     details, more = _filled([build(evaluation) for build in _DETAILS])
@@ -144,24 +158,53 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def learning_curve(folder: Path) -> PageSection:
+    """Loss and accuracy of the tokens against steps, from the run's own log.
+
+    Raises:
+        DataError: If the log is damaged.
+    """
+    logged = [row for row in _read_log(folder) if row.get("loss") is not None]
+    log = [row for row in logged if _is_drawable(row["loss"])]
+    steps = [row["step"] for row in log]
+    # The column's name changed once.
+    rights = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
+    known = [(step, 100 * right) for step, right in zip(steps, rights, strict=True) if _is_drawable(right)]
+    right = Series("right tokens", [step for step, _ in known], [share for _, share in known])
+    figures = [
+        Figure("Loss in training", Chart([Series("loss", steps, [row["loss"] for row in log])], x="step", y="loss")),
+        Figure(
+            "Right tokens of the answers in training",
+            Chart([right], x="step", y="right tokens in percent", top=105),
+        ),
+    ]
+    indices = np.unique(np.linspace(0, len(log) - 1, _MOST_LINES).astype(int)).tolist() if log else []
+    lines = [
+        (f"{steps[i]}", number(log[i]["loss"]), number(rights[i] if _is_drawable(rights[i]) else None)) for i in indices
+    ]
+    text = ["Measured while training, on the batch that is learned from."] if log else []
+    if len(log) < len(logged):
+        text.append(f"{len(logged) - len(log)} of {len(logged)} losses are no finite number and are not drawn.")
+    return PageSection("Learning curve", text, [Table("Training", ("step", "loss", "right tokens"), lines)], figures)
 
 
-def _finalize(value: Any) -> Any:
-    """Write out what would turn the direction of a page's text around; markup of our own passes."""
-    return printable(value) if type(value) is str else value
+def _read_log(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "train_log.jsonl"
+    if not path.exists():
+        return []
+    lines, problems = read_json_lines(inside(folder, path), nan=True)
+    problems += [
+        f"line {place}: no object with a step"
+        for place, row in lines
+        if not isinstance(row, dict) or not _is_drawable(row.get("step"))
+    ]
+    if problems:
+        raise DataError(listed(f"{path} is damaged or cut off; remove it, and the report goes without", problems))
+    return [row for _, row in lines]
 
 
-def _text(name: str) -> str:
-    return (_TEMPLATES / name).read_text("utf-8").strip()
+def _is_drawable(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _markdown(

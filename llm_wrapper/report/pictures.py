@@ -43,19 +43,18 @@ def draw_candidates(
     target: Box | None = None,
     expression: str | None = None,
 ) -> Image.Image:
-    """Return the image with its candidates; a small image is enlarged.
+    """Return the image with its candidates and the expression above it; a small image is enlarged.
 
     Candidates are thin and grey with index and label, the target is blue, and the chosen one is thick, on top of all,
-    with its probability where there is one. Labels are outside their boxes where there is room, and hide least of the
-    target and of the choice.
+    with its probability. Labels are outside their boxes where there is room, and hide least of target and choice.
 
     Args:
         image: RGB, upright.
         candidates: In the order shown; boxes in pixels of the image.
-        chosen: Index of the chosen candidate; `None` where none was.
+        chosen: Index of the chosen candidate.
         probabilities: One per candidate.
         target: The annotated box.
-        expression: Written above the image, on white.
+        expression: Written on white.
 
     Raises:
         ValueError: If `chosen` or `probabilities` do not fit the candidates.
@@ -115,11 +114,11 @@ def save_picture(image: Image.Image, out: Path) -> None:
 
 def label_text(label: str) -> str:
     """Return a label that can be drawn on one line: no control characters, single spaces, at most 24 characters."""
-    text = _visible(label)
+    text = _to_line(label)
     return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1].rstrip()}…"
 
 
-def _visible(text: str) -> str:
+def _to_line(text: str) -> str:
     # Category C holds line breaks and the marks that turn the direction of text around.
     return " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
 
@@ -154,30 +153,21 @@ class _Pen:
         placed: list[_Rectangle] = []
         for box, text, color in reversed(self._labels):
             left, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
-            size = (right - left + 4, bottom - top + 4)
+            hidden = [*self._clear, *placed, box]
             # A place that hides nothing, else the one that hides least.
             spot = min(
-                self._places(box, size), key=lambda each: sum(_shared(each, x) for x in [*self._clear, *placed, box])
+                self._places(box, right - left + 4, bottom - top + 4),
+                key=lambda place: sum(_shared_area(place, other) for other in hidden),
             )
             placed.append(spot)
             self._draw.rectangle(spot, fill=color)
             self._draw.text((spot[0] + 2 - left, spot[1] + 2 - top), text, fill="white", font=self._font)
-        return self._image if expression is None else self._under(_visible(expression))
-
-    def _places(self, box: _Rectangle, size: tuple[float, float]) -> list[_Rectangle]:
-        """Return possible places of a box's label, the usual one first: above, below, beside, within."""
-        (x0, y0, x1, y1), (width, height) = box, size
-        corners = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x1, y0), (x0 - width, y0)]
-        corners += [(x1, y1 - height), (x0 - width, y1 - height), (x0, y0), (x0, y1 - height)]
-        most = (self._image.size[0] - width, self._image.size[1] - height)
-        within = [(max(0.0, min(x, most[0])), max(0.0, min(y, most[1]))) for x, y in corners]
-        return [(x, y, x + width, y + height) for x, y in within]
-
-    def _under(self, text: str) -> Image.Image:
-        """Return the image under its expression."""
+        if expression is None:
+            return self._image
         width, height = self._image.size
         size = self._font.size if isinstance(self._font, ImageFont.FreeTypeFont) else 10
-        lines = textwrap.wrap(text, max(8, int(1.9 * width / size)), max_lines=_MOST_LINES, placeholder=" …")
+        chars = max(8, int(1.9 * width / size))
+        lines = textwrap.wrap(_to_line(expression), chars, max_lines=_MOST_LINES, placeholder=" …")
         step = round(1.4 * size)
         sheet = Image.new("RGB", (width, height + step * len(lines) + step // 2), "white")
         pen = ImageDraw.Draw(sheet)
@@ -186,7 +176,15 @@ class _Pen:
         sheet.paste(self._image, (0, sheet.size[1] - height))
         return sheet
 
+    def _places(self, box: _Rectangle, width: float, height: float) -> list[_Rectangle]:
+        """Return possible places of a box's label, the usual one first: above, below, beside, within."""
+        x0, y0, x1, y1 = box
+        corners = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x1, y0), (x0 - width, y0)]
+        corners += [(x1, y1 - height), (x0 - width, y1 - height), (x0, y0), (x0, y1 - height)]
+        most_x, most_y = self._image.size[0] - width, self._image.size[1] - height
+        inside = [(max(0.0, min(x, most_x)), max(0.0, min(y, most_y))) for x, y in corners]
+        return [(x, y, x + width, y + height) for x, y in inside]
 
-def _shared(a: _Rectangle, b: _Rectangle) -> float:
-    """Return the area that two rectangles share."""
+
+def _shared_area(a: _Rectangle, b: _Rectangle) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

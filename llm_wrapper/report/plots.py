@@ -18,17 +18,8 @@ from llm_wrapper.terminal import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "MAX_CELLS",
-    "Chart",
-    "Heat",
-    "Series",
-    "drawing_settings",
-    "figure_text",
-    "save_plots",
-    "series_of",
-    "svg_of",
-]
+__all__ = ["MAX_CELLS", "Chart", "Heat", "Series", "drawing_settings", "figure_text", "save_plots", "series_of",
+           "svg_of"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +49,8 @@ _LEAST_RATIO = 1.3
 _MANY = 60
 """From this many points on, a line is drawn without markers."""
 
-_RC: Any = {  # matplotlib's own stubs want literal names
+_FOR_PAGE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "llm-wrapper",
     "font.size": 10,
     "legend.framealpha": 0.0,
     **dict.fromkeys(
@@ -74,7 +64,7 @@ class Series:
     """One line: points (x, y), and how far each may be off below and above.
 
     `place` decides color, marker and dashes, so that a system looks the same in every chart of a page; the ideal
-    for comparison has none, and is thin and without markers.
+    has none, and is thin and without markers.
     """
 
     name: str
@@ -117,8 +107,8 @@ class Heat:
         from matplotlib.patches import Rectangle
 
         values = np.full((len(self.rows), len(self.columns)), np.nan)
-        for place, (value, _) in self.cells.items():
-            values[place] = np.nan if value is None else value
+        for cell, (value, _) in self.cells.items():
+            values[cell] = np.nan if value is None else value
         known = values[np.isfinite(values)]
         middle = (known.min() + known.max()) / 2 if len(known) else 0.0
         # Cividis is the same picture for every kind of color vision.
@@ -153,10 +143,8 @@ class Chart:
 
     Attributes:
         series: The lines; one without points is not drawn.
-        x: Name of the horizontal axis.
-        y: Name of the vertical axis.
         top: The vertical axis goes from 0 to here; it fits the points where nothing is given.
-        ticks: Names of the places 0, 1, .. of the horizontal axis; points are then not joined.
+        ticks: Names of 0, 1, .. on the horizontal axis; points are then not joined.
         scale: The horizontal axis is `linear`, goes by `factors`, or does so beyond the least value (`from zero`).
         bands: Whether intervals are drawn as bands.
     """
@@ -186,14 +174,48 @@ class Chart:
         """Draw on the axes of a figure."""
         for each in self.series:
             if len(each.x):
-                _draw(axes, each, joined=self.ticks is None, bands=self.bands)
-        _name_axes(axes, self)
+                _draw_series(axes, each, joined=self.ticks is None, bands=self.bands)
+        axes.set_xlabel(self.x)
+        axes.set_ylabel(self.y)
+        axes.grid(color="#80808040")
+        if self.ticks is not None:
+            self._name_ticks(axes, self.ticks)
+        else:
+            self._scale(axes)
+            handles, labels = axes.get_legend_handles_labels()
+            if len(handles) > 1:  # beside the lines, because on them it hides some
+                axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
         if self.top is not None:
             axes.set_ylim(0, self.top)
-        if self.scale == "factors":
-            _scale_by_factors(axes)
-        elif self.scale == "from zero":
-            _scale_from_zero(axes, [x for each in self.series for x in each.x])
+
+    def _name_ticks(self, axes: Axes, ticks: Sequence[str]) -> None:
+        axes.set_xticks(range(len(ticks)), [figure_text(name) for name in ticks])
+        if sum(map(len, ticks)) > _LONG:
+            for label in axes.get_xticklabels():
+                label.set(rotation=25 if len(ticks) <= _FEW else 50, ha="right", rotation_mode="anchor")
+        axes.margins(x=0.15)
+
+    def _scale(self, axes: Axes) -> None:
+        from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+        if self.scale == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        elif self.scale == "factors":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 50k, 100k
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            values = sorted(x for each in self.series for x in each.x)
+            # Below the least value over 0 the axis is linear, so that 0 has a place.
+            axes.set_xscale("symlog", linthresh=min(filter(None, values), default=1), linscale=0.6)
+            ticks = [0.0]
+            for x in values:
+                if x > _LEAST_RATIO * ticks[-1]:
+                    ticks.append(x)
+            axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
+            axes.set_xticks([], minor=True)
+            axes.set_xlim(left=0)
 
 
 def svg_of(plot: Chart | Heat) -> str:
@@ -203,12 +225,17 @@ def svg_of(plot: Chart | Heat) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # half a second, and only the page needs it
     from matplotlib.figure import Figure
 
-    with drawing_settings(_RC):
+    with drawing_settings(_FOR_PAGE):
         figure = Figure(figsize=plot.size, layout="constrained")
         plot.paint(FigureCanvasSVG(figure).figure.add_subplot())
         content = StringIO()
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(content.getvalue())
+    # Without head, and without the ids that several figures of one page would share.
+    svg = content.getvalue()
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
+    # A style would hold for the whole page, and the metadata say nothing.
+    svg = re.sub(r"<(style|metadata).*?</\1>\s*", "", svg, flags=re.DOTALL)
+    return svg.replace(_INK, "currentColor").strip()
 
 
 def save_plots(plots: Sequence[Chart | Heat], out: Path, title: str = "") -> None:
@@ -226,43 +253,18 @@ def save_plots(plots: Sequence[Chart | Heat], out: Path, title: str = "") -> Non
         return
     kind = out.suffix[1:]
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
-    sizes = [plot.size for plot in plots]
+    widths, heights = zip(*(plot.size for plot in plots), strict=True)
     content = BytesIO()
-    with drawing_settings({"svg.fonttype": "none", "svg.hashsalt": "llm-wrapper"}):
-        size = (sum(width for width, _ in sizes), max(height for _, height in sizes) + 0.3 * bool(title))
-        figure = Figure(figsize=size, layout="constrained")
+    with drawing_settings({"svg.fonttype": "none"}):
+        figure = Figure(figsize=(sum(widths), max(heights) + 0.3 * bool(title)), layout="constrained")
         FigureCanvasAgg(figure)
-        widths = [width for width, _ in sizes]
-        for axes, plot in zip(
-            figure.subplots(1, len(plots), squeeze=False, width_ratios=widths)[0], plots, strict=True
-        ):
+        panels = figure.subplots(1, len(plots), squeeze=False, width_ratios=widths)[0]
+        for axes, plot in zip(panels, plots, strict=True):
             plot.paint(axes)
         if title:
             figure.suptitle(figure_text(title, longest=90), fontsize=10)
         figure.savefig(content, format=kind, dpi=150, metadata=metadata)
     storage.write_atomic(out, content.getvalue())
-
-
-def _scale_by_factors(axes: Axes) -> None:
-    """Let a horizontal axis go by factors, with plain numbers (20k, 50k, 100k)."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _scale_from_zero(axes: Axes, values: Sequence[float]) -> None:
-    """Scale by factors beyond the least value over 0; below it the axis is linear, so that 0 has a place."""
-    axes.set_xscale("symlog", linthresh=min((x for x in values if x), default=1), linscale=0.6)
-    ticks = [0.0]
-    for x in sorted(values):
-        if x > _LEAST_RATIO * ticks[-1]:
-            ticks.append(x)
-    axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(left=0)
 
 
 @contextmanager
@@ -273,7 +275,8 @@ def drawing_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None
     """
     import matplotlib
 
-    chosen: Any = {**(settings or {}), "text.parse_math": False}  # matplotlib's own stubs want literal names
+    # matplotlib's own stubs want literal names.
+    chosen: Any = {**(settings or {}), "text.parse_math": False, "svg.hashsalt": "llm-wrapper"}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(chosen)
@@ -290,7 +293,7 @@ def figure_text(name: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
-def _draw(axes: Axes, each: Series, *, joined: bool, bands: bool) -> None:
+def _draw_series(axes: Axes, each: Series, *, joined: bool, bands: bool) -> None:
     # A first letter "_" would hide a name from the legend.
     label = " " + figure_text(each.name)
     if each.place is None:
@@ -309,33 +312,3 @@ def _draw(axes: Axes, each: Series, *, joined: bool, bands: bool) -> None:
         each.x, each.y, yerr=error, label=label, color=color, marker=marker, markersize=5,
         linestyle=style, linewidth=1.4, elinewidth=0.9, capsize=2.5,
     )  # fmt: skip
-
-
-def _name_axes(axes: Axes, chart: Chart) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ticks = chart.ticks
-    axes.set_xlabel(chart.x)
-    axes.set_ylabel(chart.y)
-    axes.grid(color="#80808040")
-    if ticks is not None:
-        axes.set_xticks(range(len(ticks)), [figure_text(name) for name in ticks])
-        if sum(map(len, ticks)) > _LONG:
-            for label in axes.get_xticklabels():
-                label.set(rotation=25 if len(ticks) <= _FEW else 50, ha="right", rotation_mode="anchor")
-        axes.margins(x=0.15)
-        return
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    if len(axes.get_legend_handles_labels()[0]) < 2:
-        return
-    # Beside the lines, because on them it hides some.
-    handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
-
-
-def _inline(svg: str) -> str:
-    """Return the bare element: without head, and without the ids that several figures of one page would share."""
-    bare = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
-    # A style would hold for the whole page, and the metadata say nothing.
-    bare = re.sub(r"<(style|metadata).*?</\1>\s*", "", bare, flags=re.DOTALL)
-    return bare.replace(_INK, "currentColor").strip()

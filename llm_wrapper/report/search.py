@@ -11,11 +11,10 @@ from pathlib import Path
 from rich.table import Table
 
 from llm_wrapper import storage
-from llm_wrapper.report.formatting import NO_DATA
+from llm_wrapper.report.formatting import NO_DATA, number, percent, points
 from llm_wrapper.report.plots import drawing_settings
 from llm_wrapper.search.history import EvaluatedPrompt, History, Leaderboard, RefusedProposal
 from llm_wrapper.search.search import ConfirmedPrompt
-from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, printable
 
 __all__ = ["confirmed_table", "costs", "plot", "ranking", "refused"]
@@ -23,26 +22,16 @@ __all__ = ["confirmed_table", "costs", "plot", "ranking", "refused"]
 
 def ranking(history: History, most: int | None = None) -> Table:
     """Lay out the prompts, the best first; fitness in percent with its 95 % interval over images."""
-    leaderboard = Leaderboard(history.rows)
     table = Table()
     for name in ("rank", "fitness", "95 % interval", "n", "round"):
         table.add_column(name, justify="right", no_wrap=name == "95 % interval")
     table.add_column("prompt")
-    for rank, row in enumerate(leaderboard.ranked()[:most], start=1):
-        table.add_row(str(rank), _fitness(row), _interval(row.interval), str(row.n), _round(row), as_cell(row.prompt))
+    for rank, row in enumerate(Leaderboard(history.rows).ranked()[:most], start=1):
+        fitness = f"{100 * row.fitness:.1f}" + (f" ({row.verdict})" if row.verdict != "complete" else "")
+        ends = NO_DATA if row.interval is None else "{:.1f} to {:.1f}".format(*(100 * end for end in row.interval))
+        iteration = str(row.iteration) + (f" (alpha {row.alpha:g})" if row.alpha is not None else "")
+        table.add_row(str(rank), fitness, ends, str(row.n), iteration, as_cell(row.prompt))
     return table
-
-
-def _fitness(row: EvaluatedPrompt) -> str:
-    return f"{100 * row.fitness:.1f}{'' if row.verdict == 'complete' else f' ({row.verdict})'}"
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return NO_DATA if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
-
-
-def _round(row: EvaluatedPrompt) -> str:
-    return f"{row.iteration}" if row.alpha is None else f"{row.iteration} (alpha {row.alpha:g})"
 
 
 def refused(history: History) -> list[str]:
@@ -51,9 +40,9 @@ def refused(history: History) -> list[str]:
     Quotations in reasons are dropped, so that reasons of one kind are counted together.
     """
     kinds = Counter(kind for row in history.refused for kind in dict.fromkeys(map(_kind, row.reasons)))
-    total = len(history.refused)
-    found = len({(row.iteration, row.number) for row in history.evaluated if row.iteration})
-    head = f"{total} of {total + found} proposals were refused"
+    num_refused = len(history.refused)
+    num_usable = len({(row.iteration, row.number) for row in history.evaluated if row.iteration})
+    head = f"{num_refused} of {num_refused + num_usable} proposals were refused"
     return [head, *(f"  {count} x {printable(kind)}" for kind, count in kinds.most_common())]
 
 
@@ -61,9 +50,8 @@ def _kind(reason: str) -> str:
     reason = re.sub(r"the prompt \d+ of round \d+", "an earlier prompt", reason)
     if reason.startswith(("it leaks", "it holds", "it lists", "it asks", "it cannot", "control")):
         return reason.partition(": ")[0]
-    return re.sub(
-        r"^'.*' is no", "there is a word in braces that is no", re.sub(r" \d+ (times|characters)", r" .. \1", reason)
-    )
+    reason = re.sub(r" \d+ (times|characters)", r" .. \1", reason)
+    return re.sub(r"^'.*' is no", "there is a word in braces that is no", reason)
 
 
 def costs(history: History) -> str:
@@ -82,16 +70,9 @@ def confirmed_table(rows: Sequence[ConfirmedPrompt]) -> Table:
     for each in rows:
         first = NO_DATA if each.row is None else f"{100 * each.row.fitness:.1f}"
         drop = NO_DATA if each.drop is None else f"{100 * each.drop:+.1f}"
-        p_value = NO_DATA if each.p_value is None else f"{each.p_value:.3f}"
-        table.add_row(as_cell(each.name), first, _estimate(each.fitness), drop, _estimate(each.gain, sign="+"), p_value)
+        shares = (first, percent(each.fitness), drop, points(each.gain))
+        table.add_row(as_cell(each.name), *shares, number(each.p_value))
     return table
-
-
-def _estimate(found: Estimate, sign: str = "") -> str:
-    if found.value is None:
-        return NO_DATA
-    ends = "no CI" if found.ci is None else f"{100 * found.ci.low:{sign}.1f} to {100 * found.ci.high:{sign}.1f}"
-    return f"{100 * found.value:{sign}.1f} ({ends})"
 
 
 def plot(history: History, out: Path) -> None:
@@ -104,18 +85,19 @@ def plot(history: History, out: Path) -> None:
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         for verdict, marker, color in (("complete", "o", "#0072b2"), ("stopped", "x", "#999999")):
-            places = [place for place, row in enumerate(ended) if row.verdict == verdict]
-            values = [100 * ended[place].fitness for place in places]
-            axes.plot(places, values, marker, color=color, markersize=4, linestyle="none", label=verdict)
-        best = _best_so_far(ended)
+            indices = [index for index, row in enumerate(ended) if row.verdict == verdict]
+            values = [100 * ended[index].fitness for index in indices]
+            axes.plot(indices, values, marker, color=color, markersize=4, linestyle="none", label=verdict)
+        best: list[EvaluatedPrompt] = []
+        for row in ended:
+            is_better = row.verdict == "complete" and (not best or row.fitness > best[-1].fitness)
+            best += [row] if is_better else best[-1:]
         axes.step(
             range(len(best)), [100 * row.fitness for row in best], where="post", color="#d55e00", label="best so far"
         )
-        low, high = (
-            zip(*[row.interval or (row.fitness, row.fitness) for row in best], strict=True) if best else ((), ())
-        )
-        ends = ([100 * each for each in low], [100 * each for each in high])
-        axes.fill_between(range(len(best)), *ends, step="post", color="#d55e00", alpha=0.15, linewidth=0)
+        ends = [row.interval or (row.fitness, row.fitness) for row in best]
+        low, high = ([100 * pair[side] for pair in ends] for side in (0, 1))
+        axes.fill_between(range(len(best)), low, high, step="post", color="#d55e00", alpha=0.15, linewidth=0)
         axes.set_xlabel("prompts measured")
         axes.set_ylabel("fitness in percent (95 % interval)")
         axes.grid(color="#80808040")
@@ -123,13 +105,3 @@ def plot(history: History, out: Path) -> None:
         content = BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     storage.write_atomic(out, content.getvalue())
-
-
-def _best_so_far(ended: Sequence[EvaluatedPrompt]) -> list[EvaluatedPrompt]:
-    """Return for each measured prompt the best one that was complete by then."""
-    found: list[EvaluatedPrompt] = []
-    for row in ended:
-        better = row.verdict == "complete" and (not found or row.fitness > found[-1].fitness)
-        if better or found:
-            found.append(row if better else found[-1])
-    return found

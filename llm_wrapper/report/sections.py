@@ -1,4 +1,4 @@
-"""Sections of a report on one evaluation: results, differences, errors, slices; `report.confidence` has the rest.
+"""Sections of a report on one evaluation: results, differences, errors, slices, confidence.
 
 Everything is computed from stored predictions, with fixed seeds, so that the same run gives the same report.
 """
@@ -8,14 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from llm_wrapper import metrics
+import numpy as np
+
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import comparison, grec
+from llm_wrapper.evaluation.calibration import (
+    NUM_BINS,
+    calibrate,
+    confidences,
+    mass_notes,
+    risk_coverage,
+    threshold_for_risk,
+)
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
-from llm_wrapper.metrics import RANKS, measure_columns, summarize
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, measure_columns, summarize, to_columns
 from llm_wrapper.records import Candidate, Prediction
-from llm_wrapper.report.evaluations import StoredEvaluation
+from llm_wrapper.report.evaluations import StoredEvaluation, beside, on_same_split
 from llm_wrapper.report.formatting import (
     NO_DATA,
     CaseLink,
@@ -24,15 +33,13 @@ from llm_wrapper.report.formatting import (
     Table,
     counted,
     number,
-    p_at_1_of,
     percent,
     points,
 )
-from llm_wrapper.report.plots import Chart, series_of
-from llm_wrapper.report.published import beside, on_same_split
+from llm_wrapper.report.plots import Chart, Series, series_of
 from llm_wrapper.statistics import Estimate
 
-__all__ = ["advice", "differences", "errors", "positions", "reorderings", "results", "slices"]
+__all__ = ["advice", "confidence", "differences", "errors", "positions", "reorderings", "results", "slices"]
 
 _NEXT_STEP = {
     "missing": "evaluate again, so that every sample has a prediction",
@@ -60,6 +67,15 @@ _WITHOUT_LLM = {
 """The same where rules or the detector chose."""
 
 
+_RISKS = (0.05, 0.1, 0.2)
+
+_FEWEST = 20
+"""Expressions in a bin of the calibration; the share of fewer that is right is mostly chance."""
+
+_MOST_POINTS = 200
+"""More points of a curve coincide on the page."""
+
+
 def advice(evaluation: StoredEvaluation) -> PageSection:
     """Say where the main system loses most, and what to do next; each sentence leads to its cases in the gallery."""
     rows = evaluation.systems[evaluation.main or evaluation.base]
@@ -81,78 +97,53 @@ def advice(evaluation: StoredEvaluation) -> PageSection:
 
 def results(evaluation: StoredEvaluation) -> PageSection:
     """Every system's results, with published numbers beside them."""
-    tables = [_results_table(evaluation)]
-    tables += [_recall_table(evaluation), *_grec_table(evaluation), *_published_table(evaluation)]
-    bars = [p_at_1_of(summarize(rows)) for rows in evaluation.systems.values()]
-    figure = Chart(
-        [
-            series_of(name, [at], [bar], place=evaluation.place(name))
-            for at, (name, bar) in enumerate(zip(evaluation.systems, bars, strict=True))
-        ],
-        x="",
-        y="P@1 in percent",
-        top=105,
-        ticks=list(evaluation.systems),
-    )
+    scores = {name: measure_columns(to_columns(rows)) for name, rows in evaluation.systems.items()}
+    published = {
+        name: beside(evaluation.recipe, evaluation.name, name) for name in scores if name not in evaluation.others
+    }
+    is_published = any(published.values())
+    lines = []
+    for name, found in scores.items():
+        summary, known = summarize(evaluation.systems[name]), published.get(name)
+        without = f" (+{summary.num_without_target} without target)" if summary.num_without_target else ""
+        cells = [percent(found.p_at_1), *[str(known.p_at_1) if known else ""] * is_published]
+        cells += [percent(found.p_at_1_ge), number(found.mean_iou.value), percent(found.accuracy)]
+        cells += [f"{summary.n}{without}", counted(summary.decided_by), counted(summary.failures)]
+        lines.append([name, *cells])
+    head = ["system", "P@1 > 0.5", *["published"] * is_published, "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n",
+            "decided by", "failures"]  # fmt: skip
+    tables = [Table("Results", head, lines, prose=(len(head) - 2, len(head) - 1))]
+    recalls = recall(evaluation.systems[evaluation.base])
+    cells = [] if recalls is None else [percent(recalls[rank]) for rank in RANKS]
+    caption = "Recall of the candidates in the detector's own order"
+    tables.append(Table(caption, ["", *(f"@{rank}" for rank in RANKS)], [["recall", *cells]] if cells else []))
+    tables += [*_grec_table(evaluation), *_published_table(evaluation)]
+    bars = [
+        series_of(name, [index], [found.p_at_1], place=evaluation.place(name))
+        for index, (name, found) in enumerate(scores.items())
+    ]
+    chart = Chart(bars, x="", y="P@1 in percent", top=105, ticks=list(scores))
     text = ["In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5."]
-    if "published" in tables[0].head:
+    if is_published:
         text.append(
             "The column `published` shows what is published for the same data, split, detector and LLM, by their "
             "names; training may differ."
         )
     text += evaluation.facts.get("notes") or []
-    limit = evaluation.facts.get("limit")
-    text += [f"Of the first {limit} samples only: no number is comparable with one of the whole split."] * bool(limit)
-    return PageSection("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", figure)])
-
-
-def _results_table(evaluation: StoredEvaluation) -> Table:
-    published = {
-        name: beside(evaluation.recipe, evaluation.name, name)
-        for name in evaluation.systems
-        if name not in evaluation.others
-    }
-    head = ["system", "P@1 > 0.5", "published", "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n", "decided by",
-            "failures"]  # fmt: skip
-    lines = []
-    for name, rows in evaluation.systems.items():
-        summary, scores = summarize(rows), measure_columns(metrics.to_columns(rows))
-        known = published.get(name)
-        without = f" (+{summary.num_without_target} without target)" * bool(summary.num_without_target)
-        lines.append(
-            [
-                name,
-                percent(scores.p_at_1),
-                str(known.p_at_1) if known else "",
-                percent(scores.p_at_1_ge),
-                number(scores.mean_iou.value),
-                percent(scores.accuracy),
-                f"{summary.n}{without}",
-                counted(summary.decided_by),
-                counted(summary.failures),
-            ]
-        )
-    if not any(published.values()):
-        for row in (head, *lines):
-            del row[2]
-    return Table("Results", head, lines, prose=(len(head) - 2, len(head) - 1))
-
-
-def _recall_table(evaluation: StoredEvaluation) -> Table:
-    found = recall(evaluation.systems[evaluation.base])
-    lines = [] if found is None else [["recall", *(percent(found[rank]) for rank in RANKS)]]
-    return Table("Recall of the candidates in the detector's own order", ["", *(f"@{rank}" for rank in RANKS)], lines)
+    if limit := evaluation.facts.get("limit"):
+        text.append(f"Of the first {limit} samples only: no number is comparable with one of the whole split.")
+    return PageSection("Results", text, tables, [Figure("P@1 of each system with its 95 % interval", chart)])
 
 
 def _grec_table(evaluation: StoredEvaluation) -> list[Table]:
     """Return the metrics of GREC, where an expression means nothing or several objects."""
     if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
-    lines = []
-    for name, rows in evaluation.systems.items():
-        found = grec.measure_grec(rows)
-        cells = (found.n_acc, found.t_acc, found.precision, found.precision_giou)
-        lines.append((name, *map(percent, cells)))
+    found = {name: grec.measure_grec(rows) for name, rows in evaluation.systems.items()}
+    lines = [
+        (name, *map(percent, (each.n_acc, each.t_acc, each.precision, each.precision_giou)))
+        for name, each in found.items()
+    ]
     head = ("system", "N-acc", "T-acc", "Pr@(F1=1)", "Pr@(F1=1), generalised IoU")
     return [Table("Expressions that mean nothing or several objects", head, lines)]
 
@@ -184,12 +175,16 @@ def differences(evaluation: StoredEvaluation) -> PageSection:
         "First minus second in points, on the same samples. The intervals draw whole images; McNemar's test takes "
         "expressions as independent, which those of one image are not, and so claims more: read both.",
     ]
-    text += [f"Not shown, because they predict the same as here: {', '.join(evaluation.identical)}."] * bool(
-        evaluation.identical
-    )
+    if evaluation.identical:
+        text.append(f"Not shown, because they predict the same as here: {', '.join(evaluation.identical)}.")
     head = ["systems", *["recipes"] * bool(evaluation.others), *head]
-    table = Table("Differences", head, lines, prose=(1,) if evaluation.others else ())
-    return PageSection("Differences between systems", text, [table, *_recipes_table(evaluation)], notes=refused)
+    tables = [Table("Differences", head, lines, prose=(1,) if evaluation.others else ())]
+    runs = {each.run: each.differences for each in evaluation.others.values()}
+    if runs:
+        lines = [[run, text] for run, found in runs.items() for text in found or ["the same recipe"]]
+        caption = "Where compared runs have another recipe than this one"
+        tables.append(Table(caption, ("run", "difference"), lines, prose=(1,)))
+    return PageSection("Differences between systems", text, tables, notes=refused)
 
 
 def _pairs(evaluation: StoredEvaluation) -> list[tuple[str, str]]:
@@ -212,13 +207,6 @@ def _recipes(evaluation: StoredEvaluation, first: str, second: str) -> str:
     return f"differ ({', '.join(runs[name] for name in differing)})" if differing else "same"
 
 
-def _recipes_table(evaluation: StoredEvaluation) -> list[Table]:
-    runs = {each.run: each.differences for each in evaluation.others.values()}
-    lines = [(run, text) for run, found in runs.items() for text in found or ["the same recipe"]]
-    caption = "Where compared runs have another recipe than this one"
-    return [Table(caption, ("run", "difference"), lines, prose=(1,))] if runs else []
-
-
 def errors(evaluation: StoredEvaluation) -> PageSection:
     """Why each system is wrong."""
     found = {name: comparison.outcome_shares(rows) for name, rows in evaluation.systems.items()}
@@ -232,20 +220,16 @@ def errors(evaluation: StoredEvaluation) -> PageSection:
         f"{comparison.NEAR_IOU:g}). Wrong: another object was chosen among those found.",
         *["None: it was answered that none is meant, and the right one was among them."] * said_none,
     ]
-    table = Table("Error split", ("system", *shown), lines)
-    return PageSection("Errors", text, [table, _near_ties_table(evaluation)])
-
-
-def _near_ties_table(evaluation: StoredEvaluation) -> Table:
-    found = {name: comparison.near_ties(rows) for name, rows in evaluation.judged.items()}
+    tables = [Table("Error split", ("system", *shown), lines)]
+    ties = {name: comparison.near_ties(rows) for name, rows in evaluation.judged.items()}
     lines = [
         (name, percent(each.share), *(percent(p) if p.n else "" for p in each[1:]), str(each.share.n))
-        for name, each in found.items()
+        for name, each in ties.items()
         if each.share.n
     ]
-    head = ("system", "expressions", "P@1 there", "P@1 elsewhere", "n")
     caption = f"The two best candidates nearly coincide (IoU >= {comparison.NEAR_IOU:g}), among those with a right one"
-    return Table(caption, head, lines)
+    tables.append(Table(caption, ("system", "expressions", "P@1 there", "P@1 elsewhere", "n"), lines))
+    return PageSection("Errors", text, tables)
 
 
 def reorderings(evaluation: StoredEvaluation) -> PageSection:
@@ -297,7 +281,13 @@ def positions(evaluation: StoredEvaluation) -> PageSection:
 def slices(evaluation: StoredEvaluation) -> PageSection:
     """P@1 of every system in every slice, and what the main system gains over the base."""
     found = {name: by_slice(rows) for name, rows in evaluation.judged.items()}
-    gains = _gains(evaluation)
+    gains: dict[str, dict[str, Estimate]] = {}
+    if evaluation.main is not None:
+        try:
+            pairs = pair_predictions(evaluation.systems[evaluation.main], evaluation.systems[evaluation.base])
+            gains = differences_by_slice(pairs)
+        except DataError:  # said in the section of differences
+            pass
     gained = [f"{evaluation.main} - {evaluation.base}"] if gains else []
     tables, empty = [], []
     for family, own in found[evaluation.base].items():
@@ -319,11 +309,47 @@ def slices(evaluation: StoredEvaluation) -> PageSection:
     return PageSection("Slices", text, tables)
 
 
-def _gains(evaluation: StoredEvaluation) -> dict[str, dict[str, Estimate]]:
-    if evaluation.main is None:
-        return {}
-    pair: Sequence[Sequence[Prediction]] = (evaluation.systems[evaluation.main], evaluation.systems[evaluation.base])
-    try:
-        return differences_by_slice(pair_predictions(*pair))
-    except DataError:  # said in the section of differences
-        return {}
+def confidence(evaluation: StoredEvaluation) -> PageSection:
+    """Calibration and risk against coverage of every system that gives probabilities."""
+    lines, reliability, risks = [], [], []
+    for name, rows in evaluation.judged.items():
+        scored = [row for row in rows if row.target is not None]
+        certain, right = confidences(scored), ious(scored) > IOU_THRESHOLD
+        if np.isnan(certain).all():
+            continue
+        num_bins = max(1, min(NUM_BINS, len(scored) // _FEWEST))
+        found, curve = calibrate(certain, right, num_bins=num_bins), risk_coverage(certain, right)
+        answered = []
+        for risk in _RISKS:
+            threshold = threshold_for_risk(certain, right, risk)
+            share = None if threshold is None else (np.nan_to_num(certain, nan=-np.inf) >= threshold).mean()
+            answered.append("nothing" if share is None else f"{100 * share:.1f} %")
+        ece = f"{number(found.ece)} ({len(found.bins)} bins)"
+        lines.append((name, ece, number(curve.aurc), *answered, str(found.n), str(found.num_unknown)))
+        bins = 100 * np.array([[each.confidence, each.accuracy] for each in found.bins]).T
+        reliability.append(Series(name, bins[0].tolist(), bins[1].tolist(), place=evaluation.place(name)))
+        kept = np.unique(np.linspace(0, len(curve.risk) - 1, _MOST_POINTS).astype(int))
+        covered, wrong = ((100 * values[kept]).tolist() for values in (curve.coverage, curve.risk))
+        risks.append(Series(name, covered, wrong, place=evaluation.place(name)))
+    if reliability:
+        reliability.insert(0, Series("as it should be", [0, 100], [0, 100], place=None))
+    at_risks = [f"answered at risk <= {100 * risk:g} %" for risk in _RISKS]
+    head = ("system", "ECE", "AURC", *at_risks, "n", "no probability")
+    text = [
+        "Over the expressions with a target. A choice without a probability says nothing of calibration, and counts as "
+        "the least confident where it comes to answering. Thresholds are chosen on the samples they are shown for, so "
+        "what is answered at a risk is a little too good. ECE is over bins of equal mass, of at least "
+        f"{_FEWEST} expressions each.",
+    ]
+    figures = [
+        Figure(
+            "Calibration: confidence against what is right",
+            Chart(reliability, x="confidence in percent", y="right in percent", top=105),
+        ),
+        Figure(
+            "Risk against coverage",
+            Chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
+        ),
+    ]
+    notes = mass_notes([row for rows in evaluation.judged.values() for row in rows])
+    return PageSection("Confidence", text, [Table("Confidence", head, lines)], figures, notes)

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import main, method_rows, methods
+from llm_wrapper.cli import main, methods
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
 from llm_wrapper.evaluation import predictions as files
@@ -122,7 +122,7 @@ def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkey
 
     # Other samples: the adapter is used again, and the budget of the first question decides nothing.
     with monkeypatch.context() as context:
-        context.setattr("llm_wrapper.cli.method_rows.run_training", None)
+        context.setattr("llm_wrapper.cli.methods.run_training", None)
         compare(*args, "--limit", "5")
     assert (FOLDER / "lora" / "predictions-val-first-5.parquet").is_file()
     (beside,) = FOLDER.parent.glob("mine-*/methods.md")
@@ -141,7 +141,7 @@ def test_a_row_that_fails_loses_no_other_and_is_tried_again(
         raise RuntimeError("out of | memory")
 
     with monkeypatch.context() as context:
-        context.setattr("llm_wrapper.cli.method_rows.run_training", breaks)
+        context.setattr("llm_wrapper.cli.methods.run_training", breaks)
         printed = compare(*args, code=1)
     found = {row["name"]: row for row in facts()["rows"]}
     assert found["lora"]["problem"] == "RuntimeError: out of | memory"
@@ -220,7 +220,7 @@ def test_a_training_whose_length_cannot_be_told_fails_alone(
     def step_tokens(_: object) -> float:
         raise CacheError("no detections")
 
-    monkeypatch.setattr(method_rows, "step_tokens", step_tokens)
+    monkeypatch.setattr(methods, "step_tokens", step_tokens)
     printed = compare(*THREE, *options, "--limit", "4", "--compute", "1", *LORA, code=1)
     assert "lora failed: CacheError: no detections" in printed
     assert took()["in-context"]["num_asked"] == 4
@@ -242,7 +242,7 @@ def test_a_stop_is_no_failure_of_a_row(options: list[str], monkeypatch: pytest.M
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(method_rows, "make_row", stop)
+    monkeypatch.setattr(methods, "make_row", stop)
     assert invoke("compare-methods", *THREE, *options).exit_code != 0
     assert not (FOLDER / "methods.json").exists()
 

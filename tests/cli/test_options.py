@@ -10,10 +10,11 @@ from rich.console import Console
 
 from llm_wrapper import runs, services
 from llm_wrapper.cli import grids
-from llm_wrapper.cli.options import choose_recipe, fill_defaults, name_of, overridden
+from llm_wrapper.cli.options import choose_recipe, fill_defaults, name_of
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.grid import Column
+from llm_wrapper.evaluation.jobs import list_overrides
 from llm_wrapper.recipe import Recipe, compose
 from tests.first_images import copy_first_images
 from tests.test_cli import fail, run
@@ -83,7 +84,7 @@ def test_the_command_line_wins_over_the_run(
         trained.train,
     )
     assert ("toy-gray" in recipe.ensemble.also) == (vlm == "toy+toy-gray")
-    assert bool(overridden(RUN, recipe)) == (recipe != trained)
+    assert bool(list_overrides(RUN, recipe)) == (recipe != trained)
 
 
 def test_a_run_of_an_ensemble_is_one_and_another_detector_is_not(toy: Path) -> None:

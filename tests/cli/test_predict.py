@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from llm_wrapper import wrapper
 from llm_wrapper.cli.main import app
+from llm_wrapper.detectors import imported
 from llm_wrapper.errors import DataError, LLMWrapperError, RecipeError
 from tests.test_wrapper import recipe
 
@@ -142,6 +143,18 @@ def test_a_wrong_file_of_boxes_is_told_before_an_llm_is_loaded(
     assert "made for other data: it names 'other.png'" in fail(
         DataError, "predict", picture, "left star", "--boxes", boxes
     )
+
+
+def test_a_file_of_boxes_is_read_once_for_all_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [{"box": [x, 20, x + 30, 60], "label": "mug"} for x in (150, 20)]
+    rows = [{"file_name": "0.png", "detections": boxes[:1]}, {"file_name": "1.png", "detections": boxes}]
+    Path("boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reads: list[object] = []
+    read = imported.read_box_file
+    monkeypatch.setattr(imported, "read_box_file", lambda *args, **more: reads.append(args) or read(*args, **more))
+    printed = run("predict", folder, "the mug", "--llm", "rule", "--boxes", "boxes.jsonl", "--json")
+    assert [len(json.loads(line)["ranked"]) for line in printed.splitlines()] == [1, 2]
+    assert len(reads) == 1
 
 
 def test_boxes_and_a_detector_are_one_too_many(picture: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from llm_wrapper import datasets
-from llm_wrapper.cli import data
+from llm_wrapper.cli import detections
 from llm_wrapper.datasets import check, hub, refer
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import DataSection, available, compose
@@ -66,7 +66,7 @@ def test_the_data_check_reads_every_split_of_a_copy(tmp_path: Path) -> None:
     replicas.write_refs(tmp_path, replicas.refs())
     names = {"vlm": "toy", "llm": "rule", "data": "refcoco-hub", "train": "default"}
     console = Console(file=io.StringIO(), width=200)
-    assert data.check_data(compose(names, [f"data.root={tmp_path}"]), console)
+    assert detections.check_data(compose(names, [f"data.root={tmp_path}"]), console)
     printed = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert [line[1:5] for line in printed[1:6]] == [
         ["train", "3", "2", "2"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import importlib
 import io
 import json
@@ -17,17 +18,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import requests
+import urllib3
 import yaml
 from PIL import Image
 from requests.adapters import HTTPAdapter
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detectors import PaidDetector, Question, dds_client, detect_sample
-from llm_wrapper.detectors.dds import DDSDetector, create_dds
-from llm_wrapper.detectors.dds_client import DDSSettings
+from llm_wrapper.detectors import PaidDetector, Question, dds, detect_sample
+from llm_wrapper.detectors.dds import DDSDetector, DDSSettings, create_dds
+from llm_wrapper.detectors.paid_calls import PaidCalls
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
 from llm_wrapper.records import Detections, Sample
+from llm_wrapper.services import CallError
 from tests.detectors.dds_cases import CASES, RUNNING, Case
 from tests.detectors.misbehaving_server import GOOD, MisbehavingServer, Step
 from tests.detectors.test_paid_calls import FakeTime
@@ -72,7 +75,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingServer]:
         monkeypatch.setenv("DDS_API_KEY", KEY)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "127.0.0.1")
-        dds_client.load_sdk()
+        dds.load_sdk()
         session = importlib.import_module("dds_cloudapi_sdk.tasks.base").http_session
         session.mount(server.url, Impatient(server))
         yield server
@@ -88,7 +91,8 @@ def sample(tmp_path: Path) -> Sample:
 
 def detector(time: FakeTime, **settings: Any) -> DDSDetector:
     chosen = DDSSettings(**{**SETTINGS, **settings})
-    return DDSDetector(chosen, clock=time.clock, sleep=time.sleep, chance=lambda: 1.0)
+    calls = PaidCalls(chosen.model.lower(), chosen, clock=time.clock, sleep=time.sleep, chance=lambda: 1.0)
+    return DDSDetector(chosen, calls)
 
 
 def as_rows(found: Detections) -> list[Any]:
@@ -447,13 +451,13 @@ def test_keys_that_cannot_be_one(value: str | None, text: str, monkeypatch: pyte
     if value is not None:
         monkeypatch.setenv("DDS_API_KEY", value)
     with pytest.raises(RecipeError, match=text) as caught:
-        dds_client.api_key()
+        dds.api_key()
     assert not value or not value.strip() or value not in str(caught.value)
 
 
 def test_a_line_break_after_the_key_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDS_API_KEY", KEY + "\r\n")
-    assert dds_client.api_key() == KEY
+    assert dds.api_key() == KEY
 
 
 @needs_sdk
@@ -469,7 +473,7 @@ def test_crash_reports_of_the_sdk_are_off(server: MisbehavingServer, sample: Sam
 def test_without_the_sdk_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
     with pytest.raises(RecipeError, match=r"pip install 'llm-wrapper-rec\[paid-api\]'"):
-        dds_client.load_sdk.__wrapped__()
+        dds.load_sdk.__wrapped__()
 
 
 def test_building_and_the_identity_need_neither_sdk_nor_key_nor_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,3 +519,45 @@ def test_all_wrong_settings_are_told_at_once() -> None:
     assert "5 problems" in text
     for part in ("model:", "key 'price_per_call' is missing", "unknown keys 'price', 'api_key'", "bbox_threshold:"):
         assert part in text
+
+
+# The hook of the SDK's session, before the SDK reads a reply
+
+
+def replied(content: bytes, **headers: str) -> requests.Response:
+    """A reply that has not been read yet."""
+    response = requests.Response()
+    response.status_code = 200
+    response.headers.update(headers)
+    response.raw = urllib3.HTTPResponse(io.BytesIO(content), headers=headers, preload_content=False)
+    response.request = requests.PreparedRequest()
+    response.request.method = "POST"
+    return response
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DDS_API_KEY", KEY)
+    return KEY
+
+
+def test_a_good_reply_is_there_for_the_sdk(key: str) -> None:
+    content = json.dumps({"code": 0, "data": {"task_uuid": "t"}}).encode()
+    response = replied(gzip.compress(content), **{"Content-Encoding": "gzip"})
+    dds._judge_reply(response)
+    assert response.content == content
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["long", "packed"])
+def test_a_reply_without_end_is_not_read_to_the_end(key: str, is_packed: bool) -> None:
+    content = b" " * (64 << 20)
+    packed = {"Content-Encoding": "gzip"} if is_packed else {}
+    with pytest.raises(CallError, match="more than 16 MiB") as caught:
+        dds._judge_reply(replied(gzip.compress(content, 1) if is_packed else content, **packed))
+    assert caught.value.charged
+
+
+def test_a_key_that_comes_back_is_not_shown(key: str) -> None:
+    response = replied(json.dumps({"code": 7, "msg": f"token {key} is wrong"}).encode())
+    with pytest.raises(CallError, match=r"token \*\*\* is wrong"):
+        dds._judge_reply(response)

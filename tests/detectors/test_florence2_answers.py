@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, LOCATION_BINS, clean_expression, read_florence2_answer
+from llm_wrapper.detectors.florence2 import FLORENCE2_TASKS, LOCATION_BINS, read_florence2_answer
+from llm_wrapper.detectors.prompted import clean_expression
 from tests.detectors import tiny_florence2 as tiny
 
 _WH = (LOCATION_BINS, 2 * LOCATION_BINS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -19,6 +21,7 @@ from llm_wrapper.detectors import create_detector, detections_from_raw, load_plu
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe import DetectorSection
 
+ROOT = Path(__file__).parents[2]
 DATASET = Dataset("mine", "val", [], "digest")
 
 PLUGIN = """
@@ -167,3 +170,29 @@ def test_a_box_stays_whatever_its_score(
 def test_what_is_no_box_is_dropped_and_counted(numbers: list[float]) -> None:
     found = detections_from_raw([(numbers, "cat", 0.5), (BOX, "dog", None)], "od")
     assert ([each.label for each in found.items], found.num_dropped) == (["dog"], 1)
+
+
+def test_the_identity_of_a_cache_needs_neither_weights_nor_torch() -> None:
+    code = f"""
+import sys, yaml
+from pathlib import Path
+from llm_wrapper.datasets import Dataset
+from llm_wrapper.detections import cache  # what reads a cache
+from llm_wrapper.detections.identity import identity_of
+from llm_wrapper.detectors import create_detector
+from llm_wrapper.recipe import DetectorSection
+dataset = Dataset("mine", "val", [], "digest")
+for name in ("flo2", "kosmos2", "gd", "gdrec", "gd-py"):
+    recipe = yaml.safe_load((Path({str(ROOT)!r}) / "recipes" / "vlm" / f"{{name}}.yaml").read_text(encoding="utf-8"))
+    detector = create_detector(DetectorSection(**recipe["detector"]), dataset)
+    assert identity_of(detector, dataset)["settings"]["revision"] == recipe["detector"]["settings"]["revision"]
+print({{"torch", "transformers"}} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr

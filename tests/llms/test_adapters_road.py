@@ -16,9 +16,10 @@ from typer.testing import CliRunner, Result
 
 from llm_wrapper import storage
 from llm_wrapper.adapter_files import find_adapter
-from llm_wrapper.cli import evaluate, main
+from llm_wrapper.cli import main
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.jobs import Evaluation
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
@@ -104,9 +105,9 @@ def test_it_is_evaluated_and_the_report_says_which(toy: Path, caplog: pytest.Log
 def test_words_of_this_project_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     names = {"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}
     recipe = compose(names, OURS)
-    job = evaluate.Evaluation(recipe, None, adapter=find_adapter("theirs"))
+    job = Evaluation(recipe, None, adapter=find_adapter("theirs"))
     with caplog.at_level(logging.WARNING, "llm_wrapper"):
-        assert evaluate.with_training(job) == (recipe, Path("theirs"))
+        assert job.find_adapter_folder() == Path("theirs")
     assert f"prompt.format={recipe.prompt.format}; was it trained so?" in caplog.text
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llm_wrapper import results
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import evaluations, sections
@@ -46,7 +47,7 @@ def test_a_run_of_another_recipe_stands_in_the_table_and_it_is_said(tmp_path: Pa
         ("other: tuned - tuned", "differ (other)", "4"),
     ]
     assert recipes.rows == [
-        ("other", 'llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'),
+        ["other", 'llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'],
     ]
 
 
@@ -54,7 +55,7 @@ def test_a_run_of_the_same_recipe_is_told_so(tmp_path: Path, run: Path) -> None:
     part = beside(tmp_path, run, tuned(), RECIPE)
     table, recipes = sections.differences(part).tables
     assert [row[1] for row in table.rows] == ["same run", "same", "same"]
-    assert recipes.rows == [("other", "the same recipe")]
+    assert recipes.rows == [["other", "the same recipe"]]
 
 
 def test_what_the_run_has_itself_and_the_oracle_stay_out(tmp_path: Path, run: Path) -> None:
@@ -69,7 +70,7 @@ def test_boxes_from_elsewhere_stand_in_the_same_report(tmp_path: Path, run: Path
     rows = [predicted("qwen", number, right=number == 0, **FOREIGN) for number in range(4)]
     part = beside(tmp_path, run, rows, {"data": RECIPE["data"]})
     recipes = sections.differences(part).tables[1]
-    assert recipes.rows == [("other", "not known there: detector, prompt, llm")]
+    assert recipes.rows == [["other", "not known there: detector, prompt, llm"]]
     split, twins = sections.errors(part).tables
     assert split.rows[-1][0] == "other: qwen"
     assert split.rows[-1][-1].startswith("75.0"), "wrong, and not missed: what was offered is not known"
@@ -120,7 +121,7 @@ def test_what_is_kept_is_replaced_and_needs_the_other_run_no_more(tmp_path: Path
 
 
 def names_beside(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / evaluations.COMPARED).iterdir())
+    return sorted(path.name for path in (run / results.COMPARED).iterdir())
 
 
 def test_two_folders_of_one_name_are_kept_beside_each_other(tmp_path: Path, run: Path) -> None:
@@ -144,7 +145,7 @@ def test_what_does_not_say_where_it_is_from_is_replaced_by_its_own_question_alon
     tmp_path: Path, run: Path, recipe: dict[str, Any], num_folders: int
 ) -> None:
     other = make_run(tmp_path / "other", tuned(), recipe=RECIPE)
-    make_run(run / evaluations.COMPARED / "other", tuned(), recipe=recipe)
+    make_run(run / results.COMPARED / "other", tuned(), recipe=recipe)
     evaluations.add_comparison(run, other)
     evaluations.add_comparison(run, other)
     assert len(names_beside(run)) == num_folders
@@ -154,12 +155,12 @@ def test_what_does_not_say_where_it_is_from_is_replaced_by_its_own_question_alon
 def test_what_is_no_other_evaluation_is_refused(tmp_path: Path, run: Path, name: str, message: str) -> None:
     with pytest.raises(RunError, match=f"{message}; name a folder that eval or score has left"):
         evaluations.add_comparison(run, tmp_path / name)
-    assert not (run / evaluations.COMPARED).exists()
+    assert not (run / results.COMPARED).exists()
 
 
 def test_damaged_facts_beside_a_guest_are_named(tmp_path: Path, run: Path) -> None:
     beside(tmp_path, run, tuned(), RECIPE)
-    write_json(run / evaluations.COMPARED / "other" / "report-val.json", [])
+    write_json(run / results.COMPARED / "other" / "report-val.json", [])
     with pytest.raises(DataError, match=r"other/report-val\.json does not hold the facts"):
         load_evaluations(run)
 
@@ -169,7 +170,7 @@ def test_another_split_is_refused_and_beside_the_same_one_no_guest(tmp_path: Pat
     told = rf"nothing to compare: {run} is evaluated on val, {other} on test\. .*make eval RUN={other}"
     with pytest.raises(RunError, match=told):
         evaluations.add_comparison(run, other)
-    assert not (run / evaluations.COMPARED).exists()
+    assert not (run / results.COMPARED).exists()
     make_run(other, tuned()[:2])
     evaluations.add_comparison(run, other)
     (part,) = load_evaluations(run)

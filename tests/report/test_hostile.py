@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llm_wrapper import datasets
+from llm_wrapper import datasets, results
 from llm_wrapper.errors import DataError, LLMWrapperError
 from llm_wrapper.records import Box, Candidate
-from llm_wrapper.report import confidence, evaluations, grid, page, thumbnails
+from llm_wrapper.report import evaluations, gallery, grid, page
 from llm_wrapper.report.plots import MAX_CELLS
 from llm_wrapper.storage import write_json
 from tests.report.test_grid import cell, curve, matrix, result
@@ -105,10 +105,10 @@ LINKS = [
     pytest.param("report-val.json", id="facts"),
     pytest.param("predictions-val.parquet", id="predictions"),
     pytest.param("train_log.jsonl", id="log"),
-    pytest.param(thumbnails.FILE, id="gallery"),
+    pytest.param(gallery.FILE, id="gallery"),
     pytest.param(f"{grid.STUDIES}/curve-x.json", id="study"),
-    pytest.param(f"{evaluations.COMPARED}/other/predictions-val.parquet", id="compared"),
-    pytest.param(f"{evaluations.COMPARED}/other/report-val.json", id="compared-facts"),
+    pytest.param(f"{results.COMPARED}/other/predictions-val.parquet", id="compared"),
+    pytest.param(f"{results.COMPARED}/other/report-val.json", id="compared-facts"),
 ]
 
 
@@ -148,8 +148,8 @@ def data_set(root: Path, image: str) -> dict[str, Any]:
     return {"name": "mine", "reader": "jsonl", "root": str(root / "mine.jsonl")}
 
 
-def pictures(run: Path, data: dict[str, Any], *roots: Path) -> dict[str, thumbnails.Thumbnail]:
-    return thumbnails.add_thumbnails(run, {"data": data}, "val", {f"i{n}": f"s{n}" for n in range(4)}, roots)
+def pictures(run: Path, data: dict[str, Any], *roots: Path) -> dict[str, gallery.Thumbnail]:
+    return gallery.add_thumbnails(run, {"data": data}, "val", {f"i{n}": f"s{n}" for n in range(4)}, roots)
 
 
 @pytest.mark.parametrize("how", ["absolute", "relative", "link", "images-folder", "data-set-elsewhere"])
@@ -165,7 +165,7 @@ def test_no_picture_from_outside_the_named_folders(tmp_path: Path, caplog: pytes
     if how == "images-folder":
         data = {**data_set(named, "secret.png"), "settings": {"images": str(private)}}
     assert pictures(tmp_path, data, named) == {}
-    assert not (tmp_path / thumbnails.FILE).exists()
+    assert not (tmp_path / gallery.FILE).exists()
     assert "4 pictures of the gallery are missing: " in caplog.text
     assert re.search(
         f"does not lie under {named}; .*llm-wrapper report RUN --data-root|lies outside {named}", caplog.text
@@ -222,7 +222,7 @@ def test_a_report_needs_no_data_set_that_would_be_fetched(tmp_path: Path, monkey
 
 CONTENTS = [
     pytest.param(name, content, id=f"{name}-{kind}")
-    for name in ("manifest.json", "report-val.json", thumbnails.FILE, f"{grid.STUDIES}/curve-x.json")
+    for name in ("manifest.json", "report-val.json", gallery.FILE, f"{grid.STUDIES}/curve-x.json")
     for kind, content in {
         "cut-off": '{"a": ',
         "not-utf8": b"\xff\xfe\x00",
@@ -251,8 +251,8 @@ CONTENTS += [
     pytest.param("report-val.json", '{"recipe": {"data": {"settings": []}}}', id="facts-settings-list"),
     pytest.param("report-val.json", '{"limit": "many"}', id="facts-limit-text"),
     pytest.param("report-val.json", '{"split": {"a": 1}}', id="facts-split-object"),
-    pytest.param(thumbnails.FILE, '{"i0": [[0, 1], "aaaa"]}', id="picture-without-width"),
-    pytest.param(thumbnails.FILE, '{"i0": [[1, 1], "\u00e9"]}', id="picture-not-ascii"),
+    pytest.param(gallery.FILE, '{"i0": [[0, 1], "aaaa"]}', id="picture-without-width"),
+    pytest.param(gallery.FILE, '{"i0": [[1, 1], "\u00e9"]}', id="picture-not-ascii"),
 ]
 
 
@@ -272,7 +272,7 @@ def test_a_pipe_in_place_of_a_file_does_not_block(folder: Path, name: str) -> No
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     read: Callable[[], object] = {
-        "train_log.jsonl": lambda: confidence.learning(folder),
+        "train_log.jsonl": lambda: page.learning_curve(folder),
         "predictions-val.parquet": lambda: evaluations.load_evaluations(folder),
     }.get(name, lambda: page.facts_of_run(folder))
     with pytest.raises(DataError, match="not a regular file"):
@@ -384,18 +384,18 @@ def test_losses_that_are_no_number_are_counted(folder: Path) -> None:
     (folder / "train_log.jsonl").write_text("".join(lines))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = confidence.learning(folder)
+        found = page.learning_curve(folder)
     assert [row[1] for row in found.tables[0].rows] == ["2.500", "0.500"]
     assert found.text[-1] == "4 of 6 losses are no finite number and are not drawn."
 
 
 def test_a_picture_that_the_run_brings_is_a_picture_and_nothing_else(folder: Path) -> None:
     content = base64.b64encode(b"<svg onload=alert(1)>").decode()
-    write_json(folder / thumbnails.FILE, {"i0": [[100, 80], content]})
-    assert thumbnails.load_thumbnails(folder)["i0"].uri.startswith("data:image/jpeg;base64,")
-    write_json(folder / thumbnails.FILE, {"i0": [[100, 80], '"/><script>']})
-    with pytest.raises(DataError, match=re.escape(thumbnails.FILE)):
-        thumbnails.load_thumbnails(folder)
+    write_json(folder / gallery.FILE, {"i0": [[100, 80], content]})
+    assert gallery.load_thumbnails(folder)["i0"].uri.startswith("data:image/jpeg;base64,")
+    write_json(folder / gallery.FILE, {"i0": [[100, 80], '"/><script>']})
+    with pytest.raises(DataError, match=re.escape(gallery.FILE)):
+        gallery.load_thumbnails(folder)
 
 
 @pytest.mark.slow

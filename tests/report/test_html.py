@@ -18,12 +18,10 @@ from PIL import Image
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, DecidedBy, Prediction, to_dict
-from llm_wrapper.report import confidence, page, sections
-from llm_wrapper.report.evaluations import load_evaluations
-from llm_wrapper.report.gallery import choose_cases
+from llm_wrapper.report import page, sections
+from llm_wrapper.report.evaluations import beside, load_evaluations, on_same_split
+from llm_wrapper.report.gallery import FILE, choose_cases
 from llm_wrapper.report.plots import Chart, Series, svg_of
-from llm_wrapper.report.published import beside, on_same_split
-from llm_wrapper.report.thumbnails import FILE
 from llm_wrapper.storage import write_json, write_parquet
 
 pytestmark = pytest.mark.slow  # minutes together; CI runs them
@@ -245,7 +243,7 @@ def test_what_is_said_of_an_evaluation_stands_beside_its_numbers(tmp_path: Path)
     write_json(run / "report-val.json", {**facts, "notes": ["evaluated on images that it was trained on"]})
     (part,) = load_evaluations(run)
     assert "evaluated on images that it was trained on" in sections.results(part).text
-    (note,) = confidence.confidence(part).notes
+    (note,) = sections.confidence(part).notes
     assert note.startswith("warning: tuned: median probability of all valid answers together 2.8e-09")
 
 
