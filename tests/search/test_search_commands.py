@@ -212,6 +212,11 @@ def test_a_caption_that_finds_more_rises(options: list[str], server: ProposingSe
     assert len(CaptionedDetector.asked) == before
 
 
+def test_a_detector_without_captions_is_refused(options: list[str], server: ProposingServer) -> None:
+    args = ("search-prompts", *SIZES, *options, "--search", "glov-detector", proposer(server))
+    assert "one detector that takes a caption" in fail(RecipeError, *args)
+
+
 # what is wrong
 
 
@@ -229,7 +234,6 @@ def test_a_caption_that_finds_more_rises(options: list[str], server: ProposingSe
         pytest.param(["search.alphas=[-1]"], RecipeError, "search.alphas", id="alpha"),
         pytest.param(["--search", "golv"], RecipeError, "did you mean 'glov'", id="name"),
         pytest.param([], CacheError, "llm-wrapper cache-detections", id="no-detections"),
-        pytest.param(["--search", "glov-detector"], RecipeError, "one detector that takes a caption", id="no-caption"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_loaded(
