@@ -71,11 +71,7 @@ def lora_config(section: LoraSection, model: Any, *, use_dora: bool = False) -> 
 
 
 def create_adapter(llm: LoadedLLM, recipe: Recipe) -> Any:
-    """Put a fresh adapter on the model, drawn by the seed.
-
-    Raises:
-        ModelError: If the method cannot be used with this model, or as it is loaded.
-    """
+    """Put a fresh adapter on the model, drawn by the seed; ModelError if the method does not go with it as loaded."""
     transformers.set_seed(recipe.train.seed)
     config = adapter_config(recipe.train, llm.model)
     if config.is_prompt_learning:
@@ -128,16 +124,11 @@ def is_router(name: str) -> bool:
 
 
 def choose_lora_targets(config: peft.LoraConfig, model: Any, wanted: Sequence[str] | str) -> peft.LoraConfig:
-    """Set the layers of the text model that LoRA adapts, and the fused experts that PEFT can adapt.
+    """Set in `config` the layers of the text model that LoRA adapts, and the fused experts that PEFT can adapt.
 
-    Args:
-        config: It is changed.
-        model: Without adapters; may be without weights.
-        wanted: The last parts of layers' names, or `all-linear`.
-
-    Raises:
-        ModelError: With every reason at once: a name matches nothing that can be adapted, the output layer is to be
-            adapted and is the embeddings too, or PEFT cannot adapt experts in this way.
+    `wanted` are the last parts of layers' names, or `all-linear`. ModelError has every reason at once: a name matches
+    nothing that can be adapted, the output layer is to be adapted and is the embeddings too, or PEFT cannot adapt
+    experts in this way.
     """
     names = [] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
     layers, converted = _text_layers(model), copy.deepcopy(config)

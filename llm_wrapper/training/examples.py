@@ -119,14 +119,7 @@ def draw_samples(samples: Sequence[PreparedSample], limit: int | None, *, seed: 
 
 
 def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
-    """Load the prompt builder of a recipe; it reads the training split where it shows examples.
-
-    Raises:
-        PromptError: If the instruction cannot be used.
-        DataError: If no training expression can be shown.
-        CacheError: If the training split's detections are not cached; the message names the command.
-        ModelError: If the embedder cannot be loaded.
-    """
+    """Load the prompt builder of a recipe; where it shows examples, it reads the training split and its detections."""
     section = recipe.prompt
     if not section.examples:
         return PromptBuilder(section)

@@ -66,8 +66,7 @@ def require_devices() -> None:
 def open_run_together(folder: Path, open_run: Callable[[Path], Path]) -> Path:
     """Let the main process open the run; return its folder, which may hold the time, to all processes.
 
-    Raises:
-        LLMWrapperError: In the main process, if the run cannot be opened; the others exit with status 2.
+    If it cannot be opened, the main process raises the error, and the others exit with status 2.
     """
     if process_count() == 1:
         return open_run(folder)

@@ -139,12 +139,8 @@ def test_a_history_that_was_cut_off_goes_on_to_the_same_end(tmp_path: Path) -> N
         path.write_bytes(content[:-cut])
         resumed, _ = searched(path, Proposer(climbing))
         assert timeless(resumed.rows) == timeless(whole.rows)
-
-
-def test_a_finished_search_asks_nobody(tmp_path: Path) -> None:
-    searched(tmp_path / "h", Proposer(climbing))
     propose, measure = Proposer(climbing), Selector()
-    searched(tmp_path / "h", propose, measure)
+    searched(path, propose, measure)  # it is finished
     assert (propose.requests, measure.calls) == ([], [])
 
 
@@ -210,13 +206,10 @@ def test_a_prompt_that_no_model_can_be_asked_is_refused(tmp_path: Path) -> None:
         searched(tmp_path / "other", Proposer(climbing), picky, seed_prompt=prompt(0.4, "odd"))
 
 
-def test_a_seed_prompt_without_a_placeholder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} occurs"):
-        searched(tmp_path / "h", Proposer(climbing), seed_prompt="the number of {expression}")
-
-
-def test_a_slice_of_another_search_is_refused(tmp_path: Path) -> None:
+def test_a_seed_prompt_without_a_placeholder_and_a_slice_of_another_search_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "h"
+    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} occurs"):
+        searched(tmp_path / "seed", Proposer(climbing), seed_prompt="the number of {expression}")
     searched(path, Proposer(climbing), iterations=1)
     path.write_text(path.read_text(encoding="utf-8").replace('"digest"', '"another"'), encoding="utf-8")
     with pytest.raises(RunError, match="other expressions"):

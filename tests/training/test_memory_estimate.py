@@ -262,9 +262,6 @@ def test_each_change_lowers_the_peak_and_all_together_lower_it_most() -> None:
     assert found[-1].overrides == " ".join(change.overrides for change in found[:-1])
     assert all(change.peak < before for change in found)
     assert found[-1].peak < min(change.peak for change in found[:-1])
-
-
-def test_a_recipe_that_has_every_change_is_offered_none() -> None:
     setup = replace(SETUP, is_4bit=True, has_checkpointing=True)
     batch = BatchShape(num_rows=1, length=256, num_answers=2)
     assert not list(memory_estimate.suggest_changes(replace(SIZES, rank=8), setup, batch, alpha=16))
@@ -303,19 +300,14 @@ def test_the_verdict_is_printed(
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [
-        pytest.param(None, "cannot be loaded", id="no-folder"),
-        pytest.param("{", "cannot be loaded", id="broken-config"),
-        pytest.param('{"model_type": "no-such-model"}', "no-such-model", id="unknown-architecture"),
-    ],
+    [("", "cannot be loaded"), ("{", "cannot be loaded"), ('{"model_type": "no-such-model"}', "no-such-model")],
+    ids=["no-settings", "broken-config", "unknown-architecture"],
 )
-def test_settings_that_cannot_be_read(text: str | None, reason: str, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    if text is not None:
-        folder.mkdir()
-        (folder / "config.json").write_text(text)
+def test_settings_that_cannot_be_read(text: str, reason: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=reason):
-        memory_estimate.build_weightless_model(LLMSection(model=str(folder), dtype="float32"))
+        memory_estimate.build_weightless_model(LLMSection(model=str(tmp_path), dtype="float32"))
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:

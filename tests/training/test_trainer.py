@@ -32,14 +32,8 @@ IGNORED = -100
 
 def recipe(**train: Any) -> Recipe:
     """A recipe in the compact format; arguments go to the train section."""
-    options: dict[str, Any] = {
-        "lora": LoraSection(rank=4, alpha=8),
-        "learning_rate": 0.01,
-        "warmup_steps": 0,
-        "groups_per_step": 2,
-        "scheduler": "constant",
-        **train,
-    }
+    fixed = {"learning_rate": 0.01, "warmup_steps": 0, "groups_per_step": 2, "scheduler": "constant"}
+    options: dict[str, Any] = {"lora": LoraSection(rank=4, alpha=8), **fixed, **train}
     return Recipe(
         detector=DetectorSection(name="tiny"),
         data=DataSection(name="tiny", reader="tiny", root=Path()),
@@ -234,7 +228,7 @@ def test_processes_with_a_part_of_the_model_each_go_through_it_equally_often(mon
 # --- what is left out ------------------------------------------------------------------------------------------------
 
 
-def test_too_long_samples_are_counted_and_never_cut() -> None:
+def test_too_long_samples_are_counted_without_generated_ones_and_never_cut() -> None:
     llm = tiny.llm()
     long, short = "very " * 100 + "old dog", "dog"
     which = [group(0, long, short, long), group(1, long), group(2, short, "cat")]
@@ -243,19 +237,11 @@ def test_too_long_samples_are_counted_and_never_cut() -> None:
     assert [[sample.expression for sample in one.samples] for one in kept] == [[short], [short, "cat"]]
     assert [one.targets for one in kept] == [(which[0].targets[1],), which[2].targets]
     assert [one.candidates for one in kept] == [which[0].candidates, which[2].candidates]
-
-
-def test_the_limit_includes_the_completion() -> None:
-    llm = tiny.llm()
-    which = [group(0, "dog")]
+    which = [group(0, "dog")]  # the limit includes the completion
     ((prompt, completion),) = examples(llm, which, recipe())
     length = len(prompt) + len(completion)
     assert trainer.fit_to_length(llm, which, recipe(max_tokens=length)) == (which, 0)
     assert trainer.fit_to_length(llm, which, recipe(max_tokens=length - 1)) == ([], 1)
-
-
-def test_generated_company_is_not_counted_as_a_sample() -> None:
-    llm = tiny.llm()
     chosen = recipe(max_tokens=40, generated_per_group=4, shuffle_candidates=True)
     assert trainer.fit_to_length(llm, [group(0, "dog")], chosen) == ([], 1)
 
@@ -399,13 +385,8 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 CHOSEN: dict[str, Any] = {
-    "save_steps": 2,
-    "epochs": 2,
-    "scheduler": "linear",
-    "warmup_steps": 2,
-    "shuffle_candidates": True,
-    "generated_per_group": 2,
-    "lora": LoraSection(rank=4, alpha=8, dropout=0.2),
+    **{"save_steps": 2, "epochs": 2, "scheduler": "linear", "warmup_steps": 2, "shuffle_candidates": True},
+    **{"generated_per_group": 2, "lora": LoraSection(rank=4, alpha=8, dropout=0.2)},
 }
 
 
