@@ -330,8 +330,9 @@ def _answers(
 ) -> tuple[list[Prediction], Cost, int | None]:
     """Ask the LLM about every sample; return the predictions, their cost, and the tokens read and written alone."""
     from llm_wrapper.llms import meter
-    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.base import LLM, add_reasoning, load_llm
     from llm_wrapper.llms.load import load_model
+    from llm_wrapper.llms.local import LocalLLM
 
     name, num_tokens, spoken = row.method.name, recipe.prompt.reasoning_tokens, meter.Spoken()
     is_served = recipe.llm.backend == "openai"  # its tokens are not known

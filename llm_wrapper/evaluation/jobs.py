@@ -120,8 +120,9 @@ def predict_with_llm(
     """Load the LLM of a recipe and predict: `untrained` (if wanted, or without an adapter) and `tuned`, or `served`."""
     require_probabilities(recipe)
     from llm_wrapper.llms.adapters import add_adapter, require_fit
-    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.base import LLM, add_reasoning, load_llm
     from llm_wrapper.llms.load import LoadedLLM, load_model
+    from llm_wrapper.llms.local import LocalLLM
 
     num_tokens = recipe.prompt.reasoning_tokens
 
