@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
@@ -130,16 +129,16 @@ class _Reader:
             self.problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
         values = {key: value for key, value in values.items() if key in RECIPE_KINDS[kind]}
         if kind == "train" and "prompt" in values:
-            prompt: tuple[dict[str, Any], Places] = {}, {}
-            if isinstance(values["prompt"], str):
-                prompt = self.prompt(values["prompt"])
+            name, values["prompt"] = values["prompt"], {}
+            prompt_lines: Places = {}
+            if isinstance(name, str):
+                values["prompt"], prompt_lines = self.prompt(name)
             else:
                 self.problems.append(
                     f"{lines['prompt',]}: a train recipe names its prompt (prompt: hints, a file of recipes/prompt): "
                     "move these keys to recipes/prompt/NAME.yaml, and name that here"
                 )
-            values["prompt"] = prompt[0]
-            lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | prompt[1]
+            lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | prompt_lines
         return values, lines
 
     def members(self, kind: str, name: str) -> list[str]:
@@ -210,20 +209,6 @@ def _apply(sections: dict[str, Any], places: Places, override: str) -> str | Non
     return None
 
 
-def _explain(rows: Sequence[ErrorDetails], places: Mapping[tuple[str | int, ...], str]) -> list[str]:
-    problems = []
-    for row in rows:
-        location = tuple(row["loc"])
-        known = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), None)
-        name = ".".join(map(str, location))
-        if row["type"] == "extra_forbidden":
-            text = f"unknown key {_short(name)}{nearest(str(location[-1])[:100], _keys(location[:-1]))}"
-        else:
-            text = f"{name[:200]}: {row['msg']} (value: {_short(row.get('input'))})"
-        problems.append(f"{known or 'recipe'}: {text}")
-    return problems
-
-
 def _short(value: Any) -> str:
     """Return a value as messages show it; a file may hold any."""
     text = repr(value)
@@ -234,22 +219,30 @@ def _keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys that a section knows."""
     model: Any = Recipe
     for key in location:
-        field = model.model_fields.get(str(key)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = getattr(model, "model_fields", {}).get(str(key))
         model = field.annotation if field else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return list(getattr(model, "model_fields", {}))
 
 
-def _validated(
-    sections: Mapping[str, Any], places: Mapping[tuple[str | int, ...], str], more: list[str], unread: set[str]
-) -> Recipe:
+def _validated(sections: Mapping[str, Any], places: Places, more: Sequence[str], unread: set[str]) -> Recipe:
     """Validate all sections; of those whose file could not be read only what is there."""
+    problems = list(more)
     try:
         recipe = Recipe.model_validate(dict(sections))
     except ValidationError as error:
-        rows = [row for row in error.errors() if row["type"] != "missing" or row["loc"][0] not in unread]
-        raise RecipeError(listed("the recipe cannot be used", more + _explain(rows, places))) from error
-    if more:
-        raise RecipeError(listed("the recipe cannot be used", more))
+        for row in error.errors():
+            location = tuple(row["loc"])
+            if row["type"] == "missing" and location[0] in unread:
+                continue
+            known = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), None)
+            name = ".".join(map(str, location))
+            text = f"{name[:200]}: {row['msg']} (value: {_short(row.get('input'))})"
+            if row["type"] == "extra_forbidden":
+                text = f"unknown key {_short(name)}{nearest(str(location[-1])[:100], _keys(location[:-1]))}"
+            problems.append(f"{known or 'recipe'}: {text}")
+        raise RecipeError(listed("the recipe cannot be used", problems)) from error
+    if problems:
+        raise RecipeError(listed("the recipe cannot be used", problems))
     return recipe
 
 
