@@ -210,7 +210,7 @@ def p_at_1_by_position(predictions: Sequence[Prediction], *, seed: int = 0) -> d
     table = metrics.to_columns(offered)
     found = metrics.candidate_overlaps(table)
     best = metrics.best_overlaps(table, found)
-    rows = np.repeat(np.arange(len(offered)), table.counts)
+    rows = table.owners
     # The first of equals, as everywhere. A sample without a right candidate is skipped.
     place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
     right = metrics.overlaps(table) > IOU_THRESHOLD
@@ -240,11 +240,10 @@ def near_ties(predictions: Sequence[Prediction], *, seed: int = 0) -> NearTies:
     table = metrics.to_columns(offered)
     found = metrics.candidate_overlaps(table)
     kept = metrics.best_overlaps(table, found) > IOU_THRESHOLD
-    rows = np.repeat(np.arange(len(offered)), table.counts)
+    rows = table.owners
     # Stable, so that of equals the first shown comes first, as everywhere.
     ranked = np.lexsort((-found, rows))
-    starts = np.cumsum(table.counts) - table.counts
-    best, second = (table.candidates[ranked[starts + place]].reshape(-1, 4) for place in (0, 1))
+    best, second = (table.candidates[ranked[table.starts + place]].reshape(-1, 4) for place in (0, 1))
     twin = (rowwise_iou(best, second) >= NEAR_IOU)[kept]
     right, images = (metrics.overlaps(table) > IOU_THRESHOLD)[kept], table.images[kept]
     shares = (estimate(right[mask], images[mask], seed=seed) for mask in (twin, ~twin))
@@ -255,11 +254,9 @@ def _nearly_best(
     table: Columns, found: npt.NDArray[np.float64], best: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
     """Tell of each chosen box whether it nearly coincides with the sample's first best candidate, shape (n,)."""
-    rows = np.repeat(np.arange(len(best)), table.counts)
-    place = metrics.first_right(table, found == best[rows])
+    place = metrics.first_right(table, found == best[table.owners])
     result = np.zeros(len(best), dtype=np.bool_)
     asked = np.flatnonzero((place >= 0) & table.has_box)
-    starts = np.cumsum(table.counts) - table.counts
-    other = table.candidates[(starts + place)[asked]].reshape(-1, 4)
+    other = table.candidates[(table.starts + place)[asked]].reshape(-1, 4)
     result[asked] = rowwise_iou(table.boxes[asked], other) >= NEAR_IOU
     return result

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llm_wrapper import metrics
 from llm_wrapper.boxes import BoolArray, FloatArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
-from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, Columns, ious, recall_at
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, recall_at
 from llm_wrapper.prompts.rule import SYNONYMS, singularize, split_words
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
@@ -110,12 +110,12 @@ def distractors(predictions: Sequence[Prediction]) -> FloatArray:
     table = metrics.to_columns(predictions)
     found = metrics.candidate_overlaps(table)
     best = metrics.best_overlaps(table, found)
-    rows = np.repeat(np.arange(len(predictions)), table.counts)
+    rows = table.owners
     place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
     labels = metrics.codes(candidate.label.strip().lower() for each in predictions for candidate in each.candidates)
     own = np.full(len(predictions), -1)
     known = place >= 0
-    own[known] = labels[(_starts(table) + place)[known]]
+    own[known] = labels[(table.starts + place)[known]]
     others = (labels == own[rows]) & (found <= IOU_THRESHOLD)
     counts = np.bincount(rows[others], minlength=len(predictions))
     return np.where(known, counts, np.nan)
@@ -130,11 +130,6 @@ def target_shares(predictions: Sequence[Prediction]) -> FloatArray:
         ],
         dtype=np.float64,
     )
-
-
-def _starts(table: Columns) -> npt.NDArray[np.intp]:
-    starts: npt.NDArray[np.intp] = np.cumsum(table.counts) - table.counts
-    return starts
 
 
 def _kinds(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
@@ -185,8 +180,7 @@ def recall(
     table = metrics.to_columns(predictions)
     if not metrics.knows_candidates(table):
         return None
-    starts = np.cumsum(table.counts) - table.counts
-    places = [start + place for start, order in zip(starts, orders, strict=True) for place in order]
+    places = [start + place for start, order in zip(table.starts, orders, strict=True) for place in order]
     ordered = replace(table, candidates=table.candidates[np.array(places, dtype=np.intp)])
     return recall_at(ordered, ranks=ranks, seed=seed)
 

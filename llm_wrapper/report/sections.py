@@ -22,7 +22,7 @@ from llm_wrapper.evaluation.calibration import (
 )
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
-from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, measure_columns, summarize, to_columns
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, mean_accuracy, summarize, to_columns
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.evaluations import StoredEvaluation, beside, on_same_split
 from llm_wrapper.report.formatting import (
@@ -33,6 +33,7 @@ from llm_wrapper.report.formatting import (
     Table,
     counted,
     number,
+    p_at_1_of,
     percent,
     points,
 )
@@ -97,17 +98,18 @@ def advice(evaluation: StoredEvaluation) -> PageSection:
 
 def results(evaluation: StoredEvaluation) -> PageSection:
     """Every system's results, with published numbers beside them."""
-    scores = {name: measure_columns(to_columns(rows)) for name, rows in evaluation.systems.items()}
+    summaries = {name: summarize(rows) for name, rows in evaluation.systems.items()}
     published = {
-        name: beside(evaluation.recipe, evaluation.name, name) for name in scores if name not in evaluation.others
+        name: beside(evaluation.recipe, evaluation.name, name) for name in summaries if name not in evaluation.others
     }
     is_published = any(published.values())
     lines = []
-    for name, found in scores.items():
-        summary, known = summarize(evaluation.systems[name]), published.get(name)
+    for name, summary in summaries.items():
+        known, accuracy = published.get(name), mean_accuracy(to_columns(evaluation.systems[name]))
         without = f" (+{summary.num_without_target} without target)" if summary.num_without_target else ""
-        cells = [percent(found.p_at_1), *[str(known.p_at_1) if known else ""] * is_published]
-        cells += [percent(found.p_at_1_ge), number(found.mean_iou.value), percent(found.accuracy)]
+        cells = [percent(p_at_1_of(summary)), *[str(known.p_at_1) if known else ""] * is_published]
+        at_1_ge = Estimate(summary.p_at_1_ge, summary.ci_ge, summary.n)
+        cells += [percent(at_1_ge), number(summary.mean_iou), percent(accuracy)]
         cells += [f"{summary.n}{without}", counted(summary.decided_by), counted(summary.failures)]
         lines.append([name, *cells])
     head = ["system", "P@1 > 0.5", *["published"] * is_published, "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n",
@@ -119,10 +121,10 @@ def results(evaluation: StoredEvaluation) -> PageSection:
     tables.append(Table(caption, ["", *(f"@{rank}" for rank in RANKS)], [["recall", *cells]] if cells else []))
     tables += [*_grec_table(evaluation), *_published_table(evaluation)]
     bars = [
-        series_of(name, [index], [found.p_at_1], place=evaluation.place(name))
-        for index, (name, found) in enumerate(scores.items())
+        series_of(name, [index], [p_at_1_of(summary)], place=evaluation.place(name))
+        for index, (name, summary) in enumerate(summaries.items())
     ]
-    chart = Chart(bars, x="", y="P@1 in percent", top=105, ticks=list(scores))
+    chart = Chart(bars, x="", y="P@1 in percent", top=105, ticks=list(summaries))
     text = ["In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5."]
     if is_published:
         text.append(
