@@ -14,8 +14,8 @@ from train import train_packed
 
 from llm_wrapper.datasets import Dataset, jsonl
 from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.contents import identity_of
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
 from llm_wrapper.detectors import Level, Question
 from llm_wrapper.evaluation import predictions as files

@@ -10,28 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from llm_wrapper import results, runs
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.jobs import Evaluation, add_known_untrained
 from llm_wrapper.recipe import compose
+from tests.commands import run
 from tests.evaluation.test_predictions import FULL
-from tests.first_images import copy_first_images
-from tests.test_cli import run
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 ASKED = {"split": "val", "limit": None, "candidates": {"cap": 20}}
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_first_images(tmp_path_factory.mktemp("data") / "toy", count=3, splits=("train", "val", "test"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def write_facts(path: Path, facts: object) -> None:

@@ -25,9 +25,8 @@ from llm_wrapper.cli import options
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections import maintain
-from llm_wrapper.detections.contents import MANIFEST
+from llm_wrapper.detections.contents import MANIFEST, dataset_options, describe_recorded
 from llm_wrapper.detections.fill import answer_locally, fill_cache
-from llm_wrapper.detections.identity import dataset_options, describe_recorded
 from llm_wrapper.detections.samples import cache_folder, load_prepared_split
 from llm_wrapper.detectors import PaidDetector
 from llm_wrapper.errors import DataError, RecipeError
