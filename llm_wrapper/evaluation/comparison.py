@@ -15,7 +15,7 @@ import numpy.typing as npt
 from llm_wrapper import metrics
 from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.evaluation.decide import prediction_of
+from llm_wrapper.evaluation.predictions import prediction_of
 from llm_wrapper.metrics import IOU_THRESHOLD, Columns, ious, only_system
 from llm_wrapper.records import Prediction, Sample
 from llm_wrapper.statistics import Estimate, McNemar, difference, estimate, mcnemar

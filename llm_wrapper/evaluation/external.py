@@ -28,7 +28,7 @@ from llm_wrapper.datasets.base import Dataset, Id, require_file, validate_row
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation import predictions
 from llm_wrapper.evaluation.comparison import complete_predictions
-from llm_wrapper.evaluation.decide import prediction_of
+from llm_wrapper.evaluation.predictions import prediction_of
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Box, Prediction, Sample
 

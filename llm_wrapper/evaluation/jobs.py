@@ -14,7 +14,6 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
@@ -60,7 +59,7 @@ class Evaluation:
     def notes(self, rows: Sequence[Prediction]) -> list[str]:
         """Say what is not as the run was trained, and how probable any valid answer of the LLM was."""
         changed = list_overrides(self.run, self.recipe) if self.run else []
-        return [*changed, *mass_notes(rows)]
+        return [*changed, *files.mass_notes(rows)]
 
     def find_adapter_folder(self) -> Path | None:
         """Return the folder of the adapter to answer with, if there is one.

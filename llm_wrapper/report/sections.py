@@ -11,16 +11,17 @@ from itertools import combinations
 import numpy as np
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import comparison, grec
+from llm_wrapper.evaluation import comparison
 from llm_wrapper.evaluation.calibration import (
     NUM_BINS,
     calibrate,
     confidences,
-    mass_notes,
+    measure_grec,
     risk_coverage,
     threshold_for_risk,
 )
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
+from llm_wrapper.evaluation.predictions import mass_notes
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, mean_accuracy, summarize, to_columns
 from llm_wrapper.records import Candidate, Prediction
@@ -141,7 +142,7 @@ def _grec_table(evaluation: StoredEvaluation) -> list[Table]:
     """Return the metrics of GREC, where an expression means nothing or several objects."""
     if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
-    found = {name: grec.measure_grec(rows) for name, rows in evaluation.systems.items()}
+    found = {name: measure_grec(rows) for name, rows in evaluation.systems.items()}
     lines = [
         (name, *map(percent, (each.n_acc, each.t_acc, each.precision, each.precision_giou)))
         for name, each in found.items()

@@ -3,7 +3,7 @@ import pytest
 
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build_candidates, detector_choice
-from llm_wrapper.evaluation.decide import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, oracle_choice
+from llm_wrapper.evaluation.predictions import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, oracle_choice
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Candidate, Choice, Detection, Detections, Sample
 
