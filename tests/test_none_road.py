@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_wrapper import results, runs
+from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import calibration, jobs
 from llm_wrapper.evaluation import predictions as files
@@ -60,14 +60,14 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order(
     assert f"{len(tuned)} samples of val" in table
     assert "N-acc" in table
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
-    beside = RUN / results.COMPARED / "none-below-0.99" / "predictions-val.parquet"
+    beside = RUN / runs.COMPARED / "none-below-0.99" / "predictions-val.parquet"
     below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
     assert below == calibration.apply_threshold(tuned, 0.99)
     assert calibration.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
     assert "prompt.none_below=0.99" in fail(RunError, "report", beside, "--none-below", "tuned")
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
-    assert (RUN / results.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
+    assert (RUN / runs.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
     assert [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")

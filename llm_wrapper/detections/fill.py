@@ -148,6 +148,9 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
     batch, one of a paid detector at most one answer. The same call resumes, with the same rows in the end.
 
     Args:
+        detector: Asked for all that is missing.
+        dataset: One split.
+        folder: Of the cache.
         engine: Asks the detector: in this process, or a `RayEngine`.
         images_per_batch: Images in one call, each with all questions about it.
         rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.

@@ -11,33 +11,14 @@ from itertools import combinations
 import numpy as np
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import comparison
-from llm_wrapper.evaluation.calibration import (
-    NUM_BINS,
-    calibrate,
-    confidences,
-    measure_grec,
-    risk_coverage,
-    threshold_for_risk,
-)
+from llm_wrapper.evaluation import calibration, comparison
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
 from llm_wrapper.evaluation.predictions import mass_notes
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, mean_accuracy, summarize, to_columns
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.evaluations import StoredEvaluation, beside, on_same_split
-from llm_wrapper.report.formatting import (
-    NO_DATA,
-    CaseLink,
-    Figure,
-    PageSection,
-    Table,
-    counted,
-    number,
-    p_at_1_of,
-    percent,
-    points,
-)
+from llm_wrapper.report.formatting import CaseLink, Figure, PageSection, Table, counted, number, percent, points
 from llm_wrapper.report.plots import Chart, Series, series_of
 from llm_wrapper.statistics import Estimate
 
@@ -105,10 +86,13 @@ def results(evaluation: StoredEvaluation) -> PageSection:
     }
     is_published = any(published.values())
     lines = []
+    bars: list[Series] = []
     for name, summary in summaries.items():
         known, accuracy = published.get(name), mean_accuracy(to_columns(evaluation.systems[name]))
         without = f" (+{summary.num_without_target} without target)" if summary.num_without_target else ""
-        cells = [percent(p_at_1_of(summary)), *[str(known.p_at_1) if known else ""] * is_published]
+        at_1 = Estimate(summary.p_at_1, summary.ci, summary.n)
+        bars.append(series_of(name, [len(bars)], [at_1], place=evaluation.place(name)))
+        cells = [percent(at_1), *[str(known.p_at_1) if known else ""] * is_published]
         at_1_ge = Estimate(summary.p_at_1_ge, summary.ci_ge, summary.n)
         cells += [percent(at_1_ge), number(summary.mean_iou), percent(accuracy)]
         cells += [f"{summary.n}{without}", counted(summary.decided_by), counted(summary.failures)]
@@ -121,10 +105,6 @@ def results(evaluation: StoredEvaluation) -> PageSection:
     caption = "Recall of the candidates in the detector's own order"
     tables.append(Table(caption, ["", *(f"@{rank}" for rank in RANKS)], [["recall", *cells]] if cells else []))
     tables += [*_grec_table(evaluation), *_published_table(evaluation)]
-    bars = [
-        series_of(name, [index], [p_at_1_of(summary)], place=evaluation.place(name))
-        for index, (name, summary) in enumerate(summaries.items())
-    ]
     chart = Chart(bars, x="", y="P@1 in percent", top=105, ticks=list(summaries))
     text = ["In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5."]
     if is_published:
@@ -142,7 +122,7 @@ def _grec_table(evaluation: StoredEvaluation) -> list[Table]:
     """Return the metrics of GREC, where an expression means nothing or several objects."""
     if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
-    found = {name: measure_grec(rows) for name, rows in evaluation.systems.items()}
+    found = {name: calibration.measure_grec(rows) for name, rows in evaluation.systems.items()}
     lines = [
         (name, *map(percent, (each.n_acc, each.t_acc, each.precision, each.precision_giou)))
         for name, each in found.items()
@@ -168,19 +148,19 @@ def differences(evaluation: StoredEvaluation) -> PageSection:
             refused.append(f"{second} - {first} is not compared: {error}")
             continue
         test = found.mcnemar
-        p_value = NO_DATA if test.p_value is None else "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+        p_value = "< 0.001" if test.p_value is not None and test.p_value < 0.001 else number(test.p_value)
         gains = (points(found.p_at_1), points(found.p_at_1_ge), points(found.mean_iou))
         recipes = [_recipes(evaluation, first, second)] * bool(evaluation.others)
         alone = f"{test.only_a} / {test.only_b}"
         lines.append([f"{second} - {first}", *recipes, *gains, alone, p_value, str(test.n)])
-    head = ["P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100", "right alone", "McNemar p", "n"]
     text = [
         "First minus second in points, on the same samples. The intervals draw whole images; McNemar's test takes "
         "expressions as independent, which those of one image are not, and so claims more: read both.",
     ]
     if evaluation.identical:
         text.append(f"Not shown, because they predict the same as here: {', '.join(evaluation.identical)}.")
-    head = ["systems", *["recipes"] * bool(evaluation.others), *head]
+    head = ["systems", *["recipes"] * bool(evaluation.others), "P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100",
+            "right alone", "McNemar p", "n"]  # fmt: skip
     tables = [Table("Differences", head, lines, prose=(1,) if evaluation.others else ())]
     runs = {each.run: each.differences for each in evaluation.others.values()}
     if runs:
@@ -317,14 +297,15 @@ def confidence(evaluation: StoredEvaluation) -> PageSection:
     lines, reliability, risks = [], [], []
     for name, rows in evaluation.judged.items():
         scored = [row for row in rows if row.target is not None]
-        certain, right = confidences(scored), ious(scored) > IOU_THRESHOLD
+        certain, right = calibration.confidences(scored), ious(scored) > IOU_THRESHOLD
         if np.isnan(certain).all():
             continue
-        num_bins = max(1, min(NUM_BINS, len(scored) // _FEWEST))
-        found, curve = calibrate(certain, right, num_bins=num_bins), risk_coverage(certain, right)
+        num_bins = max(1, min(calibration.NUM_BINS, len(scored) // _FEWEST))
+        found = calibration.calibrate(certain, right, num_bins=num_bins)
+        curve = calibration.risk_coverage(certain, right)
         answered = []
         for risk in _RISKS:
-            threshold = threshold_for_risk(certain, right, risk)
+            threshold = calibration.threshold_for_risk(certain, right, risk)
             share = None if threshold is None else (np.nan_to_num(certain, nan=-np.inf) >= threshold).mean()
             answered.append("nothing" if share is None else f"{100 * share:.1f} %")
         ece = f"{number(found.ece)} ({len(found.bins)} bins)"
@@ -344,15 +325,11 @@ def confidence(evaluation: StoredEvaluation) -> PageSection:
         "what is answered at a risk is a little too good. ECE is over bins of equal mass, of at least "
         f"{_FEWEST} expressions each.",
     ]
+    bins_chart = Chart(reliability, x="confidence in percent", y="right in percent", top=105)
+    risk_chart = Chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100)
     figures = [
-        Figure(
-            "Calibration: confidence against what is right",
-            Chart(reliability, x="confidence in percent", y="right in percent", top=105),
-        ),
-        Figure(
-            "Risk against coverage",
-            Chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
-        ),
+        Figure("Calibration: confidence against what is right", bins_chart),
+        Figure("Risk against coverage", risk_chart),
     ]
     notes = mass_notes([row for rows in evaluation.judged.values() for row in rows])
     return PageSection("Confidence", text, [Table("Confidence", head, lines)], figures, notes)

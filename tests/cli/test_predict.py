@@ -127,8 +127,8 @@ def test_a_file_of_boxes_is_read_once_for_all_images(folder: Path, monkeypatch: 
     rows = [{"file_name": "0.png", "detections": boxes[:1]}, {"file_name": "1.png", "detections": boxes}]
     Path("boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     reads: list[object] = []
-    read = imported.read_box_file
-    monkeypatch.setattr(imported, "read_box_file", lambda *args, **more: reads.append(args) or read(*args, **more))
+    read = imported.BoxFile
+    monkeypatch.setattr(imported, "BoxFile", lambda *args, **more: reads.append(args) or read(*args, **more))
     printed = run("predict", folder, "the mug", "--llm", "rule", "--boxes", "boxes.jsonl", "--json")
     assert [len(json.loads(line)["ranked"]) for line in printed.splitlines()] == [1, 2]
     assert len(reads) == 1

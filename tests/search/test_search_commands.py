@@ -15,7 +15,7 @@ import yaml
 from llm_wrapper import detectors, runs
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.search.history import EvaluatedPrompt, History
 from tests.commands import fail, run
 from tests.detectors.misbehaving_server import Step
