@@ -46,8 +46,6 @@ UNTAGGED = "untagged"
 _BLOCK = 1 << 19
 """Pairs of boxes compared at a time, so that a million predictions do not need gigabytes."""
 
-_NO_BOX = (np.nan,) * 4
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -151,9 +149,7 @@ def candidate_overlaps(columns: Columns) -> FloatArray:
 def best_overlaps(columns: Columns, found: FloatArray) -> FloatArray:
     """IoU of each sample's best candidate with its target, shape (n,): 0 without candidates, NaN without a target.
 
-    Args:
-        columns: The predictions.
-        found: Their `candidate_overlaps`.
+    `found` are the `candidate_overlaps`.
     """
     result = np.where(columns.has_target, 0.0, np.nan)
     filled = columns.counts > 0
@@ -163,12 +159,7 @@ def best_overlaps(columns: Columns, found: FloatArray) -> FloatArray:
 
 
 def first_right(columns: Columns, is_right: BoolArray) -> IntArray:
-    """Place of each sample's first right candidate, shape (n,), from 0; -1 where none is right.
-
-    Args:
-        columns: The predictions.
-        is_right: Of each candidate, shape (m,).
-    """
+    """Place of each sample's first right candidate, shape (n,), from 0; -1 where none is; `is_right` is (m,)."""
     result = np.full(len(columns.counts), -1)
     hits = np.flatnonzero(is_right)
     rows = columns.owners[hits]
@@ -188,7 +179,7 @@ def _in_blocks(a: FloatArray, rows_a: IntArray, b: FloatArray, rows_b: IntArray)
 
 def _rows(found: Iterable[Box | None]) -> FloatArray:
     """Stack boxes to shape (n, 4), NaN where there is none."""
-    return np.array([_NO_BOX if box is None else box.xyxy for box in found], dtype=np.float64).reshape(-1, 4)
+    return np.array([(np.nan,) * 4 if box is None else box.xyxy for box in found], dtype=np.float64).reshape(-1, 4)
 
 
 class KindSummary(NamedTuple):
@@ -258,12 +249,9 @@ def mean_accuracy(table: Columns, *, seed: int = 0) -> Estimate:
 
 
 def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) -> dict[int, Estimate]:
-    """Return rank k -> share of samples for which one of the first k candidates has IoU > 0.5.
+    """Return rank k (from 1) -> share of samples for which one of the first k candidates has IoU > 0.5.
 
-    Args:
-        table: Its candidates are in the detector's own order; see `evaluation.slices.recall` for records.
-        ranks: From 1.
-        seed: Of the bootstrap.
+    The candidates are in the detector's own order; see `evaluation.slices.recall` for records.
     """
     place = first_right(table, candidate_overlaps(table) > IOU_THRESHOLD)[table.has_target]
     images = table.images[table.has_target]

@@ -130,10 +130,7 @@ def threshold_for_risk(confidence: FloatArray, right: BoolArray, risk: float) ->
 
     Choose it on one set of samples and use it on another: on its own set it is too good.
 
-    Args:
-        confidence: Shape (n,), in 0..1 or NaN.
-        right: Shape (n,).
-        risk: Share of the answered that may be wrong, in 0..1.
+    `risk` is the share of the answered that may be wrong, in 0..1.
 
     Returns:
         `None` where even the most confident are wrong more often; minus infinity where all may be answered.
@@ -254,10 +251,7 @@ def apply_threshold(predictions: Sequence[Prediction], below: float) -> list[Pre
 def thresholds(predictions: Sequence[Prediction], *, count: int = 10, seed: int = 0) -> list[Threshold]:
     """Measure thresholds that each turn an equal share of the choices with a probability to none; 0 is the first.
 
-    Args:
-        predictions: One system's, made without a threshold.
-        count: How many at most; fewer where confidences are equal.
-        seed: Of the bootstrap.
+    The predictions are one system's, made without a threshold. Equal confidences make fewer than `count`.
     """
     known = [each.probability for each in predictions if each.box and each.probability is not None]
     bounds = np.quantile(known, np.arange(1, count) / count).round(3).tolist() if known else []

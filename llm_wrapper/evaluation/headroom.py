@@ -44,10 +44,10 @@ class Offer:
         gain: `oracle - own`, on the same drawn images: the gain of a perfect selector.
         recall: Rank k -> share of samples for which one of the detector's first k candidates has IoU > 0.5. Its first
             is its own choice; behind it come the higher score, then its own order. So recall@1 is `own`.
-        no_candidate: Estimate of all samples without a candidate.
-        one_candidate: Estimate of all samples with one, which is taken unasked.
+        no_candidate: Share of all samples without a candidate.
+        one_candidate: Share of all samples with one, which is taken unasked.
         per_sample: Candidates per sample, over all samples.
-        duplicates: Estimate of candidates whose IoU with an earlier one of the same label exceeds 0.95.
+        duplicates: Share of candidates whose IoU with an earlier one of the same label exceeds 0.95.
     """
 
     own: Estimate
@@ -64,12 +64,8 @@ class Offer:
 class Headroom:
     """Candidates before and after the cap on their number.
 
-    Attributes:
-        num_samples: All of them; the shares `own`, `oracle`, .. have the number of those with a target.
-        num_images: Their images.
-        num_capped: Samples that lose candidates to the cap.
-        num_candidates_lost: How many candidates these lose.
-        lost: Oracle P@1 lost to the cap.
+    `num_samples` counts all, the shares `own`, `oracle`, .. have the number of those with a target. `num_capped`
+    samples lose `num_candidates_lost` candidates to the cap, and `lost` oracle P@1.
     """
 
     before: Offer
@@ -119,7 +115,12 @@ def compare_headroom(before: Sequence[PreparedSample], after: Sequence[PreparedS
 
 def measure_offer(samples: Sequence[PreparedSample]) -> Offer:
     """Measure what the candidates of some samples, at least one, offer to a selector."""
-    ranked = [PreparedSample(prepared.sample, _ranked(prepared.built)) for prepared in samples]
+    ranked = []  # in the order in which the detector itself would choose them
+    for prepared in samples:
+        built, order = prepared.built, detector_order(prepared.built)
+        candidates = tuple(built.candidates[index] for index in order)
+        origins = tuple(built.origins[index] for index in order)
+        ranked.append(PreparedSample(prepared.sample, BuiltCandidates(candidates, origins, built.counts)))
     rows = by_detector(_with_target(ranked))
     images, all_images = _images(rows), _images([prepared.sample for prepared in samples])
     right, offered = ious(rows) > IOU_THRESHOLD, _is_offered(rows)
@@ -139,14 +140,6 @@ def measure_offer(samples: Sequence[PreparedSample]) -> Offer:
 
 def _with_target(samples: Sequence[PreparedSample]) -> list[PreparedSample]:
     return [prepared for prepared in samples if prepared.sample.target is not None]
-
-
-def _ranked(built: BuiltCandidates) -> BuiltCandidates:
-    """Put candidates in the order in which the detector itself would choose them."""
-    order = detector_order(built)
-    return BuiltCandidates(
-        tuple(built.candidates[index] for index in order), tuple(built.origins[index] for index in order), built.counts
-    )
 
 
 def _is_offered(rows: Sequence[Prediction], rank: int | None = None) -> BoolArray:

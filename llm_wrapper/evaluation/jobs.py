@@ -119,20 +119,19 @@ def predict_with_llm(
     """Load the LLM of a recipe and predict: `untrained` (if wanted, or without an adapter) and `tuned`, or `served`."""
     require_probabilities(recipe)
     from llm_wrapper.llms.adapters import add_adapter, require_fit
-    from llm_wrapper.llms.base import LLM, add_reasoning, load_llm
+    from llm_wrapper.llms.base import add_reasoning, load_llm
     from llm_wrapper.llms.load import LoadedLLM, load_model
     from llm_wrapper.llms.local import LocalLLM
 
-    num_tokens = recipe.prompt.reasoning_tokens
-
-    def ask(name: str, llm: LLM) -> list[Prediction]:
-        return systems.by_llm(samples, name, builder, llm, orders=recipe.llm.orders)
+    num_tokens, orders = recipe.prompt.reasoning_tokens, recipe.llm.orders
 
     def ask_local(name: str, llm: LoadedLLM) -> list[Prediction]:
-        return ask(name, add_reasoning(LocalLLM(llm, title=name), num_tokens))
+        local = add_reasoning(LocalLLM(llm, title=name), num_tokens)
+        return systems.by_llm(samples, name, builder, local, orders=orders)
 
     if recipe.llm.backend == "openai":
-        return ask("served", load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens))
+        served = load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens)
+        return systems.by_llm(samples, "served", builder, served, orders=orders)
     if adapter is not None:
         require_fit(recipe.llm, adapter)
     llm = load_model(recipe.llm)
