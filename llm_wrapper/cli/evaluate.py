@@ -218,11 +218,13 @@ def _print_thresholds(file: Path, system: str, console: Console) -> None:
 def threshold_table(rows: Sequence[Prediction]) -> Table:
     """Lay out a row for each threshold; the interval is on a second line of its cell, so that 80 columns hold all."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these"):
+    for name in ("none_\nbelow", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of\nthese"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in calibration.thresholds(rows):
-        shares = (each.grec.n_acc, each.grec.t_acc, each.grec.precision, each.answered, each.risk)
-        table.add_row(f"{each.below:g}", *(formatting.percent(share).replace(" (", "\n(") for share in shares))
+        shares = map(
+            formatting.percent, (each.grec.n_acc, each.grec.t_acc, each.grec.precision, each.answered, each.risk)
+        )
+        table.add_row(f"{each.below:g}", *(share.replace(" (", "\n").rstrip(")") for share in shares))
     return table
 
 

@@ -231,15 +231,6 @@ def test_without_the_untrained_llm_there_are_no_gains() -> None:
     assert values["said"][-1] == "there are no gains, as there is no untrained LLM to compare with"
 
 
-def test_no_interval_breaks_over_two_lines_at_80_columns(tmp_path: Path) -> None:
-    console = Console(width=80, color_system=None)
-    with console.capture() as capture:
-        grid.write_study("transfer", tmp_path, matrix("mine"), console)
-    lines = capture.get().replace("\u00a0", " ").splitlines()
-    assert sum("(+45.0 to +55.0)" in line for line in lines) == 1
-    assert all(line.count("(") == line.count(")") for line in lines if " to " in line)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transfer", "curve", "methods"])
 def test_a_grid_is_written_the_same_each_time_whatever_the_style(tmp_path: Path, kind: str) -> None:
