@@ -27,15 +27,7 @@ MAX_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """An adapter on a curve.
-
-    Attributes:
-        name: Not that of another point.
-        series: The line that it is on.
-        samples: Annotated samples that it was trained on.
-        steps: Steps of its training.
-        adapter: Its folder.
-    """
+    """An adapter that was trained on `samples` annotated samples, on the line `series` of a curve."""
 
     name: str
     series: str
