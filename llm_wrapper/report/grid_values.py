@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from llm_wrapper.evaluation.ensemble import Contribution
-from llm_wrapper.evaluation.grid import Cell
+from llm_wrapper.evaluation.grid import Cell, Contribution
 from llm_wrapper.evaluation.methods import UNTRAINED, MethodResult
 from llm_wrapper.metrics import Summary
 from llm_wrapper.report.formatting import gain, gain_values, summary_values

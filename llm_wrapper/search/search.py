@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper.errors import PromptError, RecipeError, listed
-from llm_wrapper.evaluation import ensemble
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.systems import average, vote
 from llm_wrapper.metrics import codes
 from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.records import Prediction
@@ -242,7 +242,7 @@ def confirm_prompts(
     if section.target == "instruction" and len(best) > 1:
         parts = [made[row.prompt] for row in best]
         is_mean = section.ensemble == "mean" and any(each.probabilities is not None for each in parts[0])
-        name, combine = ("mean", ensemble.average) if is_mean else ("vote", ensemble.vote)
+        name, combine = ("mean", average) if is_mean else ("vote", vote)
         systems.append((f"{name} of the best {len(best)}", None, combine(parts, name)))
     confirmed = []
     seed_right = mark_right(made[seed.prompt], section.fitness)
