@@ -8,11 +8,12 @@ import pytest
 import train
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
+from llm_wrapper.recipe import Recipe
 from llm_wrapper.training.examples import Group
 from tests.llms import tiny
 
 
+<<<<<<< HEAD
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     llm = tiny.llm()
@@ -33,14 +34,16 @@ def recipe(tmp_path: Path) -> Recipe:
     )
 
 
+=======
+>>>>>>> main
 def group(number: int, size: int) -> Group:
     samples = tuple(tiny.sample(f"the {number} {i}", image=f"image-{number}", number=i) for i in range(size))
     return Group(samples, tuple(i % 3 for i in range(size)), tiny.candidates(3, first=number))
 
 
 @pytest.mark.slow
-def test_steps_are_the_same_on_both_sides(recipe: Recipe, tmp_path: Path) -> None:
-    found = train.compare([group(i, 4) for i in range(8)], recipe, tmp_path, num_steps=3)
+def test_steps_are_the_same_on_both_sides(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    found = train.compare([group(i, 4) for i in range(8)], tiny_recipe, tmp_path, num_steps=3)
     assert found.num_expressions == 24
     assert len(found.losses) == 4
     assert found.max_loss_difference < 1e-4
@@ -48,6 +51,6 @@ def test_steps_are_the_same_on_both_sides(recipe: Recipe, tmp_path: Path) -> Non
     assert found.ratio == found.baseline_seconds / found.seconds > 0
 
 
-def test_groups_that_are_not_full_are_not_taken(recipe: Recipe, tmp_path: Path) -> None:
+def test_groups_that_are_not_full_are_not_taken(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 usable groups of 4 expressions, 4 are needed"):
-        train.compare([group(i, 4) for i in range(3)] + [group(9, 2)], recipe, tmp_path, num_steps=1)
+        train.compare([group(i, 4) for i in range(3)] + [group(9, 2)], tiny_recipe, tmp_path, num_steps=1)
