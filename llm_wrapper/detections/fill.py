@@ -147,13 +147,10 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
     Ctrl-C and errors of the detector keep all answers so far; a killed process loses at most its last minute and one
     batch, one of a paid detector at most one answer. The same call resumes, with the same rows in the end.
 
-    Args:
-        engine: Asks the detector: in this process, or a `RayEngine`.
-        images_per_batch: Images in one call, each with all questions about it.
-        rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
-        overwrite: Remove all answers first, and ask everything again.
-        skip_unreadable: Finish without images that are missing or broken; the manifest names them.
-        progress: Show a bar.
+    `engine` asks: this process, or a `RayEngine`. A call of the detector has all questions about `images_per_batch`
+    images. Parts of the complete cache have `rows_per_part` answers; while it is filled, they end with a batch.
+    `overwrite` removes all answers first. `skip_unreadable` finishes without images that are missing or broken; the
+    manifest names them.
     """
     _check(dataset, images_per_batch=images_per_batch, rows_per_part=rows_per_part)
     images = _by_image(detector, dataset)
