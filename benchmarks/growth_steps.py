@@ -22,7 +22,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.local import score_prompts
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.render import PromptBuilder, render_prompt
 from llm_wrapper.recipe import PromptSection, Recipe

@@ -9,14 +9,14 @@ declares the right one, `box_format`.
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llm_wrapper.box_formats import BoxFormat, TargetPairs, WrittenBox, convert_boxes
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file, validate_row
-from llm_wrapper.detectors import Level, Question, UnboundDetector, detections_from_raw
-from llm_wrapper.detectors.box_files import BoxFileNotes, Entry, RawBox, read_box_file
+from llm_wrapper.detectors import Level, Question, RawRow, UnboundDetector, detections_from_raw
+from llm_wrapper.detectors.box_files import BoxFile, RawBox
 from llm_wrapper.detectors.coco import CategoryNames, read_category_names
 from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
@@ -37,7 +37,6 @@ _log = logging.getLogger(__name__)
 
 _NO_NAME = r"[^\w.+-]+"
 """Characters that the name of a cache's folder must not have."""
-_SOURCE = "imported"
 _MOST_NAMED = 5
 _MOST_LETTERS = 80
 
@@ -58,13 +57,10 @@ class _ImportSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """The detections of a file, by image id or by sample id.
+    """The detections of a file by image id, or by sample id where its level is `expression`.
 
-    Attributes:
-        level: `expression` if the file names samples.
-        detections: By id.
-        remarks: Facts that a user must know of them, one sentence each.
-        deciding: Readings of the file that neither its content nor the settings decide alone.
+    `remarks` are facts that a user must know of them, one sentence each; `deciding` are readings of the file that
+    neither its content nor the settings decide alone.
     """
 
     level: Level
@@ -93,7 +89,7 @@ class ImportedDetector:
         self._detections = answers.detections
         self._identity = {**identity, **answers.deciding}
         self._has_logged = False
-        known = {self._key(Question(sample, answers.level)) for sample in dataset.samples}
+        known = {_key(sample, answers.level) for sample in dataset.samples}
         self.num_unanswered = len(known - self._detections.keys())
 
     def identity(self) -> dict[str, Any]:
@@ -113,12 +109,11 @@ class ImportedDetector:
             self._has_logged = True
             for remark in self.remarks:
                 _log.warning("%s: %s", self.name, remark)
-        return [self._detections.get(self._key(question), Detections(())) for question in questions]
+        return [self._detections.get(_key(each.sample, each.level), Detections(())) for each in questions]
 
-    @staticmethod
-    def _key(question: Question) -> str:
-        image_id, sample_id = question.key
-        return image_id if sample_id is None else sample_id
+
+def _key(sample: Sample, level: Level) -> str:
+    return sample.image_id if level == "image" else sample.sample_id
 
 
 def create_imported(settings: Mapping[str, Any]) -> UnboundDetector:
@@ -143,74 +138,95 @@ def create_imported(settings: Mapping[str, Any]) -> UnboundDetector:
     if chosen is None or problems:
         raise RecipeError(listed("the detector 'imported' cannot be built", problems))
 
-    @functools.cache
-    def read() -> tuple[Sequence[Entry], BoxFileNotes, CategoryNames | None, str]:
+    @cache
+    def read() -> tuple[BoxFile, CategoryNames | None, str]:
         """Read the files once, for however many images or splits the detector is bound to."""
         files = [require_file(path, _REMEDY) for path in (chosen.path, chosen.categories) if path is not None]
-        notes = BoxFileNotes()
         names = None if chosen.categories is None else read_category_names(chosen.categories)
-        entries = read_box_file(chosen.path, notes, has_names=names is not None, setting=chosen.box_format)
-        return entries, notes, names, digest_files(files)
+        file = BoxFile(chosen.path, has_names=names is not None, setting=chosen.box_format)
+        return file, names, digest_files(files)
 
     def bind(dataset: Dataset) -> ImportedDetector:
-        entries, notes, names, digest = read()
-        notes = copy.deepcopy(notes)
-        placed = _match(entries, dataset, notes, stem=chosen.path.stem)
-        answers = _Answers("image", {}, (), {})
-        if len(placed.levels) > 1:
-            where = list(placed.levels.values())[-1]
-            notes.problems.append(f"{where}: some lines name a sample, others an image: choose one")
-        else:
-            answers = _answers(placed, dataset, notes, names=names, setting=chosen.box_format)
-        if notes.problems:
-            raise DataError(listed(f"{chosen.path} cannot be used with {_place_of(dataset)}", notes.problems))
+        file, names, digest = read()
         name = chosen.name or f"import-{re.sub(_NO_NAME, '-', chosen.path.stem)}"
         facts = {"detector": "imported", "name": name, "box_format": chosen.box_format, "digest": digest}
+        answers = _read_answers(chosen, dataset, file=file, names=names)
         return ImportedDetector(name, answers, identity=facts, dataset=dataset)
 
     return UnboundDetector(bind)
 
 
-@dataclass(slots=True)
-class _Placed:
-    """The boxes of a file by image or sample id.
+def _read_answers(
+    settings: _ImportSettings, dataset: Dataset, *, file: BoxFile, names: CategoryNames | None
+) -> _Answers:
+    """Read the entries of a file for a data set, and raise a DataError with every problem."""
+    file = copy(file)
+    file.problems = [*file.problems]  # those of other data sets are none of this one
+    is_picture = dataset.name == dataset.split == "predict"
+    place = "the picture" if is_picture else f"{dataset.name} {dataset.split}"
+    by_sample = [entry.sample_id is not None for entry in file.entries]
+    level: Level = "expression" if any(by_sample) else "image"
+    boxes, ignored = _match(file, dataset, place=place, stem=settings.path.stem)
+    answers = _Answers(level, {}, (), {})
+    if any(by_sample) and not all(by_sample):
+        where = file.entries[by_sample.index(not by_sample[0])].where
+        file.problems.append(f"{where}: some lines name a sample, others an image: choose one")
+    else:
+        known = list(dict.fromkeys(_key(sample, level) for sample in dataset.samples))
+        what = "images" if level == "image" else "samples"
+        remarks = _remark_on_names(boxes.keys(), ignored, known, file.problems, (what, place))
+        if file.unread:
+            remarks.append(f"keys that are not read: {', '.join(sorted(file.unread))}")
+        deciding = _name_categories(boxes, names, file)
+        remarks += [f"category ids are read as counted {text}" for text in deciding.values()]
+        _to_pixels(boxes, dataset, level=level, file=file, setting=settings.box_format)
+        detections, counts = {}, Counter[str]()
+        for key, items in boxes.items():
+            rows: list[RawRow] = []
+            for _, box in items:
+                is_number = box.score is None or math.isfinite(box.score)
+                counts.update(scores=not is_number, labels=not box.label)
+                rows.append((box.values, str(box.label), box.score if is_number else None))
+            detections[key] = detections_from_raw(rows, "imported")
+        if counts["scores"]:
+            deciding["scores"] = "NaN is none"
+            remarks.append(f"{_boxes_have(counts['scores'])} a score that is not finite, used without it")
+        if counts["labels"]:
+            remarks.append(f"{_boxes_have(counts['labels'])} no label; prompts call them 'object'")
+        answers = _Answers(level, detections, tuple(remarks), deciding)
+    if file.problems:
+        raise DataError(listed(f"{settings.path} cannot be used with {place}", file.problems))
+    return answers
 
-    Attributes:
-        boxes: By id.
-        ignored: Name of an image or sample that the data lacks -> place of its first entry.
-        levels: Place of the first entry of each level.
+
+def _match(file: BoxFile, dataset: Dataset, *, place: str, stem: str) -> tuple[_Boxes, dict[str, str]]:
+    """Find the image or sample of each entry; `stem` names the image where nothing else does.
+
+    Returns:
+        The boxes by id, and the names that the data lacks with the place of their first entries.
     """
-
-    boxes: _Boxes = field(default_factory=dict)
-    ignored: dict[str, str] = field(default_factory=dict)
-    levels: dict[Level, str] = field(default_factory=dict)
-
-
-def _match(entries: Sequence[Entry], dataset: Dataset, notes: BoxFileNotes, *, stem: str) -> _Placed:
-    """Find the image or sample of each entry; `stem` names the image where nothing else does."""
-    spellings = [name for entry in entries for name in entry.names]
-    matcher = Matcher(dataset.samples, _place_of(dataset), spellings=spellings, file_names=dataset.file_names)
+    spellings = [name for entry in file.entries for name in entry.names]
+    matcher = Matcher(dataset.samples, place, spellings=spellings, file_names=dataset.file_names)
     only = [sample.image_id for sample in dataset.images()]
-    placed = _Placed()
+    boxes: _Boxes = {}
+    ignored: dict[str, str] = {}
     first_entries: dict[str, str] = {}
-    for entry in entries:
-        level: Level = "image" if entry.sample_id is None else "expression"
-        placed.levels.setdefault(level, entry.where)
+    for entry in file.entries:
         names = entry.names or (only if len(only) == 1 else [stem])
         try:
             key = _image_of(matcher, names) if entry.sample_id is None else matcher.sample_of(entry.sample_id).sample_id
         except NotInDataError:
-            placed.ignored.setdefault(entry.sample_id or names[0], entry.where)
+            ignored.setdefault(entry.sample_id or names[0], entry.where)
             continue
         except AmbiguousNameError as error:
-            notes.problems.append(f"{entry.where}: {error}")
+            file.problems.append(f"{entry.where}: {error}")
             continue
         first = first_entries.setdefault(key, entry.where)
         if first != entry.where and entry.is_whole:
-            notes.problems.append(f"{entry.where}: {key} was answered in {first} already")
+            file.problems.append(f"{entry.where}: {key} was answered in {first} already")
             continue
-        placed.boxes.setdefault(key, []).extend((entry.where, box) for box in entry.boxes)
-    return placed
+        boxes.setdefault(key, []).extend((entry.where, box) for box in entry.boxes)
+    return boxes, ignored
 
 
 def _image_of(matcher: Matcher, names: Sequence[str]) -> str:
@@ -228,143 +244,92 @@ def _image_of(matcher: Matcher, names: Sequence[str]) -> str:
     return next(iter(spelling_of))
 
 
-def _answers(
-    placed: _Placed,
-    dataset: Dataset,
-    notes: BoxFileNotes,
-    *,
-    names: CategoryNames | None,
-    setting: BoxFormat | None,
-) -> _Answers:
-    """Make detections of boxes; every reason not to use them is appended to `notes.problems`."""
-    level: Level = "expression" if "expression" in placed.levels else "image"
-    remarks = _remarks_on_names(placed, dataset, notes)
-    remarks += [f"keys that are not read: {', '.join(sorted(notes.unread))}"] if notes.unread else []
-    deciding, labelled = _name_categories(placed.boxes, names, notes)
-    remarks += [f"category ids are read as counted {text}" for text in deciding.values()]
-    pixels = _in_pixels(labelled, dataset, level, notes, setting)
-    counts = Counter[str]()
-    detections = {key: detections_from_raw(_raw_rows(items, counts), _SOURCE) for key, items in pixels.items()}
-    if counts["scores"]:
-        deciding["scores"] = "NaN is none"
-        remarks.append(f"{_boxes_have(counts['scores'])} a score that is not finite, used without it")
-    if counts["labels"]:
-        remarks.append(f"{_boxes_have(counts['labels'])} no label; prompts call them 'object'")
-    return _Answers(level, detections, tuple(remarks), deciding)
+def _remark_on_names(
+    used: Collection[str], ignored: Mapping[str, str], known: Sequence[str], problems: list[str], words: tuple[str, str]
+) -> list[str]:
+    """Count the names that only one of file and data has; a file for other data is a problem.
 
-
-def _place_of(dataset: Dataset) -> str:
-    """Name a split in a message; that of `predict` is one picture."""
-    return "the picture" if dataset.name == dataset.split == "predict" else f"{dataset.name} {dataset.split}"
-
-
-def _remarks_on_names(placed: _Placed, dataset: Dataset, notes: BoxFileNotes) -> list[str]:
-    """Count the names that only one of file and data has; a file for other data is a problem."""
-    place = _place_of(dataset)
-    what = "samples" if "expression" in placed.levels else "images"
-    known = [s.sample_id for s in dataset.samples] if what == "samples" else [s.image_id for s in dataset.images()]
-    num_named = len(placed.boxes) + len(placed.ignored)
-    shown = _few(f"{name!r} ({where})" for name, where in placed.ignored.items())
+    Args:
+        used: Ids of the data that the file names.
+        ignored: Other names of the file, with their places.
+        known: All ids of the data.
+        problems: Is appended to.
+        words: `images` or `samples`, and the name of the data.
+    """
+    what, place = words
+    num_named = len(used) + len(ignored)
+    shown = _few(f"{name!r} ({where})" for name, where in ignored.items())
     remarks = []
-    if is_other_data(num_named, len(placed.boxes), len(known)):
+    if is_other_data(num_named, len(used), len(known)):
         verb = "is" if place == "the picture" else "has"
         remedy = "" if place == "the picture" else "; if it covers other splits alone, name one of them by --split"
-        notes.problems.append(
-            f"{len(placed.boxes)} of the {num_named} {what} that the file names are of {place}, so it was made for "
-            f"other data: it names {shown}, and {place} {verb} {_few(map(repr, known))}{remedy}"
+        problems.append(
+            f"{len(used)} of the {num_named} {what} that the file names are of {place}, so it was made for other data: "
+            f"it names {shown}, and {place} {verb} {_few(map(repr, known))}{remedy}"
         )
-    elif placed.ignored:
-        remarks.append(f"{len(placed.ignored)} of its {num_named} {what} are not of {place} and are ignored: {shown}")
-    lacking = [name for name in known if name not in placed.boxes]
+    elif ignored:
+        remarks.append(f"{len(ignored)} of its {num_named} {what} are not of {place} and are ignored: {shown}")
+    lacking = [name for name in known if name not in used]
     if lacking:
-        remarks.append(
-            f"{len(lacking)} of {len(known)} {what} of {place} are not named, so they have no detections: "
-            f"{_few(map(repr, lacking))}"
-        )
+        counts = f"{len(lacking)} of {len(known)} {what} of {place}"
+        remarks.append(f"{counts} are not named, so they have no detections: {_few(map(repr, lacking))}")
     return remarks
 
 
-def _name_categories(boxes: _Boxes, names: CategoryNames | None, notes: BoxFileNotes) -> tuple[dict[str, str], _Boxes]:
-    """Replace category ids by their names; return the boxes, and how ids are counted where that is not as written."""
+def _name_categories(boxes: _Boxes, names: CategoryNames | None, file: BoxFile) -> dict[str, str]:
+    """Replace category ids by their names; return how ids are counted where that is not as written."""
     ids = {box.label for items in boxes.values() for _, box in items if isinstance(box.label, int)}
-    if ids and names is None:
+    if not ids:
+        return {}
+    if names is None:
         shown = ", ".join(map(str, sorted(ids)[:_MOST_NAMED]))
-        notes.problems.append(
+        file.problems.append(
             f"labels are numbers ({shown}): name them by detector.settings.categories=FILE, such as instances.json, "
             "data.yaml or a list of names"
         )
-        return {}, boxes
-    if not ids or names is None:
-        return {}, boxes
-    offset = names.offset(ids, is_from_one=notes.is_from_one)
+        return {}
+    offset = names.offset(ids, is_from_one=file.is_from_one)
     unknown: dict[int, str] = {}
-    result: _Boxes = {key: [] for key in boxes}
-    for key, items in boxes.items():
-        for where, box in items:
-            label = box.label
-            if isinstance(label, int):
-                if label + offset not in names.by_id:
-                    unknown.setdefault(label, where)
-                label = names.by_id.get(label + offset, "")
-            result[key].append((where, replace(box, label=label)))
-    notes.problems.extend(
-        f"{where}: category {label} has no name in {names.source}" for label, where in unknown.items()
-    )
-    deciding = {-1: "from 1, their names from 0", 1: "from 0, their names from 1"}
-    return ({"category_ids": deciding[offset]} if offset else {}), result
+    for items in boxes.values():
+        for index, (where, box) in enumerate(items):
+            if isinstance(box.label, int):
+                if box.label + offset not in names.by_id:
+                    unknown.setdefault(box.label, where)
+                items[index] = (where, replace(box, label=names.by_id.get(box.label + offset, "")))
+    file.problems.extend(f"{where}: category {label} has no name in {names.source}" for label, where in unknown.items())
+    counted = {-1: "from 1, their names from 0", 1: "from 0, their names from 1"}
+    return {"category_ids": counted[offset]} if offset else {}
 
 
-def _in_pixels(
-    boxes: _Boxes, dataset: Dataset, level: Level, notes: BoxFileNotes, setting: BoxFormat | None
-) -> dict[str, list[RawBox]]:
+def _to_pixels(boxes: _Boxes, dataset: Dataset, *, level: Level, file: BoxFile, setting: BoxFormat | None) -> None:
     """Convert all boxes to xyxy pixels; a format that they contradict is a problem."""
-    samples = {each.image_id if level == "image" else each.sample_id: each for each in reversed(dataset.samples)}
+    samples = {_key(sample, level): sample for sample in reversed(dataset.samples)}
     targets = [
-        (sample.image_id if level == "image" else sample.sample_id, target.xyxy)
+        (_key(sample, level), target.xyxy)
         for sample in dataset.samples
         for target in (sample.target, *sample.further_targets)
         if target is not None
     ]
-    flat = [(key, box) for key, items in boxes.items() for _, box in items]
-    formats = [_declared(box, setting, notes.default) for _, box in flat]
-    written = [
-        WrittenBox(box.values, each if setting else None, each, samples[key].image_wh)
-        for (key, box), each in zip(flat, formats, strict=True)
-    ]
+    flat = [(key, index) for key, items in boxes.items() for index in range(len(items))]
+    written = []
+    for key, index in flat:
+        box = boxes[key][index][1]
+        # A key such as `bbox_xywh` gives the layout; the setting may add the unit.
+        is_refined = setting is not None and setting.partition("_")[0] == box.box_format
+        usual = setting if setting and (is_refined or box.box_format is None) else box.box_format or file.default
+        written.append(WrittenBox(box.values, usual if setting else None, usual, samples[key].image_wh))
 
     def pair(indices: Sequence[int]) -> TargetPairs:
         return TargetPairs.of_images([flat[index][0] for index in indices], targets)
 
     pixels, problems = convert_boxes(written, pair, how="detector.settings.box_format={}")
     for problem in problems:
-        is_keyed = all(flat[index][1].box_format is not None for index in problem.indices)
+        is_keyed = all(boxes[flat[at][0]][flat[at][1]][1].box_format is not None for at in problem.indices)
         hint = "; where that is another layout than the key says, name the key 'box'" if is_keyed else ""
-        notes.problems.append(f"{problem.text}{hint}")
-    result: dict[str, list[RawBox]] = {key: [] for key in boxes}
-    for (key, box), xyxy in zip(flat, pixels.tolist(), strict=True):
-        result[key].append(replace(box, values=xyxy))
-    return result
-
-
-def _declared(box: RawBox, setting: BoxFormat | None, default: BoxFormat) -> BoxFormat:
-    """Return the format of a box: that of its key, of the setting, or of such files.
-
-    A key such as `bbox_xywh` gives the layout; the setting may add the unit.
-    """
-    if box.box_format is None:
-        return setting or default
-    return setting if setting and setting.partition("_")[0] == box.box_format else box.box_format
-
-
-def _raw_rows(items: Iterable[RawBox], counts: Counter[str]) -> list[tuple[Sequence[float], str, float | None]]:
-    """Return boxes as rows for `detections_from_raw`, and count those without a usable score or a label."""
-    rows: list[tuple[Sequence[float], str, float | None]] = []
-    for item in items:
-        is_number = item.score is None or math.isfinite(item.score)
-        counts["scores"] += not is_number
-        counts["labels"] += not item.label
-        rows.append((item.values, str(item.label), item.score if is_number else None))
-    return rows
+        file.problems.append(f"{problem.text}{hint}")
+    for (key, index), xyxy in zip(flat, pixels.tolist(), strict=True):
+        where, box = boxes[key][index]
+        boxes[key][index] = (where, replace(box, values=xyxy))
 
 
 def _boxes_have(number: int) -> str:

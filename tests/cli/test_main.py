@@ -79,10 +79,8 @@ RUN = Path("runs/flo2-llama3")
 
 
 @pytest.fixture
-def its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+def its_recipe(own_folder: Path) -> Recipe:
     """The recipe of a run that names no default."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     recipe = compose({"vlm": "flo2", "llm": "llama3", "data": "refcocog", "train": "fast"})
     runs.open_run(RUN, recipe)
     return recipe
