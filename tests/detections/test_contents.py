@@ -51,8 +51,10 @@ def test_a_cache_without_manifest_is_begun_not_damaged(tmp_path: Path) -> None:
     assert contents.identity == IDENTITY
 
 
-@pytest.mark.parametrize("has_manifest", [True, False], ids=["complete", "parts only"])
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("damage", "has_manifest"),
+    [*((damage, has_manifest) for damage in DAMAGES for has_manifest in (True, False)), (Path.unlink, True)],
+)
 def test_each_damage_is_named(damage: Callable[[Path], None], has_manifest: bool, tmp_path: Path) -> None:
     make(tmp_path)
     damage(tmp_path / "part-00001.parquet")
@@ -61,13 +63,6 @@ def test_each_damage_is_named(damage: Callable[[Path], None], has_manifest: bool
     (problem,) = read_folder(tmp_path).problems
     assert str(tmp_path / "part-00001.parquet") in problem.text
     assert problem.remedy == AGAIN
-
-
-def test_a_lost_part_is_named(tmp_path: Path) -> None:
-    make(tmp_path)
-    (tmp_path / "part-00000.parquet").unlink()
-    (problem,) = read_folder(tmp_path).problems
-    assert (problem.text, problem.remedy) == (f"{tmp_path / 'part-00000.parquet'} is missing", AGAIN)
 
 
 def test_a_part_that_the_manifest_does_not_know_is_named(tmp_path: Path) -> None:
