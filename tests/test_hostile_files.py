@@ -330,8 +330,8 @@ ABSENT = '{"image": "../private.png", "expression": "a"}'
 TWICE = '{"image": "a.png", "expression": "a", "expression": "b"}'
 
 ATTACKS = [
-    row("cache-removes-outside", removal_outside, r"rm -rf cache/\.final"),
-    row("cache-takes-parts-of-another", parts_of_another, r"rm -rf cache/\.final"),
+    row("cache-removes-outside", removal_outside, "by an earlier version"),
+    row("cache-takes-parts-of-another", parts_of_another, "by an earlier version"),
     row("lock-as-link", lock_as_link, r"\.lock is a link"),
     row("lock-with-odd-bytes", lock_with_odd_bytes, "in use by process unknown"),
     row("manifest-without-levels", changed_manifest(without_levels), "levels"),
