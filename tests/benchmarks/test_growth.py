@@ -30,21 +30,9 @@ AROUND = {
 @pytest.fixture
 def recipe(tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.chdir(tmp_path)
-<<<<<<< HEAD
-    llm = tiny.llm()
-    tiny.save(llm, tmp_path / "llm")
-    return Recipe(
-        detector=DetectorSection(name="crowds"),
-        data=DataSection(name="crowds", reader="jsonl", root=Path()),
-        prompt=PromptSection(format="compact"),
-        llm=llm.section.model_copy(update={"model": str(tmp_path / "llm"), "dtype": "float32"}),
-        train=TrainSection(lora=LoraSection(rank=2, alpha=4), groups_per_step=1, expressions_per_group=3),
-    )
-=======
     train = TrainSection(lora=LoraSection(rank=2, alpha=4), groups_per_step=1, expressions_per_group=3)
     update = {"detector": DetectorSection(name="crowds"), "train": train}
     return tiny_recipe.model_copy(update={**update, "data": DataSection(name="crowds", reader="jsonl", root=Path())})
->>>>>>> main
 
 
 def test_every_step_is_timed_and_company_changes_no_answer(recipe: Recipe, tmp_path: Path) -> None:

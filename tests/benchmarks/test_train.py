@@ -13,29 +13,6 @@ from llm_wrapper.training.examples import Group
 from tests.llms import tiny
 
 
-<<<<<<< HEAD
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    llm = tiny.llm()
-    tiny.save(llm, tmp_path / "llm")
-    return Recipe(
-        detector=DetectorSection(name="tiny"),
-        data=DataSection(name="tiny", reader="tiny", root=Path()),
-        prompt=PromptSection(format="compact"),
-        llm=llm.section.model_copy(update={"model": str(tmp_path / "llm"), "dtype": "float32"}),
-        train=TrainSection(
-            lora=LoraSection(rank=4, alpha=8),
-            learning_rate=0.05,
-            warmup_steps=0,
-            scheduler="constant",
-            groups_per_step=2,
-            expressions_per_group=4,
-        ),
-    )
-
-
-=======
->>>>>>> main
 def group(number: int, size: int) -> Group:
     samples = tuple(tiny.sample(f"the {number} {i}", image=f"image-{number}", number=i) for i in range(size))
     return Group(samples, tuple(i % 3 for i in range(size)), tiny.candidates(3, first=number))
