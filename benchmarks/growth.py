@@ -22,8 +22,8 @@ from rich.table import Table
 
 from llm_wrapper import storage
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.llms.load import LoadedLLM, load_model
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.terminal import open_console, say

@@ -14,15 +14,15 @@ from train import train_packed
 
 from llm_wrapper.datasets import Dataset, jsonl
 from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.contents import identity_of
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detections.samples import PreparedSample, prepare_candidates
 from llm_wrapper.detectors import Level, Question
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.local import score_prompts
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.render import PromptBuilder, render_prompt
 from llm_wrapper.recipe import PromptSection, Recipe

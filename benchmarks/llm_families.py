@@ -25,10 +25,9 @@ from family_models import FAMILIES, Family, build
 from training_cells import training_cell
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score_prompts
-from llm_wrapper.llms.sharing import can_share_prefixes
+from llm_wrapper.llms.local import generate, score_prompts
+from llm_wrapper.llms.packing import can_share_prefixes
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Box, Candidate, Prompt, Sample

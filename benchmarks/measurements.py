@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from llm_wrapper import results, runs, storage
+from llm_wrapper import runs, storage
 from llm_wrapper.cli.options import extra_words
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.recipe import Recipe, compose
@@ -35,8 +35,8 @@ def compose_recipe(names: Mapping[str, str], overrides: Sequence[str] = (), data
 
 
 def save_measurement(name: str, question: Mapping[str, Any], facts: Mapping[str, Any], console: Console) -> Path:
-    """Write a measurement to runs/bench/<name>.json; one of another size or recipe is kept, see `results`."""
-    path = results.free_file(runs.RUNS / "bench" / f"{name}.json", question)
+    """Write a measurement to runs/bench/<name>.json; one of another size or recipe is kept, see `runs`."""
+    path = runs.free_file(runs.RUNS / "bench" / f"{name}.json", question)
     more = {"cores": os.cpu_count(), "versions": storage.versions(), "question": question}
     storage.write_json(path, {**facts, **more})
     say(console, f"kept in {path}")

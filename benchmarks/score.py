@@ -21,9 +21,8 @@ from rich.table import Table
 
 from llm_wrapper.cli.detections import cache
 from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
-from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.local import generate, score_prompts
 from llm_wrapper.prompts.render import choose, render_prompt
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Answer, Prompt

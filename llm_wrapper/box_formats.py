@@ -1,27 +1,33 @@
-"""How programs write boxes, and whether boxes can be what they are declared to be.
+"""Boxes as other programs and models write them, and whether they can be of the format that they are declared to be.
 
 A format is a layout and a unit: `xyxy` is two corners in pixels, `cxcywh_norm` a center and a size as shares of the
 image. Four numbers can be right in several formats, and a wrong one costs half of a score without any other sign. So
-a format is never guessed: the boxes vote on the declared one against all others, by what fits into the images and,
-where there are targets, by the overlap with them.
+a format is never guessed: the boxes vote on it, by what fits into the images and by the overlap with the targets.
 
-    box_formats.check(values, image_wh, "xyxy", how="--box-format {}")     None, or a sentence that names what fits
-    box_formats.to_pixels(values, image_wh, "yxyx_1000")                   xyxy pixels
+    JSON value or text -> parse_box -> WrittenBox -> convert_boxes (check, to_pixels) -> xyxy pixels, problems
+
+Programs write four numbers in a list, in nested lists or in an object; models wrap them in fences, keys, tags and
+prose. The first box counts. Its format is that of the form, unless the file or the user declares another one:
+
+    [{"bbox_2d": [64, 96, 256, 384]}]   xyxy pixels        <loc0205><loc0064>..      yxyx_1024
+    (64,96),(256,384)                   xyxy pixels        {"box_2d": [200, ..]}     yxyx_1000
+    {"xmin": 64, "ymin": 96, ..}        xyxy pixels        {"x": 64, .., "w": 192}   xywh pixels
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 
-__all__ = ["BOX_FORMATS", "BoxFormat", "TargetPairs", "check", "fits", "to_pixels"]
-
+__all__ = ["BOX_FORMATS", "NOT_FOUR", "NO_BOX", "BoxFormat", "BoxValue", "FormatProblem", "TargetPairs", "WrittenBox",
+           "box_in_text", "check", "convert_boxes", "fits", "parse_box", "to_pixels"]  # fmt: skip
 
 BoxFormat = Literal[
     "xyxy", "xywh", "yxyx", "cxcywh",
@@ -34,47 +40,73 @@ BoxFormat = Literal[
 as 1, 100, 1000 or 1024."""
 
 BOX_FORMATS: tuple[BoxFormat, ...] = get_args(BoxFormat)
+NO_BOX = "no box in the text"
+NOT_FOUR = "not four numbers"
 
 _UNITS = {"norm": 1.0, "percent": 100.0, "1000": 1000.0, "1024": 1024.0}
+_KEYS: Mapping[str, BoxFormat] = {"bbox_2d": "xyxy", "box_2d": "yxyx_1000", "bbox": "xyxy", "box": "xyxy"}
+_NAMES: Mapping[tuple[str, ...], BoxFormat] = {
+    ("x1", "y1", "x2", "y2"): "xyxy",
+    ("xmin", "ymin", "xmax", "ymax"): "xyxy",
+    ("x_min", "y_min", "x_max", "y_max"): "xyxy",
+    ("x", "y", "w", "h"): "xywh",
+    ("x", "y", "width", "height"): "xywh",
+}
+_N = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_IN_TEXT = re.compile(
+    rf"(?P<y_first>[\"']box_2d[\"']\s*:\s*\[?)?[\[(]{_N},{_N},{_N},{_N}[\])]"
+    rf"|\({_N},{_N}\)(?:\s*,)?\s*\({_N},{_N}\)"
+    r"|<loc(\d{1,4})>\s*<loc(\d{1,4})>\s*<loc(\d{1,4})>\s*<loc(\d{1,4})>"
+)
 
-_SLACK = 0.05
-"""How far a box may reach over the edge of its image, as a share of the side: models overshoot."""
-
-_MOST_MISFITS = 0.1
-"""A wrong format spoils a third of the boxes and more; a model's own slips stay far below this share."""
-
-_FEWEST = 2
-"""Distinct boxes that must speak against a format: one alone may be a slip."""
-
-_SEVERAL = 5
-"""Distinct boxes that must speak against a format where no other one fits."""
-
-_GAP = 0.25
-"""How much larger the mean IoU with the targets must be in another format."""
-
-_GOOD_IOU, _GOOD_IOU_OF_FEW, _FEW_TARGETS = 0.5, 0.8, 8
-"""The mean IoU with the targets that speaks for a format: two or three boxes overlap by chance, and so need more."""
-
-_ODDS = np.log(500.0)
-"""Log of the odds at which a coarser unit is ruled out: all boxes lie in the corner that a finer unit spans."""
-
-_REACH = 2 / 3
-"""Boxes in a finer unit come at least this far into their images, in both directions."""
-
-_MOST_VOTERS = 50_000
-_MOST_PAIRS = 500_000
-"""A file may hold a million boxes of one image, and an image many targets."""
+_SLACK = 0.05  # how far a box may reach over the edge of its image, as a share of the side: models overshoot
+_MOST_MISFITS = 0.1  # a wrong format spoils a third of the boxes and more; a model's own slips stay far below this
+_FEWEST = 2  # distinct boxes that must speak against a format: one alone may be a slip
+_SEVERAL = 5  # the same where no other format fits
+_GAP = 0.25  # how much larger the mean IoU with the targets must be in another format
+_FEW_TARGETS, _GOOD_IOU_OF_FEW, _GOOD_IOU = 8, 0.8, 0.5  # two or three boxes overlap by chance, and so need more
+_LOG_ODDS = np.log(500.0)  # at which a coarser unit is ruled out: all boxes lie in the corner that a finer one spans
+_REACH = 2 / 3  # boxes in a finer unit come at least this far into their images, in both directions
+_MOST_VOTERS, _MOST_PAIRS = 50_000, 500_000  # a file may hold a million boxes of one image, an image many targets
 _MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class TargetPairs:
-    """Which boxes may be about which targets: pair i is of box `rows[i]` and `targets[i]`, which is no. `numbers[i]`.
+class BoxValue:
+    """One box as it is written, of the `count` boxes in the value the first, and the usual format of such a form.
 
-    Attributes:
-        rows: Row of the box, shape (p,).
-        targets: xyxy pixels, shape (p, 4).
-        numbers: Pairs of one number share the best overlap, shape (p,).
+    `numbers` is `None` where the value says that there is no box, or is unusable for a `reason`.
+    """
+
+    numbers: list[float] | None
+    reason: str | None = None
+    count: int = 1
+    usual: BoxFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenBox:
+    """Four numbers of a file, their declared and their usual format, and the (width, height) of their image."""
+
+    numbers: Sequence[float]
+    declared: BoxFormat | None
+    usual: BoxFormat | None
+    image_wh: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FormatProblem:
+    """Boxes that contradict their format: one sentence, and the indices of those that do not fit it, or of all."""
+
+    text: str
+    indices: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPairs:
+    """Which boxes may be about which targets: pair i is of box `rows[i]` (p,) and `targets[i]` (p, 4), xyxy pixels.
+
+    `targets[i]` is the target no. `numbers[i]` (p,); the pairs of one number share the best overlap.
     """
 
     rows: IntArray
@@ -85,44 +117,120 @@ class TargetPairs:
     def of_rows(cls, targets: Sequence[Sequence[Sequence[float]]]) -> TargetPairs:
         """Pair each box with the targets (xyxy pixels) of its row, of which there may be none."""
         rows = np.repeat(np.arange(len(targets)), [len(each) for each in targets])
-        return cls(rows, _stacked([box for each in targets for box in each]), rows)
+        flat = np.array([box for each in targets for box in each], dtype=np.float64)
+        return cls(rows, flat.reshape(-1, 4), rows)
 
     @classmethod
     def of_images(
         cls, images: Sequence[str], targets: Sequence[tuple[str, Sequence[float]]], *, most: int = 2000
     ) -> TargetPairs:
-        """Pair each target with all boxes of its image.
-
-        Args:
-            images: Image of each box.
-            targets: (image, xyxy pixels) of each target.
-            most: How many targets are taken, drawn at random.
-        """
+        """Pair each target, given as (image, xyxy pixels), with all boxes of its image; of many, `most` are drawn."""
         by_image: dict[str, list[int]] = {}
         for row, image in enumerate(images):
             by_image.setdefault(image, []).append(row)
-        shared = [(image, box) for image, box in targets if image in by_image]
+        shared = [target for target in targets if target[0] in by_image]
+        drawn = [shared[index] for index in _draw(np.arange(len(shared)), most)]
         rows: list[int] = []
-        owners: list[int] = []
-        taken = [shared[place] for place in _draw(np.arange(len(shared)), most)]
-        for number, (image, _) in enumerate(taken):
+        numbers: list[int] = []
+        for number, (image, _) in enumerate(drawn):
             of_image = by_image[image][: _MOST_PAIRS - len(rows)]
             rows += of_image
-            owners += [number] * len(of_image)
-        numbers = np.array(owners, dtype=np.intp)
-        return cls(np.array(rows, dtype=np.intp), _stacked([box for _, box in taken])[numbers], numbers)
+            numbers += [number] * len(of_image)
+        corners = np.array([box for _, box in drawn], dtype=np.float64).reshape(-1, 4)
+        return cls(np.array(rows, dtype=np.intp), corners[numbers], np.array(numbers, dtype=np.intp))
+
+
+def parse_box(value: Any) -> BoxValue:
+    """Return the box that a JSON value means.
+
+    Raises:
+        ValueError: If it is no form of a box at all.
+    """
+    if value is None or value == []:
+        return BoxValue(None)
+    if isinstance(value, str):
+        return box_in_text(value)
+    if isinstance(value, Mapping):
+        return _parse_object(value)
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no box: give four numbers, or null where the system found nothing")
+    if all(_is_number(each) for each in value):
+        return BoxValue([float(each) for each in value]) if len(value) == 4 else BoxValue(None, NOT_FOUR)
+    if not all(isinstance(each, list | Mapping) for each in value):
+        text = str(value)
+        raise ValueError(f"{text if len(text) <= 60 else f'{text[:60]}...'} is no box: its items are not all numbers")
+    if len(value) == 2 and all(isinstance(each, list) and len(each) == 2 for each in value):
+        corners = [number for point in value for number in point]
+        if all(_is_number(number) for number in corners):  # two points are one box
+            return BoxValue([float(number) for number in corners])
+    return replace(parse_box(value[0]), count=len(value))
+
+
+def _parse_object(value: Mapping[str, Any]) -> BoxValue:
+    for key, usual in _KEYS.items():
+        if key in value:
+            box = parse_box(value[key])
+            return replace(box, usual=box.usual or usual)
+    for names, usual in _NAMES.items():
+        if all(_is_number(value.get(name)) for name in names):
+            return BoxValue([float(value[name]) for name in names], usual=usual)
+    raise ValueError(
+        f"a box with the keys {', '.join(list(value)[:5]) or 'none'}: give four numbers, or xmin, ymin, xmax, ymax, "
+        "or x, y, width, height"
+    )
+
+
+def box_in_text(text: str) -> BoxValue:
+    """Return the first box of a model's text; `NO_BOX` is the reason where there is none."""
+    matches = list(_IN_TEXT.finditer(text))
+    if not matches:
+        return BoxValue(None, NO_BOX)
+    first, groups = matches[0], matches[0].groups()[1:]  # four of brackets, four of pairs, four of <loc>
+    start = next(start for start in (0, 4, 8) if groups[start] is not None)
+    usual: BoxFormat = "yxyx_1024" if start == 8 else "yxyx_1000" if first["y_first"] else "xyxy"
+    return BoxValue([float(number) for number in groups[start : start + 4]], count=len(matches), usual=usual)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def convert_boxes(
+    boxes: Sequence[WrittenBox], pair: Callable[[Sequence[int]], TargetPairs], *, how: str
+) -> tuple[FloatArray, list[FormatProblem]]:
+    """Convert boxes to xyxy pixels, shape (n, 4), format by format; boxes of no format become NaN.
+
+    `pair` gives the targets that the boxes of some indices may be about; `how` is as for `check`.
+    """
+    values = np.array([each.numbers for each in boxes], dtype=np.float64).reshape(-1, 4)
+    image_wh = np.array([each.image_wh for each in boxes], dtype=np.float64).reshape(-1, 2)
+    pixels = np.full_like(values, np.nan)
+    groups: dict[tuple[BoxFormat | None, bool], list[int]] = {}
+    for index, each in enumerate(boxes):
+        box_format = each.declared or each.usual
+        groups.setdefault((box_format, each.declared is None and box_format is not None), []).append(index)
+    problems = []
+    for (box_format, is_default), rows in groups.items():
+        given, sizes = values[rows], image_wh[rows]
+        problem = check(given, sizes, box_format, how=how, targets=pair(rows), is_default=is_default)
+        unfit = rows
+        if box_format is not None:
+            pixels[rows] = to_pixels(given, sizes, box_format)
+            unfit = [rows[index] for index in np.flatnonzero(~fits(given, sizes, box_format))]
+        if problem is not None:
+            problems.append(FormatProblem(problem, unfit or rows))
+    return pixels, problems
 
 
 def to_pixels(values: FloatArray, image_wh: FloatArray, box_format: BoxFormat) -> FloatArray:
     """Convert boxes (n, 4) of any format to xyxy pixels (n, 4); `image_wh` are the images' (width, height), (n, 2)."""
     layout, _, unit = box_format.partition("_")
-    # Values may be anything that a file holds: what is not finite is found later, row by row.
     with np.errstate(invalid="ignore", over="ignore"):
         if layout == "yxyx":
             values = values[:, [1, 0, 3, 2]]
         scaled = values * np.tile(image_wh, 2) / _UNITS[unit] if unit else values * 1.0
         start, rest = scaled[:, :2], scaled[:, 2:]
-        if layout == "xywh":
+        if layout == "xywh":  # what is not finite is found later, row by row
             scaled = np.concatenate([start, start + rest], axis=1)
         elif layout == "cxcywh":
             scaled = np.concatenate([start - rest / 2, start + rest / 2], axis=1)
@@ -143,14 +251,9 @@ def fits(values: FloatArray, image_wh: FloatArray, box_format: BoxFormat) -> Boo
 
 
 def check(
-    values: FloatArray,
-    image_wh: FloatArray,
-    declared: BoxFormat | None,
-    *,
-    how: str,
-    targets: TargetPairs | None = None,
-    is_default: bool = False,
-) -> str | None:
+    values: FloatArray, image_wh: FloatArray, declared: BoxFormat | None, *,
+    how: str, targets: TargetPairs | None = None, is_default: bool = False,
+) -> str | None:  # fmt: skip
     """Return why boxes cannot be of the declared format, and which fits; `None` if they can.
 
     Little evidence is none: where a few boxes could be slips, or chance, the declaration counts.
@@ -169,47 +272,42 @@ def check(
         return None
     if declared is None:
         return f"the format of {len(values)} boxes is not declared; {votes.advice(votes.fitting, how)}"
-    closer = votes.closer(declared)
-    if closer:
+    has_targets = votes.num_targets >= _FEWEST
+    if has_targets and (closer := votes.closer(declared)):
         return (
-            f"read as {declared}, the boxes overlap with the targets by a mean IoU of "
-            f"{votes.overlaps[declared]:.2f}; {votes.advice(closer, how)}"
+            f"read as {declared}, the boxes overlap with the targets by a mean IoU of {votes.overlaps[declared]:.2f}; "
+            f"{votes.advice(closer, how)}"
         )
-    if votes.is_confirmed(declared):
-        return None
-    if votes.misfits[declared] > _MOST_MISFITS * votes.total:
+    is_confirmed = has_targets and votes.overlaps[declared] >= votes.good_overlap
+    if votes.misfits[declared] > _MOST_MISFITS * votes.total and not is_confirmed:
         return votes.contradiction(declared, how)
-    return votes.corner(declared, how) if is_default else None
+    if is_default and not is_confirmed and (finer := votes.finer(declared)):
+        return (
+            f"all {votes.total} boxes read as {declared} lie in one corner of their images; "
+            f"{votes.advice(finer, how)}; if {declared} is meant, give {how.format(declared)}"
+        )
+    return None
 
 
 class _Votes:
-    """The evidence of boxes for and against each format.
+    """The evidence of boxes for and against each format: of `total` boxes, the `misfits` that cannot be of it.
 
-    Attributes:
-        total: Boxes that vote.
-        misfits: How many of them cannot be of each format.
-        overlaps: Mean over the targets of the best IoU in each format; empty without targets.
+    `overlaps` is the mean over the targets of the best IoU in each format; empty without targets.
     """
 
     def __init__(self, values: FloatArray, image_wh: FloatArray, targets: TargetPairs | None) -> None:
         # No number, or none above zero, is how programs write "no box".
-        voters = np.flatnonzero(np.isfinite(values).all(axis=1) & (values > 0).any(axis=1))
-        voters = _draw(voters, _MOST_VOTERS)
+        voters = _draw(np.flatnonzero(np.isfinite(values).all(axis=1) & (values > 0).any(axis=1)), _MOST_VOTERS)
         self._values, self._image_wh = values[voters], image_wh[voters]
         self.total = len(self._values)
         self._fits = {each: fits(self._values, self._image_wh, each) for each in BOX_FORMATS}
         self.misfits = {each: int((~fitting).sum()) for each, fitting in self._fits.items()}
         self.overlaps: dict[BoxFormat, float] = {}
-        self._num_targets = 0
+        self.num_targets = 0
         if targets is not None and len(targets.rows):
-            self._num_targets = len(np.unique(targets.targets, axis=0))
+            self.num_targets = len(np.unique(targets.targets, axis=0))
             self.overlaps = {each: _overlap(to_pixels(values, image_wh, each), targets) for each in BOX_FORMATS}
-
-    @cached_property
-    def _distinct(self) -> tuple[FloatArray, FloatArray]:
-        """The different boxes, shape (d, 4), and the sizes of the images of their first ones, (d, 2)."""
-        values, places = np.unique(self._values, axis=0, return_index=True)
-        return values, self._image_wh[places]
+        self.good_overlap = _GOOD_IOU_OF_FEW if self.num_targets < _FEW_TARGETS else _GOOD_IOU
 
     @cached_property
     def fitting(self) -> list[BoxFormat]:
@@ -219,22 +317,21 @@ class _Votes:
 
     def closer(self, declared: BoxFormat) -> list[BoxFormat]:
         """Return the formats in which the boxes overlap with the targets far better."""
-        if self._num_targets < _FEWEST:
-            return []
-        least = max(self._good_overlap, self.overlaps[declared] + _GAP)
-        closer = [each for each in BOX_FORMATS if self.overlaps[each] >= least]
-        best = max((self.overlaps[each] for each in closer), default=0.0)
-        return [each for each in closer if self.overlaps[each] > best - _GAP / 2]
-
-    def is_confirmed(self, declared: BoxFormat) -> bool:
-        """Tell whether the boxes overlap with the targets, so that sizes of images no longer matter."""
-        return self._num_targets >= _FEWEST and self.overlaps[declared] >= self._good_overlap
+        least = max(self.good_overlap, self.overlaps[declared] + _GAP)
+        best = max(self.overlaps.values())
+        return [each for each in BOX_FORMATS if self.overlaps[each] >= least and self.overlaps[each] > best - _GAP / 2]
 
     def contradiction(self, declared: BoxFormat, how: str) -> str | None:
         """Return the evidence of the images against a format, if there is enough."""
-        misfits = self.misfits[declared]
-        better = [each for each in BOX_FORMATS if misfits > 2 * self.misfits[each] and self._is_enough(declared, each)]
-        distinct = len(np.unique(self._values[~self._fits[declared]], axis=0))
+        misfits, unfit = self.misfits[declared], ~self._fits[declared]
+        better = []
+        for each in BOX_FORMATS:
+            against = len(np.unique(self._values[self._fits[each] & unfit], axis=0))
+            # One box that is less than a pixel is enough to be a share of the image.
+            fewest = 1 if each.endswith("norm") and not declared.endswith("norm") else _FEWEST
+            if misfits > 2 * self.misfits[each] and against >= fewest:
+                better.append(each)
+        distinct = len(np.unique(self._values[unfit], axis=0))
         if not better and not (misfits > self.total / 2 and distinct >= _SEVERAL):
             return None
         return (
@@ -242,15 +339,11 @@ class _Votes:
             f"{self.advice([each for each in better if each in self.fitting], how)}"
         )
 
-    def corner(self, declared: BoxFormat, how: str) -> str | None:
-        """Return the evidence against a format where all boxes lie in one corner, if it is evidence."""
-        finer = self.finer(declared)
-        if not finer:
-            return None
-        return (
-            f"all {self.total} boxes read as {declared} lie in one corner of their images; "
-            f"{self.advice(finer, how)}; if {declared} is meant, give {how.format(declared)}"
-        )
+    @cached_property
+    def _distinct(self) -> tuple[FloatArray, FloatArray]:
+        """The different boxes, shape (d, 4), and the sizes of the images of their first ones, (d, 2)."""
+        values, indices = np.unique(self._values, axis=0, return_index=True)
+        return values, self._image_wh[indices]
 
     def finer(self, declared: BoxFormat) -> list[BoxFormat]:
         """Return the formats of the same layout whose finer unit explains why all boxes lie in one corner."""
@@ -262,11 +355,11 @@ class _Votes:
         for each in BOX_FORMATS:
             if each.partition("_")[0] != layout or self.misfits[each]:
                 continue
-            odds = float(np.log(spans / _spans(image_wh, each)).sum())
+            log_odds = float(np.log(spans / _spans(image_wh, each)).sum())
             reach = (to_pixels(values, image_wh, each)[:, 2:] / image_wh).max(axis=0)
             # One whole-image box may be a pixel: see `fits`.
             is_clear = not each.endswith("norm") or bool((values % 1 != 0).any())
-            if odds >= _ODDS and (reach >= _REACH).all() and is_clear:
+            if log_odds >= _LOG_ODDS and (reach >= _REACH).all() and is_clear:
                 finer.append(each)
         return finer
 
@@ -276,31 +369,20 @@ class _Votes:
             return "they fit no format that is known here: were they made on images of another size?"
         if self.overlaps:
             formats = sorted(formats, key=lambda each: -self.overlaps[each])
-        named = [self._describe(each) for each in formats[:_MOST_NAMED]]
-        more = f" and {len(formats) - len(named)} more" if len(formats) > len(named) else ""
+        named = []
+        for each in formats[:_MOST_NAMED]:
+            overlap = f", mean IoU with the targets {self.overlaps[each]:.2f}" if self.overlaps else ""
+            named.append(f"{each} ({self.total - self.misfits[each]} of {self.total}{overlap})")
         if len(formats) == 1:
             return f"{named[0]} fits: if that is meant, give {how.format(formats[0])}"
+        more = f" and {len(formats) - len(named)} more" if len(formats) > len(named) else ""
         hint = "best overlap first" if self.overlaps else "and the images cannot tell them apart"
         return f"{', '.join(named)}{more} fit, {hint}: give the one that is meant, as {how.format(formats[0])}"
-
-    @property
-    def _good_overlap(self) -> float:
-        return _GOOD_IOU_OF_FEW if self._num_targets < _FEW_TARGETS else _GOOD_IOU
-
-    def _is_enough(self, declared: BoxFormat, other: BoxFormat) -> bool:
-        """Tell whether several boxes can only be of another format, or one that is less than a pixel."""
-        against = self._values[self._fits[other] & ~self._fits[declared]]
-        is_share = other.endswith("norm") and not declared.endswith("norm")
-        return len(np.unique(against, axis=0)) >= (1 if is_share else _FEWEST)
-
-    def _describe(self, each: BoxFormat) -> str:
-        overlap = f", mean IoU with the targets {self.overlaps[each]:.2f}" if self.overlaps else ""
-        return f"{each} ({self.total - self.misfits[each]} of {self.total}{overlap})"
 
 
 def _spans(image_wh: FloatArray, box_format: BoxFormat) -> FloatArray:
     """Return the area that a format's numbers can take up in each image, in its own unit, shape (n,)."""
-    unit = box_format.partition("_")[2]
+    _, _, unit = box_format.partition("_")
     return np.full(len(image_wh), _UNITS[unit] ** 2) if unit else np.prod(image_wh, axis=1)
 
 
@@ -315,10 +397,4 @@ def _overlap(pixels: FloatArray, pairs: TargetPairs) -> float:
 
 def _draw(rows: IntArray, most: int) -> IntArray:
     """Draw at most that many rows, always the same ones; evenly spaced ones could all be of one kind."""
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
-
-
-def _stacked(boxes: Sequence[Sequence[float]]) -> FloatArray:
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    return rows if len(rows) <= most else np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

@@ -12,19 +12,8 @@ import numpy.typing as npt
 
 from llm_wrapper.records import Box
 
-__all__ = [
-    "BoolArray",
-    "FloatArray",
-    "IntArray",
-    "array",
-    "clip",
-    "from_xywh",
-    "iou",
-    "is_inside",
-    "pairwise_iou",
-    "rowwise_iou",
-    "to_xywh",
-]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "array", "clip", "from_xywh", "iou", "is_inside", "pairwise_iou",
+           "rowwise_iou", "to_xywh"]  # fmt: skip
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -45,8 +34,7 @@ def to_xywh(box: Box) -> tuple[float, float, float, float]:
 def is_inside(box: Box, image_wh: tuple[int, int], *, tolerance: float = 1.0) -> bool:
     """Tell whether a box lies within an image of (width, height), up to `tolerance` pixels."""
     width, height = image_wh
-    low = -tolerance
-    return box.x0 >= low and box.y0 >= low and box.x1 <= width + tolerance and box.y1 <= height + tolerance
+    return min(box.x0, box.y0) >= -tolerance and box.x1 <= width + tolerance and box.y1 <= height + tolerance
 
 
 def clip(box: Box, image_wh: tuple[int, int]) -> Box | None:
@@ -84,11 +72,7 @@ def rowwise_iou(a: FloatArray, b: FloatArray) -> FloatArray:
     width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
     height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
     intersection = np.clip(width, 0.0, None) * np.clip(height, 0.0, None)
-    union = _area(a) + _area(b) - intersection
-    result: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-    return result
-
-
-def _area(corners: FloatArray) -> FloatArray:
-    area: FloatArray = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    return area
+    area_a, area_b = ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]) for corners in (a, b))
+    union = area_a + area_b - intersection
+    shares: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return shares

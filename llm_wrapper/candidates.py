@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_wrapper import boxes
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.records import Candidate, Detection, Detections
+from llm_wrapper.records import Box, Candidate, Detections
 
 __all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build_candidates", "detector_choice",
            "detector_order", "merge_candidates", "order_rng"]  # fmt: skip
@@ -64,9 +64,8 @@ class BuiltCandidates:
     counts: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A candidate with its place in the detector's own order."""
+class _Kept(NamedTuple):
+    """A candidate with its index in the detector's own order."""
 
     candidate: Candidate
     origin: int
@@ -80,27 +79,29 @@ def build_candidates(
     detector: str,
     rng: np.random.Generator | None = None,
 ) -> BuiltCandidates:
-    """Turn the detections of one sample into candidates.
+    """Turn the detections of one sample, whose image is of (width, height) pixels, into candidates.
 
     Where two compete (duplicates, NMS, cap), the higher score wins, then the detector's answer to the expression, then
     the detector's order. So the detector's own top-1 is lost only where `sources` or `min_score` exclude it. Of more
     than 3,000 before NMS, the others are counted as over the cap, however large it is.
 
-    Args:
-        detections: In the detector's order.
-        sample_wh: (width, height) of the image in pixels.
-        policy: Which detections to keep, and their order.
-        detector: Name of the detector, stored in each candidate.
-        rng: For order "shuffled"; see `order_rng`.
-
     Raises:
-        RecipeError: If the policy needs scores and a detection has none, or a generator and there is none.
+        RecipeError: If the policy needs scores and a detection has none, or order "shuffled" and there is no `rng`
+            (`order_rng`).
     """
     items = list(enumerate(detections.items))
     wanted = [(origin, item) for origin, item in items if policy.sources is None or item.source in policy.sources]
-    inside = _clipped(wanted, sample_wh, detector)
-    scored = _scored_enough(inside, policy.min_score)
-    distinct = _distinct(sorted(scored, key=_rank))
+    inside = [
+        _Kept(Candidate(box, item.label, item.score, detector, item.source), origin)
+        for origin, item in wanted
+        if (box := boxes.clip(item.box, sample_wh)) is not None
+    ]
+    least = policy.min_score
+    scored = inside if least is None else [each for each in inside if _score(each, "min_score") >= least]
+    best: dict[tuple[Box, str], _Kept] = {}
+    for each in sorted(scored, key=_rank):
+        best.setdefault((each.candidate.box, each.candidate.label), each)
+    distinct = list(best.values())
     compared = distinct[:_MOST_COMPARED]
     apart = _suppressed(compared, policy.nms_iou)
     kept = apart[: policy.cap]
@@ -113,8 +114,7 @@ def build_candidates(
         "nms": len(compared) - len(apart),
         "over_cap": len(apart) - len(kept) + len(distinct) - len(compared),
     }
-    shown = _ordered(kept, policy.order, rng)
-    return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), counts)
+    return _built(_ordered(kept, policy.order, rng), counts)
 
 
 def merge_candidates(
@@ -135,9 +135,6 @@ def merge_candidates(
         policy: Its `cap` and `order` are those of the whole; the rest belongs to each detector.
         nms_iou: IoU above which boxes of different detectors are one object (`None`: both are shown).
         rng: For order "shuffled"; see `order_rng`.
-
-    Raises:
-        RecipeError: If the order is by score, or "shuffled" without a generator.
     """
     if policy.order == "score":
         raise RecipeError(
@@ -148,24 +145,21 @@ def merge_candidates(
     counts: Counter[str] = Counter()
     start = 0
     for part in parts:
-        entries += [_Kept(*each) for each in zip(part.candidates, (start + o for o in part.origins), strict=True)]
+        entries += [_Kept(each, start + origin) for each, origin in zip(part.candidates, part.origins, strict=True)]
         start += len(part.candidates) + sum(part.counts.values()) - part.counts.get("not_a_box", 0)
         counts.update(part.counts)
     apart = _apart_from_others(entries, nms_iou)
-    found = BuiltCandidates(tuple(e.candidate for e in apart), tuple(e.origin for e in apart), {})
-    kept = [apart[index] for index in detector_order(found)][: policy.cap]
+    kept = [apart[index] for index in detector_order(_built(apart, {}))][: policy.cap]
     counts.update(nms=len(entries) - len(apart), over_cap=len(apart) - len(kept))
-    shown = _ordered(kept, policy.order, rng)
-    return BuiltCandidates(tuple(e.candidate for e in shown), tuple(e.origin for e in shown), dict(counts))
+    return _built(_ordered(kept, policy.order, rng), dict(counts))
 
 
 def detector_choice(built: BuiltCandidates) -> int | None:
-    """Return the index of the detector's own top-1 candidate; `None` without candidates.
+    """Return the index of the detector's own top-1 candidate, the first in its order of equals; `None` without any.
 
     The highest score where all have one; else the detector's answer to the expression (source "rec"); else the highest
-    score there is; else, by convention, the largest box. The first in the detector's order wins a tie, whatever order
-    is shown. For an ensemble it is, by convention, that of the first detector that found anything: scores of different
-    detectors are not comparable.
+    score there is; else, by convention, the largest box. For an ensemble it is that of the first detector that found
+    anything: scores of different detectors are not comparable.
     """
     groups = _by_detector(built)
     return _own(built, groups[0]) if groups else None
@@ -176,8 +170,15 @@ def detector_order(built: BuiltCandidates) -> list[int]:
 
     The higher score comes first, then the answer to the expression, then the detector's order.
     """
-    turns = zip_longest(*(_own_order(built, group) for group in _by_detector(built)))
-    return [index for turn in turns for index in turn if index is not None]
+    rankings = []
+    for group in _by_detector(built):
+        own = _own(built, group)
+        ranks = {}
+        for index in group:
+            each = built.candidates[index]
+            ranks[index] = (index != own, each.score is None, -(each.score or 0.0), each.source != OWN_ANSWER_SOURCE)
+        rankings.append(sorted(group, key=ranks.__getitem__))
+    return [index for turn in zip_longest(*rankings) for index in turn if index is not None]
 
 
 def order_rng(seed: int, sample_id: str) -> np.random.Generator:
@@ -187,13 +188,8 @@ def order_rng(seed: int, sample_id: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def _clipped(items: Sequence[tuple[int, Detection]], sample_wh: tuple[int, int], detector: str) -> list[_Kept]:
-    pairs = [(origin, item, boxes.clip(item.box, sample_wh)) for origin, item in items]
-    return [
-        _Kept(Candidate(box, item.label, item.score, detector, item.source), origin)
-        for origin, item, box in pairs
-        if box is not None
-    ]
+def _built(entries: Sequence[_Kept], counts: dict[str, int]) -> BuiltCandidates:
+    return BuiltCandidates(tuple(each.candidate for each in entries), tuple(each.origin for each in entries), counts)
 
 
 def _rank(entry: _Kept) -> tuple[float, bool, int]:
@@ -210,17 +206,6 @@ def _score(entry: _Kept, setting: str) -> float:
             f"(source {candidate.source!r}). Remove the setting, or name only sources that score in candidates.sources."
         )
     return candidate.score
-
-
-def _scored_enough(entries: list[_Kept], min_score: float | None) -> list[_Kept]:
-    return entries if min_score is None else [e for e in entries if _score(e, "min_score") >= min_score]
-
-
-def _distinct(ranked: Sequence[_Kept]) -> list[_Kept]:
-    first: dict[tuple[object, str], _Kept] = {}
-    for entry in ranked:
-        first.setdefault((entry.candidate.box, entry.candidate.label), entry)
-    return list(first.values())
 
 
 def _suppressed(ranked: list[_Kept], nms_iou: float | None) -> list[_Kept]:
@@ -277,17 +262,6 @@ def _own(built: BuiltCandidates, order: Sequence[int]) -> int:
     if scores:
         return max(scores, key=scores.__getitem__)
     return max(order, key=lambda i: built.candidates[i].box.area)
-
-
-def _own_order(built: BuiltCandidates, order: Sequence[int]) -> list[int]:
-    """Return one detector's candidates, best first."""
-    own = _own(built, order)
-
-    def rank(index: int) -> tuple[bool, bool, float, bool]:
-        each = built.candidates[index]
-        return (index != own, each.score is None, -(each.score or 0.0), each.source != OWN_ANSWER_SOURCE)
-
-    return sorted(order, key=rank)
 
 
 def _ordered(ranked: list[_Kept], order: Order, rng: np.random.Generator | None) -> list[_Kept]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,6 @@ _TURNS = {
 }
 """How to turn a stored picture upright, by its EXIF orientation; 5 to 8 swap width and height."""
 
-_Result = TypeVar("_Result")
-
 
 def read_image(source: ImageSource, image_wh: tuple[int, int] | None = None) -> Image.Image:
     """Return an image as upright RGB; of several frames the first, on white where it is transparent.
@@ -60,28 +59,14 @@ def read_image(source: ImageSource, image_wh: tuple[int, int] | None = None) -> 
         ImageError: If a file is missing, damaged (its EXIF too), none of `FORMATS` or over `MAX_PIXELS`; if pixels are
             of another shape or type; or if the size is another one.
     """
-
-    def fitting(image: Image.Image) -> Image.Image:
-        stored = _decoded(image)
-        for turned in (_upright(stored), stored):
-            if image_wh is None or turned.size == image_wh:
-                return _rgb(turned)
-        found, wanted = (" x ".join(map(str, size)) for size in (stored.size, image_wh or ()))
-        raise ImageError(f"{name} is {found} pixels, but its boxes are of {wanted}; use the image that was annotated")
-
     if isinstance(source, (str, Path)):
-        name = str(source)
-        return _opened(source, fitting)
-    name = "the image"
-    return fitting(source if isinstance(source, Image.Image) else _from_pixels(source))
+        with _opened(source) as image:
+            return _fitting(image, image_wh, str(source))
+    return _fitting(source if isinstance(source, Image.Image) else _from_pixels(source), image_wh, "the image")
 
 
 def read_sample(sample: Sample) -> Image.Image:
-    """Read the image of a sample, as RGB of the size that its annotations have.
-
-    Raises:
-        ImageError: If there is no file, it cannot be read, or is of another size.
-    """
+    """Read the image of a sample, as RGB of the size that its annotations have; ImageError where there is none."""
     if sample.image_path is None:
         raise ImageError(
             f"sample {sample.sample_id!r} has no image file; name the images in the annotations, "
@@ -94,28 +79,22 @@ def read_sample(sample: Sample) -> Image.Image:
 
 
 def read_size(source: str | Path | bytes) -> tuple[int, int]:
-    """Return the (width, height) that `read_image` would give, from the header of a file or of its bytes.
-
-    Raises:
-        ImageError: As `read_image`.
-    """
+    """Return the (width, height) that `read_image` would give, from the header of a file or of its bytes."""
     return read_sizes(source)[0]
 
 
 def read_sizes(source: str | Path | bytes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (width, height) upright and as stored; they differ where EXIF turns the picture by a quarter.
-
-    Raises:
-        ImageError: As `read_image`.
-    """
-    return _opened(source, _sizes)
+    """Return (width, height) upright and as stored; they differ where EXIF turns the picture by a quarter."""
+    with _opened(source) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height), (width, height)
 
 
 def _from_pixels(pixels: Any) -> Image.Image:
     """Return RGB pixels as an image."""
-    shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
     if not isinstance(pixels, np.ndarray):
         raise ImageError(f"{type(pixels).__name__} is no image: pass a path, a PIL image or a NumPy array")
+    shape, dtype = pixels.shape, pixels.dtype
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise ImageError(
             f"an array of shape {shape} and type {dtype} is no image: pass RGB pixels of shape (height, width, 3), "
@@ -126,8 +105,9 @@ def _from_pixels(pixels: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _opened(source: str | Path | bytes, use: Callable[[Image.Image], _Result]) -> _Result:
-    """Open an image and return the result of `use`; any failure in it is an ImageError."""
+@contextmanager
+def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
+    """Open an image; any failure to open or to use it is an ImageError."""
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else readers.open_regular(source)
@@ -137,7 +117,7 @@ def _opened(source: str | Path | bytes, use: Callable[[Image.Image], _Result]) -
         with stream, Image.open(stream, formats=FORMATS) as image:
             if math.prod(image.size) > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"it has {image.size[0]} x {image.size[1]} pixels")
-            return use(image)
+            yield image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -160,26 +140,19 @@ def _orientation(image: Image.Image) -> int:
     return found if found in _TURNS else 1
 
 
-def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
-    width, height = int(image.size[0]), int(image.size[1])
-    return (height, width) if _orientation(image) >= 5 else (width, height), (width, height)
-
-
-def _decoded(image: Image.Image) -> Image.Image:
-    image.load()
-    return image
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    rgb = _without_alpha(image)
-    # The pixels are upright now: what is saved with the old orientation would be turned again by every viewer.
-    rgb.info = {}
-    return rgb
+def _fitting(stored: Image.Image, image_wh: tuple[int, int] | None, name: str) -> Image.Image:
+    """Return an image as RGB, upright or as stored, whichever has that size."""
+    stored.load()
+    turn = _TURNS.get(_orientation(stored))
+    upright = stored if turn is None else stored.transpose(turn)
+    for turned in (upright, stored):
+        if image_wh is None or turned.size == image_wh:
+            rgb = _without_alpha(turned)
+            # The pixels are upright now: what is saved with the old orientation would be turned again by every viewer.
+            rgb.info = {}
+            return rgb
+    size, wanted = (" x ".join(map(str, each)) for each in (stored.size, image_wh or ()))
+    raise ImageError(f"{name} is {size} pixels, but its boxes are of {wanted}; use the image that was annotated")
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

@@ -15,31 +15,29 @@ from typing import Any
 
 __all__ = ["column_sizes", "unpacked_bytes"]
 
-_LEVELS = 8
-"""Bytes that a reader takes for each value beside its own: definition and repetition levels, offsets, validity."""
+_LEVELS = 8  # bytes beside a value's own: definition and repetition levels, offsets, validity
 _WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 6: 8}
 """Physical type -> bytes of a value: boolean, int32, int64, int96, float, double, and the offset of a text."""
-_FIXED = 7
-"""The physical type whose width is its own field."""
+_FIXED = 7  # the physical type whose width is its own field
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BYTES, _LISTS, _STRUCT = 1, 2, 3, 7, 8, (9, 10), 12
 _ENCODINGS = {5: 2, 7: 2, 8: 4}
 """Fields of a page header that count its values (data page, dictionary page, data page of version 2), and the field of
 each that names the encoding."""
 _PREFIXES = 7
 """The encoding in which a text says how much of the one before it repeats: each may be as long as the page."""
-_MAX_DEPTH = 12
-_MAX_ITEMS = 2_000_000
-"""Fields and items of one footer or header."""
+_MAX_DEPTH, _MAX_ITEMS = 12, 2_000_000  # of the fields and items of one footer or header
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """A column's part of a row group: where its pages are, in bytes of the file, and how wide a value is."""
+class _Page:
+    """A page of a column: its unpacked bytes and values, each of `width` bytes."""
 
     column: int
     width: int
-    start: int
-    end: int
+    num_bytes: int
+    num_values: int
+    repeats: bool
+    """Whether values repeat the beginning of others."""
 
 
 def unpacked_bytes(content: bytes) -> int:
@@ -49,23 +47,21 @@ def unpacked_bytes(content: bytes) -> int:
         ValueError: If the footer or a page header cannot be read.
     """
     total = 0
-    for chunk in _chunks(content):
-        for size, num_values, repeats in _pages(content, chunk):
-            total += size + num_values * (chunk.width + _LEVELS) + (num_values * size if repeats else 0)
+    for page in _pages(content):
+        total += page.num_bytes + page.num_values * (page.width + _LEVELS + page.num_bytes * page.repeats)
     return total
 
 
 def column_sizes(content: bytes) -> dict[int, tuple[int, int]]:
     """Return for each column how many values it has, and the bytes of its unpacked pages; raises as above."""
     sizes: dict[int, tuple[int, int]] = {}
-    for chunk in _chunks(content):
-        for size, num_values, _ in _pages(content, chunk):
-            values, packed = sizes.get(chunk.column, (0, 0))
-            sizes[chunk.column] = values + num_values, packed + size
+    for page in _pages(content):
+        values, packed = sizes.get(page.column, (0, 0))
+        sizes[page.column] = values + page.num_values, packed + page.num_bytes
     return sizes
 
 
-def _chunks(content: bytes) -> Iterator[_Chunk]:
+def _pages(content: bytes) -> Iterator[_Page]:
     footer = _Thrift(content, len(content) - 8 - int.from_bytes(content[-8:-4], "little")).struct()
     leaves = [each for each in _list(footer, 2) if not each.get(5)]
     for group in _list(footer, 4):
@@ -80,20 +76,15 @@ def _chunks(content: bytes) -> Iterator[_Chunk]:
             dictionary = facts.get(11)
             if isinstance(dictionary, int) and 0 < dictionary < start:
                 start = dictionary
-            yield _Chunk(column, width, start, start + _size(facts, 7))
-
-
-def _pages(content: bytes, chunk: _Chunk) -> Iterator[tuple[int, int, bool]]:
-    """Yield (unpacked bytes, values, whether values repeat the beginning of others) of each page of a column chunk."""
-    place = chunk.start
-    while place < chunk.end:
-        reader = _Thrift(content, place)
-        header = reader.struct()
-        inner = {name: header[name] for name in _ENCODINGS if isinstance(header.get(name), dict)}
-        counts = [_size(each, 1) for each in inner.values()]
-        repeats = any(inner[name].get(_ENCODINGS[name]) == _PREFIXES for name in inner)
-        yield _size(header, 2), max(counts, default=0), repeats
-        place = reader.place + _size(header, 3)
+            place, end = start, start + _size(facts, 7)
+            while place < end:
+                reader = _Thrift(content, place)
+                header = reader.struct()
+                inner = {name: header[name] for name in _ENCODINGS if isinstance(header.get(name), dict)}
+                num_values = max((_size(each, 1) for each in inner.values()), default=0)
+                repeats = any(inner[name].get(_ENCODINGS[name]) == _PREFIXES for name in inner)
+                yield _Page(column, width, _size(header, 2), num_values, repeats)
+                place = reader.place + _size(header, 3)
 
 
 def _size(fields: dict[int, Any], name: int) -> int:
@@ -111,11 +102,7 @@ def _list(fields: dict[int, Any], name: int) -> list[dict[int, Any]]:
 
 
 class _Thrift:
-    """Reads integers, structs and lists from a place in a file on; of other values only where they end.
-
-    Attributes:
-        place: Where the next byte is.
-    """
+    """Reads integers, structs and lists from a place in a file; of other values only where they end."""
 
     def __init__(self, content: bytes, place: int) -> None:
         self.place = place
@@ -140,7 +127,13 @@ class _Thrift:
         if kind == _STRUCT:
             return self.struct(depth + 1)
         if kind in _LISTS:
-            return self._items(depth + 1)
+            head = self._byte()
+            length, item_kind = head >> 4, head & 15
+            if length == 15:
+                length = self._varint()
+            if length > len(self._content) - self.place:
+                raise ValueError("a header has a list that is longer than the file")
+            return [self._value(item_kind, depth + 1) for _ in range(length)]
         if kind in (_TRUE, _FALSE, _BYTE, _DOUBLE):
             self.place += 8 if kind == _DOUBLE else 1
             return None
@@ -149,15 +142,6 @@ class _Thrift:
             self.place += length
             return None
         return self._integer()
-
-    def _items(self, depth: int) -> list[Any]:
-        head = self._byte()
-        length, kind = head >> 4, head & 15
-        if length == 15:
-            length = self._varint()
-        if length > len(self._content) - self.place:
-            raise ValueError("a header has a list that is longer than the file")
-        return [self._value(kind, depth) for _ in range(length)]
 
     def _byte(self) -> int:
         if not 0 <= self.place < len(self._content):

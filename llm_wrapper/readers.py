@@ -22,26 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from yaml import YAMLError
+from yaml.constructor import ConstructorError
 
 from llm_wrapper import parquet_pages
 from llm_wrapper.errors import DataError
 
-__all__ = [
-    "GIB",
-    "MIB",
-    "compose_yaml",
-    "decode_text",
-    "open_regular",
-    "parse_json",
-    "parse_parquet_schema",
-    "parse_parquet_table",
-    "parse_yaml",
-    "read_bytes",
-    "read_json",
-    "read_json_lines",
-    "read_parquet_table",
-    "read_text",
-]
+__all__ = ["GIB", "MIB", "compose_yaml", "decode_text", "open_regular", "parse_json", "parse_parquet_schema",
+           "parse_parquet_table", "parse_yaml", "read_bytes", "read_json", "read_json_lines", "read_parquet_table",
+           "read_text"]  # fmt: skip
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -65,11 +54,7 @@ _OTHER_ENCODINGS = (
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file to read; links are followed, but a pipe, a device or a folder is refused at once.
-
-    Raises:
-        DataError: If there is no such file, it may not be read, or it is something else.
-    """
+    """Open a regular file to read; links are followed, but a pipe, a device or a folder is refused at once."""
     try:
         # Without O_NONBLOCK, opening a pipe without a writer would wait forever.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -82,11 +67,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_bytes(path: str | Path, *, most: int = 4 * GIB) -> bytes:
-    """Read a whole regular file of at most `most` bytes.
-
-    Raises:
-        DataError: If it cannot be read, is no regular file, or is larger.
-    """
+    """Read a whole regular file of at most `most` bytes."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > most:
@@ -101,14 +82,8 @@ def read_bytes(path: str | Path, *, most: int = 4 * GIB) -> bytes:
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """Decode UTF-8 with or without a byte order mark.
-
-    Raises:
-        DataError: If it is in another encoding; one sentence names it where a mark tells.
-    """
-    for mark, name in _OTHER_ENCODINGS:
-        if content.startswith(mark):
-            raise DataError(f"{where} is {name}: save it as UTF-8.")
+    """Decode UTF-8 with or without a byte order mark; DataError names another encoding where a mark tells."""
+    _refuse_other_encoding(content, where)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,22 +93,24 @@ def decode_text(content: bytes, where: str) -> str:
         ) from error
 
 
+def _refuse_other_encoding(content: bytes, where: str | Path) -> None:
+    for mark, name in _OTHER_ENCODINGS:
+        if content.startswith(mark):
+            raise DataError(f"{where} is {name}: save it as UTF-8.")
+
+
 def read_text(path: str | Path, *, most: int = 16 * MIB) -> str:
     """Read a whole text file, see `read_bytes` and `decode_text`."""
     return decode_text(read_bytes(path, most=most), str(path))
 
 
 def parse_json(content: bytes | str, where: str, *, nan: bool = False) -> Any:
-    """Parse JSON in which no object repeats a key.
+    """Parse JSON, as text or UTF-8 bytes, in which no object repeats a key.
 
     Args:
         content: The text, or its UTF-8 bytes.
         where: The file, or the line of it, as messages name it.
         nan: Whether NaN and infinite numbers pass, as boxes of other programs may hold them.
-
-    Raises:
-        DataError: If it is not JSON, repeats a key, is nested over 64 levels, or has an integer over 100 digits or a
-            number too large for a float.
     """
     text = decode_text(content, where) if isinstance(content, bytes) else content
     try:
@@ -158,11 +135,7 @@ def read_json(path: str | Path, *, most: int = 4 * GIB, nan: bool = False) -> An
 
 
 def read_json_lines(path: str | Path, *, nan: bool = False) -> tuple[list[tuple[int, Any]], list[str]]:
-    """Return (line number, value) of each line that is not blank, and the problems of lines that are not JSON.
-
-    Raises:
-        DataError: If the file cannot be read, is in another encoding, or has lines of over 64 MiB.
-    """
+    """Return (line number, value) of each line that is not blank, and the problems of lines that are not JSON."""
     values: list[tuple[int, Any]] = []
     problems: list[str] = []
     with open_regular(path) as stream:
@@ -179,7 +152,8 @@ def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := stream.readline(_MAX_LINE + 1):
         if number == 0:
-            line = _without_mark(line, path)
+            _refuse_other_encoding(line, path)
+            line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > _MAX_LINE:
             raise DataError(f"{path}, line {number + 1} has more than {_MAX_LINE} bytes: write one value a line.")
         # Some programs end lines by CR alone; inside a JSON value there can be none.
@@ -187,13 +161,6 @@ def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
             number += 1
             if piece.strip():
                 yield number, piece
-
-
-def _without_mark(line: bytes, path: str | Path) -> bytes:
-    for mark, name in _OTHER_ENCODINGS:
-        if line.startswith(mark):
-            raise DataError(f"{path} is {name}: save it as UTF-8.")
-    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -247,9 +214,9 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self._depth += 1
         if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "it holds an alias (*name): write the value out")
+            raise ConstructorError(None, None, "it holds an alias (*name): write the value out")
         if self._depth > _MAX_DEPTH:
-            raise yaml.constructor.ConstructorError(None, None, f"it is nested more than {_MAX_DEPTH} levels deep")
+            raise ConstructorError(None, None, f"it is nested more than {_MAX_DEPTH} levels deep")
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -258,19 +225,17 @@ class _PlainLoader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value[:80]!r} is given twice in one mapping", key.start_mark
-                )
+                message = f"key {key.value[:80]!r} is given twice in one mapping"
+                raise ConstructorError(None, None, message, key.start_mark)
             seen.add(str(key.value))
-        found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return found
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Bound an integer in each of YAML's spellings: beyond 4,300 digits Python raises wherever it is printed."""
         if len(node.value) > _MAX_DIGITS:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"it holds a number of more than {_MAX_DIGITS} digits", node.start_mark
-            )
+            message = f"it holds a number of more than {_MAX_DIGITS} digits"
+            raise ConstructorError(None, None, message, node.start_mark)
         value: int = super().construct_yaml_int(node)
         return value
 
@@ -279,24 +244,12 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yam
 
 
 def compose_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
-    """Return the tree of one YAML document, which knows lines, and its value.
-
-    Raises:
-        DataError: If it is not YAML, has an alias, a repeated key, over 64 levels, or a number over 100 digits.
-    """
+    """Return the tree of one YAML document, which knows lines, and its value."""
     try:
         node = yaml.compose(text, Loader=_PlainLoader)
         return node, yaml.load(text, Loader=_PlainLoader)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:
-        # PyYAML trusts a tag: `!!bool x` is a KeyError, `!!timestamp x` an AttributeError, `!!int ''` an IndexError.
+    # PyYAML trusts a tag: `!!bool x` is a KeyError, `!!timestamp x` an AttributeError, `!!int ''` an IndexError.
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError) as error:
         raise DataError(f"{where} cannot be read as YAML: {error}") from error
 
 
@@ -318,14 +271,9 @@ def parse_parquet_table(
 ) -> pa.Table:
     """Parse a Parquet file as an Arrow table, verifying the checksums of its pages.
 
-    Args:
-        content: The file's bytes.
-        where: The file, as messages name it.
-        most: Bytes that it may take in memory.
-        schema: Columns that it must have; others are not unpacked at all.
-
     Raises:
-        DataError: If it is damaged, has other columns, or would take more memory.
+        DataError: If it is damaged, has other columns than the schema's, or would take more than `most` bytes of
+            memory; nothing is unpacked then.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)

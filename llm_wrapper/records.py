@@ -14,22 +14,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-__all__ = [
-    "MAX_EXPRESSION",
-    "Answer",
-    "Box",
-    "Candidate",
-    "Choice",
-    "DecidedBy",
-    "Detection",
-    "Detections",
-    "Message",
-    "Prediction",
-    "Prompt",
-    "Sample",
-    "from_dict",
-    "to_dict",
-]
+__all__ = ["MAX_EXPRESSION", "Answer", "Box", "Candidate", "Choice", "DecidedBy", "Detection", "Detections", "Message",
+           "Prediction", "Prompt", "Sample", "from_dict", "to_dict"]  # fmt: skip
 
 _STRICT = ConfigDict(extra="forbid")
 _Record = TypeVar("_Record")
@@ -44,11 +30,7 @@ expected and never made."""
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Box:
-    """An axis-aligned box: xyxy, float pixels of the original image, origin at the top left.
-
-    Raises:
-        ValueError: If a coordinate is not finite, or the box is reversed or has no area.
-    """
+    """An axis-aligned box: xyxy, float pixels of the original image, origin at the top left; it has an area."""
 
     x0: float
     y0: float
@@ -85,9 +67,6 @@ class Sample:
     `None` where the data set has no image files; `image_wh` is (width, height) in pixels. `kind` is the data set's
     own tag of the expression, if it has one. `further_targets` are the boxes of the other objects meant, where an
     expression means several; `target` is then the first.
-
-    Raises:
-        ValueError: If there are further targets, but no target.
     """
 
     sample_id: str
@@ -202,9 +181,6 @@ class Prediction:
     `failure` names why a fallback was needed. `probability` is that of the answer, `probabilities` is one per
     candidate, and `none_probability` is the rest, where "none of these" was an answer. `further_targets` and
     `image_wh` are those of the sample, `reasoning`, `num_tokens` and `mass` those of the answer.
-
-    Raises:
-        ValueError: If there are further targets, but no target, or another number of origins than of candidates.
     """
 
     system: str

@@ -11,53 +11,25 @@ from typing import Any
 
 import pytest
 import typer
-from click.testing import Result
 from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import runs
 from llm_wrapper.cli import main
-from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
+from llm_wrapper.errors import CacheError, DataError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import available, compose
 from llm_wrapper.report import formatting
-from tests.first_images import copy_first_images
+from tests.commands import fail, invoke, run
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 NUM_IMAGES = 4
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first few images of each toy split."""
-    root = tmp_path_factory.mktemp("data # of: mine") / "toy"
-    return copy_first_images(root, count=NUM_IMAGES, splits=("train", "val", "test"))
+"""Of each split in the fixture `toy`."""
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
+def _with_wide_errors(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "_ERRORS", Console(stderr=True, width=400))
-
-
-def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(main.app, [str(arg) for arg in args])
-
-
-def run(*args: str | Path) -> str:
-    """Run a command that must succeed; return what it printed."""
-    result = invoke(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fail(kind: type[LLMWrapperError], *args: str | Path) -> str:
-    """Run a command that must fail with an error that the user can act on; return its message."""
-    result = invoke(*args)
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
 
 
 # the road

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from llm_wrapper import runs
-from llm_wrapper.llms import answers, server
+from llm_wrapper.llms import server
 from llm_wrapper.llms.server import Server, ServerLLM
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import render_prompt
@@ -51,7 +51,7 @@ Reply = Callable[[Handler], object]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
+    monkeypatch.setattr("llm_wrapper.llms.server.ANSWER_FOLDER", tmp_path / "answers")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("LLM_WRAPPER_KEYS", "")
@@ -123,7 +123,7 @@ def key_sent_back() -> None:
         patch.setenv("LLM_WRAPPER_KEYS", f"AWS_SECRET_ACCESS_KEY={url}")
         (answer,) = ServerLLM(served(url, key_variable="AWS_SECRET_ACCESS_KEY"), progress=False).answer([PROMPT])
     assert (answer.text, answer.finish_reason) == ("1 Bearer ***", "***")
-    assert SECRET not in answers.ROOT.joinpath("m-generate.jsonl").read_text(encoding="utf-8")
+    assert SECRET not in server.ANSWER_FOLDER.joinpath("m-generate.jsonl").read_text(encoding="utf-8")
 
 
 def endless_reply() -> None:
@@ -182,7 +182,7 @@ def kept_answers() -> None:
     for shares in ([2.0, -1.0], [float("nan"), 1.0]):
         line = {"key": "k", "sample_id": "s", "answer": {"probabilities": shares}}
         Path("answers.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-        assert answers.AnswerFile(Path("answers.jsonl")).num_damaged == 1
+        assert server.AnswerFile(Path("answers.jsonl")).num_damaged == 1
 
 
 # --- recipes and run folders -----------------------------------------------------------------------------------------

@@ -6,26 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from llm_wrapper import results, runs
+from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import grec, jobs
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
-from tests.llms import tiny
-from tests.test_cli import fail, run
+from tests.commands import fail, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_folder")]
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 RUN = Path("runs/mine")
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def half_without(split: str, num_images: int) -> list[str]:
@@ -36,18 +28,18 @@ def half_without(split: str, num_images: int) -> list[str]:
     return [json.dumps({**row, "box": None} if place % 2 else row) for place, row in enumerate(kept)]
 
 
-def mine() -> list[str]:
+@pytest.fixture
+def data(own_folder: Path, tiny_model: Path) -> list[str]:
+    """Data of which every second expression has no target, and the options that choose them."""
     Path("mine.jsonl").write_text("\n".join([*half_without("train", 8), *half_without("val", 4)]), encoding="utf-8")
-    llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
     return ["--vlm", "toy", "--data", "mine", "--data-root", "mine.jsonl", f"data.settings.images={TOY / 'images'}"]
 
 
-def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() -> None:
-    data = mine()
+def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order(
+    data: list[str], tiny_model: Path
+) -> None:
     run("cache-detections", *data)
-    options = ["llm.model=tiny", "llm.dtype=float32", "train.max_steps=2", "train.groups_per_step=4"]
+    options = [f"llm.model={tiny_model}", "llm.dtype=float32", "train.max_steps=2", "train.groups_per_step=4"]
     printed = run("train", *data, "--train", "demo", "--run", RUN, *options, "prompt.none=true")
     manifest = json.loads((RUN / "manifest.json").read_text())
     lines = [json.loads(line) for line in half_without("train", 8)]
@@ -68,14 +60,14 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert f"{len(tuned)} samples of val" in table
     assert "N-acc" in table
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
-    beside = RUN / results.COMPARED / "none-below-0.99" / "predictions-val.parquet"
+    beside = RUN / runs.COMPARED / "none-below-0.99" / "predictions-val.parquet"
     below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
     assert below == grec.apply_threshold(tuned, 0.99)
     assert grec.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
     assert "prompt.none_below=0.99" in fail(RunError, "report", beside, "--none-below", "tuned")
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")
-    assert (RUN / results.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
+    assert (RUN / runs.COMPARED / "order-shuffled" / "predictions-val.parquet").is_file()
     assert [row for row in files.load_predictions(RUN / "predictions-val.parquet") if row.system == "tuned"] == tuned
     run("report", RUN)
     page = (RUN / "report.md").read_text(encoding="utf-8")
@@ -84,10 +76,9 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order() 
     assert "none-below-0.99: tuned" in page
 
 
-def test_a_threshold_needs_probabilities() -> None:
-    data = mine()
+def test_a_threshold_needs_probabilities(data: list[str], tiny_model: Path) -> None:
     run("cache-detections", *data, "--split", "val")
-    options = ["llm.model=tiny", "prompt.none_below=0.5", "llm.decode=generate"]
+    options = [f"llm.model={tiny_model}", "prompt.none_below=0.5", "llm.decode=generate"]
     assert "llm.decode=generate does not give" in fail(RecipeError, "eval", *data, *options)
     run("eval", *data, "--llm", "rule")
     path = Path("runs/toy-rule-mine-untrained/predictions-val.parquet")
@@ -95,8 +86,7 @@ def test_a_threshold_needs_probabilities() -> None:
     assert "'tuned' is not in it" in fail(RunError, "report", path, "--none-below", "tuned")
 
 
-def test_a_report_takes_other_runs_beside_it() -> None:
-    data = mine()
+def test_a_report_takes_other_runs_beside_it(data: list[str]) -> None:
     run("cache-detections", *data, "--split", "val")
     run("eval", *data, "--llm", "rule")
     own = Path("runs/toy-rule-mine-untrained")

@@ -7,51 +7,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner, Result
 
-from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import available, prompt_of
-from tests.first_images import copy_first_images
-from tests.llms import tiny
+from tests.commands import invoke, run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-NUM_IMAGES = 5
-
-
-@pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few images of two toy splits, and a tiny LLM in a folder."""
-    root = tmp_path_factory.mktemp("prompted")
-    copy_first_images(root / "toy", count=NUM_IMAGES)
-    llm = tiny.llm()
-    llm.model.save_pretrained(root / "tiny")
-    llm.tokenizer.save_pretrained(root / "tiny")
-    return root
 
 
 @pytest.fixture
-def options(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
-    """The toy's detections cached in a folder of its own, and the options that choose data and LLM."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-    run("cache-detections", "--data-root", ground / "toy")
-    model = [f"llm.model={ground / 'tiny'}", "llm.dtype=float32", "llm.quantization=none"]
-    return ["--data-root", ground / "toy", *model]
-
-
-def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(main.app, [str(arg) for arg in args])
-
-
-def run(*args: str | Path) -> str:
-    result = invoke(*args)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
+def options(own_folder: Path, toy: Path, tiny_model: Path) -> list[str | Path]:
+    """The toy's detections cached, and the options that choose data and LLM."""
+    run("cache-detections", "--data-root", toy)
+    model = [f"llm.model={tiny_model}", "llm.dtype=float32", "llm.quantization=none"]
+    return ["--data-root", toy, *model]
 
 
 def evaluated(folder: Path, system: str = "untrained") -> dict[str, tuple[float, ...] | None]:
@@ -109,8 +81,8 @@ def test_a_trained_run_keeps_its_words_unless_others_are_asked_for(
     assert Path("runs/mine-best.yaml/report-val-first-10.json").is_file()
 
 
-def test_predict_shows_examples_of_a_training_split(options: list[str | Path], ground: Path) -> None:
-    image = next((ground / "toy" / "images").iterdir())
+def test_predict_shows_examples_of_a_training_split(options: list[str | Path], toy: Path) -> None:
+    image = next((toy / "images").iterdir())
     command = ["predict", image, "the left star", "--data", "toy", "--vlm", "toy", *options, "prompt.format=compact"]
     bare = run(*command)
     assert "decided by: llm" in bare

@@ -10,28 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from llm_wrapper import results, runs
+from llm_wrapper import runs
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.jobs import Evaluation, add_known_untrained
 from llm_wrapper.recipe import compose
+from tests.commands import run
 from tests.evaluation.test_predictions import FULL
-from tests.first_images import copy_first_images
-from tests.test_cli import run
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 ASKED = {"split": "val", "limit": None, "candidates": {"cap": 20}}
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_first_images(tmp_path_factory.mktemp("data") / "toy", count=3, splits=("train", "val", "test"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def write_facts(path: Path, facts: object) -> None:
@@ -56,17 +45,17 @@ def test_another_question_gets_another_place(stored: object, is_free: bool) -> N
     path = Path("runs/a/report-val.json")
     if stored is not None:
         write_facts(path, stored)
-    assert (results.free_name(path.parent, "val", ASKED) == "val") == is_free
-    assert (results.free_file(path, ASKED) == path) == is_free
-    found = results.free_folder(path.parent, (path.name, "predictions-val.parquet"), ASKED)
+    assert (runs.free_name(path.parent, "val", ASKED) == "val") == is_free
+    assert (runs.free_file(path, ASKED) == path) == is_free
+    found = runs.free_folder(path.parent, (path.name, "predictions-val.parquet"), ASKED)
     assert (found == path.parent) == is_free
     assert found.parent == path.parent.parent
-    assert results.free_folder(path.parent, (path.name,), ASKED) == found  # always the same place
+    assert runs.free_folder(path.parent, (path.name,), ASKED) == found  # always the same place
 
 
 def test_predictions_without_their_question_are_not_overwritten() -> None:
     write_facts(Path("runs/a/predictions-val.parquet"), 0)
-    assert results.free_name(Path("runs/a"), "val", ASKED).startswith("val-")
+    assert runs.free_name(Path("runs/a"), "val", ASKED).startswith("val-")
 
 
 @functools.cache
@@ -100,8 +89,8 @@ def facts(**sections: Mapping[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_question_is_what_decides_answers(section: str, change: Mapping[str, Any], is_same: bool) -> None:
-    a, b = (results.evaluation_question(each) for each in (facts(), facts(**{section: change})))
-    assert results.is_same(a, b) == is_same
+    a, b = (runs.evaluation_question(each) for each in (facts(), facts(**{section: change})))
+    assert runs.is_same(a, b) == is_same
 
 
 @pytest.mark.parametrize(
@@ -115,18 +104,18 @@ def test_a_question_is_what_decides_answers(section: str, change: Mapping[str, A
 def test_of_a_server_its_address_counts(change: Mapping[str, Any], is_same: bool) -> None:
     server = {"base_url": "http://a:8000/v1", "tokenizer": None, "concurrency": 16}
     pair = [facts(llm={"backend": "openai", "server": each}) for each in (server, {**server, **change})]
-    a, b = map(results.evaluation_question, pair)
-    assert results.is_same(a, b) == is_same
+    a, b = map(runs.evaluation_question, pair)
+    assert runs.is_same(a, b) == is_same
 
 
 def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() -> None:
-    now = results.evaluation_question({**facts(), "weights": {"adapter_model.safetensors": "w"}})
+    now = runs.evaluation_question({**facts(), "weights": {"adapter_model.safetensors": "w"}})
     write_facts(Path("report-val.json"), facts())
-    assert results.is_same(results.stored_question(Path("report-val.json")), now)
+    assert runs.is_same(runs.stored_question(Path("report-val.json")), now)
     write_facts(Path("report-val.json"), {**facts(), "weights": {"adapter_model.safetensors": "v"}})
-    assert not results.is_same(results.stored_question(Path("report-val.json")), now)
+    assert not runs.is_same(runs.stored_question(Path("report-val.json")), now)
     write_facts(Path("report-val.json"), facts(candidates={"cap": 5}))
-    assert not results.is_same(results.stored_question(Path("report-val.json")), now)
+    assert not runs.is_same(runs.stored_question(Path("report-val.json")), now)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +129,8 @@ def test_reports_of_an_earlier_version_say_their_question_but_not_the_weights() 
 def test_a_local_llm_whose_files_are_replaced_is_another_question(
     files: tuple[str | None, str | None], is_same: bool
 ) -> None:
-    a, b = (results.evaluation_question({**facts(), "model_files": each}) for each in files)
-    assert results.is_same(a, b) == is_same
+    a, b = (runs.evaluation_question({**facts(), "model_files": each}) for each in files)
+    assert runs.is_same(a, b) == is_same
 
 
 # evaluations

@@ -237,7 +237,8 @@ def test_a_hundred_predictions_load_the_weights_once(picture: Path, monkeypatch:
     answers = FakeLLM(lambda prompts: [Answer(probabilities=(0.2, 0.3, 0.5), mass=1.0) for _ in prompts])
     load = SimpleNamespace(load_model=lambda section, adapter: loaded.append((adapter, SHOWS_LOADING.get())))
     monkeypatch.setitem(sys.modules, "llm_wrapper.llms.load", load)
-    monkeypatch.setattr(llms, "LocalLLM", lambda weights, *, title, progress: answers)
+    local = SimpleNamespace(LocalLLM=lambda weights, *, title, progress: answers)
+    monkeypatch.setitem(sys.modules, "llm_wrapper.llms.local", local)
     transformers = recipe(DetectorSection(name="counting")).model_copy(update={"llm": LLMSection(model="tiny")})
     wrapper = Wrapper.from_recipe(transformers, picture.parent)
     for number in range(100):

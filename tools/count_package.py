@@ -139,7 +139,7 @@ def print_chains(*, tiny: bool) -> None:
         print_chain("eval, LLM=rule", chain(lambda: run_verb(*rule)))
         if not tiny:
             return
-        from llm_wrapper.llms.base import LocalLLM
+        from llm_wrapper.llms.local import LocalLLM
         from tests.llms.tiny import llm as make_tiny
 
         loaded = make_tiny()
@@ -147,7 +147,7 @@ def print_chains(*, tiny: bool) -> None:
         loaded.tokenizer.save_pretrained("tiny")
         local = [*overrides, "llm.model=tiny", "llm.dtype=float32"]
         recipe = compose({"vlm": "toy", "llm": "smollm2", "data": "toy", "train": "default"}, local)
-        print_chain("one sample, tiny LLM", chain(follow_sample(recipe, LocalLLM(loaded))))
+        print_chain("one sample, tiny LLM", chain(follow_sample(recipe, LocalLLM(loaded, progress=False))))
         ask = ("eval", "--llm", "smollm2", "--limit", "1", *words, *local[1:])
         print_chain("eval, tiny LLM", chain(lambda: run_verb(*ask)))
 

@@ -20,14 +20,13 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from llm_wrapper import datasets, detectors, results, runs, storage
+from llm_wrapper import datasets, detectors, runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
 from llm_wrapper.detections import maintain
-from llm_wrapper.detections.contents import MANIFEST
+from llm_wrapper.detections.contents import MANIFEST, dataset_options, describe_recorded
 from llm_wrapper.detections.fill import answer_locally, fill_cache
-from llm_wrapper.detections.identity import dataset_options, describe_recorded
 from llm_wrapper.detections.samples import cache_folder, load_prepared_split
 from llm_wrapper.detectors import PaidDetector
 from llm_wrapper.errors import DataError, RecipeError
@@ -229,7 +228,7 @@ def export_detections(folder: Path, out: Path, console: Console) -> None:
 def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str, limit: int | None = None) -> None:
     """Print what a selector can gain on a split's cached detections, and keep it in runs/headroom/<name>-<split>.json.
 
-    Results of another question, such as another file of boxes, are not touched, see `results`.
+    Results of another question, such as another file of boxes, are not touched, see `runs`.
     """
     cap = recipe.candidates.cap
     found = load_prepared_split(recipe, recipe.data, split, limit=limit)
@@ -256,7 +255,7 @@ def measure_headroom(recipe: Recipe, name: str, console: Console, *, split: str,
     first = f"-first-{limit}" if limit else ""
     split = folder_name(split, "the split")
     out = runs.RUNS / "headroom" / f"{storage.plain_name(name)}-{split}{first}.json"
-    out = results.free_file(out, question)
+    out = runs.free_file(out, question)
     facts = {
         "headroom": result.facts(),
         "question": question,

@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import adapter_files, datasets, results, runs, storage
+from llm_wrapper import adapter_files, datasets, runs, storage
 from llm_wrapper.box_formats import BoxFormat
 from llm_wrapper.cli import options
 from llm_wrapper.datasets import leaks
@@ -119,7 +119,7 @@ def evaluate(job: Evaluation, console: Console) -> Evaluated:
     if prepared_split.dataset.has_splits or trained:
         note = leaks.describe_own_training_data((recipe.data, prepared_split.dataset), trained)
         notes = [*notes, note] if note else notes
-    question = json.loads(storage.canonical(results.evaluation_question(facts)))
+    question = json.loads(storage.canonical(runs.evaluation_question(facts)))
     folder, name = choose_place(job, question)
     if not job.untrained:
         rows = add_known_untrained(rows, folder / f"predictions-{name}.parquet")
@@ -272,7 +272,7 @@ def score(job: ScoreJob, console: Console) -> Summary:
         "file": {"name": job.file.name, "digest": storage.digest(job.file), "box_format": job.box_format},
     }
     usual = runs.RUNS / "score" / folder_name(f"{job.data.name}-{plain_name(summary.system)}", "--name")
-    folder = results.free_folder(usual, (f"report-{split}.json", f"predictions-{split}.parquet"), question)
+    folder = runs.free_folder(usual, (f"report-{split}.json", f"predictions-{split}.parquet"), question)
     notes = [*dataset.notes(), *result.notes, *_notes_of_score(result.predictions)]
     files.save_predictions(folder / f"predictions-{split}.parquet", result.predictions)
     facts = {

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_wrapper import results, runs, storage
+from llm_wrapper import runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import PromptError, RecipeError, RunError, listed, shell_word
@@ -183,7 +183,7 @@ def curve_verb(  # noqa: PLR0913 (each is an option of the verb)
         "run": str(run) if run else None,
         "notes": [*notes, *mass_notes(predictions), *_curve_notes(run, recipe, points)],
         "question": {
-            "column": results.column_question(columns[0].facts),
+            "column": runs.column_question(columns[0].facts),
             "systems": {row.name: dict(row.identity) for row in rows},
         },
     }
@@ -223,7 +223,7 @@ def _save_matrix(kind: str, folder: Path, found: _Matrix, contributions: Sequenc
         "runs": {str(run): recipe.model_dump(mode="json") for run, recipe in found.trained.items()},
         "notes": notes,
         "question": {
-            "columns": {column.name: results.column_question(column.facts) for column in found.columns},
+            "columns": {column.name: runs.column_question(column.facts) for column in found.columns},
             "systems": {row.name: dict(row.identity) for row in found.rows},
         },
     }
@@ -233,7 +233,7 @@ def _save_matrix(kind: str, folder: Path, found: _Matrix, contributions: Sequenc
 def save_study(kind: str, stem: str, folder: Path, values: Mapping[str, Any]) -> None:
     """Write a grid as <stem>.json, .md and .png where results of another question are not touched, and print it."""
     names = (f"{stem}.json", f"{stem}.md", f"{stem}.png")
-    place = results.free_folder(folder, names, values["question"])
+    place = runs.free_folder(folder, names, values["question"])
     known = {"git": storage.git_revision(), "versions": storage.versions()}
     write_study(kind, place, {**values, **known}, options.CONSOLE)
 

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from llm_wrapper import results, runs, storage
+from llm_wrapper import runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.grids import require_same_recipe, save_study
 from llm_wrapper.cli.search import run_search
@@ -232,10 +232,10 @@ def _save(job: Job, made: Mapping[str, MethodResult | str], column: Column, note
     others = [summarize(by(column.samples)) for by in (systems.by_detector, systems.by_rule, systems.by_oracle)]
     answered = [row for done in made.values() if not isinstance(done, str) for row in done.rows]
     question = {
-        "column": results.column_question(column.facts),
+        "column": runs.column_question(column.facts),
         "compute": job.compute,
         "rows": {
-            name: results.evaluation_question({"recipe": recipe.model_dump(mode="json")})
+            name: runs.evaluation_question({"recipe": recipe.model_dump(mode="json")})
             | {"train": recipe.train.model_dump(mode="json"), "search": recipe.search and recipe.search.model_dump()}
             for name, recipe in job.recipes.items()
         },
@@ -330,8 +330,9 @@ def _answers(
 ) -> tuple[list[Prediction], Cost, int | None]:
     """Ask the LLM about every sample; return the predictions, their cost, and the tokens read and written alone."""
     from llm_wrapper.llms import meter
-    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.base import LLM, add_reasoning, load_llm
     from llm_wrapper.llms.load import load_model
+    from llm_wrapper.llms.local import LocalLLM
 
     name, num_tokens, spoken = row.method.name, recipe.prompt.reasoning_tokens, meter.Spoken()
     is_served = recipe.llm.backend == "openai"  # its tokens are not known

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from llm_wrapper import adapter_files, images, readers, results, runs, storage
+from llm_wrapper import adapter_files, images, readers, runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.detections import export_detections
 from llm_wrapper.detections.samples import Preparer, require_expressions
@@ -123,7 +123,7 @@ class _Predictor:
         adapter = self._job.find_adapter_folder()
         # All that decides an answer but image and expression: no two questions share a picture.
         decides = {
-            "asked": results.evaluation_question({"recipe": recipe.model_dump(mode="json")}),
+            "asked": runs.evaluation_question({"recipe": recipe.model_dump(mode="json")}),
             "weights": adapter_files.digest_adapter(adapter) if adapter else None,
         }
         preparer, wrapper = Preparer(recipe, progress=is_one), None

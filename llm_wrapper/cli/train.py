@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper import results, runs, storage
+from llm_wrapper import runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.detections import cache
 from llm_wrapper.cli.evaluate import evaluate
@@ -241,7 +241,7 @@ def demo(recipe: Recipe, console: Console, *, fast: bool) -> None:
     else:
         run_training(recipe, folder, console)
     done = evaluate(Evaluation(recipe, folder, limit=60 if fast else None), console)
-    summary = results.free_file(folder / "summary.json", done.question)
+    summary = runs.free_file(folder / "summary.json", done.question)
     storage.write_json(summary, {"rows": formatting.summary_values(done.summaries), "question": done.question})
     # The first images, one prediction each, so that a person sees what the numbers are about.
     rows = files.load_predictions(done.folder / f"predictions-{done.name}.parquet")

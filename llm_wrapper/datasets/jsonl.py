@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +78,7 @@ class _Row(BaseModel):
     def _is_one_box(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+        if not isinstance(value, list) or len(value) != 4 or any(type(each) not in (int, float) for each in value):
             several = isinstance(value, list) and any(isinstance(each, list) for each in value)
             one = ", of one object a line," if several else ""
             raise ValueError(
@@ -111,10 +111,6 @@ class _Row(BaseModel):
         return self.name if self.image_id is None else self.image_id
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 _Placed = list[tuple[str, int, _Row]]
 """Where each row is, as messages say it; its number, which is its id by default; and the row."""
 
@@ -143,40 +139,40 @@ def load_jsonl(
 
     Raises:
         DataError: If the file or the split does not exist, if the boxes cannot be of their format, or with every
-            problem of every line: unknown keys, boxes that are none or lie outside their image, images whose size can
-            be found nowhere.
-        RecipeError: If a setting has no such value.
+            problem of every line.
     """
     _require_settings(box_format, val_share, split_seed)
     require_file(path, f"Write one JSON object a line, or correct the path. {_RIGHT}")
     problems: list[str] = []
     parsed = _parse_rows(path, problems)
+    if not parsed and not problems:
+        raise DataError(f"{path} holds no expression. Write one JSON object a line. {_RIGHT}")
     example = f"\n{_RIGHT}" if problems else ""
     has_splits = val_share is not None or any(row.split is not None for _, _, row in parsed)
     if val_share is None:
         parsed = _select_split(parsed, split, path, problems)
     else:
         parsed = _divide_images(parsed, split, path, val_share=val_share, seed=split_seed)
-    parsed, skipped = _require_expressions(parsed, f"{path}, split {split}", problems)
+    silent = [where for where, _, row in parsed if row.expression is None]
+    if silent and len(silent) == len(parsed) and not problems:
+        raise DataError(f"{path}, split {split}: none of its {len(silent)} lines has an 'expression'. {_RIGHT}")
+    parsed = [each for each in parsed if each[2].expression is not None]
     reader = _Reader(path.parent if images is None else Path(images), problems)
     samples = reader.samples(parsed, box_format, f"{path}, split {split}")
     if problems:
         raise DataError(listed(f"{path}, split {split}, cannot be used", problems) + example)
     instances = path.parent / "instances.json"
-    files = [path, instances] if instances.is_file() else [path]
-    objects, unusable = _read_objects(instances, samples) if instances.is_file() else (None, {})
-    digest = digest_files(files)
+    objects, skipped = _read_objects(instances, samples) if instances.is_file() else (None, {})
+    if silent:
+        skipped = {NO_EXPRESSION: silent, **skipped}
+    digest = digest_files([path, instances] if instances.is_file() else [path])
     if val_share is not None:
         digest = hashlib.sha256(f"{digest} {float(val_share)!r} {split_seed}".encode()).hexdigest()
-    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped={**skipped, **unusable})
+    return Dataset(path.stem, split, samples, digest, objects, has_splits=has_splits, skipped=skipped)
 
 
 def load_toy(root: Path, split: str) -> Dataset:
-    """Read one split of the toy data, from the folder that holds `<split>.jsonl` and `images/`.
-
-    Raises:
-        DataError: If the split is unknown, or the file is missing or damaged.
-    """
+    """Read one split of the toy data, from the folder that holds `<split>.jsonl` and `images/`."""
     if split not in _TOY_SPLITS:
         raise DataError(f"The toy data has no split {split!r}. It has {', '.join(_TOY_SPLITS)}.")
     path = root / f"{split}.jsonl"
@@ -201,30 +197,24 @@ def _require_settings(box_format: Any, val_share: Any, split_seed: Any) -> None:
 
 
 def _parse_rows(path: Path, problems: list[str]) -> _Placed:
-    values = _read_values(path, problems)
-    parsed = [
-        (where, number, row)
-        for where, number, value in values
-        if (row := validate_row(_Row, value, where=where, problems=problems)) is not None
-    ]
-    if not parsed and not problems:
-        raise DataError(f"{path} holds no expression. Write one JSON object a line. {_RIGHT}")
-    return parsed
-
-
-def _read_values(path: Path, problems: list[str]) -> list[tuple[str, int, Any]]:
-    """Return (place, number, value) of each line of JSON lines, or of each item of a JSON list, counted from 1."""
+    """Return the rows of JSON lines, or of the items of a JSON list, numbered from 1."""
     content = readers.read_bytes(path)
     start = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if start == b"[":
-        found = readers.parse_json(content, str(path), nan=True)
-        if isinstance(found, list):
-            return [(f"item {number}", number, value) for number, value in enumerate(found, start=1)]
-    lines, damaged = readers.read_json_lines(path, nan=True)
-    if start == b"{" and len(damaged) > 1 and not any(isinstance(value, dict) for _, value in lines):
-        raise DataError(f"{path} is no JSON lines: write each object on one line, or a list of objects. {_RIGHT}")
-    problems.extend(damaged)
-    return [(f"line {number}", number, value) for number, value in lines]
+    found = readers.parse_json(content, str(path), nan=True) if start == b"[" else None
+    if isinstance(found, list):
+        what, values = "item", list(enumerate(found, start=1))
+    else:
+        what = "line"
+        values, damaged = readers.read_json_lines(path, nan=True)
+        if start == b"{" and len(damaged) > 1 and not any(isinstance(value, dict) for _, value in values):
+            raise DataError(f"{path} is no JSON lines: write each object on one line, or a list of objects. {_RIGHT}")
+        problems.extend(damaged)
+    parsed = []
+    for number, value in values:
+        row = validate_row(_Row, value, where=f"{what} {number}", problems=problems)
+        if row is not None:
+            parsed.append((f"{what} {number}", number, row))
+    return parsed
 
 
 def _select_split(parsed: _Placed, split: str, path: Path, problems: list[str]) -> _Placed:
@@ -256,15 +246,6 @@ def _divide_images(parsed: _Placed, split: str, path: Path, *, val_share: float,
     return [each for each in parsed if (os.path.normpath(each[2].name) in held_out) == (split == "val")]
 
 
-def _require_expressions(parsed: _Placed, source: str, problems: list[str]) -> tuple[_Placed, dict[str, list[str]]]:
-    """Return the rows that say what to find, and the places of the others, by reason."""
-    usable = [each for each in parsed if each[2].expression is not None]
-    places = [where for where, _, row in parsed if row.expression is None]
-    if places and not usable and not problems:
-        raise DataError(f"{source}: none of its {len(places)} lines has an 'expression'. {_RIGHT}")
-    return usable, {NO_EXPRESSION: places} if places else {}
-
-
 class _Reader:
     """Turns rows into samples; each image file is opened once, and only where its size is not written."""
 
@@ -275,20 +256,40 @@ class _Reader:
         self._names: dict[str, str] = {}
 
     def samples(self, parsed: _Placed, box_format: BoxFormat | None, source: str) -> list[Sample]:
-        """Return the samples of all rows that are usable; what is wrong with the others becomes problems.
-
-        Raises:
-            DataError: If the boxes cannot be of their format.
-        """
-        usable = [(each, size) for each in parsed if (size := self._size(each)) is not None]
+        """Return the samples of all rows that are usable; what is wrong with the others becomes problems."""
+        usable = [(*each, size) for each in parsed if (size := self._size(*each)) is not None]
         targets: dict[int, Box | None] = {}
-        for key in _LAYOUTS:
-            targets |= self._targets(usable, key, box_format, source)
-        return [self._sample(number, row, size, targets.get(number)) for (_, number, row), size in usable]
+        for key, usual in _LAYOUTS.items():
+            given = [each for each in usable if getattr(each[2], key) is not None]
+            if not given:
+                continue
+            declared = box_format or usual
+            if key == "bbox_xywh" and not declared.startswith("xywh"):
+                raise DataError(
+                    f"{source}: {given[0][0]} has bbox_xywh, but data.settings.box_format={declared}: use 'box'."
+                )
+            values = np.array([getattr(row, key) for _, _, row, _ in given], dtype=np.float64)
+            sizes = np.array([size for *_, size in given], dtype=np.float64)
+            how = "data.settings.box_format={}"
+            wrong = box_formats.check(values, sizes, declared, how=how, is_default=box_format is None)
+            if wrong:
+                raise DataError(f"{source}: {key}: {wrong}")
+            pixels = box_formats.to_pixels(values, sizes, declared).tolist()
+            for (where, number, _, size), numbers in zip(given, pixels, strict=True):
+                targets[number] = self._box(where, numbers, size)
+        samples = []
+        for _, number, row, size in usable:
+            sample_id = str(number) if row.sample_id is None else row.sample_id
+            ref_id = sample_id if row.ref_id is None else row.ref_id
+            path = str(self._folder / row.name)
+            target = targets.get(number)
+            samples.append(
+                Sample(sample_id, ref_id, row.image_key, path, size, row.expression or "", target, kind=row.kind)
+            )
+        return samples
 
-    def _size(self, placed: tuple[str, int, _Row]) -> _Size | None:
+    def _size(self, where: str, _number: int, row: _Row) -> _Size | None:
         """Return the (width, height) of a row's image, or `None` after noting why there is none."""
-        where, _, row = placed
         first = self._names.setdefault(row.image_key, row.name)
         if first != row.name:
             self._problems.append(f"{where}: image_id {row.image_key} names {row.name}, but {first} before")
@@ -305,49 +306,19 @@ class _Reader:
         return size
 
     def _find_size(self, row: _Row) -> _Size | str:
+        """Return the (width, height) of an image, or why there is none."""
         try:
             path = image_file(self._folder, row.name)
             if row.width is not None and row.height is not None:
                 return (row.width, row.height)
-            if not os.path.isfile(path):
-                beside = self._folder / "images"
-                if os.path.isfile(beside / row.name):
-                    return f"image {path} lies in {beside}: add data.settings.images={beside}"
-                return (
-                    f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
-                )
-            return images.read_size(path)
+            if os.path.isfile(path):
+                return images.read_size(path)
         except DataError as error:
             return str(error)
-
-    def _targets(
-        self,
-        usable: Sequence[tuple[tuple[str, int, _Row], _Size]],
-        key: Literal["box", "bbox_xywh"],
-        box_format: BoxFormat | None,
-        source: str,
-    ) -> dict[int, Box | None]:
-        """Return the boxes that rows have under one key, by the number of the row."""
-        given = [(*each, size) for each, size in usable if getattr(each[2], key) is not None]
-        if not given:
-            return {}
-        declared = box_format or _LAYOUTS[key]
-        if key == "bbox_xywh" and not declared.startswith("xywh"):
-            raise DataError(
-                f"{source}: {given[0][0]} has bbox_xywh, but data.settings.box_format={declared}: use 'box'."
-            )
-        values = np.array([getattr(row, key) for _, _, row, _ in given], dtype=np.float64)
-        sizes = np.array([size for *_, size in given], dtype=np.float64)
-        wrong = box_formats.check(
-            values, sizes, declared, how="data.settings.box_format={}", is_default=box_format is None
-        )
-        if wrong:
-            raise DataError(f"{source}: {key}: {wrong}")
-        pixels = box_formats.to_pixels(values, sizes, declared).tolist()
-        return {
-            number: self._box(where, numbers, size)
-            for (where, number, _, size), numbers in zip(given, pixels, strict=True)
-        }
+        beside = self._folder / "images"
+        if os.path.isfile(beside / row.name):
+            return f"image {path} lies in {beside}: add data.settings.images={beside}"
+        return f"image {path} does not exist: correct its name or the images folder, or give 'width' and 'height'"
 
     def _box(self, where: str, pixels: Sequence[float], image_wh: _Size) -> Box | None:
         try:
@@ -359,27 +330,14 @@ class _Reader:
             self._problems.append(f"{where}: box {target.xyxy} lies outside its image, which is {image_wh}")
         return target
 
-    def _sample(self, number: int, row: _Row, image_wh: _Size, target: Box | None) -> Sample:
-        sample_id = str(number) if row.sample_id is None else row.sample_id
-        return Sample(
-            sample_id=sample_id,
-            ref_id=sample_id if row.ref_id is None else row.ref_id,
-            image_id=row.image_key,
-            image_path=str(self._folder / row.name),
-            image_wh=image_wh,
-            expression=row.expression or "",
-            target=target,
-            kind=row.kind,
-        )
-
 
 def _read_objects(
-    instances_path: Path, samples: Sequence[Sample]
-) -> tuple[dict[str, tuple[AnnotatedObject, ...]], Mapping[str, Sequence[str]]]:
+    path: Path, samples: Sequence[Sample]
+) -> tuple[dict[str, tuple[AnnotatedObject, ...]], dict[str, Sequence[str]]]:
     """Return the objects of our images by their ids, and the entries that cannot be used, by reason."""
-    instances = coco_instances.load_instances(instances_path)
+    instances = coco_instances.load_instances(path)
     names = {image_id: image.file_name for image_id, image in instances.images.items()}
-    matcher = Matcher(samples, str(instances_path), spellings=names.values())
+    matcher = Matcher(samples, str(path), spellings=names.values())
     found: dict[str, tuple[AnnotatedObject, ...]] = {}
     ambiguous: list[str] = []
     for coco_id, name in names.items():
@@ -388,10 +346,9 @@ def _read_objects(
         except NotInDataError:  # the file may cover other splits
             continue
         except AmbiguousNameError:
-            ambiguous.append(f"{instances_path.name} {name}")
-            continue
-        if image_id in found:
-            ambiguous.append(f"{instances_path.name} {name}")
-        found.setdefault(image_id, instances.objects[coco_id])
-    skipped = {**instances.skipped.places, **({"image of an ambiguous name": ambiguous} if ambiguous else {})}
-    return found, skipped
+            image_id = None
+        if image_id is None or image_id in found:
+            ambiguous.append(f"{path.name} {name}")
+        else:
+            found[image_id] = instances.objects[coco_id]
+    return found, {**instances.skipped.places, **({"image of an ambiguous name": ambiguous} if ambiguous else {})}

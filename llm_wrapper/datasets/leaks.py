@@ -53,9 +53,8 @@ _REASONS = {"coco": "the same COCO number", "file": "the same file", "own": "the
 def find_evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> list[frozenset[str]]:
     """Return for each training split the ids of its images that are also in an evaluation split of any of them.
 
-    The comparison is logged with its result and reason. A file without splits cannot lose any images, which is a
-    warning, and `describe_own_training_data` says so of its results. A split that is trained on is no evaluation split
-    of its data set.
+    The comparison is logged. A file without splits cannot lose any images, and `describe_own_training_data` says so of
+    its results. A split that is trained on is no evaluation split of its data set.
     """
     for section, dataset in trained:
         if not dataset.has_splits:
@@ -78,11 +77,11 @@ def find_evaluated_images(trained: Sequence[tuple[DataSection, Dataset]]) -> lis
 
 def find_shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[DataSection, Dataset]) -> frozenset[str]:
     """Return the ids of the images of one split that are also in another, be it of another data set."""
-    section, dataset = trained
-    known = {key for sample in dataset.images() for key in _keys(section, _image(sample))}
+    known = {key for sample in trained[1].images() for key in _keys(trained[0], _image(sample))}
     section, dataset = evaluated
-    images = dataset.images()
-    return frozenset(s.image_id for s in images if any(key in known for key in _keys(section, _image(s))))
+    return frozenset(
+        sample.image_id for sample in dataset.images() if not known.isdisjoint(_keys(section, _image(sample)))
+    )
 
 
 def describe_own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[DataSection]) -> str | None:
@@ -123,34 +122,31 @@ def _evaluation_splits(
     for section, _ in trained:
         refs = _refer_images(section) if section.reader == "refer" else None
         for split in dict.fromkeys((section.eval_split, *HELD_OUT)) if refs is None else refs:
-            if (_own(section), split) not in done:
-                done.add((_own(section), split))
-                yield section, split, _load(section, split, trained) if refs is None else refs[split]
+            if (_own(section), split) in done:
+                continue
+            done.add((_own(section), split))
+            if refs is not None:
+                yield section, split, refs[split]
+                continue
+            try:
+                found = datasets.load_dataset(section, split)
+            except DataError as error:
+                # Most data sets have some of the splits only; but who names one in a recipe counts on it.
+                level = logging.WARNING if split == section.eval_split else logging.DEBUG
+                _log.log(level, "%s %s is not compared with the training images: %s", section.name, split, error)
+                continue
+            if all(found.samples != dataset.samples for _, dataset in trained):
+                yield section, split, map(_image, found.images())
 
 
 def _refer_images(section: DataSection) -> dict[str, dict[_Image, None]]:
     """Return the images of each evaluation split of a REFER set; its objects, most of the work, are not read."""
     settings = section.settings
-    refs = refer.read_refs(section.folder, name=settings["name"], split_by=settings["split_by"])
     found: defaultdict[str, dict[_Image, None]] = defaultdict(dict)
-    for _, ref in refs:
-        split = ref["split"]
-        if split in (section.eval_split, "val") or "test" in split:
-            found[split][str(ref["image_id"]), None] = None
+    for _, ref in refer.read_refs(section.folder, name=settings["name"], split_by=settings["split_by"]):
+        if ref["split"] in (section.eval_split, "val") or "test" in ref["split"]:
+            found[ref["split"]][str(ref["image_id"]), None] = None
     return found
-
-
-def _load(section: DataSection, split: str, trained: Sequence[tuple[DataSection, Dataset]]) -> list[_Image]:
-    try:
-        found = datasets.load_dataset(section, split)
-    except DataError as error:
-        # Most data sets have some of the splits only; but who names one in a recipe counts on it.
-        level = logging.WARNING if split == section.eval_split else logging.DEBUG
-        _log.log(level, "%s %s is not compared with the training images: %s", section.name, split, error)
-        return []
-    if any(found.samples == dataset.samples for _, dataset in trained):
-        return []
-    return [_image(sample) for sample in found.images()]
 
 
 def _image(sample: Sample) -> _Image:
@@ -165,36 +161,27 @@ def _find_shared(section: DataSection, dataset: Dataset, held_out: Mapping[_Key,
         if key is not None:
             found[held_out[key], _REASONS[key[0]]].append(sample.image_id)
     for (place, reason), ids in found.items():
+        examples = ", ".join(ids[:_NUM_EXAMPLES]) + (", ..." if len(ids) > _NUM_EXAMPLES else "")
         _log.warning(
             "%s %s: %d images are not trained on, because they are in %s too (%s): %s",
-            *(section.name, dataset.split, len(ids), place, reason, _examples(ids)),
+            *(section.name, dataset.split, len(ids), place, reason, examples),
         )
     return frozenset(image_id for ids in found.values() for image_id in ids)
-
-
-def _examples(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NUM_EXAMPLES]) + (", ..." if len(ids) > _NUM_EXAMPLES else "")
 
 
 def _keys(section: DataSection, image: _Image) -> Iterable[_Key]:
     """Yield all that names an image, the most telling first."""
     image_id, path = image
-    number = _coco_number(section, image)
-    if number is not None:
-        yield "coco", number
+    # RefCLEF has the layout of REFER, but its own images.
+    is_coco = section.reader in _COCO_READERS and section.settings.get("name") != "refclef"
+    match = _COCO_FILE.fullmatch(Path(path or "").name)
+    if is_coco and image_id.isdecimal():
+        yield "coco", str(int(image_id))
+    elif match:
+        yield "coco", str(int(match[1]))
     if path is not None:
         yield "file", str(Path(path).resolve())
     yield "own", _own(section), image_id
-
-
-def _coco_number(section: DataSection, image: _Image) -> str | None:
-    image_id, path = image
-    # RefCLEF has the layout of REFER, but its own images.
-    is_coco = section.reader in _COCO_READERS and section.settings.get("name") != "refclef"
-    if is_coco and image_id.isdecimal():
-        return str(int(image_id))
-    match = _COCO_FILE.fullmatch(Path(path or "").name)
-    return str(int(match[1])) if match else None
 
 
 def _own(section: DataSection) -> str:

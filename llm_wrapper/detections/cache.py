@@ -4,8 +4,7 @@
 
 One row is one answer. An answer about an image alone has no `sample_id` and is stored once per image; an answer about
 an expression has one. Every part carries the identity of the cache, so that parts of two recipes never mix, not even
-before there is a manifest. The rows of a complete cache are in the order of the data set's questions, however they
-were computed. `pandas.read_parquet(list(folder.glob("part-*.parquet")))` reads a cache in one line.
+before there is a manifest. The rows of a complete cache are in the order of the data set's questions.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ import json
 import logging
 import os
 import re
-import shlex
-import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -32,40 +30,131 @@ from llm_wrapper.detections.contents import (
     PART_NAME,
     CachePart,
     Contents,
+    DamagedPartError,
     Key,
     Manifest,
+    Problem,
+    Recorded,
+    adopt_revision,
+    commits_of,
     count_answers,
-    read_folder,
+    describe_key,
+    distinct,
+    fill_command,
+    read_manifest,
     read_part,
     row_detections,
-    write_part,
     write_rows,
 )
-from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
 from llm_wrapper.detectors import Level, joined, questions_about
-from llm_wrapper.errors import CacheError, listed
+from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed, shell_word
 from llm_wrapper.records import Detections, Sample, to_dict
 from llm_wrapper.storage import locked
 
-__all__ = ["ROWS_PER_PART", "DetectionCache"]
+__all__ = ["ROWS_PER_PART", "DetectionCache", "read_folder"]
 
 ROWS_PER_PART = 2000
 """Answers in each part of a complete cache; the last has the rest."""
 
 _log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"part-([0-9]{5,9})\.")
-_STAGED = ".final"
-"""Folder in which earlier versions rewrote the parts of a cache before they moved them into their place."""
+
+
+def read_folder(folder: Path, *, identity: Mapping[str, Any] | None = None, may_be_empty: bool = False) -> Contents:
+    """Read a cache folder and check everything that it can tell; nothing on disk is changed.
+
+    Args:
+        folder: Its digests, columns, identities, contradicting answers and counts are checked.
+        identity: That of all parts; by default that of the manifest or of the first part.
+        may_be_empty: Whether a folder without a cache passes; else it is a CacheError.
+    """
+    if not may_be_empty and not any(folder.glob("part-*.parquet")) and not (folder / MANIFEST).exists():
+        raise CacheError(
+            f"{folder} holds no detections. Name a folder like data/detections/<detector>/<dataset>/<split>."
+        )
+    manifest, damage = read_manifest(folder / MANIFEST)
+    outcomes = dict(_read_parts(folder, manifest))
+    readable = [outcome for outcome in outcomes.values() if isinstance(outcome, CachePart)]
+    wanted = identity or (manifest.identity if manifest else readable[0].identity if readable else {})
+    if manifest is not None:
+        manifest = replace(manifest, identity=adopt_revision(manifest.identity, manifest.recorded, wanted))
+    readable = [replace(part, identity=adopt_revision(part.identity, part.recorded, wanted)) for part in readable]
+    outcomes.update((folder / part.entry.name, part) for part in readable)
+    found = manifest.identity if manifest else readable[0].identity if readable else None
+    others = tuple(part for part in readable if part.identity != wanted)
+    outcomes.update(_contradictions(folder, [part for part in readable if part.identity == wanted]))
+    parts = tuple(each for each in outcomes.values() if isinstance(each, CachePart) and each.identity == wanted)
+    command = f"`{fill_command(wanted, folder)}`"
+    remedy = f"Run {command}: it computes again only what is lost."
+    problems = [Problem(text, remedy) for text in damage]
+    for path, error in outcomes.items():
+        if not isinstance(error, CachePart):
+            blocks = not isinstance(error, CacheError)
+            advice = "Make it a file that you may read." if blocks else remedy
+            problems.append(Problem(str(error).removesuffix("."), advice, part=path, blocks=blocks))
+    for part in others:
+        path, places = folder / part.entry.name, ("in this part", "in the others")
+        differences = "; ".join(storage.describe_differences(part.identity, wanted, places=places))
+        text = f"{path} is not of the same detector and data as the others: {differences}"
+        problems.append(Problem(text, f"Move it to another folder and run {command}.", part=path, blocks=True))
+    if manifest is not None and not problems:
+        problems += [Problem(text, remedy) for text in _miscounted(folder / MANIFEST, manifest, parts)]
+    return Contents(folder, manifest, found, parts, others, tuple(problems))
+
+
+def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path, CachePart | LLMWrapperError]]:
+    """Yield each part, or why it cannot be used; those that are missing come first."""
+    known = None if manifest is None else {entry.name: entry.sha256 for entry in manifest.parts}
+    paths = sorted(folder.glob("part-*.parquet"))
+    for name in sorted(set(known or ()) - {path.name for path in paths}):
+        yield folder / name, DamagedPartError(f"{folder / name} is missing")
+    for path in paths:
+        try:
+            if not PART_NAME.fullmatch(path.name):
+                raise DamagedPartError(f"{path} is not named like a part (part-00000.parquet)")
+            if known is not None and path.name not in known:
+                raise DamagedPartError(f"{path} is not in the manifest")
+            yield path, read_part(path, known[path.name] if known else None)
+        except (CacheError, DataError) as error:
+            yield path, error
+
+
+def _contradictions(folder: Path, parts: Iterable[CachePart]) -> Iterator[tuple[Path, DamagedPartError]]:
+    """Yield each part that answers a question twice, or otherwise than an earlier part."""
+    rows: dict[Key, tuple[pa.Table, int]] = {}
+    for part in parts:
+        here = [(part.table, row) for row in range(len(part.keys))]
+        counts = Counter(part.keys)
+        repeated: dict[Key, None] = {}
+        for key, row in zip(part.keys, here, strict=True):
+            if counts[key] > 1 or (key in rows and row_detections(*rows[key]) != row_detections(*row)):
+                repeated[key] = None
+        if not repeated:
+            rows.update(zip(part.keys, here, strict=True))
+            continue
+        path, more = folder / part.entry.name, f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+        text = f"{path} has a second answer to what is answered already: {describe_key(next(iter(repeated)))}{more}"
+        yield path, DamagedPartError(text)
+
+
+def _miscounted(path: Path, manifest: Manifest, parts: Sequence[CachePart]) -> Iterator[str]:
+    """Yield each claim of a manifest about its parts that is not true: a lookup would believe it."""
+    answered = {"image" if sample_id is None else "expression" for part in parts for _, sample_id in part.keys}
+    if unsaid := sorted(answered - set(manifest.levels)):
+        yield f"{path} says levels={list(manifest.levels)}, but its parts hold answers of level {', '.join(unsaid)}"
+    counts = {part.entry.name: part.entry.num_rows for part in parts}
+    for entry in (each for each in manifest.parts if counts.get(each.name) != each.num_rows):
+        yield f"{path} says that {entry.name} has {entry.num_rows} rows, but it has {counts.get(entry.name)}"
+    for name, number in count_answers(parts).items():
+        if getattr(manifest, name) != number:
+            yield f"{path} says {name}={getattr(manifest, name)}, but its parts hold {number}"
 
 
 class DetectionCache:
     """The detections of one detector on one split: `open_complete` to read them, `resume` to add to them.
 
-    Attributes:
-        folder: Where the parts are.
-        identity: Plain JSON values, see `identity.identity_of`.
-        manifest: `None` as long as the cache is not complete.
-        damaged: Parts that `resume` could not use: set aside as `<name>.damaged`, or missing.
+    `manifest` is `None` as long as the cache is not complete. `damaged` are the parts that `resume` could not use: set
+    aside as `<name>.damaged`, or missing.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -81,16 +170,7 @@ class DetectionCache:
 
     @classmethod
     def open_complete(cls, folder: Path, identity: Mapping[str, Any], *, options: Sequence[str] = ()) -> DetectionCache:
-        """Open a finished cache to look detections up.
-
-        Args:
-            folder: Where it is.
-            identity: See `identity.identity_of`.
-            options: What the command that fills it needs further, as a message names it.
-
-        Raises:
-            CacheError: If the cache is missing, incomplete, damaged or of another identity.
-        """
+        """Open a finished cache to look detections up; a message names the command that fills it, with `options`."""
         cache = cls(folder, identity)
         cache._options = tuple(options)
         found = cache._read()
@@ -108,19 +188,11 @@ class DetectionCache:
     def resume(cls, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[DetectionCache]:
         """Open a cache to add answers, alone: the folder is locked until the block or the process ends.
 
-        Parts that cannot be used are set aside and named in `damaged`, so that their answers are missing again.
-
-        Args:
-            folder: Made where it does not exist.
-            identity: See `identity.identity_of`.
-            overwrite: Remove all parts first, whatever they hold.
-
-        Raises:
-            CacheError: If the parts are of another identity or cannot be read, or another process fills the cache.
+        Parts that cannot be used are set aside, so that their answers are missing again; parts of another identity are
+        refused. `overwrite` removes all parts first.
         """
         cache = cls(folder, identity)
         with locked(folder):
-            cache._adopt_staged()
             cache._clean(overwrite)
             cache._recover()
             cache._writable = True
@@ -135,33 +207,34 @@ class DetectionCache:
 
     @property
     def recorded(self) -> Recorded:
-        """How the answers were computed: number formats, devices and commits, one entry for each way."""
+        """How the answers were computed."""
         return distinct(each for part in self._parts for each in part.recorded)
 
     def append(self, answers: Sequence[tuple[Key, Detections]], recorded: Recorded = ()) -> Path:
         """Write answers as the next part and return its path; the cache is incomplete until `finish`.
 
-        Args:
-            answers: What was asked and answered.
-            recorded: How the answers were computed.
-
         Raises:
             CacheError: If the cache is not open to add, an answer is there already, or the answers so far are those of
                 another commit of the weights.
-            LLMWrapperError: If the part cannot be written, for instance because the disk is full.
         """
         self._require_writable()
         found = dict(answers)
         if len(found) < len(answers) or not found.keys().isdisjoint(self._rows):
             raise CacheError(f"{self.folder} was given two answers to one question; ask only what it does not hold.")
-        self._require_commit(recorded)
+        earlier, now = commits_of(self.recorded), commits_of(recorded)
+        if earlier and now and earlier != now:  # a branch that is not pinned may move while a cache is filled
+            old, new = (", ".join(sorted(map(str, each))) for each in (earlier, now))
+            raise CacheError(
+                f"{self.folder} holds answers of commit {old}, and the weights are of commit {new} now. Pin the first "
+                f"(detector.settings.revision={old}), or run `{self._command} --overwrite`."
+            )
         self._drop_manifest()
-        path = self._next_path()
-        write_part(path, list(found.items()), self.identity, distinct(recorded))
-        self._index([read_part(path)])
+        rows = [{"image_id": key[0], "sample_id": key[1], **to_dict(answer)} for key, answer in found.items()]
+        part = self._write_part(rows, distinct(recorded))
+        self._index([part])
         # Last: an append that is interrupted here and done again replaces its own part.
         self._next_number += 1
-        return path
+        return self.folder / part.entry.name
 
     def finish(
         self,
@@ -171,23 +244,16 @@ class DetectionCache:
         order: Iterable[Key] = (),
         rows_per_part: int = ROWS_PER_PART,
     ) -> Manifest:
-        """Sort the answers and write the manifest: from now on the cache counts as complete.
+        """Sort the answers by `order`, others behind, and write the manifest: from now on the cache is complete.
 
-        Where parts are not sorted, or of other sizes, new ones are written before the old ones are removed, and the
-        manifest comes last: a process that is killed in between leaves equal answers in two parts, which `resume` takes
-        for one.
-
-        Args:
-            levels: Levels of the detector.
-            unanswered: Image id -> why there is no answer about it, for images that are skipped.
-            order: The questions in the order of the data set; answers to others follow, sorted.
-            rows_per_part: Answers in each part.
-
-        Raises:
-            LLMWrapperError: If something cannot be written, for instance because the disk is full; nothing is lost.
+        New parts are written before the old ones are removed, and the manifest comes last: a process that is killed in
+        between leaves equal answers in two parts, which `resume` takes for one. `unanswered` gives the reason for each
+        image that is skipped, by image id.
         """
         self._require_writable()
-        wanted = _sorted_keys(self._rows.keys(), order)
+        ordered = dict.fromkeys(key for key in order if key in self._rows)
+        others = sorted(self._rows.keys() - ordered, key=lambda key: (key[0], key[1] is not None, key[1] or ""))
+        wanted = (*ordered, *others)
         chunks = [wanted[start : start + rows_per_part] for start in range(0, len(wanted), rows_per_part)]
         if [part.keys for part in self._parts] != chunks:
             self._rewrite(chunks)
@@ -212,9 +278,6 @@ class DetectionCache:
         """Return the detections of a sample: those of its expression first, then those of its image.
 
         A sample of an image that was skipped has none, unless it was answered before the image was lost.
-
-        Raises:
-            CacheError: If the cache has no answer for the sample.
         """
         if self.manifest is None:
             raise CacheError(f"{self.folder} is incomplete. Run `{self._command}`.")
@@ -232,26 +295,18 @@ class DetectionCache:
     def _command(self) -> str:
         return fill_command(self.identity, self.folder, self._options)
 
-    def _next_path(self) -> Path:
-        return self.folder / f"part-{self._next_number:05d}.parquet"
-
     def _require_writable(self) -> None:
         if not self._writable:
             raise CacheError(f"{self.folder} is not open to add answers; use `with DetectionCache.resume(...)`.")
 
-    def _require_commit(self, recorded: Recorded) -> None:
-        """Refuse answers of other weights: a branch that is not pinned may move while a cache is filled."""
-        earlier, now = commits_of(self.recorded), commits_of(recorded)
-        if earlier and now and earlier != now:
-            old, new = (", ".join(sorted(map(str, each))) for each in (earlier, now))
-            raise CacheError(
-                f"{self.folder} holds answers of commit {old}, and the weights are of commit {new} now. Pin the first "
-                f"(detector.settings.revision={old}), or run `{self._command} --overwrite`."
-            )
-
     def _drop_manifest(self) -> None:
         (self.folder / MANIFEST).unlink(missing_ok=True)
         self.manifest = None
+
+    def _write_part(self, rows: Sequence[Mapping[str, Any]], recorded: Recorded) -> CachePart:
+        path = self.folder / f"part-{self._next_number:05d}.parquet"
+        write_rows(path, rows, self.identity, recorded)
+        return read_part(path)
 
     def _rewrite(self, chunks: Sequence[Sequence[Key]]) -> None:
         """Replace all parts by parts of these questions; every answer is in a whole part at any moment."""
@@ -261,9 +316,7 @@ class DetectionCache:
         self._drop_manifest()
         new = []
         for keys in chunks:
-            path = self._next_path()
-            write_rows(path, table.take([row_of[key] for key in keys]).to_pylist(), self.identity, recorded)
-            new.append(read_part(path))
+            new.append(self._write_part(table.take([row_of[key] for key in keys]).to_pylist(), recorded))
             self._next_number += 1
         _sync(self.folder)
         for part in old:
@@ -274,10 +327,8 @@ class DetectionCache:
     def _read(self) -> Contents:
         """Read the folder; raise a CacheError that lists how what it holds differs from what is asked for."""
         found = read_folder(self.folder, identity=self.identity, may_be_empty=True)
-        identities = {self.folder / part.entry.name: part.identity for part in found.others}
-        if found.manifest is not None:
-            identities = {self.folder: found.manifest.identity, **identities}
-        for place, identity in identities.items():
+        first = [(self.folder, found.manifest.identity)] if found.manifest else []
+        for place, identity in [*first, *((self.folder / part.entry.name, part.identity) for part in found.others)]:
             problems = storage.describe_differences(identity, self.identity)
             if problems:
                 message = listed(f"{place} holds detections of another detector, setting or data set", problems)
@@ -291,38 +342,17 @@ class DetectionCache:
             self._parts.append(part)
             self._rows.update({key: (part.table, row) for row, key in enumerate(part.keys)})
 
-    def _adopt_staged(self) -> None:
-        """Take over the parts that an earlier version rewrote; without a manifest they are not all there, nor needed.
-
-        Raises:
-            CacheError: If `.final/` is a link, or holds one. A cache is passed on, and its contents must not move or
-                remove anything outside its folder.
-        """
-        place = self.folder / _STAGED
-        if not place.is_symlink() and not place.exists():
-            return
-        reason = "it is no folder" if place.is_symlink() or not place.is_dir() else ""
-        is_whole = not reason and (place / MANIFEST).exists()
-        parts = sorted(path for path in place.iterdir() if PART_NAME.fullmatch(path.name)) if is_whole else []
-        for path in parts:
-            if path.is_symlink() or not path.is_file():
-                reason = f"{path.name} is no file"
-        if reason:
-            raise CacheError(
-                f"{place} was not made by a filling of this cache: {reason}. Nothing was changed; "
-                f"remove it: rm -r {shlex.quote(str(place))}"
-            )
-        if parts:
-            self._drop_manifest()
-        self._number_parts()
-        for path in parts:
-            path.rename(self._next_path())
-            self._next_number += 1
-        _sync(self.folder)
-        shutil.rmtree(place)
-
     def _clean(self, overwrite: bool) -> None:
         """Remove what a killed process left behind, and all parts where they are to be replaced."""
+        staged = self.folder / ".final"
+        if staged.exists() or staged.is_symlink():  # an earlier version wrote sorted parts there first
+            command = f"rm -rf {shell_word(staged)}"
+            if not staged.is_symlink() and (staged / MANIFEST).exists() and any(staged.glob("part-*")):
+                command += f" {shell_word(self.folder / MANIFEST)}"
+                command = f"mv {shell_word(staged)}/part-* {shell_word(self.folder)}; {command}"
+            raise CacheError(
+                f"{staged} is left of a filling by an earlier version. Nothing was changed; run `{command}`"
+            )
         if overwrite:
             self._drop_manifest()
         for pattern in (storage.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):
@@ -340,44 +370,23 @@ class DetectionCache:
             raise CacheError(listed(f"{self.folder} cannot be used", blocking))
         for problem in found.problems:
             _log.warning("%s: its answers are computed again", problem.text)
-            if problem.part is not None:
-                self.damaged.append(_set_aside(problem.part))
+            if (path := problem.part) is not None:  # a missing one keeps its name
+                names = (path.with_name(f"{path.name}.damaged{f'-{number}' if number else ''}") for number in count())
+                aside = next(name for name in names if not name.exists())
+                self.damaged.append(path.rename(aside) if path.exists() else path)
         self.manifest = found.manifest
         if found.problems:
             self._drop_manifest()
-        self._index(found.parts if self.manifest else self._without_repeats(found.parts))
-        self._number_parts()
-
-    def _without_repeats(self, parts: Sequence[CachePart]) -> list[CachePart]:
-        """Remove each part of which other parts hold all answers; a killed rewriting leaves such parts."""
-        num_holders = Counter(key for part in parts for key in part.keys)
-        remaining = []
-        for part in reversed(parts):
+        parts, num_holders = list(found.parts), Counter(key for part in found.parts for key in part.keys)
+        for part in reversed(found.parts if self.manifest is None else ()):
+            # A killed rewriting leaves parts of which other parts hold all answers.
             if all(num_holders[key] > 1 for key in part.keys):
                 num_holders.subtract(part.keys)
+                parts.remove(part)
                 (self.folder / part.entry.name).unlink()
-            else:
-                remaining.append(part)
-        return remaining[::-1]
-
-    def _number_parts(self) -> None:
+        self._index(parts)
         numbers = (_NUMBER.match(path.name) for path in self.folder.iterdir())
         self._next_number = 1 + max((int(match[1]) for match in numbers if match), default=-1)
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a part that cannot be used, and return its new path; a missing one keeps its name."""
-    if not path.exists():
-        return path
-    names = (f"{path.name}.damaged{f'-{number}' if number else ''}" for number in count())
-    return path.rename(next(path.with_name(name) for name in names if not path.with_name(name).exists()))
-
-
-def _sorted_keys(keys: Collection[Key], order: Iterable[Key]) -> tuple[Key, ...]:
-    """Return the questions in the order of a complete cache: those of `order`, then any others, sorted."""
-    ordered = dict.fromkeys(key for key in order if key in keys)
-    others = sorted(set(keys) - ordered.keys(), key=lambda key: (key[0], key[1] is not None, key[1] or ""))
-    return (*ordered, *others)
 
 
 def _sync(folder: Path) -> None:

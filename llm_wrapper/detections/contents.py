@@ -1,15 +1,18 @@
-"""The files of a cache folder: Parquet parts and a manifest, read and checked as far as the folder itself can tell.
+"""The files of a cache folder, and the identity that they carry: read and checked as far as the folder can tell.
 
-A part is written once and carries the identity of its cache. Until a cache is finished, parts may repeat equal answers
-of other parts: a process that was killed while it rewrote parts leaves such repeats.
+A part is written once. Until a cache is finished, parts may repeat equal answers of other parts: a process that was
+killed while it rewrote parts leaves such repeats.
+
+The identity decides which answers may be mixed. Number format, device, attention kernel and image processor are
+recorded beside the answers and printed, but never compared: whoever has a cache can read it on any machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +24,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from llm_wrapper import storage
-from llm_wrapper.detections.identity import Recorded, adopt_revision, distinct, fill_command, split_recorded
-from llm_wrapper.detectors import LEVELS, Level
-from llm_wrapper.errors import CacheError, DataError, LLMWrapperError
+from llm_wrapper.datasets.base import Dataset
+from llm_wrapper.detectors import LEVELS, Detector, Level
+from llm_wrapper.errors import CacheError, DataError
 from llm_wrapper.readers import MIB, parse_json, parse_parquet_table, read_bytes, read_json
-from llm_wrapper.records import Box, Detection, Detections, from_dict, to_dict
+from llm_wrapper.records import Box, Detection, Detections, from_dict
 
 __all__ = [
     "MANIFEST",
@@ -37,12 +40,20 @@ __all__ = [
     "Key",
     "Manifest",
     "Problem",
+    "Recorded",
+    "adopt_revision",
+    "commits_of",
     "count_answers",
+    "dataset_options",
     "describe_key",
-    "read_folder",
+    "describe_recorded",
+    "distinct",
+    "fill_command",
+    "identity_of",
+    "read_manifest",
     "read_part",
     "row_detections",
-    "write_part",
+    "split_recorded",
     "write_rows",
 ]
 
@@ -70,9 +81,14 @@ PART_SCHEMA = pa.schema([*_KEY, _required("items", pa.list_(_ITEM)), _required("
 
 _IDENTITY, _DIGEST, _RECORDED = (f"llm_wrapper.{name}".encode() for name in ("identity", "identity_sha256", "recorded"))
 _RECORDS = TypeAdapter(tuple[dict[str, Any], ...])
+_RECORDED_SETTINGS = ("attention", "device", "dtype", "image_processor")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Key = tuple[str, str | None]
 """The question that a row answers: (image_id, sample_id), or (image_id, None) for the whole image."""
+
+Recorded = tuple[Mapping[str, Any], ...]
+"""How answers were computed: one mapping for each way that was used, such as a GPU first and a CPU later."""
 
 
 class DamagedPartError(CacheError):
@@ -105,7 +121,7 @@ class Manifest:
     """The summary of a complete cache; `created` is UTC, ISO 8601.
 
     `unanswered` gives the reason for each image that could not be read, by image id: those of its samples that have no
-    answer have no detections. `recorded` has one entry for each way of computing, such as a GPU first and a CPU later.
+    answer have no detections.
     """
 
     identity: dict[str, Any]
@@ -123,10 +139,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fault of a cache folder and its remedy.
-
-    `part` is the file that cannot be used, where it is one. Filling the cache does not repair a problem that `blocks`.
-    """
+    """A fault of a cache folder, or of one `part`, and its remedy; filling the cache repairs none that `blocks`."""
 
     text: str
     remedy: str
@@ -155,6 +168,11 @@ class Contents:
         return {key for part in self.parts for key in part.keys}
 
     @property
+    def recorded(self) -> Recorded:
+        """How the answers were computed."""
+        return distinct(each for part in self.parts for each in part.recorded)
+
+    @property
     def command(self) -> str:
         """The command that computes missing answers and writes the manifest."""
         return fill_command(self.identity, self.folder)
@@ -165,24 +183,103 @@ class Contents:
         return (self.folder / MANIFEST).exists()
 
 
-def write_part(
-    path: Path, answers: Sequence[tuple[Key, Detections]], identity: Mapping[str, Any], recorded: Recorded = ()
-) -> None:
-    """Write answers as one part, atomically.
+def identity_of(detector: Detector, dataset: Dataset) -> dict[str, Any]:
+    """Return all that decides the detections of a split; answers may be mixed only where this is the same."""
+    identity = {
+        "detector": detector.name,
+        "settings": detector.identity(),
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "annotations": dataset.digest,
+    }
+    return split_recorded(identity)[0]
 
-    Raises:
-        LLMWrapperError: If the file cannot be written, for instance because the disk is full.
+
+def split_recorded(identity: Mapping[str, Any]) -> tuple[dict[str, Any], Recorded]:
+    """Divide an identity into what decides the answers and what is only recorded.
+
+    Some detectors, and all caches of earlier versions, have both in one; earlier versions also wrote the commit that
+    was loaded in the place of the revision.
     """
-    rows = [
-        {"image_id": image_id, "sample_id": sample_id, **to_dict(found)} for (image_id, sample_id), found in answers
-    ]
-    write_rows(path, rows, identity, recorded)
+    settings = identity.get("settings")
+    if not isinstance(settings, dict) or not settings.keys() & set(_RECORDED_SETTINGS):
+        return dict(identity), ()
+    recorded = {name: settings[name] for name in _RECORDED_SETTINGS if name in settings}
+    if _is_commit(settings.get("revision")):
+        recorded["commit"] = settings["revision"]
+    deciding = {name: value for name, value in settings.items() if name not in _RECORDED_SETTINGS}
+    return {**identity, "settings": deciding}, (recorded,)
+
+
+def adopt_revision(identity: Mapping[str, Any], recorded: Recorded, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity of a cache with the wanted revision, where both name the same weights.
+
+    They do where the cache was made of the commit that is wanted, and where none is pinned: a branch or a tag is
+    whatever it was when the cache was filled, and only the weights' host could tell more.
+    """
+    settings, wanted_settings = identity.get("settings"), wanted.get("settings")
+    if not isinstance(settings, dict) or not isinstance(wanted_settings, dict) or "revision" not in wanted_settings:
+        return dict(identity)
+    revision = wanted_settings["revision"]
+    is_unpinned = not _is_commit(revision) and _is_commit(settings.get("revision"))
+    if not is_unpinned and commits_of(recorded) != {revision}:
+        return dict(identity)
+    return {**identity, "settings": {**settings, "revision": revision}}
+
+
+def commits_of(recorded: Iterable[Mapping[str, Any]]) -> set[Any]:
+    """Return the commits of the weights that were used, as far as they are known."""
+    return {each["commit"] for each in recorded if each.get("commit") is not None}
+
+
+def distinct(recorded: Iterable[Mapping[str, Any]]) -> Recorded:
+    """Return each way of computing once, in an order that does not depend on what came first."""
+    unique = {storage.canonical(each): each for each in recorded if each}
+    return tuple(unique[text] for text in sorted(unique))
+
+
+def describe_recorded(recorded: Recorded) -> str:
+    """Say how answers were computed, such as `dtype=float16, device=cuda`; empty where nothing is recorded."""
+    return "; also ".join(", ".join(f"{name}={each[name]}" for name in sorted(each)) for each in recorded)
+
+
+def _is_commit(revision: Any) -> bool:
+    return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+
+
+def fill_command(identity: Mapping[str, Any] | None, folder: Path, options: Sequence[str] = ()) -> str:
+    """Return the command that fills a cache folder, with blanks for what is not known; `options` are further words."""
+    known = identity or {}
+    words = ["--vlm", _quoted(known.get("detector")) or "<detector>", *dataset_options(identity, folder)]
+    if isinstance(settings := known.get("settings"), dict) and settings.get("detector") == "imported":
+        path = "detector.settings.path="
+        is_known = any(option.startswith(path) for option in options)
+        words = ["--vlm", "import", *words[2:], *([] if is_known else [f"{path}<its file of boxes>"])]
+    return f"llm-wrapper cache-detections {' '.join([*words, *map(shlex.quote, options)])}"
+
+
+def dataset_options(identity: Mapping[str, Any] | None, folder: Path) -> list[str]:
+    """Return the options that name the data set and split of a cache, with blanks for what is not known.
+
+    An identity has the data set's own name, which need not be that of its recipe; the recipe is known only where the
+    folder is called `<detector>/<recipe>/<split>`.
+    """
+    detector, dataset, split = ((identity or {}).get(name) for name in ("detector", "dataset", "split"))
+    place = folder.absolute()
+    is_usual = place.parts[-3::2] == (detector, split)
+    data = _quoted(place.parent.name) if is_usual else f"<recipe of {_quoted(dataset) or 'dataset'}>"
+    return ["--data", data, "--split", _quoted(split) or "<split>"]
+
+
+def _quoted(name: Any) -> str:
+    """Return a name that somebody else may have written as one word of a shell; nothing for what is no name."""
+    return shlex.quote(name) if isinstance(name, str) and name else ""
 
 
 def write_rows(
     path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any], recorded: Recorded = ()
 ) -> None:
-    """Write plain rows of `PART_SCHEMA` as one part, as `write_part` does."""
+    """Write plain rows of `PART_SCHEMA` as one part, atomically."""
     # The digest tells a damaged identity from that of another cache: checksums do not cover a Parquet file's footer.
     metadata = {_IDENTITY: storage.canonical(identity).encode(), _DIGEST: storage.digest_value(identity).encode()}
     if recorded:
@@ -190,12 +287,24 @@ def write_rows(
     storage.write_parquet(path, rows, PART_SCHEMA.with_metadata(metadata))
 
 
-def read_part(path: Path, sha256: str | None = None) -> CachePart:
-    """Read and verify one part.
+def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
+    """Return the manifest, if there is one, and what is wrong with it."""
+    if not path.exists():
+        return None, []
+    try:
+        manifest = from_dict(Manifest, read_json(path, most=_MAX_MANIFEST))
+        identity, earlier = split_recorded(manifest.identity)
+        return replace(manifest, identity=identity, recorded=distinct([*manifest.recorded, *earlier])), []
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        return None, [f"{path} is damaged: {field}: {first['msg']} ({error.error_count()} problems)"]
+    except (DataError, ValueError, TypeError) as error:
+        return None, [f"{path} is damaged: {error}".removesuffix(".")]
 
-    Args:
-        path: The file.
-        sha256: Digest of the file's bytes in the manifest; `None` where there is no manifest yet.
+
+def read_part(path: Path, sha256: str | None = None) -> CachePart:
+    """Read and verify one part, by its digest in the manifest where there is one.
 
     Raises:
         DamagedPartError: If the content is not what was written, or a row is no detection.
@@ -212,7 +321,13 @@ def read_part(path: Path, sha256: str | None = None) -> CachePart:
     _require_detections(path, table)
     keys = tuple(zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
     metadata = table.schema.metadata or {}
-    identity, earlier = split_recorded(_part_identity(path, metadata))
+    try:
+        identity = parse_json(metadata[_IDENTITY], str(path))
+    except (KeyError, DataError) as error:
+        raise DamagedPartError(f"{path} is damaged: it carries no identity of its cache") from error
+    if not isinstance(identity, dict) or storage.digest_value(identity).encode() != metadata.get(_DIGEST):
+        raise DamagedPartError(f"{path} is damaged: the identity that it carries was changed")
+    identity, earlier = split_recorded(identity)
     try:
         recorded = _RECORDS.validate_python(parse_json(metadata.get(_RECORDED, b"[]"), str(path)))
     except (DataError, ValueError) as error:
@@ -223,41 +338,26 @@ def read_part(path: Path, sha256: str | None = None) -> CachePart:
 def _require_detections(path: Path, table: pa.Table) -> None:
     """Refuse rows that no detector gives, by columns: a loop over detections would take minutes."""
     items = pc.list_flatten(table["items"])
-    corners = {name: pc.struct_field(items, ["box", name]).to_numpy() for name in ("x0", "y0", "x1", "y1")}
-    is_wrong = ~((corners["x0"] < corners["x1"]) & (corners["y0"] < corners["y1"]))
-    for values in corners.values():
-        is_wrong |= ~np.isfinite(values)
-    if is_wrong.any():
-        index = int(is_wrong.argmax())
-        box = tuple(float(values[index]) for values in corners.values())
-        raise _no_detection(path, table, index, f"box {box} is reversed, has no area or is not finite")
+    x0, y0, x1, y1 = (pc.struct_field(items, ["box", name]).to_numpy() for name in ("x0", "y0", "x1", "y1"))
     scores = pc.struct_field(items, ["score"])
-    is_wrong = pc.invert(pc.is_finite(scores)).fill_null(False).to_numpy()
-    if is_wrong.any():
-        index = int(is_wrong.argmax())
-        raise _no_detection(path, table, index, f"score {scores[index].as_py()} is not finite")
     dropped = table["num_dropped"].to_numpy()
-    if (wrong := np.flatnonzero((dropped < 0) | (dropped > _MAX_DROPPED))).size:
-        row = int(wrong[0])
-        raise DamagedPartError(f"{path} is damaged: row {row} says that {dropped[row]} outputs were dropped")
-
-
-def _no_detection(path: Path, table: pa.Table, index: int, problem: str) -> DamagedPartError:
-    """Name the row of one detection, which is counted over all rows of the part."""
-    row = int(np.searchsorted(np.cumsum(pc.list_value_length(table["items"]).to_numpy()), index, side="right"))
-    return DamagedPartError(f"{path} is damaged: row {row}: {problem}")
-
-
-def _part_identity(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    try:
-        identity = parse_json(metadata[_IDENTITY], str(path))
-    except (KeyError, DataError) as error:
-        raise DamagedPartError(f"{path} is damaged: it carries no identity of its cache") from error
-    if not isinstance(identity, dict):
-        raise DamagedPartError(f"{path} is damaged: the identity of its cache is no object")
-    if storage.digest_value(identity).encode() != metadata.get(_DIGEST):
-        raise DamagedPartError(f"{path} is damaged: the identity that it carries was changed")
-    return identity
+    of_item = np.repeat(np.arange(table.num_rows), pc.list_value_length(table["items"]).to_numpy())
+    is_box = (x0 < x1) & (y0 < y1) & np.isfinite([x0, y0, x1, y1]).all(axis=0)
+    is_score = pc.is_finite(scores).fill_null(True).to_numpy(zero_copy_only=False)
+    is_count = (dropped >= 0) & (dropped <= _MAX_DROPPED)
+    problem = ""
+    if not is_box.all():
+        item = int(is_box.argmin())
+        row, box = of_item[item], tuple(float(side[item]) for side in (x0, y0, x1, y1))
+        problem = f"box {box} is reversed, has no area or is not finite"
+    elif not is_score.all():
+        item = int(is_score.argmin())
+        row, problem = of_item[item], f"score {scores[item].as_py()} is not finite"
+    elif not is_count.all():
+        row = int(is_count.argmin())
+        problem = f"{dropped[row]} outputs cannot have been dropped"
+    if problem:
+        raise DamagedPartError(f"{path} is damaged: row {row}: {problem}")
 
 
 def row_detections(table: pa.Table, row: int) -> Detections:
@@ -284,117 +384,3 @@ def count_answers(parts: Sequence[CachePart]) -> dict[str, int]:
         "num_detections": sum(len(pc.list_flatten(table["items"])) for table in tables),
         "num_dropped": sum(pc.sum(table["num_dropped"], min_count=0).as_py() for table in tables),
     }
-
-
-def read_folder(folder: Path, *, identity: Mapping[str, Any] | None = None, may_be_empty: bool = False) -> Contents:
-    """Read a cache folder and check everything that it can tell; nothing on disk is changed.
-
-    Checked are digests, columns, identities, questions with two different answers, and the manifest's counts.
-
-    Args:
-        folder: The folder.
-        identity: That of all parts; by default that of the manifest or of the first part.
-        may_be_empty: Whether a folder without a cache passes.
-
-    Raises:
-        CacheError: If the folder holds no cache.
-    """
-    if not may_be_empty and not any(folder.glob("part-*.parquet")) and not (folder / MANIFEST).exists():
-        raise CacheError(
-            f"{folder} holds no detections. Name a folder like data/detections/<detector>/<dataset>/<split>."
-        )
-    manifest, damage = _read_manifest(folder / MANIFEST)
-    outcomes = dict(_read_parts(folder, manifest))
-    readable = [outcome for outcome in outcomes.values() if isinstance(outcome, CachePart)]
-    wanted = identity or (manifest.identity if manifest else readable[0].identity if readable else {})
-    if manifest is not None:
-        manifest = replace(manifest, identity=adopt_revision(manifest.identity, manifest.recorded, wanted))
-    readable = [replace(part, identity=adopt_revision(part.identity, part.recorded, wanted)) for part in readable]
-    outcomes.update((folder / part.entry.name, part) for part in readable)
-    found = manifest.identity if manifest else readable[0].identity if readable else None
-    others = tuple(part for part in readable if part.identity != wanted)
-    outcomes.update(_contradictions(folder, [part for part in readable if part.identity == wanted]))
-    parts = tuple(each for each in outcomes.values() if isinstance(each, CachePart) and each.identity == wanted)
-    remedy = f"Run `{fill_command(wanted, folder)}`: it computes again only what is lost."
-    problems = [Problem(text, remedy) for text in damage]
-    for path, error in outcomes.items():
-        if isinstance(error, CacheError):
-            problems.append(Problem(str(error).removesuffix("."), remedy, part=path))
-        elif not isinstance(error, CachePart):
-            advice = "Make it a file that you may read."
-            problems.append(Problem(str(error).removesuffix("."), advice, part=path, blocks=True))
-    problems += [_of_another_cache(folder, part, wanted) for part in others]
-    if manifest is not None and not problems:
-        problems += [Problem(text, remedy) for text in _miscounted(folder / MANIFEST, manifest, parts)]
-    return Contents(folder, manifest, found, parts, others, tuple(problems))
-
-
-def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
-    """Return the manifest, if there is one, and what is wrong with it."""
-    if not path.exists():
-        return None, []
-    try:
-        manifest = from_dict(Manifest, read_json(path, most=_MAX_MANIFEST))
-        identity, earlier = split_recorded(manifest.identity)
-        return replace(manifest, identity=identity, recorded=distinct([*manifest.recorded, *earlier])), []
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "it"
-        return None, [f"{path} is damaged: {field}: {first['msg']} ({error.error_count()} problems)"]
-    except (DataError, ValueError, TypeError) as error:
-        return None, [f"{path} is damaged: {error}".removesuffix(".")]
-
-
-def _read_parts(folder: Path, manifest: Manifest | None) -> Iterator[tuple[Path, CachePart | LLMWrapperError]]:
-    """Yield each part, or why it cannot be used; those that are missing come first."""
-    known = None if manifest is None else {entry.name: entry.sha256 for entry in manifest.parts}
-    paths = sorted(folder.glob("part-*.parquet"))
-    for name in sorted(set(known or ()) - {path.name for path in paths}):
-        yield folder / name, DamagedPartError(f"{folder / name} is missing")
-    for path in paths:
-        try:
-            if not PART_NAME.fullmatch(path.name):
-                raise DamagedPartError(f"{path} is not named like a part (part-00000.parquet)")
-            if known is not None and path.name not in known:
-                raise DamagedPartError(f"{path} is not in the manifest")
-            yield path, read_part(path, known[path.name] if known else None)
-        except (CacheError, DataError) as error:
-            yield path, error
-
-
-def _contradictions(folder: Path, parts: Iterable[CachePart]) -> Iterator[tuple[Path, DamagedPartError]]:
-    """Yield each part that answers a question twice, or otherwise than an earlier part."""
-    rows: dict[Key, tuple[pa.Table, int]] = {}
-    for part in parts:
-        counts = Counter(part.keys)
-        repeated = [
-            key
-            for row, key in enumerate(part.keys)
-            if counts[key] > 1 or (key in rows and row_detections(*rows[key]) != row_detections(part.table, row))
-        ]
-        if repeated:
-            path, names = folder / part.entry.name, list(dict.fromkeys(repeated))
-            named = f"{describe_key(names[0])}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-            yield path, DamagedPartError(f"{path} has a second answer to what is answered already: {named}")
-        else:
-            rows.update({key: (part.table, row) for row, key in enumerate(part.keys)})
-
-
-def _of_another_cache(folder: Path, part: CachePart, wanted: Mapping[str, Any]) -> Problem:
-    differences = storage.describe_differences(part.identity, wanted, places=("in this part", "in the others"))
-    text = f"{folder / part.entry.name} is not of the same detector and data as the others: {'; '.join(differences)}"
-    remedy = f"Move it to another folder and run `{fill_command(wanted, folder)}`."
-    return Problem(text, remedy, part=folder / part.entry.name, blocks=True)
-
-
-def _miscounted(path: Path, manifest: Manifest, parts: Sequence[CachePart]) -> Iterator[str]:
-    """Yield each claim of a manifest about its parts that is not true: a lookup would believe it."""
-    answered = {"image" if sample_id is None else "expression" for part in parts for _, sample_id in part.keys}
-    if unsaid := sorted(answered - set(manifest.levels)):
-        yield f"{path} says levels={list(manifest.levels)}, but its parts hold answers of level {', '.join(unsaid)}"
-    counts = {part.entry.name: part.entry.num_rows for part in parts}
-    for entry in (each for each in manifest.parts if counts.get(each.name) != each.num_rows):
-        yield f"{path} says that {entry.name} has {entry.num_rows} rows, but it has {counts.get(entry.name)}"
-    for name, number in count_answers(parts).items():
-        if getattr(manifest, name) != number:
-            yield f"{path} says {name}={getattr(manifest, name)}, but its parts hold {number}"

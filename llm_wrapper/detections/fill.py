@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,8 +21,7 @@ from rich.text import Text
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
-from llm_wrapper.detections.contents import Key
-from llm_wrapper.detections.identity import Recorded, describe_recorded, identity_of, split_recorded
+from llm_wrapper.detections.contents import Key, Recorded, describe_recorded, identity_of, split_recorded
 from llm_wrapper.detectors import Detector, PaidDetector, Question, RecordingDetector, questions_about
 from llm_wrapper.errors import CacheError, DataError, ImageError, RecipeError, listed
 from llm_wrapper.records import Detections
@@ -120,11 +119,7 @@ def recorded_of(detector: Detector) -> Recorded:
 def answer_questions(
     detector: Detector, questions: Sequence[Question], prepared: Mapping[str, Any]
 ) -> list[tuple[Key, Detections]]:
-    """Ask a detector some questions at once.
-
-    Raises:
-        CacheError: If the detector does not answer each of them.
-    """
+    """Ask a detector some questions at once, and refuse it where it does not answer each of them."""
     answers = detector.detect(questions, prepared) if questions else []
     if len(answers) != len(questions) or not all(isinstance(answer, Detections) for answer in answers):
         raise CacheError(
@@ -149,27 +144,19 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
 ) -> DetectionCache:
     """Ask a detector all that a split's cache lacks, and return the complete cache.
 
-    All questions about one image are in one batch. Ctrl-C and errors of the detector keep all answers so far; a killed
-    process loses at most its last minute and one batch, one of a paid detector at most one answer. The same call
-    resumes, with the same rows in the end. A complete cache is returned without a call.
+    Ctrl-C and errors of the detector keep all answers so far; a killed process loses at most its last minute and one
+    batch, one of a paid detector at most one answer. The same call resumes, with the same rows in the end.
 
     Args:
-        detector: Answers questions about the samples of the data set.
+        detector: Asked for all that is missing.
         dataset: One split.
-        folder: Of the cache; made where it does not exist.
+        folder: Of the cache.
         engine: Asks the detector: in this process, or a `RayEngine`.
-        images_per_batch: Images in one call; batches do not depend on the cache.
+        images_per_batch: Images in one call, each with all questions about it.
         rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
         overwrite: Remove all answers first, and ask everything again.
         skip_unreadable: Finish without images that are missing or broken; the manifest names them.
         progress: Show a bar.
-
-    Raises:
-        RecipeError: If a size is below one, or the engine cannot be used.
-        DataError: If the split is empty or has two samples of one id, or with every image file that is missing.
-        ImageError: With every image that cannot be read; all others are answered and kept.
-        CacheError: If the folder is of another identity or in use, or the detector does not answer each question.
-        LLMWrapperError: If a part cannot be written, for instance because the disk is full.
     """
     _check(dataset, images_per_batch=images_per_batch, rows_per_part=rows_per_part)
     images = _by_image(detector, dataset)
@@ -181,51 +168,31 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
         skipped = list(cache.manifest.unanswered) if cache.manifest else []
         if detector.reads_images and not skip_unreadable:
             _require_files(batches, skipped)
+        num_questions = sum(map(len, batches))
+        unreadable: dict[str, str] = {}
+        cost = None
         with closing(engine(detector, batches)) as answers:
-            cost = _confirm_cost(detector, sum(map(len, batches)))
+            if isinstance(detector, PaidDetector) and num_questions:
+                cost = _Cost(detector, detector.begin(num_questions).cost)  # asks the user, who may refuse
             with (
                 ProgressBar(*([cost] if cost else []), shown=progress, transient=False) as bar,
                 _Writer(cache, 1 if cost else rows_per_part) as writer,
             ):
-                task = bar.add_task(_title(detector, dataset), total=sum(map(len, batches)))
-                unreadable = _write_all(answers, writer, lambda number: bar.advance(task, number))
-        if not skip_unreadable:
-            _require_readable(unreadable, skipped)
-        cache.finish(detector.levels, unreadable, order=_keys(images), rows_per_part=rows_per_part)
+                title = as_description(f"{detector.name} on {dataset.name} {dataset.split}")
+                task = bar.add_task(title, total=num_questions)
+                for answered in answers:
+                    writer.add(answered.answers, answered.recorded)
+                    unreadable.update(answered.unreadable)
+                    bar.advance(task, len(answered.answers))
+        unreadable = dict(sorted(unreadable.items()))
+        if unreadable and not skip_unreadable:
+            problem = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
+            raise ImageError(listed(problem, unreadable.values()))
+        order = [question.key for image in images for question in image]
+        cache.finish(detector.levels, unreadable, order=order, rows_per_part=rows_per_part)
     if len(cache.recorded) > 1:
         _log.warning("%s was computed in several ways: %s", folder, describe_recorded(cache.recorded))
     return cache
-
-
-def _keys(images: Sequence[Sequence[Question]]) -> list[Key]:
-    return [question.key for image in images for question in image]
-
-
-def _require_readable(unreadable: Mapping[str, str], skipped: Sequence[str]) -> None:
-    if unreadable:
-        problem = f"{len(unreadable)} images cannot be read. {_remedy(unreadable, skipped)}"
-        raise ImageError(listed(problem, unreadable.values()))
-
-
-def _title(detector: Detector, dataset: Dataset) -> str:
-    return as_description(f"{detector.name} on {dataset.name} {dataset.split}")
-
-
-def _confirm_cost(detector: Detector, num_questions: int) -> _Cost | None:
-    """Let the user confirm the price of a paid detector; a RecipeError is raised where the user does not."""
-    if not isinstance(detector, PaidDetector) or num_questions == 0:
-        return None
-    return _Cost(lambda: detector.spent, detector.begin(num_questions).cost)
-
-
-def _write_all(answers: Iterable[Answered], writer: _Writer, advance: Callable[[int], None]) -> dict[str, str]:
-    """Write the answers of an engine; return why images could not be read, by image id."""
-    unreadable: dict[str, str] = {}
-    for answered in answers:
-        writer.add(answered.answers, answered.recorded)
-        unreadable.update(answered.unreadable)
-        advance(len(answered.answers))
-    return dict(sorted(unreadable.items()))
 
 
 def _remedy(images: Collection[str], skipped: Collection[str]) -> str:
@@ -239,7 +206,7 @@ def _remedy(images: Collection[str], skipped: Collection[str]) -> str:
 
 
 def _check(dataset: Dataset, **sizes: int) -> None:
-    """Refuse sizes below one, and a split that cannot be cached."""
+    """Refuse sizes below 1, and a split that cannot be cached."""
     if min(sizes.values()) < 1:
         raise RecipeError(f"{' and '.join(f'{name}={size}' for name, size in sizes.items())}: both must be 1 or more.")
     place = f"{dataset.name} {dataset.split}"
@@ -331,13 +298,12 @@ class _Writer:
 
 
 class _Cost(ProgressColumn):
-    """Dollars that this run may have cost so far, and the estimate of all of it."""
+    """Dollars that this run may have cost so far, and the estimate of all of it: $0.25 of about $3.00."""
 
-    def __init__(self, spent: Callable[[], float], estimate: float) -> None:
+    def __init__(self, detector: PaidDetector, estimate: float) -> None:
         super().__init__(Column(no_wrap=True))
-        self._spent = spent
+        self._detector = detector
         self._estimate = estimate
 
     def render(self, task: Task) -> Text:
-        """Say it as $0.25 of about $3.00."""
-        return Text(f"${self._spent():.2f} of about ${self._estimate:.2f}")
+        return Text(f"${self._detector.spent:.2f} of about ${self._estimate:.2f}")

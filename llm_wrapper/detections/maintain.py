@@ -21,21 +21,23 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from llm_wrapper import boxes, storage
-from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache
+from llm_wrapper.detections.cache import ROWS_PER_PART, DetectionCache, read_folder
 from llm_wrapper.detections.contents import (
     Contents,
     Key,
     Manifest,
     Problem,
+    Recorded,
+    commits_of,
     count_answers,
     describe_key,
-    read_folder,
+    distinct,
+    fill_command,
     row_detections,
 )
-from llm_wrapper.detections.identity import Recorded, commits_of, distinct, fill_command
 from llm_wrapper.detectors import LEVELS, Level, joined
 from llm_wrapper.errors import CacheError, DataError, RecipeError, listed
-from llm_wrapper.records import Detection, Detections
+from llm_wrapper.records import Detections
 
 __all__ = ["CacheSummary", "MergeResult", "export_cache", "merge_caches", "summarize_cache", "verify_cache"]
 
@@ -52,9 +54,8 @@ _Row = tuple[Path, pa.Table, int]
 class CacheSummary:
     """The counts of a cache folder, over the parts that can be used.
 
-    `levels` are those of its answers. `num_unanswered` (images) and `created` are known of a finished cache only. A
-    `damaged` cache has problems, see `verify_cache`; an `incomplete` one has no manifest yet. `recorded` has one entry
-    for each way in which answers were computed.
+    `num_unanswered` (images) and `created` are known of a finished cache only. A `damaged` cache has problems, see
+    `verify_cache`; an `incomplete` one has no manifest yet.
     """
 
     folder: str
@@ -74,10 +75,7 @@ class CacheSummary:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """The counts of a merge: answers added, answers found more than once, and whether the result is a finished cache.
-
-    `command` computes the missing answers.
-    """
+    """The answers added, those found more than once, and the `command` that computes the missing ones."""
 
     num_added: int
     num_repeated: int
@@ -86,11 +84,7 @@ class MergeResult:
 
 
 def summarize_cache(folder: Path) -> CacheSummary:
-    """Count the contents of a cache folder.
-
-    Raises:
-        CacheError: If the folder holds no cache at all.
-    """
+    """Count the contents of a cache folder."""
     found = read_folder(folder)
     manifest = found.manifest
     asked: set[Level] = {"image" if sample_id is None else "expression" for _, sample_id in found.keys}
@@ -104,16 +98,12 @@ def summarize_cache(folder: Path) -> CacheSummary:
         num_parts=len(found.parts),
         num_bytes=sum((folder / part.entry.name).stat().st_size for part in found.parts),
         created=None if manifest is None else manifest.created,
-        recorded=_recorded_in(found),
+        recorded=found.recorded,
     )
 
 
 def verify_cache(folder: Path) -> list[Problem]:
-    """Return all problems of a cache; that it is not finished is one.
-
-    Raises:
-        CacheError: If the folder holds no cache at all.
-    """
+    """Return all problems of a cache; that it is not finished is one."""
     found = read_folder(folder)
     if found.has_manifest:
         return list(found.problems)
@@ -129,10 +119,6 @@ def merge_caches(out: Path, folders: Sequence[Path]) -> MergeResult:
     Answers that are already in `out` are kept, so the same call resumes a killed merge. Only a data set can tell which
     answers are missing; therefore the result has no manifest, and `cache-detections` adds the missing answers and the
     manifest. The exception is a result with exactly the answers of a finished source: it is finished too.
-
-    Raises:
-        CacheError: If a source is damaged or is `out` itself, with all fields in which identities differ, or with all
-            questions that are answered in different ways.
     """
     if out.resolve() in {folder.resolve() for folder in folders}:
         raise CacheError(f"{out} is to be merged into itself. Name another folder for the result.")
@@ -142,7 +128,7 @@ def merge_caches(out: Path, folders: Sequence[Path]) -> MergeResult:
     _gather(sources)
     with DetectionCache.resume(out, identity) as cache:
         answers, num_repeated = _gather([read_folder(out, may_be_empty=True), *sources])
-        recorded = _recorded_in(*sources)
+        recorded = distinct(each for source in sources for each in source.recorded)
         missing = [key for key in answers if key not in cache]
         for start in range(0, len(missing), ROWS_PER_PART):
             keys = missing[start : start + ROWS_PER_PART]
@@ -155,11 +141,7 @@ def merge_caches(out: Path, folders: Sequence[Path]) -> MergeResult:
 
 
 def _read_undamaged(folders: Iterable[Path]) -> list[Contents]:
-    """Read caches that must be without a problem, though they need not be finished.
-
-    Raises:
-        CacheError: If a folder holds no cache, or with every problem of every folder.
-    """
+    """Read caches that must be without a problem, though they need not be finished."""
     found = [read_folder(folder) for folder in folders]
     problems = [f"{problem.text}. {problem.remedy}" for each in found for problem in each.problems]
     if problems:
@@ -177,16 +159,12 @@ def _common_identity(sources: Sequence[Contents]) -> Mapping[str, Any]:
             other.identity or {}, first.identity or {}, places=(f"in {other.folder}", f"in {first.folder}")
         )
     ]
-    commits = {each.folder: commits_of(_recorded_in(each)) for each in sources}
+    commits = {each.folder: commits_of(each.recorded) for each in sources}
     if len(set().union(*commits.values())) > 1:
         problems += [f"{folder} is of commit {', '.join(sorted(found))}" for folder, found in commits.items() if found]
     if problems:
         raise CacheError(listed("only detections of the same detector, settings and data can be merged", problems))
     return first.identity or {}
-
-
-def _recorded_in(*caches: Contents) -> Recorded:
-    return distinct(each for found in caches for part in found.parts for each in part.recorded)
 
 
 def _gather(caches: Iterable[Contents]) -> tuple[dict[Key, _Row], int]:
@@ -220,11 +198,6 @@ def export_cache(folder: Path, out: Path) -> list[Path]:
 
     A detection's `source`, the counts of dropped outputs and, in COCO results, images without detections are not
     written. Read back, an image or sample that the file does not name has no detections, as it has in the cache.
-
-    Raises:
-        CacheError: If the cache is damaged or not finished.
-        RecipeError: If the file's ending is of neither format, or COCO results cannot hold what the cache does.
-        DataError: If the file exists, or with every detection that `import` would refuse.
     """
     writers = {".json": _coco_results, ".jsonl": _json_lines}
     if out.suffix not in writers:
@@ -233,7 +206,14 @@ def export_cache(folder: Path, out: Path) -> list[Path]:
     if found.manifest is None:
         raise CacheError(f"{folder} is incomplete: it has no manifest.json. Run `{found.command}`.")
     answers = _answers(found, found.manifest)
-    _refuse_unreadable(answers)
+    problems = [
+        f"{describe_key(key)}: score {item.score} of {item.label!r} is not in 0..1"
+        for key, answer in answers.items()
+        for item in answer.items
+        if item.score is not None and not -_ROUNDING <= item.score <= 1.0 + _ROUNDING
+    ]
+    if problems:
+        raise DataError(listed("the detector `import` could not read these detections back", problems))
     files = writers[out.suffix](answers, out)
     for path in files:
         if path.exists():
@@ -256,17 +236,6 @@ def _answers(found: Contents, manifest: Manifest) -> dict[Key, Detections]:
     }
 
 
-def _refuse_unreadable(answers: Mapping[Key, Detections]) -> None:
-    """Refuse detections that the detector `import` would refuse."""
-    problems = []
-    for key, answer in answers.items():
-        for item in answer.items:
-            if item.score is not None and not -_ROUNDING <= item.score <= 1.0 + _ROUNDING:
-                problems.append(f"{describe_key(key)}: score {item.score} of {item.label!r} is not in 0..1")
-    if problems:
-        raise DataError(listed("the detector `import` could not read these detections back", problems))
-
-
 def _coco_results(answers: Mapping[Key, Detections], out: Path) -> dict[Path, str]:
     """Return the files of COCO results: names first, so that results are never without them."""
     items = [(image_id, item) for (image_id, _), answer in answers.items() for item in answer.items]
@@ -280,30 +249,27 @@ def _coco_results(answers: Mapping[Key, Detections], out: Path) -> dict[Path, st
         raise RecipeError(listed(f"name {out.with_suffix('.jsonl')} instead, COCO results cannot hold these", problems))
     ids = {label: number for number, label in enumerate(sorted({item.label for _, item in items}), start=1)}
     has_numbers = all(_INTEGER.fullmatch(image_id) for image_id, _ in items)
-    results = [_result(int(image_id) if has_numbers else image_id, item, ids[item.label]) for image_id, item in items]
+    results = [
+        {
+            "image_id": int(image_id) if has_numbers else image_id,
+            "category_id": ids[item.label],
+            "bbox": boxes.to_xywh(item.box),
+            "score": item.score,
+        }
+        for image_id, item in items
+    ]
     categories = {"categories": [{"id": number, "name": label} for label, number in ids.items()]}
     return {out.with_suffix(".categories.json"): _json(categories), out: _json(results)}
 
 
-def _result(image_id: int | str, item: Detection, category_id: int) -> dict[str, Any]:
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": boxes.to_xywh(item.box),
-        "score": item.score,
-    }
-
-
 def _json_lines(answers: Mapping[Key, Detections], out: Path) -> dict[Path, str]:
     """Return the one file of JSONL."""
-    return {out: "".join(_json(_line(key, answer)) for key, answer in answers.items())}
-
-
-def _line(key: Key, answer: Detections) -> dict[str, Any]:
-    image_id, sample_id = key
-    about = {"image_id": image_id} if sample_id is None else {"sample_id": sample_id}
-    items = [{"box": item.box.xyxy, "label": item.label, "score": item.score} for item in answer.items]
-    return {**about, "detections": items}
+    lines = []
+    for (image_id, sample_id), answer in answers.items():
+        about = {"image_id": image_id} if sample_id is None else {"sample_id": sample_id}
+        items = [{"box": item.box.xyxy, "label": item.label, "score": item.score} for item in answer.items]
+        lines.append(_json({**about, "detections": items}))
+    return {out: "".join(lines)}
 
 
 def _json(value: Any) -> str:

@@ -56,9 +56,13 @@ class RayEngine:
         """
         if isinstance(detector, PaidDetector):
             raise RecipeError(f"{detector.name} costs money, and a budget cannot be shared: use --engine local.")
-        return self._answered(_import_ray(), deque(batches))
+        try:
+            import ray
+        except ImportError as error:
+            raise RecipeError("--engine ray needs Ray: pip install 'llm-wrapper-rec[ray]'") from error
+        return self._answer_all(ray, deque(batches))
 
-    def _answered(self, ray: Any, waiting: deque[Sequence[Question]]) -> Generator[Answered, None, None]:
+    def _answer_all(self, ray: Any, waiting: deque[Sequence[Question]]) -> Generator[Answered, None, None]:
         if not waiting:
             return
         with _connected(ray):
@@ -138,14 +142,6 @@ class _Worker:
 
 def _fitting(resources: Mapping[str, float], needs: Sequence[str]) -> int:
     return min(int(resources.get(name, 0)) for name in needs)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise RecipeError("--engine ray needs Ray: pip install 'llm-wrapper-rec[ray]'") from error
-    return ray
 
 
 @contextmanager

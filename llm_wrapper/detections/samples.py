@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from llm_wrapper import candidates, datasets, detectors, images, storage
 from llm_wrapper.candidates import BuiltCandidates
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.identity import describe_recorded, identity_of
+from llm_wrapper.detections.contents import describe_recorded, identity_of
 from llm_wrapper.detectors import Detector, detect_samples
 from llm_wrapper.errors import DataError, PromptError, RecipeError
 from llm_wrapper.images import ImageSource
@@ -104,11 +104,7 @@ class PreparedSplit:
 
 
 def cache_folder(detector: str, data: DataSection, split: str) -> Path:
-    """Return the folder of the cached detections of a detector on a split.
-
-    Raises:
-        RecipeError: If a name is no plain part of a path.
-    """
+    """Return the folder of the cached detections of a detector on a split."""
     detector = folder_name(detector, "detector.label")
     return CACHE_ROOT / detector / folder_name(data.name, "data.name") / folder_name(split, "the split")
 
@@ -137,34 +133,17 @@ def prepare_candidates(
 
 def _command_options(data: DataSection, detector: DetectorSection) -> list[str]:
     """Return the options that a command needs where data and boxes differ from their recipes."""
-    known = _recipe_values("data", data.name)
+    try:
+        known = files.read_sections(files.find_recipe("data", data.name))[0].get("data")
+    except RecipeError:
+        known = None
+    known = known if isinstance(known, dict) else {}
     words = [] if str(known.get("root")) == str(data.root) else ["--data-root", str(data.root)]
     usual = known.get("settings") or {}
     changed = {f"data.settings.{key}": value for key, value in data.settings.items() if usual.get(key) != value}
     if detector.name == "import":
         changed |= {f"detector.settings.{key}": value for key, value in detector.settings.items()}
     return [*words, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changed.items())]
-
-
-def _warn_of_other_files(detector: DetectorSection, cache: DetectionCache) -> None:
-    """Warn where the local model that a recipe names is no longer the one that detected."""
-    name = detector.settings.get("model")
-    now = storage.digest_model(name) if isinstance(name, str) else None
-    known = {each["files"] for each in cache.recorded if "files" in each}
-    if now and known and now not in known:
-        _log.warning(
-            "%s: the files of %s have changed since it detected; to detect again: cache-detections --overwrite",
-            cache.folder,
-            name,
-        )
-
-
-def _recipe_values(section: str, name: str) -> Mapping[str, Any]:
-    try:
-        found = files.read_sections(files.find_recipe(section, name))[0].get(section)
-    except RecipeError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def load_prepared_split(
@@ -193,11 +172,17 @@ def load_prepared_split(
         )
         for section, detector in zip(recipe.detectors(), detectors.create_detectors(recipe, dataset), strict=True)
     ]
-    for cache in caches:
+    for section, cache in zip(recipe.detectors(), caches, strict=True):
         if cache.recorded:
             _log.info("%s: detections computed with %s", cache.folder, describe_recorded(cache.recorded))
-    for section, cache in zip(recipe.detectors(), caches, strict=True):
-        _warn_of_other_files(section.detector, cache)
+        model = section.detector.settings.get("model")
+        now = storage.digest_model(model) if isinstance(model, str) else None
+        known = {each["files"] for each in cache.recorded if "files" in each}
+        if now and known and now not in known:
+            _log.warning(
+                "%s: the files of %s have changed since it detected; to detect again: cache-detections --overwrite",
+                *(cache.folder, model),
+            )
     names = [cache.identity["detector"] for cache in caches]
     dropped: Counter[str] = Counter()
     samples = []
@@ -219,13 +204,7 @@ class Preparer:
         self._opened: list[Callable[[Dataset], Detector]] = []
 
     def prepare(self, image: ImageSource, expressions: Sequence[str]) -> list[PreparedSample]:
-        """Detect once in an image, and build the candidates of each expression.
-
-        Raises:
-            ImageError: If the image cannot be read.
-            DataError: If an expression is empty, or a file of boxes cannot be used.
-            RecipeError: If the recipe has no detector.
-        """
+        """Detect once in an image, and build the candidates of each expression."""
         require_expressions(expressions)
         with _as_file(image) as path:
             wh = images.read_image(path).size

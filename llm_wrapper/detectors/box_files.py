@@ -26,8 +26,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llm_wrapper import readers
-from llm_wrapper.box_formats import BoxFormat
-from llm_wrapper.box_values import parse_box
+from llm_wrapper.box_formats import BoxFormat, parse_box
 from llm_wrapper.datasets.base import FourNumbers, Id, Number, validate_row
 from llm_wrapper.errors import DataError, RecipeError, listed
 

@@ -22,8 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llm_wrapper.box_formats import BoxFormat, TargetPairs
-from llm_wrapper.box_values import WrittenBox, convert_boxes
+from llm_wrapper.box_formats import BoxFormat, TargetPairs, WrittenBox, convert_boxes
 from llm_wrapper.datasets.base import Dataset, digest_files, require_file, validate_row
 from llm_wrapper.detectors import Level, Question, RawRow, UnboundDetector, detections_from_raw
 from llm_wrapper.detectors.box_files import BoxFile, RawBox

@@ -23,8 +23,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from llm_wrapper import readers
-from llm_wrapper.box_formats import BoxFormat, TargetPairs
-from llm_wrapper.box_values import BoxValue, WrittenBox, convert_boxes, parse_box
+from llm_wrapper.box_formats import BoxFormat, BoxValue, TargetPairs, WrittenBox, convert_boxes, parse_box
 from llm_wrapper.datasets.base import Dataset, Id, require_file, validate_row
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation import predictions

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_wrapper import results, runs, storage
+from llm_wrapper import runs, storage
 from llm_wrapper.adapter_files import Adapter
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError
@@ -120,8 +120,9 @@ def predict_with_llm(
     """Load the LLM of a recipe and predict: `untrained` (if wanted, or without an adapter) and `tuned`, or `served`."""
     require_probabilities(recipe)
     from llm_wrapper.llms.adapters import add_adapter, require_fit
-    from llm_wrapper.llms.base import LLM, LocalLLM, add_reasoning, load_llm
+    from llm_wrapper.llms.base import LLM, add_reasoning, load_llm
     from llm_wrapper.llms.load import LoadedLLM, load_model
+    from llm_wrapper.llms.local import LocalLLM
 
     num_tokens = recipe.prompt.reasoning_tokens
 
@@ -141,7 +142,7 @@ def predict_with_llm(
 
 
 def choose_place(job: Evaluation, question: dict[str, Any]) -> tuple[Path, str]:
-    """Return the folder of an evaluation and its name there; see `results`.
+    """Return the folder of an evaluation and its name there; see `runs`.
 
     Results of a run with another detector, candidates, prompt or LLM than in training go into a folder inside the
     run, where its report finds them; results on other data get the name of the data.
@@ -158,10 +159,10 @@ def choose_place(job: Evaluation, question: dict[str, Any]) -> tuple[Path, str]:
             name = f"{plain_name(job.recipe.data.name)}-{name}"
         others = _list_differences(job, trained)
         if not others:
-            return folder, results.free_name(folder, name, question)
+            return folder, runs.free_name(folder, name, question)
         place = "-".join(others)
-        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / results.COMPARED / place
-    return results.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
+        folder = folder.with_name(f"{folder.name}-{place}") if job.prompt else folder / runs.COMPARED / place
+    return runs.free_folder(folder, (f"report-{name}.json", f"predictions-{name}.parquet"), question), name
 
 
 def _list_differences(job: Evaluation, trained: Recipe) -> list[str]:
@@ -180,7 +181,7 @@ def _list_differences(job: Evaluation, trained: Recipe) -> list[str]:
     same_threshold = {"none_below": trained.prompt.none_below}
     if recipe.prompt.model_copy(update=same_threshold) != trained.prompt and not job.prompt:
         others.append(f"prompt-{plain_name(Path(recipe.prompt.format).stem)}")
-    a, b = (results.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
+    a, b = (runs.evaluation_question({"recipe": each.model_dump(mode="json")})["llm"] for each in (recipe, trained))
     if a != b:
         others.append(f"llm-{plain_name(recipe.llm.model or recipe.llm.backend)}-{recipe.llm.decode}")
     return others

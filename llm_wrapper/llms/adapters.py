@@ -1,6 +1,6 @@
 """Put a PEFT adapter on a model, whole or not at all, and export the two as one model.
 
-    folder -> check (on a copy of the model without weights) -> put_on -> the adapted model | export -> one folder
+    folder -> check_adapter (on a model without weights) -> add_adapter -> LoadedLLM | export_model -> folder
 
 PEFT leaves weights alone that only one side has, and writes over the base model what the adapter's file holds of it. So
 half an adapter would pass as a whole one, and one of another model as one of this.
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,17 @@ from llm_wrapper import readers, runs, storage
 from llm_wrapper.adapter_files import CONFIG, WEIGHTS, advise_on_pickle, read_settings, require_quick
 from llm_wrapper.errors import DataError, ModelError, RunError, listed, shell_word
 from llm_wrapper.llms import soft_prompts
-from llm_wrapper.llms.load import LoadedLLM, load_config, load_tokenizer, loading_failure
-from llm_wrapper.llms.model_files import resolve_model
+from llm_wrapper.llms.load import LoadedLLM, load_config, load_tokenizer, loading_failure, resolve_model
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["add_adapter", "check_adapter", "export_model", "is_soft_prompt", "require_fit"]
+__all__ = ["add_adapter", "check_adapter", "export_model", "require_fit"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
 _ROUNDING = 2.0**-7
 """Relative difference of two copies of a weight, of which one was rounded to bfloat16."""
 _NAME = ".default"
+"""The name that PEFT gives a loaded adapter, inside the names of its weights."""
 _VOCABULARY = (
     "its vocabulary is of another size: that of another model, or one that tokens were added to (then merge it where "
     "it was trained, and set llm.model to the merged folder)"
@@ -52,7 +54,7 @@ def require_fit(section: LLMSection, adapter: Path) -> None:
     try:
         with torch.device("meta"):
             skeleton = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # as above
+    except Exception as error:  # files of strangers: what their readers may raise is open
         raise loading_failure(section, error) from error
     check_adapter(skeleton, adapter, str(section.model))
 
@@ -60,34 +62,37 @@ def require_fit(section: LLMSection, adapter: Path) -> None:
 def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
     """Put a PEFT adapter on a loaded base model.
 
-    Raises:
-        ModelError: If the folder holds no adapter, or one that does not fit the model.
-    """
-    return LoadedLLM(_put_on(llm.model, adapter, str(llm.section.model)), llm.tokenizer, llm.section)
-
-
-def _put_on(model: Any, folder: Path, model_name: str) -> Any:
-    """Return a model with an adapter on it, in evaluation mode.
-
     Adapters of other programs often hold copies of the embeddings and the output layer (PEFT stores them beside an
     adapter on these). They are compared with the model's own: the only sign in the file of what it was trained on.
 
     Raises:
-        ModelError: If the folder holds no adapter, or one that does not fit.
+        ModelError: If the folder holds no adapter, or one that does not fit the model.
     """
+    name, differing = str(llm.section.model), []
     with torch.device("meta"):
-        skeleton = type(model)(copy.deepcopy(model.config))
-    copies = check_adapter(skeleton, folder, model_name)
-    _say_if_named_otherwise(folder, model_name)
+        skeleton = type(llm.model)(copy.deepcopy(llm.model.config))
+    copies = check_adapter(skeleton, adapter, name)
+    base = _trained_on(adapter)
+    # Names may differ without harm: one model has many copies, folders and mirrors.
+    if base and Path(base).name.lower() != Path(name).name.lower():
+        _log.warning(
+            "the adapter %s says that it was trained on %s, and is put on %s: its sizes fit, its answers may not",
+            *(adapter, base, name),
+        )
     try:
-        differing = _differing(model, folder, copies)
-        adapted = None if differing else peft.PeftModel.from_pretrained(model, str(folder))
+        with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
+            for key in copies:
+                parameter = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+                own, brought = llm.model.get_parameter(parameter).detach().cpu().float(), file.get_tensor(key).float()
+                if own.shape != brought.shape or not torch.allclose(own, brought, rtol=_ROUNDING, atol=1e-6):
+                    differing.append(f"{parameter} {tuple(brought.shape)}")
+        adapted = None if differing else peft.PeftModel.from_pretrained(llm.model, str(adapter))
     except Exception as error:  # what loading may raise is open: file, settings, memory
-        raise ModelError(f"{_headline(folder, model_name)}: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{_headline(adapter, name)}: {type(error).__name__}: {error}") from error
     if adapted is None:
-        said = f"{_headline(folder, model_name)}: it brings weights of its base model that are not this model's own"
+        said = f"{_headline(adapter, name)}: it brings weights of its base model that are not this model's own"
         raise ModelError(listed(said, differing))
-    return adapted.eval()
+    return LoadedLLM(adapted.eval(), llm.tokenizer, llm.section)
 
 
 def check_adapter(skeleton: Any, folder: Path, model_name: str) -> list[str]:
@@ -117,20 +122,12 @@ def check_adapter(skeleton: Any, folder: Path, model_name: str) -> list[str]:
                 names = [name for name, _ in (*skeleton.named_modules(), *skeleton.named_parameters())]
                 require_quick(config.to_dict(), names)
                 problems, copies = _compare(_adapted(skeleton, config), weights)
-        problems = problems or _non_finite(folder)
+        problems = problems or list(_non_finite(folder))
     except Exception as error:  # settings of another program: what PEFT may raise over them is open
         problems, copies = [str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"], []
     if problems:
         raise ModelError(listed(_headline(folder, model_name), problems, most=6))
     return copies
-
-
-def is_soft_prompt(folder: Path) -> bool:
-    """Tell whether a folder's adapter is learned tokens, which no weight can take up; False if it cannot be read."""
-    try:
-        return bool(peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning)
-    except Exception:  # what is wrong with it is said where it is loaded
-        return False
 
 
 def _headline(folder: Path, model_name: str) -> str:
@@ -140,22 +137,13 @@ def _headline(folder: Path, model_name: str) -> str:
 
 
 def _trained_on(folder: Path) -> str | None:
+    """Return the name of the base model in an adapter's settings; None where there is none, or they cannot be read."""
     try:
         settings = readers.read_json(folder / CONFIG, most=readers.MIB)
     except DataError:  # said elsewhere
         return None
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     return str(base) if base else None
-
-
-def _say_if_named_otherwise(folder: Path, model_name: str) -> None:
-    """Warn where the names differ. They may without harm: one model has many copies, folders and mirrors."""
-    base = _trained_on(folder)
-    if base and Path(base).name.lower() != Path(model_name).name.lower():
-        _log.warning(
-            "the adapter %s says that it was trained on %s, and is put on %s: its sizes fit, its answers may not",
-            *(folder, base, model_name),
-        )
 
 
 def _config(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
@@ -186,25 +174,23 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
 
 
-def _non_finite(folder: Path) -> list[str]:
+def _non_finite(folder: Path) -> Iterator[str]:
     """Say which weights in an adapter's file hold numbers that are NaN or infinite."""
-    problems = []
     with safe_open(str(folder / WEIGHTS), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118
-            wrong = int((~file.get_tensor(key).float().isfinite()).sum())
-            if wrong:
-                problems.append(f"{key}: {wrong} of its numbers are NaN or infinite")
-    return problems
+            if wrong := int((~file.get_tensor(key).float().isfinite()).sum()):
+                yield f"{key}: {wrong} of its numbers are NaN or infinite"
 
 
 def _adapted(skeleton: Any, config: Any) -> Any:
     """Put an adapter on a model without weights; ValueError where it may not be put on this one."""
-    ends = _ends(skeleton)
+    ends = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
+    own = {name: module for name, module in skeleton.named_modules() if any(module is end for end in ends)}
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = False  # some ways to begin compute with weights, and here are none
     model = peft.PeftModel(skeleton, config, low_cpu_mem_usage=True)
     base = model.get_base_model()
-    adapted = [name for name, module in ends.items() if base.get_submodule(name) is not module]
+    adapted = [name for name, module in own.items() if base.get_submodule(name) is not module]
     if adapted and base.config.get_text_config().tie_word_embeddings:
         raise ValueError(
             f"it adapts {' and '.join(adapted)}, but in this model the output layer and the embeddings are the same "
@@ -220,42 +206,16 @@ def _compare(model: Any, weights: dict[str, torch.Tensor]) -> tuple[list[str], l
     try:
         result = peft.set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
     except RuntimeError as error:  # one line for each size that differs
+        lines = [line.strip() for line in str(error).splitlines() if "mismatch" in line]
+        sizes = [re.sub("^size mismatch for |copying a param with ", "", line) for line in lines] or [str(error)]
         is_longer = any(weights[key].shape[:1] != own[key].shape[:1] for key in copies)
-        return [*([_VOCABULARY] if is_longer else []), *_sizes(str(error))], copies
+        problems = [*([_VOCABULARY] if is_longer else []), *sizes]
     except KeyError as error:
-        return [f"{error.args[0]}: not in the adapter's file"], copies
-    alone = [f"{_plain(key)}: the model has no such place" for key in result.unexpected_keys]
-    missing = [f"{_plain(key)}: not in the adapter's file" for key in result.missing_keys if _NAME in key]
-    return [*alone, *missing], copies
-
-
-def _plain(key: str) -> str:
-    """Return a weight's name as it is in the adapter's file, without the name that PEFT gives a loaded adapter."""
-    return key.replace(_NAME, "")
-
-
-def _ends(model: Any) -> dict[str, Any]:
-    """Return name -> module of the embeddings and the output layer."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
-
-
-def _sizes(message: str) -> list[str]:
-    """Shorten what torch says of sizes that differ."""
-    lines = [line.strip().removeprefix("size mismatch for ") for line in message.splitlines() if "mismatch" in line]
-    return [_plain(line).replace("copying a param with ", "") for line in lines] or [message]
-
-
-def _differing(model: Any, folder: Path, copies: list[str]) -> list[str]:
-    """Return which copies of the base model's weights are not the model's own."""
-    problems = []
-    with safe_open(str(folder / WEIGHTS), framework="pt") as file:
-        for key in copies:
-            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
-            own, brought = model.get_parameter(name).detach().cpu().float(), file.get_tensor(key).float()
-            if own.shape != brought.shape or not torch.allclose(own, brought, rtol=_ROUNDING, atol=1e-6):
-                problems.append(f"{name} {tuple(brought.shape)}")
-    return problems
+        problems = [f"{error.args[0]}: not in the adapter's file"]
+    else:
+        alone = [f"{key}: the model has no such place" for key in result.unexpected_keys]
+        problems = [*alone, *(f"{key}: not in the adapter's file" for key in result.missing_keys if _NAME in key)]
+    return [problem.replace(_NAME, "") for problem in problems], copies
 
 
 def export_model(section: LLMSection, adapter: Path, out: Path) -> None:
@@ -272,42 +232,36 @@ def export_model(section: LLMSection, adapter: Path, out: Path) -> None:
     """
     if out.exists():
         raise RunError(f"{out} exists. Name another folder, or remove it: rm -r {shell_word(out)}")
-    if is_soft_prompt(adapter):
+    try:
+        is_soft = bool(peft.PeftConfig.from_pretrained(str(adapter)).is_prompt_learning)
+    except Exception:  # what is wrong with it is said where it is loaded
+        is_soft = False
+    if is_soft:
         raise ModelError(
             f"{adapter} is a soft prompt: tokens that are read before every prompt. No weight is changed, so nothing "
             "can be merged; train one of the methods lora, dora, ia3, or serve base model and adapter by PEFT"
         )
     require_fit(section, adapter)
     tokenizer = load_tokenizer(section)
-    model = _put_on(_base(section), adapter, str(section.model))
     if section.chat_template:
         tokenizer.chat_template = section.chat_template
-    with storage.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
-        _write(model.merge_and_unload(), tokenizer, out)
-
-
-def _base(section: LLMSection) -> Any:
+    options = {"revision": section.revision, "device_map": {"": "cpu"}}
     dtype = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            resolve_model(section),
-            revision=section.revision,
-            dtype=dtype,
-            device_map={"": "cpu"},
-            trust_remote_code=False,
-        ).eval()
+        base = transformers.AutoModelForCausalLM.from_pretrained(
+            resolve_model(section), dtype=dtype, trust_remote_code=False, **options
+        )
     except Exception as error:  # files of strangers: what their readers may raise is open
         raise loading_failure(section, error) from error
-
-
-def _write(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write a model and its tokenizer into a folder that appears when it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        unfinished.chmod(0o755)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    adapted = add_adapter(LoadedLLM(base.eval(), tokenizer, section), adapter)
+    with storage.explaining_full_disk(out, f"Free space, or name another folder; nothing is left under {out}"):
+        merged = adapted.model.merge_and_unload()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+        try:
+            merged.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            unfinished.chmod(0o755)
+            unfinished.rename(out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

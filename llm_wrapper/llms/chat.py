@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
+from llm_wrapper.llms.packing import common_prefix_length
 from llm_wrapper.recipe.schema import TEMPLATE_DATE, LLMSection
 from llm_wrapper.records import Message, Prompt
 from llm_wrapper.terminal import printable
@@ -125,7 +126,7 @@ class ChatEncoder:
         )
         self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._written: dict[int, tuple[int, ...]] = {}
-        self._num_special: dict[tuple[str, ...], int] = {}
+        self._num_special: dict[tuple[str, ...], int] = {}  # that the template itself writes around such roles
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt, up to where the number begins.
@@ -143,7 +144,11 @@ class ChatEncoder:
                 )
         ids = self._ids(text)
         count = sum(token in self._special for token in ids)
-        expected = self._expected_special(prompt.messages)
+        roles = tuple(message.role for message in prompt.messages)
+        if roles not in self._num_special:
+            harmless = self._text([Message(role, "?") for role in roles], add_generation_prompt=True)
+            self._num_special[roles] = sum(token in self._special for token in self._ids(harmless))
+        expected = self._num_special[roles]
         if count != expected:
             raise PromptError(
                 f"the prompt of sample {prompt.sample_id} has {count} special tokens where its template has "
@@ -182,7 +187,7 @@ class ChatEncoder:
                 text = self.tokenizer.decode(longer)
                 raise self._unusable(f"writes the answers {one} and {other} so that one begins the other: {text!r}")
         (first, _), (last, _) = rows[0], rows[-1]  # sorted: what these two share, all share
-        constant = first[: _num_shared(first, last)]
+        constant = first[: common_prefix_length(first, last)]
         return constant if self.tokenizer.decode(constant).strip() else ()
 
     def _completion(self, index: int) -> tuple[int, ...]:
@@ -192,53 +197,39 @@ class ChatEncoder:
             head = self._text([question], add_generation_prompt=True)
             whole = self._text([question, Message("assistant", str(index))], add_generation_prompt=False)
             if not whole.startswith(head):
-                same = _num_shared(head, whole)
+                same = common_prefix_length(head, whole)
                 raise self._unusable(
                     "words the question differently once it is answered: "
                     f"{head[same : same + 40]!r} before an answer is {whole[same : same + 40]!r} with one"
                 )
-            self._written[index] = self._until_end_of_turn(self._continuation(head, whole), index)
+            prompt, ids = self._ids(head), self._ids(whole)
+            # A template that ends in a space (`Answer: `) can have its last token merged with the number behind it.
+            ids = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(whole[len(head) :])
+            self._written[index] = self._until_end_of_turn(ids, index)
         return self._written[index]
+
+    def _until_end_of_turn(self, ids: Sequence[int], index: int) -> tuple[int, ...]:
+        """Cut behind the first special token behind the number; some templates write others before it."""
+        eos = self.tokenizer.eos_token_id
+        number = re.compile(rf"(?<!\d){index}(?!\d)")
+        start = 0
+        for column, token in enumerate(ids):
+            if token in self._special or token == eos:
+                if number.search(self.tokenizer.decode(ids[start:column])):
+                    return tuple(ids[: column + 1])
+                start = column + 1
+        if not number.search(self.tokenizer.decode(ids[start:])):
+            raise self._unusable(f"writes {self.tokenizer.decode(ids)[:200]!r} for the answer {index}")
+        if eos is None:
+            name = self.tokenizer.name_or_path
+            raise ModelError(f"the tokenizer {name!r} has neither an end of turn nor an eos token")
+        return (*ids, eos)
 
     def _unusable(self, fault: str) -> ModelError:
         return ModelError(
             f"the chat template of {self.tokenizer.name_or_path!r} {fault}. Put one into llm.chat_template that begins "
             "an answer as it asks for one, writes the number, and ends the turn (recipes/llm/gpt-neo.yaml shows how)"
         )
-
-    def _continuation(self, head: str, whole: str) -> list[int]:
-        """Return the token ids that follow those of `head`, which no tokenizer may change any more."""
-        prompt, ids = self._ids(head), self._ids(whole)
-        # A template that ends in a space (`Answer: `) can have its last token merged with the number behind it.
-        return ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(whole[len(head) :])
-
-    def _until_end_of_turn(self, ids: Sequence[int], index: int) -> tuple[int, ...]:
-        """Cut behind the first special token behind the number; some templates write others before it."""
-        start = 0
-        for column, token in enumerate(ids):
-            if token in self._special or token == self.tokenizer.eos_token_id:
-                if self._holds(ids[start:column], index):
-                    return tuple(ids[: column + 1])
-                start = column + 1
-        if not self._holds(ids[start:], index):
-            raise self._unusable(f"writes {self.tokenizer.decode(ids)[:200]!r} for the answer {index}")
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError(
-                f"the tokenizer {self.tokenizer.name_or_path!r} has neither an end of turn nor an eos token"
-            )
-        return (*ids, self.tokenizer.eos_token_id)
-
-    def _holds(self, ids: Sequence[int], index: int) -> bool:
-        return bool(re.search(rf"(?<!\d){index}(?!\d)", self.tokenizer.decode(ids)))
-
-    def _expected_special(self, messages: Sequence[Message]) -> int:
-        """Return how many special tokens the template itself writes around messages of these roles."""
-        roles = tuple(message.role for message in messages)
-        if roles not in self._num_special:
-            harmless = [Message(message.role, "?") for message in messages]
-            ids = self._ids(self._text(harmless, add_generation_prompt=True))
-            self._num_special[roles] = sum(token in self._special for token in ids)
-        return self._num_special[roles]
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         rows = [{"role": message.role, "content": message.content} for message in messages]
@@ -247,11 +238,6 @@ class ChatEncoder:
     def _ids(self, text: str) -> list[int]:
         # The template writes the beginning-of-sequence token itself: adding special tokens here would double it.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return how many elements two sequences begin with alike."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def chat_encoder(tokenizer: Any, section: LLMSection) -> ChatEncoder:

@@ -12,7 +12,7 @@ import transformers
 from llm_wrapper.boxes import FloatArray
 from llm_wrapper.devices import choose_device
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.model_files import find_in_package, require_sane
+from llm_wrapper.llms.load import find_in_package, require_sane
 from llm_wrapper.prompts.text import clean_text
 
 __all__ = ["SentenceEmbedder"]
@@ -60,16 +60,12 @@ class SentenceEmbedder:
         rows = [clean_text(text) for text in texts]
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         vectors = np.zeros((len(rows), self._model.config.hidden_size))
+        options = {"padding": True, "truncation": True, "max_length": _MAX_TOKENS, "return_tensors": "pt"}
         for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
-            vectors[batch] = self._embedded([rows[index] for index in batch])
-        return vectors
-
-    def _embedded(self, texts: list[str]) -> FloatArray:
-        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
-        batch = batch.to(self._model.device)
-        hidden = self._model(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None].to(hidden.dtype)
-        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        vectors: FloatArray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float64)
+            indices = order[start : start + _BATCH]
+            batch = self._tokenizer([rows[index] for index in indices], **options).to(self._model.device)
+            hidden = self._model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None].to(hidden.dtype)
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            vectors[indices] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors

@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch.nn.modules.module import register_module_forward_hook
 
-from llm_wrapper.llms.base import LocalLLM
-from llm_wrapper.llms.sharing import is_trial
+from llm_wrapper.llms.local import LocalLLM
+from llm_wrapper.llms.self_test import IN_TRIAL
 from llm_wrapper.records import Answer, Prompt
 
 __all__ = ["CountingLLM", "Meter", "Spoken", "metered"]
@@ -39,24 +39,18 @@ class Spoken:
 
 @contextmanager
 def metered(*, training: int) -> Iterator[Meter]:
-    """Count every token that goes through any LLM in this block.
+    """Count every token that goes through any LLM in this block; one that goes with gradients counts `training` times.
 
-    A model that embeds sentences is none: it gives a pooled state, which decoders do not have. The tokens that a
-    model is tried out with do not count.
-
-    Args:
-        training: How often a token counts that goes through with gradients.
+    A model that embeds sentences is none: it gives a pooled state, which decoders do not have.
     """
     meter = Meter()
 
     def count(module: torch.nn.Module, _: Any, output: Any) -> None:
         hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None or hasattr(output, "pooler_output") or IN_TRIAL.get():
+            return
         # The body and not the whole: scoring asks it without the head.
-        if hidden is None or not isinstance(module, transformers.PreTrainedModel) or hasattr(output, "pooler_output"):
-            return
-        if is_trial():
-            return
-        if module.base_model is module:
+        if isinstance(module, transformers.PreTrainedModel) and module.base_model is module:
             meter.tokens += hidden.shape[0] * hidden.shape[1] * (training if torch.is_grad_enabled() else 1)
 
     handle = register_module_forward_hook(count)
@@ -67,12 +61,7 @@ def metered(*, training: int) -> Iterator[Meter]:
 
 
 class CountingLLM:
-    """Counts what a local LLM reads and writes; with reasoning a question is read twice, then with the reasons.
-
-    Args:
-        llm: The LLM.
-        spoken: What is counted is added to it.
-    """
+    """Answers as a local LLM, and adds what it reads and writes to `spoken`; with reasons it reads questions twice."""
 
     def __init__(self, llm: LocalLLM, spoken: Spoken) -> None:
         self._llm, self._spoken = llm, spoken

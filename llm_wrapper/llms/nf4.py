@@ -152,8 +152,8 @@ def load_4bit(name: str, **options: Any) -> Any:
         ModelError: If less than 95 % of the weights can be in 4 bit, which is seen before any is read, or came out so;
             or if weights are missing in the checkpoint.
     """
-    revision = {key: value for key, value in options.items() if key == "revision"}
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **revision)
+    revision = options.get("revision")
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     require_packable(name, config)
     kind: Any = transformers.AutoModelForCausalLM
     if config.model_type == "mixtral":
@@ -161,10 +161,7 @@ def load_4bit(name: str, **options: Any) -> Any:
         options["key_mapping"] = {r"\.block_sparse_moe\.": ".mlp."}
     with _weights_read(), _freed_blocks_returned():
         model, loading = kind.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **options)
-    if loading["missing_keys"]:
-        raise ModelError(
-            listed(f"llm.model={name}: weights are missing in the checkpoint", sorted(loading["missing_keys"]))
-        )
+    require_complete(name, loading)
     for module in model.modules():
         # On a CPU with AVX512-BF16 bitsandbytes would repack weights at the first pass in evaluation mode: it then
         # computes in bfloat16 whatever the model's type is, and a later training gets no gradient through the layer.
@@ -178,6 +175,12 @@ def load_4bit(name: str, **options: Any) -> Any:
         )
         raise ModelError(listed(headline, (f"{key}: {shape}, {kind}" for key, shape, kind in size.others), most=5))
     return model
+
+
+def require_complete(name: str, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights, by the loading info of transformers, which fills in random numbers."""
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(listed(f"llm.model={name}: weights are missing in the checkpoint", missing, most=6))
 
 
 def require_packable(name: str, config: Any) -> None:
@@ -233,18 +236,13 @@ def _spared(model: Any) -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The size of a model's parameters.
-
-    `num_parameters` counts all as they were before packing, tied ones once; `num_weights` those of them that are
-    meant to be packed: matrices outside the embeddings and the output layer; `num_4bit` those that are packed.
-    `others` are the weights that are not, as (name, shape, type), the largest first.
-    """
+    """The size of a model's parameters, counted as they were before packing, tied ones once."""
 
     num_parameters: int
-    num_weights: int
+    num_weights: int  # meant to be packed: matrices outside the embeddings and the output layer
     num_4bit: int
     num_bytes: int
-    others: tuple[tuple[str, tuple[int, ...], str], ...]
+    others: tuple[tuple[str, tuple[int, ...], str], ...]  # weights in more bits: name, shape, type; the largest first
 
     @property
     def quantized_share(self) -> float:
@@ -266,7 +264,10 @@ def footprint(model: Any) -> Footprint:
         state = getattr(parameter, "quant_state", None)
         shape = torch.Size(parameter.shape if state is None else state.shape)
         num_parameters += shape.numel()
-        num_bytes += sum(each.nbytes for each in (parameter, *_statistics(state)))
+        # Scales of blocks unpack a weight; double quantization packs them in turn.
+        states = (state, getattr(state, "state2", None))
+        statistics = [getattr(each, key, None) for each in states for key in ("absmax", "code")]
+        num_bytes += parameter.nbytes + sum(each.nbytes for each in statistics if each is not None)
         if len(shape) < 2 or id(parameter) in spared:
             continue
         num_weights += shape.numel()
@@ -276,10 +277,3 @@ def footprint(model: Any) -> Footprint:
             num_4bit += shape.numel()
     others.sort(key=lambda row: -torch.Size(row[1]).numel())
     return Footprint(num_parameters, num_weights, num_4bit, num_bytes, tuple(others))
-
-
-def _statistics(state: Any) -> list[torch.Tensor]:
-    """Return the tensors that unpack a weight: scales of blocks, themselves packed by double quantization."""
-    nested = getattr(state, "state2", None)
-    tensors = [getattr(each, name, None) for each in (state, nested) for name in ("absmax", "code")]
-    return [each for each in tensors if each is not None]

@@ -1,4 +1,4 @@
-"""Pack sequences that share a prefix behind one copy of it.
+"""Pack sequences that share a prefix behind one copy of it, and send the packs through a model.
 
 A pack is a tree: the longest common prefix of token sequences, then one branch each. A token attends to its
 ancestors only, and positions restart after the prefix, so every sequence sees exactly what it would see alone.
@@ -17,16 +17,41 @@ of them, and the whole mask is: token q sees token k if k <= q < end[k].
 
 from __future__ import annotations
 
+import re
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["Pack", "block_mask", "by_budget", "collate", "common_prefix_length", "pack_tree"]
+__all__ = [
+    "FLEX",
+    "TAKE_MASKS",
+    "Pack",
+    "additive_mask",
+    "base_of",
+    "block_mask",
+    "by_budget",
+    "can_share_prefixes",
+    "collate",
+    "collate_for",
+    "common_prefix_length",
+    "logits_at",
+    "model_batch",
+    "pack_tree",
+    "reason_not_to_share",
+    "takes_blocks",
+]
 
 _BLOCK = 128
 """Tokens along one side of a block: the default of flex attention."""
+FLEX = "flex_attention"
+TAKE_MASKS = {"eager", "sdpa", FLEX}
+_GLOBAL = {"full_attention", "global"}
+_LOCAL = {"sliding_attention", "chunked_attention", "local"}
+_WINDOW = re.compile(r"(?:^|_)(?:window|window_size|attention_chunk_size|local_attention)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +75,11 @@ class Pack:
         return self.parents == list(range(-1, len(self) - 1))
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all sequences share."""
-    first, last = min(map(list, sequences)), max(map(list, sequences))
-    return next(
-        (count for count, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-    )
+def common_prefix_length(*sequences: Any) -> int:
+    """Return how many leading elements lists, tuples or texts share."""
+    first, last = min(sequences), max(sequences)  # what these two share, all share
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((length for length, (one, other) in pairs if one != other), min(len(first), len(last)))
 
 
 def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool, most_shared: int | None = None) -> Pack:
@@ -64,11 +88,11 @@ def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool, most_shared: i
     Args:
         sequences: At least one, none empty.
         merge: Whether later tokens that agree are shared too (a trie, for scoring), or each sequence keeps its whole
-            branch (for training, where next-token labels must be neighbours). Without merging, one token less than
-            the common prefix is shared where a sequence would otherwise have an empty branch.
+            branch (for training, where next-token labels must be neighbours). No branch is empty: where a sequence is
+            the whole common prefix, one token less is shared.
         most_shared: Most tokens of the common prefix to share; None: as many as there are.
     """
-    shared = min(common_prefix_length(sequences), min(map(len, sequences)) - 1)
+    shared = min(common_prefix_length(*sequences), min(map(len, sequences)) - 1)
     if most_shared is not None:
         shared = min(shared, most_shared)
     input_ids = list(sequences[0][:shared])
@@ -91,23 +115,19 @@ def pack_tree(sequences: Sequence[Sequence[int]], *, merge: bool, most_shared: i
     return Pack(input_ids, parents, paths)
 
 
-def _depths_and_ends(pack: Pack) -> tuple[list[int], list[int]]:
-    """Return, for each token, how many ancestors it has, and the column behind its last descendant."""
-    depths: list[int] = []
-    for parent in pack.parents:
-        depths.append(depths[parent] + 1 if parent >= 0 else 0)
-    ends = list(range(1, len(pack) + 1))
-    for column in range(len(pack) - 1, 0, -1):
-        parent = pack.parents[column]
-        if parent >= 0:
-            ends[parent] = max(ends[parent], ends[column])
-    return depths, ends
+def by_budget(packs: Sequence[Pack], max_tokens: int) -> Iterator[list[int]]:
+    """Yield batches of indices of packs of similar length, each of at most `max_tokens` tokens with padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(packs)), key=lambda index: len(packs[index])):
+        if batch and (len(batch) + 1) * len(packs[index]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
-def _visible(ends: torch.Tensor) -> torch.Tensor:
-    """Return the ancestor mask (b, 1, t, t) of `ends` (b, t): True where a token may look, itself included."""
-    columns = torch.arange(ends.shape[1], device=ends.device)
-    return (columns <= columns[:, None]) & (columns[:, None] < ends[:, None, None, :])
+# --- batches and masks -----------------------------------------------------------------------------------------------
 
 
 def collate(
@@ -132,11 +152,52 @@ def collate(
     position_ids = torch.zeros(len(packs), length, dtype=torch.long)
     ends = torch.arange(1, length + 1, dtype=torch.int32).repeat(len(packs), 1)
     for row, pack in enumerate(packs):
-        n = len(pack)
-        rows = (pack.input_ids, *_depths_and_ends(pack))
-        input_ids[row, :n], position_ids[row, :n], ends[row, :n] = map(torch.tensor, rows)
+        depths, last = [0] * len(pack), list(range(1, len(pack) + 1))
+        for column, parent in enumerate(pack.parents):
+            depths[column] = depths[parent] + 1 if parent >= 0 else 0
+        for column in range(len(pack) - 1, 0, -1):
+            if (parent := pack.parents[column]) >= 0:
+                last[parent] = max(last[parent], last[column])
+        for tensor, values in ((input_ids, pack.input_ids), (position_ids, depths), (ends, last)):
+            tensor[row, : len(pack)] = torch.tensor(values)
     batch = {"input_ids": input_ids, "position_ids": position_ids}
-    return {**batch, "attention_mask": _visible(ends)} if dense else {**batch, "ends": ends}
+    if not dense:
+        return {**batch, "ends": ends}
+    columns = torch.arange(length)
+    visible = (columns <= columns[:, None]) & (columns[:, None] < ends[:, None, None, :])
+    return {**batch, "attention_mask": visible}
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a boolean mask (True: may look) into what eager and SDPA attention add to their logits."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def collate_for(model: Any, packs: Sequence[Pack], pad_token_id: int, *, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """Pad packs to one batch, with the `attention_mask` that a model takes.
+
+    plain packs      (b, t) of zeros and ones: the model adds its own window, which it would not put on four
+                     dimensions, and SDPA may take its fast kernels
+    other packs      (b, 1, t, t), added to the logits: 0 where q sees k, else the lowest number
+    flex attention   none, but the `ends` (b, t) from which `block_mask` makes one
+    """
+    takes, is_plain = takes_blocks(model), all(pack.is_plain for pack in packs)
+    batch = collate(packs, pad_token_id, multiple=multiple, dense=not takes and not is_plain)
+    if takes:
+        return batch
+    if is_plain:
+        columns, lengths = torch.arange(batch.pop("ends").shape[1]), torch.tensor([len(pack) for pack in packs])
+        return {**batch, "attention_mask": (columns < lengths[:, None]).long()}
+    return {**batch, "attention_mask": additive_mask(batch["attention_mask"], model.dtype)}
+
+
+def model_batch(model: Any, packs: Sequence[Pack], pad_token_id: int, *, multiple: int = 1) -> dict[str, Any]:
+    """Return a model's arguments for packs, on its device."""
+    collated = collate_for(model, packs, pad_token_id, multiple=multiple)
+    batch: dict[str, Any] = {key: value.to(model.device) for key, value in collated.items()}
+    if "ends" in batch:
+        batch["attention_mask"] = block_mask(batch.pop("ends"))
+    return batch
 
 
 def block_mask(ends: torch.Tensor) -> BlockMask:
@@ -162,24 +223,109 @@ def block_mask(ends: torch.Tensor) -> BlockMask:
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (key <= query) & (query < ends[row, key])
 
+    def ordered(set_blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many blocks (b, 1, n, n) are set in each row, and all columns of the row, these first."""
+        columns = set_blocks.int().argsort(dim=-1, descending=True, stable=True)
+        return set_blocks.sum(dim=-1, dtype=torch.int32), columns.int()
+
     return BlockMask.from_kv_blocks(
-        *_ordered(read & ~full), *_ordered(full), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(length, length)
+        *ordered(read & ~full), *ordered(full), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(length, length)
     )
 
 
-def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how many blocks (b, 1, n, n) are set in each row, and all columns of the row, these first."""
-    columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(dim=-1, dtype=torch.int32), columns.int()
+def base_of(model: Any) -> Any:
+    """Return the model itself without PEFT's wrapping; adapters of its layers stay in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def by_budget(packs: Sequence[Pack], max_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of indices of packs of similar length, each of at most `max_tokens` tokens with padding."""
-    batch: list[int] = []
-    for index in sorted(range(len(packs)), key=lambda index: len(packs[index])):
-        if batch and (len(batch) + 1) * len(packs[index]) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def logits_at(model: Any, batch: dict[str, Any], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return the logits (n, vocabulary) of n (row, column) pairs, by the model's own forward pass.
+
+        hidden (b, t, d) --hook on the output layer--> hidden[rows, columns] (1, n, d) -> logits (1, n, vocabulary)
+
+    Only these go through the output layer: `logits_to_keep` takes the same columns of all rows, which would be several
+    times as many, and some models lack it. Everything the model does around that layer (scales, caps) stays as it is.
+
+    Args:
+        model: Without PEFT's wrapping.
+        batch: Its arguments.
+        rows: Of shape (n,), on the model's device.
+        columns: Of shape (n,), counted in the outputs: learned tokens in the row come first.
+    """
+    picked = []
+
+    def pick(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].ndim != 3:
+            return None
+        picked.append(True)
+        return (args[0][rows, columns][None], *args[1:])
+
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        logits: torch.Tensor = model(**batch, use_cache=False).logits
+    finally:
+        if handle:
+            handle.remove()
+    return logits[0] if picked else logits[rows, columns]
+
+
+# --- which models may share ------------------------------------------------------------------------------------------
+
+
+def can_share_prefixes(model: Any, longest: int) -> bool:
+    """Tell whether packed sequences see what they would see alone.
+
+    They do not with flash attention, which takes no mask; where attention is local and a pack is longer than the window
+    (which counts columns, or is not applied to a mask of packs at all); and where the self-test found another reason:
+    positions that are not read from `position_ids`, or a state that runs along the row. Windows are read from the
+    model's settings, since they are longer than the test's sequences.
+
+    Args:
+        model: With or without an adapter. One without weights (on the meta device) is believed.
+        longest: Tokens of the longest pack, 1 if it is not known yet: then windows are thought wide enough.
+    """
+    base = base_of(model)
+    config = base.config.get_text_config()
+    window = _window(config)
+    if config._attn_implementation not in TAKE_MASKS:
+        return False
+    if window is not None and (longest >= window or config._attn_implementation == FLEX):
+        return False
+    return base.device.type == "meta" or not reason_not_to_share(base)
+
+
+_REASONS: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def reason_not_to_share(base: Any) -> str:
+    """Return why packs are not exact, empty if they are; tested once for each model without PEFT's wrapping.
+
+    Raises:
+        ModelError: If the model's scores cannot be used at all, see `self_test.try_out`.
+    """
+    if base not in _REASONS:
+        from llm_wrapper.llms.self_test import try_out  # it packs its sequences by this module
+
+        _REASONS[base] = try_out(base)
+    return _REASONS[base]
+
+
+def takes_blocks(model: Any) -> bool:
+    """Tell whether packs go into the model with the mask of `block_mask`, and none of (b, 1, t, t)."""
+    return base_of(model).config.get_text_config()._attn_implementation == FLEX and can_share_prefixes(model, 1)
+
+
+def _window(config: Any) -> int | None:
+    """Return how far back the most local layer of a text model looks; None if all layers see all, 0 if unknown."""
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    if kinds and kinds <= _GLOBAL:
+        return None
+    sizes = [
+        value
+        for name, value in vars(config).items()
+        if _WINDOW.search(name) and isinstance(value, int) and not isinstance(value, bool) and value > 0
+    ]
+    if kinds - _GLOBAL - _LOCAL or (kinds and not sizes):
+        return 0
+    return min(sizes, default=None)

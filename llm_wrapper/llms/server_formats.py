@@ -1,7 +1,7 @@
 """The formats in which an OpenAI-compatible server is asked: the request of a prompt, the answer of a reply.
 
 - `score`: every index, as the token ids that the chat template gives it, behind the prompt's; the server echoes their
-  log-probabilities (`/completions` with `echo` and `logprobs`: vLLM, SGLang), as `score` does for a local model.
+  log-probabilities (`/completions` with `echo` and `logprobs`: vLLM, SGLang), as scoring does for a local model.
 - `first_token`: one generated answer, and the alternatives to its first token (`logprobs`: vLLM, SGLang, llama.cpp,
   OpenAI). Probabilities only where each index is one token.
 - `choice`: one answer that the server holds to the indices (`response_format` with a JSON schema: vLLM, SGLang,
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -30,18 +31,15 @@ _NUM_ALTERNATIVES = 20
 """The most that OpenAI and, by default, vLLM give."""
 _DIGITS = 10
 """Up to this number of answers every index is one token of every tokenizer."""
-
 _MAX_TEXT = 1_000_000
 """Characters of an answer; it is kept, and the longest reasons have 4,096 tokens."""
 _IMPOSSIBLE = -9999.0
 """Written by vLLM and OpenAI for minus infinity."""
 
-
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-_LogProb = Annotated[Annotated[float, Field(strict=True, le=1e-3)] | None, BeforeValidator(_number)]
+_LogProb = Annotated[
+    Annotated[float, Field(strict=True, le=1e-3)] | None,
+    BeforeValidator(lambda value: None if isinstance(value, float) and math.isnan(value) else value),
+]
 """A log-probability; `None` where the server has none: a model in 16 bits may overflow."""
 
 _Form = TypeVar("_Form", bound=BaseModel)
@@ -61,6 +59,23 @@ class RequestFormat(Protocol):
         """Read a reply; raises CallError where it does not have what was asked for."""
 
 
+def request_format(section: LLMSection) -> RequestFormat:
+    """Return the request format that a recipe names in `llm.decode`."""
+    return _Scored(section) if section.decode == "score" else _Chatted(section)
+
+
+def _read(form: type[_Form], reply: Any) -> _Form:
+    """Return a reply in the form that is needed; a CallError names the fields that are missing or wrong."""
+    try:
+        return form.model_validate(reply)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, row['loc'])) or 'reply'}: {row['msg']}" for row in error.errors()[:5]]
+        raise CallError(f"the reply has not the form that was asked for: {'; '.join(faults)}") from error
+
+
+# --- score -----------------------------------------------------------------------------------------------------------
+
+
 class _Echo(BaseModel):
     token_logprobs: list[_LogProb]
 
@@ -70,50 +85,13 @@ class _Completion(BaseModel):
     logprobs: _Echo
 
 
-class _Usage(BaseModel):
+class _PromptUsage(BaseModel):
     prompt_tokens: int
 
 
 class _Completions(BaseModel):
     choices: list[_Completion]
-    usage: _Usage | None = None
-
-
-class _Alternative(BaseModel):
-    token: str
-    logprob: _LogProb
-
-
-class _Token(_Alternative):
-    top_logprobs: list[_Alternative] = []
-
-
-class _LogProbs(BaseModel):
-    content: list[_Token] | None
-
-
-class _Message(BaseModel):
-    content: Annotated[str, Field(max_length=_MAX_TEXT)] | None
-
-
-class _Chat(BaseModel):
-    message: _Message
-    finish_reason: Annotated[str, Field(max_length=100)] | None = None
-    logprobs: _LogProbs | None = None
-
-
-class _Spent(BaseModel):
-    completion_tokens: int | None = None
-
-
-class _Chats(BaseModel):
-    choices: Annotated[list[_Chat], Field(min_length=1)]
-    usage: _Spent | None = None
-
-
-def request_format(section: LLMSection) -> RequestFormat:
-    """Return the request format that a recipe names in `llm.decode`."""
-    return _Scored(section) if section.decode == "score" else _Chatted(section)
+    usage: _PromptUsage | None = None
 
 
 class _Scored:
@@ -139,6 +117,7 @@ class _Scored:
         }
 
     def answer(self, prompt: Prompt, reply: Any) -> Answer:
+        """Return the probabilities; none where a value is missing, or no index is possible at all."""
         head, tails = self._tokens(prompt)
         completions = _read(_Completions, reply)
         rows = {choice.index: choice.logprobs.token_logprobs for choice in completions.choices}
@@ -148,22 +127,28 @@ class _Scored:
         if completions.usage and completions.usage.prompt_tokens != num_sent:
             num_read = completions.usage.prompt_tokens
             raise CallError(f"the server read {num_read} tokens where {num_sent} were sent: it adds tokens")
-        spans = [_span(rows[index], len(head), len(tail)) for index, tail in enumerate(tails)]
+        spans = []  # the log-probabilities of the tokens behind the prompt
+        for index, tail in enumerate(tails):
+            length = len(head) + len(tail)
+            if not length <= len(rows[index]) <= length + 1:
+                raise _no_echo(len(rows[index]), length)
+            spans.append(rows[index][len(head) : length])
         if all(value is None for span in spans for value in span):
             raise _no_echo(len(rows[0]), len(head) + len(tails[0]))
-        return _scored(spans)
+        if any(value is None for span in spans for value in span):
+            return Answer()
+        log_probs = [sum(value for value in span if value is not None) for span in spans]
+        highest = max(log_probs)
+        if highest <= _IMPOSSIBLE:
+            return Answer()
+        shares = [math.exp(value - highest) for value in log_probs]
+        probabilities = tuple(share / sum(shares) for share in shares)
+        return Answer(probabilities=probabilities, mass=sum(math.exp(value) for value in log_probs))
 
     def _tokens(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, ...]]]:
         with self._lock:  # a fast tokenizer may refuse a second thread
             head = self._encoder.encode(prompt)
             return head, [self._encoder.completion(index) for index in range(prompt.num_answers)]
-
-
-def _span(values: Sequence[float | None], start: int, length: int) -> Sequence[float | None]:
-    """Return the log-probabilities of the tokens behind the prompt."""
-    if not start + length <= len(values) <= start + length + 1:
-        raise _no_echo(len(values), start + length)
-    return values[start : start + length]
 
 
 def _no_echo(num_values: int, num_tokens: int) -> CallError:
@@ -173,19 +158,53 @@ def _no_echo(num_values: int, num_tokens: int) -> CallError:
     )
 
 
-def _scored(spans: Sequence[Sequence[float | None]]) -> Answer:
-    """Return the probabilities; an answer without any where a value is missing, or no index is possible at all."""
-    values = [[value for value in span if value is not None] for span in spans]
-    if any(len(one) < len(span) for one, span in zip(values, spans, strict=True)):
-        return Answer()
-    log_probs = [sum(one) for one in values]
-    highest = max(log_probs)
-    if highest <= _IMPOSSIBLE:
-        return Answer()
-    shares = [math.exp(value - highest) for value in log_probs]
-    return Answer(
-        probabilities=tuple(share / sum(shares) for share in shares), mass=sum(math.exp(value) for value in log_probs)
-    )
+def _tokenizer(section: LLMSection) -> Any:
+    """Load the tokenizer of the served model; its weights are not needed here."""
+    import transformers
+
+    name = section.server.tokenizer or str(section.model)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"scoring sends token ids, and the tokenizer {name!r} cannot be loaded: {error}. Name the hub id or the "
+            "folder of the served model: llm.server.tokenizer=..."
+        ) from error
+
+
+# --- first_token, choice, generate -----------------------------------------------------------------------------------
+
+
+class _Alternative(BaseModel):
+    token: str
+    logprob: _LogProb
+
+
+class _Token(_Alternative):
+    top_logprobs: list[_Alternative] = []
+
+
+class _LogProbs(BaseModel):
+    content: list[_Token] | None
+
+
+class _Message(BaseModel):
+    content: Annotated[str, Field(max_length=_MAX_TEXT)] | None
+
+
+class _Chat(BaseModel):
+    message: _Message
+    finish_reason: Annotated[str, Field(max_length=100)] | None = None
+    logprobs: _LogProbs | None = None
+
+
+class _ChatUsage(BaseModel):
+    completion_tokens: int | None = None
+
+
+class _Chats(BaseModel):
+    choices: Annotated[list[_Chat], Field(min_length=1)]
+    usage: _ChatUsage | None = None
 
 
 class _Chatted:
@@ -211,21 +230,16 @@ class _Chatted:
     def answer(self, prompt: Prompt, reply: Any) -> Answer:
         chats = _read(_Chats, reply)
         chat, count = chats.choices[0], chats.usage.completion_tokens if chats.usage else None
-        answer = Answer(text=chat.message.content or "", finish_reason=chat.finish_reason, num_tokens=count)
+        text = chat.message.content or ""
+        answer = Answer(text=text, finish_reason=chat.finish_reason, num_tokens=count)
         if self._section.decode == "first_token":
             return _with_shares(answer, chat, prompt.num_answers)
-        if self._section.decode == "choice":
-            _require_choice(answer, prompt.num_answers)
+        if self._section.decode == "choice" and text.strip() not in map(str, range(prompt.num_answers)):
+            raise CallError(
+                f"the server answers {text.strip()[:80]!r}, not one of the {prompt.num_answers} indices that were "
+                "allowed: it does not hold to response_format. Set llm.decode=generate"
+            )
         return answer
-
-
-def _require_choice(answer: Answer, num_answers: int) -> None:
-    text = (answer.text or "").strip()
-    if _index(text, num_answers) is None:
-        raise CallError(
-            f"the server answers {text[:80]!r}, not one of the {num_answers} indices that were allowed: it does not "
-            "hold to response_format. Set llm.decode=generate"
-        )
 
 
 def _with_shares(answer: Answer, chat: _Chat, num_answers: int) -> Answer:
@@ -245,46 +259,18 @@ def _with_shares(answer: Answer, chat: _Chat, num_answers: int) -> Answer:
 
 def _first_shares(tokens: Sequence[_Token], num_answers: int) -> dict[int, float]:
     """Return index -> probability among the alternatives to the first token that is not blank."""
+    index_of = {str(index): index for index in range(num_answers)}
     before = 1.0
     for token in tokens:
         if token.token.strip():
             # A server may leave the token that it chose out of the alternatives.
-            listed = {each.token: each.logprob for each in (token, *token.top_logprobs)}
-            shares: dict[int, float] = {}
-            for text, log_prob in listed.items():
-                if (index := _index(text.strip(), num_answers)) is not None and log_prob is not None:
-                    shares[index] = shares.get(index, 0.0) + before * math.exp(log_prob)
+            alternatives = {each.token: each.logprob for each in (token, *token.top_logprobs)}
+            shares: defaultdict[int, float] = defaultdict(float)
+            for text, log_prob in alternatives.items():
+                if text.strip() in index_of and log_prob is not None:
+                    shares[index_of[text.strip()]] += before * math.exp(log_prob)
             return shares
         if token.logprob is None:
             return {}
         before *= math.exp(token.logprob)
     return {}
-
-
-def _index(text: str, num_answers: int) -> int | None:
-    """Return the index that a text is, as it would be written; else `None`."""
-    names: Mapping[str, int] = {str(index): index for index in range(num_answers)}
-    return names.get(text)
-
-
-def _read(form: type[_Form], reply: Any) -> _Form:
-    """Return a reply in the form that is needed; a CallError names the fields that are missing or wrong."""
-    try:
-        return form.model_validate(reply)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, row['loc'])) or 'reply'}: {row['msg']}" for row in error.errors()[:5]]
-        raise CallError(f"the reply has not the form that was asked for: {'; '.join(faults)}") from error
-
-
-def _tokenizer(section: LLMSection) -> Any:
-    """Load the tokenizer of the served model; its weights are not needed here."""
-    import transformers
-
-    name = section.server.tokenizer or str(section.model)
-    try:
-        return transformers.AutoTokenizer.from_pretrained(name, revision=section.revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(
-            f"scoring sends token ids, and the tokenizer {name!r} cannot be loaded: {error}. Name the hub id or the "
-            "folder of the served model: llm.server.tokenizer=..."
-        ) from error

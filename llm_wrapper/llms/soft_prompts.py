@@ -24,7 +24,6 @@ from llm_wrapper.errors import ModelError
 __all__ = [
     "TAKEN",
     "SoftPromptModel",
-    "is_soft",
     "num_columns",
     "num_virtual",
     "prepended",
@@ -37,35 +36,29 @@ _SHAPE = ("num_layers", "token_dim", "num_attention_heads")
 _WEIGHT = "prompt_embeddings"
 
 
-def is_soft(model: Any) -> bool:
-    """Tell whether a model reads learned tokens first."""
-    return isinstance(model, peft.PeftModel) and bool(model.active_peft_config.is_prompt_learning)
-
-
 def num_virtual(model: Any) -> int:
-    """Return how many learned tokens a model reads first, in the row or as keys and values."""
-    return int(model.active_peft_config.num_virtual_tokens) if is_soft(model) else 0
+    """Return how many learned tokens a model reads first, in the row or as keys and values; 0 without a soft prompt."""
+    is_soft = isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning
+    return int(model.active_peft_config.num_virtual_tokens) if is_soft else 0
 
 
 def num_columns(model: Any) -> int:
     """Return how many columns of a model's outputs precede that of the first token."""
-    is_in_row = is_soft(model) and model.active_peft_config.peft_type == peft.PeftType.PROMPT_TUNING
-    return num_virtual(model) if is_in_row else 0
+    count = num_virtual(model)
+    return count if count and model.active_peft_config.peft_type == peft.PeftType.PROMPT_TUNING else 0
 
 
 def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the learned tokens before a batch of the base model; without any the batch stays as it is.
+    """Put the learned tokens of a soft prompt before a batch of the base model.
 
     Args:
-        model: With or without a soft prompt.
-        batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `sharing.attention_mask` gives it, and
+        model: With a soft prompt.
+        batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `packing.collate_for` gives it, and
             perhaps columns as `logits_to_keep`.
 
     Raises:
         ModelError: If the mask is one of blocks, which has no room for them.
     """
-    if not is_soft(model):
-        return dict(batch)
     mask = batch["attention_mask"]
     if not isinstance(mask, torch.Tensor):
         raise ModelError("soft prompts do not go with llm.attention=flex_attention; set llm.attention=auto")
@@ -106,13 +99,11 @@ def to_continue(model: Any, input_ids: torch.Tensor, mask: torch.Tensor, *, fill
     depend on the other rows.
 
     Args:
-        model: With or without a soft prompt.
+        model: With a soft prompt.
         input_ids: Of shape (b, t).
         mask: Of shape (b, t), 1 where a token is.
         fill: A token for the places of a prefix, whose keys and values are there already; it is not read.
     """
-    if not is_soft(model):
-        return {"input_ids": input_ids, "attention_mask": mask}
     count = model.active_peft_config.num_virtual_tokens
     wide = _seen(mask, count, in_row=True)
     if num_columns(model):

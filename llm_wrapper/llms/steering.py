@@ -10,28 +10,19 @@ strength is constant: an addition for one token stays in the cache of the later 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.generate import continuations
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.local import continuations
 from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Prompt
 
 __all__ = ["layer_of", "middle", "offset", "pooled_state", "sample_text", "steered"]
-
-
-def _layers(model: Any) -> torch.nn.ModuleList:
-    """Return the decoder layers, whatever the architecture calls them."""
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():  # outer modules come first, so experts of a layer are not taken for layers
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(f"{type(model).__name__} shows no list of its {count} decoder layers; search.alphas=[]")
 
 
 def middle(model: Any) -> int:
@@ -43,13 +34,16 @@ def layer_of(model: Any, number: int | None) -> torch.nn.Module:
     """Return a decoder layer, counted from 1; by default the middle one.
 
     Raises:
-        ModelError: If there are fewer layers.
+        ModelError: If there are fewer layers, or the model shows no list of them.
     """
-    layers = _layers(model)
+    count = model.config.get_text_config().num_hidden_layers
     chosen = middle(model) if number is None else number
-    if chosen > len(layers):
-        raise ModelError(f"search.layer={chosen}: the model has {len(layers)} decoder layers")
-    return layers[chosen - 1]
+    for module in model.modules():  # outer modules come first, so experts of a layer are not taken for layers
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            if chosen > count:
+                raise ModelError(f"search.layer={chosen}: the model has {count} decoder layers")
+            return module[chosen - 1]
+    raise ModelError(f"{type(model).__name__} shows no list of its {count} decoder layers; search.alphas=[]")
 
 
 def _hidden(output: Any) -> torch.Tensor:
@@ -118,18 +112,11 @@ def sample_text(llm: LoadedLLM, prompt: Prompt, sampling: SamplingSection, *, se
     """
     ids = torch.tensor([llm.encoder.encode(prompt)], device=llm.model.device)
     end = llm.encoder.end_of_turn
-    devices = [ids.device] if ids.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
+    with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = continuations(
-            llm,
-            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-            do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k or 0,
-            max_new_tokens=sampling.max_new_tokens,
-        )
-    row: Sequence[int] = output[0, ids.shape[1] :].tolist()
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        output = continuations(llm, inputs, do_sample=True, max_new_tokens=sampling.max_new_tokens, **settings)
+    row = output[0, ids.shape[1] :].tolist()
     tokens = row[: row.index(end)] if end in row else row
     return str(llm.tokenizer.decode(tokens)), len(row)

@@ -21,16 +21,21 @@ __all__ = ["card", "write_card"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
-_HEAD = """---
+_CARD = """---
 {front}---
 
 # LLM-wrapper adapter: {llm} on the boxes of {detector}
 
 An adapter ({words}) with which a language model names the index of the detected box that a referring expression means
 ([arXiv 2409.11919](https://arxiv.org/abs/2409.11919)). It has seen boxes, labels and expressions as text, and no image.
-"""
 
-_USE = """
+## Training
+
+| | |
+|---|---|
+{training}
+## Results
+{results}
 ## Use
 
     llm-wrapper predict photo.jpg "the man on the left" --boxes boxes.jsonl --run <this run's folder>
@@ -40,45 +45,6 @@ licences of the base model and of the data go with it.
 """
 
 _EXPORT = "    llm-wrapper export <this run's folder> merged/     # one model, to be served\n"
-
-
-def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -> str:
-    """Return a model card in Markdown, with the front matter that hubs read.
-
-    Args:
-        recipe: What the adapter was trained by.
-        facts: The run's manifest.
-        results: Split -> table of results in Markdown; empty before the first evaluation.
-    """
-    model = recipe.llm.model or ""
-    base = {"base_model": model} if _HUB_ID.fullmatch(model) else {}
-    tags = ["llm-wrapper", recipe.train.method, "referring-expression-comprehension"]
-    front = {"library_name": "peft", "pipeline_tag": "text-generation", **base, "tags": tags}
-    head = _HEAD.format(
-        front=yaml.safe_dump(front, sort_keys=False),
-        words=recipe.train.method_words,
-        llm=escape_markdown(model),
-        detector=escape_markdown(recipe.detector.label or recipe.detector.name),
-    )
-    use = _USE.format(export="" if recipe.train.is_soft else _EXPORT)
-    tables = "".join(f"\n### {escape_markdown(split)}\n\n{_safe_table(split, text)}" for split, text in results.items())
-    return f"{head}\n## Training\n\n{_training(recipe, facts)}\n## Results\n{tables or _NOT_YET}{use}"
-
-
-def _safe_table(split: str, text: str) -> str:
-    """Return a table of results as `summary_markdown` writes it, and the notes below it; the file may be anybody's.
-
-    Raises:
-        DataError: If there is anything beside the table.
-    """
-    lines = text.splitlines()
-    if not all((line.startswith("|") and line.endswith("|")) or line.startswith("- ") or not line for line in lines):
-        raise DataError(f"report-{split}.md holds more than a table of results and its notes. Make it again: make eval")
-    # escape_markdown puts a backslash before these; earlier versions did not escape brackets.
-    return "".join(re.sub(r"(?<!\\)([\[\]<]|:(?=//))", r"\\\1", line) + "\n" for line in lines)
-
-
-_NOT_YET = "\nNot evaluated yet: `make eval` does, and writes its table here.\n"
 
 
 class _Data(BaseModel):
@@ -95,8 +61,6 @@ class _Outcome(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """The values of a manifest that the card shows."""
-
     samples: int | None = None
     left_out: dict[str, int] = {}
     training: _Outcome = _Outcome()
@@ -104,31 +68,65 @@ class _Manifest(BaseModel):
     git: str | None = None
 
 
-def _training(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -> str:
+    """Return a model card in Markdown, with the front matter that hubs read.
+
+    Args:
+        recipe: What the adapter was trained by.
+        facts: The run's manifest.
+        results: Split -> table of results in Markdown; empty before the first evaluation.
+
+    Raises:
+        DataError: If the manifest has other types, or a table of results holds anything else.
+    """
     try:
-        found = _Manifest.model_validate(facts)
+        manifest = _Manifest.model_validate(facts)
     except ValidationError as error:
         raise DataError(f"the manifest of the run cannot be used for a model card: {error}. Train again") from error
-    section = recipe.train
+    model = recipe.llm.model or ""
+    base = {"base_model": model} if _HUB_ID.fullmatch(model) else {}
+    tags = ["llm-wrapper", recipe.train.method, "referring-expression-comprehension"]
+    front = {"library_name": "peft", "pipeline_tag": "text-generation", **base, "tags": tags}
+    rows = {name: value for name, value in _training(recipe, manifest).items() if value not in (None, "")}
+    tables = "".join(f"\n### {escape_markdown(split)}\n\n{_safe_table(split, text)}" for split, text in results.items())
+    return _CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        words=recipe.train.method_words,
+        llm=escape_markdown(model),
+        detector=escape_markdown(recipe.detector.label or recipe.detector.name),
+        training="".join(f"| {name} | {escape_markdown(str(value))} |\n" for name, value in rows.items()),
+        results=tables or "\nNot evaluated yet: `make eval` does, and writes its table here.\n",
+        export="" if recipe.train.is_soft else _EXPORT,
+    )
+
+
+def _safe_table(split: str, text: str) -> str:
+    """Return a table of results as `summary_markdown` writes it, and the notes below it; the file may be anybody's."""
+    lines = text.splitlines()
+    if not all((line.startswith("|") and line.endswith("|")) or line.startswith("- ") or not line for line in lines):
+        raise DataError(f"report-{split}.md holds more than a table of results and its notes. Make it again: make eval")
+    # escape_markdown puts a backslash before these; earlier versions did not escape brackets.
+    return "".join(re.sub(r"(?<!\\)([\[\]<]|:(?=//))", r"\\\1", line) + "\n" for line in lines)
+
+
+def _training(recipe: Recipe, manifest: _Manifest) -> dict[str, Any]:
     data = [
         f"{each.name} {each.split} (annotations {each.annotations[:12]}, detections {each.detections[:12]})"
-        for each in found.data
+        for each in manifest.data
     ]
-    rows = {
+    return {
         "data": "; ".join(data),
-        "expressions": found.samples,
-        "skipped": ", ".join(f"{name} {number}" for name, number in found.left_out.items() if number),
+        "expressions": manifest.samples,
+        "skipped": ", ".join(f"{reason} {count}" for reason, count in manifest.left_out.items() if count),
         "prompt": recipe.prompt.summary,
-        "method": section.method_words,
-        "learning rate": f"{section.learning_rate:g}, {section.scheduler}",
-        "steps": found.training.steps,
-        "last loss": found.training.loss,
-        "trainable parameters": found.training.trainable_parameters,
-        "seed": section.seed,
-        "code": found.git,
+        "method": recipe.train.method_words,
+        "learning rate": f"{recipe.train.learning_rate:g}, {recipe.train.scheduler}",
+        "steps": manifest.training.steps,
+        "last loss": manifest.training.loss,
+        "trainable parameters": manifest.training.trainable_parameters,
+        "seed": recipe.train.seed,
+        "code": manifest.git,
     }
-    lines = [f"| {name} | {escape_markdown(str(value))} |\n" for name, value in rows.items() if value not in (None, "")]
-    return "".join(["| | |\n|---|---|\n", *lines])
 
 
 def write_card(run: Path) -> None:

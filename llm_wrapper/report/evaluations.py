@@ -18,7 +18,7 @@ from llm_wrapper import readers, storage
 from llm_wrapper.errors import DataError, RunError, listed, shell_word
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, Prediction
-from llm_wrapper.results import COMPARED, is_same, stored_question
+from llm_wrapper.runs import COMPARED, is_same, stored_question
 from llm_wrapper.storage import inside, plain_name
 
 __all__ = ["PUBLISHED", "OtherSystem", "Published", "StoredEvaluation", "add_comparison", "beside",

@@ -17,7 +17,7 @@ from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, printable
 
 __all__ = ["NO_DATA", "CaseLink", "Figure", "PageSection", "Table", "counted", "escape_markdown", "gain", "gain_values",
-           "number", "p_at_1_of", "percent", "points", "summary_markdown", "summary_table",
+           "number", "percent", "points", "summary_markdown", "summary_table",
            "summary_values"]  # fmt: skip
 
 NO_DATA = "no data"
@@ -119,7 +119,7 @@ def _cells(summary: Summary) -> list[str]:
     without = f" (+{summary.num_without_target} without target)" if summary.num_without_target else ""
     return [
         summary.system,
-        percent(p_at_1_of(summary)),
+        percent(Estimate(summary.p_at_1, summary.ci, summary.n)),
         NO_DATA if summary.p_at_1_ge is None else f"{100 * summary.p_at_1_ge:.1f}",
         number(summary.mean_iou),
         f"{summary.n}{without}",
@@ -145,11 +145,6 @@ def gain_values(found: Comparison | None) -> dict[str, Any] | None:
         return None
     named = {name: getattr(found, name)._asdict() for name in ("p_at_1", "p_at_1_ge", "mean_iou", "mcnemar")}
     return {"a": found.a, "b": found.b, **named}
-
-
-def p_at_1_of(summary: Summary) -> Estimate:
-    """Return P@1 of a summary with its interval."""
-    return Estimate(summary.p_at_1, summary.ci, summary.n)
 
 
 def percent(found: Estimate, sign: str = "") -> str:

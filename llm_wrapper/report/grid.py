@@ -26,13 +26,7 @@ from llm_wrapper import storage
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation.methods import TRAINING, UNTRAINED
 from llm_wrapper.readers import MIB, read_json
-from llm_wrapper.report.formatting import (
-    NO_DATA,
-    Figure,
-    PageSection,
-    Table,
-    percent,
-)
+from llm_wrapper.report.formatting import NO_DATA, Figure, PageSection, Table, percent
 from llm_wrapper.report.grid_values import MAX_ROWS, CurveFile, MatrixFile, MethodCosts, MethodsFile
 from llm_wrapper.report.plots import MAX_CELLS, Chart, Heat, Series, save_plots, series_of
 from llm_wrapper.statistics import Estimate
@@ -50,9 +44,12 @@ _STEMS = {"transfer": "matrix", "ensemble": "matrix", "curve": "curve", "methods
 _MAX_BYTES = 64 * MIB
 _INTERVAL = re.compile(r"\(([^ ()]+) to ([^ ()]+)\)")
 
-
 _LEVELS = ("detector", "rule")
 """Systems that are levels in a curve, without bands."""
+
+_Y = "P@1 in percent (IoU > 0.5)"
+_P_AT_1 = "P@1 in percent (IoU > 0.5; 95 % interval over images)"
+_GAINS = "Gains are on the same samples (paired bootstrap; McNemar's p)."
 
 
 def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Console) -> None:
@@ -70,9 +67,6 @@ def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Con
     say(console, f"kept in {folder}")
 
 
-_GAINS = "Gains are on the same samples (paired bootstrap; McNemar's p)."
-
-
 def study_section(kind: str, name: str, values: Any) -> PageSection:
     """Return the tables and figures of a grid.
 
@@ -87,82 +81,74 @@ def study_section(kind: str, name: str, values: Any) -> PageSection:
     return _matrix_section(title, MatrixFile.model_validate(values))
 
 
-def _matrix_section(title: str, found: MatrixFile) -> PageSection:
-    rows, columns = (list(dict.fromkeys(getattr(each, name) for each in found.cells)) for name in ("system", "column"))
-    if (number := len(rows) * len(columns)) > MAX_ROWS:
+def _matrix_section(title: str, matrix: MatrixFile) -> PageSection:
+    cells = {(cell.system, cell.column): cell for cell in matrix.cells}
+    rows, columns = ([*dict.fromkeys(names)] for names in zip(*cells, strict=True)) if cells else ([], [])
+    size = len(rows) * len(columns)
+    if size > MAX_ROWS:
         raise DataError(f"{title} has {len(rows)} rows and {len(columns)} columns: too many for a page")
-    cells = {(each.system, each.column): each for each in found.cells}
-    p_at_1 = {place: percent(each.result.estimate) if each.result else NO_DATA for place, each in cells.items()}
-    starred = {place: f"{text} *" if cells[place].at_home and cells[place].result else text
-               for place, text in p_at_1.items()}  # fmt: skip
-    tables = [_table_of("P@1 (* trained for this column)", (rows, columns), starred)]
+
+    def table(caption: str, texts: Mapping[tuple[str, str], str]) -> Table:
+        """Lay texts out by row and column; a row without any is not shown."""
+        lines = [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
+        return Table(caption, ("system", *columns), [line for line in lines if any(line[1:])])
+
+    p_at_1 = {place: percent(cell.result.estimate) if cell.result else NO_DATA for place, cell in cells.items()}
+    starred = {place: f"{p_at_1[place]} *" if cell.at_home and cell.result else p_at_1[place]
+               for place, cell in cells.items()}  # fmt: skip
+    tables = [table("P@1 (* trained for this column)", starred)]
     for caption, key in {"own top-1 of the detector": "over_detector", "same LLM untrained": "over_untrained"}.items():
-        texts = {place: getattr(each, key).text for place, each in cells.items() if getattr(each, key)}
-        tables += [_table_of(f"Points of P@1 gained over the {caption}", (rows, columns), texts)] if texts else []
-    lines = [(each.system, each.detector, each.gain.text) for each in found.contributions]
+        gains = {place: gained.text for place, cell in cells.items() if (gained := getattr(cell, key))}
+        tables += [table(f"Points of P@1 gained over the {caption}", gains)] if gains else []
+    lines = [(each.system, each.detector, each.gain.text) for each in matrix.contributions]
     if lines:
         caption = "Points of P@1 that a detector adds: all detectors, minus all but this one"
         tables.append(Table(caption, ("system", "detector", "adds"), lines, (1,)))
-    shades = {place: each.result.p_at_1 if each.result else None for place, each in cells.items()}
+    index = {(row, column): (y, x) for y, row in enumerate(rows) for x, column in enumerate(columns)}
+    shades = {place: cell.result.p_at_1 if cell.result else None for place, cell in cells.items()}
     heat = Heat(
         rows,
         columns,
-        {(rows.index(s), columns.index(c)): (None if shade is None else 100 * shade, p_at_1[s, c].replace(" (", "\n("))
-         for (s, c), shade in shades.items()},
-        frozenset((rows.index(s), columns.index(c)) for (s, c), each in cells.items() if each.at_home),
+        {index[place]: (None if shade is None else 100 * shade, p_at_1[place].replace(" (", "\n("))
+         for place, shade in shades.items()},
+        frozenset(index[place] for place, cell in cells.items() if cell.at_home),
     )  # fmt: skip
-    sizes = {each.column: f"{each.column}: {each.result.size}" for each in found.cells if each.result}
-    problems = [f"{each.system} on {each.column}: {each.problem}" for each in found.cells if each.problem]
-    large = f"The heat map is not drawn: {number} cells, and {MAX_CELLS} is the most; the tables have all"
-    text = [
-        "P@1 in percent (IoU > 0.5; 95 % interval over images). A row is a system, a column a detector on data; all "
-        f"rows of a column are about the same samples. {_GAINS}"
+    text = (
+        f"{_P_AT_1}. A row is a system, a column a detector on data; all rows of a column are about the same samples."
+    )
+    sizes = {cell.column: f"{cell.column}: {cell.result.size}" for cell in matrix.cells if cell.result}
+    notes = [
+        *sizes.values(),
+        *(f"{cell.system} on {cell.column}: {cell.problem}" for cell in matrix.cells if cell.problem),
     ]
-    figures = [Figure("P@1 in percent (95 % interval); framed: trained for this column", heat)]
-    notes = [*sizes.values(), *problems, *[large] * (number > MAX_CELLS), *found.notes]
-    return PageSection(title, text, tables, figures, notes)
+    if size > MAX_CELLS:
+        notes.append(f"The heat map is not drawn: {size} cells, and {MAX_CELLS} is the most; the tables have all")
+    figure = Figure("P@1 in percent (95 % interval); framed: trained for this column", heat)
+    return PageSection(title, [f"{text} {_GAINS}"], tables, [figure], [*notes, *matrix.notes])
 
 
-def _table_of(caption: str, names: tuple[list[str], list[str]], texts: Mapping[tuple[str, str], str]) -> Table:
-    """Lay texts out by row and column; a row without any is not shown."""
-    rows, columns = names
-    lines = [
-        [row, *(texts.get((row, column), "") for column in columns)]
-        for row in rows
-        if any((row, column) in texts for column in columns)
-    ]
-    return Table(caption, ("system", *columns), lines)
-
-
-def _curve_section(title: str, found: CurveFile) -> PageSection:
-    lines = [(each.name, "", "", percent(each.estimate), "", "") for each in found.others]
-    for each in found.points:
-        gains = [over.text if over else "" for over in (each.over_untrained, each.over_previous)]
-        steps = "" if each.steps is None else f"{each.steps:,}"
-        lines.append((each.name, f"{each.samples:,}", steps, percent(each.result.estimate), gains[0], gains[1]))
+def _curve_section(title: str, curve: CurveFile) -> PageSection:
+    lines = [(each.name, "", "", percent(each.estimate), "", "") for each in curve.others]
+    starts = [(0, each.estimate) for each in curve.others if each.name == UNTRAINED]
+    series: dict[str, list[tuple[int, Estimate]]] = {}
+    for point in curve.points:
+        series.setdefault(point.series, [*starts]).append((point.samples, point.result.estimate))
+        gains = [over.text if over else "" for over in (point.over_untrained, point.over_previous)]
+        steps = "" if point.steps is None else f"{point.steps:,}"
+        lines.append((point.name, f"{point.samples:,}", steps, percent(point.result.estimate), gains[0], gains[1]))
+    most = max((point.samples for point in curve.points), default=1)
+    series |= {each.name: [(0, each.estimate), (most, each.estimate)] for each in curve.others if each.name in _LEVELS}
+    drawn: list[Series] = []
+    for place, (name, pairs) in enumerate(series.items()):
+        samples, estimates = zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True)
+        one = series_of(name, samples, estimates, place=place)
+        drawn.append(replace(one, below=None, above=None) if name in _LEVELS else one)
+    size = curve.others[0].size if curve.others else "no expressions"
+    text = f"{_P_AT_1} on {curve.column}: {size}. Untrained is at 0 samples. {_GAINS}"
     head = ("system", "samples", "steps", "P@1", "over untrained", "over the point before")
-    size = found.others[0].size if found.others else "no expressions"
-    text = [f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {found.column}: {size}. Untrained is at 0 "
-            f"samples. {_GAINS}"]  # fmt: skip
-    figure = Figure("P@1 against training samples, with 95 % bands", _curve_chart(found))
-    return PageSection(title, text, [Table("P@1 against training samples", head, lines)], [figure], found.notes)
-
-
-def _curve_chart(found: CurveFile) -> Chart:
-    starts = [(0, each.estimate) for each in found.others if each.name == UNTRAINED]
-    lines: dict[str, list[tuple[int, Estimate]]] = {}
-    for each in found.points:
-        lines.setdefault(each.series, [*starts]).append((each.samples, each.result.estimate))
-    most = max((each.samples for each in found.points), default=1)
-    for other in found.others:
-        if other.name in _LEVELS:
-            lines[other.name] = [(0, other.estimate), (most, other.estimate)]
-    series: list[Series] = []
-    for place, (name, line) in enumerate(lines.items()):
-        ordered = sorted(line, key=lambda pair: pair[0])
-        one = series_of(name, [x for x, _ in ordered], [each for _, each in ordered], place=place)
-        series.append(replace(one, below=None, above=None) if name in _LEVELS else one)
-    return Chart(series, "training samples", "P@1 in percent (IoU > 0.5)", scale="from zero", bands=True)
+    chart = Chart(drawn, "training samples", _Y, scale="from zero", bands=True)
+    figure = Figure("P@1 against training samples, with 95 % bands", chart)
+    return PageSection(title, [text], [Table("P@1 against training samples", head, lines)], [figure], curve.notes)
 
 
 def _methods_section(title: str, found: MethodsFile) -> PageSection:
@@ -178,7 +164,7 @@ def _methods_section(title: str, found: MethodsFile) -> PageSection:
     known = [(each.name, each.estimate, 1) for each in found.others]
     known += [(row.name, row.result.estimate, 0) for row in found.rows if row.result]
     names = [name for name, _, _ in known] + [f"{row.name} (failed)" for row in found.rows if row.result is None]
-    levels = [series_of(name, [at], [each], place=place) for at, (name, each, place) in enumerate(known)]
+    levels = [series_of(name, [x], [each], place=place) for x, (name, each, place) in enumerate(known)]
     compute = [
         series_of(row.name, [row.tokens], [row.result.estimate], place=place)
         for place, row in enumerate(found.rows)
@@ -186,7 +172,7 @@ def _methods_section(title: str, found: MethodsFile) -> PageSection:
     ]
     size = found.others[0].size if found.others else "no expressions"
     text = [
-        f"P@1 in percent (IoU > 0.5; 95 % interval over images) on {found.column}: {size}. {_GAINS}",
+        f"{_P_AT_1} on {found.column}: {size}. {_GAINS}",
         f"Tokens to prepare and to answer went through the LLM; one that is trained on counts {TRAINING} times. Tokens "
         "an answer: read and written, if its question went alone. Seconds are of the machine that ran it.",
     ]
@@ -195,10 +181,9 @@ def _methods_section(title: str, found: MethodsFile) -> PageSection:
         Table("P@1 of each method", ("method", "P@1", "over untrained", "labelled"), gives),
         Table("Cost of each method", head, costs),
     ]
-    y = "P@1 in percent (IoU > 0.5)"
     figures = [
-        Figure("P@1 of each method", Chart(levels, "", y, ticks=names)),
-        Figure("P@1 against compute", Chart(compute, "tokens through the LLM, all answers", y, scale="factors")),
+        Figure("P@1 of each method", Chart(levels, "", _Y, ticks=names)),
+        Figure("P@1 against compute", Chart(compute, "tokens through the LLM, all answers", _Y, scale="factors")),
     ]
     return PageSection(title, text, tables, figures, [*found.said, *found.notes])
 

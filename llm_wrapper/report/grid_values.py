@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from llm_wrapper.evaluation.ensemble import Contribution
 from llm_wrapper.evaluation.grid import Cell
@@ -24,8 +24,6 @@ __all__ = ["MAX_ROWS", "CurveFile", "CurvePoint", "MatrixFile", "MethodCosts", "
 
 MAX_ROWS = 10_000
 """Cells of a matrix that is shown."""
-
-_MAX_DRAWN = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def matrix_values(cells: Sequence[Cell], contributions: Sequence[Contribution] =
                 "column": cell.column,
                 "at_home": cell.at_home,
                 "problem": cell.problem,
-                "result": _result(cell.summary),
+                "result": _result_values(cell.summary),
                 "over_detector": gain_values(cell.over_detector),
                 "over_untrained": gain_values(cell.over_untrained),
                 "predictions": str(cell.path) if cell.path else None,
@@ -72,20 +70,20 @@ def matrix_values(cells: Sequence[Cell], contributions: Sequence[Contribution] =
 def curve_values(column: str, cells: Sequence[Cell], points: Sequence[CurvePoint]) -> dict[str, Any]:
     """Return a curve as JSON values: its points in order, and the other systems for comparison."""
     by_name = {cell.system: cell for cell in cells}
-    names = {point.name for point in points}
+    pairs = [(point, by_name.pop(point.name)) for point in points]
     return {
         "column": column,
-        "others": [_result(cell.summary) for cell in cells if cell.system not in names],
+        "others": [_result_values(cell.summary) for cell in by_name.values()],
         "points": [
             {
                 **asdict(point),
                 "adapter": str(point.adapter),
-                "result": _result(by_name[point.name].summary),
-                "over_untrained": gain_values(by_name[point.name].over_untrained),
-                "over_previous": gain_values(by_name[point.name].over_previous),
-                "predictions": str(by_name[point.name].path),
+                "result": _result_values(cell.summary),
+                "over_untrained": gain_values(cell.over_untrained),
+                "over_previous": gain_values(cell.over_previous),
+                "predictions": str(cell.path),
             }
-            for point in points
+            for point, cell in pairs
         ],
     }
 
@@ -104,13 +102,13 @@ def methods_values(
     rows: list[dict[str, Any]] = []
     remarks: list[str] = []
     for cell in cells:
-        found = results[cell.system]
-        done = None if isinstance(found, str) else found
+        result = results[cell.system]
+        done = None if isinstance(result, str) else result
         rows.append(
             {
                 "name": cell.system,
                 "problem": cell.problem,
-                "result": _result(cell.summary),
+                "result": _result_values(cell.summary),
                 "over_untrained": gain_values(cell.over_untrained),
                 "tokens": done.tokens if done else None,
                 "took": done.facts() if done else None,
@@ -130,28 +128,36 @@ def methods_values(
     return {"column": column, "others": summary_values(others), "rows": rows, "said": remarks}
 
 
-def _result(summary: Summary | None) -> dict[str, Any] | None:
+def _result_values(summary: Summary | None) -> dict[str, Any] | None:
     return summary_values([summary])[0] if summary else None
 
 
 _Share = Annotated[float, Field(ge=-1, le=1)]
 _Count = Annotated[int, Field(ge=0, le=10**15)]
-_Seconds = Annotated[float, Field(ge=0, le=1e15)]
+_Number = Annotated[float, Field(ge=0, le=1e15)]
 
 
-class _Loose(BaseModel):
-    """The values of a file that the report needs; others are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Estimate(_Loose):
+class _Estimate(BaseModel):
     value: _Share | None
     ci: tuple[_Share, _Share] | None
     n: _Count
 
 
-class _Result(_Loose):
+class _Test(BaseModel):
+    p_value: _Share | None
+
+
+class _Gain(BaseModel):
+    p_at_1: _Estimate
+    mcnemar: _Test
+
+    @property
+    def text(self) -> str:
+        ci = self.p_at_1.ci and Interval(*self.p_at_1.ci)
+        return gain(Estimate(self.p_at_1.value, ci, self.p_at_1.n), self.mcnemar.p_value)
+
+
+class _Result(BaseModel):
     name: str
     n: _Count
     num_images: _Count | None = None
@@ -168,21 +174,10 @@ class _Result(_Loose):
         return f"{self.n} expressions with a target{images}"
 
 
-class _Test(_Loose):
-    p_value: _Share | None
+_Results = Annotated[list[_Result], Field(max_length=500)]
 
 
-class _Gain(_Loose):
-    p_at_1: _Estimate
-    mcnemar: _Test
-
-    @property
-    def text(self) -> str:
-        found = self.p_at_1
-        return gain(Estimate(found.value, found.ci and Interval(*found.ci), found.n), self.mcnemar.p_value)
-
-
-class _Cell(_Loose):
+class _Cell(BaseModel):
     system: str
     column: str
     at_home: bool
@@ -192,13 +187,13 @@ class _Cell(_Loose):
     over_untrained: _Gain | None
 
 
-class _Contribution(_Loose):
+class _Contribution(BaseModel):
     system: str
     detector: str
     gain: _Gain
 
 
-class MatrixFile(_Loose):
+class MatrixFile(BaseModel):
     """Content of matrix.json."""
 
     cells: Annotated[list[_Cell], Field(max_length=MAX_ROWS)]
@@ -206,7 +201,7 @@ class MatrixFile(_Loose):
     notes: list[str] = []
 
 
-class _Point(_Loose):
+class _Point(BaseModel):
     name: str
     series: str
     samples: _Count
@@ -216,31 +211,31 @@ class _Point(_Loose):
     over_previous: _Gain | None = None
 
 
-class CurveFile(_Loose):
+class CurveFile(BaseModel):
     """Content of curve.json."""
 
     column: str
-    others: Annotated[list[_Result], Field(max_length=_MAX_DRAWN)]
-    points: Annotated[list[_Point], Field(max_length=_MAX_DRAWN)]
+    others: _Results
+    points: Annotated[list[_Point], Field(max_length=500)]
     notes: list[str] = []
 
 
-class _Cost(_Loose):
+class _Cost(BaseModel):
     tokens: _Count | None
-    seconds: _Seconds
+    seconds: _Number
 
 
-class MethodCosts(_Loose):
+class MethodCosts(BaseModel):
     """Costs of a method: of training or search, and of its answers."""
 
     labelled: _Count
     prepared: _Cost
     answered: _Cost
     num_asked: _Count
-    tokens_per_answer: _Seconds | None
+    tokens_per_answer: _Number | None
 
 
-class _Method(_Loose):
+class _Method(BaseModel):
     name: str
     result: _Result | None
     over_untrained: _Gain | None
@@ -248,11 +243,11 @@ class _Method(_Loose):
     took: MethodCosts | None
 
 
-class MethodsFile(_Loose):
+class MethodsFile(BaseModel):
     """Content of methods.json."""
 
     column: str
-    others: Annotated[list[_Result], Field(max_length=_MAX_DRAWN)]
-    rows: Annotated[list[_Method], Field(max_length=_MAX_DRAWN)]
+    others: _Results
+    rows: Annotated[list[_Method], Field(max_length=500)]
     said: list[str]
     notes: list[str] = []

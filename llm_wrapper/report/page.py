@@ -47,12 +47,8 @@ _DETAILS = (
 )
 """They are folded: the page begins with the numbers, what is wrong, and its cases."""
 
-_IN_MARKDOWN = 12
-"""Cases of each outcome in `report.md`."""
-
-_MOST_LINES = 12
-"""Of the table of a training."""
-
+_MOST_CASES = 12  # of each outcome in `report.md`
+_MOST_LINES = 12  # of the table of a training
 _LARGEST = 1e15
 """An axis to 1e300 has no ticks, and no loss or step is that large."""
 
@@ -146,15 +142,15 @@ def facts_of_run(folder: Path) -> list[tuple[str, str]]:
     if (folder / "recipe.yaml").exists():
         found.append(("Recipe", read_text(inside(folder, "recipe.yaml"), most=MIB)))
     if (folder / "manifest.json").exists():
-        found.append(("Training", _yaml(read_json(inside(folder, "manifest.json"), most=64 * MIB))))
+        found.append(("Training", _to_yaml(read_json(inside(folder, "manifest.json"), most=64 * MIB))))
     for path in sorted(folder.glob("predictions-*.parquet")):
         facts = {key: value for key, value in facts_of_evaluation(folder, path).items() if key != "rows"}
         if facts:
-            found.append((f"Evaluation {path.stem.removeprefix('predictions-')}", _yaml(facts)))
+            found.append((f"Evaluation {path.stem.removeprefix('predictions-')}", _to_yaml(facts)))
     return found
 
 
-def _yaml(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
@@ -171,12 +167,11 @@ def learning_curve(folder: Path) -> PageSection:
     rights = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
     known = [(step, 100 * right) for step, right in zip(steps, rights, strict=True) if _is_drawable(right)]
     right = Series("right tokens", [step for step, _ in known], [share for _, share in known])
+    losses = Series("loss", steps, [row["loss"] for row in log])
+    accuracy = Chart([right], x="step", y="right tokens in percent", top=105)
     figures = [
-        Figure("Loss in training", Chart([Series("loss", steps, [row["loss"] for row in log])], x="step", y="loss")),
-        Figure(
-            "Right tokens of the answers in training",
-            Chart([right], x="step", y="right tokens in percent", top=105),
-        ),
+        Figure("Loss in training", Chart([losses], x="step", y="loss")),
+        Figure("Right tokens of the answers in training", accuracy),
     ]
     indices = np.unique(np.linspace(0, len(log) - 1, _MOST_LINES).astype(int)).tolist() if log else []
     lines = [
@@ -224,10 +219,8 @@ def _markdown(
     blocks += _absent(further[1])
     for name, text in facts:
         # Indented, because no fence is longer than what a text of others can hold.
-        blocks += [
-            f"### {escape_markdown(name)}",
-            "".join(f"    {line}\n" for line in printable(text).split("\n")).rstrip(),
-        ]
+        lines = "".join(f"    {line}\n" for line in printable(text).split("\n"))
+        blocks += [f"### {escape_markdown(name)}", lines.rstrip()]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -240,7 +233,7 @@ def _cases(found: Gallery | None) -> list[str]:
         return []
     blocks = ["### Gallery"]
     for outcome, total in found.totals.items():
-        cases = [case for case in found.cases if case.outcome == outcome][:_IN_MARKDOWN]
+        cases = [case for case in found.cases if case.outcome == outcome][:_MOST_CASES]
         blocks.append(f"**{outcome}** ({len(cases)} of {total} shown)")
         for case in cases:
             blocks.append(f"*{escape_markdown(case.asked.expression)}*, sample {escape_markdown(case.asked.sample_id)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from llm_wrapper import images, storage
 from llm_wrapper.errors import DataError
 from llm_wrapper.images import ImageSource
-from llm_wrapper.records import Box, Candidate, Prediction
+from llm_wrapper.records import Box, Prediction
 
-__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw_candidates", "draw_prediction", "label_text",
-           "save_picture"]  # fmt: skip
+__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw_prediction", "label_text", "save_picture"]
 
 Color = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]
@@ -26,72 +24,37 @@ CANDIDATE_COLOR: Color = (128, 128, 128)
 CHOSEN_COLOR: Color = (213, 94, 0)
 TARGET_COLOR: Color = (0, 114, 178)
 
-_MOST_CHARACTERS = 24
+_MOST_CHARACTERS = 24  # of a label
+_MOST_LINES = 3  # of the expression
 _LEAST_SIDE = 960
 """Pixels of the longer side; smaller images are enlarged, so that labels are legible beside small boxes."""
 _FAR = 1e6
-_MOST_LINES = 3
-"""Of the expression above the image."""
 
 
-def draw_candidates(
-    image: Image.Image,
-    candidates: Sequence[Candidate],
-    *,
-    chosen: int | None,
-    probabilities: Sequence[float] | None = None,
-    target: Box | None = None,
-    expression: str | None = None,
-) -> Image.Image:
-    """Return the image with its candidates and the expression above it; a small image is enlarged.
+def draw_prediction(prediction: Prediction, image: ImageSource) -> Image.Image:
+    """Return the image with the candidates of a prediction under its expression; a small image is enlarged.
 
     Candidates are thin and grey with index and label, the target is blue, and the chosen one is thick, on top of all,
     with its probability. Labels are outside their boxes where there is room, and hide least of target and choice.
 
-    Args:
-        image: RGB, upright.
-        candidates: In the order shown; boxes in pixels of the image.
-        chosen: Index of the chosen candidate.
-        probabilities: One per candidate.
-        target: The annotated box.
-        expression: Written on white.
-
-    Raises:
-        ValueError: If `chosen` or `probabilities` do not fit the candidates.
-    """
-    if chosen is not None and not 0 <= chosen < len(candidates):
-        raise ValueError(f"chosen index {chosen} is not among {len(candidates)} candidates")
-    if probabilities is not None and len(probabilities) != len(candidates):
-        raise ValueError(f"{len(probabilities)} probabilities for {len(candidates)} candidates")
-    pen = _Pen(image)
-    for index, candidate in enumerate(candidates):
-        if index != chosen:
-            pen.box(candidate.box, f"{index} {label_text(candidate.label)}", color=CANDIDATE_COLOR, thickness=1)
-    if target is not None:
-        pen.box(target, "target", color=TARGET_COLOR, thickness=2, clear=True)
-    if chosen is not None:
-        share = "" if probabilities is None else f" {100 * probabilities[chosen]:.0f} %"
-        text = f"{chosen} {label_text(candidates[chosen].label)}{share}"
-        pen.box(candidates[chosen].box, text, color=CHOSEN_COLOR, thickness=3, clear=True)
-    return pen.finished(expression)
-
-
-def draw_prediction(prediction: Prediction, image: ImageSource) -> Image.Image:
-    """Return the image with the candidates, the choice and the target of a prediction.
-
     Raises:
         ImageError: If the image cannot be read, or is of another size.
     """
+    pen = _Pen(images.read_image(image, prediction.image_wh))
     shares = prediction.probabilities
     same = [index for index, each in enumerate(prediction.candidates) if each.box == prediction.box]
-    return draw_candidates(
-        images.read_image(image, prediction.image_wh),
-        prediction.candidates,
-        chosen=max(same, key=lambda index: shares[index] if shares else 0.0, default=None),
-        probabilities=shares,
-        target=prediction.target,
-        expression=prediction.expression,
-    )
+    chosen = max(same, key=lambda index: shares[index] if shares else 0.0, default=None)
+    labels = [f"{index} {label_text(each.label)}" for index, each in enumerate(prediction.candidates)]
+    for index, candidate in enumerate(prediction.candidates):
+        if index != chosen:
+            pen.box(candidate.box, labels[index], color=CANDIDATE_COLOR, thickness=1)
+    if prediction.target is not None:
+        pen.box(prediction.target, "target", color=TARGET_COLOR, thickness=2, clear=True)
+    if chosen is not None:
+        share = f" {100 * shares[chosen]:.0f} %" if shares else ""
+        box = prediction.candidates[chosen].box
+        pen.box(box, f"{labels[chosen]}{share}", color=CHOSEN_COLOR, thickness=3, clear=True)
+    return pen.finished(prediction.expression)
 
 
 def save_picture(image: Image.Image, out: Path) -> None:
@@ -148,7 +111,7 @@ class _Pen:
         if clear:
             self._clear.append(scaled)
 
-    def finished(self, expression: str | None) -> Image.Image:
+    def finished(self, expression: str) -> Image.Image:
         """Write all labels, the last box's first, and the expression above the image."""
         placed: list[_Rectangle] = []
         for box, text, color in reversed(self._labels):
@@ -162,12 +125,12 @@ class _Pen:
             placed.append(spot)
             self._draw.rectangle(spot, fill=color)
             self._draw.text((spot[0] + 2 - left, spot[1] + 2 - top), text, fill="white", font=self._font)
-        if expression is None:
-            return self._image
         width, height = self._image.size
         size = self._font.size if isinstance(self._font, ImageFont.FreeTypeFont) else 10
         chars = max(8, int(1.9 * width / size))
         lines = textwrap.wrap(_to_line(expression), chars, max_lines=_MOST_LINES, placeholder=" …")
+        if not lines:
+            return self._image
         step = round(1.4 * size)
         sheet = Image.new("RGB", (width, height + step * len(lines) + step // 2), "white")
         pen = ImageDraw.Draw(sheet)

@@ -11,31 +11,13 @@ from itertools import combinations
 import numpy as np
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import comparison, grec
-from llm_wrapper.evaluation.calibration import (
-    NUM_BINS,
-    calibrate,
-    confidences,
-    mass_notes,
-    risk_coverage,
-    threshold_for_risk,
-)
+from llm_wrapper.evaluation import calibration, comparison, grec
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, measure_columns, summarize, to_columns
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.evaluations import StoredEvaluation, beside, on_same_split
-from llm_wrapper.report.formatting import (
-    NO_DATA,
-    CaseLink,
-    Figure,
-    PageSection,
-    Table,
-    counted,
-    number,
-    percent,
-    points,
-)
+from llm_wrapper.report.formatting import CaseLink, Figure, PageSection, Table, counted, number, percent, points
 from llm_wrapper.report.plots import Chart, Series, series_of
 from llm_wrapper.statistics import Estimate
 
@@ -165,19 +147,19 @@ def differences(evaluation: StoredEvaluation) -> PageSection:
             refused.append(f"{second} - {first} is not compared: {error}")
             continue
         test = found.mcnemar
-        p_value = NO_DATA if test.p_value is None else "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+        p_value = "< 0.001" if test.p_value is not None and test.p_value < 0.001 else number(test.p_value)
         gains = (points(found.p_at_1), points(found.p_at_1_ge), points(found.mean_iou))
         recipes = [_recipes(evaluation, first, second)] * bool(evaluation.others)
         alone = f"{test.only_a} / {test.only_b}"
         lines.append([f"{second} - {first}", *recipes, *gains, alone, p_value, str(test.n)])
-    head = ["P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100", "right alone", "McNemar p", "n"]
     text = [
         "First minus second in points, on the same samples. The intervals draw whole images; McNemar's test takes "
         "expressions as independent, which those of one image are not, and so claims more: read both.",
     ]
     if evaluation.identical:
         text.append(f"Not shown, because they predict the same as here: {', '.join(evaluation.identical)}.")
-    head = ["systems", *["recipes"] * bool(evaluation.others), *head]
+    head = ["systems", *["recipes"] * bool(evaluation.others), "P@1 > 0.5", "P@1 >= 0.5", "mean IoU x 100",
+            "right alone", "McNemar p", "n"]  # fmt: skip
     tables = [Table("Differences", head, lines, prose=(1,) if evaluation.others else ())]
     runs = {each.run: each.differences for each in evaluation.others.values()}
     if runs:
@@ -314,14 +296,15 @@ def confidence(evaluation: StoredEvaluation) -> PageSection:
     lines, reliability, risks = [], [], []
     for name, rows in evaluation.judged.items():
         scored = [row for row in rows if row.target is not None]
-        certain, right = confidences(scored), ious(scored) > IOU_THRESHOLD
+        certain, right = calibration.confidences(scored), ious(scored) > IOU_THRESHOLD
         if np.isnan(certain).all():
             continue
-        num_bins = max(1, min(NUM_BINS, len(scored) // _FEWEST))
-        found, curve = calibrate(certain, right, num_bins=num_bins), risk_coverage(certain, right)
+        num_bins = max(1, min(calibration.NUM_BINS, len(scored) // _FEWEST))
+        found = calibration.calibrate(certain, right, num_bins=num_bins)
+        curve = calibration.risk_coverage(certain, right)
         answered = []
         for risk in _RISKS:
-            threshold = threshold_for_risk(certain, right, risk)
+            threshold = calibration.threshold_for_risk(certain, right, risk)
             share = None if threshold is None else (np.nan_to_num(certain, nan=-np.inf) >= threshold).mean()
             answered.append("nothing" if share is None else f"{100 * share:.1f} %")
         ece = f"{number(found.ece)} ({len(found.bins)} bins)"
@@ -341,15 +324,11 @@ def confidence(evaluation: StoredEvaluation) -> PageSection:
         "what is answered at a risk is a little too good. ECE is over bins of equal mass, of at least "
         f"{_FEWEST} expressions each.",
     ]
+    bins_chart = Chart(reliability, x="confidence in percent", y="right in percent", top=105)
+    risk_chart = Chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100)
     figures = [
-        Figure(
-            "Calibration: confidence against what is right",
-            Chart(reliability, x="confidence in percent", y="right in percent", top=105),
-        ),
-        Figure(
-            "Risk against coverage",
-            Chart(risks, x="answered in percent, most confident first", y="wrong of these in percent", top=100),
-        ),
+        Figure("Calibration: confidence against what is right", bins_chart),
+        Figure("Risk against coverage", risk_chart),
     ]
-    notes = mass_notes([row for rows in evaluation.judged.values() for row in rows])
+    notes = calibration.mass_notes([row for rows in evaluation.judged.values() for row in rows])
     return PageSection("Confidence", text, [Table("Confidence", head, lines)], figures, notes)

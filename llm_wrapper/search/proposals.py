@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.llms.answers import AnswerFile
-from llm_wrapper.llms.server import Server, answers_path
+from llm_wrapper.llms.server import AnswerFile, Server, answers_path
 from llm_wrapper.llms.server_formats import request_format
 from llm_wrapper.recipe import LLMSection, SearchSection
 from llm_wrapper.recipe.schema import SamplingSection

@@ -77,8 +77,9 @@ def load_search_data(recipe: Recipe, section: SearchSection) -> SearchData:
 
 def build_search_problem(recipe: Recipe, section: SearchSection, data: SearchData) -> tuple[SearchProblem, Fitness]:
     """Load the LLMs; one that both answers and proposes is loaded once."""
-    from llm_wrapper.llms.base import LocalLLM, load_llm
+    from llm_wrapper.llms.base import load_llm
     from llm_wrapper.llms.load import LoadedLLM, load_model
+    from llm_wrapper.llms.local import LocalLLM
 
     loaded: dict[str, LoadedLLM] = {}
 

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_wrapper.errors import ModelError, listed
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.sharing import takes_blocks
+from llm_wrapper.llms.packing import takes_blocks
 from llm_wrapper.llms.soft_prompts import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes

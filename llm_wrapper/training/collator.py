@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.packing import Pack, by_budget, collate, pack_tree
-from llm_wrapper.llms.sharing import attention_mask, can_share_prefixes, takes_blocks
+from llm_wrapper.llms.packing import Pack, by_budget, can_share_prefixes, collate_for, pack_tree
 from llm_wrapper.llms.soft_prompts import num_virtual
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import processes
@@ -103,8 +102,8 @@ class Collator:
             yield from self._pack_shared(row, sequences[half:], spans[half:])
 
     def _collate(self, packed: Sequence[_PackedRow], rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
-        packs, dense = [one.pack for one in packed], not takes_blocks(self.llm.model)
-        part = collate(packs, self.llm.tokenizer.pad_token_id, multiple=_MULTIPLE, dense=dense)
+        packs, pad = [one.pack for one in packed], self.llm.tokenizer.pad_token_id
+        part = collate_for(self.llm.model, packs, pad, multiple=_MULTIPLE)
         part["labels"] = labels = torch.full_like(part["input_ids"], IGNORED)
         for place, one in enumerate(packed):  # a completion follows its parent directly: the shift by one is right
             for path, span in zip(one.pack.paths, one.spans, strict=True):
@@ -112,8 +111,6 @@ class Collator:
                     labels[place, position] = one.pack.input_ids[position]
         numbers = dict.fromkeys(one.row for one in packed)
         part["rows"] = torch.tensor([[rows[n]["epoch"], rows[n]["group"]] for n in numbers])
-        if dense:
-            part["attention_mask"] = attention_mask(self.llm.model, packs, part["attention_mask"])
         return part
 
     def _examples(self, epoch: int, group: int) -> list[TrainingExample]:

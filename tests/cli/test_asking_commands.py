@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.detections.samples import PreparedSample
@@ -18,21 +17,11 @@ from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.records import Answer, Prediction, Prompt
+from tests.commands import run
 from tests.evaluation.test_predictions import FULL
 from tests.fake_llm import FakeLLM
-from tests.first_images import copy_first_images
-from tests.test_cli import run
 
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_first_images(tmp_path_factory.mktemp("data") / "toy", count=3, splits=("train", "val", "test"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +87,7 @@ def test_data_without_splits_are_said_to_be_trained_on(toy: Path) -> None:
     runs.finish(runs.open_run(Path("runs/mine"), recipe), {})
     run("cache-detections", *own, "--split", "val")
     printed = run("eval", "--run", "runs/mine")
-    assert "evaluated on its own training data: 3 of 3 images" in printed
+    assert "evaluated on its own training data: 4 of 4 images" in printed
     assert "evaluated on its own training data" in Path("runs/mine/report-val.md").read_text(encoding="utf-8")
     notes = json.loads(Path("runs/mine/report-val.json").read_text(encoding="utf-8"))["notes"]
     assert any("own training data" in note for note in notes)
@@ -110,6 +99,6 @@ def test_images_that_a_file_of_boxes_does_not_name_are_counted(toy: Path) -> Non
     Path("boxes.jsonl").write_text(json.dumps(line), encoding="utf-8")
     args = ["--vlm", "import", "--data-root", str(toy), "detector.settings.path=boxes.jsonl"]
     printed = run("cache-detections", *args, "--split", "val")
-    assert "its file names 1 of 3 images, and the others count as without detections" in printed
+    assert "its file names 1 of 4 images, and the others count as without detections" in printed
     for verb in (["eval", "--llm", "rule"], ["detections", "headroom"]):
-        assert "toy val: 2 of 3 images have no candidate at all" in run(*verb, *args)
+        assert "toy val: 3 of 4 images have no candidate at all" in run(*verb, *args)

@@ -7,45 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import main
 from llm_wrapper.cli.train import run_training
-from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
+from llm_wrapper.errors import ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.metrics import summarize_systems
-from tests.first_images import copy_first_images
-from tests.llms import tiny
+from tests.commands import fail, invoke, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_folder")]
 
 NUM_STEPS = 5
 """Of a training on 20 expressions, by fours."""
 
 
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of two toy splits."""
-    root = tmp_path_factory.mktemp("data") / "toy"
-    copy_first_images(root, count=4)
-    return root
-
-
 @pytest.fixture
-def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A tiny LLM in a folder, cached boxes, and the options that choose both."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-    llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
+def options(toy: Path, tiny_model: Path) -> list[str]:
+    """Cached boxes, and the options that choose data and LLM."""
     run("cache-detections", "--data-root", toy)
     chosen = {
-        "llm.model": "tiny",
+        "llm.model": f"'{tiny_model}'",
         "llm.dtype": "float32",
         "prompt.format": "compact",
         "train.groups_per_step": 4,
@@ -55,22 +38,6 @@ def options(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
         "train.save_steps": 1,
     }
     return ["--data-root", str(toy), *(f"{key}={value}" for key, value in chosen.items())]
-
-
-def invoke(*args: str | Path | int) -> Result:
-    return CliRunner().invoke(main.app, [str(arg) for arg in args])
-
-
-def run(*args: str | Path | int) -> str:
-    result = invoke(*args)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def fail(kind: type[LLMWrapperError], *args: str | Path | int) -> str:
-    result = invoke(*args)
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
 
 
 def curve_of(name: str) -> dict[str, Any]:
@@ -83,7 +50,6 @@ def table_of(name: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
 
 
-@pytest.mark.slow
 def test_a_curve_is_drawn_from_one_run_and_from_sizes_and_nothing_is_done_twice(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,14 +123,12 @@ def test_a_curve_needs_a_run_or_sizes() -> None:
     assert 'make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"' in fail(RecipeError, "curve")
 
 
-def test_the_recipe_of_a_run_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_recipe_of_a_run_is_not_changed() -> None:
     assert "the recipe of runs/x is used as it is" in fail(RecipeError, "curve", "--run", "runs/x", "train.epochs=2")
     assert "runs/x is no run folder" in fail(RunError, "curve", "--run", "runs/x")
 
 
-def test_what_cannot_be_trained_has_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_trained_has_no_curve() -> None:
     assert "nothing to train" in fail(ModelError, "curve", "--llm", "rule", "--samples", 5)
 
 

@@ -12,51 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import storage
-from llm_wrapper.cli import detections, main
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import read_folder, row_detections
+from llm_wrapper.cli import detections
+from llm_wrapper.detections.cache import DetectionCache, read_folder
+from llm_wrapper.detections.contents import row_detections
 from llm_wrapper.detections.fill import answer_locally
 from llm_wrapper.detections.ray_engine import RayEngine
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import CacheError, ImageError, LLMWrapperError, RecipeError
+from tests.commands import fail, invoke, run
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 TOY = Path(__file__).parents[2] / "data" / "toy"
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 CACHE = Path("data/detections/import/mine/val")
 MINE = ("--vlm", "import", "--data", "mine", "--data-root", "mine.jsonl", "--split", "val")
 BOXES = "detector.settings={path: boxes.jsonl, name: import}"
 COMMAND = "llm-wrapper cache-detections --vlm import --data mine --split val detector.settings.path=<its file of boxes>"
 SIZE = {"width": 100, "height": 50}
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-
-
-def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(main.app, [str(arg) for arg in args])
-
-
-def run(*args: str | Path) -> str:
-    """Run a command that must succeed; return what it printed."""
-    result = invoke(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fail(kind: type[LLMWrapperError], *args: str | Path) -> str:
-    """Run a command that must fail with an error that the user can act on; return its message."""
-    result = invoke(*args)
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
 
 
 def box(place: int) -> list[int]:
@@ -68,7 +44,7 @@ def write(path: str, *rows: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def mine() -> Path:
+def mine(own_folder: Path) -> Path:
     """Six expressions of three images, for which a file of boxes has none, the target's alone, and three."""
     places = [0, 0, 0, 0, 1, 2]
     write(
@@ -85,7 +61,7 @@ def mine() -> Path:
 
 
 @pytest.fixture
-def toy() -> Path:
+def toy(own_folder: Path) -> Path:
     """Three images of the toy split val, where the recipe looks for them."""
     lines = (TOY / "val.jsonl").read_text(encoding="utf-8").splitlines()
     names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:3]

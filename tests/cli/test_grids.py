@@ -8,66 +8,28 @@ from pathlib import Path
 
 import peft
 import pytest
-from click.testing import Result
-from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import main
-from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
+from llm_wrapper.errors import CacheError, DataError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.recipe import compose
-from tests.first_images import copy_first_images
+from tests.commands import fail, invoke, run
 from tests.llms import tiny
 
-NUM_IMAGES = 3
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of two toy splits."""
-    root = tmp_path_factory.mktemp("data") / "toy"
-    copy_first_images(root, count=NUM_IMAGES)
-    return root
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random LLM in a folder."""
-    folder = tmp_path_factory.mktemp("model")
-    llm = tiny.llm()
-    llm.model.save_pretrained(folder)
-    llm.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-
-
-def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(main.app, [str(arg) for arg in args])
-
-
-def run(*args: str | Path) -> str:
-    result = invoke(*args)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def fail(kind: type[LLMWrapperError], *args: str | Path) -> str:
-    result = invoke(*args)
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
-
-
-def trained(name: str, vlm: str, toy: Path, model: Path, *more: str, seed: int = 0) -> Path:
-    """A finished run whose adapter is random, so that it answers otherwise than the model alone."""
+def trained(name: str, vlm: str, toy: Path, tiny_model: Path, *more: str, seed: int = 0) -> Path:
+    """A finished run whose adapter is random, so that it answers otherwise than the LLM alone."""
     names = {"vlm": vlm, "llm": "smollm2", "data": "toy", "train": "default"}
-    overrides = [f"llm.model={model}", f"data.root='{toy}'", "prompt.format=compact", "llm.quantization=none", *more]
+    overrides = [
+        f"llm.model={tiny_model}",
+        f"data.root='{toy}'",
+        "prompt.format=compact",
+        "llm.quantization=none",
+        *more,
+    ]
     folder = runs.open_run(runs.RUNS / name, compose(names, overrides))
     base = tiny.model("llama", seed=0)
     lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -119,16 +81,22 @@ def test_what_one_detector_lacks_names_its_own_command(toy: Path) -> None:
 
 @pytest.mark.slow
 def test_adapters_run_on_any_detector_and_nothing_is_asked_twice(
-    toy: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("cache-detections", "--vlm", "toy+toy-gray", "--data-root", toy, "--split", "val")
-    adapters = [trained("one", "toy", toy, model), trained("two", "toy-gray", toy, model, seed=1)]
+    adapters = [trained("one", "toy", toy, tiny_model), trained("two", "toy-gray", toy, tiny_model, seed=1)]
     asked = [flag for folder in adapters for flag in ("--run", folder)]
     args = ("transfer", *asked, "--vlm", "toy", "--vlm", "toy-gray", "--data-root", toy)
     run(*args)
     folder = Path("runs/transfer/toy_toy-gray-toy")
     found = cells(folder)
-    rows = ["detector", f"untrained {model.name}, compact", "tuned on toy / toy", "tuned on toy-gray / toy", "oracle"]
+    rows = [
+        "detector",
+        f"untrained {tiny_model.name}, compact",
+        "tuned on toy / toy",
+        "tuned on toy-gray / toy",
+        "oracle",
+    ]
     assert list(dict.fromkeys(system for system, _ in found)) == rows
     home = {key for key, cell in found.items() if cell["at_home"]}
     assert home == {("tuned on toy / toy", "toy / toy"), ("tuned on toy-gray / toy", "toy-gray / toy")}
@@ -151,10 +119,10 @@ def test_adapters_run_on_any_detector_and_nothing_is_asked_twice(
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_compared_with_its_parts_and_adapters_are_combined(toy: Path, model: Path) -> None:
+def test_an_ensemble_is_compared_with_its_parts_and_adapters_are_combined(toy: Path, tiny_model: Path) -> None:
     run("cache-detections", "--vlm", "toy+toy-gray", "--data-root", toy, "--split", "val")
-    retrained = trained("both", "toy+toy-gray", toy, model, "train.epochs=2")
-    plain = trained("one", "toy", toy, model, seed=1)
+    retrained = trained("both", "toy+toy-gray", toy, tiny_model, "train.epochs=2")
+    plain = trained("one", "toy", toy, tiny_model, seed=1)
     printed = run("ensemble", "--data-root", toy, "--run", plain, "--run", retrained, "--llm", "rule")
     folder = Path("runs/ensemble/toy+toy-gray-toy")
     found = cells(folder)
@@ -176,7 +144,7 @@ def test_an_ensemble_is_compared_with_its_parts_and_adapters_are_combined(toy: P
 
 
 @pytest.mark.slow
-def test_images_that_an_adapter_was_trained_on_are_left_out(toy: Path, model: Path, tmp_path: Path) -> None:
+def test_images_that_an_adapter_was_trained_on_are_left_out(toy: Path, tiny_model: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "toy"
     shutil.copytree(toy, mixed)
     lines = [path.read_text(encoding="utf-8") for path in (toy / "val.jsonl", toy / "train.jsonl")]
@@ -185,7 +153,7 @@ def test_images_that_an_adapter_was_trained_on_are_left_out(toy: Path, model: Pa
     shutil.rmtree(mixed / "images")
     (mixed / "images").symlink_to(toy / "images")
     run("cache-detections", "--data-root", mixed, "--split", "val")
-    folder = trained("one", "toy", toy, model)
+    folder = trained("one", "toy", toy, tiny_model)
     printed = run("transfer", "--run", folder, "--vlm", "toy", "--data-root", mixed)
     num_train = len(lines[1].splitlines())
     assert f"toy / toy: {num_train} expressions skipped, an adapter was trained on their images" in printed

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from llm_wrapper import runs
 from llm_wrapper.cli import main
+from llm_wrapper.cli.search import confirmed_table
 from llm_wrapper.errors import RunError
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.report.formatting import summary_table
-from llm_wrapper.report.search import confirmed_table
 from llm_wrapper.search.search import ConfirmedPrompt
 from llm_wrapper.statistics import Estimate, Interval
 from tests.report.test_formatting import FULL
@@ -79,10 +79,8 @@ RUN = Path("runs/flo2-llama3")
 
 
 @pytest.fixture
-def its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+def its_recipe(own_folder: Path) -> Recipe:
     """The recipe of a run that names no default."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
     recipe = compose({"vlm": "flo2", "llm": "llama3", "data": "refcocog", "train": "fast"})
     runs.open_run(RUN, recipe)
     return recipe

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import runs
-from llm_wrapper.cli import main, methods
+from llm_wrapper.cli import methods
 from llm_wrapper.cli.train import run_training
-from llm_wrapper.errors import CacheError, LLMWrapperError, RecipeError
+from llm_wrapper.errors import CacheError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.report import page
-from tests.first_images import copy_first_images
-from tests.llms import tiny
+from tests.commands import fail, invoke, run
 from tests.search.fakes import ProposingServer
 
 pytestmark = pytest.mark.slow
@@ -29,47 +27,24 @@ THREE = ("--method", "in-context", "--method", "lora")
 """The untrained LLM is the third."""
 
 
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of three toy splits, and a tiny LLM."""
-    folder = tmp_path_factory.mktemp("source")
-    copy_first_images(folder / "toy", count=4)
-    llm = tiny.llm()
-    llm.model.save_pretrained(folder / "tiny")
-    llm.tokenizer.save_pretrained(folder / "tiny")
-    return folder
-
-
 @pytest.fixture
-def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A folder to work in, and what chooses data and LLM."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-    llm = [f"llm.model='{source / 'tiny'}'", "llm.dtype=float32"]
-    return ["--data-root", str(source / "toy"), "--name", "mine", "--labelled", "8", *llm]
+def bare(own_folder: Path, toy: Path, tiny_model: Path) -> list[str]:
+    """The options that choose data and LLM."""
+    llm = [f"llm.model='{tiny_model}'", "llm.dtype=float32"]
+    return ["--data-root", str(toy), "--name", "mine", "--labelled", "8", *llm]
 
 
 @pytest.fixture
 def options(bare: list[str]) -> list[str]:
     """With cached boxes."""
-    assert invoke("cache-detections", *bare[:2]).exit_code == 0
+    run("cache-detections", *bare[:2])
     return bare
-
-
-def invoke(*args: str | Path) -> Any:
-    return CliRunner().invoke(main.app, [str(arg) for arg in args])
 
 
 def compare(*args: str, code: int = 0) -> str:
     result = invoke("compare-methods", *args)
     assert result.exit_code == code, (result.output, result.exception)
-    return str(result.stdout)
-
-
-def fail(kind: type[LLMWrapperError], *args: str) -> str:
-    result = invoke("compare-methods", *args)
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
+    return result.stdout
 
 
 def facts() -> dict[str, Any]:
@@ -84,7 +59,6 @@ def took() -> dict[str, dict[str, Any]]:
 LORA = ["train.epochs=2", "train.groups_per_step=4", "train.warmup_steps=0", "train.learning_rate=0.01"]
 
 
-@pytest.mark.slow
 def test_rows_are_made_once_and_told_with_their_costs(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     args = (*THREE, *options, "prompt.examples=2", *LORA)
     printed = compare(*args)
@@ -203,7 +177,6 @@ def test_reasons_are_counted(options: list[str]) -> None:
     assert reasoned["answered"]["tokens"] > plain["answered"]["tokens"]
 
 
-@pytest.mark.slow
 def test_a_budget_of_compute_turns_knobs_down(options: list[str]) -> None:
     compare(*THREE, *options, "--limit", "4", "--compute", "1", *LORA)
     assert runs.recipe_of(FOLDER / "in-context").prompt.examples == 1
@@ -279,7 +252,7 @@ def test_a_stop_is_no_failure_of_a_row(options: list[str], monkeypatch: pytest.M
 def test_what_is_not_fair_or_of_no_use_is_refused(bare: list[str], args: list[str], told: str) -> None:
     name = [] if "--method" in args else ["--method", "lora"]
     options = [each for each in bare if not each.startswith("llm.")] if "rule" in args else bare
-    assert told in fail(RecipeError, *name, *options, *args)
+    assert told in fail(RecipeError, "compare-methods", *name, *options, *args)
     assert not Path("runs").exists()
 
 
@@ -287,7 +260,7 @@ def test_missing_detections_are_told_before_anything_is_loaded(
     bare: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "load_model", None)
-    assert "llm-wrapper cache-detections" in fail(CacheError, *THREE, *bare)
+    assert "llm-wrapper cache-detections" in fail(CacheError, "compare-methods", *THREE, *bare)
 
 
 def test_another_llm_may_propose(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

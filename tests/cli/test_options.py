@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from llm_wrapper import runs, services
 from llm_wrapper.cli import grids
@@ -16,21 +15,11 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.grid import Column
 from llm_wrapper.evaluation.jobs import list_overrides
 from llm_wrapper.recipe import Recipe, compose
-from tests.first_images import copy_first_images
-from tests.test_cli import fail, run
+from tests.commands import fail, run
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 RUN = Path("runs/mine")
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_first_images(tmp_path_factory.mktemp("data") / "toy", count=3, splits=("train", "val", "test"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
 
 
 def finished(toy: Path, folder: Path = RUN, **names: str) -> Recipe:

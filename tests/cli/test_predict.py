@@ -9,23 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
 from llm_wrapper import wrapper
-from llm_wrapper.cli.main import app
 from llm_wrapper.detectors import imported
 from llm_wrapper.errors import DataError, LLMWrapperError, RecipeError
+from tests.commands import fail, invoke, run
 from tests.test_wrapper import recipe
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 IMAGES = Path(__file__).parents[2] / "data" / "toy" / "images"
 TOY = ("--vlm", "toy", "--llm", "rule")
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -41,24 +36,6 @@ def folder() -> Path:
         shutil.copy(IMAGES / f"toy-val-000{number}.png", Path("photos of mine") / f"{number}.png")
     Path("photos of mine/notes.txt").touch()
     return Path("photos of mine")
-
-
-def invoke(*args: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def run(*args: str | Path) -> str:
-    """Run a command that must succeed; return what it printed."""
-    result = invoke(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fail(kind: type[LLMWrapperError], *args: str | Path) -> str:
-    """Run a command that must fail with an error that the user can act on; return its message."""
-    result = invoke(*args)
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
 
 
 def answers(*args: str | Path) -> list[dict[str, Any]]:

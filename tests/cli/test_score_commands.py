@@ -7,38 +7,19 @@ import os
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import datasets
-from llm_wrapper.cli import main
 from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.metrics import summarize_systems
 from llm_wrapper.recipe import DataSection, compose
 from llm_wrapper.report import formatting
+from tests.commands import fail, run
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 TOY = Path(__file__).parents[2] / "data" / "toy"
 NAMES = {"vlm": "toy", "llm": "rule", "train": "default"}
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=300))
-
-
-def score(*args: str | Path) -> str:
-    """Run a call that must succeed; return what it printed."""
-    result = CliRunner().invoke(main.app, ["score", *map(str, args)])
-    assert result.exit_code == 0, result.exception
-    return result.stdout
-
-
-def fail(*args: str | Path) -> str:
-    result = CliRunner().invoke(main.app, ["score", *map(str, args)])
-    assert isinstance(result.exception, DataError), result.exception
-    return str(result.exception)
 
 
 def section(data: str, root: Path) -> DataSection:
@@ -59,7 +40,7 @@ def wrong_every_fifth(data: DataSection, split: str, path: Path) -> int:
 
 def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     num_lines = wrong_every_fifth(section("toy", TOY), "val", Path("[glip].jsonl"))
-    printed = score("[glip].jsonl", "--data-root", TOY)
+    printed = run("score", "[glip].jsonl", "--data-root", TOY)
     folder = Path("runs/score/toy-glip")
     rows = files.load_predictions(folder / "predictions-val.parquet")
     report = json.loads((folder / "report-val.json").read_text())
@@ -76,29 +57,29 @@ def test_a_score_leaves_what_an_evaluation_leaves() -> None:
     share = (num_lines - len(range(0, num_lines, 5))) / num_lines
     assert f"over the {num_lines} samples with a prediction alone, P@1 is {100 * share:.1f}" in lines
     assert (folder / "report-val.md").read_text() == formatting.summary_markdown(summarize_systems(rows))
-    again = CliRunner().invoke(main.app, ["report", str(folder)])
-    assert printed.partition(report["notes"][0])[0].strip() in again.stdout
+    again = run("report", folder)
+    assert printed.partition(report["notes"][0])[0].strip() in again
 
 
 @pytest.mark.slow
 def test_name_split_and_format_are_options() -> None:
     data = section("toy", TOY)
     wrong_every_fifth(data, "test", Path("a.jsonl"))
-    assert "of toy val is" not in (told := fail("a.jsonl", "--data-root", TOY))
+    assert "of toy val is" not in (told := fail(DataError, "score", "a.jsonl", "--data-root", TOY))
     assert "predictions are not for toy val: line 1: sample " in told
     assert "read as xyxy_norm, the boxes overlap with the targets by a mean IoU of 0.00" in fail(
-        "a.jsonl", "--data-root", TOY, "--split", "test", "--box-format", "xyxy_norm"
+        DataError, "score", "a.jsonl", "--data-root", TOY, "--split", "test", "--box-format", "xyxy_norm"
     )
     assert not Path("runs").exists()
-    score("a.jsonl", "--data-root", TOY, "--split", "test", "--name", "white box")
+    run("score", "a.jsonl", "--data-root", TOY, "--split", "test", "--name", "white box")
     assert Path("runs/score/toy-white-box/report-test.json").is_file()
 
 
 def test_our_own_predictions_keep_their_candidates() -> None:
     wrong_every_fifth(section("toy", TOY), "val", Path("a.jsonl"))
-    score("a.jsonl", "--data-root", TOY)
+    run("score", "a.jsonl", "--data-root", TOY)
     first = Path("runs/score/toy-a")
-    printed = score(first / "predictions-val.parquet", "--data-root", TOY, "--name", "b")
+    printed = run("score", first / "predictions-val.parquet", "--data-root", TOY, "--name", "b")
     assert "kept in runs/score/toy-b" in printed
     rows = [
         json.loads((folder / "report-val.json").read_text())["rows"][0] for folder in (first, Path("runs/score/toy-b"))
@@ -119,10 +100,13 @@ def test_another_file_of_that_name_is_kept_beside_the_first() -> None:
         wrong_every_fifth(data, "val", Path(folder, "boxes.jsonl"))
     more = Path("two", "boxes.jsonl")
     more.write_text(more.read_text().replace("[0, 0, 3, 3]", "[0, 0, 3, 4]"))
-    first, again = score("one/boxes.jsonl", "--data-root", TOY), score("one/boxes.jsonl", "--data-root", TOY)
+    first, again = (
+        run("score", "one/boxes.jsonl", "--data-root", TOY),
+        run("score", "one/boxes.jsonl", "--data-root", TOY),
+    )
     assert first == again
     kept = rows_of(Path("runs/score/toy-boxes"))
-    printed = score(more, "--data-root", TOY)
+    printed = run("score", more, "--data-root", TOY)
     assert "runs/score/toy-boxes holds the score of another file or data set, and stays as it is" in printed
     assert rows_of(Path("runs/score/toy-boxes")) == kept
     assert len(list(Path("runs/score").glob("toy-boxes-*/report-val.json"))) == 1
@@ -136,7 +120,7 @@ def test_expressions_without_a_target_have_an_accuracy_of_their_own() -> None:
     answers = [targets[0], [], None, [1]]
     given = [{"sample_id": f"s{n}", "box": box} for n, box in enumerate(answers)]
     Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
-    printed = score("a.jsonl", "--data", "mine", "--data-root", "mine.jsonl")
+    printed = run("score", "a.jsonl", "--data", "mine", "--data-root", "mine.jsonl")
     assert "N-acc 50.0: 2 of 4 expressions without a target were answered by no box" in printed
     assert "1 of 5 samples have no prediction and count as wrong: s4" in printed
 
@@ -144,7 +128,9 @@ def test_expressions_without_a_target_have_an_accuracy_of_their_own() -> None:
 def test_data_without_targets_cannot_be_scored() -> None:
     Path("mine.jsonl").write_text(json.dumps({"image": "a.png", "expression": "x", "width": 9, "height": 9}))
     Path("a.jsonl").write_text(json.dumps({"sample_id": "1", "box": [1, 2, 3, 4]}))
-    assert "mine val has no box to compare with" in fail("a.jsonl", "--data", "mine", "--data-root", "mine.jsonl")
+    assert "mine val has no box to compare with" in fail(
+        DataError, "score", "a.jsonl", "--data", "mine", "--data-root", "mine.jsonl"
+    )
 
 
 @pytest.mark.slow
@@ -159,7 +145,7 @@ def test_real_refcocog_as_an_image_and_words_file() -> None:
         if s.target is not None
     ]
     Path("targets.json").write_text(json.dumps(rows))
-    score("targets.json", "--data", "refcocog", "--data-root", Path(root) / "refer")
+    run("score", "targets.json", "--data", "refcocog", "--data-root", Path(root) / "refer")
     (row,) = json.loads(Path("runs/score/refcocog-targets/report-val.json").read_text())["rows"]
     assert row["n"] == len(samples)
     assert row["p_at_1"] > 0.99

@@ -3,7 +3,7 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ import pytest
 from llm_wrapper import storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import PART_SCHEMA, Key, write_part
-from llm_wrapper.detections.identity import identity_of
+from llm_wrapper.detections.contents import PART_SCHEMA, Key, identity_of, write_rows
 from llm_wrapper.errors import CacheError, LLMWrapperError
 from llm_wrapper.readers import read_parquet_table
-from llm_wrapper.records import Box, Detection, Detections, Sample
+from llm_wrapper.records import Box, Detection, Detections, Sample, to_dict
 
 IDENTITY: dict[str, Any] = {
     "detector": "toy",
@@ -69,6 +68,11 @@ def make(folder: Path, parts: int = 3, rows: int = 2) -> None:
             numbers = range(part * rows, (part + 1) * rows)
             cache.append([(key(number), found(number)) for number in numbers])
         cache.finish(["expression"], {}, rows_per_part=rows)
+
+
+def write_part(path: Path, answers: Sequence[tuple[Key, Detections]], identity: dict[str, Any]) -> None:
+    rows = [{"image_id": image_id, "sample_id": sample_id, **to_dict(each)} for (image_id, sample_id), each in answers]
+    write_rows(path, rows, identity)
 
 
 def flip(path: Path, place: int) -> None:

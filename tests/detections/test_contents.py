@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from llm_wrapper import storage
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import count_answers, read_folder, write_part
-from llm_wrapper.detections.identity import fill_command
+from llm_wrapper.detections.cache import DetectionCache, read_folder
+from llm_wrapper.detections.contents import count_answers, fill_command
 from llm_wrapper.detections.maintain import merge_caches
 from llm_wrapper.errors import CacheError
-from tests.detections.test_cache import COMMAND, DAMAGES, IDENTITY, found, key, make
+from tests.detections.test_cache import COMMAND, DAMAGES, IDENTITY, found, key, make, write_part
 
 NUM_ANSWERS = 6
 AGAIN = f"Run `{COMMAND}`: it computes again only what is lost."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import pytest
 from llm_wrapper.detections.contents import PART_NAME
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.maintain import verify_cache
+from llm_wrapper.errors import CacheError
 from llm_wrapper.readers import read_parquet_table
 from tests.detections.faulty import Faulty, Job, Paying, parts, phase, run, split
 
@@ -192,18 +193,9 @@ def test_a_part_that_is_damaged_on_disk_is_made_again(
     assert folder.joinpath(f"{damaged.name}.damaged").exists() == (damage is not Path.unlink)
 
 
-def test_a_rewriting_that_an_earlier_version_did_not_end_is_thrown_away(paid: Parts, tmp_path: Path) -> None:
-    run(Job(tmp_path, kill_at=20, **PAID))
-    (tmp_path / ".final").mkdir()
-    (tmp_path / ".final" / "part-00000.parquet").write_bytes(b"half")
-    assert run(Job(tmp_path, **PAID)) == 0
-    assert parts(tmp_path) == paid
-    assert is_sound(tmp_path)
-
-
-@pytest.mark.parametrize("num_moved", [0, 2])
-def test_a_rewriting_that_an_earlier_version_was_moving_into_place_is_finished(
-    num_moved: int, paid: Parts, tmp_path: Path
+@pytest.mark.parametrize("num_moved", [0, 2, None], ids=["before", "behind", "half-written"])
+def test_a_rewriting_by_an_earlier_version_is_finished_by_the_command(
+    num_moved: int | None, paid: Parts, tmp_path: Path
 ) -> None:
     """It wrote whole parts into `.final/`, a manifest last, and then replaced the old parts one by one."""
     folder, whole, staged = tmp_path / "cache", tmp_path / "whole", tmp_path / "cache" / ".final"
@@ -214,15 +206,20 @@ def test_a_rewriting_that_an_earlier_version_was_moving_into_place_is_finished(
         shutil.copy(path, folder / path.name)
     fill_cache(Paying(), split(12), whole, rows_per_part=6, overwrite=True, **job)
     staged.mkdir()
-    for number, path in enumerate(sorted(whole.glob("part-*"))):
-        path.rename((folder if number < num_moved else staged) / f"part-{number:05d}.parquet")
-    (whole / "manifest.json").rename(staged / "manifest.json")
-    (staged / "replaced.json").write_text(json.dumps([f"part-{number:05d}.parquet" for number in range(3, 9)]))
+    if num_moved is None:
+        (staged / "part-00000.parquet").write_bytes(b"half")
+    else:
+        for number, path in enumerate(sorted(whole.glob("part-*"))):
+            path.replace((folder if number < num_moved else staged) / f"part-{number:05d}.parquet")
+        (whole / "manifest.json").rename(staged / "manifest.json")
     detector = Paying(diary=tmp_path / "diary.txt")
+    with pytest.raises(CacheError, match="by an earlier version") as caught:
+        fill_cache(detector, split(12), folder, rows_per_part=6, **job)
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True)
     fill_cache(detector, split(12), folder, rows_per_part=6, **job)
     assert parts(folder) == paid
     assert is_sound(folder)
-    assert not asked(tmp_path / "diary.txt")
+    assert asked(tmp_path / "diary.txt").total() == (NUM_QUESTIONS[Paying] - 9 if num_moved is None else 0)
 
 
 def test_what_somebody_put_into_the_folder_meanwhile_is_not_removed(tmp_path: Path) -> None:

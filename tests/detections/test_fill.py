@@ -12,10 +12,9 @@ import pytest
 
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import fill as module
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import read_folder
+from llm_wrapper.detections.cache import DetectionCache, read_folder
+from llm_wrapper.detections.contents import identity_of
 from llm_wrapper.detections.fill import fill_cache
-from llm_wrapper.detections.identity import identity_of
 from llm_wrapper.detectors import Level, PaidDetector, Question
 from llm_wrapper.detectors.paid_calls import CostEstimate, PaidTerms
 from llm_wrapper.errors import CacheError, DataError, ImageError, LLMWrapperError, RecipeError

@@ -77,8 +77,8 @@ def forge(folder: Path, rows: list[dict[str, Any]]) -> None:
         pytest.param([row(0, item({"x0": -math.inf}))], "row 0: box", id="infinite-left"),
         pytest.param([row(0, item()), row(1, item(score=math.nan))], "row 1: score nan", id="score-nan"),
         pytest.param([row(0, item(score=math.inf))], "row 0: score inf", id="score-infinite"),
-        pytest.param([row(0), row(1, num_dropped=-3)], "row 1 says that -3", id="dropped-negative"),
-        pytest.param([row(0, num_dropped=2**62), row(1, num_dropped=2**62)], "row 0 says", id="dropped-overflow"),
+        pytest.param([row(0), row(1, num_dropped=-3)], "row 1: -3", id="dropped-negative"),
+        pytest.param([row(0, num_dropped=2**62), row(1, num_dropped=2**62)], "row 0: ", id="dropped-overflow"),
     ],
 )
 def test_rows_that_no_detector_gives_are_named(rows: list[dict[str, Any]], named: str, tmp_path: Path) -> None:
@@ -210,16 +210,6 @@ def test_a_label_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
         read_part(tmp_path / PART)
 
 
-def stage(folder: Path, replaced: Any, *, name: str = PART) -> Path:
-    """Make a cache that looks as if it was killed while its parts were moved into their place."""
-    place = make(folder) / ".final"
-    place.mkdir()
-    (folder / PART).rename(place / name)
-    (folder / "manifest.json").rename(place / "manifest.json")
-    (place / "replaced.json").write_text(replaced if isinstance(replaced, str) else json.dumps(replaced))
-    return place
-
-
 def outside(folder: Path) -> Callable[[], bool]:
     """Make a file beside a cache, and return a function that tells whether it is still what it was."""
     precious = folder / "precious.txt"
@@ -228,56 +218,13 @@ def outside(folder: Path) -> Callable[[], bool]:
     return lambda: precious.is_file() and precious.read_text() == "keep"
 
 
-@pytest.mark.parametrize(
-    "replaced",
-    [
-        pytest.param(["../precious.txt"], id="relative"),
-        pytest.param(["{root}/precious.txt"], id="absolute"),
-        pytest.param(["part-00000.parquet/../../precious.txt"], id="behind-a-part"),
-        pytest.param("[" * 100_000, id="deep"),
-    ],
-)
-def test_replaced_names_never_lead_out_of_the_cache(replaced: Any, tmp_path: Path) -> None:
-    is_kept = outside(tmp_path)
-    if isinstance(replaced, list) and isinstance(replaced[0], str):
-        replaced = [replaced[0].format(root=tmp_path)]
-    stage(tmp_path / "cache", replaced)
-    with DetectionCache.resume(tmp_path / "cache", IDENTITY) as cache:
-        assert all(key(number) in cache for number in range(3))
-    assert is_kept()
-
-
 def test_a_link_to_the_parts_of_another_cache_moves_nothing(tmp_path: Path) -> None:
-    other, own = stage(tmp_path / "other", []), make(tmp_path / "own")
+    other, own = make(tmp_path / "other"), make(tmp_path / "own")
     (own / ".final").symlink_to(other)
     before = sorted(path.name for path in other.iterdir())
-    with pytest.raises(CacheError, match="no folder"):
+    with pytest.raises(CacheError, match=rf"by an earlier version\. Nothing was changed; run `rm -rf {own}/\.final`$"):
         make(own)
     assert sorted(path.name for path in other.iterdir()) == before
-
-
-@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_a_staged_part_that_is_no_file_moves_nothing(kind: str, tmp_path: Path) -> None:
-    is_kept = outside(tmp_path)
-    place = stage(tmp_path / "cache", [])
-    (place / PART).unlink()
-    if kind == "link":
-        (place / PART).symlink_to(tmp_path / "precious.txt")
-    elif kind == "pipe":
-        os.mkfifo(place / PART)
-    else:
-        (place / PART).mkdir()
-    with pytest.raises(CacheError, match="is no file"):
-        make(tmp_path / "cache")
-    assert (place / "manifest.json").exists()
-    assert is_kept()
-
-
-def test_a_file_in_the_place_of_the_staged_parts_is_named(tmp_path: Path) -> None:
-    make(tmp_path)
-    (tmp_path / ".final").write_text("")
-    with pytest.raises(CacheError, match=r"\.final was not made"):
-        make(tmp_path)
 
 
 def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llm_wrapper.detections import maintain
-from llm_wrapper.detections.cache import DetectionCache
-from llm_wrapper.detections.contents import Key, read_folder
+from llm_wrapper.detections.cache import DetectionCache, read_folder
+from llm_wrapper.detections.contents import Key
 from llm_wrapper.detectors import Level
 from llm_wrapper.errors import CacheError
 from llm_wrapper.records import Detections

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.llms.base import LocalLLM
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.local import LocalLLM
+from llm_wrapper.records import Prompt
 from tests.llms import tiny
 
 LIMIT = 1024
@@ -21,15 +22,15 @@ def small_llm(**changes: str) -> LoadedLLM:
     return llm
 
 
-def prompts(*lengths: int) -> list[tiny.Prompt]:
+def prompts(*lengths: int) -> list[Prompt]:
     asked = [tiny.prompt("left " * length, 3, number=number) for number, length in enumerate(lengths)]
     return [replace(each, sample_id=f"s{number}") for number, each in enumerate(asked)]
 
 
 @pytest.mark.parametrize("decode", ["score", "generate"])
 def test_all_prompts_beyond_the_limit_are_named_at_once(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("score.score_prompts", "generate.generate"):
-        monkeypatch.setattr(f"llm_wrapper.llms.{name}", lambda *_: pytest.fail("a prompt was asked"))
+    for name in ("score_prompts", "generate"):
+        monkeypatch.setattr(f"llm_wrapper.llms.local.{name}", lambda *_: pytest.fail("a prompt was asked"))
     llm = small_llm(decode=decode)
     with pytest.raises(
         PromptError, match=r"prompts of 2 samples .* samples s1 \(.* tokens\), s3 \(.* tokens\)\."

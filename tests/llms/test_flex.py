@@ -23,10 +23,9 @@ from torch.utils._pytree import tree_leaves
 from transformers.integrations import flex_attention as integration
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import load, sharing
-from llm_wrapper.llms.packing import Pack, block_mask, collate, pack_tree
-from llm_wrapper.llms.score import score_prompts
-from llm_wrapper.llms.sharing import additive_mask
+from llm_wrapper.llms import load, packing
+from llm_wrapper.llms.local import score_prompts
+from llm_wrapper.llms.packing import Pack, additive_mask, block_mask, collate, pack_tree
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.training import memory_estimate, trainer
 from tests.llms import tiny
@@ -259,8 +258,8 @@ def test_the_compiled_kernel_of_the_cpu_scores_the_same() -> None:
 )
 def test_blocks_go_where_flex_attention_may_share(architecture: str, attention: str, expected: bool) -> None:
     model = tiny.model(architecture, attention=attention)
-    assert sharing.takes_blocks(model) is expected
-    assert sharing.can_share_prefixes(model, 1) is (attention == "sdpa" or architecture == "llama")
+    assert packing.takes_blocks(model) is expected
+    assert packing.can_share_prefixes(model, 1) is (attention == "sdpa" or architecture == "llama")
 
 
 @pytest.mark.parametrize(

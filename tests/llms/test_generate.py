@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.local import generate
 from llm_wrapper.records import Answer, Prompt
 from tests.llms import tiny
 

@@ -19,11 +19,9 @@ from safetensors.torch import load_file, save_file
 from llm_wrapper import devices
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import load as load_module
-from llm_wrapper.llms import model_files
 from llm_wrapper.llms.adapters import add_adapter
-from llm_wrapper.llms.base import LocalLLM
-from llm_wrapper.llms.load import LoadedLLM, load_model
-from llm_wrapper.llms.model_files import unpack_gguf
+from llm_wrapper.llms.load import LoadedLLM, load_model, unpack_gguf
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
 
@@ -230,18 +228,12 @@ def test_a_model_that_fails_its_self_test_is_not_loaded(tmp_path: Path) -> None:
 def test_dtype(
     asked: Any, has_bfloat16: bool, where: torch.device, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_module, "_has_fast_bfloat16", lambda where: has_bfloat16)
+    # Emulated bfloat16 counts as supported by default, and is not taken.
+    emulated = lambda including_emulation=True: including_emulation or has_bfloat16  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert load_module._dtype(LLMSection(dtype=asked), where) is expected
-
-
-@pytest.mark.parametrize(("emulated_only", "expected"), [(True, torch.float16), (False, torch.bfloat16)])
-def test_emulated_bfloat16_is_not_taken(
-    emulated_only: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated_only
-    )
-    assert load_module._dtype(LLMSection(), CUDA) is expected
 
 
 def test_other_gpus_are_not_used_and_that_is_said(
@@ -485,7 +477,7 @@ def test_two_processes_may_convert_at_once(
             (first / "theirs").touch()
         original(source, target)
 
-    monkeypatch.setattr(model_files.os, "replace", late)
+    monkeypatch.setattr(load_module.os, "replace", late)
     assert unpack_gguf("tiny_gguf") == first
     assert len(converted) == 2
     assert (first / "theirs").exists()
@@ -568,8 +560,8 @@ def test_a_model_out_of_reach_is_one_clear_error_at_once(monkeypatch: pytest.Mon
         tries.append(address)
         raise OSError("name or service not known")
 
-    monkeypatch.setattr(model_files.hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model_files, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(load_module.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(load_module, "get_session", lambda: SimpleNamespace(head=head))
     for method in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(transformers, method), "from_pretrained", lambda *_, **__: pytest.fail("retried"))
     section = LLMSection(model="nobody/never-fetched")

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from llm_wrapper.llms.base import LocalLLM, add_reasoning
-from llm_wrapper.llms.generate import generate
+from llm_wrapper.llms.base import add_reasoning
+from llm_wrapper.llms.local import LocalLLM, generate, score_prompts
 from llm_wrapper.llms.meter import CountingLLM, Spoken, metered
-from llm_wrapper.llms.score import score_prompts
-from llm_wrapper.llms.sharing import require_exact
+from llm_wrapper.llms.self_test import require_exact
 from llm_wrapper.records import Prompt
 from tests.llms import tiny
 

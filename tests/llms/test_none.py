@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm_wrapper.llms import server_formats
-from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.local import score_prompts
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Prompt

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_wrapper.llms.packing import Pack, by_budget, collate, common_prefix_length, pack_tree
-from llm_wrapper.llms.sharing import additive_mask
+from llm_wrapper.llms.packing import Pack, additive_mask, by_budget, collate, common_prefix_length, pack_tree
 from tests.llms import tiny
 
 ALL_ALIKE = [[5, 6, 7], [5, 6, 7], [5, 6, 7]]
@@ -106,7 +105,7 @@ def test_merged_packs_hold_no_token_twice(tree: list[list[int]]) -> None:
 @given(sequences())
 def test_branches_stand_side_by_side(tree: list[list[int]]) -> None:
     pack = pack_tree(tree, merge=False)
-    shared = min(common_prefix_length(tree), min(map(len, tree)) - 1)
+    shared = min(common_prefix_length(*tree), min(map(len, tree)) - 1)
     assert len(pack) == shared + sum(len(tokens) - shared for tokens in tree)
     for path in pack.paths:
         assert path[:shared] == list(range(shared))
@@ -145,7 +144,7 @@ def test_less_can_be_shared(most_shared: int | None, expected: int) -> None:
     ],
 )
 def test_common_prefix(tree: list[list[int]], expected: int) -> None:
-    assert common_prefix_length(tree) == expected
+    assert common_prefix_length(*tree) == expected
 
 
 def test_collated_shapes_positions_and_mask() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.evaluation.systems import average_answers
-from llm_wrapper.llms import answers, server_formats
-from llm_wrapper.llms.base import LocalLLM, ReasoningLLM, add_reasoning, answer_now, load_llm, reason_first
+from llm_wrapper.llms import server_formats
+from llm_wrapper.llms.base import ReasoningLLM, add_reasoning, answer_now, load_llm, reason_first
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.prompts.render import choose
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
@@ -92,7 +93,7 @@ def test_a_local_llm_reasons_and_is_scored_exactly(architecture: str, style: str
 def test_a_server_reasons_and_nothing_is_asked_twice(
     decode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
+    monkeypatch.setattr("llm_wrapper.llms.server.ANSWER_FOLDER", tmp_path / "answers")
     monkeypatch.setattr(server_formats, "_tokenizer", lambda section: tiny.tokenizer("chatml"))
     server = ModelServer(tiny.llm())
     with server:
@@ -119,7 +120,7 @@ def test_reasons_of_several_orders_are_not_kept_but_counted() -> None:
 
 
 def test_a_server_that_counts_no_tokens_leaves_them_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
+    monkeypatch.setattr("llm_wrapper.llms.server.ANSWER_FOLDER", tmp_path / "answers")
     server = ModelServer(tiny.llm())
     chat = server._chat
     monkeypatch.setattr(server, "_chat", lambda body: {"choices": chat(body)["choices"]})

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import score as score_module
-from llm_wrapper.llms.base import LocalLLM, load_llm
+from llm_wrapper.llms import local as local_module
+from llm_wrapper.llms.base import load_llm
 from llm_wrapper.llms.load import LoadedLLM, load_model
+from llm_wrapper.llms.local import LocalLLM, score_prompts
 from llm_wrapper.llms.meter import metered
-from llm_wrapper.llms.score import score_prompts
-from llm_wrapper.llms.sharing import logits_at
+from llm_wrapper.llms.packing import logits_at
 from llm_wrapper.records import Answer, Message, Prompt
 from tests.llms import tiny
 
@@ -80,9 +80,9 @@ def test_what_sees_less_than_a_pack_goes_unshared(
     architecture: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm, forms = tiny.llm(architecture, "bare"), []
-    original = score_module.model_batch
+    original = local_module.model_batch
     monkeypatch.setattr(
-        score_module,
+        local_module,
         "model_batch",
         lambda model, packs, pad: (forms.extend(pack.is_plain for pack in packs), original(model, packs, pad))[1],
     )
@@ -144,7 +144,7 @@ def test_inputs_of_an_adapter_are_not_copied_which_changes_no_bit(monkeypatch: p
     inner.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     answers = by_place(llm, questions())
     assert set(seen) == {torch.bfloat16}
-    monkeypatch.setattr(score_module, "disable_input_dtype_casting", lambda *args, **options: nullcontext())
+    monkeypatch.setattr(local_module, "disable_input_dtype_casting", lambda *args, **options: nullcontext())
     assert by_place(llm, questions()) == answers
     assert set(seen) == {torch.bfloat16, torch.float32}
 
@@ -266,7 +266,7 @@ def test_scores_of_an_adapted_model_are_the_adapters() -> None:
 
 @pytest.mark.parametrize("decode", ["score", "generate"])
 def test_ask_answers_in_order_over_many_chunks(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_wrapper.llms.base._CHUNK", 3)
+    monkeypatch.setattr("llm_wrapper.llms.local._CHUNK", 3)
     llm = tiny.llm(decode=decode)
     prompts = [tiny.prompt(f"dog {'very ' * (i % 4)}{i}", 2 + i % 3, first=i % 2, number=i) for i in range(8)]
     answers = LocalLLM(llm, progress=False).answer(prompts)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import answers, server_formats
-from llm_wrapper.llms.base import LocalLLM, load_llm
+from llm_wrapper.llms import server_formats
+from llm_wrapper.llms.base import load_llm
 from llm_wrapper.llms.load import LoadedLLM
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.llms.server import ServerLLM
 from llm_wrapper.prompts.render import choose
 from llm_wrapper.recipe import LLMSection
@@ -28,7 +29,7 @@ styles = pytest.mark.parametrize("style", ["chatml", "numbers"])
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Answers are kept in a folder of the test; no key of the user's is at hand."""
-    monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
+    monkeypatch.setattr("llm_wrapper.llms.server.ANSWER_FOLDER", tmp_path / "answers")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path / "answers"
 

@@ -12,7 +12,7 @@ import pytest
 
 from llm_wrapper import services
 from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError
-from llm_wrapper.llms import answers
+from llm_wrapper.llms import server
 from llm_wrapper.llms.server import Server, ServerLLM
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
@@ -36,7 +36,7 @@ class Waits(list[float]):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(answers, "ROOT", tmp_path / "answers")
+    monkeypatch.setattr("llm_wrapper.llms.server.ANSWER_FOLDER", tmp_path / "answers")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(services, "_is_below", lambda address, allowed: True)  # each test has a port of its own
     return tmp_path / "answers"
@@ -298,7 +298,7 @@ def test_a_damaged_line_costs_one_question(
     assert ServerLLM(section(served), progress=False).answer(questions()) == expected
     assert served.count("POST") == 5
     assert "1 damaged lines" in caplog.text
-    assert len(answers.AnswerFile(file)) == 4, "the new line did not become part of the damaged one"
+    assert len(server.AnswerFile(file)) == 4, "the new line did not become part of the damaged one"
     ServerLLM(section(served), progress=False).answer(questions())
     assert served.count("POST") == 5
 
@@ -313,7 +313,7 @@ def test_an_answer_that_cannot_be_kept_stops_the_work(served: ModelServer, folde
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    file = answers.AnswerFile(tmp_path / "full.jsonl")
+    file = server.AnswerFile(tmp_path / "full.jsonl")
     file.path.symlink_to("/dev/full")
     with pytest.raises(LLMWrapperError, match="No space left"):
         file.keep("b", Answer(text="1"), sample_id="s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 import transformers
 
 from llm_wrapper.errors import ModelError
-from llm_wrapper.llms import sharing
-from llm_wrapper.llms.packing import collate, pack_tree
-from llm_wrapper.llms.sharing import attention_mask, can_share_prefixes, require_exact
+from llm_wrapper.llms import packing
+from llm_wrapper.llms.packing import can_share_prefixes, collate, model_batch, pack_tree
+from llm_wrapper.llms.self_test import require_exact
 from tests.llms import tiny
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1}
@@ -114,7 +115,7 @@ def test_what_is_not_shared_is_said_with_the_reason(caplog: pytest.LogCaptureFix
     ],
 )
 def test_windows(config: dict[str, Any], expected: int | None) -> None:
-    assert sharing._window(SimpleNamespace(**config)) == expected
+    assert packing._window(SimpleNamespace(**config)) == expected
 
 
 @pytest.mark.parametrize(("longest", "expected"), [(1, True), (99, True), (100, False), (10_000, False)])
@@ -225,9 +226,7 @@ def test_plain_rows_get_a_mask_of_two_dimensions_and_trees_one_of_four() -> None
     model = tiny.model("llama")
     rows = [pack_tree([[5, 6, 7]], merge=True), pack_tree([[5, 6]], merge=True)]
     tree = pack_tree([[5, 6, 7], [5, 8]], merge=True)
-    visible = collate(rows, 0)["attention_mask"]
-    assert attention_mask(model, rows, visible).tolist() == [[1, 1, 1], [1, 1, 0]]
-    mixed = [*rows, tree]
-    visible = collate(mixed, 0)["attention_mask"]
-    assert attention_mask(model, mixed, visible).shape == (3, 1, 4, 4)
-    assert (attention_mask(model, mixed, visible) == 0).equal(visible)
+    assert model_batch(model, rows, 0)["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    mask, visible = (make([*rows, tree], 0)["attention_mask"] for make in (partial(model_batch, model), collate))
+    assert mask.shape == (3, 1, 4, 4)
+    assert (mask == 0).equal(visible)

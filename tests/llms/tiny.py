@@ -14,7 +14,7 @@ import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.sharing import require_exact
+from llm_wrapper.llms.self_test import require_exact
 from llm_wrapper.prompts.render import render_prompt
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Box, Candidate, Message, Prompt, Sample

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import results
+from llm_wrapper import runs
 from llm_wrapper.errors import DataError, RunError
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import evaluations, sections
@@ -121,7 +121,7 @@ def test_what_is_kept_is_replaced_and_needs_the_other_run_no_more(tmp_path: Path
 
 
 def names_beside(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / results.COMPARED).iterdir())
+    return sorted(path.name for path in (run / runs.COMPARED).iterdir())
 
 
 def test_two_folders_of_one_name_are_kept_beside_each_other(tmp_path: Path, run: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_does_not_say_where_it_is_from_is_replaced_by_its_own_question_alon
     tmp_path: Path, run: Path, recipe: dict[str, Any], num_folders: int
 ) -> None:
     other = make_run(tmp_path / "other", tuned(), recipe=RECIPE)
-    make_run(run / results.COMPARED / "other", tuned(), recipe=recipe)
+    make_run(run / runs.COMPARED / "other", tuned(), recipe=recipe)
     evaluations.add_comparison(run, other)
     evaluations.add_comparison(run, other)
     assert len(names_beside(run)) == num_folders
@@ -155,12 +155,12 @@ def test_what_does_not_say_where_it_is_from_is_replaced_by_its_own_question_alon
 def test_what_is_no_other_evaluation_is_refused(tmp_path: Path, run: Path, name: str, message: str) -> None:
     with pytest.raises(RunError, match=f"{message}; name a folder that eval or score has left"):
         evaluations.add_comparison(run, tmp_path / name)
-    assert not (run / results.COMPARED).exists()
+    assert not (run / runs.COMPARED).exists()
 
 
 def test_damaged_facts_beside_a_guest_are_named(tmp_path: Path, run: Path) -> None:
     beside(tmp_path, run, tuned(), RECIPE)
-    write_json(run / results.COMPARED / "other" / "report-val.json", [])
+    write_json(run / runs.COMPARED / "other" / "report-val.json", [])
     with pytest.raises(DataError, match=r"other/report-val\.json does not hold the facts"):
         load_evaluations(run)
 
@@ -170,7 +170,7 @@ def test_another_split_is_refused_and_beside_the_same_one_no_guest(tmp_path: Pat
     told = rf"nothing to compare: {run} is evaluated on val, {other} on test\. .*make eval RUN={other}"
     with pytest.raises(RunError, match=told):
         evaluations.add_comparison(run, other)
-    assert not (run / results.COMPARED).exists()
+    assert not (run / runs.COMPARED).exists()
     make_run(other, tuned()[:2])
     evaluations.add_comparison(run, other)
     (part,) = load_evaluations(run)

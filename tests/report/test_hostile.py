@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llm_wrapper import datasets, results
+from llm_wrapper import datasets, runs
 from llm_wrapper.errors import DataError, LLMWrapperError
 from llm_wrapper.records import Box, Candidate
 from llm_wrapper.report import evaluations, gallery, grid, page
@@ -107,8 +107,8 @@ LINKS = [
     pytest.param("train_log.jsonl", id="log"),
     pytest.param(gallery.FILE, id="gallery"),
     pytest.param(f"{grid.STUDIES}/curve-x.json", id="study"),
-    pytest.param(f"{results.COMPARED}/other/predictions-val.parquet", id="compared"),
-    pytest.param(f"{results.COMPARED}/other/report-val.json", id="compared-facts"),
+    pytest.param(f"{runs.COMPARED}/other/predictions-val.parquet", id="compared"),
+    pytest.param(f"{runs.COMPARED}/other/report-val.json", id="compared-facts"),
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.llms import answers, steering
+from llm_wrapper.llms import steering
 from llm_wrapper.recipe.schema import LLMSection, SamplingSection, SearchSection
 from llm_wrapper.search.history import Leaderboard
 from llm_wrapper.search.proposals import (
@@ -215,7 +215,7 @@ def served(server: ProposingServer, **sampling: object) -> ServedProposer:
 
 
 def test_a_server_is_asked_once_for_each_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "ROOT", tmp_path)
+    monkeypatch.setattr("llm_wrapper.llms.server.ANSWER_FOLDER", tmp_path)
     with ProposingServer(["one", "two"]) as server:
         assert not ServedProposer.can_be_guided
         assert [served(server)(Request("Write.", seed)).text for seed in (1, 2, 1, 2)] == ["one", "two"] * 2

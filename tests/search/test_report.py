@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper.report import search as shown
+from llm_wrapper.cli.search import cost_line, plot_history, ranking_table, refusal_lines
 from llm_wrapper.search.history import History, RefusedProposal, SearchCost, SearchStart
 from tests.search.made import evaluated
 
@@ -44,18 +44,18 @@ def history(tmp_path: Path) -> History:
 
 
 def test_prompts_stand_by_rank_with_interval_and_round(history: History) -> None:
-    lines = [line for line in printed(shown.ranking(history)) if "│" in line]
+    lines = [line for line in printed(ranking_table(history)) if "│" in line]
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
     assert cells == [
         ["1", "75.0", "no data", "4", "1 (alpha 0.25)", "open"],
         ["2", "50.0", "no data", "4", "0", "seed [bold]words"],
         ["3", "0.0 (stopped)", "no data", "2", "1", "bad"],
     ]
-    assert len([line for line in printed(shown.ranking(history, 1)) if "│" in line]) == 1
+    assert len([line for line in printed(ranking_table(history, 1)) if "│" in line]) == 1
 
 
 def test_refusals_are_counted_by_kind(history: History) -> None:
-    assert shown.refused(history) == [
+    assert refusal_lines(history) == [
         "5 of 7 proposals were refused",
         "  2 x {objects} occurs in the instruction .. times; it is needed exactly once",
         "  2 x it leaks a box",
@@ -66,10 +66,10 @@ def test_refusals_are_counted_by_kind(history: History) -> None:
 
 
 def test_costs_are_summed(history: History) -> None:
-    assert shown.costs(history) == "12 questions asked, 43 tokens of proposals, 4 s"
+    assert cost_line(history) == "12 questions asked, 43 tokens of proposals, 4 s"
 
 
 def test_the_plot_is_the_same_picture_each_time(history: History, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        shown.plot(history, tmp_path / name)
+        plot_history(history, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -11,18 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
-from typer.testing import CliRunner
 
 from llm_wrapper import detectors, runs
-from llm_wrapper.cli import main
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.llms.base import LocalLLM
+from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.search.history import EvaluatedPrompt, History
+from tests.commands import fail, run
 from tests.detectors.misbehaving_server import Step
-from tests.first_images import copy_first_images
-from tests.llms import tiny
 from tests.search.fakes import CaptionedDetector, ProposingServer
 from tests.search.test_search import timeless
 
@@ -38,23 +34,10 @@ PROPOSALS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of two toy splits, and a tiny LLM."""
-    folder = tmp_path_factory.mktemp("source")
-    copy_first_images(folder / "toy", count=4)
-    llm = tiny.llm()
-    llm.model.save_pretrained(folder / "tiny")
-    llm.tokenizer.save_pretrained(folder / "tiny")
-    return folder
-
-
 @pytest.fixture
-def options(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A folder to work in, and what chooses data and LLM."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-    return ["--data-root", str(source / "toy"), f"llm.model='{source / 'tiny'}'", "llm.dtype=float32"]
+def options(own_folder: Path, toy: Path, tiny_model: Path) -> list[str]:
+    """The options that choose data and LLM."""
+    return ["--data-root", str(toy), f"llm.model='{tiny_model}'", "llm.dtype=float32"]
 
 
 @pytest.fixture
@@ -72,18 +55,6 @@ def server() -> Iterator[ProposingServer]:
 def proposer(server: ProposingServer, **more: Any) -> str:
     settings = {"backend": "openai", "model": "m", "server": {"base_url": f"{server.url}/v1"}, **more}
     return f"search.proposer={json.dumps(settings)}"
-
-
-def run(*args: str | Path) -> str:
-    result = CliRunner().invoke(main.app, [str(arg) for arg in args])
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def fail(kind: type[LLMWrapperError], *args: str | Path) -> str:
-    result = CliRunner().invoke(main.app, [str(arg) for arg in args])
-    assert isinstance(result.exception, kind), result.exception
-    return str(result.exception)
 
 
 def search(*args: str | Path) -> str:
@@ -145,10 +116,10 @@ def test_a_search_with_a_server_proposes_measures_confirms_and_is_used(
 
 
 def test_search_and_confirmation_share_no_image_and_see_no_evaluated_one(
-    cached: list[str], server: ProposingServer, source: Path
+    cached: list[str], server: ProposingServer, toy: Path
 ) -> None:
     search(*cached, proposer(server))
-    lines = {split: (source / "toy" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "val")}
+    lines = {split: (toy / f"{split}.jsonl").read_text().splitlines() for split in ("train", "val")}
     images = {split: {json.loads(line)["image_id"] for line in part} for split, part in lines.items()}
     confirmed = {row.image_id for path in RUN.glob("confirmed-*.parquet") for row in files.load_predictions(path)}
     assert confirmed <= images["train"] - images["val"]

@@ -12,9 +12,8 @@ import torch
 
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.adapters import add_adapter
-from llm_wrapper.llms.generate import generate
 from llm_wrapper.llms.load import LoadedLLM
-from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.local import generate, score_prompts
 from llm_wrapper.llms.soft_prompts import SoftPromptModel, prepended
 from llm_wrapper.records import Prompt
 from llm_wrapper.training import trainer

@@ -20,7 +20,7 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.load import load_model
-from llm_wrapper.llms.score import score_prompts
+from llm_wrapper.llms.local import score_prompts
 from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
 from llm_wrapper.report.card import card
 from llm_wrapper.training import memory_estimate, trainer
