@@ -147,16 +147,10 @@ def fill_cache(  # noqa: PLR0913 (each is an option of the verb)
     Ctrl-C and errors of the detector keep all answers so far; a killed process loses at most its last minute and one
     batch, one of a paid detector at most one answer. The same call resumes, with the same rows in the end.
 
-    Args:
-        detector: Asked for all that is missing.
-        dataset: One split.
-        folder: Of the cache.
-        engine: Asks the detector: in this process, or a `RayEngine`.
-        images_per_batch: Images in one call, each with all questions about it.
-        rows_per_part: Answers in a part of the complete cache; while it is filled, parts end with a batch.
-        overwrite: Remove all answers first, and ask everything again.
-        skip_unreadable: Finish without images that are missing or broken; the manifest names them.
-        progress: Show a bar.
+    `engine` asks the detector, in this process or as a `RayEngine`, about `images_per_batch` images in one call, each
+    with all questions about it. `rows_per_part` is of the complete cache; while it is filled, parts end with a batch.
+    `overwrite` asks everything again; `skip_unreadable` finishes without missing or broken images, which the manifest
+    names.
     """
     _check(dataset, images_per_batch=images_per_batch, rows_per_part=rows_per_part)
     images = _by_image(detector, dataset)
