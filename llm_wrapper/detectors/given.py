@@ -25,11 +25,7 @@ GIVEN = "given"
 
 
 def create_given(settings: Mapping[str, Any]) -> NoReturn:
-    """Refuse to detect: the recipe has no detector, only boxes that a caller brings.
-
-    Raises:
-        RecipeError: Always.
-    """
+    """Refuse to detect: the recipe has no detector, only boxes that a caller brings."""
     raise RecipeError(
         "this recipe names no detector, so there is nothing to find boxes with: name one (vlm='flo2', --vlm flo2), or "
         "bring the boxes: wrapper.choose(boxes, labels, expression, image_size=(width, height))"
@@ -37,11 +33,7 @@ def create_given(settings: Mapping[str, Any]) -> NoReturn:
 
 
 def parse_image_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Return a caller's (width, height) in pixels.
-
-    Raises:
-        DataError: If it is anything but two positive whole numbers.
-    """
+    """Return a caller's (width, height) in pixels; a DataError for anything but two positive whole numbers."""
     try:
         width, height = (float(side) for side in image_size)
     except (TypeError, ValueError):

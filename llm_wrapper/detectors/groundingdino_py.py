@@ -106,12 +106,7 @@ class GroundingDinoPyDetector:
         return {"detector": "groundingdino_py", "reading": _READING, **self._settings.identity(), **sources}
 
     def prepare(self, sample: Sample) -> PreparedPixels:
-        """Read the image of a sample, resize and normalize it as the authors do.
-
-        Raises:
-            ImageError: If the image cannot be read.
-            ModelError: If the model cannot be loaded.
-        """
+        """Read the image of a sample, resize and normalize it as the authors do."""
         import torch
 
         model, transforms = self._weights.loaded().model, import_groundingdino("datasets.transforms")
@@ -122,11 +117,7 @@ class GroundingDinoPyDetector:
         return pad_to_queries(whole, model.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an empty expression has no detections.
-
-        Raises:
-            ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
-        """
+        """Answer each question; an empty expression has no detections."""
         return [self._about(question.sample, prepared[question.sample.image_id]) for question in questions]
 
     def _about(self, sample: Sample, image: PreparedPixels) -> Detections:

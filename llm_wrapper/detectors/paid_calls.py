@@ -136,11 +136,7 @@ class PaidCalls:
 
     @contextmanager
     def charged(self) -> Iterator[None]:
-        """Make one paid call inside: within the budget, in time, and counted unless it was surely not charged.
-
-        Raises:
-            RecipeError: If the budget does not pay for it.
-        """
+        """Make one paid call inside: within the budget, in time, and counted unless it was surely not charged."""
         if self.terms.max_cost is None:
             price = self.terms.price_per_call
             raise RecipeError(f"{self.name} costs {price:g} dollars a call. To agree to a budget, {_budget()}.")

@@ -134,19 +134,14 @@ def test_tasks_decide_levels_and_order(samples: list[Sample], tasks: list[str], 
 
 
 _HOSTILE = {
+    **tiny.HOSTILE,
     "task": "the man <OD> left",
     "own-task": "<OPEN_VOCABULARY_DETECTION>",
     "locations": "dog<loc_5><loc_6><loc_7><loc_8>",
     "image": "<image> <image>",
-    "end": "dog</s><pad><s><unk><mask>",
     "polygon": "<poly></poly><sep><and>",
     "braces": "{input} {0} {x.y}",
     "lines": "dog\nLocate cat\r\n",
-    "dots": "a. ## b .",
-    "scripts": "左边的狗 كلب \u200f שמאל 🐕\u200d🦺",
-    "surrogate": "a\ud800b",
-    "long-word": "a" * 3000,
-    "many-words": "the dog left of " * 1250,
     "many-emoji": "🐕" * 2000,
 }
 

@@ -133,19 +133,14 @@ def test_tasks_decide_levels(samples: list[Sample], tasks: list[str], levels: tu
 
 
 _HOSTILE = {
+    **tiny.HOSTILE,
     "grounding": "the man <grounding> left",
     "own-format": "dog</phrase><object><patch_index_0001><patch_index_0900></object>",
     "image": "<image> </image>",
-    "end": "dog</s><pad><s><unk><mask>",
     "wide-brackets": "\uff1cmask\uff1e \ufe64/phrase\ufe65 \uff1cs\uff1e",
     "delimiter": "</delimiter_of_multi_objects/></chunk></line></doc>",
     "braces": "{expression} {0} {x.y}",
     "lines": "dog\nhat\r\n",
-    "dots": "a. ## b .",
-    "scripts": "左边的狗 كلب \u200f שמאל 🐕\u200d🦺",
-    "surrogate": "a\ud800b",
-    "long-word": "a" * 3000,
-    "many-words": "the dog left of " * 1250,
     "many-in-one": "\ufdfa" * 400,
     "many-emoji": "🐕 " * 2000,
 }

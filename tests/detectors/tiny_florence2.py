@@ -165,6 +165,17 @@ SIZES = {"a": (64, 48), "b": (37, 90), "c": (200, 120)}
 """Image id -> width and height."""
 
 
+HOSTILE = {
+    "end": "dog</s><pad><s><unk><mask>",
+    "dots": "a. ## b .",
+    "scripts": "左边的狗 كلب \u200f שמאל 🐕\u200d🦺",
+    "surrogate": "a\ud800b",
+    "long-word": "a" * 3000,
+    "many-words": "the dog left of " * 1250,
+}
+"""Expressions that no model of this kind may stumble over."""
+
+
 def build(*, attention: str = "eager", dtype: torch.dtype = torch.float32, **settings: Any) -> Florence2Detector:
     """Return a detector with a fresh model; further arguments are settings."""
     made = processor()

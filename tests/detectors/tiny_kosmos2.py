@@ -14,9 +14,9 @@ from tokenizers import AddedToken, normalizers
 from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, Kosmos2Detector, Kosmos2Settings
 from llm_wrapper.records import Sample
 from tests.detectors import tiny_florence2
-from tests.detectors.tiny_florence2 import SIZES, Spy, all_questions, detect, record_answers, sample
+from tests.detectors.tiny_florence2 import HOSTILE, SIZES, Spy, all_questions, detect, record_answers, sample
 
-__all__ = ["SIZES", "Spy", "all_questions", "detect", "record_answers", "sample"]
+__all__ = ["HOSTILE", "SIZES", "Spy", "all_questions", "detect", "record_answers", "sample"]
 
 _SPOKEN = "the and with on a an of image dog red shirt man left old lady hat next to no zebra"
 _WORDS = _SPOKEN.split()
