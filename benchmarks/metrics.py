@@ -15,7 +15,15 @@ from measurements import run_script, save_measurement
 from rich.console import Console
 from rich.table import Table
 
-from llm_wrapper.metrics import IOU_THRESHOLD, IOU_THRESHOLDS, RANKS, Columns, measure_columns, recall_at
+from llm_wrapper.metrics import (
+    IOU_THRESHOLD,
+    IOU_THRESHOLDS,
+    RANKS,
+    Columns,
+    mean_accuracy,
+    recall_at,
+    summarize_columns,
+)
 from llm_wrapper.terminal import open_console
 
 _Result = TypeVar("_Result")
@@ -84,16 +92,16 @@ def generate(num_predictions: int, *, seed: int = 0) -> Columns:
 
 def vectorized(table: Columns) -> dict[str, float]:
     """Return every metric's value; the intervals are computed too."""
-    scores, recalls = measure_columns(table), recall_at(table)
+    summary = summarize_columns(table)
     found = {
-        "p_at_1": scores.p_at_1,
-        "p_at_1_ge": scores.p_at_1_ge,
-        "mean_iou": scores.mean_iou,
-        "accuracy": scores.accuracy,
-        "oracle_p_at_1": scores.oracle_p_at_1,
-        **{f"recall@{rank}": each for rank, each in recalls.items()},
+        "p_at_1": summary.p_at_1,
+        "p_at_1_ge": summary.p_at_1_ge,
+        "mean_iou": summary.mean_iou,
+        "accuracy": mean_accuracy(table).value,
+        "oracle_p_at_1": summary.oracle_p_at_1,
+        **{f"recall@{rank}": each.value for rank, each in recall_at(table).items()},
     }
-    return {name: each.value for name, each in found.items() if each.value is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def loop(

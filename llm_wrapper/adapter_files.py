@@ -19,23 +19,17 @@ from typing import Any
 from llm_wrapper import readers, storage
 from llm_wrapper.errors import ModelError, shell_word
 
-__all__ = [
-    "CONFIG",
-    "WEIGHTS",
-    "Adapter",
-    "advise_on_pickle",
-    "digest_adapter",
-    "find_adapter",
-    "read_settings",
-    "require_quick",
-]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "advise_on_pickle", "digest_adapter", "find_adapter", "read_settings",
+           "require_quick"]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]*\w)(@(?P<revision>\S+))?")
 _MOST_NUMBER = 1_000_000
 _SECONDS = 5.0
 """The longest that matching all patterns with all names may take; published ones take milliseconds."""
-_PLAIN = re.compile(r"[\w.-]*")
+_TARGETS = ("target_modules", "exclude_modules", "feedforward_modules")
+_TABLES = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters")
+"""Settings that PEFT matches as regular expressions: texts, and texts, lists or tables."""
 _FORMS = (r"(?:%s)", r"(?:^|.*?\.)(?:%s)\.(?P<idx>\d+)\.", r"(.*\.)?(%s)$", r"(^|.*\.)(?:%s)($|\..*)")
 """How PEFT surrounds patterns: of target modules, layers, ranks and modules that are trained whole."""
 _MATCH = """
@@ -81,9 +75,6 @@ def find_adapter(name: str) -> Adapter:
 
     Of a repository the settings and the safetensors weights are fetched, nothing else. Weights as `.bin` are a pickle,
     which can run any code when it is read; they are never opened.
-
-    Raises:
-        ModelError: If it is neither, or cannot be fetched, or its weights are not there as safetensors.
     """
     local = Path(name).expanduser()
     adapter = Adapter(str(local), local) if local.is_dir() else Adapter(name, _fetched(name))
@@ -123,15 +114,9 @@ def _fetched(name: str) -> Path:
 
 
 def read_settings(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read `adapter_config.json` within bounds.
+    """Read `adapter_config.json`; ValueError where it holds what no adapter of weights of such shapes has.
 
-    Args:
-        folder: Of the adapter.
-        shapes: Of the weights in its file: no rank is larger than all of their sizes.
-
-    Raises:
-        DataError: If the file is no JSON within the bounds.
-        ValueError: If it holds what no adapter that can be used has.
+    No rank is larger than all sizes of the weights.
     """
     values = readers.read_json(folder / CONFIG, most=readers.MIB)
     if not isinstance(values, dict):
@@ -160,18 +145,16 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, int]]:
 
 
 def require_quick(settings: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse patterns that take longer than seconds to match with the names in a model.
+    """Raise ValueError if patterns take longer than seconds to match with the names of a model's modules and weights.
 
     They are matched in another process, which can be ended.
-
-    Args:
-        settings: Of `read_settings`.
-        names: Of the model's modules and weights.
-
-    Raises:
-        ValueError: If they take longer.
     """
-    patterns = sorted({each for each in _patterns(settings) if not _PLAIN.fullmatch(each)})
+    texts = [each for name in _TARGETS if isinstance(each := settings.get(name), str) and each != "all-linear"]
+    for name in _TABLES:
+        value = settings.get(name)
+        rows = [value] if isinstance(value, str) else value if isinstance(value, list | dict | set | tuple) else ()
+        texts += [each for each in rows if isinstance(each, str)]
+    patterns = sorted({each for each in texts if not re.fullmatch(r"[\w.-]*", each)})
     if not patterns:
         return
     try:
@@ -186,15 +169,3 @@ def require_quick(settings: Mapping[str, Any], names: Iterable[str]) -> None:
     except subprocess.TimeoutExpired as error:
         shown = ", ".join(each[:80] for each in patterns[:3])
         raise ValueError(f"its patterns take longer than {_SECONDS:g} s to be matched: {shown}") from error
-
-
-def _patterns(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield every text in the settings that PEFT matches as a regular expression."""
-    for name in ("target_modules", "exclude_modules", "feedforward_modules"):
-        value = settings.get(name)
-        if isinstance(value, str) and value != "all-linear":
-            yield value
-    for name in ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters"):
-        value = settings.get(name)
-        rows = [value] if isinstance(value, str) else value if isinstance(value, list | dict | set | tuple) else ()
-        yield from (each for each in rows if isinstance(each, str))

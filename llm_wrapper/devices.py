@@ -23,9 +23,6 @@ def choose_device(setting: str = "auto") -> torch.device:
     """Return the device that a recipe names; `auto` is this process's CUDA GPU where there is one, else the CPU.
 
     Apple's and Intel's GPUs are not used by `auto`: nothing here has been tried on them. A warning says so once.
-
-    Raises:
-        RecipeError: If the device is not there.
     """
     if setting != "auto":
         chosen, count = torch.device(setting), torch.cuda.device_count()

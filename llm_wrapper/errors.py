@@ -18,19 +18,8 @@ import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 
-__all__ = [
-    "CacheError",
-    "DataError",
-    "ImageError",
-    "LLMWrapperError",
-    "ModelError",
-    "PromptError",
-    "RecipeError",
-    "RunError",
-    "listed",
-    "nearest",
-    "shell_word",
-]
+__all__ = ["CacheError", "DataError", "ImageError", "LLMWrapperError", "ModelError", "PromptError", "RecipeError",
+           "RunError", "listed", "nearest", "shell_word"]  # fmt: skip
 
 
 class LLMWrapperError(Exception):
@@ -66,13 +55,7 @@ class RunError(LLMWrapperError):
 
 
 def listed(headline: str, problems: Iterable[str], *, most: int = 20) -> str:
-    """Format a headline and its problems, one a line, so that all are seen at once.
-
-    Args:
-        headline: What was being read when the problems were found.
-        problems: One sentence each, naming the value and the place.
-        most: How many are printed; the rest is counted.
-    """
+    """Format a headline and its problems, one a line, so that all are seen at once; beyond `most` they are counted."""
     rows = list(problems)
     shown = [f"  - {row}" for row in rows[:most]]
     if len(rows) > most:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -30,9 +30,6 @@ _COCO_STEM = re.compile(r"COCO_\w+?_(\d{12})(?:_\d+)?|(\d{12})(?:_\d+)?", re.IGN
 
 _INTEGER = re.compile(r"(\d{1,18})(?:\.0)?")
 """An id as a number, which some programs write as a float."""
-
-_LEAST_SHARE = 0.01
-"""A file that names fewer of the images that it could name was made for other data."""
 
 
 class NotInDataError(ValueError):
@@ -63,16 +60,14 @@ class Matcher:
     """
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        place: str,
-        *,
-        spellings: Iterable[str] = (),
-        file_names: Mapping[str, str] | None = None,
-    ) -> None:
+        self, samples: Sequence[Sample], place: str, *,
+        spellings: Iterable[str] = (), file_names: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.place = place
         self._by_id = {sample.sample_id: sample for sample in samples}
-        self._by_number = _unique_numbers(self._by_id)
+        numbered = [(int(match[1]), each) for name, each in self._by_id.items() if (match := _INTEGER.fullmatch(name))]
+        counts = Counter(number for number, _ in numbered)
+        self._by_number = {number: sample for number, sample in numbered if counts[number] == 1}
         self._by_ref: defaultdict[str, list[Sample]] = defaultdict(list)
         self._by_image: defaultdict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -89,12 +84,7 @@ class Matcher:
             self._spellings[parts[-1]].add(parts)
 
     def image_of(self, name: str) -> str:
-        """Return the id of the image that a name means.
-
-        Raises:
-            NotInDataError: If no image of the split has it.
-            AmbiguousNameError: If several have.
-        """
+        """Return the id of the image that a name means."""
         if name in self._by_image:
             return name
         if name not in self._matches:
@@ -104,10 +94,7 @@ class Matcher:
     def sample_of(self, sample_id: str, expression: str | None = None) -> Sample:
         """Return the sample of an id; with an expression, only if that is the sample's.
 
-        Raises:
-            NotInDataError: If the split has no such id.
-            AmbiguousNameError: If it is the id of another expression. Ids are small numbers that overlap between
-                data sets.
+        Ids are small numbers that overlap between data sets, so the id of another expression is an AmbiguousNameError.
         """
         number = _INTEGER.fullmatch(sample_id)
         sample = self._by_id.get(sample_id) or (self._by_number.get(int(number[1])) if number else None)
@@ -120,12 +107,7 @@ class Matcher:
         return sample
 
     def samples_of_image(self, name: str, expression: str | None) -> tuple[Sample, ...]:
-        """Return the samples with an expression about an image: several only where both are the same.
-
-        Raises:
-            NotInDataError: If the image is not in the split.
-            AmbiguousNameError: If the name or the expression does not say which sample is meant.
-        """
+        """Return the samples with an expression about an image: several only where both are the same."""
         return self._with_expression(self._by_image[self.image_of(name)], expression, f"image {name!r}")
 
     def samples_of_ref(self, ref_id: str, expression: str | None) -> tuple[Sample, ...]:
@@ -139,17 +121,19 @@ class Matcher:
         for key in _keys_of_name(parts[-1]):
             tails = [(_common_tail(image.parts, parts), image) for image in self._images.get(key, ())]
             best = max((tail for tail, image in tails if tail >= min(len(parts), image.own)), default=0)
-            fitting = [image for tail, image in tails if tail == best and self._is_meant(image, parts[-1], tail)]
-            image_ids = sorted({image.image_id for image in fitting})
+            # An image to whose path another spelling of the file is nearer is not meant.
+            others = self._spellings.get(parts[-1], ())
+            fitting = {
+                image.image_id
+                for tail, image in tails
+                if tail == best and all(_common_tail(image.parts, other) <= tail for other in others)
+            }
+            image_ids = sorted(fitting)
             if len(image_ids) > 1:
                 raise AmbiguousNameError(f"{name!r} is shared by images {', '.join(image_ids[:5])}: use image_id")
             if image_ids:
                 return image_ids[0]
         raise NotInDataError(f"image {name!r} is not in {self.place}")
-
-    def _is_meant(self, image: _Image, last: str, tail: int) -> bool:
-        """Tell whether no spelling of the file with the same last part is nearer to the image's path."""
-        return all(_common_tail(image.parts, other) <= tail for other in self._spellings.get(last, ()))
 
     def _with_expression(self, pool: Sequence[Sample], expression: str | None, named: str) -> tuple[Sample, ...]:
         if expression is None:
@@ -171,14 +155,8 @@ class Matcher:
 
 
 def is_other_data(num_named: int, num_matched: int, num_known: int) -> bool:
-    """Tell whether so few of a file's names are in the data that it was made for other data.
-
-    Args:
-        num_named: Different images or samples that the file names.
-        num_matched: Those of them that the data has.
-        num_known: How many the data has.
-    """
-    return num_named > 0 and num_matched < max(1.0, _LEAST_SHARE * min(num_named, num_known))
+    """Tell whether so few of a file's distinct names (under 1 %) are in the data that it was made for other data."""
+    return num_named > 0 and num_matched < max(1.0, 0.01 * min(num_named, num_known))
 
 
 def letters(text: str) -> str:
@@ -189,7 +167,11 @@ def letters(text: str) -> str:
 def _images(samples: Sequence[Sample], file_names: Mapping[str, str]) -> list[_Image]:
     """Return the images of samples, one each, with the data's own names for them."""
     folders = [os.path.dirname(sample.image_path.replace("\\", "/")) for sample in samples if sample.image_path]
-    shared = len(_parts(_common_folder(folders))) if folders and _common_folder(folders) else 0
+    try:
+        folder = os.path.commonpath(folders)
+    except ValueError:  # relative and absolute paths, or none
+        folder = ""
+    shared = len(_parts(folder)) if folder else 0
     images = []
     for sample in samples:
         name = _parts(file_names.get(sample.image_id, sample.image_id))
@@ -198,13 +180,6 @@ def _images(samples: Sequence[Sample], file_names: Mapping[str, str]) -> list[_I
         is_name = path[-len(name) :] == name
         images.append(_Image(sample.image_id, path, len(name) if is_name else max(1, len(path) - shared)))
     return images
-
-
-def _common_folder(folders: Sequence[str]) -> str:
-    try:
-        return os.path.commonpath(folders)
-    except ValueError:  # relative and absolute paths
-        return ""
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -216,9 +191,7 @@ def _parts(name: str) -> tuple[str, ...]:
 def _common_tail(path: tuple[str, ...], name: tuple[str, ...]) -> int:
     """Count the last parts that are the same; the very last is the image itself, however it is spelled."""
     count = 1
-    for one, other in zip(path[-2::-1], name[-2::-1], strict=False):
-        if one != other:
-            break
+    while count < min(len(path), len(name)) and path[-count - 1] == name[-count - 1]:
         count += 1
     return count
 
@@ -257,12 +230,3 @@ def _keys_of_name(name: str) -> list[tuple[str, str]]:
     elif number is not None:
         keys += [("number", number), ("id", number)]
     return keys
-
-
-def _unique_numbers(samples: Mapping[str, Sample]) -> dict[int, Sample]:
-    """Return samples by the number that their id is, where it is of one alone: 7 for "0000007"."""
-    by_number: defaultdict[int, list[Sample]] = defaultdict(list)
-    for name, sample in samples.items():
-        if _INTEGER.fullmatch(name):
-            by_number[int(float(name)) if "." in name else int(name)].append(sample)
-    return {number: same[0] for number, same in by_number.items() if len(same) == 1}

@@ -1,6 +1,6 @@
 """P@1, oracle P@1, mean IoU and the like, computed from the stored predictions alone, for millions of them.
 
-    [Prediction] -> to_columns -> Columns (arrays: boxes, targets, candidates) -> measure_columns, recall_at
+    [Prediction] -> to_columns -> Columns (arrays: boxes, targets, candidates) -> summarize_columns, recall_at
     [Prediction] -> summarize -> Summary (the numbers that every table shows)
 
 A missing box is a row of NaN in `Columns`, because an array has no `None`. It never reaches a result: no box overlaps
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,33 +20,12 @@ from llm_wrapper import boxes
 from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Prediction
-from llm_wrapper.statistics import Estimate, Interval, bootstrap_interval, estimate
+from llm_wrapper.statistics import Estimate, Interval, estimate
 
-__all__ = [
-    "IOU_THRESHOLD",
-    "IOU_THRESHOLDS",
-    "RANKS",
-    "UNTAGGED",
-    "Columns",
-    "KindSummary",
-    "Scores",
-    "Summary",
-    "best_overlaps",
-    "candidate_overlaps",
-    "codes",
-    "first_right",
-    "ious",
-    "knows_candidates",
-    "measure_columns",
-    "only_system",
-    "oracle_ious",
-    "overlaps",
-    "recall_at",
-    "require_distinct",
-    "summarize",
-    "summarize_systems",
-    "to_columns",
-]
+__all__ = ["IOU_THRESHOLD", "IOU_THRESHOLDS", "RANKS", "UNTAGGED", "Columns", "KindSummary", "Summary",
+           "best_overlaps", "candidate_overlaps", "codes", "first_right", "ious", "knows_candidates", "mean_accuracy",
+           "only_system", "oracle_ious", "overlaps", "recall_at", "require_distinct", "summarize",
+           "summarize_columns", "summarize_systems", "to_columns"]  # fmt: skip
 
 
 IOU_THRESHOLD = 0.5
@@ -66,8 +45,6 @@ UNTAGGED = "untagged"
 
 _BLOCK = 1 << 19
 """Pairs of boxes compared at a time, so that a million predictions do not need gigabytes."""
-
-_NO_BOX = (np.nan,) * 4
 
 
 @dataclass(frozen=True)
@@ -114,6 +91,17 @@ class Columns:
         """Whether a box was given for each sample, shape (n,)."""
         return ~np.isnan(self.boxes[:, 0])
 
+    @property
+    def starts(self) -> IntArray:
+        """Where each sample's candidates begin, shape (n,)."""
+        starts: IntArray = np.cumsum(self.counts) - self.counts
+        return starts
+
+    @property
+    def owners(self) -> IntArray:
+        """The sample of each candidate, shape (m,)."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
 
 def knows_candidates(columns: Columns) -> bool:
     """Tell whether it is known what the system could choose from.
@@ -151,7 +139,7 @@ def overlaps(columns: Columns) -> FloatArray:
 
 def candidate_overlaps(columns: Columns) -> FloatArray:
     """IoU of each candidate with its sample's target, shape (m,); NaN without a target."""
-    rows = np.repeat(np.arange(len(columns.counts)), columns.counts)
+    rows = columns.owners
     result = np.full(len(rows), np.nan)
     places = np.flatnonzero(columns.has_target[rows])
     result[places] = _in_blocks(columns.candidates, places, columns.targets, rows[places])
@@ -161,36 +149,23 @@ def candidate_overlaps(columns: Columns) -> FloatArray:
 def best_overlaps(columns: Columns, found: FloatArray) -> FloatArray:
     """IoU of each sample's best candidate with its target, shape (n,): 0 without candidates, NaN without a target.
 
-    Args:
-        columns: The predictions.
-        found: Their `candidate_overlaps`.
+    `found` are the `candidate_overlaps`.
     """
     result = np.where(columns.has_target, 0.0, np.nan)
     filled = columns.counts > 0
     if filled.any():
-        result[filled] = np.maximum.reduceat(found, _starts(columns)[filled])
+        result[filled] = np.maximum.reduceat(found, columns.starts[filled])
     return result
 
 
 def first_right(columns: Columns, is_right: BoolArray) -> IntArray:
-    """Place of each sample's first right candidate, shape (n,), from 0; -1 where none is right.
-
-    Args:
-        columns: The predictions.
-        is_right: Of each candidate, shape (m,).
-    """
+    """Place of each sample's first right candidate, shape (n,), from 0; -1 where none is; `is_right` is (m,)."""
     result = np.full(len(columns.counts), -1)
     hits = np.flatnonzero(is_right)
-    rows = np.repeat(np.arange(len(columns.counts)), columns.counts)[hits]
+    rows = columns.owners[hits]
     # Written from the last to the first, so that the first stays.
-    result[rows[::-1]] = (hits - _starts(columns)[rows])[::-1]
+    result[rows[::-1]] = (hits - columns.starts[rows])[::-1]
     return result
-
-
-def _starts(columns: Columns) -> IntArray:
-    """Where each sample's candidates begin, shape (n,)."""
-    starts: IntArray = np.cumsum(columns.counts) - columns.counts
-    return starts
 
 
 def _in_blocks(a: FloatArray, rows_a: IntArray, b: FloatArray, rows_b: IntArray) -> FloatArray:
@@ -204,7 +179,7 @@ def _in_blocks(a: FloatArray, rows_a: IntArray, b: FloatArray, rows_b: IntArray)
 
 def _rows(found: Iterable[Box | None]) -> FloatArray:
     """Stack boxes to shape (n, 4), NaN where there is none."""
-    return np.array([_NO_BOX if box is None else box.xyxy for box in found], dtype=np.float64).reshape(-1, 4)
+    return np.array([(np.nan,) * 4 if box is None else box.xyxy for box in found], dtype=np.float64).reshape(-1, 4)
 
 
 class KindSummary(NamedTuple):
@@ -216,38 +191,13 @@ class KindSummary(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """One system's results over the samples with a target, each with its 95 % interval over images.
-
-    Attributes:
-        num_images: Images of the scored samples.
-        num_without_target: Samples that are not scored, because nothing is to be found; see `evaluation.grec`.
-        p_at_1: Share with IoU > 0.5.
-        p_at_1_ge: Share with IoU >= 0.5.
-        mean_iou: No box counts as 0.
-        accuracy: Mean of `accuracy_at` over the thresholds.
-        accuracy_at: Threshold -> share with a greater IoU.
-        oracle_p_at_1: Share with a candidate of IoU > 0.5; without a value where no candidate is known.
-    """
-
-    num_images: int
-    num_without_target: int
-    p_at_1: Estimate
-    p_at_1_ge: Estimate
-    mean_iou: Estimate
-    accuracy: Estimate
-    accuracy_at: dict[float, Estimate]
-    oracle_p_at_1: Estimate
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """One system's results over one set of samples; what cannot be computed is `None`.
 
     `n` and `num_images` count what is scored: the predictions whose sample has a target. `num_without_target` counts
-    the rest; `decided_by` and `failures` count over both. `p_at_1` is the share with IoU > 0.5, `p_at_1_ge` with
-    IoU >= 0.5; no box counts as IoU 0. `oracle_p_at_1` is what the best candidate of each record would reach (> 0.5),
-    `None` where no candidate is known, as of somebody else's boxes.
+    the rest (see `calibration.measure_grec`); `decided_by` and `failures` count over both. `p_at_1` is the share with
+    IoU > 0.5, `p_at_1_ge` with IoU >= 0.5; no box counts as IoU 0. `oracle_p_at_1` is what the best candidate of each
+    record would reach (> 0.5), `None` where no candidate is known, as of somebody else's boxes.
     `by_kind` is empty where no sample has a kind.
     """
 
@@ -266,34 +216,42 @@ class Summary:
     by_kind: dict[str, KindSummary]
 
 
-def measure_columns(table: Columns, *, seed: int = 0) -> Scores:
-    """Compute everything that one box per sample can be scored by, from arrays."""
+def summarize_columns(table: Columns, *, system: str = "", seed: int = 0) -> Summary:
+    """Compute one system's metrics from arrays, which know neither who decided nor the kinds."""
     kept = table.has_target
-    images = table.images[kept]
-    overlap = overlaps(table)[kept]
+    overlap, images = overlaps(table)[kept], table.images[kept]
+    at_1 = estimate(overlap > IOU_THRESHOLD, images, seed=seed)
+    at_1_ge = estimate(overlap >= IOU_THRESHOLD, images, seed=seed)
     best = best_overlaps(table, candidate_overlaps(table))[kept]
-    known = knows_candidates(table)
-    # How many thresholds each overlap exceeds; one that equals a threshold does not exceed it.
-    exceeded = np.searchsorted(IOU_THRESHOLDS, overlap, side="left")
-    return Scores(
+    return Summary(
+        system=system,
+        n=len(overlap),
         num_images=len(np.unique(images)),
-        num_without_target=int((~kept).sum()),
-        p_at_1=estimate(overlap > IOU_THRESHOLD, images, seed=seed),
-        p_at_1_ge=estimate(overlap >= IOU_THRESHOLD, images, seed=seed),
-        mean_iou=estimate(overlap, images, seed=seed),
-        accuracy=estimate(exceeded / len(IOU_THRESHOLDS), images, seed=seed),
-        accuracy_at={t: estimate(overlap > t, images, seed=seed) for t in IOU_THRESHOLDS},
-        oracle_p_at_1=estimate(best > IOU_THRESHOLD, images, seed=seed) if known else Estimate(None, None, 0),
+        num_without_target=len(kept) - len(overlap),
+        p_at_1=at_1.value,
+        ci=at_1.ci,
+        p_at_1_ge=at_1_ge.value,
+        ci_ge=at_1_ge.ci,
+        mean_iou=float(overlap.mean()) if len(overlap) else None,
+        oracle_p_at_1=float((best > IOU_THRESHOLD).mean()) if len(best) and knows_candidates(table) else None,
+        decided_by={},
+        failures={},
+        by_kind={},
     )
 
 
-def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) -> dict[int, Estimate]:
-    """Return rank k -> share of samples for which one of the first k candidates has IoU > 0.5.
+def mean_accuracy(table: Columns, *, seed: int = 0) -> Estimate:
+    """Return the mean share of samples whose IoU exceeds each of `IOU_THRESHOLDS`."""
+    kept = table.has_target
+    # How many thresholds each overlap exceeds; one that equals a threshold does not exceed it.
+    exceeded = np.searchsorted(IOU_THRESHOLDS, overlaps(table)[kept], side="left")
+    return estimate(exceeded / len(IOU_THRESHOLDS), table.images[kept], seed=seed)
 
-    Args:
-        table: Its candidates are in the detector's own order; see `evaluation.slices.recall` for records.
-        ranks: From 1.
-        seed: Of the bootstrap.
+
+def recall_at(table: Columns, *, ranks: Sequence[int] = RANKS, seed: int = 0) -> dict[int, Estimate]:
+    """Return rank k (from 1) -> share of samples for which one of the first k candidates has IoU > 0.5.
+
+    The candidates are in the detector's own order; see `evaluation.slices.recall` for records.
     """
     place = first_right(table, candidate_overlaps(table) > IOU_THRESHOLD)[table.has_target]
     images = table.images[table.has_target]
@@ -306,26 +264,21 @@ def summarize(predictions: Sequence[Prediction], *, seed: int = 0) -> Summary:
     Raises:
         DataError: If there is no prediction, more than one system, or a sample twice.
     """
-    system = only_system(predictions)
     table = to_columns(predictions)
-    kept = table.has_target
-    overlap, images = overlaps(table)[kept], table.images[kept]
-    right, right_ge = overlap > IOU_THRESHOLD, overlap >= IOU_THRESHOLD
-    best = best_overlaps(table, candidate_overlaps(table))[kept]
-    return Summary(
-        system=system,
-        n=len(overlap),
-        num_images=len(np.unique(images)),
-        num_without_target=len(predictions) - len(overlap),
-        p_at_1=_mean(right),
-        ci=bootstrap_interval(right, images, seed=seed),
-        p_at_1_ge=_mean(right_ge),
-        ci_ge=bootstrap_interval(right_ge, images, seed=seed),
-        mean_iou=_mean(overlap),
-        oracle_p_at_1=_mean(best > IOU_THRESHOLD) if knows_candidates(table) else None,
-        decided_by=_counts(prediction.decided_by for prediction in predictions),
-        failures=_counts(p.failure for p in predictions if p.failure is not None),
-        by_kind=_by_kind([p.kind for p in predictions if p.target is not None], right, images, seed=seed),
+    summary = summarize_columns(table, system=only_system(predictions), seed=seed)
+    right = overlaps(table) > IOU_THRESHOLD
+    kinds = np.array([UNTAGGED if each.kind is None else each.kind for each in predictions])
+    by_kind = {}
+    if any(each.kind is not None for each in predictions if each.target is not None):
+        for kind in np.unique(kinds[table.has_target]):
+            of_kind = table.has_target & (kinds == kind)
+            share = estimate(right[of_kind], table.images[of_kind], seed=seed)
+            by_kind[str(kind)] = KindSummary(share.n, share.value or 0.0, share.ci)
+    return replace(
+        summary,
+        decided_by=dict(Counter(each.decided_by for each in predictions).most_common()),
+        failures=dict(Counter(each.failure for each in predictions if each.failure is not None).most_common()),
+        by_kind=by_kind,
     )
 
 
@@ -371,23 +324,3 @@ def require_distinct(predictions: Iterable[Prediction], where: str) -> None:
     if repeated:
         headline = f"{where}: one prediction per system and sample is required; drop or rename the repeated ones"
         raise DataError(listed(headline, repeated, most=_MOST_LISTED))
-
-
-def _mean(values: BoolArray | FloatArray) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())
-
-
-def _by_kind(kinds: Sequence[str | None], right: BoolArray, images: IntArray, *, seed: int) -> dict[str, KindSummary]:
-    if all(kind is None for kind in kinds):
-        return {}
-    names = np.array([UNTAGGED if kind is None else kind for kind in kinds])
-    result = {}
-    for name in np.unique(names):
-        mask = names == name
-        ci = bootstrap_interval(right[mask], images[mask], seed=seed)
-        result[str(name)] = KindSummary(int(mask.sum()), float(right[mask].mean()), ci)
-    return result

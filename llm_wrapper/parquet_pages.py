@@ -9,11 +9,12 @@ is read here too, because pyarrow ends the whole process where the statistics of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["column_sizes", "unpacked_bytes"]
+__all__ = ["measure_pages"]
 
 _LEVELS = 8  # bytes beside a value's own: definition and repetition levels, offsets, validity
 _WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 6: 8}
@@ -40,25 +41,17 @@ class _Page:
     """Whether values repeat the beginning of others."""
 
 
-def unpacked_bytes(content: bytes) -> int:
-    """Return how many bytes the fixed parts of all columns take when read; strings come on top where they repeat.
+def measure_pages(content: bytes) -> tuple[int, dict[int, tuple[int, int]]]:
+    """Return the bytes that the fixed parts of all columns take, and each column's (values, bytes of unpacked pages).
 
-    Raises:
-        ValueError: If the footer or a page header cannot be read.
+    Strings come on top where they repeat. ValueError where the footer or a page header cannot be read.
     """
-    total = 0
+    total, sizes = 0, defaultdict[int, tuple[int, int]](lambda: (0, 0))
     for page in _pages(content):
         total += page.num_bytes + page.num_values * (page.width + _LEVELS + page.num_bytes * page.repeats)
-    return total
-
-
-def column_sizes(content: bytes) -> dict[int, tuple[int, int]]:
-    """Return for each column how many values it has, and the bytes of its unpacked pages; raises as above."""
-    sizes: dict[int, tuple[int, int]] = {}
-    for page in _pages(content):
-        values, packed = sizes.get(page.column, (0, 0))
+        values, packed = sizes[page.column]
         sizes[page.column] = values + page.num_values, packed + page.num_bytes
-    return sizes
+    return total, sizes
 
 
 def _pages(content: bytes) -> Iterator[_Page]:

@@ -272,15 +272,15 @@ def parse_parquet_table(
     """Parse a Parquet file as an Arrow table, verifying the checksums of its pages.
 
     Raises:
-        DataError: If it is damaged, has other columns than the schema's, or would take more than `most` bytes of
-            memory; nothing is unpacked then.
+        DataError: If it is damaged, has other columns than the schema's (of which nothing is unpacked), or would take
+            more than `most` bytes of memory.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         if schema is not None and not file.schema_arrow.equals(schema):
             raise DataError(f"{where} is damaged: its columns are not {', '.join(schema.names)}.")
-        unpacked = parquet_pages.unpacked_bytes(content)
-        unpacked += 0 if unpacked > most else sum(_repeated_text(content, file.metadata))
+        unpacked, sizes = parquet_pages.measure_pages(content)
+        unpacked += 0 if unpacked > most else sum(_repeated_text(content, file.metadata, sizes))
         if unpacked > most:
             raise DataError(
                 f"{where} takes {unpacked} bytes in memory, more than the {most} that such a file may take."
@@ -292,12 +292,11 @@ def parse_parquet_table(
         raise DataError(f"{where} is damaged or cut off: {error}. Remove it and make it again.") from error
 
 
-def _repeated_text(content: bytes, facts: pq.FileMetaData) -> Iterator[int]:
+def _repeated_text(content: bytes, facts: pq.FileMetaData, sizes: dict[int, tuple[int, int]]) -> Iterator[int]:
     """Yield the bytes of each column of texts, where a text that is once in the file could be often in memory.
 
     Such a column is read with its texts once (as a dictionary), so that counting costs no more memory than the file.
     """
-    sizes = parquet_pages.column_sizes(content)
     for number in range(facts.num_columns):
         if facts.schema.column(number).physical_type != "BYTE_ARRAY":
             continue

@@ -26,18 +26,8 @@ from pydantic import TypeAdapter, ValidationError
 from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.readers import MIB, parse_yaml, read_text
 
-__all__ = [
-    "PERMISSIONS",
-    "CallError",
-    "allow_key",
-    "allow_typed_keys",
-    "delay_after",
-    "hide_key",
-    "key_for",
-    "keys_file",
-    "read_key",
-    "seconds_to_wait",
-]
+__all__ = ["PERMISSIONS", "CallError", "allow_key", "allow_typed_keys", "delay_after", "hide_key", "key_for",
+           "keys_file", "read_key", "seconds_to_wait"]  # fmt: skip
 
 PERMISSIONS = "LLM_WRAPPER_KEYS"
 """Environment variable: `VARIABLE=ADDRESS` pairs, separated by spaces."""
@@ -53,16 +43,11 @@ _BUILT_IN: dict[str, tuple[str, ...]] = {
 _typed: dict[str, list[str]] = {}
 """Variable -> addresses that were allowed in this process."""
 
-_SHORTEST_SECRET = 8
-"""A shorter key is a placeholder (`EMPTY`, `none`); hiding it would change answers."""
+_SHORTEST_SECRET = 8  # a shorter key is a placeholder (`EMPTY`, `none`); hiding it would change answers
 
-_SERVERS = ("llm.server", "search.proposer.server")
-"""Sections of a recipe that name a server."""
-
-_FIRST_DELAY = 1.0
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0
 """Seconds before the second try; each further one waits twice as long, with a random part against stampedes."""
-_LONGEST_DELAY = 60.0
-_LONGEST_ASKED = 600.0
+_LONGEST_PAUSE = 600.0
 """A service that asks for a longer pause than this (seconds) is left alone: the user comes back later."""
 
 
@@ -74,36 +59,24 @@ def keys_file() -> Path:
 
 
 def allow_key(variable: str, address: str) -> None:
-    """Allow, for this process, that a variable's value is sent to an address and to what lies below it.
-
-    Args:
-        variable: Name of an environment variable.
-        address: A base URL; without a path it stands for the whole server.
-    """
+    """Allow, for this process, that an environment variable's value is sent to a base URL and to what lies below it."""
     _typed.setdefault(variable, []).append(address)
 
 
 def allow_typed_keys(overrides: Iterable[str]) -> None:
     """Allow what a user typed as overrides of one command: an address together with the variable that goes there.
 
-    An address alone allows only the key of self-hosted servers: a command that somebody else wrote may set it, and
-    must not turn a key for a company's service into one for its author.
-
-    Args:
-        overrides: `section.key=value`; only those from the command line, never those of a file.
+    Overrides of a file are never given here. An address alone allows only the key of self-hosted servers: a command
+    that somebody else wrote may set it, and must not turn a key for a company's service into one for its author.
     """
     values = {name: text.strip().strip("'\"") for name, _, text in (override.partition("=") for override in overrides)}
-    for server in _SERVERS:
+    for server in ("llm.server", "search.proposer.server"):
         if address := values.get(f"{server}.base_url"):
             allow_key(values.get(f"{server}.key_variable", _SELF_HOSTED), address)
 
 
 def key_for(variable: str, address: str) -> str | None:
-    """Read a key for one address; `None` where the environment has none.
-
-    Raises:
-        RecipeError: If this user has not allowed it to go there; the message says how to.
-    """
+    """Read a key for one address; `None` where the environment has none, RecipeError where it may not go there."""
     key = read_key(variable)
     if key is None or any(_is_below(address, each) for each in _allowed(variable)):
         return key
@@ -116,11 +89,7 @@ def key_for(variable: str, address: str) -> str | None:
 
 
 def read_key(variable: str) -> str | None:
-    """Read a key from the environment, `None` where there is none; it is kept nowhere else and shown in no message.
-
-    Raises:
-        RecipeError: If it holds what no key has, such as the line break of a copied line.
-    """
+    """Read a key from the environment, `None` where there is none; it is kept nowhere else and shown in no message."""
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
         raise RecipeError(f"{variable} holds spaces or characters that no key has: copy the key again")
@@ -134,12 +103,9 @@ def hide_key(value: Any, key: str | None) -> Any:
     """
     if not key or len(key) < _SHORTEST_SECRET:
         return value
-    return _hidden(value, re.compile(f"(?:{'|'.join(map(re.escape, _spellings(key)))})=*", re.IGNORECASE))
-
-
-def _spellings(key: str) -> list[str]:
     encoded = [base64.b64encode(text.encode()).decode().rstrip("=") for text in (key, f"Bearer {key}", f":{key}")]
-    return sorted({key, quote(key, safe=""), *encoded}, key=len, reverse=True)
+    spellings = sorted({key, quote(key, safe=""), *encoded}, key=len, reverse=True)
+    return _hidden(value, re.compile(f"(?:{'|'.join(map(re.escape, spellings))})=*", re.IGNORECASE))
 
 
 def _hidden(value: Any, pattern: re.Pattern[str]) -> Any:
@@ -156,20 +122,15 @@ def _allowed(variable: str) -> list[str]:
     if wrong := [name for name, sign, address in pairs if not (name and sign and address)]:
         raise RecipeError(f"{PERMISSIONS} holds {wrong[0]!r}: write VARIABLE=ADDRESS, several separated by spaces")
     named = [address for name, _, address in pairs if name == variable]
-    return [*_BUILT_IN.get(variable, ()), *_typed.get(variable, ()), *named, *_filed().get(variable, ())]
-
-
-def _filed() -> dict[str, list[str]]:
     path = keys_file()
-    if not path.exists():
-        return {}
     try:
-        rows = parse_yaml(read_text(path, most=MIB), str(path)) or {}
-        return TypeAdapter(dict[str, list[str]]).validate_python(rows)
+        rows = (parse_yaml(read_text(path, most=MIB), str(path)) or {}) if path.exists() else {}
+        in_file = TypeAdapter(dict[str, list[str]]).validate_python(rows)
     except (DataError, ValidationError) as error:
         raise RecipeError(
             f"{path} cannot be read: write one variable a line, VARIABLE: [ADDRESS, ..] ({error})"
         ) from error
+    return [*_BUILT_IN.get(variable, ()), *_typed.get(variable, ()), *named, *in_file.get(variable, ())]
 
 
 def _is_below(address: str, allowed: str) -> bool:
@@ -181,23 +142,18 @@ def _is_below(address: str, allowed: str) -> bool:
         given, base = httpx2.URL(address), httpx2.URL(allowed)
     except (httpx2.InvalidURL, ValueError, TypeError):
         return False
-    if not base.host or (given.scheme, given.host, _port(given)) != (base.scheme, base.host, _port(base)):
-        return False
+    ports = {"http": 80, "https": 443}
+    here, there = ((url.scheme, url.host, url.port or ports.get(url.scheme)) for url in (given, base))
     path, above = unquote(given.path).rstrip("/"), unquote(base.path).rstrip("/")
-    return not above or ((path + "/").startswith(above + "/") and ".." not in path.split("/"))
-
-
-def _port(url: Any) -> int | None:
-    return url.port or {"http": 80, "https": 443}.get(url.scheme)
+    is_under = not above or ((path + "/").startswith(above + "/") and ".." not in path.split("/"))
+    return bool(base.host) and here == there and is_under
 
 
 class CallError(Exception):
-    """Why one request failed, and what follows from it; a user sees the `ModelError` that is made of it.
+    """Why one request failed; a user sees the `ModelError` that is made of it.
 
-    Attributes:
-        again: Whether the same request may do better in a while.
-        charged: Whether the service may have charged for it all the same.
-        wait: Seconds that the service asked to be left alone, if it did.
+    `again` is whether the same request may do better in a while, `charged` whether the service may have charged for it
+    all the same, and `wait` the seconds that the service asked to be left alone, if it did.
     """
 
     def __init__(self, reason: str, *, again: bool = False, charged: bool = False, wait: float | None = None) -> None:
@@ -210,26 +166,16 @@ class CallError(Exception):
 def delay_after(
     error: CallError, num_tries: int, *, max_tries: int, chance: Callable[[], float] = random.random
 ) -> float:
-    """Return the seconds to wait before the next try.
-
-    Args:
-        error: Why the last try failed.
-        num_tries: How many there were.
-        max_tries: How many there may be.
-        chance: Gives a number in 0..1.
-
-    Raises:
-        CallError: If there is no next try; it says why.
-    """
-    asked = error.wait or 0.0
+    """Return the seconds to wait before the next try; CallError if there is none. `chance` gives a number in 0..1."""
+    pause = error.wait or 0.0
     if not error.again:
         raise error
     if num_tries >= max_tries:
         raise CallError(f"{error}. Given up after {num_tries} tries") from error
-    if asked > _LONGEST_ASKED:
-        raise CallError(f"{error}. It asks for a pause of {asked:.0f} seconds") from error
+    if pause > _LONGEST_PAUSE:
+        raise CallError(f"{error}. It asks for a pause of {pause:.0f} seconds") from error
     full = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(num_tries - 1, 16))
-    return max(asked, full * (1 + chance()) / 2)
+    return max(pause, full * (1 + chance()) / 2)
 
 
 def seconds_to_wait(header: str | None, now: datetime | None = None) -> float | None:

@@ -18,11 +18,8 @@ __all__ = ["Estimate", "Interval", "McNemar", "bootstrap_interval", "difference"
            "paired_bootstrap"]  # fmt: skip
 
 
-_MOST_CELLS = 1 << 22
-"""Numbers drawn at a time: 32 MiB."""
-
-_MOST_KINDS = 1 << 13
-"""Kinds of groups that are drawn as they are; more take seconds."""
+_MOST_CELLS = 1 << 22  # numbers drawn at a time: 32 MiB
+_MOST_KINDS = 1 << 13  # kinds of groups that are drawn as they are; more take seconds
 
 
 class Interval(NamedTuple):
@@ -74,40 +71,24 @@ def difference(
 
 
 def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> McNemar:
-    """Test whether two systems are right equally often on the same samples.
-
-    Args:
-        a: Right or wrong, booleans of shape (n,).
-        b: The same for the other system, in the same order.
-
-    Raises:
-        ValueError: If shapes differ or something else than booleans is given.
-    """
+    """Test whether two systems are right (booleans of shape (n,)) equally often on the same samples in one order."""
     first, second = np.asarray(a), np.asarray(b)
     if first.shape != second.shape or first.ndim != 1 or {first.dtype, second.dtype} != {np.dtype(np.bool_)}:
         described = " and ".join(f"{each.dtype} of shape {each.shape}" for each in (first, second))
         raise ValueError(f"McNemar's test needs booleans of the same samples, got {described}")
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
-    if not len(first):
-        return McNemar(0, 0, 0, None)
-    return McNemar(len(first), only_a, only_b, _binomial_p(only_a, only_a + only_b))
+    p_value = 1.0 if len(first) else None
+    if only_a + only_b:
+        from scipy.stats import binomtest  # takes a second to import, and most commands need none
 
-
-def _binomial_p(successes: int, trials: int) -> float:
-    """Two-sided exact p-value of a fair coin; 1 where it was never thrown."""
-    from scipy.stats import binomtest  # takes a second to import, and most commands need none
-
-    return float(binomtest(successes, trials, 0.5).pvalue) if trials else 1.0
+        p_value = float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    return McNemar(len(first), only_a, only_b, p_value)
 
 
 def bootstrap_interval(
-    values: npt.ArrayLike,
-    groups: Sequence[Any] | npt.NDArray[Any],
-    *,
-    seed: int = 0,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval | None:
+    values: npt.ArrayLike, groups: Sequence[Any] | npt.NDArray[Any], *,
+    seed: int = 0, num_resamples: int = 2000, level: float = 0.95,
+) -> Interval | None:  # fmt: skip
     """Percentile bootstrap interval of the mean, drawing whole groups.
 
     The mean of a draw is its sum over its count, since groups differ in size. `None` where there are fewer than two
@@ -120,13 +101,19 @@ def bootstrap_interval(
         seed: Of the generator; the same input gives the same interval.
         num_resamples: How many sets of groups are drawn.
         level: Share of the resampled means within the interval, in (0, 1).
-
-    Raises:
-        ValueError: If shapes differ, a value is not finite, or `level` or `num_resamples` is out of range.
     """
     data, ids = np.asarray(values, dtype=np.float64), np.asarray(groups)
-    _require_usable(data, ids, num_resamples, level)
-    codes = _codes(ids)
+    if data.ndim != 1 or ids.shape != data.shape:
+        raise ValueError(f"values and groups must be flat and of one length: shapes are {data.shape} and {ids.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError(f"{int((~np.isfinite(data)).sum())} of {len(data)} values are not finite")
+    if not 0 < level < 1 or num_resamples < 1:
+        raise ValueError(f"level must be in (0, 1) and num_resamples at least 1, not {level} and {num_resamples}")
+    # Groups are numbered, of which some may be skipped.
+    if len(ids) and np.issubdtype(ids.dtype, np.integer) and ids.min() >= 0 and ids.max() < 2 * len(ids):
+        codes = ids.astype(np.intp)  # no sorting, which is most of the time of a million
+    else:
+        codes = np.unique(ids, return_inverse=True)[1].astype(np.intp)
     counts = np.bincount(codes)
     totals = np.bincount(codes, weights=data)[counts > 0].astype(np.float64)
     counts = counts[counts > 0]
@@ -138,14 +125,9 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    a: npt.ArrayLike,
-    b: npt.ArrayLike,
-    groups: Sequence[Any] | npt.NDArray[Any],
-    *,
-    seed: int = 0,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval | None:
+    a: npt.ArrayLike, b: npt.ArrayLike, groups: Sequence[Any] | npt.NDArray[Any], *,
+    seed: int = 0, num_resamples: int = 2000, level: float = 0.95,
+) -> Interval | None:  # fmt: skip
     """Percentile bootstrap interval of mean(a) - mean(b) for two systems on the same samples, in the same order.
 
     Both systems see the same drawn images, so the difficulty that they share cancels out. See `bootstrap_interval`.
@@ -156,23 +138,6 @@ def paired_bootstrap(
     return bootstrap_interval(first - second, groups, seed=seed, num_resamples=num_resamples, level=level)
 
 
-def _require_usable(data: FloatArray, ids: npt.NDArray[Any], num_resamples: int, level: float) -> None:
-    if data.ndim != 1 or ids.shape != data.shape:
-        raise ValueError(f"values and groups must be flat and of one length: shapes are {data.shape} and {ids.shape}")
-    if not np.isfinite(data).all():
-        raise ValueError(f"{int((~np.isfinite(data)).sum())} of {len(data)} values are not finite")
-    if not 0 < level < 1 or num_resamples < 1:
-        raise ValueError(f"level must be in (0, 1) and num_resamples at least 1, not {level} and {num_resamples}")
-
-
-def _codes(ids: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Number groups, shape (n,); numbers may be skipped."""
-    if len(ids) and np.issubdtype(ids.dtype, np.integer) and ids.min() >= 0 and ids.max() < 2 * len(ids):
-        return ids.astype(np.intp)  # no sorting, which is most of the time of a million
-    codes: npt.NDArray[np.intp] = np.unique(ids, return_inverse=True)[1].astype(np.intp)
-    return codes
-
-
 def _resampled_means(
     totals: FloatArray, counts: npt.NDArray[np.signedinteger[Any]], num_resamples: int, rng: np.random.Generator
 ) -> FloatArray:
@@ -181,7 +146,12 @@ def _resampled_means(
     # of groups, and it is enough to draw how often each kind occurs.
     kinds, frequency = np.unique(totals + 1j * counts, return_counts=True)
     if len(kinds) > _MOST_KINDS:
-        kinds, frequency = np.unique(_rounded(totals, counts) + 1j * counts, return_counts=True)
+        # Sums are rounded to 1/128 of what makes groups differ, so that hundreds of thousands of groups become
+        # thousands of kinds. That widens the interval by a millionth and moves it by some thousandths of its width at
+        # most, where 2000 resamples alone move it by some hundredths.
+        width = (totals - counts * (totals.sum() / counts.sum())).std() / 128
+        rounded = np.round(totals / width) * width if width > 0 else totals
+        kinds, frequency = np.unique(rounded + 1j * counts, return_counts=True)
     step = max(1, _MOST_CELLS // len(kinds))
     parts = []
     for start in range(0, num_resamples, step):
@@ -189,13 +159,3 @@ def _resampled_means(
         drawn = rng.multinomial(len(totals), frequency / len(totals), size=size)
         parts.append((drawn @ kinds.real) / (drawn @ kinds.imag))
     return np.concatenate(parts)
-
-
-def _rounded(totals: FloatArray, counts: npt.NDArray[np.signedinteger[Any]]) -> FloatArray:
-    """Round sums so that hundreds of thousands of groups become thousands of kinds.
-
-    To 1/128 of what makes groups differ: that widens the interval by a millionth and moves it by some thousandths of
-    its width at most, where 2000 resamples alone move it by some hundredths.
-    """
-    step = (totals - counts * (totals.sum() / counts.sum())).std() / 128
-    return np.round(totals / step) * step if step > 0 else totals

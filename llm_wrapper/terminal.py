@@ -26,23 +26,14 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-__all__ = [
-    "SHOWS_LOADING",
-    "PrintableFormatter",
-    "ProgressBar",
-    "as_cell",
-    "as_description",
-    "loading_bars_shown",
-    "log_to_stderr",
-    "open_console",
-    "printable",
-    "say",
-]
+__all__ = ["SHOWS_LOADING", "PrintableFormatter", "ProgressBar", "as_cell", "as_description", "loading_bars_shown",
+           "log_to_stderr", "open_console", "printable", "say"]  # fmt: skip
 
 SHOWS_LOADING: ContextVar[bool] = ContextVar("SHOWS_LOADING", default=True)
 """Whether progress bars may be shown while weights are loaded."""
 
-_KEPT = {"\n", "\t"}
+_DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Classes of Unicode that turn the direction of what follows."""
 
 
 def printable(text: str) -> str:
@@ -53,18 +44,14 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escape(char) for char in text)
-
-
-def _escape(char: str) -> str:
-    if char in _KEPT:
-        return char
-    category = unicodedata.category(char)
-    moves_text = unicodedata.bidirectional(char) in {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-    if category in {"Cc", "Cs", "Zl", "Zp"} or moves_text:
-        number = ord(char)
-        return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
-    return char
+    pieces = []
+    for char in text:
+        is_control = unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} and char not in "\n\t"
+        if is_control or unicodedata.bidirectional(char) in _DIRECTIONS:
+            pieces.append(f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}")
+        else:
+            pieces.append(char)
+    return "".join(pieces)
 
 
 def say(console: Console, *texts: object, style: str | None = None) -> None:
@@ -118,14 +105,7 @@ class _Rate(ProgressColumn):
 
 
 class ProgressBar(Progress):
-    """A progress bar on standard error; where that is a file, one line every `interval` seconds.
-
-    Args:
-        more: Columns behind the usual ones.
-        shown: Whether to show anything.
-        transient: Remove the bar at its end.
-        interval: Seconds between two lines.
-    """
+    """A progress bar on standard error with `more` columns; where that is a file, a line every `interval` seconds."""
 
     def __init__(
         self, *more: ProgressColumn, shown: bool = True, transient: bool = True, interval: float = 30.0

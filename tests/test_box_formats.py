@@ -133,16 +133,10 @@ def test_a_poor_detector_is_not_a_wrong_format() -> None:
     assert check(boxes.tolist(), "xyxy", targets=own(others.tolist()), is_default=True) is None
 
 
-def test_two_poor_boxes_are_not_a_wrong_format() -> None:
-    assert check([[0, 0, 60, 60], [400, 20, 460, 90]], "xyxy", targets=own(TWO)) is None
-
-
-def test_boxes_that_fit_the_targets_are_taken_whatever_the_sizes_say() -> None:
-    assert check(THREE, "xyxy", (64, 48), targets=own(THREE)) is None
-
-
-def test_square_images_without_targets_cannot_tell_y_first() -> None:
-    assert check([[10, 20, 300, 400]] * 30, "xyxy", (500, 500)) is None
+def test_what_may_be_of_the_declared_format_is_taken() -> None:
+    assert check([[0, 0, 60, 60], [400, 20, 460, 90]], "xyxy", targets=own(TWO)) is None, "two poor boxes"
+    assert check(THREE, "xyxy", (64, 48), targets=own(THREE)) is None, "they fit the targets, whatever the sizes say"
+    assert check([[10, 20, 300, 400]] * 30, "xyxy", (500, 500)) is None, "square images cannot tell y first"
 
 
 def test_formats_that_cannot_be_told_apart_are_all_named() -> None:

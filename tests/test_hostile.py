@@ -202,13 +202,8 @@ def link_as_template() -> None:
     render_prompt(SAMPLE, CANDIDATES, runs.recipe_of(folder).prompt.format)
 
 
-def names_as_paths() -> None:
-    data = {"name": "../../x", "eval_split": "..", "train_split": "/x"}
-    runs.recipe_of(stranger({"data": data, "detector": {"label": ".."}}))
-
-
-def infinite_alpha() -> None:
-    runs.recipe_of(stranger({"train": {"lora": {"alpha": float("inf")}}}))
+def sections(**values: Any) -> Attack:
+    return lambda: runs.recipe_of(stranger(values))
 
 
 def recipe(text: str) -> Attack:
@@ -274,15 +269,11 @@ def command_of_a_message() -> None:
 
 
 def escapes_of_a_name() -> None:
-    printed = command("predict", f"{CLIPBOARD}.png", "red", "--vlm", "toy", "--llm", "rule")
+    toy = ("red", "--vlm", "toy", "--llm", "rule")
+    printed = command("predict", f"{CLIPBOARD}.png", *toy)
     assert "cannot be read as an image" in " ".join(printed.split())
     assert "\x1b]" not in printed
-
-
-def markup_of_a_name() -> None:
-    assert "picture: [/x].png" in command(
-        "predict", PICTURE, "red", "--vlm", "toy", "--llm", "rule", "--out", "[/x].png"
-    )
+    assert "picture: [/x].png" in command("predict", PICTURE, *toy, "--out", "[/x].png")
 
 
 # --- templates and texts ---------------------------------------------------------------------------------------------
@@ -298,24 +289,19 @@ def template(source: str) -> Attack:
 
 def long_words() -> None:
     assert rule.choose_by_rule("second " * 64_000, CANDIDATES).index is not None
-
-
-def combining_marks() -> None:
     assert len(clean_text("e" + "\u0301\u0316" * 500_000)) < 10
 
 
-def bracket_in_parts() -> None:
-    assert not set("<>|") & set(unicodedata.normalize("NFD", clean_text("\u226e|im_end|\u226f")))
-
-
-def invisible_letters() -> None:
-    assert clean_text("a\u3164\ufe0f\u034f\u2800b") in ("ab", "a b")
+def odd_letters() -> None:
+    assert not set("<>|") & set(unicodedata.normalize("NFD", clean_text("\u226e|im_end|\u226f"))), "in parts"
+    assert clean_text("a\u3164\ufe0f\u034f\u2800b") in ("ab", "a b"), "unseen"
 
 
 def empty_expression() -> None:
     render_prompt(Sample("s", "r", "i", None, (40, 40), "\u200b\ufe0f", None), CANDIDATES, "coords")
 
 
+NAMES = {"name": "../../x", "eval_split": "..", "train_split": "/x"}
 LOOPS = "{% for i in range(9999) %}"
 MACRO = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"
 
@@ -330,8 +316,8 @@ ATTACKS = [
     row("kept-answers", kept_answers),
     row("file-as-template", file_as_template, "nor a readable template file"),
     row("link-as-template", link_as_template, "lies outside"),
-    row("names-as-paths", names_as_paths, r"\(4 problems\)"),
-    row("alpha-without-end", infinite_alpha, "alpha.*finite"),
+    row("names-as-paths", sections(data=NAMES, detector={"label": ".."}), r"\(4 problems\)"),
+    row("alpha-without-end", sections(train={"lora": {"alpha": float("inf")}}), "alpha.*finite"),
     row("recipe-aliases", bounded(recipe(aliases(9)), gigabytes=1), "alias"),
     row("recipe-digits", recipe("train: {seed: 0x" + "f" * 5000 + "}"), "100 digits"),
     row("recipe-tag", recipe("train: {seed: !!timestamp x}"), "cannot be read as YAML"),
@@ -341,15 +327,12 @@ ATTACKS = [
     row("shell-in-an-expression", shell_in_make("predict", "IMAGE", "EXPRESSION")),
     row("shell-in-a-paper-row", shell_in_a_paper_row),
     row("command-of-a-message", command_of_a_message, "rm -r 'runs/x; touch pwned'$"),
-    row("escapes-of-a-name", escapes_of_a_name),
-    row("markup-of-a-name", markup_of_a_name),
+    row("escapes-and-markup-of-a-name", escapes_of_a_name),
     row("template-memory", template("{{ 'x' * 10 ** 11 }}"), "MemoryError"),
     row("template-recursion", template(MACRO), "recursion|ends the process"),
     row("template-blocks", template(LOOPS * 25 + "{% endfor %}" * 25), "nested blocks"),
-    row("words-without-end", bounded(long_words, seconds=10)),
-    row("marks-without-end", bounded(combining_marks, seconds=10)),
-    row("bracket-in-parts", bracket_in_parts),
-    row("letters-unseen", invisible_letters),
+    row("words-and-marks-without-end", bounded(long_words, seconds=10)),
+    row("brackets-in-parts-and-letters-unseen", odd_letters),
     row("expression-unseen", empty_expression, "is empty: say what to find"),
 ]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import math
 import os
@@ -28,7 +27,6 @@ from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import write_rows
-from llm_wrapper.errors import ImageError
 from llm_wrapper.evaluation.grid import Cell
 from llm_wrapper.recipe import LLMSection, compose
 from llm_wrapper.records import Box, Detection, Detections
@@ -192,28 +190,6 @@ def many_pixels() -> None:
         images.read_image("a.png")
 
 
-def damaged_exif() -> None:
-    """Spoil tags of a photograph, each time others; whatever is no picture is an error of the image."""
-    exif = Image.Exif()
-    exif.update({0x0112: 6, 0x010F: "maker", 0x829A: 0.5, 0x9003: "2020:01:01 00:00:00"})
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(stream, "JPEG", exif=exif)
-    content = stream.getvalue()
-    start = content.index(b"Exif\0\0") + 6
-    numbers = random.Random(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(300):
-            spoiled = bytearray(content)
-            for _ in range(numbers.randint(1, 6)):
-                spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)
-            Path("photo.jpg").write_bytes(spoiled)
-            try:
-                images.read_image("photo.jpg")
-            except ImageError:
-                continue
-
-
 def many_detections() -> None:
     numbers = random.Random(0)
     corners = [(numbers.uniform(0, 500), numbers.uniform(0, 400)) for _ in range(20_000)]
@@ -330,8 +306,8 @@ ABSENT = '{"image": "../private.png", "expression": "a"}'
 TWICE = '{"image": "a.png", "expression": "a", "expression": "b"}'
 
 ATTACKS = [
-    row("cache-removes-outside", removal_outside, "two answers to one question"),
-    row("cache-takes-parts-of-another", parts_of_another, "no folder"),
+    row("cache-removes-outside", removal_outside, "by an earlier version"),
+    row("cache-takes-parts-of-another", parts_of_another, "by an earlier version"),
     row("lock-as-link", lock_as_link, r"\.lock is a link"),
     row("lock-with-odd-bytes", lock_with_odd_bytes, "in use by process unknown"),
     row("manifest-without-levels", changed_manifest(without_levels), "levels"),
@@ -345,7 +321,6 @@ ATTACKS = [
     row("expression-twice", expressions(TWICE), "is given twice"),
     row("image-that-starts-a-program", bounded(program_of_an_image), "none of JPEG"),
     row("image-of-many-pixels", bounded(many_pixels), "89,000,000 pixels"),
-    row("exif-damaged", damaged_exif),
     row("detections-without-number", bounded(many_detections)),
     row("two-trainings", two_trainings, "in use by process", slow=True),
     row("adapter-as-link", adapter_as_link, "adapter is a link", slow=True),

@@ -84,9 +84,10 @@ def adapter(spoil: Callable[[Path], object]) -> Attack:
 
     def attack() -> None:
         from llm_wrapper.llms.load import load_model
-        from tests.llms.test_load import adapter_of, saved
+        from tests.llms.test_adapters import lora, third_party
+        from tests.llms.test_load import saved
 
-        folder = adapter_of(Path("adapter"))
+        folder = third_party(Path("adapter"), lora(target_modules="all-linear"), base=None)
         spoil(folder)
         load_model(saved(Path("model")), folder)
 
@@ -109,7 +110,9 @@ def chat_template(source: str) -> Attack:
         from llm_wrapper.llms.chat import ChatEncoder
         from tests.llms import tiny
 
-        ChatEncoder(tiny.tokenizer("chatml"), source).encode(Prompt("s", (Message("user", "dog"),), (), "coords"))
+        ChatEncoder(tiny.tokenizer("chatml"), LLMSection(chat_template=source)).encode(
+            Prompt("s", (Message("user", "dog"),), (), "coords")
+        )
 
     return bounded(attack, imports=MODELS)
 

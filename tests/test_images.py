@@ -35,12 +35,13 @@ def rotated(path: Path, orientation: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize("size", [(40, 20), (1, 1), (20_000, 2)], ids=["usual", "1x1", "wide"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "I;16", "I", "F", "CMYK"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+def test_every_mode_becomes_rgb(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
     path = tmp_path / ("image.tif" if mode in ("I", "F", "CMYK") else "image.png")
-    Image.new(mode, (40, 20)).save(path)
-    image = images.read_image(path)
-    assert (image.mode, image.size) == ("RGB", (40, 20))
+    Image.new(mode, size).save(path)
+    image = images.read_sample(sample(path, size))
+    assert (image.mode, image.size) == ("RGB", size)
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
@@ -69,12 +70,6 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
     assert images.read_image(tmp_path / "image.gif").getpixel((3, 3)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (20_000, 2)], ids=["1x1", "wide"])
-def test_odd_sizes_are_read(size: tuple[int, int], tmp_path: Path) -> None:
-    Image.new("RGB", size).save(tmp_path / "image.png")
-    assert images.read_sample(sample(tmp_path / "image.png", size)).size == size
-
-
 @pytest.mark.parametrize("orientation", [6, 8, 5, 7])
 def test_a_rotation_is_undone_where_the_annotations_speak_of_the_upright_picture(
     orientation: int, tmp_path: Path
@@ -83,25 +78,18 @@ def test_a_rotation_is_undone_where_the_annotations_speak_of_the_upright_picture
     assert images.read_image(path).size == images.read_sample(sample(path, (20, 40))).size == (20, 40)
 
 
-def test_a_rotation_is_kept_where_the_annotations_speak_of_the_stored_picture(tmp_path: Path) -> None:
-    path = rotated(tmp_path / "image.jpg", 6)
-    found = images.read_sample(sample(path, (40, 20)))
-    assert found.size == (40, 20)
-    assert found.getpixel((35, 10)) == (255, 255, 255)
+@pytest.mark.parametrize(
+    ("orientation", "white_x"), [pytest.param(6, 35, id="as-stored"), pytest.param(3, 3, id="upright-where-both-fit")]
+)
+def test_the_size_of_the_annotations_decides(orientation: int, white_x: int, tmp_path: Path) -> None:
+    found = images.read_sample(sample(rotated(tmp_path / "image.jpg", orientation), (40, 20)))
+    assert (found.size, found.getpixel((white_x, 10))) == ((40, 20), (255, 255, 255))
 
 
-def test_of_two_pictures_of_the_right_size_the_upright_one_counts(tmp_path: Path) -> None:
-    path = rotated(tmp_path / "image.jpg", 3)
-    assert images.read_sample(sample(path, (40, 20))).getpixel((3, 10)) == (255, 255, 255)
-
-
-def test_another_size_is_refused_with_both(tmp_path: Path) -> None:
+def test_another_size_or_no_file_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (50, 30)).save(tmp_path / "image.png")
     with pytest.raises(ImageError, match=r"sample 's1': .*image\.png is 50 x 30 pixels, but its boxes are of 40 x 20"):
         images.read_sample(sample(tmp_path / "image.png"))
-
-
-def test_a_sample_without_file_is_refused() -> None:
     with pytest.raises(ImageError, match="sample 's1' has no image file"):
         images.read_sample(sample(None))
 
@@ -123,23 +111,18 @@ def test_what_cannot_be_read_is_named(spoil, tmp_path: Path) -> None:
         images.read_image(tmp_path / "image.png")
 
 
-def photograph_with_exif() -> tuple[bytes, int]:
-    """A JPEG with several EXIF tags, and where they begin."""
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.update({_ORIENTATION: 6, 0x010F: "maker", 0x829A: 0.5, 0x9003: "2020:01:01 00:00:00"})
     stream = io.BytesIO()
     Image.new("RGB", (40, 20), RED).save(stream, "JPEG", exif=exif)
     content = stream.getvalue()
-    return content, content.index(b"Exif\0\0") + 6
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_damaged_exif_block_is_an_image_error_or_does_no_harm(tmp_path: Path) -> None:
-    content, start = photograph_with_exif()
+    start = content.index(b"Exif\0\0") + 6
     numbers = random.Random(0)
     path = tmp_path / "photo.jpg"
     read = refused = 0
-    for _ in range(120):
+    for _ in range(300):
         spoiled = bytearray(content)
         for _ in range(numbers.randint(1, 6)):
             spoiled[numbers.randrange(start, start + 110)] = numbers.randrange(256)

@@ -83,9 +83,7 @@ def test_other_images_are_not_in_the_data(data: list[Sample], name: str) -> None
 
 
 def test_a_shared_name_is_ambiguous() -> None:
-    with pytest.raises(
-        AmbiguousNameError, match=r"'0\.jpg' is shared by images job1/0\.jpg, job2/0\.jpg: use image_id"
-    ):
+    with pytest.raises(AmbiguousNameError, match=r"'0\.jpg' is shared by images job1/0\.jpg, job2/0\.jpg: use image"):
         Matcher(FOLDERS, "mine val").image_of("0.jpg")
 
 
@@ -156,14 +154,8 @@ def test_samples_by_id_and_ref() -> None:
 
 @pytest.mark.parametrize(
     ("named", "matched", "known", "expected"),
-    [
-        (100_000, 1, 1, False),
-        (1, 0, 20, True),
-        (5, 5, 20, False),
-        (3, 1, 2, False),
-        (10_000, 3, 10_000, True),
-        (0, 0, 20, False),
-    ],
-)
+    [(100_000, 1, 1, False), (1, 0, 20, True), (5, 5, 20, False), (3, 1, 2, False), (10_000, 3, 10_000, True),
+     (0, 0, 20, False)],
+)  # fmt: skip
 def test_a_file_for_other_data_names_almost_nothing(named: int, matched: int, known: int, expected: bool) -> None:
     assert is_other_data(named, matched, known) is expected

@@ -9,7 +9,7 @@ import pytest
 
 from llm_wrapper import runs
 from llm_wrapper.errors import RecipeError, RunError
-from llm_wrapper.evaluation import grec, jobs
+from llm_wrapper.evaluation import calibration, jobs
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import compose
 from tests.commands import fail, run
@@ -62,8 +62,8 @@ def test_trained_to_say_none_then_asked_with_a_threshold_and_in_another_order(
     run("eval", *data, "--run", RUN, "prompt.none_below=0.99")
     beside = RUN / runs.COMPARED / "none-below-0.99" / "predictions-val.parquet"
     below = [row for row in files.load_predictions(beside) if row.system == "tuned"]
-    assert below == grec.apply_threshold(tuned, 0.99)
-    assert grec.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
+    assert below == calibration.apply_threshold(tuned, 0.99)
+    assert calibration.measure_grec(below).n_acc.n == sum(row.target is None for row in tuned)
     assert "prompt.none_below=0.99" in fail(RunError, "report", beside, "--none-below", "tuned")
 
     run("eval", *data, "--run", RUN, "candidates.order=shuffled")

@@ -21,6 +21,7 @@ from llm_wrapper.errors import DataError
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        pytest.param('{"a": 1} x', "not valid JSON", id="trailing"),
         pytest.param("[" * 100_000, "nested", id="depth-beyond-the-stack"),
         pytest.param("[" * 65 + "]" * 65, "nested", id="depth-65"),
         pytest.param('{"a": 1, "a": 2}', "'a' is given twice", id="repeated-key"),
@@ -63,25 +64,19 @@ def test_nan_passes_where_it_may() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "name"),
+    ("read", "encoding", "reason"),
     [
-        pytest.param("utf-16", "UTF-16", id="utf-16"),
-        pytest.param("utf-32", "UTF-32", id="utf-32"),
-        pytest.param("latin-1", "0xe9 is not UTF-8", id="latin-1"),
+        (readers.read_text, "utf-16", r"a\.jsonl is UTF-16: save it as UTF-8"),
+        (readers.read_json_lines, "utf-16", r"a\.jsonl is UTF-16: save it as UTF-8"),
+        (readers.read_text, "utf-32", "UTF-32"),
+        (readers.read_text, "latin-1", "line 1: byte 0xe9 is not UTF-8"),
     ],
 )
-def test_other_encodings_are_one_clear_sentence(tmp_path: Path, encoding: str, name: str) -> None:
+def test_other_encodings_are_one_clear_sentence(tmp_path: Path, read: Any, encoding: str, reason: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes('{"a": "café"}\n'.encode(encoding))
-    with pytest.raises(DataError, match=name):
-        readers.read_text(path)
-
-
-def test_utf16_lines_are_refused_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes('{"a": 1}\n{"a": 2}\n'.encode("utf-16"))
-    with pytest.raises(DataError, match=r"a\.jsonl is UTF-16: save it as UTF-8"):
-        readers.read_json_lines(path)
+    path.write_bytes('{"a": "café"}\n{"a": 2}\n'.encode(encoding))
+    with pytest.raises(DataError, match=reason):
+        read(path)
 
 
 def test_lines_have_numbers_and_problems(tmp_path: Path) -> None:
@@ -157,11 +152,9 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(tmp_path: Path) -> None:
     assert readers.read_parquet_table(path).num_rows == 100_000
 
 
-def test_damaged_parquet_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    path.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
-    with pytest.raises(DataError, match=r"a\.parquet is damaged"):
-        readers.read_parquet_table(path)
+def test_damaged_parquet_is_named() -> None:
+    with pytest.raises(DataError, match="here is damaged"):
+        readers.parse_parquet_table(b"PAR1" + b"\0" * 100 + b"PAR1", "here")
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])

@@ -66,8 +66,7 @@ def test_every_kind_has_files_and_every_yaml_file_is_of_a_kind() -> None:
 
 
 def test_the_combinations_hold_every_file_and_every_llm_with_every_training() -> None:
-    for kind in RECIPE_KINDS:
-        assert {names[kind] for names in COMBINATIONS} == set(available(kind))
+    assert all({names[kind] for names in COMBINATIONS} == set(available(kind)) for kind in RECIPE_KINDS)
     assert {(names["llm"], names["train"]) for names in COMBINATIONS} == set(_TRAINED)
 
 
@@ -170,34 +169,14 @@ def test_overrides_win_over_files_and_later_ones_over_earlier_ones() -> None:
     assert recipe.detector.settings == {"a": {"b": [1, "x"]}}
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        pytest.param("train.max_steps=null", None, id="null"),
-        pytest.param("train.max_steps=", None, id="nothing-is-null"),
-        pytest.param("train.max_steps=7", 7, id="number"),
-    ],
-)
-def test_values_are_yaml(override: str, expected: int | None) -> None:
-    assert compose(NAMES, [override]).train.max_steps == expected
-
-
-def test_only_the_first_equals_sign_separates() -> None:
-    assert compose(NAMES, ["llm.model='a=b'"]).llm.model == "a=b"
+@pytest.mark.parametrize(("text", "expected"), [("null", None), ("", None), ("7", 7)])
+def test_values_are_yaml_behind_the_first_equals_sign(text: str, expected: int | None) -> None:
+    recipe = compose(NAMES, [f"train.max_steps={text}", "llm.model='a=b'"])
+    assert (recipe.train.max_steps, recipe.llm.model) == (expected, "a=b")
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        pytest.param("", id="empty"),
-        pytest.param("train.epochs", id="no-value"),
-        pytest.param("epochs=2", id="no-section"),
-        pytest.param(".epochs=2", id="empty-section"),
-        pytest.param("train.=2", id="empty-key"),
-        pytest.param("train..epochs=2", id="empty-part"),
-        pytest.param("=2", id="no-name"),
-        pytest.param("--epochs 2", id="a-flag"),
-    ],
+    "override", ["", "train.epochs", "epochs=2", ".epochs=2", "train.=2", "train..epochs=2", "=2", "--epochs 2"]
 )
 def test_a_malformed_override_is_quoted(override: str) -> None:
     assert refused(NAMES, override)[1] == f"override {override!r} is not of the form section.key=value"
@@ -210,11 +189,16 @@ def test_a_malformed_override_is_quoted(override: str) -> None:
         pytest.param("train.epochs=@x", "the value is not valid YAML", id="reserved"),
         pytest.param("train.epochs=2024-13-45", "the value is not valid YAML", id="no-date"),
         pytest.param("train.epochs=" + "[" * 200, "the value is not valid YAML", id="deep"),
+        pytest.param("train.lora={a: &x [1], b: *x}", "the value is not valid YAML", id="alias"),
+        pytest.param("train.lora={rank: 1, rank: 2}", "the value is not valid YAML", id="repeated-key"),
+        pytest.param("train.lora=" + "9" * 5000, "the value is not valid YAML", id="digits"),
         pytest.param("train.epochs.x=1", "epochs is not a section", id="below-a-value"),
     ],
 )
 def test_an_unusable_override_says_why(override: str, reason: str) -> None:
-    assert refused(NAMES, override)[1] == f"override {override!r}: {reason}"
+    problem = refused(NAMES, override)[1]
+    assert problem.startswith(f"override {override!r}"[:300])
+    assert problem.endswith(f": {reason}")
 
 
 @pytest.mark.parametrize(
@@ -232,10 +216,7 @@ def test_the_place_of_an_override_is_the_command_line(override: str, problem: st
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a/b", "", ".hidden", "a b", "x" * 5000, "nul", "a\0b"])
-@pytest.mark.parametrize(
-    "key",
-    ["data.name", "data.train_split", "data.eval_split", "detector.label", "detector.name"],
-)
+@pytest.mark.parametrize("key", ["data.name", "data.train_split", "data.eval_split", "detector.label", "detector.name"])
 def test_a_name_that_becomes_a_folder_is_plain(key: str, name: str) -> None:
     override = f"{key}={json.dumps(name)}"
     with pytest.raises(RecipeError, match=re.escape(key)) as caught:
@@ -261,18 +242,6 @@ def test_every_name_that_leaves_its_folder_is_listed_at_once() -> None:
     found = refused(NAMES, *(f"{key}=../x" for key in keys), "train.also=[{name: ../x}]")
     assert found[0] == "the recipe cannot be used (5 problems):"
     assert all(any(f"{key}: " in row for row in found) for key in (*keys, "train.also.0.name"))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("{a: &x [1], b: *x}", id="alias"),
-        pytest.param("{rank: 1, rank: 2}", id="repeated-key"),
-        pytest.param("9" * 5000, id="digits"),
-    ],
-)
-def test_an_override_is_bounded_as_a_file_is(text: str) -> None:
-    assert "not valid YAML" in refused(NAMES, f"train.lora={text}")[1]
 
 
 # the user's templates
@@ -325,14 +294,11 @@ prompts:
 def test_all_problems_of_a_file_are_listed_with_their_lines(root: Path) -> None:
     found = problems(root, with_file(root, "train", BROKEN_TRAIN))
     assert found[0] == "the recipe cannot be used (9 problems):"
-    for wanted in (
+    for start in (
         "train/new.yaml:12: a train recipe has no section 'prompts'; did you mean 'prompt'?",
         "train/new.yaml:2: unknown key 'train.epoks'; did you mean 'epochs'?",
         "train/new.yaml:4: unknown key 'train.lora.rnk'; did you mean 'rank'?",
         "train/new.yaml:7: unknown key 'train.dropout'",
-    ):
-        assert wanted in found
-    for start in (
         "train/new.yaml:5: train.learning_rate: Input should be a valid number",
         "train/new.yaml:6: train.epochs: Input should be greater than or equal to 1 (value: 0)",
         "train/new.yaml:8: train.scheduler: Input should be 'linear', 'cosine' or 'constant'",
@@ -356,19 +322,9 @@ def test_problems_of_all_files_names_and_overrides_are_told_together(root: Path)
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        pytest.param("TOY", "", id="case"),
-        pytest.param("toy.yaml", "", id="with-ending"),
-        pytest.param("tooy", "; did you mean 'toy'?", id="typo"),
-        pytest.param("", "", id="empty"),
-        pytest.param("../llm/rule", "", id="other-folder"),
-        pytest.param("zebra", "", id="nothing-near"),
-        pytest.param("toy\0", "; did you mean 'toy'?", id="nul"),
-    ],
-)
-def test_a_wrong_name_says_which_exist(name: str, near: str) -> None:
+@pytest.mark.parametrize("name", ["TOY", "toy.yaml", "", "../llm/rule", "zebra", "tooy", "toy\0"])
+def test_a_wrong_name_says_which_exist(name: str) -> None:
+    near = "; did you mean 'toy'?" if name in ("tooy", "toy\0") else ""
     (line,) = refused({**NAMES, "vlm": name})[1:]
     assert line == f"no vlm recipe is named {name!r}{near} (there are: {VLMS}; files in vlm)"
 
@@ -466,12 +422,6 @@ def test_a_detector_is_labelled_by_its_file_unless_it_says_otherwise() -> None:
     assert compose({**NAMES, "vlm": "gd15"}, ["detector.label=gd16"]).detector.label == "gd16"
 
 
-@pytest.mark.parametrize("label", ["../elsewhere", "a b", "''"])
-def test_a_label_is_a_folder_name(label: str) -> None:
-    with pytest.raises(RecipeError, match=r"detector\.label"):
-        compose(NAMES, [f"detector.label={label}"])
-
-
 # --vlm a+b
 
 TOGETHER = {**NAMES, "vlm": "gdrec+flo2+toy"}
@@ -516,24 +466,18 @@ def test_parts_of_an_ensemble_are_the_recipes_of_their_names() -> None:
     ],
 )
 def test_what_is_no_ensemble_is_told(vlm: str, told: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        compose({**NAMES, "vlm": vlm})
-    assert told in str(caught.value)
+    assert told in "\n".join(refused({**NAMES, "vlm": vlm}))
 
 
-def test_problems_of_a_further_file_have_its_place(tmp_path: Path) -> None:
-    root = Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
-    (root / "vlm" / "new.yaml").write_text("detector:\n  name: toy\ncandidates:\n  cap: 1\nmore: 1\n")
-    with pytest.raises(RecipeError) as caught:
-        compose({**NAMES, "vlm": "toy+new"}, ["ensemble.nms_iou=2"], folders=[root])
-    told = str(caught.value)
+def test_problems_of_a_further_file_have_its_place(root: Path) -> None:
+    with_file(root, "vlm", "detector:\n  name: toy\ncandidates:\n  cap: 1\nmore: 1\n")
+    told = "\n".join(problems(root, {**NAMES, "vlm": "toy+new"}, "ensemble.nms_iou=2"))
     assert "vlm/new.yaml:5: a vlm recipe has no section 'more'" in told
     assert "vlm/new.yaml:4: ensemble.also.new.candidates.cap: Input should be greater than or equal to 2" in told
     assert "override 'ensemble.nms_iou=2': ensemble.nms_iou" in told
 
 
-def test_a_file_whose_name_has_a_plus_is_itself(tmp_path: Path) -> None:
-    root = Path(shutil.copytree(SHIPPED, tmp_path / "recipes"))
+def test_a_file_whose_name_has_a_plus_is_itself(root: Path) -> None:
     shutil.copy(root / "vlm" / "toy.yaml", root / "vlm" / "toy+coco.yaml")
     recipe = compose({**NAMES, "vlm": "toy+coco"}, folders=[root])
     assert (recipe.vlm, recipe.ensemble.also) == ("toy+coco", {})
@@ -560,42 +504,29 @@ def float_fields() -> list[Any]:
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
 @pytest.mark.parametrize(("kind", "name"), float_fields())
 def test_numbers_are_finite(kind: type[Section], name: str, value: float) -> None:
+    assert len(float_fields()) >= 8
     given: Any = [value] if name == "alphas" else value
     with pytest.raises(ValidationError) as caught:
         kind.model_validate({name: given})
     assert any(row["loc"][0] == name for row in caught.value.errors())
 
 
-def test_there_are_such_fields() -> None:
-    assert len(float_fields()) >= 8
+BOUNDED = {
+    LoraSection: "rank",
+    TrainSection: "virtual_tokens epochs max_steps groups_per_step expressions_per_group generated_steps "
+    "generated_per_group max_tokens tokens_per_batch seed",
+    SamplingSection: "max_new_tokens",
+    SearchSection: "iterations samples shown seed",
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (LoraSection, "rank"),
-        (TrainSection, "virtual_tokens"),
-        (TrainSection, "epochs"),
-        (TrainSection, "max_steps"),
-        (TrainSection, "groups_per_step"),
-        (TrainSection, "expressions_per_group"),
-        (TrainSection, "generated_steps"),
-        (TrainSection, "generated_per_group"),
-        (TrainSection, "max_tokens"),
-        (TrainSection, "tokens_per_batch"),
-        (TrainSection, "seed"),
-        (SamplingSection, "max_new_tokens"),
-        (SearchSection, "iterations"),
-        (SearchSection, "samples"),
-        (SearchSection, "shown"),
-        (SearchSection, "seed"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value.__name__,
-)
 @pytest.mark.parametrize("value", [10**12, -1])
-def test_numbers_that_things_are_made_by_are_bounded(kind: type[Section], name: str, value: int) -> None:
-    with pytest.raises(ValidationError):
-        kind.model_validate({name: value})
+@pytest.mark.parametrize("kind", BOUNDED)
+def test_numbers_that_things_are_made_by_are_bounded(kind: type[Section], value: int) -> None:
+    names = BOUNDED[kind].split()
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(dict.fromkeys(names, value))
+    assert {row["loc"][0] for row in caught.value.errors()} == set(names)
 
 
 @pytest.mark.parametrize(

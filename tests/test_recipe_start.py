@@ -105,12 +105,8 @@ candidates: {cap: 9}
 overrides: train.epochs=5 llm.orders=3
 """
     recipe = from_file(tmp_path / "mine.yaml", text, {"data": "mine"}, "train.epochs=6")
-    assert (recipe.vlm, recipe.data.name, recipe.llm.model, recipe.llm.orders) == (
-        "toy-gray",
-        "mine",
-        "gguf:some_llm",
-        3,
-    )
+    assert (recipe.vlm, recipe.data.name) == ("toy-gray", "mine")
+    assert (recipe.llm.model, recipe.llm.orders) == ("gguf:some_llm", 3)
     assert (recipe.prompt.format, recipe.prompt.examples, recipe.candidates.cap) == ("coords", 3, 9)
     assert (recipe.train.lora.rank, recipe.train.epochs) == (128, 6)
 
@@ -158,9 +154,7 @@ def test_a_start_without_a_file_gives_nothing() -> None:
     ("text", "labels"),
     [
         pytest.param("vlm: gd\nllm: llama3\n", ("gd", "llama3", None), id="names"),
-        pytest.param(
-            "detector: {name: toy}\nllm: {model: a/b c}\ndata: {name: x}\n", ("toy", "a-b-c", "x"), id="sections"
-        ),
+        pytest.param("detector: {name: toy}\nllm: {model: a/b c}\ndata: {name: x}", ("toy", "a-b-c", "x"), id="parts"),
         pytest.param("train: {epochs: 1}\n", (None, None, None), id="neither"),
     ],
 )

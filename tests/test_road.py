@@ -8,42 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from rich.console import Console
-from typer.testing import CliRunner
 
-from llm_wrapper.cli import main
+from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.evaluation import predictions as files
-from tests.llms import tiny
+from tests.commands import fail, run
+
+pytestmark = pytest.mark.slow
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 RUN = Path("runs/mine")
 
 
 @pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tiny LLM in a folder, and the overrides that choose it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llm_wrapper.cli.options.CONSOLE", Console(width=400))
-    llm = tiny.llm()
-    llm.model.save_pretrained("tiny")
-    llm.tokenizer.save_pretrained("tiny")
-    chosen = {
-        "llm.model": "tiny",
-        "llm.dtype": "float32",
-        "train.limit": 16,
-        "train.groups_per_step": 4,
-        "train.max_steps": 2,
-    }
-    return [f"{key}={value}" for key, value in chosen.items()]
+def options(own_folder: Path, tiny_model: Path) -> list[str]:
+    """A link to the tiny LLM, and the overrides that choose it."""
+    Path("tiny").symlink_to(tiny_model)
+    training = ["train.limit=16", "train.groups_per_step=4", "train.max_steps=2"]
+    return ["llm.model=tiny", "llm.dtype=float32", *training]
 
 
-def run(*args: str | Path) -> str:
-    result = CliRunner().invoke(main.app, [str(arg) for arg in args], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-@pytest.mark.slow
 def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
     run("cache-detections", "--data-root", TOY)
     printed = run("train", "--data-root", TOY, "--train", "demo", "--run", RUN, *options)
@@ -78,7 +61,6 @@ def test_a_run_is_trained_evaluated_told_and_merged(options: list[str]) -> None:
     assert not torch.equal(merged, base)
 
 
-@pytest.mark.slow
 def test_an_adapter_is_trained_without_any_annotation(options: list[str]) -> None:
     names = [f"toy-train-{number:04}.png" for number in range(12)]
     lines = [json.dumps({"image": name, "expression": "what to find later"}) for name in names]
@@ -87,10 +69,7 @@ def test_an_adapter_is_trained_without_any_annotation(options: list[str]) -> Non
     run("cache-detections", *chosen, "--split", "train")
     training = ["train", *chosen, "--train", "demo", *options]
 
-    refused = CliRunner().invoke(main.app, [str(arg) for arg in training])
-    assert refused.exit_code == 1
-    assert "train.generated_steps" in str(refused.exception or refused.output)
-
+    assert "train.generated_steps" in fail(LLMWrapperError, *training)
     printed = run(*training, "train.generated_steps=2", "--run", RUN)
     assert "0 samples in 0 groups, 12 images to generate expressions for" in printed
     assert "2 steps" in printed

@@ -24,7 +24,7 @@ from llm_wrapper.cli import options
 from llm_wrapper.datasets import leaks
 from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.errors import DataError, RunError, shell_word
-from llm_wrapper.evaluation import external, grec, systems
+from llm_wrapper.evaluation import calibration, external, systems
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.jobs import (
     Evaluation,
@@ -218,11 +218,13 @@ def _print_thresholds(file: Path, system: str, console: Console) -> None:
 def threshold_table(rows: Sequence[Prediction]) -> Table:
     """Lay out a row for each threshold; the interval is on a second line of its cell, so that 80 columns hold all."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("none_below", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of these"):
+    for name in ("none_\nbelow", "N-acc", "T-acc", "Pr@(F1=1)", "answered", "wrong of\nthese"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in grec.thresholds(rows):
-        shares = (each.grec.n_acc, each.grec.t_acc, each.grec.precision, each.answered, each.risk)
-        table.add_row(f"{each.below:g}", *(formatting.percent(share).replace(" (", "\n(") for share in shares))
+    for each in calibration.thresholds(rows):
+        shares = map(
+            formatting.percent, (each.grec.n_acc, each.grec.t_acc, each.grec.precision, each.answered, each.risk)
+        )
+        table.add_row(f"{each.below:g}", *(share.replace(" (", "\n").rstrip(")") for share in shares))
     return table
 
 
@@ -302,7 +304,7 @@ def _notes_of_score(predictions: Sequence[Prediction]) -> list[str]:
     if summary is not None and summary.p_at_1 is not None:
         notes += [f"over the {summary.n} samples with a prediction alone, P@1 is {100 * summary.p_at_1:.1f}"]
     if empty := [prediction for prediction in predictions if prediction.target is None]:
-        right = [each for each in empty if each.box is None and grec.is_answered(each)]
+        right = [each for each in empty if each.box is None and calibration.is_answered(each)]
         notes += [
             f"N-acc {100 * len(right) / len(empty):.1f}: {len(right)} of {len(empty)} expressions without a target "
             "were answered by no box (null or []); a missing or unusable answer is none"

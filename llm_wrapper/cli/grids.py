@@ -20,16 +20,16 @@ from llm_wrapper import runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.train import run_training
 from llm_wrapper.errors import PromptError, RecipeError, RunError, listed, shell_word
-from llm_wrapper.evaluation import ensemble as combining
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.grid import (
     DETECTOR,
     Column,
+    Contribution,
     Filled,
     System,
     combined_systems,
     compare_cells,
+    contributions,
     fill,
     free_system,
     llm_system,
@@ -37,6 +37,7 @@ from llm_wrapper.evaluation.grid import (
     transfer_systems,
 )
 from llm_wrapper.evaluation.methods import UNTRAINED
+from llm_wrapper.evaluation.predictions import mass_notes
 from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
@@ -129,7 +130,7 @@ def ensemble_verb(  # noqa: PLR0913 (each is an option of the verb)
     found = _Matrix(columns, [*rows[:-1], *more, rows[-1]], filled, trained, notes)
     of_column = {vlm: found.predictions(column) for vlm, column in zip(parts, columns, strict=True)}
     less = {alone[place].vlm: of_column[each.vlm] for place, each in enumerate(without)}
-    _save_matrix("ensemble", folder, found, combining.contributions(of_column[recipe.vlm], less))
+    _save_matrix("ensemble", folder, found, contributions(of_column[recipe.vlm], less))
 
 
 def curve_verb(  # noqa: PLR0913 (each is an option of the verb)
@@ -206,7 +207,7 @@ class _Matrix:
         return {name: cell[1] for name, cell in cells.items() if not isinstance(cell, str)}
 
 
-def _save_matrix(kind: str, folder: Path, found: _Matrix, contributions: Sequence[combining.Contribution] = ()) -> None:
+def _save_matrix(kind: str, folder: Path, found: _Matrix, contributions: Sequence[Contribution] = ()) -> None:
     notes = list(found.notes)
     # In what the runs differ besides their training data: their numbers then differ for that reason too.
     names = [row.name for row in found.rows if row.baseline]

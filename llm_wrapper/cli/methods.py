@@ -29,9 +29,9 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError, listed, shell_word
 from llm_wrapper.evaluation import methods, systems
 from llm_wrapper.evaluation import predictions as files
-from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.evaluation.grid import Column, Filled, System, compare_cells, load_columns
 from llm_wrapper.evaluation.methods import UNTRAINED, Cost, Method, MethodResult
+from llm_wrapper.evaluation.predictions import mass_notes
 from llm_wrapper.metrics import summarize, summarize_systems
 from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe

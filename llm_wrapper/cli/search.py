@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -178,7 +179,7 @@ def cost_line(history: History) -> str:
 
 def confirmed_table(rows: Sequence[ConfirmedPrompt]) -> Table:
     """Lay out the best prompts on both slices, in percent."""
-    table = Table("prompt")
+    table = Table("prompt", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("first slice", "second slice", "drop", "over the seed prompt", "p"):
         table.add_column(name, justify="right", no_wrap=name in ("second slice", "over the seed prompt"))
     for each in rows:

@@ -1,42 +1,29 @@
-"""Whether a system knows when it is right: calibration, risk against coverage, abstention.
+"""Whether a system knows when it is right, and when nothing is to be found: calibration, risk against coverage, GREC.
 
-All functions take `confidence`, the probability of the choice, shape (n,) in 0..1, NaN where there is none, and
-`right`, shape (n,). A choice without a probability (a single candidate, a fallback, no box) says nothing about
+Functions of calibration and risk take `confidence`, the probability of the choice, shape (n,) in 0..1, NaN where there
+is none, and `right`, shape (n,). A choice without one (a single candidate, a fallback, no box) says nothing about
 calibration; where it comes to answering or not, it counts as the least confident of all, so every sample counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_wrapper.boxes import BoolArray, FloatArray
+from llm_wrapper import metrics
+from llm_wrapper.boxes import BoolArray, FloatArray, rowwise_iou
+from llm_wrapper.metrics import IOU_THRESHOLD
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
-__all__ = [
-    "Abstention",
-    "Bin",
-    "Calibration",
-    "RiskCoverage",
-    "abstain",
-    "calibrate",
-    "confidences",
-    "mass_notes",
-    "risk_coverage",
-    "threshold_for_risk",
-]
-
+__all__ = ["NUM_BINS", "Bin", "Calibration", "Grec", "RiskCoverage", "Threshold", "apply_threshold", "calibrate",
+           "confidences", "is_answered", "measure_grec", "risk_coverage", "rowwise_giou", "threshold_for_risk",
+           "thresholds"]  # fmt: skip
 
 NUM_BINS = 15
-
-_LEAST_MASS = 0.01
-"""Below it the renormalized probabilities are of answers that the LLM would not give."""
 
 
 class Bin(NamedTuple):
@@ -85,14 +72,6 @@ class RiskCoverage:
     aurc: float | None
 
 
-class Abstention(NamedTuple):
-    """Results of answering only from a confidence on; `risk` is over what it answers."""
-
-    threshold: float
-    coverage: Estimate
-    risk: Estimate
-
-
 def confidences(predictions: Sequence[Prediction]) -> FloatArray:
     """Return the probability of each choice, shape (n,), NaN where there is none."""
     values = [np.nan if each.probability is None else each.probability for each in predictions]
@@ -102,9 +81,8 @@ def confidences(predictions: Sequence[Prediction]) -> FloatArray:
 def calibrate(confidence: FloatArray, right: BoolArray, *, num_bins: int = NUM_BINS) -> Calibration:
     """Compare confidence with what happened, in bins of equal mass.
 
-    Equal mass, because the probabilities of a choice among few crowd near 1, where bins of equal width would hold
-    nearly everything in the last one. The bounds are quantiles, as in scikit-learn's `calibration_curve`, so that equal
-    confidences share a bin and the order of samples does not matter.
+    Probabilities of a choice among few crowd near 1, where bins of equal width would hold nearly everything in the last
+    one. The bounds are quantiles, as in scikit-learn's `calibration_curve`: equal confidences share a bin.
 
     Raises:
         ValueError: If shapes differ, or a confidence is outside 0..1.
@@ -152,10 +130,7 @@ def threshold_for_risk(confidence: FloatArray, right: BoolArray, risk: float) ->
 
     Choose it on one set of samples and use it on another: on its own set it is too good.
 
-    Args:
-        confidence: See above.
-        right: See above.
-        risk: Share of the answered that may be wrong, in 0..1.
+    `risk` is the share of the answered that may be wrong, in 0..1.
 
     Returns:
         `None` where even the most confident are wrong more often; minus infinity where all may be answered.
@@ -170,30 +145,6 @@ def threshold_for_risk(confidence: FloatArray, right: BoolArray, risk: float) ->
     return float(curve.thresholds[allowed[-1]]) if len(allowed) else None
 
 
-def abstain(
-    confidence: FloatArray, right: BoolArray, images: npt.NDArray[np.intp], *, threshold: float, seed: int = 0
-) -> Abstention:
-    """Answer only from a threshold on.
-
-    Args:
-        confidence: See above.
-        right: See above.
-        images: Number of each sample's image, shape (n,), for the intervals.
-        threshold: From `threshold_for_risk`.
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: As `calibrate`.
-    """
-    _require_fit(confidence, right)
-    answered = np.where(np.isnan(confidence), -np.inf, confidence) >= threshold
-    return Abstention(
-        threshold=threshold,
-        coverage=estimate(answered, images, seed=seed),
-        risk=estimate(~right[answered], images[answered], seed=seed),
-    )
-
-
 def _require_fit(confidence: FloatArray, right: BoolArray) -> None:
     if confidence.shape != right.shape or right.ndim != 1 or right.dtype != np.bool_:
         raise ValueError(
@@ -204,20 +155,112 @@ def _require_fit(confidence: FloatArray, right: BoolArray) -> None:
         raise ValueError(f"{len(outside)} confidences are outside 0..1, the first is {outside[0]}")
 
 
-def mass_notes(rows: Sequence[Prediction]) -> list[str]:
-    """Say for each system how probable any valid answer was to its LLM, and warn where it would never give one."""
-    masses: dict[str, list[float]] = {}
-    for row in rows:
-        if row.mass is not None:
-            masses.setdefault(row.system, []).append(row.mass)
-    return [_mass_note(system, median(each)) for system, each in masses.items()]
+# GREC (arXiv 2308.16182): expressions that mean nothing, one object or several. An answer is right only if its boxes
+# and the targets can be matched one to one, each with IoU >= 0.5; no target and no box is right too. Our systems answer
+# with one box at most, so several targets are never right. The published evaluation program matches by generalised IoU,
+# which is never larger, so its numbers are a little lower: both are given.
 
 
-def _mass_note(system: str, mass: float) -> str:
-    text = f"{system}: median probability of all valid answers together {mass:.2g}"
-    if mass >= _LEAST_MASS:
-        return text
-    return (
-        f"warning: {text}: the LLM would hardly ever answer with an index, so that its choices say little. Look at "
-        "llm.chat_template; a model that thinks first needs llm.decode=generate, or choice on a server"
+@dataclass(frozen=True, slots=True)
+class Grec:
+    """One system's results on expressions with any number of targets.
+
+    Attributes:
+        n_acc: Share of the expressions without a target that got no box.
+        t_acc: Share of the expressions with a target that got a box, right or not.
+        precision: Pr@(F1=1, IoU>=0.5) over all expressions.
+        precision_giou: The same, matched by generalised IoU.
+    """
+
+    n_acc: Estimate
+    t_acc: Estimate
+    precision: Estimate
+    precision_giou: Estimate
+
+
+def measure_grec(predictions: Sequence[Prediction], *, seed: int = 0) -> Grec:
+    """Score one system's predictions; a sample without a target is one where nothing is to be found.
+
+    A missing or unusable answer is wrong everywhere: it gives no box, but does not say that there is none.
+    """
+    table = metrics.to_columns(predictions)
+    images, has_box, has_target = table.images, table.has_box, table.has_target
+    usable = np.array([is_answered(prediction) for prediction in predictions], dtype=np.bool_)
+    single = np.array([not prediction.further_targets for prediction in predictions], dtype=np.bool_)
+
+    def precision(overlap: Callable[[FloatArray, FloatArray], FloatArray]) -> Estimate:
+        right = ~has_box & ~has_target
+        pairs = np.flatnonzero(has_box & has_target & single)
+        right[pairs] = overlap(table.boxes[pairs], table.targets[pairs]) >= IOU_THRESHOLD
+        return estimate(usable & right, images, seed=seed)
+
+    return Grec(
+        n_acc=estimate((usable & ~has_box)[~has_target], images[~has_target], seed=seed),
+        t_acc=estimate(has_box[has_target], images[has_target], seed=seed),
+        precision=precision(rowwise_iou),
+        precision_giou=precision(rowwise_giou),
     )
+
+
+def is_answered(prediction: Prediction) -> bool:
+    """Tell whether a prediction is an answer: a box, or that there is none; not a missing or an unusable one."""
+    return prediction.decided_by != "missing" and (prediction.box is not None or prediction.failure is None)
+
+
+def rowwise_giou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Generalised IoU of row i of `a` (n, 4) with row i of `b` (n, 4), xyxy pixels -> (n,), in -1..1."""
+    iou = rowwise_iou(a, b)
+    area_a, area_b = (np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (a, b))
+    union = (area_a + area_b) / (1 + iou)
+    hull = np.prod(np.maximum(a[:, 2:], b[:, 2:]) - np.minimum(a[:, :2], b[:, :2]), axis=1)
+    result: FloatArray = iou - (hull - union) / hull
+    return result
+
+
+# A threshold for "none of these" is chosen on samples that are neither trained on, where an LLM is too sure, nor
+# reported, where it would be too good.
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Results with a threshold for "none of these".
+
+    Attributes:
+        below: A less probable choice is answered by none; 0 leaves all as they are.
+        answered: Share of all samples that get a box.
+        risk: Share of these boxes that are wrong: IoU <= 0.5, or nothing was to be found.
+        grec: N-acc, T-acc and precision.
+    """
+
+    below: float
+    answered: Estimate
+    risk: Estimate
+    grec: Grec
+
+
+def apply_threshold(predictions: Sequence[Prediction], below: float) -> list[Prediction]:
+    """Return the predictions as `prompt.none_below` would make them; a choice without a probability stays."""
+    return [
+        replace(each, box=None, probability=each.none_probability)
+        if each.decided_by == "llm" and each.box and each.probability is not None and each.probability < below
+        else each
+        for each in predictions
+    ]
+
+
+def thresholds(predictions: Sequence[Prediction], *, count: int = 10, seed: int = 0) -> list[Threshold]:
+    """Measure thresholds that each turn an equal share of the choices with a probability to none; 0 is the first.
+
+    The predictions are one system's, made without a threshold. Equal confidences make fewer than `count`.
+    """
+    known = [each.probability for each in predictions if each.box and each.probability is not None]
+    bounds = np.quantile(known, np.arange(1, count) / count).round(3).tolist() if known else []
+    found = []
+    for below in sorted({0.0, *bounds}):
+        rows = apply_threshold(predictions, below)
+        table = metrics.to_columns(rows)
+        given, images = table.has_box, table.images
+        wrong = ~(metrics.overlaps(table)[given] > IOU_THRESHOLD)  # no overlap without a target: NaN is not above
+        answered, risk = estimate(given, images, seed=seed), estimate(wrong, images[given], seed=seed)
+        found.append(Threshold(below, answered, risk, measure_grec(rows, seed=seed)))
+    return found

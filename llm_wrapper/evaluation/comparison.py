@@ -5,7 +5,7 @@ A sample that was asked and has no prediction counts as wrong; a prediction for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,26 +15,14 @@ import numpy.typing as npt
 from llm_wrapper import metrics
 from llm_wrapper.boxes import rowwise_iou
 from llm_wrapper.errors import DataError, listed
-from llm_wrapper.evaluation.decide import prediction_of
-from llm_wrapper.metrics import IOU_THRESHOLD, Columns, ious, only_system
+from llm_wrapper.evaluation.predictions import prediction_of
+from llm_wrapper.metrics import IOU_THRESHOLD, ious, only_system
 from llm_wrapper.records import Prediction, Sample
 from llm_wrapper.statistics import Estimate, McNemar, difference, estimate, mcnemar
 
-__all__ = [
-    "MISSING_PREDICTION",
-    "NEAR_IOU",
-    "OUTCOMES",
-    "Comparison",
-    "NearTies",
-    "compare_systems",
-    "complete_predictions",
-    "flips",
-    "near_ties",
-    "outcome_shares",
-    "outcomes",
-    "p_at_1_by_position",
-    "pair_predictions",
-]
+__all__ = ["MISSING_PREDICTION", "NEAR_IOU", "OUTCOMES", "Comparison", "NearTies", "compare_systems",
+           "complete_predictions", "flips", "near_ties", "outcome_shares", "outcomes", "p_at_1_by_position",
+           "pair_predictions"]  # fmt: skip
 
 MISSING_PREDICTION = "missing_prediction"
 """Failure of a sample that was asked for and is not in the predictions."""
@@ -42,15 +30,9 @@ MISSING_PREDICTION = "missing_prediction"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """System a minus system b on the same samples with a target, each on the same drawn images.
+    """Differences system a minus system b on the same samples with a target, each on the same drawn images.
 
-    Attributes:
-        a: Name of the first system.
-        b: Name of the second system.
-        p_at_1: Difference of P@1 (> 0.5).
-        p_at_1_ge: Difference of P@1 (>= 0.5).
-        mean_iou: Difference of mean IoU.
-        mcnemar: Exact test on P@1 (> 0.5); its `n` is that of the differences.
+    `p_at_1` counts IoU > 0.5, as McNemar's exact test does, and `p_at_1_ge` counts IoU >= 0.5.
     """
 
     a: str
@@ -72,7 +54,15 @@ def complete_predictions(predictions: Sequence[Prediction], samples: Sequence[Sa
     """
     system = only_system(predictions)
     asked = {sample.sample_id: sample for sample in samples}
-    problems = [problem for prediction in predictions for problem in _problems(prediction, asked)]
+    problems = []
+    for prediction in predictions:
+        sample = asked.get(prediction.sample_id)
+        if sample is None:
+            problems.append(f"sample {prediction.sample_id!r} was not asked for")
+        elif (prediction.target, prediction.further_targets) != (sample.target, sample.further_targets):
+            problems.append(
+                f"sample {prediction.sample_id!r} has target {sample.target}, the prediction {prediction.target}"
+            )
     if problems:
         headline = f"predictions of {system!r} are not for the samples asked; name the data set and split they were for"
         raise DataError(listed(headline, problems))
@@ -97,7 +87,11 @@ def pair_predictions(a: Sequence[Prediction], b: Sequence[Prediction]) -> list[t
         if (sample_id in first) != (sample_id in second)
     ]
     common = [(prediction, second[sample_id]) for sample_id, prediction in first.items() if sample_id in second]
-    problems += [f"sample {x.sample_id!r} has target {x.target} and {y.target}" for x, y in common if not _same(x, y)]
+    problems += [
+        f"sample {x.sample_id!r} has target {x.target} and {y.target}"
+        for x, y in common
+        if (x.target, x.further_targets, x.image_id) != (y.target, y.further_targets, y.image_id)
+    ]
     if problems:
         headline = f"{names[0]!r} and {names[1]!r} must be compared on the same samples; score both on one split"
         raise DataError(listed(headline, problems))
@@ -143,19 +137,6 @@ def flips(a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int = 0) ->
     return estimate([x.box != y.box for x, y in pairs], metrics.codes(x.image_id for x, _ in pairs), seed=seed)
 
 
-def _problems(prediction: Prediction, asked: Mapping[str, Sample]) -> list[str]:
-    sample = asked.get(prediction.sample_id)
-    if sample is None:
-        return [f"sample {prediction.sample_id!r} was not asked for"]
-    if (prediction.target, prediction.further_targets) != (sample.target, sample.further_targets):
-        return [f"sample {prediction.sample_id!r} has target {sample.target}, the prediction {prediction.target}"]
-    return []
-
-
-def _same(a: Prediction, b: Prediction) -> bool:
-    return (a.target, a.further_targets, a.image_id) == (b.target, b.further_targets, b.image_id)
-
-
 # Mistakes: what the detector missed, what the selector confused, and which answers were unusable.
 
 NEAR_IOU = 0.7
@@ -177,17 +158,21 @@ def outcomes(predictions: Sequence[Prediction]) -> npt.NDArray[np.str_]:
     table = metrics.to_columns(predictions)
     found = metrics.candidate_overlaps(table)
     best = metrics.best_overlaps(table, found)
-    unusable = np.array([p.failure is not None and p.box is None for p in predictions], dtype=np.bool_)
     decided_by = np.array([p.decided_by for p in predictions], dtype=np.str_)
+    place = metrics.first_right(table, found == best[table.owners])  # of the first of the best
+    chosen_near = np.zeros(len(best), dtype=np.bool_)
+    asked = np.flatnonzero((place >= 0) & table.has_box)
+    first_best = table.candidates[(table.starts + place)[asked]].reshape(-1, 4)
+    chosen_near[asked] = rowwise_iou(table.boxes[asked], first_best) >= NEAR_IOU
     conditions = [
         metrics.overlaps(table) > IOU_THRESHOLD,
         decided_by == "missing",
         # Somebody else's boxes come without candidates, and tell nothing about a detector.
         ~(best > IOU_THRESHOLD) & ~(table.has_box & (table.counts == 0)),
         np.array([p.says_none for p in predictions], dtype=np.bool_),
-        unusable,
+        np.array([p.failure is not None and p.box is None for p in predictions], dtype=np.bool_),
         decided_by == "fallback",
-        _nearly_best(table, found, best),
+        chosen_near,
     ]
     chosen: npt.NDArray[np.str_] = np.select(conditions, OUTCOMES[:-1], default=OUTCOMES[-1]).astype(np.str_)
     return chosen
@@ -210,7 +195,7 @@ def p_at_1_by_position(predictions: Sequence[Prediction], *, seed: int = 0) -> d
     table = metrics.to_columns(offered)
     found = metrics.candidate_overlaps(table)
     best = metrics.best_overlaps(table, found)
-    rows = np.repeat(np.arange(len(offered)), table.counts)
+    rows = table.owners
     # The first of equals, as everywhere. A sample without a right candidate is skipped.
     place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
     right = metrics.overlaps(table) > IOU_THRESHOLD
@@ -240,26 +225,11 @@ def near_ties(predictions: Sequence[Prediction], *, seed: int = 0) -> NearTies:
     table = metrics.to_columns(offered)
     found = metrics.candidate_overlaps(table)
     kept = metrics.best_overlaps(table, found) > IOU_THRESHOLD
-    rows = np.repeat(np.arange(len(offered)), table.counts)
+    rows = table.owners
     # Stable, so that of equals the first shown comes first, as everywhere.
     ranked = np.lexsort((-found, rows))
-    starts = np.cumsum(table.counts) - table.counts
-    best, second = (table.candidates[ranked[starts + place]].reshape(-1, 4) for place in (0, 1))
+    best, second = (table.candidates[ranked[table.starts + place]].reshape(-1, 4) for place in (0, 1))
     twin = (rowwise_iou(best, second) >= NEAR_IOU)[kept]
     right, images = (metrics.overlaps(table) > IOU_THRESHOLD)[kept], table.images[kept]
     shares = (estimate(right[mask], images[mask], seed=seed) for mask in (twin, ~twin))
     return NearTies(estimate(twin, images, seed=seed), *shares)
-
-
-def _nearly_best(
-    table: Columns, found: npt.NDArray[np.float64], best: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Tell of each chosen box whether it nearly coincides with the sample's first best candidate, shape (n,)."""
-    rows = np.repeat(np.arange(len(best)), table.counts)
-    place = metrics.first_right(table, found == best[rows])
-    result = np.zeros(len(best), dtype=np.bool_)
-    asked = np.flatnonzero((place >= 0) & table.has_box)
-    starts = np.cumsum(table.counts) - table.counts
-    other = table.candidates[(starts + place)[asked]].reshape(-1, 4)
-    result[asked] = rowwise_iou(table.boxes[asked], other) >= NEAR_IOU
-    return result

@@ -28,7 +28,7 @@ from llm_wrapper.datasets.base import Dataset, Id, require_file, validate_row
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.evaluation import predictions
 from llm_wrapper.evaluation.comparison import complete_predictions
-from llm_wrapper.evaluation.decide import prediction_of
+from llm_wrapper.evaluation.predictions import prediction_of
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Box, Prediction, Sample
 
@@ -162,10 +162,28 @@ def read_external_predictions(
         if problems:
             raise DataError(listed(f"{path} cannot be scored on {dataset.name} {dataset.split}", problems))
         system = name or path.stem
-        found = [_prediction(system, sample, boxes[each.where]) for each in distinct for sample in each.samples]
+        # Without candidates: from which boxes the system chose is unknown.
+        found = [
+            prediction_of(
+                sample,
+                system,
+                "no_candidate" if box is None else "detector",
+                box=box if isinstance(box, Box) else None,
+                failure=UNUSABLE_BOX if isinstance(box, str) else None,
+            )
+            for each in distinct
+            for sample, box in ((sample, boxes[each.where]) for sample in each.samples)
+        ]
         notes += _notes_on_answers(distinct, boxes)
     whole = complete_predictions(found, dataset.samples)
-    return ExternalPredictions(whole, [*notes, *_notes_on_missing(whole)])
+    targets = [prediction for prediction in whole if prediction.target is not None]
+    missing = [prediction.sample_id for prediction in whole if prediction.decided_by == "missing"]
+    empty = [prediction.sample_id for prediction in targets if prediction.decided_by == "no_candidate"]
+    if missing:
+        notes.append(f"{len(missing)} of {len(whole)} samples have no prediction and count as wrong: {_first(missing)}")
+    if empty:
+        notes.append(f"{len(empty)} of {len(targets)} samples have no box and count as wrong: {_first(empty)}")
+    return ExternalPredictions(whole, notes)
 
 
 def _read_own(path: Path, name: str | None) -> list[Prediction]:
@@ -286,7 +304,10 @@ def _pixel_boxes(answers: Sequence[_Answer], problems: list[str]) -> dict[str, B
     ]
 
     def pair(indices: Sequence[int]) -> TargetPairs:
-        return TargetPairs.of_rows([_targets(written[index][0].samples[0]) for index in indices])
+        samples = [written[index][0].samples[0] for index in indices]
+        return TargetPairs.of_rows(
+            [[each.xyxy for each in (s.target, *s.further_targets) if each is not None] for s in samples]
+        )
 
     pixels, unfit = convert_boxes(boxes, pair, how="--box-format {}")
     for problem in unfit:
@@ -297,21 +318,6 @@ def _pixel_boxes(answers: Sequence[_Answer], problems: list[str]) -> dict[str, B
         except ValueError:
             found[answer.where] = _NO_AREA
     return found
-
-
-def _targets(sample: Sample) -> list[tuple[float, ...]]:
-    return [] if sample.target is None else [each.xyxy for each in (sample.target, *sample.further_targets)]
-
-
-def _prediction(system: str, sample: Sample, box: Box | str | None) -> Prediction:
-    """Return a prediction without candidates: from which boxes the system chose is unknown."""
-    return prediction_of(
-        sample,
-        system,
-        "no_candidate" if box is None else "detector",
-        box=box if isinstance(box, Box) else None,
-        failure=UNUSABLE_BOX if isinstance(box, str) else None,
-    )
 
 
 def _notes_on_answers(answers: Sequence[_Answer], boxes: Mapping[str, Box | str | None]) -> list[str]:
@@ -333,19 +339,6 @@ def _notes_on_answers(answers: Sequence[_Answer], boxes: Mapping[str, Box | str 
             reasons.setdefault(reason, []).extend(sample.sample_id for sample in answer.samples)
     for reason, ids in reasons.items():
         notes.append(f"{len(ids)} samples have an answer without a usable box ({reason}), wrong: {_first(ids)}")
-    return notes
-
-
-def _notes_on_missing(found: Sequence[Prediction]) -> list[str]:
-    """Count the samples that were not answered, and those that were answered with no box."""
-    targets = [prediction for prediction in found if prediction.target is not None]
-    missing = [prediction.sample_id for prediction in found if prediction.decided_by == "missing"]
-    empty = [prediction.sample_id for prediction in targets if prediction.decided_by == "no_candidate"]
-    notes = []
-    if missing:
-        notes.append(f"{len(missing)} of {len(found)} samples have no prediction and count as wrong: {_first(missing)}")
-    if empty:
-        notes.append(f"{len(empty)} of {len(targets)} samples have no box and count as wrong: {_first(empty)}")
     return notes
 
 

@@ -22,18 +22,19 @@ from typing import Any
 
 from llm_wrapper import datasets, storage
 from llm_wrapper.datasets import Dataset, leaks
-from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, load_prepared_split
+from llm_wrapper.detections.samples import PreparedSample, load_prepared_split
 from llm_wrapper.errors import DataError, PromptError
-from llm_wrapper.evaluation import ensemble, systems
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.comparison import Comparison, compare_systems
 from llm_wrapper.metrics import Summary, summarize
 from llm_wrapper.prompts.render import PromptBuilder
-from llm_wrapper.recipe import DataSection, LLMSection, PromptSection, Recipe, ServerSection
+from llm_wrapper.recipe import DataSection, PromptSection, Recipe, ServerSection
 from llm_wrapper.records import Prediction
 
-__all__ = ["DETECTOR", "Cell", "Column", "Filled", "Predict", "System", "combined_systems", "compare_cells", "fill",
-           "free_system", "llm_system", "load_columns", "transfer_systems"]  # fmt: skip
+__all__ = ["DETECTOR", "Cell", "Column", "Contribution", "Filled", "Predict", "System", "combined_systems",
+           "compare_cells", "contributions", "fill", "free_system", "llm_system", "load_columns",
+           "transfer_systems"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +102,15 @@ class Cell:
     path: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """Gain of a system's P@1 from a detector: with all detectors, minus with all but this one."""
+
+    system: str
+    detector: str
+    gain: Comparison
+
+
 Filled = dict[tuple[str, str], tuple[Path, Sequence[Prediction]] | str]
 """(system, column) -> file and predictions, or why there are none."""
 
@@ -108,7 +118,7 @@ Filled = dict[tuple[str, str], tuple[Path, Sequence[Prediction]] | str]
 def fill(rows: Sequence[System], columns: Sequence[Column], folder: Path) -> Filled:
     """Predict the cells that are not in `folder` yet, system by system, so that one LLM at a time is loaded.
 
-    A prompt that cannot be rendered leaves its cell empty with the reason; every other error ends the whole.
+    A prompt that cannot be rendered leaves its cell empty with the reason.
     """
     filled: Filled = {}
     questions: dict[tuple[str, PromptBuilder | None], str] = {}
@@ -119,13 +129,17 @@ def fill(rows: Sequence[System], columns: Sequence[Column], folder: Path) -> Fil
             try:
                 if key not in questions:
                     questions[key] = _digest_questions(column.samples, system.builder)
-                path = _path(folder, system, column, questions[key])
+                digest = storage.digest_value({"system": dict(system.identity), "questions": questions[key]})
+                # Not the whole name of the row: that depends on which other rows there are.
+                names = (column.name, system.name.split()[0])
+                place, row = (re.sub(r"[^\w.+-]+", "-", text).strip("-") for text in names)
+                path = folder / place / f"{row}-{digest[:16]}.parquet"
                 if not path.is_file():
                     _log.info("%s: predicting on %s (%d samples)", system.name, column.name, len(column.samples))
                     predict = predict or system.load()
                     files.save_predictions(path, predict(column))
-                found = [replace(row, system=system.name) for row in files.load_predictions(path)]
-                filled[system.name, column.name] = path, found
+                rows_of = [replace(each, system=system.name) for each in files.load_predictions(path)]
+                filled[system.name, column.name] = path, rows_of
             except PromptError as error:
                 filled[system.name, column.name] = str(error)
     return filled
@@ -154,6 +168,18 @@ def _gain(rows: Sequence[Prediction], other: tuple[Path, Sequence[Prediction]] |
     return compare_systems(rows, other[1])
 
 
+def contributions(
+    whole: Mapping[str, Sequence[Prediction]], without: Mapping[str, Mapping[str, Sequence[Prediction]]]
+) -> list[Contribution]:
+    """Compare an ensemble, system -> predictions, with itself less one detector, detector -> system -> predictions."""
+    return [
+        Contribution(system, detector, compare_systems(rows, others[system]))
+        for system, rows in whole.items()
+        for detector, others in without.items()
+        if system in others
+    ]
+
+
 def _digest_questions(samples: Sequence[PreparedSample], builder: PromptBuilder | None) -> str:
     """Digest all that a system sees of the samples, and what it is scored by."""
     total = hashlib.sha256()
@@ -168,13 +194,6 @@ def _digest_questions(samples: Sequence[PreparedSample], builder: PromptBuilder 
     return total.hexdigest()
 
 
-def _path(folder: Path, system: System, column: Column, questions: str) -> Path:
-    digest = storage.digest_value({"system": dict(system.identity), "questions": questions})
-    # Not the whole name of the row: that depends on which other rows there are.
-    names = [re.sub(r"[^\w.+-]+", "-", text).strip("-") for text in (column.name, system.name.split()[0])]
-    return folder / names[0] / f"{names[1]}-{digest[:16]}.parquet"
-
-
 def free_system(name: str, by: Callable[[Sequence[PreparedSample]], list[Prediction]]) -> System:
     """Return a row that needs no LLM."""
     return System(name, {"system": name}, lambda: lambda column: by(column.samples))
@@ -183,14 +202,9 @@ def free_system(name: str, by: Callable[[Sequence[PreparedSample]], list[Predict
 def llm_system(
     name: str, recipe: Recipe, adapter: Path | None = None, *, builder: PromptBuilder | None = None, **more: Any
 ) -> System:
-    """Return a row of the LLM of a recipe, with an adapter where there is one.
+    """Return a row of the LLM of a recipe, with the adapter of a folder; `more` are further attributes of the row.
 
-    Args:
-        name: Of the row.
-        recipe: Gives LLM and prompt.
-        adapter: Its folder.
-        builder: Builds the prompts; by format and instruction alone if not given.
-        more: Further attributes of the row.
+    Without a builder, prompts are built by format and instruction alone.
     """
     builder = builder or PromptBuilder(recipe.prompt)
     return System(name, _identity(recipe, adapter), partial(_load, name, recipe, adapter, builder), builder, **more)
@@ -234,7 +248,7 @@ def transfer_systems(
     Args:
         trained: Run folder -> its recipe.
         untrained: A recipe whose LLM (or rule) is evaluated untrained, beside those of the runs before training.
-        builder_of: Gives the prompt builder of a recipe.
+        builder_of: Recipe -> its prompt builder.
     """
     builders: dict[str, PromptBuilder] = {}
 
@@ -247,7 +261,8 @@ def transfer_systems(
     def untrained_row(recipe: Recipe) -> System:
         if recipe.llm.backend == "rule":
             return free_system("rule", systems.by_rule)
-        name = f"untrained {_short(recipe.llm)}, {recipe.prompt.summary}"
+        llm = (recipe.llm.model or recipe.llm.backend).rstrip("/").split("/")[-1].removeprefix("gguf:")
+        name = f"untrained {llm}, {recipe.prompt.summary}"
         return llm_system(name, recipe, builder=shared_builder(recipe))
 
     before: dict[str, System] = {}
@@ -277,10 +292,6 @@ def transfer_systems(
     return [detector, *before.values(), *tuned, oracle]
 
 
-def _short(llm: LLMSection) -> str:
-    return (llm.model or llm.backend).rstrip("/").split("/")[-1].removeprefix("gguf:")
-
-
 def _distinct(names: Sequence[str], more: Sequence[str]) -> list[str]:
     """Add to names that occur twice something that distinguishes them."""
     return [f"{name} ({extra})" if names.count(name) > 1 else name for name, extra in zip(names, more, strict=True)]
@@ -299,7 +310,7 @@ def combined_systems(tuned: Sequence[System], filled: Filled) -> list[System]:
         return combine(parts, name)
 
     rows = []
-    for way, combine in (("mean", ensemble.average), ("vote", ensemble.vote)):
+    for way, combine in (("mean", systems.average), ("vote", systems.vote)):
         name = f"{way} of {len(tuned)} adapters"
         identity = {"way": way, "of": [dict(row.identity) for row in tuned]}
         rows.append(System(name, identity, partial(partial, predict, combine, name)))
@@ -320,7 +331,6 @@ def load_columns(
         limit: The first samples only.
 
     Raises:
-        CacheError: If detections are missing; the message names the command.
         DataError: If a column has nothing to compare with.
     """
     columns: list[Column] = []
@@ -347,24 +357,20 @@ def load_columns(
         notes += [note for note in found.dataset.notes() if note not in notes]
         if limit:
             notes.append(f"{name}: the first {limit} expressions only")
-        facts = _column_facts(recipe, found, limit=limit, dropped=dropped)
+        facts = {
+            "vlm": recipe.vlm,
+            "data": recipe.data.model_dump(mode="json"),
+            "split": found.dataset.split,
+            "limit": limit,
+            "candidates": [each.model_dump(mode="json") for each in recipe.detectors()],
+            "ensemble_nms_iou": recipe.ensemble.nms_iou,
+            "detections": found.identity,
+            "left_out_as_trained_on": dropped,
+        }
         if any(name == column.name for column in columns):  # such as two files of boxes
             name = f"{name} ({storage.digest_value(facts)[:8]})"
         columns.append(Column(name, samples, facts))
     return columns, notes
-
-
-def _column_facts(recipe: Recipe, found: PreparedSplit, *, limit: int | None, dropped: int) -> dict[str, Any]:
-    return {
-        "vlm": recipe.vlm,
-        "data": recipe.data.model_dump(mode="json"),
-        "split": found.dataset.split,
-        "limit": limit,
-        "candidates": [each.model_dump(mode="json") for each in recipe.detectors()],
-        "ensemble_nms_iou": recipe.ensemble.nms_iou,
-        "detections": found.identity,
-        "left_out_as_trained_on": dropped,
-    }
 
 
 def _shared_images(

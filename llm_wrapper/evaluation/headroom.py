@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from llm_wrapper import boxes
 from llm_wrapper.boxes import BoolArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, prepare_candidates
+from llm_wrapper.evaluation.slices import recall
 from llm_wrapper.evaluation.systems import by_detector
 from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
 from llm_wrapper.recipe import Recipe
-from llm_wrapper.records import Candidate, Prediction
+from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
 
 __all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Spread", "compare_headroom", "measure_offer", "remove_cap"]
@@ -44,10 +45,10 @@ class Offer:
         gain: `oracle - own`, on the same drawn images: the gain of a perfect selector.
         recall: Rank k -> share of samples for which one of the detector's first k candidates has IoU > 0.5. Its first
             is its own choice; behind it come the higher score, then its own order. So recall@1 is `own`.
-        no_candidate: Estimate of all samples without a candidate.
-        one_candidate: Estimate of all samples with one, which is taken unasked.
+        no_candidate: Share of all samples without a candidate.
+        one_candidate: Share of all samples with one, which is taken unasked.
         per_sample: Candidates per sample, over all samples.
-        duplicates: Estimate of candidates whose IoU with an earlier one of the same label exceeds 0.95.
+        duplicates: Share of candidates whose IoU with an earlier one of the same label exceeds 0.95.
     """
 
     own: Estimate
@@ -64,12 +65,8 @@ class Offer:
 class Headroom:
     """Candidates before and after the cap on their number.
 
-    Attributes:
-        num_samples: All of them; the shares `own`, `oracle`, .. have the number of those with a target.
-        num_images: Their images.
-        num_capped: Samples that lose candidates to the cap.
-        num_candidates_lost: How many candidates these lose.
-        lost: Oracle P@1 lost to the cap.
+    `num_samples` counts all, the shares `own`, `oracle`, .. have the number of those with a target. `num_capped`
+    samples lose `num_candidates_lost` candidates to the cap, and `lost` oracle P@1.
     """
 
     before: Offer
@@ -119,17 +116,16 @@ def compare_headroom(before: Sequence[PreparedSample], after: Sequence[PreparedS
 
 def measure_offer(samples: Sequence[PreparedSample]) -> Offer:
     """Measure what the candidates of some samples, at least one, offer to a selector."""
-    ranked = [PreparedSample(prepared.sample, _ranked(prepared.built)) for prepared in samples]
-    rows = by_detector(_with_target(ranked))
+    rows = by_detector(_with_target(samples))
     images, all_images = _images(rows), _images([prepared.sample for prepared in samples])
     right, offered = ious(rows) > IOU_THRESHOLD, _is_offered(rows)
     counts = np.array([len(prepared.built.candidates) for prepared in samples])
-    repeats = np.concatenate([_repeats(prepared.built.candidates) for prepared in ranked])
+    repeats = np.concatenate([_repeats(prepared.built) for prepared in samples])
     return Offer(
         own=estimate(right, images),
         oracle=estimate(offered, images),
         gain=difference(offered, right, images),
-        recall={rank: estimate(_is_offered(rows, rank), images) for rank in RANKS},
+        recall=recall(rows) or {},
         no_candidate=estimate(counts == 0, all_images),
         one_candidate=estimate(counts == 1, all_images),
         per_sample=Spread(float(counts.mean()), float(np.median(counts)), int(counts.max())),
@@ -141,24 +137,15 @@ def _with_target(samples: Sequence[PreparedSample]) -> list[PreparedSample]:
     return [prepared for prepared in samples if prepared.sample.target is not None]
 
 
-def _ranked(built: BuiltCandidates) -> BuiltCandidates:
-    """Put candidates in the order in which the detector itself would choose them."""
-    order = detector_order(built)
-    return BuiltCandidates(
-        tuple(built.candidates[index] for index in order), tuple(built.origins[index] for index in order), built.counts
-    )
-
-
-def _is_offered(rows: Sequence[Prediction], rank: int | None = None) -> BoolArray:
-    """Tell of each row whether one of its first candidates, by default of all, is right; shape (n,)."""
-    if rank is not None:
-        rows = [replace(row, candidates=row.candidates[:rank], origins=None) for row in rows]
+def _is_offered(rows: Sequence[Prediction]) -> BoolArray:
+    """Tell of each row whether one of its candidates is right; shape (n,)."""
     offered: BoolArray = oracle_ious(rows) > IOU_THRESHOLD
     return offered
 
 
-def _repeats(candidates: Sequence[Candidate]) -> BoolArray:
-    """Tell of each candidate whether an earlier one has its label and nearly its box, shape (n,)."""
+def _repeats(built: BuiltCandidates) -> BoolArray:
+    """Tell of each candidate, in the detector's own order, whether an earlier one has its label and nearly its box."""
+    candidates = [built.candidates[index] for index in detector_order(built)]
     corners = boxes.array([candidate.box for candidate in candidates])
     labels = np.array([candidate.label for candidate in candidates], dtype=object)
     same = (boxes.pairwise_iou(corners, corners) > DUPLICATE_IOU) & (labels[:, None] == labels[None, :])

@@ -14,7 +14,6 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.calibration import mass_notes
 from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
@@ -60,7 +59,7 @@ class Evaluation:
     def notes(self, rows: Sequence[Prediction]) -> list[str]:
         """Say what is not as the run was trained, and how probable any valid answer of the LLM was."""
         changed = list_overrides(self.run, self.recipe) if self.run else []
-        return [*changed, *mass_notes(rows)]
+        return [*changed, *files.mass_notes(rows)]
 
     def find_adapter_folder(self) -> Path | None:
         """Return the folder of the adapter to answer with, if there is one.
@@ -120,20 +119,19 @@ def predict_with_llm(
     """Load the LLM of a recipe and predict: `untrained` (if wanted, or without an adapter) and `tuned`, or `served`."""
     require_probabilities(recipe)
     from llm_wrapper.llms.adapters import add_adapter, require_fit
-    from llm_wrapper.llms.base import LLM, add_reasoning, load_llm
+    from llm_wrapper.llms.base import add_reasoning, load_llm
     from llm_wrapper.llms.load import LoadedLLM, load_model
     from llm_wrapper.llms.local import LocalLLM
 
-    num_tokens = recipe.prompt.reasoning_tokens
-
-    def ask(name: str, llm: LLM) -> list[Prediction]:
-        return systems.by_llm(samples, name, builder, llm, orders=recipe.llm.orders)
+    num_tokens, orders = recipe.prompt.reasoning_tokens, recipe.llm.orders
 
     def ask_local(name: str, llm: LoadedLLM) -> list[Prediction]:
-        return ask(name, add_reasoning(LocalLLM(llm, title=name), num_tokens))
+        local = add_reasoning(LocalLLM(llm, title=name), num_tokens)
+        return systems.by_llm(samples, name, builder, local, orders=orders)
 
     if recipe.llm.backend == "openai":
-        return ask("served", load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens))
+        served = load_llm(recipe.llm, title="served", reasoning_tokens=num_tokens)
+        return systems.by_llm(samples, "served", builder, served, orders=orders)
     if adapter is not None:
         require_fit(recipe.llm, adapter)
     llm = load_model(recipe.llm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,15 +125,9 @@ class QuestionTokens:
 def limit_compute(recipe: Recipe, method: Method, budget: int, found: QuestionTokens) -> Recipe:
     """Return a recipe whose knob is turned down so that preparing and answering fit a budget of tokens.
 
-    Steps of a training, rounds of a search, examples or words of reasoning: never less than one, never more than the
-    recipe has. It is an estimate: prompts of other samples, or with examples per question, count as if they
-    went alone.
-
-    Args:
-        recipe: The row's.
-        method: Says which knob.
-        budget: Tokens through the LLM.
-        found: Tokens of the untrained LLM, and of a training step.
+    The method's knob is steps of a training, rounds of a search, examples or words of reasoning: never less than one,
+    never more than the recipe has. An estimate: prompts of other samples, or with examples per question, count as if
+    they went alone.
     """
     spare = budget - found.num * found.shared
     search, prompt = recipe.search, recipe.prompt
@@ -167,17 +161,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Predictions of a method, and their cost.
+    """Predictions of a method, with the cost of preparing (training or search, once) and of all answers.
 
     Attributes:
         folder: Its run folder.
         rows: Its predictions.
         labelled: Labelled expressions that it may have looked at.
-        prepared: Cost of training or search, once.
-        answered: Cost of all answers.
         num_asked: Answers that the LLM gave; where there is one candidate or none, it is not asked.
         per_answer: Tokens read and written for an answer, if its question goes alone; `None` where unknown.
-        notes: For the reader.
     """
 
     folder: Path
@@ -192,15 +183,15 @@ class MethodResult:
     @property
     def tokens(self) -> int | None:
         """Tokens through the LLM, for preparing and for all answers."""
-        known = (self.prepared.tokens, self.answered.tokens)
-        return None if None in known else sum(each for each in known if each is not None)
+        prepared, answered = self.prepared.tokens, self.answered.tokens
+        return None if prepared is None or answered is None else prepared + answered
 
     def facts(self) -> dict[str, Any]:
         """Return all but the predictions as JSON values."""
         return {
             "labelled": self.labelled,
-            "prepared": {"tokens": self.prepared.tokens, "seconds": self.prepared.seconds},
-            "answered": {"tokens": self.answered.tokens, "seconds": self.answered.seconds},
+            "prepared": asdict(self.prepared),
+            "answered": asdict(self.answered),
             "num_asked": self.num_asked,
             "tokens_per_answer": self.per_answer,
             "notes": [*self.notes],

@@ -7,7 +7,7 @@ Slices of one family do not overlap, except the kinds of expression, of which on
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -17,25 +17,13 @@ import numpy.typing as npt
 from llm_wrapper import metrics
 from llm_wrapper.boxes import BoolArray, FloatArray
 from llm_wrapper.candidates import BuiltCandidates, detector_order
-from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, Columns, ious, recall_at
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, recall_at
 from llm_wrapper.prompts.rule import SYNONYMS, singularize, split_words
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
 
-__all__ = [
-    "FAMILIES",
-    "KINDS",
-    "OTHER",
-    "UNKNOWN",
-    "by_slice",
-    "differences_by_slice",
-    "distractors",
-    "kinds_of",
-    "masks",
-    "recall",
-    "target_shares",
-    "weakest_slices",
-]
+__all__ = ["KINDS", "OTHER", "UNKNOWN", "by_slice", "differences_by_slice", "distractors", "kinds_of", "masks",
+           "recall", "target_shares", "weakest_slices"]  # fmt: skip
 
 
 UNKNOWN = "unknown"
@@ -54,7 +42,16 @@ def masks(predictions: Sequence[Prediction]) -> dict[str, dict[str, BoolArray]]:
     image, number of `candidates`. The bounds of size are those of the words in the prompt (`prompts.relations`); COCO's
     in pixels would call nearly every object that people refer to large. Each family also has `unknown`.
     """
-    return {name: family(predictions) for name, family in FAMILIES.items()}
+    kinds = [kinds_of(prediction.expression) for prediction in predictions]
+    # A box without candidates is somebody else's: how many it was chosen from is not known.
+    numbers = [len(p.candidates) or (np.nan if p.box else 0) for p in predictions]
+    return {
+        "kind": {name: np.array([name in each for each in kinds], dtype=np.bool_) for name in (*KINDS, OTHER)},
+        "distractors": _between(distractors(predictions), _DISTRACTORS),
+        "length": _between([len(split_words(p.expression)) or np.nan for p in predictions], _WORDS),
+        "size": _between(target_shares(predictions), _SHARES),
+        "candidates": _between(numbers, _CANDIDATES),
+    }
 
 
 def by_slice(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, dict[str, Estimate]]:
@@ -70,11 +67,9 @@ def by_slice(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, d
 def differences_by_slice(
     pairs: Sequence[tuple[Prediction, Prediction]], *, seed: int = 0
 ) -> dict[str, dict[str, Estimate]]:
-    """Return family -> slice -> P@1 of the first system minus that of the second.
+    """Return family -> slice -> P@1 of the first system minus that of the second, over pairs of `pair_predictions`.
 
-    Args:
-        pairs: From `paired`; the slices are those of the first, whose candidates may differ from the second's.
-        seed: Of the bootstrap.
+    The slices are those of the first, whose candidates may differ from the second's.
     """
     scored = [pair for pair in pairs if pair[0].target is not None]
     a, b = (ious([pair[place] for pair in scored]) > IOU_THRESHOLD for place in (0, 1))
@@ -110,12 +105,12 @@ def distractors(predictions: Sequence[Prediction]) -> FloatArray:
     table = metrics.to_columns(predictions)
     found = metrics.candidate_overlaps(table)
     best = metrics.best_overlaps(table, found)
-    rows = np.repeat(np.arange(len(predictions)), table.counts)
+    rows = table.owners
     place = metrics.first_right(table, (found == best[rows]) & (found > IOU_THRESHOLD))
     labels = metrics.codes(candidate.label.strip().lower() for each in predictions for candidate in each.candidates)
     own = np.full(len(predictions), -1)
     known = place >= 0
-    own[known] = labels[(_starts(table) + place)[known]]
+    own[known] = labels[(table.starts + place)[known]]
     others = (labels == own[rows]) & (found <= IOU_THRESHOLD)
     counts = np.bincount(rows[others], minlength=len(predictions))
     return np.where(known, counts, np.nan)
@@ -132,41 +127,12 @@ def target_shares(predictions: Sequence[Prediction]) -> FloatArray:
     )
 
 
-def _starts(table: Columns) -> npt.NDArray[np.intp]:
-    starts: npt.NDArray[np.intp] = np.cumsum(table.counts) - table.counts
-    return starts
-
-
-def _kinds(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
-    found = [kinds_of(prediction.expression) for prediction in predictions]
-    return {name: np.array([name in kinds for kinds in found], dtype=np.bool_) for name in (*KINDS, OTHER)}
-
-
-def _lengths(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
-    return _between([len(split_words(prediction.expression)) or np.nan for prediction in predictions], _WORDS)
-
-
-def _numbers(predictions: Sequence[Prediction]) -> dict[str, BoolArray]:
-    # A box without candidates is somebody else's: how many it was chosen from is not known.
-    return _between([len(p.candidates) or (np.nan if p.box else 0) for p in predictions], _CANDIDATES)
-
-
 def _between(values: npt.ArrayLike, bounds: dict[str, int] | dict[str, float]) -> dict[str, BoolArray]:
     """Divide values by slice -> its lower bound; each slice ends where the next begins."""
     numbers = np.asarray(values, dtype=np.float64)
     ends = [*list(bounds.values())[1:], np.inf]
     slices = {name: (numbers >= low) & (numbers < high) for (name, low), high in zip(bounds.items(), ends, strict=True)}
     return {**slices, UNKNOWN: np.isnan(numbers)}
-
-
-FAMILIES: dict[str, Callable[[Sequence[Prediction]], dict[str, BoolArray]]] = {
-    "kind": _kinds,
-    "distractors": lambda predictions: _between(distractors(predictions), _DISTRACTORS),
-    "length": _lengths,
-    "size": lambda predictions: _between(target_shares(predictions), _SHARES),
-    "candidates": _numbers,
-}
-"""Family -> how it divides predictions."""
 
 
 def recall(
@@ -185,8 +151,7 @@ def recall(
     table = metrics.to_columns(predictions)
     if not metrics.knows_candidates(table):
         return None
-    starts = np.cumsum(table.counts) - table.counts
-    places = [start + place for start, order in zip(starts, orders, strict=True) for place in order]
+    places = [start + place for start, order in zip(table.starts, orders, strict=True) for place in order]
     ordered = replace(table, candidates=table.candidates[np.array(places, dtype=np.intp)])
     return recall_at(ordered, ranks=ranks, seed=seed)
 
@@ -315,7 +280,8 @@ def kinds_of(expression: str) -> frozenset[str]:
         found.add("action")
     if any(_is_tie(words, place) and _names_thing(words, place + 1) for place in range(len(words))):
         found.add("relation")
-    if not found and _is_name(words):
+    content = [word for word in words if word not in _ARTICLES]
+    if not found and content and (len(content) == 1 or all(singularize(word) in _NAMES for word in content)):
         found.add("plain_class")
     return frozenset(found or {OTHER})
 
@@ -340,8 +306,3 @@ def _names_thing(words: Sequence[str], start: int) -> bool:
             break
     named = [word for word in group if word not in _COLOURS and word != "orange"]
     return bool(named) and not any(word in _NO_THING or singularize(word) in _NO_THING for word in named)
-
-
-def _is_name(words: Sequence[str]) -> bool:
-    content = [word for word in words if word not in _ARTICLES]
-    return len(content) == 1 or (bool(content) and all(singularize(word) in _NAMES for word in content))

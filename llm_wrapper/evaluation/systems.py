@@ -1,4 +1,4 @@
-"""The systems that are compared: detector alone, rule, LLM untrained and tuned, oracle. Each gives predictions."""
+"""The systems that are compared: detector alone, rule, LLM untrained and tuned, oracle, several adapters together."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from llm_wrapper.candidates import detector_choice
+import numpy as np
+
+from llm_wrapper.candidates import BuiltCandidates, detector_choice
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.errors import RecipeError
-from llm_wrapper.evaluation.decide import decide, oracle_choice
+from llm_wrapper.errors import DataError, RecipeError, listed
+from llm_wrapper.evaluation.predictions import decide, oracle_choice
 from llm_wrapper.llms.base import LLM
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import PromptBuilder, PromptInput, choose
-from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction
 
-__all__ = ["ask_in_orders", "average_answers", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of"]
+__all__ = ["ask_in_orders", "average", "average_answers", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of",
+           "vote"]  # fmt: skip
 
 
 def _predict(
-    samples: Sequence[PreparedSample], name: str, decided_by: DecidedBy, choice_of: Callable[[PreparedSample], Choice]
+    samples: Sequence[PreparedSample], name: DecidedBy, choose: Callable[[PreparedSample], Choice]
 ) -> list[Prediction]:
     return [
         decide(
             prepared.sample,
             prepared.built.candidates,
-            choice_of(prepared),
+            choose(prepared),
             system=name,
-            decided_by=decided_by,
+            decided_by=name,
             own_choice=detector_choice(prepared.built),
             origins=prepared.built.origins,
         )
@@ -38,33 +40,21 @@ def _predict(
 
 def by_detector(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with the detector's own choice."""
-    return _predict(samples, "detector", "detector", lambda prepared: Choice(detector_choice(prepared.built)))
+    return _predict(samples, "detector", lambda each: Choice(detector_choice(each.built)))
 
 
 def by_rule(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with fixed rules over labels, positions and sizes."""
-    return _predict(
-        samples,
-        "rule",
-        "rule",
-        lambda prepared: rule.choose_by_rule(prepared.sample.expression, prepared.built.candidates),
-    )
+    return _predict(samples, "rule", lambda each: rule.choose_by_rule(each.sample.expression, each.built.candidates))
 
 
 def by_oracle(samples: Sequence[PreparedSample]) -> list[Prediction]:
     """Predict with the best candidate: what no selector can exceed."""
-    return _predict(
-        samples, "oracle", "oracle", lambda prepared: oracle_choice(prepared.built.candidates, prepared.sample.target)
-    )
+    return _predict(samples, "oracle", lambda each: oracle_choice(each.built.candidates, each.sample.target))
 
 
 def by_llm(
-    samples: Sequence[PreparedSample],
-    name: str,
-    builder: PromptBuilder,
-    llm: LLM,
-    *,
-    orders: int = 1,
+    samples: Sequence[PreparedSample], name: str, builder: PromptBuilder, llm: LLM, *, orders: int = 1
 ) -> list[Prediction]:
     """Predict with an LLM, which is asked only where there are at least two answers.
 
@@ -75,7 +65,7 @@ def by_llm(
         name: Name of the system.
         builder: Builds the prompts; its section says whether and when none is an answer.
         llm: Answers the prompts.
-        orders: Over how many orders of the candidates an answer is averaged, see `orders`.
+        orders: Over how many orders of the candidates an answer is averaged, see `orders_of`.
     """
     first: dict[str, int] = {}
     prompt = builder.section
@@ -87,31 +77,26 @@ def by_llm(
     )
     questions = [(samples[place].sample, samples[place].built.candidates) for place in asked]
     answers = dict(zip(asked, ask_in_orders(questions, builder, llm, count=orders), strict=True))
-    return [_decided(prepared, name, answers.get(place), prompt) for place, prepared in enumerate(samples)]
-
-
-def _decided(prepared: PreparedSample, name: str, answer: Answer | None, prompt: PromptSection) -> Prediction:
-    count, shares = len(prepared.built.candidates), answer.probabilities if answer else None
-    decided = decide(
-        prepared.sample,
-        prepared.built.candidates,
-        choose(answer, count, none=prompt.none, none_below=prompt.none_below) if answer else None,
-        system=name,
-        decided_by="llm",
-        own_choice=detector_choice(prepared.built),
-        probabilities=shares[:count] if shares else None,
-        origins=prepared.built.origins,
-    )
-    if answer is None:
-        return decided
-    none_probability = shares[count] if shares and prompt.none else None
-    return replace(
-        decided,
-        reasoning=answer.reasoning,
-        num_tokens=answer.num_tokens,
-        none_probability=none_probability,
-        mass=answer.mass,
-    )
+    predictions = []
+    for place, prepared in enumerate(samples):
+        answer, count = answers.get(place), len(prepared.built.candidates)
+        shares = answer.probabilities if answer else None
+        decided = decide(
+            prepared.sample,
+            prepared.built.candidates,
+            choose(answer, count, none=prompt.none, none_below=prompt.none_below) if answer else None,
+            system=name,
+            decided_by="llm",
+            own_choice=detector_choice(prepared.built),
+            probabilities=shares[:count] if shares else None,
+            none_probability=shares[count] if shares and prompt.none else None,
+            origins=prepared.built.origins,
+            reasoning=answer.reasoning if answer else None,
+            num_tokens=answer.num_tokens if answer else None,
+            mass=answer.mass if answer else None,
+        )
+        predictions.append(decided)
+    return predictions
 
 
 # An LLM prefers some places of a list to others, so an answer may be averaged over orders. The orders depend on the
@@ -175,3 +160,95 @@ def ask_in_orders(
     return [
         average_answers(answers[place * count : (place + 1) * count], chosen) for place, chosen in enumerate(orders)
     ]
+
+
+# Several adapters that were asked about the same candidates, as one system.
+
+_Combine = Callable[[Sequence[Prediction], tuple[float, ...] | None], int | None]
+"""The adapters' usable answers and their mean probabilities, the last of "none of these" -> the index chosen."""
+
+
+def average(parts: Sequence[Sequence[Prediction]], name: str) -> list[Prediction]:
+    """Decide by the mean of the adapters' probabilities.
+
+    The mean is over the adapters that gave probabilities; where none gave any, the
+    detectors' own choice is taken. Of equal means the candidate that is shown first wins; means of floating-point
+    probabilities are hardly ever equal. "None of these" is an answer like any other, of probability 0 to an adapter
+    that was not asked with it; `prompt.none_below` is of one adapter's choice, and does not hold for a mean.
+
+    Args:
+        parts: For each adapter its predictions; all for the same samples, in one order, with the same candidates.
+        name: Of the system that results.
+
+    Raises:
+        DataError: If the adapters were not asked the same.
+    """
+    return _combine(parts, name, lambda answers, mean: None if mean is None else int(np.argmax(mean)))
+
+
+def vote(parts: Sequence[Sequence[Prediction]], name: str) -> list[Prediction]:
+    """Decide by the box that most adapters chose; equal boxes are one choice, whatever their labels.
+
+    Ties, which are the rule with two adapters, go to the box with the higher mean probability where all who chose have
+    probabilities, else to the one whose adapter is named first. Unusable answers do not vote; without any vote, the
+    detectors' own choice is taken. Arguments and errors are those of `average`.
+    """
+    return _combine(parts, name, _most_votes)
+
+
+def _most_votes(answers: Sequence[Prediction], mean: tuple[float, ...] | None) -> int | None:
+    chosen = [each.box for each in answers]
+    if not chosen:
+        return None
+    most = max(map(chosen.count, chosen))
+    offered = [*(candidate.box for candidate in answers[0].candidates), None]
+    tied = [
+        [index for index, box in enumerate(offered) if box == winner]
+        for winner in dict.fromkeys(chosen)
+        if chosen.count(winner) == most
+    ]
+    if mean is None or any(each.probabilities is None for each in answers):
+        return tied[0][0]
+    return max((max(indices, key=mean.__getitem__) for indices in tied), key=mean.__getitem__)
+
+
+def _combine(parts: Sequence[Sequence[Prediction]], name: str, choose: _Combine) -> list[Prediction]:
+    if len(parts) < 2 or len({len(part) for part in parts}) > 1:
+        sizes = ", ".join(str(len(part)) for part in parts)
+        raise DataError(f"adapters are combined on the same samples, two adapters at least; found sizes {sizes or 0}")
+    problems = [
+        f"sample {first.sample_id!r} of {first.system!r}, {other.sample_id!r} of {other.system!r}"
+        for first, *others in zip(*parts, strict=True)
+        for other in others
+        if (first.sample_id, first.candidates, first.target) != (other.sample_id, other.candidates, other.target)
+    ]
+    if problems:
+        raise DataError(listed("adapters are combined on the same candidates in the same order", problems))
+    return [_decide_together(same, name, choose) for same in zip(*parts, strict=True)]
+
+
+def _decide_together(same: Sequence[Prediction], name: str, choose: _Combine) -> Prediction:
+    first, answers = same[0], [each for each in same if each.decided_by == "llm"]
+    if len(first.candidates) < 2 and not answers:  # it needed no answer
+        return replace(first, system=name)
+    given = [(*each.probabilities, each.none_probability or 0.0) for each in answers if each.probabilities is not None]
+    mean = tuple(float(share) for share in np.mean(given, axis=0)) if given else None
+    index = choose(answers, mean)
+    if index is None:
+        origins = tuple(range(len(first.candidates))) if first.origins is None else first.origins
+        own = detector_choice(BuiltCandidates(first.candidates, origins, {}))
+        box = None if own is None else first.candidates[own].box
+        return replace(first, system=name, box=box, decided_by="fallback", probability=None, probabilities=None,
+                       none_probability=None, mass=None)  # fmt: skip
+    says_none, could_say_none = index == len(first.candidates), any(each.none_probability is not None for each in same)
+    return replace(
+        first,
+        system=name,
+        box=None if says_none else first.candidates[index].box,
+        decided_by="llm",
+        probability=None if mean is None or (says_none and not could_say_none) else mean[index],
+        probabilities=None if mean is None else mean[:-1],
+        none_probability=mean[-1] if mean and could_say_none else None,
+        failure=None,
+        mass=None,
+    )

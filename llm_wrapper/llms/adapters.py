@@ -45,11 +45,7 @@ _VOCABULARY = (
 
 
 def require_fit(section: LLMSection, adapter: Path) -> None:
-    """Refuse an adapter that does not fit a recipe's model, before any weight of the model is loaded.
-
-    Raises:
-        ModelError: With every reason at once, or if the model's settings cannot be read.
-    """
+    """Refuse an adapter that does not fit a recipe's model, before any weight of the model is loaded."""
     config = load_config(section)
     try:
         with torch.device("meta"):
@@ -64,9 +60,6 @@ def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
 
     Adapters of other programs often hold copies of the embeddings and the output layer (PEFT stores them beside an
     adapter on these). They are compared with the model's own: the only sign in the file of what it was trained on.
-
-    Raises:
-        ModelError: If the folder holds no adapter, or one that does not fit the model.
     """
     name, differing = str(llm.section.model), []
     with torch.device("meta"):
@@ -98,13 +91,7 @@ def add_adapter(llm: LoadedLLM, adapter: Path) -> LoadedLLM:
 def check_adapter(skeleton: Any, folder: Path, model_name: str) -> list[str]:
     """Refuse an adapter that does not fit, and return the names of the base model's weights that its file holds.
 
-    Args:
-        skeleton: The model without weights, on the meta device; it is used up.
-        folder: Of the adapter.
-        model_name: What the model is called, for messages.
-
-    Raises:
-        ModelError: With every reason at once, and both models' names.
+    `skeleton` is the model without weights, on the meta device; it is used up.
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no adapter ({CONFIG} is missing); train one with: make train")
@@ -225,10 +212,6 @@ def export_model(section: LLMSection, adapter: Path, out: Path) -> None:
     of the host, which is larger than a GPU's: Mixtral takes 93 GB. It is written in the type of its checkpoint, or
     in `llm.dtype`. The chat template that the recipe brings is written with the tokenizer, so that a server asks in
     the same words.
-
-    Raises:
-        RunError: If `out` exists, or its disk is full.
-        ModelError: If the model or the adapter cannot be loaded, or the adapter is a soft prompt.
     """
     if out.exists():
         raise RunError(f"{out} exists. Name another folder, or remove it: rm -r {shell_word(out)}")

@@ -62,15 +62,7 @@ def load_llm(
 ) -> LLM:
     """Load the LLM that a recipe names; a server is only asked.
 
-    Args:
-        section: The recipe's section.
-        adapter: Folder of an adapter, for an LLM on this machine.
-        title: Shown beside the progress bar.
-        reasoning_tokens: The most that it may write before each answer, see `ReasoningLLM`.
-        progress: Whether to show a progress bar, on standard error.
-
-    Raises:
-        ModelError: If the model or its adapter cannot be loaded.
+    The LLM may write up to `reasoning_tokens` before each answer, see `ReasoningLLM`.
     """
     if section.backend == "openai":
         from llm_wrapper.llms.server import ServerLLM

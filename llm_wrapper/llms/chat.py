@@ -17,11 +17,11 @@ from typing import Any
 from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
 from llm_wrapper.llms.packing import common_prefix_length
-from llm_wrapper.recipe.schema import TEMPLATE_DATE, LLMSection
+from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Message, Prompt
 from llm_wrapper.terminal import printable
 
-__all__ = ["ChatEncoder", "ChatTemplate", "chat_encoder"]
+__all__ = ["ChatEncoder", "ChatTemplate"]
 
 _NUM_CHECKED = 25
 """Indices whose completions are compared with each other: one digit, two, and both beginnings of tens."""
@@ -29,11 +29,7 @@ _MAX_TEMPLATE = 1_000_000
 
 
 def _template_of(tokenizer: Any, chat_template: str | None = None) -> str:
-    """Return the text of the chat template to use: the recipe's own, else the tokenizer's.
-
-    Raises:
-        ModelError: If there is none, or several and none of them is the default.
-    """
+    """Return the text of the chat template to use: the recipe's own, else the tokenizer's."""
     name = tokenizer.name_or_path
     template: Any = chat_template or getattr(tokenizer, "chat_template", None)
     if isinstance(template, Mapping) and template:
@@ -57,11 +53,7 @@ def _template_of(tokenizer: Any, chat_template: str | None = None) -> str:
 class ChatTemplate:
     """A chat template with what it knows besides the messages.
 
-    Args:
-        text: In Jinja.
-        variables: Such as `bos_token` and `enable_thinking`.
-        day: What `strftime_now` tells the template, as `2024-07-26`.
-        name: Whose it is, for messages.
+    `variables` are such as `bos_token` and `enable_thinking`; `strftime_now` tells it the day, as `2024-07-26`.
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any], *, day: str, name: str) -> None:
@@ -71,11 +63,7 @@ class ChatTemplate:
         self._name = name
 
     def render(self, rows: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
-        """Return the chat of rows {"role", "content"} as text.
-
-        Raises:
-            ModelError: If the template fails, or takes too long or too much.
-        """
+        """Return the chat of rows {"role", "content"} as text."""
         variables = {**self._variables, "messages": rows, "add_generation_prompt": add_generation_prompt}
         try:
             reply = TEMPLATES.render_chat(self._text, variables, day=self._day)
@@ -97,31 +85,16 @@ class ChatEncoder:
 
     The completion of index i is the tokens of the number and the end of the turn, exactly as the chat template
     writes them; what the template adds after the end of the turn (a newline, say) is not part of it.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        chat_template: A Jinja chat template that is used instead of the tokenizer's own.
-        template_date: The day that the template writes, as `2024-07-26`.
-        enable_thinking: What the template gets by that name: whether the model thinks before it answers.
-
-    Raises:
-        ModelError: If neither the tokenizer nor the recipe has a chat template.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        chat_template: str | None = None,
-        *,
-        template_date: str = TEMPLATE_DATE.isoformat(),
-        enable_thinking: bool = False,
-    ) -> None:
+    def __init__(self, tokenizer: Any, section: LLMSection | None = None) -> None:
+        section = section or LLMSection()
         self.tokenizer = tokenizer
         special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         self._template = ChatTemplate(
-            _template_of(tokenizer, chat_template),
-            {**special, "enable_thinking": enable_thinking},
-            day=template_date,
+            _template_of(tokenizer, section.chat_template),
+            {**special, "enable_thinking": section.enable_thinking},
+            day=section.template_date.isoformat(),
             name=tokenizer.name_or_path,
         )
         self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -129,12 +102,7 @@ class ChatEncoder:
         self._num_special: dict[tuple[str, ...], int] = {}  # that the template itself writes around such roles
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the token ids of a prompt, up to where the number begins.
-
-        Raises:
-            PromptError: If the prompt's text forms a special token, so that it could end its own turn.
-            ModelError: If the chat template leaves out a part of the prompt.
-        """
+        """Return the token ids of a prompt, up to where the number begins."""
         text = self._text(prompt.messages, add_generation_prompt=True)
         for message in prompt.messages:
             if message.content.strip() not in text:
@@ -157,11 +125,7 @@ class ChatEncoder:
         return [*ids, *self._constant]
 
     def completion(self, index: int) -> tuple[int, ...]:
-        """Return the token ids of an index and the end of the turn.
-
-        Raises:
-            ModelError: If the chat template does not give distinct answers.
-        """
+        """Return the token ids of an index and the end of the turn."""
         constant, written = self._constant, self._completion(index)
         if written[: len(constant)] != constant:
             raise self._unusable(f"writes other words before {index} than before 0")
@@ -177,9 +141,6 @@ class ChatEncoder:
         """The token ids before every number, if they are more than space.
 
         Space alone stays part of the completion: sentencepiece writes it before each word.
-
-        Raises:
-            ModelError: If two indices have the same completion, or one begins with another's.
         """
         rows = sorted((self._completion(index), index) for index in range(_NUM_CHECKED))
         for (shorter, one), (longer, other) in pairwise(rows):
@@ -238,13 +199,3 @@ class ChatEncoder:
     def _ids(self, text: str) -> list[int]:
         # The template writes the beginning-of-sequence token itself: adding special tokens here would double it.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def chat_encoder(tokenizer: Any, section: LLMSection) -> ChatEncoder:
-    """Return the encoder of a tokenizer as a recipe's section says."""
-    return ChatEncoder(
-        tokenizer,
-        section.chat_template,
-        template_date=section.template_date.isoformat(),
-        enable_thinking=section.enable_thinking,
-    )

@@ -26,11 +26,9 @@ _MAX_TOKENS = 128
 class SentenceEmbedder:
     """Embeds texts by mean pooling, as the models of sentence-transformers do that pool so.
 
-    Args:
-        name: A hub id, a folder, or `package:NAME` for a folder with a model inside an installed Python package.
+    Weights are safetensors alone: unpickling runs code.
 
-    Raises:
-        ModelError: If there is no such model, or its weights are not safetensors: unpickling runs code.
+    `name` is a hub id, a folder, or `package:NAME` for a folder with a model inside an installed Python package.
     """
 
     def __init__(self, name: str) -> None:

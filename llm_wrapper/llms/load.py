@@ -26,7 +26,7 @@ from huggingface_hub import get_session, try_to_load_from_cache
 
 from llm_wrapper.devices import choose_device, loading_bars
 from llm_wrapper.errors import ModelError, listed
-from llm_wrapper.llms.chat import ChatEncoder, chat_encoder
+from llm_wrapper.llms.chat import ChatEncoder
 from llm_wrapper.llms.nf4 import load_4bit, require_complete
 from llm_wrapper.llms.self_test import require_exact
 from llm_wrapper.llms.soft_prompts import num_virtual
@@ -79,7 +79,7 @@ class LoadedLLM:
     @cached_property
     def encoder(self) -> ChatEncoder:
         """The encoder of prompts and completions."""
-        return chat_encoder(self.tokenizer, self.section)
+        return ChatEncoder(self.tokenizer, self.section)
 
     @cached_property
     def num_virtual(self) -> int:
@@ -88,12 +88,7 @@ class LoadedLLM:
 
 
 def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
-    """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out.
-
-    Raises:
-        ModelError: If the model cannot be found or loaded as the section asks, its chat template does not give distinct
-            answers, or its scores would differ from those of its forward pass.
-    """
+    """Load the model and tokenizer of a recipe section, with an adapter where one is given, and try them out."""
     from llm_wrapper.llms import adapters  # they load models too
 
     load_config(section)
@@ -119,11 +114,7 @@ def load_model(section: LLMSection, adapter: Path | None = None) -> LoadedLLM:
 
 
 def load_config(section: LLMSection) -> Any:
-    """Return the settings of a recipe's model as transformers reads them.
-
-    Raises:
-        ModelError: If they cannot be read, or are not those of a model that can be used here.
-    """
+    """Return the settings of a recipe's model as transformers reads them."""
     name = resolve_model(section)
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=section.revision, trust_remote_code=False)
@@ -134,11 +125,7 @@ def load_config(section: LLMSection) -> Any:
 
 
 def load_tokenizer(section: LLMSection) -> Any:
-    """Return the tokenizer of a recipe's model, which has a token to pad with.
-
-    Raises:
-        ModelError: If it cannot be read.
-    """
+    """Return the tokenizer of a recipe's model, which has a token to pad with."""
     name = resolve_model(section)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=section.revision, trust_remote_code=False)
@@ -223,11 +210,7 @@ def loading_failure(section: LLMSection, error: Exception) -> ModelError:
 
 
 def resolve_model(section: LLMSection) -> str:
-    """Return the hub id or folder that transformers loads for a recipe's model.
-
-    Raises:
-        ModelError: If there is none, or it can be neither found here nor fetched.
-    """
+    """Return the hub id or folder that transformers loads for a recipe's model."""
     if section.model is None:
         raise ModelError("llm.model is not set: give a hub id, a folder, gguf:PACKAGE or gguf:FILE.gguf")
     if section.model.startswith(_GGUF):
@@ -255,16 +238,7 @@ def _require_within_reach(name: str, revision: str | None) -> None:
 
 
 def require_sane(config: Any, name: str, setting: str = "llm.model") -> None:
-    """Refuse settings of a model that cannot be used here, or that no model has.
-
-    Args:
-        config: As transformers reads it.
-        name: The model's name, for messages.
-        setting: The recipe's word for it.
-
-    Raises:
-        ModelError: With every reason.
-    """
+    """Refuse settings of a model that cannot be used here, or that no model has."""
     if config.is_encoder_decoder:
         raise ModelError(
             f"{setting}={name} is an encoder-decoder ({config.model_type}), whose decoder reads a text that is not "
@@ -285,14 +259,6 @@ def find_in_package(package: str, pattern: str, setting: str) -> Path:
 
     Only folders that packages are installed into are searched, never the working folder: a recipe may come from a
     stranger, and `importlib.util.find_spec` runs the parents of a dotted name, also those that lie beside the recipe.
-
-    Args:
-        package: The name that the package is imported by, without dots.
-        pattern: As `Path.rglob` takes it, such as `*.gguf`.
-        setting: The recipe's words, for messages: `llm.model=gguf:NAME`.
-
-    Raises:
-        ModelError: If there is no such package, or not one such file in it.
     """
     if not package.isidentifier():
         raise ModelError(
@@ -313,12 +279,6 @@ def unpack_gguf(name: str) -> Path:
 
     A model loaded from GGUF keeps its weights packed, loads much slower, and can be neither trained nor saved; the
     copy can. It is made once per file (about half a minute) and kept in the user's cache folder.
-
-    Args:
-        name: The path of a `.gguf` file, or an installed package with one inside.
-
-    Raises:
-        ModelError: If there is no such file, it is damaged, or the cache folder cannot be written.
     """
     if not name.lower().endswith(_ENDING) and "/" not in name and os.sep not in name:
         source = find_in_package(name, f"*{_ENDING}", f"llm.model={_GGUF}{name}")

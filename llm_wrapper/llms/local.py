@@ -62,13 +62,7 @@ _ROWS = 64
 
 
 class LocalLLM:
-    """An LLM whose weights are on this machine; `llm.decode` says whether it scores the indices or generates.
-
-    Args:
-        loaded: The model.
-        title: Shown beside the progress bar.
-        progress: Whether to show one, on standard error.
-    """
+    """An LLM whose weights are on this machine; `llm.decode` says whether it scores the indices or generates."""
 
     def __init__(self, loaded: LoadedLLM, *, title: str = "LLM", progress: bool = True) -> None:
         self.loaded, self._title, self._progress = loaded, title, progress
@@ -76,11 +70,7 @@ class LocalLLM:
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Return the answer to each prompt, in order.
 
-        Args:
-            prompts: Those of one image should be neighbours, so that they share their prefix.
-
-        Raises:
-            PromptError: If prompts are longer than the model's limit.
+        Prompts of one image should be neighbours, so that they share their prefix.
         """
         _require_room(self.loaded, prompts)
         method = score_prompts if self.loaded.section.decode == "score" else generate
@@ -152,11 +142,8 @@ _Job = list[tuple[_Question, int]]
 def score_prompts(llm: LoadedLLM, prompts: Sequence[Prompt], *, share: bool = True) -> Iterator[tuple[int, Answer]]:
     """Yield (index in `prompts`, answer) as batches are done, in any order.
 
-    Args:
-        llm: The model to ask.
-        prompts: Those of one image should be neighbours: neighbours share a prefix if it is most of them.
-        share: Whether anything is shared at all, if the model can; without it every answer goes through the model
-            with a copy of its prompt.
+    Neighbours share a prefix if it is most of them, so prompts of one image should be neighbours. Without `share` every
+    answer goes through the model with a copy of its prompt.
     """
     encoder = llm.encoder
     questions = [
@@ -301,16 +288,7 @@ def generate(llm: LoadedLLM, prompts: Sequence[Prompt]) -> Iterator[tuple[int, A
 def continuations(llm: LoadedLLM, inputs: dict[str, Any], **settings: Any) -> torch.Tensor:
     """Generate by the given settings alone, up to the end of the turn.
 
-    Args:
-        llm: The model.
-        inputs: What its `generate` continues.
-        settings: Of `transformers.GenerationConfig`.
-
-    Returns:
-        Shape (b, t): the inputs, where these are token ids, and what follows.
-
-    Raises:
-        ModelError: If the model's own code fails.
+    Returns shape (b, t): the inputs, where these are token ids, and the tokens that follow.
     """
     ends = {"eos_token_id": llm.encoder.end_of_turn, "pad_token_id": llm.tokenizer.pad_token_id}
     try:

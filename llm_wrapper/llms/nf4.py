@@ -144,13 +144,8 @@ def _freed_blocks_returned() -> Iterator[None]:
 def load_4bit(name: str, **options: Any) -> Any:
     """Load a causal LM with its linear and expert weights in 4 bit, tensor by tensor.
 
-    Args:
-        name: Hub id or folder.
-        options: Those of `from_pretrained`; `quantization_config` says how the weights are packed.
-
-    Raises:
-        ModelError: If less than 95 % of the weights can be in 4 bit, which is seen before any is read, or came out so;
-            or if weights are missing in the checkpoint.
+    `options` are those of `from_pretrained`; `quantization_config` says how the weights are packed. Less than 95 % of
+    weights that can be packed is refused before any is read.
     """
     revision = options.get("revision")
     config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -184,11 +179,7 @@ def require_complete(name: str, loading: dict[str, Any]) -> None:
 
 
 def require_packable(name: str, config: Any) -> None:
-    """Refuse a model whose weights bitsandbytes cannot pack, by its settings alone.
-
-    Raises:
-        ModelError: With the way to load it.
-    """
+    """Refuse a model whose weights bitsandbytes cannot pack, by its settings alone."""
     packed = getattr(config, "quantization_config", None) or {}
     method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
     if method not in (None, "bitsandbytes"):

@@ -206,8 +206,7 @@ def block_mask(ends: torch.Tensor) -> BlockMask:
     A block of keys is known by its largest and its smallest end, so neither the mask of t x t is built, as torch's
     `create_block_mask` would, nor is anything compiled. The result is the same.
 
-    Args:
-        ends: Those of `collate`, of shape (b, t), on the device of the model.
+    `ends` are those of `collate`, (b, t), on the device of the model.
     """
     # Block of queries Q and block of keys K < Q (128 x 128 entries of the mask above):
     #   full  all queries see all keys     smallest end in K >= first column behind Q
@@ -299,11 +298,7 @@ _REASONS: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDicti
 
 
 def reason_not_to_share(base: Any) -> str:
-    """Return why packs are not exact, empty if they are; tested once for each model without PEFT's wrapping.
-
-    Raises:
-        ModelError: If the model's scores cannot be used at all, see `self_test.try_out`.
-    """
+    """Return why packs are not exact, empty if they are; tested once for each model without PEFT's wrapping."""
     if base not in _REASONS:
         from llm_wrapper.llms.self_test import try_out  # it packs its sequences by this module
 

@@ -65,11 +65,7 @@ def trial() -> Iterator[None]:
 
 
 def require_exact(model: Any, name: str) -> None:
-    """Try a loaded model out, once, and log where packs are not shared.
-
-    Raises:
-        ModelError: If its own forward pass fails, sees later tokens, or gives other scores for a padded batch.
-    """
+    """Try a loaded model out, once, and log where packs are not shared."""
     if reason := reason_not_to_share(base_of(model)):
         _log.info(
             "llm.model=%s: packed questions do not get the scores that they get alone (%s), so every answer goes with "
@@ -79,11 +75,7 @@ def require_exact(model: Any, name: str) -> None:
 
 
 def try_out(base: Any) -> str:
-    """Return why packs are not exact, empty if they are. The model is left as it was, and no random number is drawn.
-
-    Raises:
-        ModelError: If its own forward pass fails, sees later tokens, or gives other scores for a padded batch.
-    """
+    """Return why packs are not exact, empty if they are. The model is left as it was, and no random number is drawn."""
     training = [module for module in base.modules() if module.training]
     own = base.config.get_text_config()._attn_implementation
     base.eval()

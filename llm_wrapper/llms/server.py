@@ -60,23 +60,13 @@ _KEPT = "Answers so far are kept; the same command asks only for those that are 
 
 
 class ServerLLM:
-    """An LLM on a server; `llm.decode` names the format it is asked in. Answers on disk are not asked for again.
-
-    Args:
-        section: The recipe's section.
-        title: Shown beside the progress bar.
-        progress: Whether to show one, on standard error.
-    """
+    """An LLM on a server; `llm.decode` names the format it is asked in. Answers on disk are not asked for again."""
 
     def __init__(self, section: LLMSection, *, title: str = "server", progress: bool = True) -> None:
         self._section, self._title, self._progress = section, title, progress
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Return the answer to each prompt, in order; equal prompts are asked once.
-
-        Raises:
-            ModelError: If the server cannot answer one of them; the answers of the others are kept.
-        """
+        """Return the answer to each prompt, in order; equal prompts are asked once."""
         server, kept = Server(self._section), AnswerFile(answers_path(self._section))
         keys = [server.key_of(prompt) for prompt in prompts]
         missing = {
@@ -126,12 +116,7 @@ class ServerLLM:
 class Server:
     """A server and the format it is asked in, from as many threads as it may have requests.
 
-    Args:
-        section: The recipe's section.
-        wait: Sleeps for a number of seconds, and tells whether to give up; an event's `wait` does.
-
-    Raises:
-        RecipeError: If the recipe names a key that this user has not allowed to go there.
+    `wait` sleeps for a number of seconds, and tells whether to give up.
     """
 
     def __init__(self, section: LLMSection, *, wait: Callable[[float], bool] | None = None) -> None:
@@ -155,11 +140,7 @@ class Server:
         return digest_value([self.url, self._decode, len(prompt.candidates), self.format.body(prompt)])
 
     def ask(self, prompt: Prompt) -> Answer:
-        """Ask one question, again after a pause where that may help.
-
-        Raises:
-            ModelError: If the server refuses, is not there, or does not answer in the form that was asked for.
-        """
+        """Ask one question, again after a pause where that may help."""
         about = f"{self.url}, sample {prompt.sample_id}"
         num_tries = 0
         while True:
@@ -235,9 +216,7 @@ class Reply:
 class Poster:
     """Sends JSON to one server.
 
-    Args:
-        key: Sent as a bearer token, where there is one.
-        seconds: The most that one exchange may take, from connecting to the last byte.
+    One exchange may take `seconds`, from connecting to the last byte.
     """
 
     def __init__(self, key: str | None, *, seconds: float) -> None:
@@ -246,11 +225,7 @@ class Poster:
         self._ssl: ssl.SSLContext = httpx2.create_ssl_context()
 
     def post(self, url: str, body: Mapping[str, Any]) -> Reply:
-        """Send a request and read its reply; for threads, each with its own connection.
-
-        Raises:
-            CallError: If there is no server, no whole reply in time, or one that is too large or packed.
-        """
+        """Send a request and read its reply; for threads, each with its own connection."""
         try:
             return asyncio.run(asyncio.wait_for(self._exchange(url, body), self._seconds))
         except asyncio.TimeoutError:

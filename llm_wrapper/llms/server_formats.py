@@ -98,11 +98,11 @@ class _Scored:
     path = "/completions"
 
     def __init__(self, section: LLMSection) -> None:
-        from llm_wrapper.llms.chat import chat_encoder
+        from llm_wrapper.llms.chat import ChatEncoder
 
         self._model = section.model
         self._lock = threading.Lock()
-        self._encoder = chat_encoder(_tokenizer(section), section)
+        self._encoder = ChatEncoder(_tokenizer(section), section)
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         head, tails = self._tokens(prompt)

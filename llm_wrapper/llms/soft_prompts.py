@@ -55,9 +55,6 @@ def prepended(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         model: With a soft prompt.
         batch: `input_ids` and `position_ids` (b, t), an `attention_mask` as `packing.collate_for` gives it, and
             perhaps columns as `logits_to_keep`.
-
-    Raises:
-        ModelError: If the mask is one of blocks, which has no room for them.
     """
     mask = batch["attention_mask"]
     if not isinstance(mask, torch.Tensor):
@@ -122,16 +119,7 @@ class SoftPromptModel(peft.PeftModelForCausalLM):  # type: ignore[misc]
 
 
 def require_fitting(skeleton: Any, config: peft.PeftConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a soft prompt whose settings or weights are not of a model's size.
-
-    Args:
-        skeleton: The model without weights, on the meta device.
-        config: Of the adapter, as it was saved.
-        weights: Those in the adapter's file; only shapes are looked at.
-
-    Raises:
-        ValueError: With every difference.
-    """
+    """Refuse a soft prompt whose settings or weights are not of a model's size."""
     expected = copy.deepcopy(config)
     expected.inference_mode = True  # or PEFT would load the tokenizer that a third-party adapter names
     for name in _SHAPE:  # PEFT takes these from the adapter, whatever the model is

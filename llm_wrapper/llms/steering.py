@@ -31,11 +31,7 @@ def middle(model: Any) -> int:
 
 
 def layer_of(model: Any, number: int | None) -> torch.nn.Module:
-    """Return a decoder layer, counted from 1; by default the middle one.
-
-    Raises:
-        ModelError: If there are fewer layers, or the model shows no list of them.
-    """
+    """Return a decoder layer, counted from 1; by default the middle one."""
     count = model.config.get_text_config().num_hidden_layers
     chosen = middle(model) if number is None else number
     for module in model.modules():  # outer modules come first, so experts of a layer are not taken for layers
@@ -83,10 +79,7 @@ def steered(model: Any, shift: torch.Tensor, layer: int | None = None) -> Iterat
     shift, the first one by the last position of the prompt. Without a cache earlier tokens would lose theirs: do not
     generate without. A shift of zero changes no bit.
 
-    Args:
-        model: A causal LM; padding, if any, is on the left.
-        shift: (d,), the offset times its strength.
-        layer: From 1; by default the middle one.
+    `shift` is (d,), the offset times its strength; padding, if any, is on the left.
     """
     if not bool(shift.any()):
         yield

@@ -27,18 +27,8 @@ from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Choice, Message, Prompt, Sample
 from llm_wrapper.terminal import printable
 
-__all__ = [
-    "NONE_OF_THESE",
-    "NO_PROBABILITY",
-    "PROMPT_FORMATS",
-    "ExampleSelector",
-    "Exemplar",
-    "PromptBuilder",
-    "PromptInput",
-    "ShownCandidate",
-    "choose",
-    "render_prompt",
-]
+__all__ = ["NONE_OF_THESE", "NO_PROBABILITY", "PROMPT_FORMATS", "ExampleSelector", "Exemplar", "PromptBuilder",
+           "PromptInput", "ShownCandidate", "choose", "render_prompt"]  # fmt: skip
 
 PROMPT_FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
@@ -83,18 +73,13 @@ class ExampleSelector(Protocol):
 class PromptBuilder:
     """Build prompts of samples and their candidates; equal sections without examples give equal builders.
 
-    Attributes:
-        section: Format, instruction, number of examples, and whether "none of these" is an answer.
-        selector: Chooses the examples of each question, see `training.examples.load_prompt_builder`.
-        facts: Where the examples came from, for the report.
-
     Raises:
         PromptError: If the instruction cannot be used, or the section asks for examples and there is no selector.
     """
 
     section: PromptSection
-    selector: ExampleSelector | None = None
-    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+    selector: ExampleSelector | None = None  # see `training.examples.load_prompt_builder`
+    facts: dict[str, Any] = field(default_factory=dict, compare=False)  # where the examples came from, for the report
 
     def __post_init__(self) -> None:
         if self.section.examples and self.selector is None:
@@ -291,8 +276,7 @@ def render_prompt(
         none: Whether one more line says "none of these"; its index is the number of candidates.
 
     Raises:
-        PromptError: If the template or the instruction cannot be used, a score to be shown is missing, the template has
-            no line for none, the expression is empty, or the prompt is longer than any model's limit.
+        PromptError: If anything of it cannot be used or shown, or the prompt is longer than any model's limit.
     """
     expression = require_expression(sample.expression)
     if instruction is not None:
@@ -330,18 +314,9 @@ def render_prompt(
 def choose(answer: Answer, num_candidates: int, *, none: bool = False, none_below: float | None = None) -> Choice:
     """Return the most probable index (the first of equals), or the first integer of a generated text.
 
-    Args:
-        answer: Probabilities, or a text.
-        num_candidates: How many indices are candidates.
-        none: Whether the index behind them is "none of these".
-        none_below: A less probable choice becomes "none of these" too. A text has no probability, and stays.
-
-    Returns:
-        A choice without an index, and with the reason, where none is meant, or the text has no integer or one out of
-        range. The probability of none is known only where it was an answer.
-
-    Raises:
-        ValueError: If there are more or fewer probabilities than answers.
+    With `none`, the index behind the candidates is "none of these"; a choice less probable than `none_below` becomes
+    that too, but a text has no probability, and stays. Where none is meant, or the text has no integer or one out of
+    range, the choice has no index but the reason.
     """
     if answer.probabilities is not None:
         if len(answer.probabilities) != num_candidates + none:

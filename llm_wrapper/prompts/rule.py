@@ -218,7 +218,7 @@ def rank_by_rule(expression: str, candidates: Sequence[Candidate]) -> list[int]:
     """Return the indices of the likely candidates, the most likely first; their order matters for exact ties alone.
 
     Those whose label or a synonym is named first (all, where none is); of these the prominent ones, unless the
-    expression has a word of smallness or distance; by "second from the left", direction and size words, else by size.
+    expression has a word of smallness or distance.
     """
     if not candidates:
         return []
@@ -232,13 +232,10 @@ def rank_by_rule(expression: str, candidates: Sequence[Candidate]) -> list[int]:
 
 
 def find_companions(expression: str, candidates: Sequence[Candidate], likely: Sequence[int]) -> dict[int, list[str]]:
-    """Find which of the likely candidates is closest to each other kind of object that the expression names.
+    """Return index of a likely candidate -> labels of other objects that the expression names and it is closest to.
 
     "a man holding a frisbee" is the man by the frisbee: the one whose box covers most of it, less the distance of their
     centers as a share of the candidates' extent.
-
-    Returns:
-        Index of a likely candidate -> labels of what it is closest to.
     """
     words = [singularize(word) for word in split_words(expression)]
     own = {candidates[index].label for index in likely}

@@ -24,28 +24,7 @@ from llm_wrapper.recipe.schema import (
     TrainSection,
 )
 
-__all__ = [
-    "RECIPE_KINDS",
-    "DataSection",
-    "DetectorSection",
-    "EnsembleSection",
-    "LLMSection",
-    "LoraSection",
-    "OtherData",
-    "OtherDetector",
-    "PromptSection",
-    "Recipe",
-    "RecipeFile",
-    "SearchSection",
-    "ServerSection",
-    "TrainSection",
-    "available",
-    "compose",
-    "data_folders",
-    "load_recipe",
-    "load_resolved",
-    "prompt_of",
-    "read_recipe_file",
-    "recipe_folders",
-    "shipped_folder",
-]
+__all__ = ["RECIPE_KINDS", "DataSection", "DetectorSection", "EnsembleSection", "LLMSection", "LoraSection",
+           "OtherData", "OtherDetector", "PromptSection", "Recipe", "RecipeFile", "SearchSection", "ServerSection",
+           "TrainSection", "available", "compose", "data_folders", "load_recipe", "load_resolved", "prompt_of",
+           "read_recipe_file", "recipe_folders", "shipped_folder"]  # fmt: skip

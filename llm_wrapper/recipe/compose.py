@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
@@ -49,7 +48,7 @@ from llm_wrapper.recipe.schema import (
 
 __all__ = ["Recipe", "compose", "load_recipe", "load_resolved", "prompt_of"]
 
-_MAX_SHOWN = 300
+_MAX_SHOWN = 300  # characters of a value that a message shows
 
 _JOINED = {"vlm": "detector", "prompt": "prompt"}
 """Kinds of which several files may be named, and what one of them is called."""
@@ -81,24 +80,20 @@ class Recipe(Section):
         first, *others = kept
         also = {each.detector.label or each.detector.name: each for each in others}
         ensemble = self.ensemble.model_copy(update={"also": also})
-        return self.model_copy(
-            update={"detector": first.detector, "candidates": first.candidates, "ensemble": ensemble}
-        )
+        changes = {"detector": first.detector, "candidates": first.candidates, "ensemble": ensemble}
+        return self.model_copy(update=changes)
 
     def without_cap(self) -> Recipe:
         """Return a recipe without the cap on candidates."""
-        no_cap = {"cap": sys.maxsize}
-        return self.with_detectors(
-            [
-                each.model_copy(update={"candidates": each.candidates.model_copy(update=no_cap)})
-                for each in self.detectors()
-            ]
-        )
+        uncapped = []
+        for each in self.detectors():
+            policy = each.candidates.model_copy(update={"cap": sys.maxsize})
+            uncapped.append(each.model_copy(update={"candidates": policy}))
+        return self.with_detectors(uncapped)
 
     def training_data(self) -> list[DataSection]:
         """Return the data set and those that are trained on beside it."""
-        others = [self.data.model_copy(update=other.model_dump()) for other in self.train.also]
-        return [self.data, *others]
+        return [self.data, *(self.data.model_copy(update=other.model_dump()) for other in self.train.also)]
 
     def in_folder(self, folder: Path) -> Recipe:
         """Return the recipe as it reads back from a folder that keeps it and a copy of its template."""
@@ -134,19 +129,17 @@ class _Reader:
             self.problems.append(f"{where}: a {kind} recipe has no section {section!r}{near}")
         values = {key: value for key, value in values.items() if key in RECIPE_KINDS[kind]}
         if kind == "train" and "prompt" in values:
-            values["prompt"], more = self._prompt_by_name(values["prompt"], lines["prompt",])
-            lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | more
+            name, values["prompt"] = values["prompt"], {}
+            prompt_lines: Places = {}
+            if isinstance(name, str):
+                values["prompt"], prompt_lines = self.prompt(name)
+            else:
+                self.problems.append(
+                    f"{lines['prompt',]}: a train recipe names its prompt (prompt: hints, a file of recipes/prompt): "
+                    "move these keys to recipes/prompt/NAME.yaml, and name that here"
+                )
+            lines = {place: line for place, line in lines.items() if place[:1] != ("prompt",)} | prompt_lines
         return values, lines
-
-    def _prompt_by_name(self, name: Any, place: str) -> tuple[dict[str, Any], Places]:
-        """Return the prompt that a training names."""
-        if isinstance(name, str):
-            return self.prompt(name)
-        self.problems.append(
-            f"{place}: a train recipe names its prompt (prompt: hints, a file of recipes/prompt): move these keys to "
-            "recipes/prompt/NAME.yaml, and name that here"
-        )
-        return {}, {}
 
     def members(self, kind: str, name: str) -> list[str]:
         """Return the files that a name stands for: `a+b` is two detectors or prompts, unless a file is called so."""
@@ -179,15 +172,7 @@ class _Reader:
 
 
 def prompt_of(name: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
-    """Return the keys of the section `prompt` that the files of `recipes/prompt` that a name stands for set.
-
-    Args:
-        name: `a+b` joins two; a name that ends in `.yaml` is the path of a file.
-        folders: Folders that hold recipes; by default those of `recipe_folders`.
-
-    Raises:
-        RecipeError: If one cannot be read, or two set the same key differently.
-    """
+    """Return the keys of the section `prompt` that files of `recipes/prompt` set: `a+b` is two, `x.yaml` a path."""
     reader = _Reader(folders)
     section, _ = reader.prompt(name)
     if reader.problems:
@@ -202,7 +187,7 @@ def _label(sections: Mapping[str, Any], name: str) -> None:
 
 
 def _apply(sections: dict[str, Any], places: Places, override: str) -> str | None:
-    """Set one `section.key=value`, and that its place is the command line; return the problem, if there is one."""
+    """Set one `section.key=value`, whose place is then the command line; return the problem, if there is one."""
     name, sign, text = override.partition("=")
     path = name.split(".")
     if not sign or len(path) < 2 or not all(path):
@@ -224,20 +209,6 @@ def _apply(sections: dict[str, Any], places: Places, override: str) -> str | Non
     return None
 
 
-def _explain(rows: Sequence[ErrorDetails], places: Mapping[tuple[str | int, ...], str]) -> list[str]:
-    problems = []
-    for row in rows:
-        location = tuple(row["loc"])
-        known = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), None)
-        name = ".".join(map(str, location))
-        if row["type"] == "extra_forbidden":
-            text = f"unknown key {_short(name)}{nearest(str(location[-1])[:100], _keys(location[:-1]))}"
-        else:
-            text = f"{name[:200]}: {row['msg']} (value: {_short(row.get('input'))})"
-        problems.append(f"{known or 'recipe'}: {text}")
-    return problems
-
-
 def _short(value: Any) -> str:
     """Return a value as messages show it; a file may hold any."""
     text = repr(value)
@@ -248,31 +219,31 @@ def _keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys that a section knows."""
     model: Any = Recipe
     for key in location:
-        field = model.model_fields.get(str(key)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = getattr(model, "model_fields", {}).get(str(key))
         model = field.annotation if field else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return list(getattr(model, "model_fields", {}))
 
 
-def _validated(
-    sections: Mapping[str, Any], places: Mapping[tuple[str | int, ...], str], more: list[str], unread: set[str]
-) -> Recipe:
+def _validated(sections: Mapping[str, Any], places: Places, more: Sequence[str], unread: set[str]) -> Recipe:
     """Validate all sections; of those whose file could not be read only what is there."""
+    problems = list(more)
     try:
         recipe = Recipe.model_validate(dict(sections))
     except ValidationError as error:
-        rows = [row for row in error.errors() if row["type"] != "missing" or row["loc"][0] not in unread]
-        raise RecipeError(listed("the recipe cannot be used", more + _explain(rows, places))) from error
-    if more:
-        raise RecipeError(listed("the recipe cannot be used", more))
+        for row in error.errors():
+            location = tuple(row["loc"])
+            if row["type"] == "missing" and location[0] in unread:
+                continue
+            known = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), None)
+            name = ".".join(map(str, location))
+            text = f"{name[:200]}: {row['msg']} (value: {_short(row.get('input'))})"
+            if row["type"] == "extra_forbidden":
+                text = f"unknown key {_short(name)}{nearest(str(location[-1])[:100], _keys(location[:-1]))}"
+            problems.append(f"{known or 'recipe'}: {text}")
+        raise RecipeError(listed("the recipe cannot be used", problems)) from error
+    if problems:
+        raise RecipeError(listed("the recipe cannot be used", problems))
     return recipe
-
-
-def _remaining(start: RecipeFile, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the sections of a start that no typed name replaces; a prompt recipe adds to the section `prompt`."""
-    replaced = {section for kind in names if kind != "prompt" for section in RECIPE_KINDS[kind]}
-    if "vlm" in names:
-        replaced.add("ensemble")
-    return {key: value for key, value in start.sections.items() if key not in replaced and value is not None}
 
 
 def _add(found: tuple[dict[str, Any], Places], sections: dict[str, Any], places: Places) -> None:
@@ -292,23 +263,21 @@ def compose(
     start: Recipe | RecipeFile | None = None,
     folders: Sequence[Path] | None = None,
 ) -> Recipe:
-    """Compose a recipe from one file per kind, then overrides, and validate it.
+    """Compose a recipe from one file per kind, then overrides, and validate it; RecipeError names every problem.
 
     Args:
         names: Kind (vlm, llm, data, train, prompt, ..) -> name of the file without `.yaml`. A file of
             `recipes/prompt` adds to the prompt that the training names, and wins.
         overrides: `section.key=value`, the value in YAML; later ones win.
-        start: Gives the kinds and sections that `names` does not: the recipe of a run, or a file to start from, whose
-            overrides come before those given here.
+        start: Gives what `names` does not: the recipe of a run, or a file whose overrides come before those given here.
         folders: Folders that hold recipes, the first that has a file wins; by default those of `recipe_folders`.
-
-    Raises:
-        RecipeError: With every problem of every file at once, each with its file and line.
     """
     if not isinstance(start, RecipeFile):
         start = RecipeFile(sections=start.model_dump(mode="json") if start else {})
     reader = _Reader(folders)
-    sections = _remaining(start, names)
+    replaced = {section for kind in names if kind != "prompt" for section in RECIPE_KINDS[kind]}
+    replaced |= {"ensemble"} if "vlm" in names else set()
+    sections = {key: value for key, value in start.sections.items() if key not in replaced and value is not None}
     places: Places = {place: line for place, line in start.places.items() if place[:1] and place[0] in sections}
     unread: set[str] = set()
     given = {kind: reader.members(kind, name) for kind, name in {**start.names, **names}.items() if kind != "prompt"}
@@ -348,9 +317,6 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = (), *
         overrides: `section.key=value`, the value in YAML; later ones win.
         **names: Kind (vlm, llm, data, train, prompt) -> name of a file in `recipes`. Without `vlm` there is no
             detector, and boxes are given (`Wrapper.choose`); `data` is needed for examples alone.
-
-    Raises:
-        RecipeError: With every problem of every file at once, each with its file and line.
     """
     if unknown := [kind for kind in names if kind not in RECIPE_KINDS]:
         raise RecipeError(f"no kind of recipe is named {unknown[0]!r}{nearest(unknown[0], [*RECIPE_KINDS])}")

@@ -13,21 +13,9 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import MIB, compose_yaml, read_text
 from llm_wrapper.storage import inside, plain_name
 
-__all__ = [
-    "DEFAULT_PROMPT",
-    "RECIPE_KINDS",
-    "Places",
-    "RecipeFile",
-    "available",
-    "data_folders",
-    "find_recipe",
-    "has_file",
-    "read_recipe_file",
-    "read_sections",
-    "recipe_folders",
-    "shipped_folder",
-    "template_beside",
-]
+__all__ = ["DEFAULT_PROMPT", "RECIPE_KINDS", "Places", "RecipeFile", "available", "data_folders", "find_recipe",
+           "has_file", "read_recipe_file", "read_sections", "recipe_folders", "shipped_folder",
+           "template_beside"]  # fmt: skip
 
 RECIPE_KINDS: dict[str, tuple[str, ...]] = {
     "vlm": ("detector", "candidates"),
@@ -42,10 +30,7 @@ RECIPE_KINDS: dict[str, tuple[str, ...]] = {
 DEFAULT_PROMPT = "hints"
 """The prompt of a training that a file to start from holds without one; a file of `recipes/train` names its own."""
 
-_OTHER_SECTIONS = ("detector", "candidates", "ensemble")
-
-_MAX_SHOWN = 200
-"""Characters of a name that a message shows."""
+_MAX_SHOWN = 200  # characters of a name that a message shows
 
 Places = dict[tuple[str | int, ...], str]
 """Path of a value in a file's tree -> `file:line`."""
@@ -82,11 +67,7 @@ def has_file(path: Path) -> bool:
 
 
 def find_recipe(kind: str, name: str, folders: Sequence[Path] | None = None) -> Path:
-    """Return the file of a recipe; a prompt may also be named by the path of its file.
-
-    Raises:
-        RecipeError: If there is none; the message says which there are.
-    """
+    """Return the file of a recipe; a prompt may also be named by the path of its file."""
     if kind == "prompt" and name.endswith(".yaml"):
         return Path(name)
     folders = recipe_folders() if folders is None else folders
@@ -115,11 +96,7 @@ def _lines(node: yaml.Node, path: tuple[str | int, ...] = ()) -> Iterator[tuple[
 
 
 def read_sections(path: Path) -> tuple[dict[str, Any], Places]:
-    """Read one YAML mapping, and the place (`file:line`) of each of its values.
-
-    Raises:
-        RecipeError: If it cannot be read, or is no mapping.
-    """
+    """Read one YAML mapping, and the place (`file:line`) of each of its values."""
     try:
         node, value = compose_yaml(read_text(path, most=MIB), str(path))
     except DataError as error:
@@ -139,10 +116,8 @@ def read_sections(path: Path) -> tuple[dict[str, Any], Places]:
 def template_beside(recipe: Path, name: str) -> Path | None:
     """Return the template beside a recipe that its `prompt.format` names, `None` where that is no template's name.
 
-    Of a path only the last part counts: a recipe may be somebody else's, and a template's text is sent to a server.
-
-    Raises:
-        DataError: If it is a link to a file elsewhere.
+    Of a path only the last part counts, and no link to a file elsewhere: a recipe may be somebody else's, and a
+    template's text is sent to a server.
     """
     if not name.endswith(".j2"):
         return None
@@ -176,19 +151,15 @@ class RecipeFile:
             return self.names[kind]
         section = self.sections.get("detector" if kind == "vlm" else kind)
         keys = {"vlm": ("label", "name"), "llm": ("model", "backend"), "data": ("name",)}.get(kind, ())
-        found = [section[key] for key in keys if section.get(key)] if isinstance(section, Mapping) else []
-        return plain_name(str(found[0])) if found else None
+        names = [section[key] for key in keys if section.get(key)] if isinstance(section, Mapping) else []
+        return plain_name(str(names[0])) if names else None
 
 
 def read_recipe_file(name: str, folders: Sequence[Path] | None = None) -> RecipeFile:
-    """Read a file to start from, by its path (`.yaml`) or by the name of a row in `recipes/paper`.
-
-    Raises:
-        RecipeError: If there is none, a key is unknown, or an override is one that only a user may type.
-    """
+    """Read a file to start from, by its path (`.yaml`) or by the name of a row in `recipes/paper`."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else find_recipe("paper", name, folders)
     values, places = read_sections(path)
-    known = (*dict.fromkeys((*RECIPE_KINDS, *_OTHER_SECTIONS)), "overrides", "published")
+    known = (*RECIPE_KINDS, "detector", "candidates", "ensemble", "overrides", "published")
     overrides = values.pop("overrides", "")
     values.pop("published", None)
     names = {kind: value for kind, value in values.items() if kind in RECIPE_KINDS and isinstance(value, str)}

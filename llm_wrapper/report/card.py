@@ -72,7 +72,7 @@ def card(recipe: Recipe, facts: Mapping[str, Any], results: Mapping[str, str]) -
     """Return a model card in Markdown, with the front matter that hubs read.
 
     Args:
-        recipe: What the adapter was trained by.
+        recipe: Of the training.
         facts: The run's manifest.
         results: Split -> table of results in Markdown; empty before the first evaluation.
 

@@ -30,13 +30,9 @@ _SOURCE = "source.json"
 _DECIDE = ("detector", "candidates", "ensemble", "data", "prompt", "llm", "train")
 """Sections that decide numbers; the rest of a recipe is about machines."""
 
-_MAX_SYSTEMS = 64
-"""Each is compared with each other, by resampling."""
-
+_MAX_SYSTEMS = 64  # each is compared with each other, by resampling
+_FARTHEST = 1e9  # the area of a box far beyond any image overflows, and its IoU is not finite
 _ROUNDING = 1e-6
-
-_FARTHEST = 1e9
-"""The area of a box far beyond any image overflows, and its IoU is not finite."""
 
 
 @dataclass(frozen=True)

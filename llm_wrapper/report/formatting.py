@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
+from rich.text import Text
 
 from llm_wrapper.evaluation.comparison import Comparison
 from llm_wrapper.metrics import Summary
@@ -43,6 +44,23 @@ class Table:
         head, *rows = ([*map(escape_markdown, row)] for row in (self.head, *self.rows))
         ruler = ["---" if index in (0, *self.prose) else "---:" for index in range(len(head))]
         return "".join(f"| {' | '.join(row)} |\n" for row in (head, ruler, *rows))
+
+    def terminal(self, width: int) -> TerminalTable:
+        """Return the table without its caption; on a narrow terminal intervals have lines of their own."""
+        rows = [[*map(printable, row)] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(self.head, *rows, strict=True)]
+        is_narrow = sum(widths) + 2 * len(widths) > width
+        if is_narrow:
+            rows = [[cell.replace(" (", "\n(").replace("), p", ")\np") for cell in row] for row in rows]
+        padding = (0, 0 if is_narrow else 1, 0, 0)
+        result = TerminalTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
+        for index, (name, *cells) in enumerate(zip(self.head, *rows, strict=True)):
+            justify: Literal["left", "right"] = "left" if index in (0, *self.prose) else "right"
+            intervals = [len(line) for cell in cells for line in cell.splitlines() if " to " in line]
+            result.add_column(as_cell(name), justify=justify, min_width=max(intervals, default=None), overflow="fold")
+        for row in rows:
+            result.add_row(*map(Text, row))
+        return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from llm_wrapper.readers import MIB, read_json
 from llm_wrapper.recipe import DataSection, PromptSection
 from llm_wrapper.records import Box, Prediction, Sample
 from llm_wrapper.report.evaluations import StoredEvaluation
+from llm_wrapper.report.formatting import Table
 from llm_wrapper.report.pictures import label_text
 from llm_wrapper.storage import inside, write_json
 
@@ -53,8 +54,7 @@ _OUTCOMES = {
 _MOST = {"still wrong": 48, "broken": 24, "rescued": 12, "right": 12}
 """Cases of each outcome: a reader looks for the wrong ones."""
 
-_OF_WEAK = 6
-"""Wrong cases of each outcome that are taken from each slice that the page calls weak."""
+_OF_WEAK = 6  # wrong cases of each outcome that are taken from each slice that the page calls weak
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +105,13 @@ class Case:
     prompt: str | None
     wh: tuple[float, float]
     picture: str | None
+
+    @property
+    def table(self) -> Table:
+        """The answers in text."""
+        rows = [(str(line.index), line.label, "" if line.probability is None else f"{line.probability:.3f}", line.marks)
+                for line in self.lines]  # fmt: skip
+        return Table("", ("index", "label", "probability", ""), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +300,7 @@ def add_thumbnails(
 
     Args:
         folder: The run.
-        recipe: The resolved recipe, as plain values.
+        recipe: Resolved, as plain values.
         split: Of the images.
         wanted: Image id -> id of a sample of it.
         roots: Folders that the user named.

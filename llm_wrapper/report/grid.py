@@ -12,7 +12,6 @@ nothing but the run's own folder.
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -20,7 +19,6 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markdown import Markdown
 
 from llm_wrapper import storage
 from llm_wrapper.errors import DataError
@@ -31,7 +29,7 @@ from llm_wrapper.report.grid_values import MAX_ROWS, CurveFile, MatrixFile, Meth
 from llm_wrapper.report.plots import MAX_CELLS, Chart, Heat, Series, save_plots, series_of
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import inside
-from llm_wrapper.terminal import say
+from llm_wrapper.terminal import as_cell, say
 
 __all__ = ["STUDIES", "add_studies", "study_section", "study_sections", "write_study"]
 
@@ -42,7 +40,6 @@ _STEMS = {"transfer": "matrix", "ensemble": "matrix", "curve": "curve", "methods
 """Kind -> name of its files without the suffix."""
 
 _MAX_BYTES = 64 * MIB
-_INTERVAL = re.compile(r"\(([^ ()]+) to ([^ ()]+)\)")
 
 _LEVELS = ("detector", "rule")
 """Systems that are levels in a curve, without bands."""
@@ -57,14 +54,18 @@ def write_study(kind: str, folder: Path, values: Mapping[str, Any], console: Con
     stem = _STEMS[kind]
     storage.write_json(folder / f"{stem}.json", dict(values))
     section = study_section(kind, folder.name, values)
-    text = section.markdown()
-    storage.write_atomic(folder / f"{stem}.md", text)
+    storage.write_atomic(folder / f"{stem}.md", section.markdown())
     title = section.title if len(section.figures) > 1 else f"{section.title}. {section.figures[0].caption}"
     for suffix in ("png", "svg") if kind == "methods" else ("png",):
         save_plots([figure.plot for figure in section.figures], folder / f"{stem}.{suffix}", title=title)
-    # A line breaks at a space, and never within an interval.
-    console.print(Markdown(_INTERVAL.sub("(\\1\u00a0to\u00a0\\2)", text)))
-    say(console, f"kept in {folder}")
+    for line in (section.title, *section.text):
+        console.print(as_cell(f"{line}\n"))
+    for table in section.tables:
+        say(console, table.caption)
+        console.print(table.terminal(console.width))
+        console.print()
+    for line in [*(f"- {note}" for note in section.notes), f"kept in {folder}"]:
+        say(console, line)
 
 
 def study_section(kind: str, name: str, values: Any) -> PageSection:

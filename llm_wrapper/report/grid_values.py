@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from llm_wrapper.evaluation.ensemble import Contribution
-from llm_wrapper.evaluation.grid import Cell
+from llm_wrapper.evaluation.grid import Cell, Contribution
 from llm_wrapper.evaluation.methods import UNTRAINED, MethodResult
 from llm_wrapper.metrics import Summary
 from llm_wrapper.report.formatting import gain, gain_values, summary_values
@@ -28,15 +27,7 @@ MAX_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """An adapter on a curve.
-
-    Attributes:
-        name: Not that of another point.
-        series: The line that it is on.
-        samples: Annotated samples that it was trained on.
-        steps: Steps of its training.
-        adapter: Its folder.
-    """
+    """An adapter that was trained on `samples` annotated samples, on the line `series` of a curve."""
 
     name: str
     series: str

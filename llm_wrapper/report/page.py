@@ -88,25 +88,20 @@ def write_report(folder: Path, roots: Sequence[Path] = (Path("data"),)) -> tuple
     style, script = ((_TEMPLATES / f"report.{suffix}").read_text("utf-8").strip() for suffix in ("css", "js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
+        autoescape=lambda name: name == f"{HTML}.j2",
         # Write out what would turn the direction of a page's text around; markup of our own passes.
         finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    content = environment.get_template("report.html.j2").render(
-        title=title,
-        parts=shown,
-        further=further,
-        empty=empty,
-        facts=facts,
-        style=style,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-    )
-    storage.write_atomic(folder / HTML, content)
-    storage.write_atomic(folder / MARKDOWN, _markdown(title, shown, (further, empty), facts))
+    environment.filters.update(markdown=escape_markdown, printable=printable)
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    values = {"title": title, "parts": shown, "further": further, "empty": empty, "facts": facts, "style": style,
+              "script": script, "script_hash": script_hash, "most_cases": _MOST_CASES}  # fmt: skip
+    for name in (HTML, MARKDOWN):
+        text = environment.get_template(f"{name}.j2").render(values)
+        storage.write_atomic(folder / name, f"{text.rstrip()}\n")
     return folder / HTML, folder / MARKDOWN
 
 
@@ -164,9 +159,9 @@ def learning_curve(folder: Path) -> PageSection:
     log = [row for row in logged if _is_drawable(row["loss"])]
     steps = [row["step"] for row in log]
     # The column's name changed once.
-    rights = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
-    known = [(step, 100 * right) for step, right in zip(steps, rights, strict=True) if _is_drawable(right)]
-    right = Series("right tokens", [step for step, _ in known], [share for _, share in known])
+    shares = [row.get("token_accuracy", row.get("mean_token_accuracy")) for row in log]
+    known = {i: 100 * share for i, share in enumerate(shares) if _is_drawable(share)}
+    right = Series("right tokens", [steps[i] for i in known], list(known.values()))
     losses = Series("loss", steps, [row["loss"] for row in log])
     accuracy = Chart([right], x="step", y="right tokens in percent", top=105)
     figures = [
@@ -174,9 +169,7 @@ def learning_curve(folder: Path) -> PageSection:
         Figure("Right tokens of the answers in training", accuracy),
     ]
     indices = np.unique(np.linspace(0, len(log) - 1, _MOST_LINES).astype(int)).tolist() if log else []
-    lines = [
-        (f"{steps[i]}", number(log[i]["loss"]), number(rights[i] if _is_drawable(rights[i]) else None)) for i in indices
-    ]
+    lines = [(f"{steps[i]}", number(log[i]["loss"]), number(shares[i] if i in known else None)) for i in indices]
     text = ["Measured while training, on the batch that is learned from."] if log else []
     if len(log) < len(logged):
         text.append(f"{len(logged) - len(log)} of {len(logged)} losses are no finite number and are not drawn.")
@@ -200,45 +193,3 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
 
 def _is_drawable(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _markdown(
-    title: str,
-    parts: Sequence[_Shown],
-    further: tuple[Sequence[PageSection], Sequence[str]],
-    facts: Sequence[tuple[str, str]],
-) -> str:
-    blocks = [f"# {escape_markdown(title)}", f"Plots and pictures are in `{HTML}` beside this file."]
-    for part in parts:
-        blocks.append(f"## {escape_markdown(part.name)}")
-        blocks += [section.markdown().rstrip("\n") for section in part.summary]
-        blocks += _cases(part.gallery)
-        blocks += [section.markdown().rstrip("\n") for section in part.details]
-        blocks += _absent(part.empty)
-    blocks += ["## Training and more", *(section.markdown().rstrip("\n") for section in further[0])]
-    blocks += _absent(further[1])
-    for name, text in facts:
-        # Indented, because no fence is longer than what a text of others can hold.
-        lines = "".join(f"    {line}\n" for line in printable(text).split("\n"))
-        blocks += [f"### {escape_markdown(name)}", lines.rstrip()]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _absent(empty: Sequence[str]) -> list[str]:
-    return [f"Not shown, as there is no data: {escape_markdown(', '.join(empty))}."] if empty else []
-
-
-def _cases(found: Gallery | None) -> list[str]:
-    if found is None:
-        return []
-    blocks = ["### Gallery"]
-    for outcome, total in found.totals.items():
-        cases = [case for case in found.cases if case.outcome == outcome][:_MOST_CASES]
-        blocks.append(f"**{outcome}** ({len(cases)} of {total} shown)")
-        for case in cases:
-            blocks.append(f"*{escape_markdown(case.asked.expression)}*, sample {escape_markdown(case.asked.sample_id)}")
-            lines = [(str(x.index), x.label, "" if x.probability is None else f"{x.probability:.3f}", x.marks)
-                     for x in case.lines]  # fmt: skip
-            table = Table("", ("index", "label", "probability", ""), lines)
-            blocks.append(table.markdown().rstrip("\n") if lines else "no candidates")
-    return blocks

@@ -28,26 +28,16 @@ _INK = "#010203"
 
 # They differ for every kind of color blindness (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-
 _STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
-_LONG = 50
-"""Letters of all ticks together that still fit side by side."""
-
-_FEW = 6
-"""Ticks with long names that fit side by side a little turned; more need a turn more."""
-
-_LONGEST = 32
-"""Letters of a name in a chart."""
+_LONG = 50  # letters of all ticks together that still fit side by side
+_FEW = 6  # ticks with long names that fit side by side a little turned; more need a turn more
+_LONGEST = 32  # letters of a name in a chart
+_MANY = 60  # from this many points on, a line is drawn without markers
+_LEAST_RATIO = 1.3  # of two ticks on an axis from zero; closer ones would be written over each other
 
 MAX_CELLS = 400
 """Cells of a matrix that is drawn; each needs about 4 square centimetres, and 2,000 in a row were 24 GB of pixels."""
-
-_LEAST_RATIO = 1.3
-"""Of two ticks on an axis from zero; closer ones would be written over each other."""
-
-_MANY = 60
-"""From this many points on, a line is drawn without markers."""
 
 _FOR_PAGE = {
     "svg.fonttype": "none",
@@ -77,11 +67,9 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """A matrix to be shown by color.
+    """A matrix to be shown by color; " / " in the name of a column becomes a line break.
 
     Attributes:
-        rows: Names from the top.
-        columns: Names from the left; " / " becomes a line break.
         cells: (row, column), from 0 -> value (`None` without one) and text.
         framed: The cells that a frame marks.
     """

@@ -11,10 +11,11 @@ from itertools import combinations
 import numpy as np
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation import calibration, comparison, grec
+from llm_wrapper.evaluation import calibration, comparison
 from llm_wrapper.evaluation.comparison import compare_systems, flips, pair_predictions
+from llm_wrapper.evaluation.predictions import mass_notes
 from llm_wrapper.evaluation.slices import by_slice, differences_by_slice, recall, weakest_slices
-from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, measure_columns, summarize, to_columns
+from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, mean_accuracy, summarize, to_columns
 from llm_wrapper.records import Candidate, Prediction
 from llm_wrapper.report.evaluations import StoredEvaluation, beside, on_same_split
 from llm_wrapper.report.formatting import CaseLink, Figure, PageSection, Table, counted, number, percent, points
@@ -79,17 +80,21 @@ def advice(evaluation: StoredEvaluation) -> PageSection:
 
 def results(evaluation: StoredEvaluation) -> PageSection:
     """Every system's results, with published numbers beside them."""
-    scores = {name: measure_columns(to_columns(rows)) for name, rows in evaluation.systems.items()}
+    summaries = {name: summarize(rows) for name, rows in evaluation.systems.items()}
     published = {
-        name: beside(evaluation.recipe, evaluation.name, name) for name in scores if name not in evaluation.others
+        name: beside(evaluation.recipe, evaluation.name, name) for name in summaries if name not in evaluation.others
     }
     is_published = any(published.values())
     lines = []
-    for name, found in scores.items():
-        summary, known = summarize(evaluation.systems[name]), published.get(name)
+    bars: list[Series] = []
+    for name, summary in summaries.items():
+        known, accuracy = published.get(name), mean_accuracy(to_columns(evaluation.systems[name]))
         without = f" (+{summary.num_without_target} without target)" if summary.num_without_target else ""
-        cells = [percent(found.p_at_1), *[str(known.p_at_1) if known else ""] * is_published]
-        cells += [percent(found.p_at_1_ge), number(found.mean_iou.value), percent(found.accuracy)]
+        at_1 = Estimate(summary.p_at_1, summary.ci, summary.n)
+        bars.append(series_of(name, [len(bars)], [at_1], place=evaluation.place(name)))
+        cells = [percent(at_1), *[str(known.p_at_1) if known else ""] * is_published]
+        at_1_ge = Estimate(summary.p_at_1_ge, summary.ci_ge, summary.n)
+        cells += [percent(at_1_ge), number(summary.mean_iou), percent(accuracy)]
         cells += [f"{summary.n}{without}", counted(summary.decided_by), counted(summary.failures)]
         lines.append([name, *cells])
     head = ["system", "P@1 > 0.5", *["published"] * is_published, "P@1 >= 0.5", "mean IoU", "accuracy 0.5..0.95", "n",
@@ -100,11 +105,7 @@ def results(evaluation: StoredEvaluation) -> PageSection:
     caption = "Recall of the candidates in the detector's own order"
     tables.append(Table(caption, ["", *(f"@{rank}" for rank in RANKS)], [["recall", *cells]] if cells else []))
     tables += [*_grec_table(evaluation), *_published_table(evaluation)]
-    bars = [
-        series_of(name, [index], [found.p_at_1], place=evaluation.place(name))
-        for index, (name, found) in enumerate(scores.items())
-    ]
-    chart = Chart(bars, x="", y="P@1 in percent", top=105, ticks=list(scores))
+    chart = Chart(bars, x="", y="P@1 in percent", top=105, ticks=list(summaries))
     text = ["In percent, with 95 % intervals that resample images. P@1 counts a box with IoU > 0.5."]
     if is_published:
         text.append(
@@ -121,7 +122,7 @@ def _grec_table(evaluation: StoredEvaluation) -> list[Table]:
     """Return the metrics of GREC, where an expression means nothing or several objects."""
     if all(row.target is not None and not row.further_targets for row in evaluation.systems[evaluation.base]):
         return []
-    found = {name: grec.measure_grec(rows) for name, rows in evaluation.systems.items()}
+    found = {name: calibration.measure_grec(rows) for name, rows in evaluation.systems.items()}
     lines = [
         (name, *map(percent, (each.n_acc, each.t_acc, each.precision, each.precision_giou)))
         for name, each in found.items()
@@ -330,5 +331,5 @@ def confidence(evaluation: StoredEvaluation) -> PageSection:
         Figure("Calibration: confidence against what is right", bins_chart),
         Figure("Risk against coverage", risk_chart),
     ]
-    notes = calibration.mass_notes([row for rows in evaluation.judged.values() for row in rows])
+    notes = mass_notes([row for rows in evaluation.judged.values() for row in rows])
     return PageSection("Confidence", text, [Table("Confidence", head, lines)], figures, notes)

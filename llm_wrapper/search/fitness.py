@@ -28,16 +28,8 @@ from llm_wrapper.search.history import Verdict
 from llm_wrapper.statistics import difference
 from llm_wrapper.storage import digest_value
 
-__all__ = [
-    "CaptionFitness",
-    "Fitness",
-    "SearchSlices",
-    "SelectorFitness",
-    "cut_slices",
-    "halving_sizes",
-    "judge_prompt",
-    "mark_right",
-]
+__all__ = ["CaptionFitness", "Fitness", "SearchSlices", "SelectorFitness", "cut_slices", "halving_sizes",
+           "judge_prompt", "mark_right"]  # fmt: skip
 
 
 class Fitness(Protocol):
@@ -133,10 +125,7 @@ def halving_sizes(first: int, total: int) -> list[int]:
 def judge_prompt(right: Sequence[bool], best: Sequence[bool] | None, images: Sequence[str]) -> Verdict:
     """Judge a prompt so far: it stops where the paired 95 % interval of its gain over the best one lies below zero.
 
-    Args:
-        right: Whether the prompt was right, for the first expressions.
-        best: The same of the best prompt, for these expressions at least; None for the seed prompt.
-        images: The image of each expression of the whole slice; whole images are resampled.
+    `right` holds the first expressions, `best` (None for the seed prompt) these at least, `images` the whole slice.
     """
     n = len(right)
     if n == len(images):
@@ -156,13 +145,8 @@ class SearchSlices:
 def cut_slices(samples: Sequence[Sample], sizes: tuple[int, int], *, without: Iterable[str], seed: int) -> SearchSlices:
     """Cut two slices of a training split, to search on and to confirm on, that share no image.
 
-    The order of images depends on the seed and their ids alone, so that any beginning of a slice represents it.
-
-    Args:
-        samples: Of a training split; those without a target are skipped.
-        sizes: Expressions of both slices; DataError if there are too few.
-        without: Ids of images that are evaluated on.
-        seed: Of the order.
+    The order of images depends on the seed and their ids alone, so that any beginning of a slice represents it. Samples
+    without a target, and images that are evaluated on (`without`), are skipped; DataError if too few are left.
     """
     forbidden = set(without)
     of_image: dict[str, list[int]] = {}

@@ -21,16 +21,8 @@ from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
 from llm_wrapper.records import to_dict
 from llm_wrapper.storage import inside
 
-__all__ = [
-    "EvaluatedPrompt",
-    "History",
-    "HistoryRow",
-    "Leaderboard",
-    "RefusedProposal",
-    "SearchCost",
-    "SearchStart",
-    "Verdict",
-]
+__all__ = ["EvaluatedPrompt", "History", "HistoryRow", "Leaderboard", "RefusedProposal", "SearchCost", "SearchStart",
+           "Verdict"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -60,31 +52,18 @@ class SearchCost:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class EvaluatedPrompt:
-    """A prompt measured on the first expressions of the slice; a later row of the same prompt holds more of them.
-
-    Attributes:
-        prompt: The text.
-        iteration: Round of the proposal; 0 for the seed prompt.
-        number: Of the proposal in its round, from 0.
-        right: A `1` or `0` for each expression so far, in the order of the slice.
-        fitness: Share of `1`.
-        n: Expressions so far.
-        interval: 95 % interval of the fitness over images; `None` where there is one image only.
-        verdict: See `Verdict`.
-        alpha: Strength of activation steering; `None` without.
-        cost: Of this row alone; the first row of a prompt has the tokens.
-    """
+    """A prompt measured on the first expressions of the slice; a later row of the same prompt holds more of them."""
 
     prompt: str
-    iteration: int
-    number: int
-    right: Annotated[str, Field(pattern="^[01]+$")]
-    fitness: _Share
-    n: int
-    interval: tuple[_Share, _Share] | None
+    iteration: int  # round of the proposal; 0 for the seed prompt
+    number: int  # of the proposal in its round, from 0
+    right: Annotated[str, Field(pattern="^[01]+$")]  # for each expression so far, in the order of the slice
+    fitness: _Share  # share of `1` in `right`
+    n: int  # expressions so far
+    interval: tuple[_Share, _Share] | None  # 95 %, of the fitness over images; None where there is one image only
     verdict: Verdict
-    alpha: float | None
-    cost: SearchCost
+    alpha: float | None  # strength of activation steering; None without
+    cost: SearchCost  # of this row alone; the first row of a prompt has the tokens
     kind: Literal["evaluated"] = "evaluated"
 
     def __post_init__(self) -> None:
@@ -119,10 +98,7 @@ class History:
     """The rows of a search, in memory and on disk; the file need not exist.
 
     A last line without an end, as a killed process leaves, is dropped with a warning and overwritten by the next row.
-    Any other damage is refused, as a search that misses a row would take another course.
-
-    Raises:
-        RunError: If a line that is not the last cannot be read; the message has its number.
+    Any other damage is refused with the line's number (RunError): a search that misses a row would take another course.
     """
 
     def __init__(self, path: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_wrapper.errors import PromptError, RecipeError, listed
-from llm_wrapper.evaluation import ensemble
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.systems import average, vote
 from llm_wrapper.metrics import codes
 from llm_wrapper.recipe.schema import SearchSection
 from llm_wrapper.records import Prediction
@@ -42,14 +42,8 @@ from llm_wrapper.search.tasks import SearchTask
 from llm_wrapper.statistics import Estimate, difference, estimate, mcnemar
 from llm_wrapper.storage import digest_value
 
-__all__ = [
-    "ConfirmedPrompt",
-    "SearchProblem",
-    "choose_seed_prompt",
-    "confirm_prompts",
-    "proposal_seed",
-    "search_prompts",
-]
+__all__ = ["ConfirmedPrompt", "SearchProblem", "choose_seed_prompt", "confirm_prompts", "proposal_seed",
+           "search_prompts"]  # fmt: skip
 
 _LONGEST_KEPT = 2000
 """Characters of a refused answer that the history keeps."""
@@ -60,24 +54,14 @@ _NUM_MEMBERS = 3
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """The task, data and LLMs of a search.
-
-    Attributes:
-        task: An instruction or a caption.
-        description: Of the data, for the proposing LLM.
-        images: The image of each expression of the slice.
-        identity: The digest of the expressions and of their candidates.
-        known: Text that no proposal may hold.
-        measure: (prompt, start, end) -> whether it is right, for the expressions start .. end - 1 of the slice.
-        propose: The proposing LLM.
-    """
+    """The task, data and LLMs of a search."""
 
     task: SearchTask
-    description: str
-    images: Sequence[str]
-    identity: str
+    description: str  # of the data, for the proposing LLM
+    images: Sequence[str]  # of each expression of the slice
+    identity: str  # the digest of the expressions and of their candidates
     known: ForbiddenText
-    measure: Callable[[str, int, int], Sequence[bool]]
+    measure: Callable[[str, int, int], Sequence[bool]]  # (prompt, start, end) -> right or not, expressions start .. end
     propose: Proposer
 
 
@@ -99,11 +83,8 @@ def search_prompts(
 ) -> Leaderboard:
     """Search, or resume an interrupted search, and return the leaderboard of all prompts.
 
-    Each evaluation is added to the history, and `say` prints a line for each result.
-
-    Raises:
-        RunError: If the history is of other expressions.
-        RecipeError: If the seed prompt cannot be used.
+    Each evaluation is added to the history, and `say` prints a line for each result. RunError if the history is of
+    other expressions, RecipeError if the seed prompt cannot be used.
     """
     history.begin(SearchStart(problem.identity, len(problem.images)))
     run = _Search(section, problem, history, say)
@@ -209,21 +190,13 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmedPrompt:
-    """A prompt, or an ensemble of some, on the second slice.
+    """A prompt, or an ensemble of some, on the second slice."""
 
-    Attributes:
-        name: `seed`, `best 1`, .., or how an ensemble decides.
-        row: Its measurement on the first slice; `None` for an ensemble.
-        fitness: Share right on the second slice, with its interval.
-        gain: Over the seed prompt there, paired.
-        p_value: McNemar's, of the same pairs.
-    """
-
-    name: str
-    row: EvaluatedPrompt | None
+    name: str  # `seed`, `best 1`, .., or how an ensemble decides
+    row: EvaluatedPrompt | None  # its measurement on the first slice; None for an ensemble
     fitness: Estimate
-    gain: Estimate
-    p_value: float | None
+    gain: Estimate  # over the seed prompt, paired
+    p_value: float | None  # McNemar's, of the same pairs
 
     @property
     def drop(self) -> float | None:
@@ -269,7 +242,7 @@ def confirm_prompts(
     if section.target == "instruction" and len(best) > 1:
         parts = [made[row.prompt] for row in best]
         is_mean = section.ensemble == "mean" and any(each.probabilities is not None for each in parts[0])
-        name, combine = ("mean", ensemble.average) if is_mean else ("vote", ensemble.vote)
+        name, combine = ("mean", average) if is_mean else ("vote", vote)
         systems.append((f"{name} of the best {len(best)}", None, combine(parts, name)))
     confirmed = []
     seed_right = mark_right(made[seed.prompt], section.fitness)

@@ -26,21 +26,13 @@ _COUNT = re.compile(r"\b(?:how many|count the|count all|number of (?:the )?(?:ob
 
 @dataclass(frozen=True, slots=True)
 class SearchTask:
-    """A kind of text to search for.
-
-    Attributes:
-        name: As the recipe names it.
-        about: The purpose of the text, for the proposing LLM.
-        rules: The required parts of the text, for the proposing LLM.
-        seed: The first prompt, unless the recipe has one.
-        problems: Returns the reasons that make a text unusable, one sentence each.
-    """
+    """A kind of text to search for; `about` and `rules` are for the proposing LLM."""
 
     name: Literal["instruction", "caption"]
     about: str
     rules: str
-    seed: str
-    problems: Callable[[str], list[str]]
+    seed: str  # the first prompt, unless the recipe has one
+    problems: Callable[[str], list[str]]  # returns the reasons that make a text unusable, one sentence each
 
 
 def find_other_demand(text: str) -> str | None:

@@ -34,22 +34,9 @@ from llm_wrapper.llms.soft_prompts import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes
 
-__all__ = [
-    "SOFT_PROMPT_TEXT",
-    "adapt_layers",
-    "adapter_config",
-    "attention_heads",
-    "attention_width",
-    "choose_ia3_targets",
-    "choose_lora_targets",
-    "create_adapter",
-    "describe_targets",
-    "experts_per_token",
-    "feedforward_width",
-    "is_router",
-    "lora_config",
-    "num_experts",
-]
+__all__ = ["SOFT_PROMPT_TEXT", "adapt_layers", "adapter_config", "attention_heads", "attention_width",
+           "choose_ia3_targets", "choose_lora_targets", "create_adapter", "describe_targets", "experts_per_token",
+           "feedforward_width", "is_router", "lora_config", "num_experts"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -84,11 +71,7 @@ def lora_config(section: LoraSection, model: Any, *, use_dora: bool = False) -> 
 
 
 def create_adapter(llm: LoadedLLM, recipe: Recipe) -> Any:
-    """Put a fresh adapter on the model, drawn by the seed.
-
-    Raises:
-        ModelError: If the method cannot be used with this model, or as it is loaded.
-    """
+    """Put a fresh adapter on the model, drawn by the seed; ModelError if the method does not go with it as loaded."""
     transformers.set_seed(recipe.train.seed)
     config = adapter_config(recipe.train, llm.model)
     if config.is_prompt_learning:
@@ -141,16 +124,11 @@ def is_router(name: str) -> bool:
 
 
 def choose_lora_targets(config: peft.LoraConfig, model: Any, wanted: Sequence[str] | str) -> peft.LoraConfig:
-    """Set the layers of the text model that LoRA adapts, and the fused experts that PEFT can adapt.
+    """Set in `config` the layers of the text model that LoRA adapts, and the fused experts that PEFT can adapt.
 
-    Args:
-        config: It is changed.
-        model: Without adapters; may be without weights.
-        wanted: The last parts of layers' names, or `all-linear`.
-
-    Raises:
-        ModelError: With every reason at once: a name matches nothing that can be adapted, the output layer is to be
-            adapted and is the embeddings too, or PEFT cannot adapt experts in this way.
+    `wanted` are the last parts of layers' names, or `all-linear`. ModelError has every reason at once: a name matches
+    nothing that can be adapted, the output layer is to be adapted and is the embeddings too, or PEFT cannot adapt
+    experts in this way.
     """
     names = [] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
     layers, converted = _text_layers(model), copy.deepcopy(config)

@@ -29,23 +29,9 @@ from llm_wrapper.recipe import PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
 from llm_wrapper.training.generated_expressions import generate_absent_expression, generate_expressions
 
-__all__ = [
-    "Group",
-    "TrainingExample",
-    "TrainingPool",
-    "count_answered_none",
-    "draw_samples",
-    "exclude_evaluated",
-    "find_target_index",
-    "load_exemplars",
-    "load_prompt_builder",
-    "load_training_pool",
-    "make_examples",
-    "make_groups",
-    "make_unlabelled_groups",
-    "require_trainable",
-    "schedule_groups",
-]
+__all__ = ["Group", "TrainingExample", "TrainingPool", "count_answered_none", "draw_samples", "exclude_evaluated",
+           "find_target_index", "load_exemplars", "load_prompt_builder", "load_training_pool", "make_examples",
+           "make_groups", "make_unlabelled_groups", "require_trainable", "schedule_groups"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -133,14 +119,7 @@ def draw_samples(samples: Sequence[PreparedSample], limit: int | None, *, seed: 
 
 
 def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
-    """Load the prompt builder of a recipe; it reads the training split where it shows examples.
-
-    Raises:
-        PromptError: If the instruction cannot be used.
-        DataError: If no training expression can be shown.
-        CacheError: If the training split's detections are not cached; the message names the command.
-        ModelError: If the embedder cannot be loaded.
-    """
+    """Load the prompt builder of a recipe; where it shows examples, it reads the training split and its detections."""
     section = recipe.prompt
     if not section.examples:
         return PromptBuilder(section)

@@ -27,14 +27,8 @@ _LARGE = ("the largest {n}", "biggest {n}", "big {n}", "the bigger {n}", "the la
 _SMALL = ("the smallest {n}", "smallest {n}", "small {n}", "the smaller {n}", "little {n}", "tiny {n}")
 _NEAR = ("front {n}", "{n} in front", "the closest {n}", "the {n} closest to us", "{n} in the foreground",
          "nearest {n}", "the {n} closest to the camera")  # fmt: skip
-_FAR = (
-    "back {n}",
-    "{n} in the back",
-    "the {n} in the background",
-    "the farthest {n}",
-    "{n} furthest away",
-    "{n} behind",
-)
+_FAR = ("back {n}", "{n} in the back", "the {n} in the background", "the farthest {n}", "{n} furthest away",
+        "{n} behind")  # fmt: skip
 _TOP = ("top {n}", "{n} on top", "the upper {n}", "the highest {n}", "{n} at the top")
 _BOTTOM = ("bottom {n}", "{n} on the bottom", "the lower {n}", "the lowest {n}", "{n} at the bottom")
 _MIDDLE = ("middle {n}", "the {n} in the middle", "center {n}", "the {n} in the center", "{n} between the others")
@@ -79,21 +73,15 @@ def _names(own: str, present: set[str]) -> list[str]:
     return [own] * max(1, len(synonyms)) + synonyms
 
 
-def _separated(values: Sequence[float], position: int) -> bool:
-    """Tell whether the value at `position` of an ascending list has a margin to its neighbours."""
-    left = position == 0 or values[position] - values[position - 1] > _MARGIN
-    return left and (position + 1 == len(values) or values[position + 1] - values[position] > _MARGIN)
-
-
 def _along(
     scene: _Scene, members: Sequence[int], key: Callable[[FloatArray], FloatArray]
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield (index, rank from 0, count) of each member whose place along `key` is clear."""
+    """Yield (index, rank from 0, count) of each member whose place along `key` has a margin to its neighbours."""
     values = key(scene.boxes[list(members)])
     order = np.argsort(values, kind="stable")
-    ascending = [float(values[place]) for place in order]
+    gaps = np.diff(values[order], prepend=-np.inf, append=np.inf)
     for rank, place in enumerate(order):
-        if _separated(ascending, rank):
+        if min(gaps[rank], gaps[rank + 1]) > _MARGIN:
             yield members[int(place)], rank, len(members)
 
 
@@ -168,12 +156,6 @@ def generate_expressions(
     """Draw up to `count` different expressions about the candidates of one image.
 
     Labels with several members are drawn twice as often as single ones, which need nothing but their name.
-
-    Args:
-        candidates: In the order in which they are shown.
-        image_wh: Width and height of the image in pixels.
-        rng: Source of all random choices.
-        count: The most to return.
     """
     groups: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):

@@ -20,17 +20,8 @@ from llm_wrapper.errors import LLMWrapperError, RecipeError
 from llm_wrapper.terminal import say
 from llm_wrapper.training import checkpoints
 
-__all__ = [
-    "exit_on_signal",
-    "groups_per_process",
-    "is_main_process",
-    "is_sharded",
-    "leave_process_group",
-    "open_run_together",
-    "print_from_main",
-    "process_count",
-    "require_devices",
-]
+__all__ = ["exit_on_signal", "groups_per_process", "is_main_process", "is_sharded", "leave_process_group",
+           "open_run_together", "print_from_main", "process_count", "require_devices"]  # fmt: skip
 
 
 def process_count() -> int:
@@ -75,8 +66,7 @@ def require_devices() -> None:
 def open_run_together(folder: Path, open_run: Callable[[Path], Path]) -> Path:
     """Let the main process open the run; return its folder, which may hold the time, to all processes.
 
-    Raises:
-        LLMWrapperError: In the main process, if the run cannot be opened; the others exit with status 2.
+    If it cannot be opened, the main process raises the error, and the others exit with status 2.
     """
     if process_count() == 1:
         return open_run(folder)

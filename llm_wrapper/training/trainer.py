@@ -124,11 +124,7 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a step, with the share of its labelled tokens that were the likeliest.
-
-        Raises:
-            ModelError: If the loss or the gradient is non-finite; each process writes its part of the step first.
-        """
+        """Log a step with its token accuracy; stop if it is non-finite, where each process first writes its part."""
         if "loss" in logs and self._batches:
             counts = [(batch.num_right, batch.num_labelled) for batch in self._batches]
             sums = torch.tensor([float(sum(column)) for column in zip(*counts, strict=True)], device=self.args.device)
@@ -293,9 +289,6 @@ def train_adapter(llm: LoadedLLM, groups: Sequence[Group], recipe: Recipe, folde
 
     Returns:
         Steps, annotated samples seen, mean loss of the last ten steps, trainable and all parameters, seconds.
-
-    Raises:
-        DataError: If there is nothing to train on.
     """
     if not groups:
         raise DataError(

@@ -14,41 +14,25 @@ from measurements import Clock
 from rich.console import Console
 
 from llm_wrapper.errors import RecipeError
-from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
+from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, Recipe, TrainSection
 from llm_wrapper.records import Answer
 from tests.llms import tiny
 
 pytestmark = pytest.mark.slow
 
 AROUND = {
-    "read the data set",
-    "cache detections",
-    "build candidates",
-    "build the prompts",
-    "decide, four systems",
-    "save predictions",
-    "load predictions",
-    "metrics with intervals",
-    "group the samples",
-    "measure the prompts",
-    "schedule",
-    "make all batches",
+    *("read the data set", "cache detections", "build candidates", "build the prompts", "decide, four systems"),
+    *("save predictions", "load predictions", "metrics with intervals", "group the samples", "measure the prompts"),
+    *("schedule", "make all batches"),
 }
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+def recipe(tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.chdir(tmp_path)
-    llm = tiny.llm()
-    llm.model.save_pretrained(tmp_path / "llm")
-    llm.tokenizer.save_pretrained(tmp_path / "llm")
-    return Recipe(
-        detector=DetectorSection(name="crowds"),
-        data=DataSection(name="crowds", reader="jsonl", root=Path()),
-        prompt=PromptSection(format="compact"),
-        llm=llm.section.model_copy(update={"model": str(tmp_path / "llm"), "dtype": "float32"}),
-        train=TrainSection(lora=LoraSection(rank=2, alpha=4), groups_per_step=1, expressions_per_group=3),
-    )
+    train = TrainSection(lora=LoraSection(rank=2, alpha=4), groups_per_step=1, expressions_per_group=3)
+    update = {"detector": DetectorSection(name="crowds"), "train": train}
+    return tiny_recipe.model_copy(update={**update, "data": DataSection(name="crowds", reader="jsonl", root=Path())})
 
 
 def test_every_step_is_timed_and_company_changes_no_answer(recipe: Recipe, tmp_path: Path) -> None:
@@ -129,9 +113,6 @@ def test_growth_is_that_of_computing_time_between_the_last_two_sizes() -> None:
         ["read", "1", "2", "20", "10.00"],
         ["ask the LLM", "100", "80", "-", "0.50"],
     ]
-
-
-def test_one_size_has_no_growth() -> None:
     assert growth_report.size_rows({100: {"read": 0.001}}, {100: {"read": 0.001}}) == [["read", "1", "-"]]
 
 

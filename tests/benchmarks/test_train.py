@@ -8,30 +8,9 @@ import pytest
 import train
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.recipe import DataSection, DetectorSection, LoraSection, PromptSection, Recipe, TrainSection
+from llm_wrapper.recipe import Recipe
 from llm_wrapper.training.examples import Group
 from tests.llms import tiny
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    llm = tiny.llm()
-    llm.model.save_pretrained(tmp_path / "llm")
-    llm.tokenizer.save_pretrained(tmp_path / "llm")
-    return Recipe(
-        detector=DetectorSection(name="tiny"),
-        data=DataSection(name="tiny", reader="tiny", root=Path()),
-        prompt=PromptSection(format="compact"),
-        llm=llm.section.model_copy(update={"model": str(tmp_path / "llm"), "dtype": "float32"}),
-        train=TrainSection(
-            lora=LoraSection(rank=4, alpha=8),
-            learning_rate=0.05,
-            warmup_steps=0,
-            scheduler="constant",
-            groups_per_step=2,
-            expressions_per_group=4,
-        ),
-    )
 
 
 def group(number: int, size: int) -> Group:
@@ -40,8 +19,8 @@ def group(number: int, size: int) -> Group:
 
 
 @pytest.mark.slow
-def test_steps_are_the_same_on_both_sides(recipe: Recipe, tmp_path: Path) -> None:
-    found = train.compare([group(i, 4) for i in range(8)], recipe, tmp_path, num_steps=3)
+def test_steps_are_the_same_on_both_sides(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    found = train.compare([group(i, 4) for i in range(8)], tiny_recipe, tmp_path, num_steps=3)
     assert found.num_expressions == 24
     assert len(found.losses) == 4
     assert found.max_loss_difference < 1e-4
@@ -49,6 +28,6 @@ def test_steps_are_the_same_on_both_sides(recipe: Recipe, tmp_path: Path) -> Non
     assert found.ratio == found.baseline_seconds / found.seconds > 0
 
 
-def test_groups_that_are_not_full_are_not_taken(recipe: Recipe, tmp_path: Path) -> None:
+def test_groups_that_are_not_full_are_not_taken(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 usable groups of 4 expressions, 4 are needed"):
-        train.compare([group(i, 4) for i in range(3)] + [group(9, 2)], recipe, tmp_path, num_steps=1)
+        train.compare([group(i, 4) for i in range(3)] + [group(9, 2)], tiny_recipe, tmp_path, num_steps=1)

@@ -13,7 +13,7 @@ from llm_wrapper import runs
 from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.calibration import mass_notes
+from llm_wrapper.evaluation.predictions import mass_notes
 from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.records import Answer, Prediction, Prompt

@@ -10,7 +10,7 @@ import pytest
 from llm_wrapper import runs, services
 from llm_wrapper.cli import grids
 from llm_wrapper.cli.options import choose_recipe, fill_defaults, name_of
-from llm_wrapper.errors import RecipeError, RunError
+from llm_wrapper.errors import RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation.grid import Column
 from llm_wrapper.evaluation.jobs import list_overrides
@@ -204,26 +204,6 @@ def test_a_curve_of_a_run_refuses_another_recipe(toy: Path, args: list[str], tol
     assert f"the recipe of runs/mine is used as it is; leave out {told}" in fail(
         RecipeError, "curve", "--run", RUN, *args
     )
-
-
-def test_a_training_is_resumed_by_its_own_recipe(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = compose({"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
-    runs.open_run(RUN, recipe)
-    opened: list[Recipe] = []
-    monkeypatch.setattr(
-        "llm_wrapper.cli.train.run_training", lambda recipe, folder, console, **_: opened.append(recipe)
-    )
-    run("train", "--run", RUN)
-    run("train", "--run", "runs/new", "--train", "fast")
-    assert opened[0] == recipe
-    assert (opened[1].detector.name, opened[1].train) == ("toy", recipe.train)
-
-
-@pytest.mark.parametrize("verb", [["eval"], ["transfer"], ["ensemble"], ["curve"], ["predict", "a.png", "x"]], ids=str)
-def test_a_mistyped_run_says_which_there_are(toy: Path, verb: list[str]) -> None:
-    finished(toy)
-    told = fail(RunError, *verb, "--run", "runs/mime")
-    assert told == "runs/mime is no run folder; did you mean 'runs/mine'? (there are: runs/mine)"
 
 
 @pytest.mark.parametrize("split", ["../../val", "/val", "[bold]val", ".."])

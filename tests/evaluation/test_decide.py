@@ -3,7 +3,7 @@ import pytest
 
 from llm_wrapper import boxes
 from llm_wrapper.candidates import BuiltCandidates, CandidatePolicy, build_candidates, detector_choice
-from llm_wrapper.evaluation.decide import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, oracle_choice
+from llm_wrapper.evaluation.predictions import INDEX_OUT_OF_RANGE, UNUSABLE_ANSWER, decide, oracle_choice
 from llm_wrapper.metrics import summarize
 from llm_wrapper.records import Box, Candidate, Choice, Detection, Detections, Sample
 
@@ -69,32 +69,18 @@ def test_walk_through_sample() -> None:
 @pytest.mark.parametrize(
     ("num_candidates", "choice", "own_choice", "box", "decided_by", "failure"),
     [
-        (0, None, None, None, "no_candidate", None),
-        (0, Choice(0), None, None, "no_candidate", None),
-        (1, None, None, 0, "single_candidate", None),
-        (1, Choice(5, 0.9), 0, 0, "single_candidate", None),
-        (1, Choice(None, reason="not_a_number"), None, 0, "single_candidate", None),
-        (3, Choice(2, 0.4), 0, 2, "llm", None),
-        (3, Choice(0), 2, 0, "llm", None),
-        (3, Choice(None, reason="not_a_number"), 2, 2, "fallback", "not_a_number"),
-        (3, Choice(None, reason="not_a_number"), None, None, "fallback", "not_a_number"),
-        (3, Choice(None), 0, 0, "fallback", UNUSABLE_ANSWER),
-        (3, Choice(3, 0.9), 1, 1, "fallback", INDEX_OUT_OF_RANGE),
-        (3, Choice(-1, 0.9), 1, 1, "fallback", INDEX_OUT_OF_RANGE),
-    ],
-    ids=[
-        "none",
-        "none_but_chosen",
-        "single",
-        "single_out_of_range",
-        "single_unusable",
-        "chosen",
-        "first",
-        "unusable",
-        "unusable_without_own",
-        "no_reason",
-        "beyond",
-        "negative",
+        pytest.param(0, None, None, None, "no_candidate", None, id="none"),
+        pytest.param(0, Choice(0), None, None, "no_candidate", None, id="none_but_chosen"),
+        pytest.param(1, None, None, 0, "single_candidate", None, id="single"),
+        pytest.param(1, Choice(5, 0.9), 0, 0, "single_candidate", None, id="single_out_of_range"),
+        pytest.param(1, Choice(None, reason="not_a_number"), None, 0, "single_candidate", None, id="single_unusable"),
+        pytest.param(3, Choice(2, 0.4), 0, 2, "llm", None, id="chosen"),
+        pytest.param(3, Choice(0), 2, 0, "llm", None, id="first"),
+        pytest.param(3, Choice(None, reason="not_a_number"), 2, 2, "fallback", "not_a_number", id="unusable"),
+        pytest.param(3, Choice(None, reason="not_a_number"), None, None, "fallback", "not_a_number", id="without_own"),
+        pytest.param(3, Choice(None), 0, 0, "fallback", UNUSABLE_ANSWER, id="no_reason"),
+        pytest.param(3, Choice(3, 0.9), 1, 1, "fallback", INDEX_OUT_OF_RANGE, id="beyond"),
+        pytest.param(3, Choice(-1, 0.9), 1, 1, "fallback", INDEX_OUT_OF_RANGE, id="negative"),
     ],
 )
 def test_every_rule(
@@ -132,30 +118,17 @@ def test_probabilities_must_fit_the_candidates() -> None:
 @pytest.mark.parametrize(
     ("candidates", "expected"),
     [
-        (built(), None),
-        (built((0.2, "od", 9), (0.9, "od", 1)), 1),
-        (built((0.9, "od", 1), (0.9, "od", 9)), 0),
-        (built((0.9, "od", 1), (0.9, "od", 9), origins=(7, 3)), 1),
-        (built((0.2, "rec", 9), (0.9, "od", 1)), 1),
-        (built((None, "od", 9), (None, "rec", 1), (None, "rec", 2)), 1),
-        (built((None, "rec", 1), (None, "rec", 2), origins=(5, 4)), 1),
-        (built((None, "od", 1), (None, "od", 9), (None, "od", 9)), 1),
-        (built((None, "od", 9), (None, "od", 9), origins=(1, 0)), 1),
-        (built((0.9, "od", 9), (None, "rec", 1)), 1),
-        (built((None, "od", 9), (0.1, "od", 1)), 1),
-    ],
-    ids=[
-        "none",
-        "highest_score",
-        "first_of_equal_scores",
-        "first_in_detector_order",
-        "scores_before_own_answer",
-        "own_answer",
-        "first_own_answer_in_detector_order",
-        "largest",
-        "first_of_the_largest_in_detector_order",
-        "own_answer_before_some_scores",
-        "some_scores",
+        pytest.param(built(), None, id="none"),
+        pytest.param(built((0.2, "od", 9), (0.9, "od", 1)), 1, id="highest_score"),
+        pytest.param(built((0.9, "od", 1), (0.9, "od", 9)), 0, id="first_of_equal_scores"),
+        pytest.param(built((0.9, "od", 1), (0.9, "od", 9), origins=(7, 3)), 1, id="first_in_detector_order"),
+        pytest.param(built((0.2, "rec", 9), (0.9, "od", 1)), 1, id="scores_before_own_answer"),
+        pytest.param(built((None, "od", 9), (None, "rec", 1), (None, "rec", 2)), 1, id="own_answer"),
+        pytest.param(built((None, "rec", 1), (None, "rec", 2), origins=(5, 4)), 1, id="first_own_answer"),
+        pytest.param(built((None, "od", 1), (None, "od", 9), (None, "od", 9)), 1, id="largest"),
+        pytest.param(built((None, "od", 9), (None, "od", 9), origins=(1, 0)), 1, id="first_of_the_largest"),
+        pytest.param(built((0.9, "od", 9), (None, "rec", 1)), 1, id="own_answer_before_some_scores"),
+        pytest.param(built((None, "od", 9), (0.1, "od", 1)), 1, id="some_scores"),
     ],
 )
 def test_detector_choice(candidates: BuiltCandidates, expected: int | None) -> None:

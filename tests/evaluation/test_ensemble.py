@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llm_wrapper.errors import DataError
-from llm_wrapper.evaluation.ensemble import average, contributions, vote
+from llm_wrapper.evaluation.grid import contributions
+from llm_wrapper.evaluation.systems import average, vote
 from llm_wrapper.records import Box, Candidate, Prediction
 from tests.evaluation.made import TARGET, WRONG, made
 

@@ -1,4 +1,4 @@
-"""Sets of boxes against sets of targets, "none of these", and its threshold."""
+"""GREC's measures, "none of these", and its threshold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from llm_wrapper import boxes
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.evaluation import comparison, ensemble, grec, systems
+from llm_wrapper.evaluation import calibration, comparison, systems
 from llm_wrapper.evaluation import predictions as files
+from llm_wrapper.evaluation.calibration import measure_grec, rowwise_giou
 from llm_wrapper.evaluation.comparison import compare_systems
-from llm_wrapper.evaluation.grec import answer_boxes, measure_grec, none_curve, right_sets, rowwise_giou
 from llm_wrapper.metrics import summarize
 from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import PromptSection
@@ -44,15 +44,9 @@ def is_right(given_boxes: Sequence[Box], targets: Sequence[Box], *, generalized:
     return not left and not wanted
 
 
-def all_right(pairs: Sequence[tuple[Sequence[Box], Sequence[Box]]], *, generalized: bool = False) -> list[bool]:
-    found, targets = [given_boxes for given_boxes, _ in pairs], [wanted for _, wanted in pairs]
-    return right_sets(
-        boxes.array([box for group in found for box in group]),
-        np.array([len(group) for group in found], dtype=np.intp),
-        boxes.array([box for group in targets for box in group]),
-        np.array([len(group) for group in targets], dtype=np.intp),
-        generalized=generalized,
-    ).tolist()
+def asked_about(number: int, box: Box | None, targets: Sequence[Box]) -> Prediction:
+    first, *more = targets or [None]
+    return made(str(number), box, target=first, further_targets=tuple(more))
 
 
 @pytest.mark.parametrize(
@@ -63,32 +57,27 @@ def all_right(pairs: Sequence[tuple[Sequence[Box], Sequence[Box]]], *, generaliz
         pytest.param([], [TARGET], False, id="nothing-for-something"),
         pytest.param([wide(0.5)], [TARGET], True, id="half-is-enough"),
         pytest.param([wide(0.49)], [TARGET], False, id="less-is-not"),
-        pytest.param([SECOND, TARGET], [TARGET, SECOND], True, id="any-order"),
-        pytest.param([TARGET, TARGET], [TARGET, SECOND], False, id="one-found-twice"),
         pytest.param([TARGET], [TARGET, SECOND], False, id="one-of-two"),
-        pytest.param([TARGET, SECOND], [TARGET], False, id="one-too-many"),
-        pytest.param([wide(0.6), wide(0.8)], [TARGET, wide(0.7)], True, id="neighbours"),
     ],
 )
-def test_right_sets(found: list[Box], targets: list[Box], right: bool) -> None:
+def test_an_answer_is_right_only_as_the_whole_set(found: list[Box], targets: list[Box], right: bool) -> None:
     assert is_right(found, targets) == right
-    assert all_right([(found, targets)]) == [right]
+    assert measure_grec([asked_about(0, found[0] if found else None, targets)]).precision.value == right
 
 
 near = st.integers(0, 30)
 near_boxes = st.builds(lambda x, y, w, h: Box(x, y, x + 20 + w, y + 20 + h), near, near, near, near)
-sets = st.lists(near_boxes, max_size=4)
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.lists(st.tuples(sets, sets), max_size=6), st.booleans())
-def test_many_samples_at_once_are_those_of_the_definition(
-    pairs: list[tuple[list[Box], list[Box]]], generalized: bool
-) -> None:
-    # The same boxes in another order, too: sets of one size alone are seldom right.
-    pairs = [*pairs, *[(targets[::-1], targets) for _, targets in pairs]]
-    expected = [is_right(found, targets, generalized=generalized) for found, targets in pairs]
-    assert all_right(pairs, generalized=generalized) == expected
+@given(st.lists(st.tuples(st.none() | near_boxes, st.lists(near_boxes, max_size=3)), min_size=1, max_size=6))
+def test_precision_is_that_of_the_definition(pairs: list[tuple[Box | None, list[Box]]]) -> None:
+    # The targets' own first box, too: others are seldom right.
+    pairs = [*pairs, *[(targets[0] if targets else None, targets) for _, targets in pairs]]
+    found = measure_grec([asked_about(number, *pair) for number, pair in enumerate(pairs)])
+    for generalized, share in ((False, found.precision), (True, found.precision_giou)):
+        expected = [is_right([box] if box else [], targets, generalized=generalized) for box, targets in pairs]
+        assert share.value == sum(expected) / len(pairs)
 
 
 @settings(deadline=None, max_examples=50)
@@ -136,50 +125,11 @@ def test_only_an_answer_says_that_nothing_is_meant(changes: dict[str, Any], n_ac
     assert (found.n_acc.value, found.precision.value, found.precision_giou.value) == (n_acc, n_acc, n_acc)
 
 
-def test_with_a_least_probability_several_or_none_are_answered() -> None:
-    assert answer_boxes(ROWS[2], least=0.5) == (TARGET, SECOND)
-    assert answer_boxes(ROWS[1], least=0.7) == ()
-    assert answer_boxes(made("a", TARGET), least=0.1) == (), "a probability that is not known is no probability"
-    assert measure_grec(ROWS, least=0.5).precision.value == 3 / 5
-    assert measure_grec(ROWS, least=0.8).n_acc.value == 1.0
-
-
 def test_what_is_not_there_has_no_value() -> None:
     with_target, without = measure_grec([ROWS[0]]), measure_grec([ROWS[3]])
     assert (with_target.n_acc.value, with_target.t_acc.value) == (None, 1.0)
     assert (without.n_acc.value, without.t_acc.value, without.precision.value) == (1.0, None, 1.0)
     assert measure_grec([]).precision == (None, None, 0)
-
-
-def curve_by_hand(rows: Sequence[Prediction], threshold: float) -> tuple[float, float]:
-    kept = [row.box is not None and (threshold == -np.inf or (row.probability or -1) >= threshold) for row in rows]
-    without = [not keeps for keeps, row in zip(kept, rows, strict=True) if row.target is None]
-    with_target = [keeps for keeps, row in zip(kept, rows, strict=True) if row.target is not None]
-    return sum(without) / len(without), sum(with_target) / len(with_target)
-
-
-def test_none_of_these_by_threshold() -> None:
-    rows = [*ROWS, made("unsure", TARGET), replace(ROWS[4], sample_id="no probability", probability=None)]
-    curve = none_curve(
-        np.array([np.nan if row.probability is None else row.probability for row in rows]),
-        np.array([row.box is not None for row in rows]),
-        np.array([row.target is not None for row in rows]),
-    )
-    assert curve.thresholds.tolist() == [-np.inf, 0.3, 0.5, 0.6, 0.9]
-    assert curve.n_acc is not None
-    assert curve.t_acc is not None
-    found = list(zip(curve.n_acc.tolist(), curve.t_acc.tolist(), strict=True))
-    assert found == [pytest.approx(curve_by_hand(rows, threshold)) for threshold in curve.thresholds]
-    assert (np.diff(curve.n_acc) >= 0).all()
-    assert (np.diff(curve.t_acc) <= 0).all()
-
-
-def test_a_curve_without_such_samples_has_no_values() -> None:
-    everything = np.array([True])
-    curve = none_curve(np.array([0.5]), everything, everything)
-    assert curve.n_acc is None
-    assert curve.t_acc is not None
-    assert none_curve(np.empty(0), np.empty(0, dtype=bool), np.empty(0, dtype=bool)).t_acc is None
 
 
 NONE = PromptSection(format="relations", none=True)
@@ -239,7 +189,7 @@ def four(prompt: PromptSection = NONE) -> list[Prediction]:
 
 def test_no_metric_drops_a_sample() -> None:
     rows = four()
-    found, summary = grec.measure_grec(rows), summarize(rows)
+    found, summary = calibration.measure_grec(rows), summarize(rows)
     assert (found.n_acc.value, found.n_acc.n, found.t_acc.value, found.t_acc.n) == (0.5, 2, 0.5, 2)
     assert (found.precision.value, found.precision.n) == (0.5, 4)
     assert (summary.n, summary.num_without_target, summary.p_at_1) == (2, 2, 0.5)
@@ -248,9 +198,9 @@ def test_no_metric_drops_a_sample() -> None:
     assert {name: share.value for name, share in shares.items() if share.value} == {"right": 0.5, "none": 0.5}
     compared = compare_systems(rows, [replace(row, system="other") for row in rows])
     assert compared.mcnemar.n == summary.n
-    oracle = grec.measure_grec(systems.by_oracle([prepared_sample("e"), prepared_sample("f", target=None)]))
+    oracle = calibration.measure_grec(systems.by_oracle([prepared_sample("e"), prepared_sample("f", target=None)]))
     assert (oracle.n_acc.value, oracle.t_acc.value, oracle.precision.value) == (1, 1, 1)
-    first, *others = grec.thresholds(rows)
+    first, *others = calibration.thresholds(rows)
     assert others
     assert {each.grec.precision.n for each in (first, *others)} == {4}
     assert first.grec == found
@@ -259,13 +209,13 @@ def test_no_metric_drops_a_sample() -> None:
 @given(st.sampled_from([True, False]), st.floats(0, 1))
 def test_a_threshold_afterwards_is_the_threshold_in_the_recipe(none: bool, below: float) -> None:
     prompt = NONE.model_copy(update={"none": none})
-    later = grec.apply_threshold(four(prompt), below)
+    later = calibration.apply_threshold(four(prompt), below)
     at_once = four(prompt.model_copy(update={"none_below": below}))
     assert later == at_once
 
 
 def test_thresholds_give_up_boxes_one_way_only() -> None:
-    found = grec.thresholds(four(NONE.model_copy(update={"none": False})))
+    found = calibration.thresholds(four(NONE.model_copy(update={"none": False})))
     assert found[0].below == 0
     assert (found[0].answered.value, found[0].risk.value) == (1.0, 0.5)
     n_acc, t_acc = ([getattr(each.grec, name).value for each in found] for name in ("n_acc", "t_acc"))
@@ -276,7 +226,7 @@ def test_thresholds_give_up_boxes_one_way_only() -> None:
 
 @pytest.mark.parametrize("rows", [[], four()[1:3]], ids=["nothing", "no box"])
 def test_a_threshold_over_nothing_has_no_risk(rows: list[Prediction]) -> None:
-    (found,) = grec.thresholds(rows)
+    (found,) = calibration.thresholds(rows)
     assert (found.below, found.risk.value) == (0.0, None)
 
 
@@ -287,7 +237,7 @@ def test_orders_leave_none_at_the_end() -> None:
     assert mean.mass == 0.75
 
 
-@pytest.mark.parametrize("combine", [ensemble.average, ensemble.vote], ids=["mean", "vote"])
+@pytest.mark.parametrize("combine", [systems.average, systems.vote], ids=["mean", "vote"])
 def test_adapters_say_none_together(combine: object) -> None:
     assert callable(combine)
     rows = four()
@@ -308,6 +258,6 @@ def test_one_candidate_that_was_asked_about_is_decided_together() -> None:
         asked([prepared_sample("a", candidates=ZEBRAS[:1])], {"left zebra": Answer((share, 1 - share))})
         for share in (0.1, 0.6)
     )
-    (both,) = ensemble.average([one, other], "both")
+    (both,) = systems.average([one, other], "both")
     assert both.box is None
     assert both.probability == pytest.approx(0.65)

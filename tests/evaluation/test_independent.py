@@ -20,7 +20,7 @@ from llm_wrapper.evaluation import systems
 from llm_wrapper.evaluation.calibration import calibrate, risk_coverage
 from llm_wrapper.evaluation.comparison import compare_systems
 from llm_wrapper.evaluation.slices import recall
-from llm_wrapper.metrics import RANKS, measure_columns, recall_at, summarize
+from llm_wrapper.metrics import RANKS, mean_accuracy, recall_at, summarize, summarize_columns
 from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Prediction, Prompt, Sample
@@ -130,13 +130,13 @@ def test_scores_are_those_of_a_plain_loop_over_pycocotools() -> None:
     chosen = [overlap(row.box, row.target) for row in rows]
     offered = [[overlap(candidate.box, row.target) for candidate in row.candidates] for row in rows]
     table = metrics.to_columns(rows)
-    scores = measure_columns(table)
+    scores = summarize_columns(table)
     assert 0.02 < sum(value > 0.5 for value in chosen) / len(rows) < 0.98
-    assert scores.p_at_1.value == sum(value > 0.5 for value in chosen) / len(rows)
-    assert scores.mean_iou.value == pytest.approx(sum(chosen) / len(rows))
-    assert scores.oracle_p_at_1.value == sum(max(each, default=0) > 0.5 for each in offered) / len(rows)
+    assert scores.p_at_1 == sum(value > 0.5 for value in chosen) / len(rows)
+    assert scores.mean_iou == pytest.approx(sum(chosen) / len(rows))
+    assert scores.oracle_p_at_1 == sum(max(each, default=0) > 0.5 for each in offered) / len(rows)
     thresholds = [0.5 + 0.05 * step for step in range(10)]
-    assert scores.accuracy.value == pytest.approx(np.mean([[v > t + 1e-9 for t in thresholds] for v in chosen]))
+    assert mean_accuracy(table).value == pytest.approx(np.mean([[v > t + 1e-9 for t in thresholds] for v in chosen]))
     for rank, share in recall_at(table).items():
         assert share.value == sum(max(each[:rank], default=0) > 0.5 for each in offered) / len(rows)
 

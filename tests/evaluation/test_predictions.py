@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -89,15 +90,6 @@ def test_a_file_of_an_earlier_version_is_read_with_what_it_lacks_unknown(
     assert load_predictions(path) == [replace(full, **lacking), BARE]
 
 
-@pytest.mark.parametrize("lacking", [["origins"], ["image_wh", "origins"]], ids=["one", "two"])
-def test_a_file_between_versions_is_refused(tmp_path: Path, lacking: list[str]) -> None:
-    path = tmp_path / "p.parquet"
-    save_predictions(path, [FULL])
-    pq.write_table(pq.read_table(path).drop_columns(lacking), path)
-    with pytest.raises(DataError, match=r"columns differ: .*origins"):
-        load_predictions(path)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"target": None}, "further targets, but no target"), ({"origins": (1,)}, "1 origins of 2 candidates")],
@@ -135,28 +127,30 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_predictions(tmp_path / "p.parquet")
 
 
-def test_a_file_of_another_kind_is_refused_with_the_differing_columns(tmp_path: Path) -> None:
-    path = tmp_path / "p.parquet"
-    save_predictions(path, [FULL])
-    pq.write_table(pq.read_table(path).drop_columns(["failure"]).append_column("notes", pa.array(["x"])), path)
-    with pytest.raises(DataError, match="columns differ: failure, notes"):
-        load_predictions(path)
+def of_another_kind(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["failure"]).append_column("notes", pa.array(["x"]))
 
 
-def test_rows_that_break_a_records_rules_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.parquet"
-    save_predictions(path, [BARE])
-    table = pq.read_table(path)
+def with_a_coin(table: pa.Table) -> pa.Table:
     place = table.schema.get_field_index("decided_by")
-    pq.write_table(table.set_column(place, SCHEMA.field("decided_by"), pa.array(["a coin"])), path)
-    with pytest.raises(DataError, match=r"p\.parquet holds rows that are no predictions[\s\S]*decided_by"):
-        load_predictions(path)
+    return table.set_column(place, SCHEMA.field("decided_by"), pa.array(["a coin"]))
 
 
-def test_repeated_samples_in_a_file_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda table: table.drop_columns(["origins"]), "columns differ: .*origins", id="between-versions"),
+        pytest.param(lambda table: table.drop_columns(["image_wh", "origins"]), "columns differ: .*origins", id="two"),
+        pytest.param(of_another_kind, "columns differ: failure, notes", id="another-kind"),
+        pytest.param(with_a_coin, r"holds rows that are no predictions.*decided_by", id="broken-rule"),
+        pytest.param(lambda table: pa.concat_tables([table, table]), "2 predictions for sample '1'", id="repeated"),
+    ],
+)
+def test_what_does_not_hold_predictions_is_refused(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
     path = tmp_path / "p.parquet"
     save_predictions(path, [FULL])
-    once = pq.read_table(path)
-    pq.write_table(pa.concat_tables([once, once]), path)
-    with pytest.raises(DataError, match="2 predictions for sample '1'"):
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(DataError, match=rf"(?s)p\.parquet.*{message}"):
         load_predictions(path)

@@ -13,7 +13,7 @@ from llm_wrapper.detections.samples import PreparedSample
 from llm_wrapper.errors import PromptError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.evaluation import systems
-from llm_wrapper.evaluation.systems import ask_in_orders, average_answers, orders_of
+from llm_wrapper.evaluation.systems import ask_in_orders, orders_of
 from llm_wrapper.metrics import summarize
 from llm_wrapper.prompts.render import PromptBuilder, choose
 from llm_wrapper.recipe import PromptSection
@@ -198,27 +198,6 @@ def test_orders_are_permutations_that_hang_on_the_candidates_alone(count: int) -
     seen = [[shuffled[index] for index in order] for order in orders_of(shuffled, count)]
     assert seen == [[candidates[index] for index in order] for order in orders]
     assert count < 7 or len(set(orders)) > 3
-
-
-def test_an_average_is_given_in_the_candidates_own_order() -> None:
-    answers = [Answer(probabilities=(0.7, 0.3), mass=0.5), Answer(probabilities=(0.6, 0.4), mass=0.7)]
-    found = average_answers(answers, [(0, 1), (1, 0)])
-    assert found.probabilities == pytest.approx((0.55, 0.45))
-    assert found.mass == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_permuting_the_candidates_does_not_change_the_chosen_box(seed: int) -> None:
-    candidates = tuple(candidate(number) for number in range(8))
-    shuffled = tuple(random.Random(seed).sample(candidates, 8))
-    chosen = []
-    for given in (candidates, shuffled):
-        (answer,) = ask_in_orders([(SAMPLE, given)], COMPACT, FakeLLM(likes_the_first), count=5)
-        assert sum(answer.probabilities or ()) == pytest.approx(1.0)
-        index = choose(answer, 8).index
-        assert index is not None
-        chosen.append(given[index])
-    assert chosen[0] == chosen[1]
 
 
 def test_one_order_is_that_of_the_candidates() -> None:

@@ -72,6 +72,12 @@ def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> Path
     return folder
 
 
+def cut_off(folder: Path) -> Path:
+    """Leave the first bytes of an adapter's weights."""
+    os.truncate(folder / WEIGHTS, 100)
+    return folder
+
+
 def sized(name: str = "llama", **values: Any) -> Any:
     """A random model of another size."""
     config = tiny.CONFIGS[name]()
@@ -237,6 +243,7 @@ def test_another_name_of_the_base_is_said(
         pytest.param(
             lambda at: changed(third_party(at), megatron_config={}, megatron_core="runs.x"), "not done", id="import"
         ),
+        pytest.param(lambda at: cut_off(third_party(at)), "SafetensorError", id="cut-off"),
         pytest.param(
             lambda at: edited(third_party(at), lambda weights: spoil(weights, math.nan)),
             r"weight: 1 of its numbers are NaN or infinite",
@@ -285,7 +292,7 @@ def test_settings_of_endless_depth_are_refused(tmp_path: Path) -> None:
         find_adapter(str(folder)).facts()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", '"LORA"', "{}", "\ud800"], ids=repr)
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '"LORA"', "{}", "\ud800"], ids=repr)
 def test_settings_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
     (third_party(tmp_path) / "adapter_config.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(ModelError, match=r"does not fit tiny-llama(.|\n)*adapter_config\.json"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,11 @@ from llm_wrapper.evaluation.jobs import Evaluation
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.recipe import compose
 from llm_wrapper.wrapper import Wrapper
+from tests.first_images import TOY, copy_first_images
 from tests.llms import tiny
 from tests.llms.test_adapters import lora, sized, third_party
 
 ROOT = Path(__file__).parents[2]
-TOY = ROOT / "data" / "toy"
 OURS = ["llm.model=tiny", "llm.dtype=float32"]
 THEIRS = [*OURS, "prompt.format=theirs.j2"]
 TEMPLATE = re.search(r"```jinja\n(.*?)```", (ROOT / "docs" / "paper.md").read_text("utf-8"), re.DOTALL)
@@ -41,13 +40,7 @@ pytestmark = [
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     """Two images of the toy split, detected."""
-    lines = (TOY / "val.jsonl").read_text(encoding="utf-8").splitlines()
-    names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:2]
-    (tmp_path / "toy" / "images").mkdir(parents=True)
-    for name in names:
-        shutil.copy(TOY / name, tmp_path / "toy" / name)
-    kept = "".join(line + "\n" for line in lines if json.loads(line)["image"] in names)
-    (tmp_path / "toy" / "val.jsonl").write_text(kept, encoding="utf-8")
+    copy_first_images(tmp_path / "toy", count=2, splits=["val"])
     run("cache-detections", "--data-root", tmp_path / "toy", "--split", "val")
     return tmp_path / "toy"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from llm_wrapper.bounded_templates import TEMPLATES
 from llm_wrapper.errors import ModelError, PromptError
-from llm_wrapper.llms.chat import ChatEncoder, ChatTemplate, chat_encoder
+from llm_wrapper.llms.chat import ChatEncoder, ChatTemplate
 from llm_wrapper.prompts.text import clean_text
 from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Message, Prompt
@@ -33,6 +32,16 @@ SPACED = (
     "{% endfor %}"
 )
 UNMARKED = "{% for m in messages %}{{ m.content }}{{ '\nA:' if m.role == 'user' else '' }}{% endfor %}"
+
+
+def encoder_of(style: str, template: str | None = None) -> ChatEncoder:
+    return ChatEncoder(tiny.tokenizer(style), LLMSection(chat_template=template))
+
+
+def assert_distinct(completions: list[tuple[int, ...]]) -> None:
+    """No completion is another, or the beginning of another."""
+    assert len(set(completions)) == len(completions)
+    assert not [(a, b) for a in completions for b in completions if a != b and b[: len(a)] == a]
 
 
 @pytest.mark.parametrize("style", tiny.STYLES)
@@ -66,20 +75,19 @@ def test_a_completion_is_the_number_and_the_end_of_the_turn(style: str, index: i
 
 @pytest.mark.parametrize("style", tiny.STYLES)
 def test_no_completion_is_the_beginning_of_another(style: str) -> None:
-    completions = [encoder_of(style).completion(index) for index in range(25)]
-    assert not [(a, b) for a in completions for b in completions if a != b and b[: len(a)] == a]
-    assert len(set(completions)) == 25
+    encoder = encoder_of(style)
+    assert_distinct([encoder.completion(index) for index in range(25)])
 
 
 def test_whole_numbers_stay_whole_and_digits_stay_single() -> None:
-    assert len(ChatEncoder(tiny.tokenizer("numbers")).completion(42)) == 3  # the template's space, 42, the end
-    assert len(ChatEncoder(tiny.tokenizer("chatml")).completion(42)) == 3  # 4, 2, the end
+    assert len(encoder_of("numbers").completion(42)) == 3  # the template's space, 42, the end
+    assert len(encoder_of("chatml").completion(42)) == 3  # 4, 2, the end
 
 
 def test_a_space_at_the_end_of_the_prompt_does_not_swallow_the_number() -> None:
     tokenizer = tiny.tokenizer("bare")
     assert len(tokenizer(" 7", add_special_tokens=False)["input_ids"]) == 1, "this tokenizer must merge the two"
-    encoder = ChatEncoder(tokenizer, SPACED)
+    encoder = ChatEncoder(tokenizer, LLMSection(chat_template=SPACED))
     completions = [encoder.completion(index) for index in range(12)]
     assert [tokenizer.decode(ids) for ids in completions] == [f"{index}<|endoftext|>" for index in range(12)]
     assert tokenizer.decode(encoder.encode(tiny.said("x"))) == "Q: x\nA: "
@@ -88,7 +96,7 @@ def test_a_space_at_the_end_of_the_prompt_does_not_swallow_the_number() -> None:
 @pytest.mark.parametrize("style", ["chatml", "bare"])
 def test_a_template_without_an_end_of_turn_ends_in_eos(style: str) -> None:
     tokenizer = tiny.tokenizer(style)
-    *number, end = ChatEncoder(tokenizer, UNMARKED).completion(12)
+    *number, end = ChatEncoder(tokenizer, LLMSection(chat_template=UNMARKED)).completion(12)
     assert end == tokenizer.eos_token_id
     assert tokenizer.decode(number) == "12"
 
@@ -97,23 +105,12 @@ def test_neither_end_of_turn_nor_eos_is_an_error() -> None:
     tokenizer = tiny.tokenizer("bare")
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="'tiny-bare' has neither an end of turn nor an eos token"):
-        ChatEncoder(tokenizer, UNMARKED).completion(3)
-
-
-def test_no_template_is_an_error_that_names_the_setting() -> None:
-    with pytest.raises(ModelError, match=r"'tiny-llama3' has no chat template.*llm\.chat_template"):
-        ChatEncoder(tiny.tokenizer("llama3", with_template=False))
+        ChatEncoder(tokenizer, LLMSection(chat_template=UNMARKED)).completion(3)
 
 
 def test_the_recipes_template_wins_over_the_tokenizers() -> None:
-    tokenizer = tiny.tokenizer("llama3")
-    assert tokenizer.decode(ChatEncoder(tokenizer, UNMARKED).encode(tiny.said("dog"))) == "dog\nA:"
-
-
-def test_a_template_that_rewords_the_question_once_answered_is_refused() -> None:
-    template = "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}{{ eos_token }}"
-    with pytest.raises(ModelError, match="words the question differently"):
-        ChatEncoder(tiny.tokenizer("chatml"), template).completion(0)
+    encoder = encoder_of("llama3", UNMARKED)
+    assert encoder.tokenizer.decode(encoder.encode(tiny.said("dog"))) == "dog\nA:"
 
 
 # --- templates of the field ------------------------------------------------------------------------------------------
@@ -147,12 +144,10 @@ def real(name: str) -> tuple[Any, str]:
 )
 def test_what_a_template_writes_before_every_number_is_the_prompts(name: str, head: str, answer: str) -> None:
     tokenizer, text = real(name)
-    encoder = ChatEncoder(tokenizer, text)
+    encoder = ChatEncoder(tokenizer, LLMSection(chat_template=text))
     assert tokenizer.decode(encoder.encode(tiny.said("the left dog"))).endswith(head)
     assert tokenizer.decode(encoder.completion(7)) == answer
-    completions = [encoder.completion(index) for index in range(30)]
-    assert len(set(completions)) == 30
-    assert not [(a, b) for a in completions for b in completions if a != b and b[: len(a)] == a]
+    assert_distinct([encoder.completion(index) for index in range(30)])
 
 
 @pytest.mark.parametrize(
@@ -165,8 +160,10 @@ def test_what_a_template_writes_before_every_number_is_the_prompts(name: str, he
     ],
 )
 def test_a_template_that_cannot_be_scored_is_refused_with_the_remedy(name: str, said: str) -> None:
+    tokenizer, text = real(name)
+    encoder = ChatEncoder(tokenizer, LLMSection(chat_template=text))
     with pytest.raises(ModelError, match=rf"{said}[\s\S]*llm\.chat_template"):
-        ChatEncoder(*real(name)).completion(0)
+        encoder.completion(0)
 
 
 @pytest.mark.parametrize("name", ["gptoss", "llama3_2", "qwen3", "gemma3", "cohere2", "nemotron_3_nano", "lfm2"])
@@ -192,7 +189,7 @@ DATED = "{{ strftime_now('%d %b %Y') + '|' + (date_string | default('')) + '\n' 
 def test_the_date_is_that_of_the_recipe() -> None:
     tokenizer = tiny.tokenizer("chatml")
     texts = [
-        tokenizer.decode(chat_encoder(tokenizer, LLMSection(chat_template=DATED, **section)).encode(tiny.said("x")))
+        tokenizer.decode(ChatEncoder(tokenizer, LLMSection(chat_template=DATED, **section)).encode(tiny.said("x")))
         for section in ({}, {"template_date": "2031-01-02"})
     ]
     assert [text.split("\n")[0] for text in texts] == ["26 Jul 2024|", "02 Jan 2031|"]
@@ -200,8 +197,8 @@ def test_the_date_is_that_of_the_recipe() -> None:
 
 def test_thinking_is_what_the_recipe_says() -> None:
     tokenizer, text = real("qwen3")
-    thinking = chat_encoder(tokenizer, LLMSection(chat_template=text, enable_thinking=True))
-    plain = chat_encoder(tokenizer, LLMSection(chat_template=text))
+    thinking = ChatEncoder(tokenizer, LLMSection(chat_template=text, enable_thinking=True))
+    plain = ChatEncoder(tokenizer, LLMSection(chat_template=text))
     assert len(thinking.encode(tiny.said("x"))) == len(plain.encode(tiny.said("x"))), "scored, it does not think either"
     assert thinking.completion(7) == plain.completion(7)
 
@@ -215,6 +212,11 @@ def test_old_recipes_have_the_fixed_date_and_no_thinking() -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
+        pytest.param(
+            "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}{{ eos_token }}",
+            "words the question differently",
+            id="another question",
+        ),
         pytest.param("{% for m in messages %}{{ m.role }}: 5\n{% endfor %}", "for the answer 0", id="no number"),
         pytest.param(
             "{% for m in messages %}{{ m.content if m.role == 'user' else m.content[:1] }}{% endfor %}",
@@ -230,11 +232,11 @@ def test_old_recipes_have_the_fixed_date_and_no_thinking() -> None:
 )
 def test_completions_hold_their_number(template: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        ChatEncoder(tiny.tokenizer("bare"), template).completion(0)
+        encoder_of("bare", template).completion(0)
 
 
 def test_completions_that_begin_one_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = ChatEncoder(tiny.tokenizer("chatml"))
+    encoder = encoder_of("chatml")
     first, second = encoder._completion(1), encoder._completion(12)
     encoder._written[12] = (*first, *second)
     with pytest.raises(ModelError, match="writes the answers 1 and 12 so that one begins the other"):
@@ -250,7 +252,7 @@ def test_completions_that_begin_one_another_are_refused(monkeypatch: pytest.Monk
     ],
 )
 def test_a_template_that_drops_what_is_said_is_refused(template: str) -> None:
-    encoder = ChatEncoder(tiny.tokenizer("chatml"), template)
+    encoder = encoder_of("chatml", template)
     with pytest.raises(ModelError, match=r"leaves out what the \w+ of sample sample-7 says"):
         encoder.encode(tiny.said("the left dog", "3", "the right dog, of them"))
 
@@ -277,19 +279,19 @@ def test_a_template_that_drops_what_is_said_is_refused(template: str) -> None:
     ],
 )
 def test_a_template_that_fails_is_one_error_that_says_what_to_set(template: str, said: str) -> None:
-    encoder = ChatEncoder(tiny.tokenizer("chatml"), template)
+    encoder = encoder_of("chatml", template)
     with pytest.raises(ModelError, match=rf"the chat template of 'tiny-chatml' fails: .*({said}).*llm\.chat_template"):
         encoder.encode(tiny.said("dog"))
-    assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog")), "the next template is rendered"
+    assert encoder_of("chatml").encode(tiny.said("dog")), "the next template is rendered"
 
 
 def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(9)) + "{% endfor %}" * 9
     monkeypatch.setattr(TEMPLATES, "seconds", 0.5)
     with pytest.raises(ModelError, match=r"fails: it runs longer than 0.5 seconds"):
-        ChatEncoder(tiny.tokenizer("chatml"), loops).encode(tiny.said("dog"))
+        encoder_of("chatml", loops).encode(tiny.said("dog"))
     monkeypatch.undo()
-    assert ChatEncoder(tiny.tokenizer("chatml")).encode(tiny.said("dog"))
+    assert encoder_of("chatml").encode(tiny.said("dog"))
 
 
 @pytest.mark.parametrize(
@@ -300,6 +302,7 @@ def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
             {"rag": tiny.CHATML, "tool_use": tiny.CHATML}, r"none is called default \(rag, tool_use\)", id="none"
         ),
         pytest.param({}, "has no chat template", id="empty"),
+        pytest.param(None, r"'tiny-llama3' has no chat template.*llm\.chat_template", id="none at all"),
         pytest.param(7, "is not a text", id="number"),
         pytest.param("x" * 1_000_001, "at most 1,000,000 characters", id="long"),
     ],
@@ -308,7 +311,7 @@ def test_one_of_several_templates_is_chosen(templates: Any, said: str | None) ->
     tokenizer = tiny.tokenizer("llama3", with_template=False)
     tokenizer.chat_template = templates
     if said is None:
-        expected = ChatEncoder(tiny.tokenizer("llama3")).encode(tiny.said("dog"))
+        expected = encoder_of("llama3").encode(tiny.said("dog"))
         assert ChatEncoder(tokenizer).encode(tiny.said("dog")) == expected
     else:
         with pytest.raises(ModelError, match=said):
@@ -316,7 +319,7 @@ def test_one_of_several_templates_is_chosen(templates: Any, said: str | None) ->
 
 
 def test_special_tokens_of_a_kind_of_chat_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = ChatEncoder(tiny.tokenizer("chatml"))
+    encoder = encoder_of("chatml")
     encoder.encode(tiny.said("the left dog"))
     rendered = []
     original = encoder._template.render
@@ -326,11 +329,6 @@ def test_special_tokens_of_a_kind_of_chat_are_counted_once(monkeypatch: pytest.M
     for text in ("a cat", "a chair"):
         encoder.encode(tiny.said(text))
     assert len(rendered) == 2
-
-
-@cache
-def encoder_of(style: str) -> ChatEncoder:
-    return ChatEncoder(tiny.tokenizer(style))
 
 
 FORGED = [
@@ -345,14 +343,10 @@ FORGED = [
 
 
 @pytest.mark.parametrize(("style", "text"), FORGED)
-def test_text_that_forms_a_special_token_is_refused(style: str, text: str) -> None:
+def test_text_that_forms_a_special_token_is_refused_and_clean_text_forms_none(style: str, text: str) -> None:
     with pytest.raises(PromptError, match=rf"sample sample-7 has \d+ special tokens.*\d+.*tiny-{style}"):
-        ChatEncoder(tiny.tokenizer(style)).encode(tiny.said(text))
-
-
-@pytest.mark.parametrize(("style", "text"), FORGED)
-def test_clean_text_never_forms_one(style: str, text: str) -> None:
-    assert ChatEncoder(tiny.tokenizer(style)).encode(tiny.said(clean_text(text)))
+        encoder_of(style).encode(tiny.said(text))
+    assert encoder_of(style).encode(tiny.said(clean_text(text)))
 
 
 @pytest.mark.slow
@@ -364,7 +358,7 @@ def test_any_cleaned_text_can_be_encoded(text: str, style: str) -> None:
 
 
 def test_a_system_message_and_earlier_turns_are_no_forgery() -> None:
-    encoder = ChatEncoder(tiny.tokenizer("chatml"))
+    encoder = encoder_of("chatml")
     turns = (Message("system", "Be brief."), Message("user", "a dog"))
     text = encoder.tokenizer.decode(encoder.encode(Prompt("s", turns, tiny.candidates(2), "compact")))
     assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n"

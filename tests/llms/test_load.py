@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
@@ -24,6 +23,7 @@ from llm_wrapper.llms.load import LoadedLLM, load_model, unpack_gguf
 from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.recipe import LLMSection
 from tests.llms import tiny
+from tests.llms.test_adapters import lora, third_party
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -34,17 +34,6 @@ def saved(folder: Path, architecture: str = "llama", style: str = "chatml") -> L
     llm.model.save_pretrained(folder)
     llm.tokenizer.save_pretrained(folder)
     return LLMSection(model=str(folder), dtype="float32")
-
-
-def adapter_of(folder: Path, *, architecture: str = "llama", targets: Any = "all-linear", **changes: Any) -> Path:
-    """Save an adapter with random weights for a tiny model whose config is changed so."""
-    config = tiny.CONFIGS[architecture]()
-    for key, value in changes.items():
-        setattr(config, key, value)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    lora = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
-    peft.get_peft_model(model, lora).save_pretrained(folder)
-    return folder
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -489,7 +478,7 @@ def test_two_processes_may_convert_at_once(
 
 def test_an_adapter_changes_the_answers(tmp_path: Path) -> None:
     section = saved(tmp_path / "base")
-    adapter = adapter_of(tmp_path / "adapter")
+    adapter = third_party(tmp_path / "adapter", lora(target_modules="all-linear"), base=None)
     plain, adapted = load_model(section), load_model(section, adapter)
     ids = torch.tensor([[40, 41, 42]])
     assert not adapted.model.training
@@ -505,37 +494,6 @@ def test_a_missing_adapter_says_how_to_train_one(tmp_path: Path, exists: bool) -
         folder.mkdir()
     with pytest.raises(ModelError, match=rf"{folder} holds no adapter.*make train"):
         add_adapter(tiny.llm(), folder)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"hidden_size": 64}, id="wider"),
-        pytest.param({"num_hidden_layers": 1, "targets": ["q_proj", "v_proj"]}, id="fewer layers"),
-        pytest.param({"num_hidden_layers": 3}, id="more layers"),
-        pytest.param({"architecture": "gpt_neo"}, id="other architecture"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
-def test_an_adapter_of_another_model_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    adapter = adapter_of(tmp_path, **changes)
-    with pytest.raises(ModelError, match=rf"the adapter {tmp_path} does not fit tiny-llama"):
-        add_adapter(tiny.llm(), adapter)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda folder: (folder / "adapter_model.safetensors").unlink(), id="no weights"),
-        pytest.param(lambda folder: os.truncate(folder / "adapter_model.safetensors", 100), id="cut off"),
-        pytest.param(lambda folder: (folder / "adapter_config.json").write_text("{"), id="config"),
-    ],
-)
-def test_a_damaged_adapter_is_refused(tmp_path: Path, damage: Any) -> None:
-    adapter = adapter_of(tmp_path)
-    damage(adapter)
-    with pytest.raises(ModelError, match="does not fit tiny-llama"):
-        add_adapter(tiny.llm(), adapter)
 
 
 def test_a_loaded_llm_has_one_encoder() -> None:

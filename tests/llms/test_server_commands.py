@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,10 @@ from llm_wrapper.cli import main
 from llm_wrapper.errors import ModelError, RecipeError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.recipe import Recipe, compose
+from tests.first_images import copy_first_images
 from tests.llms import tiny
 from tests.llms.model_server import ModelServer
 
-ROOT = Path(__file__).parents[2]
 NAMES = {"vlm": "toy", "llm": "vllm", "data": "toy", "train": "default"}
 
 
@@ -60,15 +58,7 @@ def test_no_recipe_sends_the_key_of_one_service_to_another() -> None:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The first two images of the toy's val split, in a folder of its own to work in."""
     monkeypatch.chdir(tmp_path)
-    source, root = ROOT / "data" / "toy", tmp_path / "toy"
-    (root / "images").mkdir(parents=True)
-    lines = (source / "val.jsonl").read_text(encoding="utf-8").splitlines()
-    names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:2]
-    kept = [line for line in lines if json.loads(line)["image"] in names]
-    (root / "val.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    for name in names:
-        shutil.copy(source / name, root / name)
-    return root
+    return copy_first_images(tmp_path / "toy", count=2, splits=["val"])
 
 
 def invoke(*args: str | Path) -> BaseException | None:

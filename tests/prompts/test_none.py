@@ -1,4 +1,4 @@
-"""The answer "none of these": its line, and how it is read."""
+"""The line of the answer "none of these"."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from llm_wrapper.errors import PromptError
-from llm_wrapper.prompts.render import NONE_OF_THESE, PROMPT_FORMATS, PromptBuilder, choose, render_prompt
+from llm_wrapper.prompts.render import PROMPT_FORMATS, PromptBuilder, render_prompt
 from llm_wrapper.recipe import PromptSection
-from llm_wrapper.records import Answer, Choice
 from tests.prompts.test_render import CANDIDATES, SAMPLE, text
 
 LINES = {"coords": "3: none of these", "coords_scores": "3: none of these"}
@@ -61,28 +60,3 @@ def test_a_template_of_ones_own_must_have_the_line(
         return
     with pytest.raises(PromptError, match=r"prompt\.none=true .* none_index"):
         render_prompt(SAMPLE, CANDIDATES, str(path), instruction=instruction, none=True)
-
-
-@pytest.mark.parametrize(
-    ("answer", "none", "below", "expected"),
-    [
-        pytest.param(Answer((0.2, 0.3, 0.5)), True, None, Choice(None, 0.5, NONE_OF_THESE), id="most-probable"),
-        pytest.param(Answer((0.2, 0.4, 0.4)), True, None, Choice(1, 0.4), id="a-candidate-wins-a-tie"),
-        pytest.param(Answer((0.3, 0.7)), False, 0.8, Choice(None, None, NONE_OF_THESE), id="below"),
-        pytest.param(Answer((0.3, 0.7)), False, 0.7, Choice(1, 0.7), id="the-bound-is-not-below"),
-        pytest.param(Answer((0.2, 0.5, 0.3)), True, 0.6, Choice(None, 0.3, NONE_OF_THESE), id="below-with-its-own"),
-        pytest.param(Answer(text="2"), True, None, Choice(None, None, NONE_OF_THESE), id="text"),
-        pytest.param(Answer(text="2"), False, None, Choice(None, None, "index_out_of_range"), id="text-not-offered"),
-        pytest.param(Answer(text="3"), True, None, Choice(None, None, "index_out_of_range"), id="text-behind"),
-        pytest.param(Answer(text="1"), True, 0.9, Choice(1), id="text-has-no-probability"),
-        pytest.param(Answer(text="none"), True, None, Choice(None, None, "no_number"), id="word"),
-    ],
-)
-def test_how_it_is_read(answer: Answer, none: bool, below: float | None, expected: Choice) -> None:
-    assert choose(answer, 2, none=none, none_below=below) == expected
-
-
-@pytest.mark.parametrize(("shares", "none"), [((0.5, 0.5), True), ((0.2, 0.3, 0.5), False), ((), True)])
-def test_as_many_probabilities_as_answers(shares: tuple[float, ...], none: bool) -> None:
-    with pytest.raises(ValueError, match=f"{len(shares)} probabilities for 2 candidates"):
-        choose(Answer(shares), 2, none=none)

@@ -7,25 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_wrapper.prompts.relations import Rank, Relations, compute_relations, spell_cardinal, spell_ordinal
-from llm_wrapper.records import Box, Candidate
+from llm_wrapper.records import Candidate
+from tests.prompts.made import ZEBRAS, at, boxes, candidate
 
 WH = (100, 100)
-
-
-def candidate(label: str, *xyxy: float) -> Candidate:
-    return Candidate(Box(*xyxy), label, None, "d", "od")
-
-
-def at(label: str, x: float, y: float, side: float = 10.0) -> Candidate:
-    """A square around a center."""
-    return candidate(label, x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-
-
-ZEBRAS = (
-    candidate("zebra", 310.2, 80.0, 620.5, 420.0),
-    candidate("zebra", 15.0, 90.5, 298.0, 405.0),
-    candidate("grass", 0.0, 300.0, 640.0, 480.0),
-)
 
 
 def test_walk_through_sample() -> None:
@@ -35,14 +20,8 @@ def test_walk_through_sample() -> None:
     assert grass == Relations(Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(1, 1), Rank(2, 3), Rank(1, 3), "bottom", "big")
 
 
-def test_one_candidate_is_the_only_one_of_everything() -> None:
-    (only,) = compute_relations([at("cat", 50, 50)], WH)
-    assert only == Relations(*[Rank(1, 1)] * 6, "center", "small")
-    assert not only.left.is_first
-    assert not only.left.is_last
-
-
-def test_no_candidate_has_no_relations() -> None:
+def test_one_candidate_is_the_only_one_of_everything_and_none_is_none() -> None:
+    assert compute_relations([at("cat", 50, 50)], WH) == [Relations(*[Rank(1, 1)] * 6, "center", "small")]
     assert compute_relations([], WH) == []
 
 
@@ -54,10 +33,6 @@ def test_extent_is_the_share_of_the_image(side: float, extent: str) -> None:
     assert only.extent == extent
 
 
-def test_numbers_are_spelled_to_ten() -> None:
-    assert [spell_cardinal(count) for count in (1, 2, 10, 11)] == ["one", "two", "ten", "11"]
-
-
 def test_a_row_counts_from_the_left() -> None:
     places = [70, 10, 90, 30, 50]
     found = compute_relations([at("cat", x, 50) for x in places], WH)
@@ -65,13 +40,10 @@ def test_a_row_counts_from_the_left() -> None:
     assert [each.left for each in found] == [each.left_of_all for each in found]
 
 
-def test_a_column_counts_from_the_top_and_the_nearest_stands_lowest() -> None:
+def test_a_column_counts_from_the_top_by_center_and_from_the_lowest_edge() -> None:
     found = compute_relations([at("cat", 50, 20), at("cat", 50, 80), at("cat", 50, 50)], WH)
     assert [each.top.rank for each in found] == [1, 3, 2]
     assert [each.near.rank for each in found] == [3, 1, 2]
-
-
-def test_nearness_is_the_lower_edge_and_top_the_center() -> None:
     tall, short = candidate("cat", 0, 0, 10, 90), candidate("cat", 20, 50, 30, 80)
     found = compute_relations([tall, short], WH)
     assert (found[0].near.rank, found[0].top.rank) == (1, 1)
@@ -95,25 +67,12 @@ def test_other_labels_count_among_all_but_not_among_their_kind() -> None:
     assert [each.size_of_all.rank for each in found] == [2, 1]
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "expected"),
-    [
-        (10, 10, "top left"),
-        (50, 10, "top"),
-        (90, 10, "top right"),
-        (10, 50, "left"),
-        (50, 50, "center"),
-        (90, 50, "right"),
-        (10, 90, "bottom left"),
-        (50, 90, "bottom"),
-        (90, 90, "bottom right"),
-        (35.9, 50, "left"),
-        (36, 64, "center"),
-        (64.1, 50, "right"),
-    ],
-)
-def test_position_words(x: float, y: float, expected: str) -> None:
-    assert compute_relations([at("cat", x, y)], WH)[0].position == expected
+def test_position_words() -> None:
+    places = [(x, y) for y in (10, 50, 90) for x in (10, 50, 90)] + [(35.9, 50), (36, 64), (64.1, 50)]
+    assert [compute_relations([at("cat", x, y)], WH)[0].position for x, y in places] == [
+        *("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"),
+        *("left", "center", "right"),
+    ]
 
 
 def test_equal_positions_are_told_apart_by_place_not_by_order() -> None:
@@ -128,12 +87,8 @@ def test_identical_boxes_of_one_label_share_out_the_ranks() -> None:
     assert sorted(each.left.rank for each in found) == [1, 2]
 
 
-COORDINATE = st.integers(0, 6)
-BOXES = st.tuples(COORDINATE, COORDINATE, st.integers(1, 4), st.integers(1, 4)).map(
-    lambda xywh: Box(xywh[0], xywh[1], xywh[0] + xywh[2], xywh[1] + xywh[3])
-)
 CANDIDATES = st.lists(
-    st.builds(Candidate, BOXES, st.sampled_from(["cat", "Cat", "dog"]), st.none(), st.just("d"), st.just("od")),
+    st.builds(Candidate, boxes(6, 4), st.sampled_from(["cat", "Cat", "dog"]), st.none(), st.just("d"), st.just("od")),
     max_size=8,
     unique_by=lambda each: (each.box.xyxy, each.label),
 )
@@ -168,6 +123,6 @@ def test_first_and_last_need_company(rank: int, count: int, first: bool, last: b
     assert (Rank(rank, count).is_first, Rank(rank, count).is_last) == (first, last)
 
 
-@pytest.mark.parametrize(("rank", "word"), [(1, "first"), (2, "second"), (10, "tenth"), (11, "11th"), (20, "20th")])
-def test_ordinal(rank: int, word: str) -> None:
-    assert spell_ordinal(rank) == word
+def test_numbers_are_spelled_to_ten() -> None:
+    assert [spell_cardinal(count) for count in (1, 2, 10, 11)] == ["one", "two", "ten", "11"]
+    assert [spell_ordinal(rank) for rank in (1, 2, 10, 11, 20)] == ["first", "second", "tenth", "11th", "20th"]

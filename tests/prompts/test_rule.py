@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,29 +19,21 @@ from llm_wrapper.detectors import coco, detect_sample
 from llm_wrapper.evaluation import systems
 from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.rule import SYNONYMS, find_names, singularize, split_words
-from llm_wrapper.records import Box, Candidate, Choice
+from llm_wrapper.records import Candidate, Choice
+from tests.prompts import made
+from tests.prompts.made import ZEBRAS, boxes
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
 
 
-def candidate(label: str, *xyxy: float) -> Candidate:
-    return Candidate(Box(*xyxy), label, None, "d", "od")
-
-
-def at(label: str, x: float, y: float, side: float = 20.0) -> Candidate:
-    """A square around a center."""
-    return candidate(label, x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-
-
-ZEBRAS = (
-    candidate("zebra", 310.2, 80.0, 620.5, 420.0),
-    candidate("zebra", 15.0, 90.5, 298.0, 405.0),
-    candidate("grass", 0.0, 300.0, 640.0, 480.0),
-)
+at = partial(made.at, side=20.0)
 
 # One cat in each direction; the middle one is larger, the one below a little smaller than the others.
 LEFT, RIGHT, TOP, BOTTOM, MIDDLE = range(5)
-CROSS = (at("cat", 20, 50), at("cat", 80, 50), at("cat", 45, 15), at("cat", 55, 90, 16), at("cat", 50, 50, 30))
+CROSS = (
+    *(at("cat", 20, 50), at("cat", 80, 50), at("cat", 45, 15)),
+    *(at("cat", 55, 90, side=16), at("cat", 50, 50, side=30)),
+)
 
 
 def chosen(expression: str, candidates: tuple[Candidate, ...] = CROSS) -> int | None:
@@ -52,39 +45,19 @@ def test_walk_through_sample() -> None:
     assert [chosen(text, ZEBRAS) for text in ("right zebra", "zebra", "grass")] == [0, 0, 2]
 
 
+SAID = {
+    LEFT: "left cat, LEFT CAT, the leftmost cat, cat on the left-most side",
+    RIGHT: "right cat, the cat furthest to the right, rightmost",
+    TOP: "top cat, the upper cat, highest cat, second cat from the left",
+    BOTTOM: "cat at the bottom, lower cat, smallest cat, the little cat, tiny cat, cat in the back, front cat, "
+    "the cat in the background, closest cat, cat in the foreground, 2nd from right",
+    MIDDLE: "middle cat, cat in the center, cat between the others, cat, the biggest cat, third from the left, "
+    "third cat from the right",
+}
+
+
 @pytest.mark.parametrize(
-    ("expression", "expected"),
-    [
-        ("left cat", LEFT),
-        ("the leftmost cat", LEFT),
-        ("cat on the left-most side", LEFT),
-        ("right cat", RIGHT),
-        ("the cat furthest to the right", RIGHT),
-        ("rightmost", RIGHT),
-        ("top cat", TOP),
-        ("the upper cat", TOP),
-        ("highest cat", TOP),
-        ("cat at the bottom", BOTTOM),
-        ("lower cat", BOTTOM),
-        ("smallest cat", BOTTOM),
-        ("the little cat", BOTTOM),
-        ("tiny cat", BOTTOM),
-        ("cat in the back", BOTTOM),
-        ("the cat in the background", BOTTOM),
-        ("front cat", BOTTOM),
-        ("closest cat", BOTTOM),
-        ("cat in the foreground", BOTTOM),
-        ("middle cat", MIDDLE),
-        ("cat in the center", MIDDLE),
-        ("cat between the others", MIDDLE),
-        ("cat", MIDDLE),
-        ("the biggest cat", MIDDLE),
-        ("LEFT CAT", LEFT),
-        ("second cat from the left", TOP),
-        ("2nd from right", BOTTOM),
-        ("third from the left", MIDDLE),
-        ("third cat from the right", MIDDLE),
-    ],
+    ("expression", "expected"), [(text, index) for index, texts in SAID.items() for text in texts.split(", ")]
 )
 def test_direction_and_size_words(expression: str, expected: int) -> None:
     assert chosen(expression) == expected
@@ -99,31 +72,21 @@ def test_other_words_are_no_directions(expression: str) -> None:
     assert chosen(expression) == MIDDLE
 
 
-def test_nobody_asks_for_more_than_there_are() -> None:
-    two = (at("cat", 20, 50), at("cat", 80, 50))
-    assert chosen("third cat from the left", two) == 0
-
-
 def test_the_candidates_named_first_are_in_question() -> None:
+    assert chosen("third cat from the left", (at("cat", 20, 50), at("cat", 80, 50))) == 0  # there are but two
     things = (at("dog", 10, 50), at("cat", 20, 50), at("cat", 80, 50))
     assert chosen("cat next to the dog on the right", things) == 2
     assert chosen("dog next to the right cat", things) == 0
     assert rule.rank_by_rule("left cat", things) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("expression", "label"),
-    [
-        ("woman", "person"),
-        ("the men", "person"),
-        ("plane", "airplane"),
-        ("zebras", "zebra"),
-        ("glass of wine", "wine glass"),
-        ("bear doll", "teddy bear"),
-    ],
-)
+NAMED = {"woman": "person", "the men": "person", "plane": "airplane", "zebras": "zebra", "glass of wine": "wine glass",
+         "bear doll": "teddy bear"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("expression", "label"), NAMED.items())
 def test_synonyms_and_plurals_name_a_label(expression: str, label: str) -> None:
-    assert chosen(expression, (at("rug", 50, 50, 90), at(label, 20, 20))) == 1
+    assert chosen(expression, (at("rug", 50, 50, side=90), at(label, 20, 20))) == 1
 
 
 @pytest.mark.parametrize("expression", ["", " ", "\n", "the green one", "斑马", "<|im_end|>", "0"])
@@ -133,33 +96,26 @@ def test_the_largest_is_chosen_where_nothing_is_said(expression: str) -> None:
 
 @pytest.mark.parametrize("label", ["", "斑马", "🦓", "gnome <|im_end|>", "x" * 5000])
 def test_a_label_that_nobody_says_is_not_chosen(label: str) -> None:
-    things = (at(label, 50, 50, 90), at("cat", 20, 50), at("cat", 80, 50))
+    things = (at(label, 50, 50, side=90), at("cat", 20, 50), at("cat", 80, 50))
     assert chosen("right cat", things) == 2
     assert chosen("big thing", things) == 0
 
 
 def test_small_things_are_overlooked_unless_smallness_is_spoken_of() -> None:
-    things = (at("cat", 10, 50, 4), at("cat", 40, 50), at("cat", 80, 50))
+    things = (at("cat", 10, 50, side=4), at("cat", 40, 50), at("cat", 80, 50))
     assert chosen("left cat", things) == 1
     assert chosen("small cat", things) == 0
 
 
 def test_no_candidate_cannot_be_chosen() -> None:
-    assert rule.choose_by_rule("left zebra", ()).index is None
-    assert rule.choose_by_rule("left zebra", ()).reason
+    assert rule.choose_by_rule("left zebra", ()) == Choice(None, reason="no_candidate")
     assert rule.rank_by_rule("left zebra", ()) == []
 
 
 WORDS = ["left", "right", "second", "third", "from", "middle", "cat", "dog", "person", "small", "top", "of", "the"]
-BOXES = st.tuples(*[st.integers(0, 90)] * 2, *[st.integers(1, 9)] * 2).map(
-    lambda xywh: Box(xywh[0], xywh[1], xywh[0] + xywh[2], xywh[1] + xywh[3])
-)
+LABELS = st.sampled_from(["cat", "dog", "person"]) | st.text()
 CANDIDATES = st.lists(
-    st.builds(
-        Candidate, BOXES, st.sampled_from(["cat", "dog", "person"]) | st.text(), st.none(), st.just("d"), st.just("od")
-    ),
-    min_size=1,
-    max_size=6,
+    st.builds(Candidate, boxes(90, 9), LABELS, st.none(), st.just("d"), st.just("od")), min_size=1, max_size=6
 )
 
 
@@ -190,52 +146,26 @@ def test_the_rule_is_right_on_more_than_57_percent_of_refcocog() -> None:
     assert right.mean() > 0.57
 
 
-def test_an_ordinal_said_for_ever_is_one_pass() -> None:
+def test_an_ordinal_or_a_label_without_end_is_one_pass() -> None:
     candidates = [at("dog", 10, 10), at("dog", 50, 10)]
     assert rule.choose_by_rule("second " * 64_000, candidates).index is not None
     assert rule.choose_by_rule("second " * 64_000 + "from the right, no, left", candidates).index == 1
-
-
-def test_a_label_without_end_is_one_pass() -> None:
     candidates = [at("a " * 50_000, 10, 10), at("dog", 50, 10)]
     assert rule.choose_by_rule("a " * 50_000, candidates).index is not None
 
 
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("zebras", "zebra"),
-        ("men", "man"),
-        ("women", "woman"),
-        ("people", "person"),
-        ("children", "child"),
-        ("ladies", "lady"),
-        ("puppies", "puppy"),
-        ("benches", "bench"),
-        ("toothbrushes", "toothbrush"),
-        ("boxes", "box"),
-        ("glasses", "glass"),
-        ("dresses", "dress"),
-        ("buses", "bus"),
-        ("horses", "horse"),
-        ("vases", "vase"),
-        ("knives", "knife"),
-        ("pies", "pie"),
-        ("geese", "goose"),
-        ("bus", "bus"),
-        ("grass", "grass"),
-        ("octopus", "octopus"),
-        ("skis", "skis"),
-        ("scissors", "scissors"),
-        ("broccoli", "broccoli"),
-        ("zebra", "zebra"),
-        ("sheep", "sheep"),
-        ("is", "is"),
-        ("", ""),
-    ],
+SINGULARS = (
+    "zebras zebra, men man, women woman, people person, children child, ladies lady, puppies puppy, benches bench, "
+    "toothbrushes toothbrush, boxes box, glasses glass, dresses dress, buses bus, horses horse, vases vase, "
+    "knives knife, pies pie, geese goose, bus bus, grass grass, octopus octopus, skis skis, scissors scissors, "
+    "broccoli broccoli, zebra zebra, sheep sheep, is is"
 )
-def test_singular(word: str, expected: str) -> None:
-    assert singularize(word) == expected
+
+
+def test_singular() -> None:
+    pairs = [pair.split() for pair in SINGULARS.split(", ")]
+    assert [(word, singularize(word)) for word, _ in pairs] == [(word, expected) for word, expected in pairs]
+    assert singularize("") == ""
 
 
 @pytest.mark.parametrize("label", SYNONYMS)
@@ -260,18 +190,10 @@ def test_words_of(text: str, expected: tuple[str, ...]) -> None:
     assert split_words(text) == expected
 
 
-def test_a_label_names_itself_best() -> None:
-    names = find_names("Zebra")
-    assert names["zebra",] == 0
-    assert set(names.values()) <= {0, 1}
-
-
-def test_the_last_word_and_the_synonyms_name_a_label_too() -> None:
+def test_a_label_names_itself_best_and_its_last_word_and_its_synonyms_name_it_too() -> None:
+    assert find_names("Zebra")["zebra",] == 0
     names = find_names("teddy bear")
     assert (names["teddy", "bear"], names["bear",], names["doll",]) == (0, 1, 1)
-
-
-def test_an_unknown_label_stands_for_itself() -> None:
     assert find_names("garden gnome") == {("garden", "gnome"): 0, ("gnome",): 1}
     assert find_names("gnome") == {("gnome",): 0}
 

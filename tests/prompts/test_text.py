@@ -98,14 +98,11 @@ def test_an_expression_that_shows_nothing_is_refused(text: str) -> None:
         require_expression(text)
 
 
-def test_an_expression_without_end_is_refused() -> None:
+def test_an_expression_that_can_be_seen_is_clean_and_one_without_end_is_refused() -> None:
+    for visible in ("left zebra", "?", "斑马", "🦓"):
+        assert require_expression(f" {visible}\n") == visible
     with pytest.raises(PromptError, match="has 64000 characters"):
         require_expression("x" * 64_000)
-
-
-@pytest.mark.parametrize("text", ["left zebra", "?", "斑马", "🦓"])
-def test_an_expression_that_can_be_seen_is_clean(text: str) -> None:
-    assert require_expression(f" {text}\n") == text
 
 
 @given(st.text())
@@ -142,13 +139,10 @@ def test_clean_label(label: str, expected: str) -> None:
 
 TEXT = "Look well.\n{objects}\nSaid: {expression}. Its number?"
 
+_WHICH = "{objects}\nWhich one does the expression describe? Answer with its number alone.\nExpression: {expression}"
+_NUMBER = "{objects}\nNumber of the object described by\n{expression}"
 OWN_WORDS = {
-    "coords": "{objects}\nWhich one does the expression describe? Answer with its number alone.\n"
-    "Expression: {expression}",
-    "coords_scores": "{objects}\nWhich one does the expression describe? Answer with its number alone.\n"
-    "Expression: {expression}",
-    "compact": "{objects}\nNumber of the object described by\n{expression}",
-    "relations": "{objects}\nNumber of the object described by\n{expression}",
+    **{"coords": _WHICH, "coords_scores": _WHICH, "compact": _NUMBER, "relations": _NUMBER},
     "hints": "Find: {expression}\n{objects}\nNumber:",
 }
 """What each shipped template says, as an instruction."""
@@ -172,9 +166,7 @@ OWN_WORDS = {
         pytest.param("{objects} {expression} }", ["not closed, or not opened"], id="closed-brace"),
         pytest.param("{objects} \0{expression}\x1b", ["U+0000, U+001B"], id="control"),
         pytest.param("{objects} {expression}\u202e", ["U+202E"], id="right-to-left-override"),
-        pytest.param(
-            "{objects} {expression}" + "x" * MAX_INSTRUCTION, ["1022 characters; 1000 is the most"], id="novel"
-        ),
+        pytest.param("{objects} {expression}" + "x" * MAX_INSTRUCTION, ["1022 characters; 1000"], id="novel"),
         pytest.param("\0" * 1001, ["{objects}", "{expression}", "control", "1001 characters"], id="all-at-once"),
     ],
 )
@@ -230,10 +222,7 @@ def test_a_template_of_ones_own_must_say_which_lines_are_the_objects(tmp_path: P
     other.write_text("{% block objects %}{{ candidates | length }}{% endblock %} {{ expression }}", encoding="utf-8")
     shown = text(render_prompt(SAMPLE, CANDIDATES, str(other), instruction="{objects}: {expression}"))
     assert (text(render_prompt(SAMPLE, CANDIDATES, str(other))), shown) == ("3 left zebra", "3: left zebra")
-
-
-def test_a_block_that_cannot_be_rendered_says_why(tmp_path: Path) -> None:
-    path = tmp_path / "own.j2"
-    path.write_text("{% block objects %}{{ nothing }}{% endblock %}{{ expression }}", encoding="utf-8")
+    wrong = tmp_path / "wrong.j2"
+    wrong.write_text("{% block objects %}{{ nothing }}{% endblock %}{{ expression }}", encoding="utf-8")
     with pytest.raises(PromptError, match="'nothing' is undefined"):
-        render_prompt(SAMPLE, CANDIDATES, str(path), instruction=TEXT)
+        render_prompt(SAMPLE, CANDIDATES, str(wrong), instruction=TEXT)

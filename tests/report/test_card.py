@@ -44,15 +44,12 @@ def test_front_matter_names_a_base_that_a_hub_knows(model: str, base: bool) -> N
     assert front_matter(card(recipe(model), _FACTS, {})).get("base_model") == (model if base else None)
 
 
-def test_training_and_results_are_told() -> None:
+def test_training_and_results_are_in_the_card() -> None:
     text = card(recipe("a/b"), _FACTS, {"val": "| system | P@1 |\n|---|---|\n| tuned | 64.4 |\n"})
     for part in ("flo2", "1234", "too_long 2", "aaaaaaaaaaaa,", "steps | 80", "### val", "| tuned | 64.4 |", "0123abc"):
         assert part in text
     assert "no_target" not in text
     assert "Not evaluated yet" not in text
-
-
-def test_before_an_evaluation_there_is_no_number() -> None:
     assert "Not evaluated yet" in card(recipe("a/b"), {}, {})
 
 

@@ -35,27 +35,29 @@ def tuned(**changes: Any) -> list[Prediction]:
     return [predicted("tuned", number, right=number != 3, **changes) for number in range(4)]
 
 
-def test_a_run_of_another_recipe_stands_in_the_table_and_it_is_said(tmp_path: Path, run: Path) -> None:
-    recipe = {**RECIPE, "llm": {**RECIPE["llm"], "model": "small"}, "evaluation": {"only": "here"}}  # type: ignore[dict-item]
-    part = beside(tmp_path, run, tuned(), recipe)
+@pytest.mark.parametrize(
+    ("changes", "verdict", "differences"),
+    [
+        pytest.param({}, "same", ["the same recipe"], id="same"),
+        pytest.param(
+            {"llm": {**RECIPE["llm"], "model": "small"}, "evaluation": {"only": "here"}},
+            "differ (other)", ['llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'], id="other-llm",
+        ),
+    ],
+)  # fmt: skip
+def test_another_run_is_compared_and_it_is_said_where_its_recipe_differs(
+    tmp_path: Path, run: Path, changes: dict[str, Any], verdict: str, differences: list[str]
+) -> None:
+    part = beside(tmp_path, run, tuned(), {**RECIPE, **changes})
     assert list(part.systems) == ["detector", "tuned", "other: tuned"]
     assert (part.base, part.main) == ("detector", "tuned"), "another run is not what the report is about"
     table, recipes = sections.differences(part).tables
     assert [(row[0], row[1], row[-1]) for row in table.rows] == [
         ("tuned - detector", "same run", "4"),
-        ("other: tuned - detector", "differ (other)", "4"),
-        ("other: tuned - tuned", "differ (other)", "4"),
+        ("other: tuned - detector", verdict, "4"),
+        ("other: tuned - tuned", verdict, "4"),
     ]
-    assert recipes.rows == [
-        ["other", 'llm.model: "meta-llama/Meta-Llama-3-8B-Instruct" here, "small" there'],
-    ]
-
-
-def test_a_run_of_the_same_recipe_is_told_so(tmp_path: Path, run: Path) -> None:
-    part = beside(tmp_path, run, tuned(), RECIPE)
-    table, recipes = sections.differences(part).tables
-    assert [row[1] for row in table.rows] == ["same run", "same", "same"]
-    assert recipes.rows == [["other", "the same recipe"]]
+    assert recipes.rows == [["other", difference] for difference in differences]
 
 
 def test_what_the_run_has_itself_and_the_oracle_stay_out(tmp_path: Path, run: Path) -> None:
@@ -85,20 +87,12 @@ def test_another_order_of_the_same_candidates_shows_flips(tmp_path: Path, run: P
         replace(row, candidates=row.candidates[::-1], origins=(1, 0), box=WRONG if row.sample_id == "s0" else row.box)
         for row in mine.systems["tuned"]
     ]
-    (table,) = sections.reorderings(beside(tmp_path, run, other, RECIPE, "turned")).tables
-    (line,) = table.rows
-    assert line[:2] == ("tuned", "turned")
-    assert (line[2].split()[0], line[3].split()[0], line[4]) == ("25.0", "-25.0", "4")
+    ((system, order, share, points, n),) = sections.reorderings(beside(tmp_path, run, other, RECIPE)).tables[0].rows
+    assert (system, order, share.split()[0], points.split()[0], n) == ("tuned", "other", "25.0", "-25.0", "4")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"origins": (1, 0)}, id="same-order"),
-        pytest.param(FOREIGN, id="other-candidates"),
-    ],
-)
-def test_what_is_no_other_order_shows_no_flips(tmp_path: Path, run: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"origins": (1, 0)}, FOREIGN], ids=["same-order", "other-candidates"])
+def test_the_same_order_and_other_candidates_show_no_flips(tmp_path: Path, run: Path, changes: dict[str, Any]) -> None:
     part = beside(tmp_path, run, tuned(**changes), RECIPE)
     assert part.others
     assert sections.reorderings(part).tables[0].rows == []

@@ -26,8 +26,8 @@ FULL = Summary(
 EMPTY = Summary("nothing", 0, 0, 3, None, None, None, None, None, None, {}, {}, {})
 
 
-def shown(*summaries: Summary) -> str:
-    console = Console(width=200, color_system=None)
+def shown(*summaries: Summary, width: int = 200) -> str:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(summary_table(summaries))
     return capture.get()
@@ -48,15 +48,17 @@ def test_terminal_table_holds_the_same_cells() -> None:
         assert all(cell.strip() in text for cell in line.strip("|").split("|"))
 
 
-def test_a_single_image_shows_that_there_is_no_interval() -> None:
-    assert "| 68.3 (no CI) |" in summary_markdown([replace(FULL, ci=None)])
-
-
-def test_a_true_zero_is_not_missing() -> None:
-    assert "| 0.0 (0.0 to 0.0) |" in summary_markdown([replace(FULL, p_at_1=0.0, ci=Interval(0.0, 0.0))])
+@pytest.mark.parametrize(
+    ("p_at_1", "ci", "cell"),
+    [(0.68284, None, "68.3 (no CI)"), (0.0, Interval(0.0, 0.0), "0.0 (0.0 to 0.0)")],
+    ids=["a-single-image", "a-true-zero"],
+)
+def test_no_interval_and_no_hit_are_not_missing(p_at_1: float, ci: Interval | None, cell: str) -> None:
+    assert f"| {cell} |" in summary_markdown([replace(FULL, p_at_1=p_at_1, ci=ci)])
 
 
 def test_hostile_names_stay_in_their_cell() -> None:
+    assert r"[/x]a\x1b]52;c;x\x07\u202eb" in shown(replace(FULL, system="[/x]a\x1b]52;c;x\x07\u202eb"))
     hostile = replace(FULL, system="[bold]a|b\n<img>[/]", failures={"x|y": 1})
     assert "[bold]a|b" in shown(hostile)
     (line,) = summary_markdown([hostile]).splitlines()[2:]
@@ -109,16 +111,8 @@ def test_escape_markdown(text: str, escaped: str) -> None:
 
 
 def test_no_interval_breaks_over_two_lines_at_80_columns() -> None:
-    console = Console(width=80, color_system=None)
     wide = replace(FULL, system="another-run-with-a-long-name: tuned", num_without_target=3)
-    with console.capture() as capture:
-        console.print(summary_table([FULL, wide]))
-    lines = capture.get().splitlines()
-    assert sum("68.3 (67.1 to 69.4)" in line for line in lines) == 2
-    assert all(len(line) <= 80 for line in lines)
-    assert "fallback" in capture.get(), "what breaks is not cut off"
-
-
-def test_a_name_has_no_power_on_the_terminal() -> None:
-    text = shown(replace(FULL, system="[/x]a\x1b]52;c;x\x07\u202eb"))
-    assert r"[/x]a\x1b]52;c;x\x07\u202eb" in text
+    text = shown(FULL, wide, width=80)
+    assert sum("68.3 (67.1 to 69.4)" in line for line in text.splitlines()) == 2
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "fallback" in text, "what breaks is not cut off"

@@ -70,7 +70,10 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_tells_of_what_it_is_in(runs: Path) -> None:
+def test_a_run_tells_of_what_it_is_in_and_of_nothing_else(runs: Path) -> None:
+    grid.add_studies(runs / "other")
+    assert grid.study_sections(runs / "other") == []
+    assert not (runs / "other" / grid.STUDIES).exists()
     grid.add_studies(runs / "mine")
     found = grid.study_sections(runs / "mine")
     assert [each.title for each in found] == ["Curve: c", "Ensemble: e", "Transfer: t"]
@@ -113,12 +116,6 @@ def test_a_comparison_of_another_question_is_found_beside_the_first(tmp_path: Pa
     grid.add_studies(tmp_path / "mine" / "lora")
     titles = [each.title for each in grid.study_sections(tmp_path / "mine" / "lora")]
     assert titles == ["Methods: mine-1a2b3c4d", "Methods: mine"]
-
-
-def test_a_run_is_not_told_of_what_it_is_not_in(runs: Path) -> None:
-    grid.add_studies(runs / "other")
-    assert grid.study_sections(runs / "other") == []
-    assert not (runs / "other" / grid.STUDIES).exists()
 
 
 @pytest.mark.parametrize("content", [[], {"cells": 3}, {}], ids=["list", "other-type", "empty"])
@@ -229,15 +226,6 @@ def test_without_the_untrained_llm_there_are_no_gains() -> None:
          "run": None}
     ]  # fmt: skip
     assert values["said"][-1] == "there are no gains, as there is no untrained LLM to compare with"
-
-
-def test_no_interval_breaks_over_two_lines_at_80_columns(tmp_path: Path) -> None:
-    console = Console(width=80, color_system=None)
-    with console.capture() as capture:
-        grid.write_study("transfer", tmp_path, matrix("mine"), console)
-    lines = capture.get().replace("\u00a0", " ").splitlines()
-    assert sum("(+45.0 to +55.0)" in line for line in lines) == 1
-    assert all(line.count("(") == line.count(")") for line in lines if " to " in line)
 
 
 @pytest.mark.slow

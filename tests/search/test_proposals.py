@@ -46,10 +46,7 @@ def test_the_question_shows_bad_and_good_prompts_rising_and_the_rules() -> None:
     assert INSTRUCTION.rules in asked
     assert asked.endswith("nothing else.")
     assert f"seed {GOOD}" not in asked.partition("did well")[2]
-
-
-def test_the_first_question_shows_the_seed_prompt_alone() -> None:
-    first = Leaderboard([evaluated("0100", GOOD, iteration=0)])
+    first = Leaderboard([evaluated("0100", GOOD, iteration=0)])  # the first question shows the seed prompt alone
     asked = build_meta_prompt(INSTRUCTION, "Made by hand.", first, 5)
     assert "did badly" not in asked
     assert asked.count(GOOD) == 1
@@ -97,13 +94,6 @@ def test_an_empty_answer_is_refused(answer: str) -> None:
     assert find_refusals(clean_proposal(answer), INSTRUCTION, KNOWN) == ["the instruction is empty"]
 
 
-def test_a_good_proposal_is_not_refused() -> None:
-    assert find_refusals(GOOD, INSTRUCTION, KNOWN) == []
-    assert find_refusals(INSTRUCTION.seed, INSTRUCTION, KNOWN) == []
-    assert find_refusals(CAPTION.seed, CAPTION, KNOWN) == []
-    assert find_refusals("all of {expression} in this photograph", CAPTION, KNOWN) == []
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -131,14 +121,11 @@ def test_a_proposal_is_refused_with_the_reason(text: str, why: str) -> None:
     assert any(why in reason for reason in find_refusals(clean_proposal(text), INSTRUCTION, KNOWN))
 
 
-def test_all_reasons_are_told() -> None:
-    reasons = find_refusals("Describe the man in the red shirt <|im_end|> [1, 2, 3, 4]", INSTRUCTION, KNOWN)
-    assert len(reasons) == 6
-
-
 @pytest.mark.parametrize(
     "text",
     [
+        pytest.param(GOOD, id="good"),
+        pytest.param(INSTRUCTION.seed, id="seed"),
         pytest.param(f"{GOOD} left dog", id="an-expression-of-two-words"),
         pytest.param(f"{GOOD} the cat, the dog", id="two-labels"),
         pytest.param(f"{GOOD} 0, 1 or 2", id="three-numbers"),
@@ -151,19 +138,20 @@ def test_what_looks_a_little_like_a_leak_is_measured(text: str) -> None:
     assert find_refusals(text, INSTRUCTION, KNOWN) == []
 
 
-def test_what_stands_in_an_expression_is_no_demand() -> None:
-    assert find_other_demand("{objects} number of {expression}") is None
+def test_captions_are_measured_and_all_reasons_are_listed() -> None:
+    for caption in (CAPTION.seed, "all of {expression} in this photograph"):
+        assert find_refusals(caption, CAPTION, KNOWN) == []
+    reasons = find_refusals("Describe the man in the red shirt <|im_end|> [1, 2, 3, 4]", INSTRUCTION, KNOWN)
+    assert len(reasons) == 6
+    assert find_other_demand("{objects} number of {expression}") is None  # what stands in an expression is no demand
     assert find_other_demand("{objects} {expression}") is None
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "empty"),
-        ("a photograph", "0 times"),
-        ("{expression} {expression}", "2 times"),
-        ("{expression} {objects}", "brace"),
-        ("a\n{expression}", "line break"),
+        *[("", "empty"), ("a photograph", "0 times"), ("{expression} {expression}", "2 times")],
+        *[("{expression} {objects}", "brace"), ("a\n{expression}", "line break")],
         ("{expression}" + "x" * 200, "characters; 200 is the most"),
         ("the man in the red shirt, {expression}", "leaks a training expression"),
     ],
@@ -197,12 +185,7 @@ def test_the_same_request_draws_the_same_and_guidance_changes_it() -> None:
 def test_the_offset_is_computed_once_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs: list[tuple[str, str, int | None]] = []
     real = steering.offset
-
-    def counted(llm: object, better: str, worse: str, layer: int | None) -> object:
-        pairs.append((better, worse, layer))
-        return real(llm, better, worse, layer)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(steering, "offset", counted)
+    monkeypatch.setattr(steering, "offset", lambda llm, *args: pairs.append(args) or real(llm, *args))
     propose = proposer(layer=2)
     for guides in (GUIDES, GUIDES, GUIDES[::-1]):
         propose(Request("Write.", 1, guides, 0.5))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper.errors import ModelError, PromptError, RecipeError, RunError
+from llm_wrapper.errors import PromptError, RecipeError, RunError
 from llm_wrapper.search.history import EvaluatedPrompt, History, HistoryRow, Leaderboard, RefusedProposal, SearchCost
 from llm_wrapper.search.proposals import Request
 from llm_wrapper.search.search import proposal_seed
@@ -121,20 +121,13 @@ def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path, what: str,
     options: dict[str, Any] = {"alphas": [1.0, 0.5]}
     whole, _ = searched(tmp_path / "whole", Proposer(climbing, can_be_guided=True), **options)
     propose, measure = Proposer(climbing, can_be_guided=True), Selector()
-    stopped_propose, stopped = propose, measure.__call__
-    if what == "propose":
-        stopped_propose = Proposer(interrupted(limit, climbing), can_be_guided=True)
-    else:
-        stopped = interrupted(limit, measure)
-    try:
-        searched(tmp_path / "parts", stopped_propose, stopped, **options)
-    except StoppedError:
-        num_before = len(History(tmp_path / "parts").rows)
-        assert num_before < len(whole.rows)
-    else:
-        pytest.fail("it was to be interrupted")
+    stopped = Proposer(interrupted(limit, climbing) if what == "propose" else climbing, can_be_guided=True)
+    with pytest.raises(StoppedError):
+        searched(tmp_path / "parts", stopped, interrupted(limit, measure) if what == "measure" else measure, **options)
+    assert len(History(tmp_path / "parts").rows) < len(whole.rows)
     resumed, _ = searched(tmp_path / "parts", propose, measure, **options)
     assert timeless(resumed.rows) == timeless(whole.rows)
+    assert what == "measure" or len(propose.requests) == 12 - limit
     assert len({(text, start) for text, start, _ in measure.calls}) == len(measure.calls)
 
 
@@ -146,12 +139,8 @@ def test_a_history_that_was_cut_off_goes_on_to_the_same_end(tmp_path: Path) -> N
         path.write_bytes(content[:-cut])
         resumed, _ = searched(path, Proposer(climbing))
         assert timeless(resumed.rows) == timeless(whole.rows)
-
-
-def test_a_finished_search_asks_nobody(tmp_path: Path) -> None:
-    searched(tmp_path / "h", Proposer(climbing))
     propose, measure = Proposer(climbing), Selector()
-    searched(tmp_path / "h", propose, measure)
+    searched(path, propose, measure)  # it is finished
     assert (propose.requests, measure.calls) == ([], [])
 
 
@@ -201,23 +190,6 @@ def test_without_strengths_or_with_a_server_nobody_is_guided(tmp_path: Path, opt
 # what is wrong
 
 
-def test_a_server_that_stops_in_the_middle_leaves_a_history_to_go_on_with(tmp_path: Path) -> None:
-    places = count()
-
-    def stopping(request: Request) -> str:
-        if next(places) == 5:
-            raise ModelError("http://localhost:8000/v1: no answer")
-        return climbing(request)
-
-    with pytest.raises(ModelError, match="no answer"):
-        searched(tmp_path / "h", Proposer(stopping))
-    num_kept = len(History(tmp_path / "h").rows)
-    propose = Proposer(climbing)
-    resumed, _ = searched(tmp_path / "h", propose)
-    assert len(propose.requests) == 12 - 5
-    assert num_kept < len(resumed.rows)
-
-
 def test_a_prompt_that_no_model_can_be_asked_is_refused(tmp_path: Path) -> None:
     selector = Selector()
 
@@ -234,13 +206,10 @@ def test_a_prompt_that_no_model_can_be_asked_is_refused(tmp_path: Path) -> None:
         searched(tmp_path / "other", Proposer(climbing), picky, seed_prompt=prompt(0.4, "odd"))
 
 
-def test_a_seed_prompt_without_a_placeholder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} occurs"):
-        searched(tmp_path / "h", Proposer(climbing), seed_prompt="the number of {expression}")
-
-
-def test_a_slice_of_another_search_is_refused(tmp_path: Path) -> None:
+def test_a_seed_prompt_without_a_placeholder_and_a_slice_of_another_search_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "h"
+    with pytest.raises(RecipeError, match=r"(?s)search.seed_prompt cannot be used.*\{objects\} occurs"):
+        searched(tmp_path / "seed", Proposer(climbing), seed_prompt="the number of {expression}")
     searched(path, Proposer(climbing), iterations=1)
     path.write_text(path.read_text(encoding="utf-8").replace('"digest"', '"another"'), encoding="utf-8")
     with pytest.raises(RunError, match="other expressions"):

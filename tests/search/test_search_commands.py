@@ -174,10 +174,7 @@ def captioned(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_caption_that_finds_more_rises(options: list[str], server: ProposingServer, fitness: str, best: str) -> None:
     server.proposals = [
-        "a photograph of {expression}",
-        "precisely {expression}",
-        "no place",
-        "first precisely {expression}",
+        *("a photograph of {expression}", "precisely {expression}", "no place", "first precisely {expression}")
     ]
     command = [*options, "--search", "glov-detector", proposer(server), f"search.fitness={fitness}",
                "detector.name=captioned"]  # fmt: skip
@@ -235,11 +232,6 @@ def test_a_search_may_begin_with_a_prompt_recipe(cached: list[str], server: Prop
     (tmp_path / "mine.yaml").write_text("prompt: {instruction: 'Number of {expression} in {objects}'}\n")
     search(*cached, proposer(server), "--prompt", "mine.yaml")
     assert History(RUN / "history.jsonl").evaluated[0].prompt == "Number of {expression} in {objects}"
-
-
-def test_a_folder_without_history_is_told(options: list[str]) -> None:
-    Path("runs/none").mkdir(parents=True)
-    assert "holds no predictions" in fail(RunError, "report", "runs/none")
 
 
 def test_other_detections_than_the_search_began_with_are_refused(cached: list[str], server: ProposingServer) -> None:

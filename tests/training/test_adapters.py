@@ -39,110 +39,47 @@ def step(family: str, train: TrainSection, run: Path) -> dict[str, Any]:
     return trainer.train_adapter(families.llm(family), train_groups(4), chosen, run)
 
 
-trained = [
-    pytest.param("llama", "default", {}, f"14 layers ({DENSE})", id="llama"),
-    pytest.param("llama", "paper", {}, f"15 layers ({DENSE}, lm_head 1)", id="llama-paper"),
-    pytest.param("phi3", "default", {}, "8 layers (o_proj 2, qkv_proj 2, gate_up_proj 2, down_proj 2)", id="phi3"),
-    pytest.param(
-        "phi3",
-        "paper",
-        {"target_modules": ["o_proj", "qkv_proj", "gate_up_proj", "down_proj", "lm_head"]},
-        "9 layers (o_proj 2, qkv_proj 2, gate_up_proj 2, down_proj 2, lm_head 1)",
-        id="phi3-paper-as-advised",
-    ),
-    pytest.param(
-        "gemma3-with-images",
-        "default",
-        {},
-        f"14 layers ({DENSE}); not adapted: 9 layers outside the text model",
-        id="gemma3-with-images",
-    ),
-    pytest.param(
-        "gemma3-with-images",
-        "paper",
-        {},
-        f"15 layers ({DENSE}, lm_head 1); not adapted: 9 layers outside the text model",
-        id="gemma3-with-images-paper",
-    ),
-    pytest.param(
-        "gemma4-text",
-        "default",
-        {},
-        f"19 layers ({DENSE}, per_layer_input_gate 2, per_layer_projection 2, per_layer_model_projection 1)",
-        id="gemma4-text",
-    ),
-    pytest.param(
-        "gemma4-text",
-        "paper",
-        {},
-        f"15 layers ({DENSE}, lm_head 1); not adapted: per_layer_input_gate 2, per_layer_projection 2, "
-        "per_layer_model_projection 1",
-        id="gemma4-text-paper",
-    ),
-    pytest.param(
-        "modernbert",
-        "default",
-        {},
-        "13 layers (q_proj 2, k_proj 2, v_proj 2, Wo 4, Wi 2, dense 1)",
-        id="modernbert-whose-decoder-is-its-output",
-    ),
-    pytest.param(
-        "phi3.5-moe", "default", {}, f"8 layers ({ATTENTION}); not adapted: the experts, 2 routers", id="phi3.5-moe"
-    ),
-    pytest.param(
-        "llama4-text", "default", {}, f"14 layers ({DENSE}); not adapted: the experts, 1 router", id="llama4-text"
-    ),
-    pytest.param(
-        "llama4-text",
-        "paper",
-        {},
-        f"15 layers ({DENSE}, lm_head 1); not adapted: the experts, 1 router",
-        id="llama4-text-paper",
-    ),
-    pytest.param(
-        "qwen3-moe",
-        "default",
-        {},
-        f"8 layers ({ATTENTION}) and the fused experts of 2 layers; not adapted: 2 routers",
-        id="qwen3-moe",
-    ),
-    pytest.param(
-        "qwen3-moe",
-        "paper",
-        {"dropout": 0.0},
-        f"9 layers ({ATTENTION}, lm_head 1) and the fused experts of 2 layers; not adapted: 2 routers",
-        id="qwen3-moe-paper-as-advised",
-    ),
-    pytest.param(
-        "mixtral",
-        "default",
-        {},
-        f"8 layers ({ATTENTION}) and the fused experts of 2 layers; not adapted: 2 routers",
-        id="mixtral-with-router-loss",
-    ),
-    pytest.param(
+PHI3 = "o_proj 2, qkv_proj 2, gate_up_proj 2, down_proj 2"
+PHI3_LAYERS = ["o_proj", "qkv_proj", "gate_up_proj", "down_proj", "lm_head"]
+GEMMA4 = "per_layer_input_gate 2, per_layer_projection 2, per_layer_model_projection 1"
+OUTSIDE = "; not adapted: 9 layers outside the text model"
+FUSED = "and the fused experts of 2 layers; not adapted: 2 routers"
+MODERNBERT = "13 layers (q_proj 2, k_proj 2, v_proj 2, Wo 4, Wi 2, dense 1)"  # its decoder is its output
+DEEPSEEK = (
+    "8 layers (q_proj 2, kv_a_proj_with_mqa 2, kv_b_proj 2, o_proj 2) and the fused experts of 1 layer; "
+    "not adapted: gate_proj 2, up_proj 2, down_proj 2, 1 router"
+)
+TRAINED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("llama", "default", {}, f"14 layers ({DENSE})"),
+    ("llama", "paper", {}, f"15 layers ({DENSE}, lm_head 1)"),
+    ("phi3", "default", {}, f"8 layers ({PHI3})"),
+    ("phi3", "paper", {"target_modules": PHI3_LAYERS}, f"9 layers ({PHI3}, lm_head 1)"),  # as advised
+    ("gemma3-with-images", "default", {}, f"14 layers ({DENSE}){OUTSIDE}"),
+    ("gemma3-with-images", "paper", {}, f"15 layers ({DENSE}, lm_head 1){OUTSIDE}"),
+    ("gemma4-text", "default", {}, f"19 layers ({DENSE}, {GEMMA4})"),
+    ("gemma4-text", "paper", {}, f"15 layers ({DENSE}, lm_head 1); not adapted: {GEMMA4}"),
+    ("modernbert", "default", {}, MODERNBERT),
+    ("phi3.5-moe", "default", {}, f"8 layers ({ATTENTION}); not adapted: the experts, 2 routers"),
+    ("llama4-text", "default", {}, f"14 layers ({DENSE}); not adapted: the experts, 1 router"),
+    ("llama4-text", "paper", {}, f"15 layers ({DENSE}, lm_head 1); not adapted: the experts, 1 router"),
+    ("qwen3-moe", "default", {}, f"8 layers ({ATTENTION}) {FUSED}"),
+    ("qwen3-moe", "paper", {"dropout": 0.0}, f"9 layers ({ATTENTION}, lm_head 1) {FUSED}"),  # as advised
+    ("mixtral", "default", {}, f"8 layers ({ATTENTION}) {FUSED}"),  # with a router loss
+    (
         "mixtral",
         "paper",
-        {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]},  # as advised
         f"9 layers ({ATTENTION}, lm_head 1); not adapted: the experts, 2 routers",
-        id="mixtral-paper-as-advised",
     ),
-    pytest.param(
-        "gpt-oss", "default", {}, f"8 layers ({ATTENTION}); not adapted: the experts, 2 routers", id="gpt-oss"
-    ),
-    pytest.param(
-        "deepseek-v2",
-        "default",
-        {},
-        "8 layers (q_proj 2, kv_a_proj_with_mqa 2, kv_b_proj 2, o_proj 2) and the fused experts of 1 layer; "
-        "not adapted: gate_proj 2, up_proj 2, down_proj 2, 1 router",
-        id="deepseek-v2",
-    ),
+    ("gpt-oss", "default", {}, f"8 layers ({ATTENTION}); not adapted: the experts, 2 routers"),
+    ("deepseek-v2", "default", {}, DEEPSEEK),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "name", "changes", "targets"), trained)
+@pytest.mark.parametrize(
+    ("family", "name", "changes", "targets"), TRAINED, ids=[f"{family}-{name}" for family, name, *_ in TRAINED]
+)
 def test_a_step_of_a_shipped_recipe(
     family: str, name: str, changes: dict[str, Any], targets: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,37 +90,28 @@ def test_a_step_of_a_shipped_recipe(
     assert [row.message for row in caplog.records if row.message.startswith("adapters")] == [f"adapters: {targets}"]
 
 
-refused = [
-    pytest.param(
+REFUSED = [
+    (
         "phi3",
         "paper",
         r"names q_proj, k_proj, v_proj, gate_proj, up_proj, which match nothing[^[]*"
         r"train\.lora\.target_modules=\[o_proj,qkv_proj,gate_up_proj,down_proj,lm_head\]",
-        id="phi3-fused-names",
     ),
-    pytest.param(
-        "gpt-neox",
-        "paper",
-        r"match nothing[^[]*\[query_key_value,dense,dense_h_to_4h,dense_4h_to_h,lm_head\]",
-        id="gpt-neox-names",
-    ),
-    pytest.param("phi3.5-moe", "paper", TO_ATTENTION, id="phi3.5-moe-experts"),
-    pytest.param("mixtral", "paper", TO_ATTENTION, id="mixtral-experts"),
-    pytest.param("gpt-oss", "paper", TO_ATTENTION, id="gpt-oss-experts"),
-    pytest.param("qwen3-moe", "paper", r"set train\.lora\.dropout=0 \(value: 0\.1\)", id="qwen3-moe-dropout"),
-    pytest.param(
+    ("gpt-neox", "paper", r"match nothing[^[]*\[query_key_value,dense,dense_h_to_4h,dense_4h_to_h,lm_head\]"),
+    *((name, "paper", TO_ATTENTION) for name in ("phi3.5-moe", "mixtral", "gpt-oss")),
+    ("qwen3-moe", "paper", r"set train\.lora\.dropout=0 \(value: 0\.1\)"),
+    (
         "deepseek-v2",
         "paper",
         r"names k_proj, v_proj, which match nothing(.|\n)*kv_b_proj(.|\n)*set train\.lora\.dropout=0",
-        id="deepseek-v2-names-and-dropout",
     ),
-    pytest.param("mamba", "default", r"MambaForCausalLM: .*'out_proj' is incompatible with Mamba", id="mamba"),
-    pytest.param("mamba", "paper", r"which match nothing", id="mamba-paper"),
+    ("mamba", "default", r"MambaForCausalLM: .*'out_proj' is incompatible with Mamba"),
+    ("mamba", "paper", r"which match nothing"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "name", "reason"), refused)
+@pytest.mark.parametrize(("family", "name", "reason"), REFUSED, ids=[f"{family}-{name}" for family, name, _ in REFUSED])
 def test_a_recipe_that_does_not_fit_is_refused_with_the_line_to_change(
     family: str, name: str, reason: str, tmp_path: Path
 ) -> None:
@@ -209,17 +137,11 @@ def test_a_router_that_is_named_is_refused() -> None:
         adapter_config(section("default", target_modules=["q_proj", "gate"]), families.model("qwen3-moe"))
 
 
-@pytest.mark.parametrize(
-    ("family", "targets"),
-    [
-        pytest.param("llama", "6 layers (k_proj 2, v_proj 2, down_proj 2)", id="llama"),
-        pytest.param("gemma3-with-images", "6 layers (q_proj 2, v_proj 2, down_proj 2)", id="gemma3-with-images"),
-    ],
-)
-def test_scales_are_in_the_text_model_alone(family: str, targets: str) -> None:
+@pytest.mark.parametrize(("family", "first"), [("llama", "k_proj"), ("gemma3-with-images", "q_proj")])
+def test_scales_are_in_the_text_model_alone(family: str, first: str) -> None:
     model = families.model(family)
     config = adapter_config(TrainSection(method="ia3"), model)
-    assert describe_targets(adapt_layers(model, config)).startswith(targets)
+    assert describe_targets(adapt_layers(model, config)).startswith(f"6 layers ({first} 2, v_proj 2, down_proj 2)")
 
 
 def test_an_architecture_without_known_scales_is_refused() -> None:

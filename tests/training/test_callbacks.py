@@ -87,27 +87,18 @@ def test_samples_are_counted_as_the_schedule_goes() -> None:
 # what is wrong
 
 
-def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
+def test_a_run_that_is_unfinished_or_did_not_count_its_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no finished training; resume it with: llm-wrapper train --run"):
         runs.intermediate_adapters(tmp_path)
-
-
-def test_a_run_that_did_not_count_its_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"training": {"steps": 3}}))
     with pytest.raises(RunError, match="did not count the samples of its steps; train it again"):
         runs.intermediate_adapters(tmp_path)
 
 
-def finished(folder: Path) -> Path:
-    """A finished run with one intermediate adapter, and return that."""
-    trainer.train_adapter(tiny.llm(), train_groups(6), recipe(save_steps=1, epochs=1), folder)
-    runs.finish(folder, {"training": {"steps": 3, "samples_seen": 6}})
-    return runs.intermediate_folder(folder, 1)
-
-
-@pytest.mark.slow
 def test_a_changed_adapter_of_the_way_is_refused(tmp_path: Path) -> None:
-    path = finished(tmp_path) / "adapter_model.safetensors"
+    trainer.train_adapter(tiny.llm(), train_groups(6), recipe(save_steps=1, epochs=1), tmp_path)
+    runs.finish(tmp_path, {"training": {"steps": 3, "samples_seen": 6}})
+    path = runs.intermediate_folder(tmp_path, 1) / "adapter_model.safetensors"
     assert [each.num_steps for each in runs.intermediate_adapters(tmp_path)] == [1, 2, 3]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -119,10 +110,10 @@ def test_a_changed_adapter_of_the_way_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        pytest.param("step-2", "{}", "does not say how many samples", id="empty"),
-        pytest.param("step-2", '{"samples_seen": "6"}', "does not say how many samples", id="text"),
-        pytest.param("step-2", '{"samples_seen": -1}', "does not say how many samples", id="negative"),
-        pytest.param("step-2", "[1]", "does not say how many samples", id="list"),
+        *(
+            ("step-2", content, "does not say how many samples")
+            for content in ("{}", '{"samples_seen": "6"}', '{"samples_seen": -1}', "[1]")
+        ),
         pytest.param("step-2", '{"a": ' * 100_000, r"progress\.json", id="deep"),
         pytest.param("step-²", '{"samples_seen": 1}', None, id="odd-name"),
         pytest.param("step-best", '{"samples_seen": 1}', None, id="other-name"),

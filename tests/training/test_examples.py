@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,19 +21,16 @@ from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.training.examples import (
     Group,
     TrainingExample,
+    draw_samples,
     find_target_index,
     make_examples,
     make_groups,
     make_unlabelled_groups,
     schedule_groups,
 )
+from tests.prompts.made import ZEBRAS
 
 WH = (640, 480)
-ZEBRAS = (
-    Candidate(Box(310.2, 80.0, 620.5, 420.0), "zebra", None, "d", "od"),
-    Candidate(Box(15.0, 90.5, 298.0, 405.0), "zebra", None, "d", "od"),
-    Candidate(Box(0.0, 300.0, 640.0, 480.0), "grass", None, "d", "od"),
-)
 LEFT_ZEBRA = Box(12.0, 88.0, 300.0, 410.0)
 NOWHERE = Box(600.0, 0.0, 640.0, 20.0)
 
@@ -54,53 +54,77 @@ def prepared_sample(
     return PreparedSample(Sample(sample_id, sample_id, image_id, None, WH, expression, target), built(candidates))
 
 
-def reasons(left_out: dict[str, int]) -> dict[str, int]:
-    return {reason: count for reason, count in left_out.items() if count}
-
-
 # targets
 
 
+CAT = (Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),)
+
+
 @pytest.mark.parametrize(
-    ("target", "expected"),
+    ("target", "candidates", "expected"),
     [
-        pytest.param(LEFT_ZEBRA, 1, id="walk-through"),
-        pytest.param(ZEBRAS[2].box, 2, id="exact"),
-        pytest.param(NOWHERE, None, id="none-overlaps"),
-        pytest.param(Box(0.0, 0.0, 640.0, 480.0), None, id="best-is-too-little"),
-        pytest.param(None, None, id="no-target"),
+        pytest.param(LEFT_ZEBRA, ZEBRAS, 1, id="walk-through"),
+        pytest.param(ZEBRAS[2].box, ZEBRAS, 2, id="exact"),
+        pytest.param(NOWHERE, ZEBRAS, None, id="none-overlaps"),
+        pytest.param(Box(0.0, 0.0, 640.0, 480.0), ZEBRAS, None, id="best-is-too-little"),
+        pytest.param(None, ZEBRAS, None, id="no-target"),
+        pytest.param(LEFT_ZEBRA, (), None, id="no-candidate"),
+        pytest.param(LEFT_ZEBRA, (ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]), 1, id="first-of-equals"),
+        pytest.param(Box(0, 0, 10, 20.0), CAT, None, id="exactly-one-half"),
+        pytest.param(Box(0, 0, 10, 19.99), CAT, 0, id="just-over-one-half"),
     ],
 )
-def test_the_target_is_the_candidate_with_the_highest_iou(target: Box | None, expected: int | None) -> None:
-    each = prepared_sample("1", target)
+def test_the_target_is_the_candidate_with_the_highest_iou(
+    target: Box | None, candidates: tuple[Candidate, ...], expected: int | None
+) -> None:
+    each = prepared_sample("1", target, candidates=candidates)
     assert find_target_index(each.built, each.sample) == expected
 
 
-@pytest.mark.parametrize(
-    ("height", "expected"),
-    [pytest.param(20.0, None, id="exactly-one-half"), pytest.param(19.99, 0, id="just-over-one-half")],
-)
-def test_half_an_overlap_is_not_enough(height: float, expected: int | None) -> None:
-    each = prepared_sample(
-        "1", Box(0, 0, 10, height), candidates=(Candidate(Box(0, 0, 10, 10), "cat", None, "d", "od"),)
-    )
-    assert find_target_index(each.built, each.sample) == expected
+# `train.limit`: nested subsets of whole images, drawn by the seed
 
 
-def test_the_first_of_equal_candidates_is_the_target() -> None:
-    each = prepared_sample("1", candidates=(ZEBRAS[0], ZEBRAS[1], ZEBRAS[1]))
-    assert find_target_index(each.built, each.sample) == 1
+DRAWN_FROM = [prepared_sample(f"{image}/{n}", None, image_id=f"image-{image}") for n in range(3) for image in range(20)]
+"""Three expressions of each of twenty images, those of one image far apart."""
 
 
-def test_no_candidate_is_no_target() -> None:
-    each = prepared_sample("1", candidates=())
-    assert find_target_index(each.built, each.sample) is None
+def ids(limit: int | None, seed: int = 0) -> list[str]:
+    return [prepared.sample.sample_id for prepared in draw_samples(DRAWN_FROM, limit, seed=seed)]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 30, 59, 60, 1000])
+def test_as_many_are_taken_as_asked_for_in_their_own_order(limit: int) -> None:
+    everything = [prepared.sample.sample_id for prepared in DRAWN_FROM]
+    taken = ids(limit)
+    assert len(taken) == min(limit, len(DRAWN_FROM))
+    assert taken == [sample_id for sample_id in everything if sample_id in set(taken)]
+
+
+@pytest.mark.parametrize("limit", [3, 7, 31])
+def test_images_are_whole_but_for_the_last(limit: int) -> None:
+    counts = Counter(sample_id.partition("/")[0] for sample_id in ids(limit))
+    assert sorted(counts.values(), reverse=True)[: limit // 3] == [3] * (limit // 3)
+    assert len(counts) == -(-limit // 3)
+
+
+def test_a_smaller_subset_is_part_of_a_larger_one_and_no_limit_is_all() -> None:
+    sizes = [ids(limit) for limit in (1, 2, 5, 20, 21, 60)]
+    assert all(set(small) < set(large) for small, large in itertools.pairwise(sizes))
+    assert ids(None) == ids(60) == [prepared.sample.sample_id for prepared in DRAWN_FROM]
+
+
+def test_the_seed_draws_and_the_place_in_the_file_does_not() -> None:
+    assert set(ids(12)) != set(ids(12, seed=1))
+    turned = draw_samples(DRAWN_FROM[::-1], 12, seed=0)
+    assert {prepared.sample.sample_id for prepared in turned} == set(ids(12))
+    assert set(ids(12)) != {prepared.sample.sample_id for prepared in DRAWN_FROM[:12]}
 
 
 # groups
 
 
 def test_what_is_left_out_is_counted_by_its_first_reason() -> None:
+    several = replace(prepared_sample("several").sample, further_targets=(ZEBRAS[0].box,))
     samples = [
         prepared_sample("good"),
         prepared_sample("no box", None),
@@ -110,33 +134,15 @@ def test_what_is_left_out_is_counted_by_its_first_reason() -> None:
         prepared_sample("one, elsewhere", NOWHERE, candidates=ZEBRAS[1:2]),
         prepared_sample("elsewhere", NOWHERE),
         prepared_sample("too large", Box(0.0, 0.0, 640.0, 480.0)),
-    ]
-    groups, left_out = make_groups(samples, section())
-    assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
-    assert reasons(left_out) == {"no_target": 2, "too_few_candidates": 3, "target_not_among_candidates": 2}
-
-
-def test_an_expression_that_means_several_objects_is_not_trained_on() -> None:
-    several = replace(prepared_sample("several").sample, further_targets=(ZEBRAS[0].box,))
-    samples = [
-        prepared_sample("good"),
         PreparedSample(several, built()),
         PreparedSample(several, built(())),
-        prepared_sample("no box", None),
     ]
     groups, left_out = make_groups(samples, section())
     assert [sample.sample_id for group in groups for sample in group.samples] == ["good"]
-    assert reasons(left_out) == {"several_targets": 2, "no_target": 1}
-
-
-def test_the_least_number_of_candidates_is_a_setting() -> None:
-    groups, left_out = make_groups([prepared_sample("1")], section(min_candidates=4))
-    assert (groups, reasons(left_out)) == ([], {"too_few_candidates": 1})
-
-
-def test_nothing_to_train_on_makes_no_group() -> None:
-    groups, left_out = make_groups([], section())
-    assert (groups, reasons(left_out)) == ([], {})
+    expected = {"no_target": 2, "several_targets": 2, "too_few_candidates": 3, "target_not_among_candidates": 2}
+    assert left_out == expected
+    assert make_groups(samples[:1], section(min_candidates=4)) == ([], {"too_few_candidates": 1})
+    assert make_groups([], section()) == ([], {})
 
 
 def test_samples_of_one_image_with_the_same_candidates_share_a_group() -> None:
@@ -209,11 +215,7 @@ def test_the_groups_of_a_step_are_of_similar_size() -> None:
     assert means != sorted(means)
 
 
-@pytest.mark.parametrize(
-    ("max_steps", "expected"),
-    [(3, 12), (1, 4), (1000, 60), (None, 60)],
-    ids=["cut", "one", "more-than-there-are", "no-limit"],
-)
+@pytest.mark.parametrize(("max_steps", "expected"), [(3, 12), (1, 4), (1000, 60), (None, 60)])
 def test_max_steps_cuts_the_end_off(max_steps: int | None, expected: int) -> None:
     groups = many(30)
     rows = schedule_groups(groups, section(max_steps=max_steps, groups_per_step=4, epochs=2))
@@ -237,17 +239,14 @@ def targets(examples: list[TrainingExample]) -> list[Box]:
 
 def test_examples_ask_in_the_order_of_the_group() -> None:
     examples = make_examples(GROUP, "coords", section(), epoch=0)
+    assert examples == make_examples(GROUP, "coords", section(), epoch=1)  # without shuffling all are alike
     assert [example.index for example in examples] == [1, 2]
     assert [example.prompt.sample_id for example in examples] == ["1", "2"]
     assert {example.prompt.candidates for example in examples} == {ZEBRAS}
     assert "left zebra" in examples[0].prompt.messages[0].content
 
 
-def test_without_shuffling_all_epochs_are_alike() -> None:
-    assert make_examples(GROUP, "coords", section(), epoch=0) == make_examples(GROUP, "coords", section(), epoch=1)
-
-
-def test_shuffled_candidates_take_their_labels_with_them() -> None:
+def test_shuffled_candidates_take_their_labels_with_them_in_another_order_for_each_group() -> None:
     chosen = section(shuffle_candidates=True)
     orders = set()
     for epoch in range(20):
@@ -257,10 +256,6 @@ def test_shuffled_candidates_take_their_labels_with_them() -> None:
         assert examples == make_examples(GROUP, "coords", chosen, epoch=epoch)
         orders.add(tuple(ZEBRAS.index(candidate) for candidate in examples[0].prompt.candidates))
     assert len(orders) == 6
-
-
-def test_groups_are_shuffled_differently() -> None:
-    chosen = section(shuffle_candidates=True)
     groups = [Group((prepared_sample(str(number)).sample,), (1,), ZEBRAS) for number in range(20)]
     shown = {make_examples(group, "coords", chosen, epoch=0)[0].prompt.candidates for group in groups}
     assert len(shown) > 1
@@ -313,14 +308,9 @@ def test_another_process_trains_on_the_same() -> None:
     chosen = section(expressions_per_group=8, generated_per_group=6, shuffle_candidates=True, epochs=2)
     shown = [[e.prompt.messages[0].content, e.index] for e in make_examples(GROUP, "relations", chosen, epoch=1)]
     here = json.loads(json.dumps([schedule_groups(many(30), chosen), shown]))
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_ANOTHER_PROCESS],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-        cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options: dict[str, Any] = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "PYTHONHASHSEED": "1"}}
+    command = [sys.executable, "-c", _IN_ANOTHER_PROCESS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here
 

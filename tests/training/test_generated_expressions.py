@@ -11,33 +11,16 @@ from functools import cache
 import pytest
 
 from llm_wrapper.prompts.rule import SYNONYMS
-from llm_wrapper.records import Box, Candidate
+from llm_wrapper.records import Candidate
 from llm_wrapper.training.generated_expressions import GeneratedExpression, generate_expressions
+from tests.prompts.made import at, candidate
 
 WH = (200, 100)
 LABELS = (
-    "person",
-    "person",
-    "teddy bear",
-    "bear",
-    "Zebra",
-    "zebra",
-    "red star",
-    "star",
-    "bowl",
-    "toilet",
-    "wine glass",
+    *("person", "person", "teddy bear", "bear", "Zebra", "zebra"),
+    *("red star", "star", "bowl", "toilet", "wine glass"),
 )
 ORDINALS = {"first": 0, "second": 1, "third": 2, "fourth": 3}
-
-
-def candidate(label: str, *xyxy: float) -> Candidate:
-    return Candidate(Box(*xyxy), label, None, "d", "od")
-
-
-def at(label: str, x: float, y: float, side: float = 10.0) -> Candidate:
-    """A square around a center."""
-    return candidate(label, x - side / 2, y - side / 2, x + side / 2, y + side / 2)
 
 
 def random_scene(rng: random.Random) -> list[Candidate]:
@@ -78,12 +61,8 @@ def extreme(key: Callable[[Candidate], float], sign: int) -> Claim:
 
 
 def within(word: str, one: Candidate) -> bool:
-    return {
-        "left": x_of(one) < 0.36,
-        "right": x_of(one) > 0.64,
-        "top": y_of(one) < 0.36,
-        "bottom": y_of(one) > 0.64,
-    }[word]
+    x, y = x_of(one), y_of(one)
+    return {"left": x < 0.36, "right": x > 0.64, "top": y < 0.36, "bottom": y > 0.64}[word]
 
 
 def corner(row: str, column: str) -> Claim:
@@ -247,15 +226,9 @@ def test_the_side_of_one_is_not_said_where_another_is_further_out() -> None:
     assert not [text for text in found if "left" in text and "top" not in text and "from" not in text]
 
 
-@pytest.mark.parametrize(
-    "scene",
-    [
-        pytest.param([at("zebra", 50, 50), at("zebra", 50, 50)], id="identical"),
-        pytest.param([at("zebra", 50, 50), at("zebra", 52, 51)], id="indistinguishable"),
-    ],
-)
-def test_nothing_is_said_of_what_cannot_be_told_apart(scene: list[Candidate]) -> None:
-    assert drawn(scene) == {}
+@pytest.mark.parametrize("place", [(50, 50), (52, 51)], ids=["identical", "indistinguishable"])
+def test_nothing_is_said_of_what_cannot_be_told_apart(place: tuple[float, float]) -> None:
+    assert drawn([at("zebra", 50, 50), at("zebra", *place)]) == {}
 
 
 def test_identical_boxes_do_not_keep_others_from_being_named() -> None:
@@ -263,11 +236,8 @@ def test_identical_boxes_do_not_keep_others_from_being_named() -> None:
     assert {found["left zebra"], found["the largest zebra"]} == {2}
     assert found["the only cup"] == 3
     assert not {0, 1} & set(found.values())
-
-
-def test_identical_boxes_of_two_labels_are_named_by_label() -> None:
-    found = drawn([at("zebra", 50, 50), at("cup", 50, 50)])
-    assert (found["the only zebra"], found["the only cup"]) == (0, 1)
+    of_two_labels = drawn([at("zebra", 50, 50), at("cup", 50, 50)])
+    assert (of_two_labels["the only zebra"], of_two_labels["the only cup"]) == (0, 1)
 
 
 def test_names_that_fit_another_label_are_not_used() -> None:

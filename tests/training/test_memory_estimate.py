@@ -19,69 +19,35 @@ from rich.console import Console
 from llm_wrapper.cli import train
 from llm_wrapper.errors import ModelError
 from llm_wrapper.llms import nf4
-from llm_wrapper.recipe import (
-    DataSection,
-    DetectorSection,
-    LLMSection,
-    LoraSection,
-    PromptSection,
-    Recipe,
-    TrainSection,
-)
+from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, LoraSection, Recipe, TrainSection
 from llm_wrapper.training import adapters, memory_estimate, trainer
 from llm_wrapper.training.adapters import adapter_config
 from llm_wrapper.training.examples import Group
 from llm_wrapper.training.memory_estimate import BatchShape, ModelSizes, TrainingSetup
 from tests.llms import tiny
-from tests.training import families
+from tests.training import families, test_trainer
 
 pytestmark = pytest.mark.slow  # seconds each; CI runs them
 
 PAPER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LLAMA3_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rope_theta": 500000.0,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
+_PUBLISHED: dict[str, Any] = {
+    **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    **{"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
 }
-MIXTRAL_8X7B: dict[str, Any] = {
-    "model_type": "mixtral",
-    "architectures": ["MixtralForCausalLM"],
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "rope_theta": 1000000.0,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
+LLAMA3_8B = {
+    **_PUBLISHED,
+    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    **{"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0},
+}
+MIXTRAL_8X7B = {
+    **_PUBLISHED,
+    **{"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8},
+    **{"vocab_size": 32000, "max_position_embeddings": 32768, "rope_theta": 1000000.0, "num_experts_per_tok": 2},
 }
 SIZES = ModelSizes(
-    num_parameters=8_000_000_000,
-    num_packable=7_000_000_000,
-    num_trainable=300_000_000,
-    rank=64,
-    num_layers=32,
-    hidden=4096,
-    inner=14336,
-    attended=4096,
-    num_heads=32,
-    vocabulary=128256,
-    adapter_inputs=1_000_000,
-    num_adapters=224,
-    largest_weight=60_000_000,
+    **{"num_parameters": 8_000_000_000, "num_packable": 7_000_000_000, "num_trainable": 300_000_000, "rank": 64},
+    **{"num_layers": 32, "hidden": 4096, "inner": 14336, "attended": 4096, "num_heads": 32, "vocabulary": 128256},
+    **{"adapter_inputs": 1_000_000, "num_adapters": 224, "largest_weight": 60_000_000},
 )
 SETUP = TrainingSetup(number_bytes=2, is_4bit=False, is_eager=False, has_dropout=False, has_checkpointing=False)
 BATCH = BatchShape(num_rows=4, length=256, num_answers=8)
@@ -97,15 +63,7 @@ def section(folder: Path, settings: dict[str, Any], **changes: Any) -> LLMSectio
 
 
 def recipe(llm: LLMSection, **train: Any) -> Recipe:
-    return Recipe(
-        detector=DetectorSection(name="tiny"),
-        data=DataSection(name="tiny", reader="tiny", root=Path()),
-        prompt=PromptSection(format="compact"),
-        llm=llm,
-        train=TrainSection(
-            **{"lora": LoraSection(rank=4, alpha=8), "groups_per_step": 2, "scheduler": "constant", **train}
-        ),
-    )
+    return test_trainer.recipe(**train).model_copy(update={"llm": llm})
 
 
 def lora(modules: list[str] | str, *, rank: int = 128, dropout: float = 0.1) -> peft.LoraConfig:
@@ -154,28 +112,6 @@ def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.
     assert (found.num_parameters, found.num_trainable) == (parameters, trained)
     memory = memory_estimate.estimate_memory(found, replace(SETUP, is_4bit=quantization == "nf4"), BATCH)
     assert memory.weights / 1e9 == pytest.approx(weights, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "modules"),
-    [
-        *(
-            (name, modules)
-            for name in ("llama", "gemma2", "gpt_neo")
-            for modules in (["q_proj", "v_proj"], "all-linear")
-        ),
-        ("mixtral", ["q_proj", "v_proj"]),  # its fused experts: PEFT itself warns of "all-linear"
-    ],
-    ids=str,
-)
-def test_counts_are_those_of_the_real_model_with_peft(architecture: str, modules: Any, tmp_path: Path) -> None:
-    real = tiny.model(architecture)
-    real.save_pretrained(tmp_path)
-    llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
-    found = memory_estimate.count_sizes(memory_estimate.build_weightless_model(llm), lora(modules, rank=4, dropout=0.0))
-    assert found.num_parameters == sum(parameter.numel() for parameter in real.parameters())
-    adapted = peft.get_peft_model(real, lora(modules, rank=4, dropout=0.0))
-    assert found.num_trainable == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_the_bytes_of_a_4bit_model_are_those_that_are_counted_after_loading(tmp_path: Path) -> None:
@@ -230,14 +166,8 @@ def kept_for_backward(model: Any) -> Iterator[list[int]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("modules", [["q_proj", "v_proj"], "all-linear"], ids=["two", "all"])
 def test_estimated_activations_are_near_what_autograd_keeps(modules: Any, dtype: torch.dtype, attention: str) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    widths = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 352}
+    config = transformers.LlamaConfig(**widths, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     sizes = memory_estimate.count_sizes(model, lora(modules, rank=8, dropout=0.0))  # the adapters stay on the model
     setup = replace(SETUP, number_bytes=dtype.itemsize, is_eager=attention == "eager")
@@ -326,17 +256,12 @@ def test_each_change_lowers_the_peak_and_all_together_lower_it_most() -> None:
     before = memory_estimate.estimate_memory(SIZES, SETUP, BATCH).peak
     found = list(memory_estimate.suggest_changes(SIZES, SETUP, BATCH, alpha=128))
     assert [change.overrides for change in found[:-1]] == [
-        "llm.quantization=nf4",
-        "train.gradient_checkpointing=true",
-        "train.tokens_per_batch=256",
-        "train.lora.rank=16 train.lora.alpha=32",
+        *("llm.quantization=nf4", "train.gradient_checkpointing=true"),
+        *("train.tokens_per_batch=256", "train.lora.rank=16 train.lora.alpha=32"),
     ]
     assert found[-1].overrides == " ".join(change.overrides for change in found[:-1])
     assert all(change.peak < before for change in found)
     assert found[-1].peak < min(change.peak for change in found[:-1])
-
-
-def test_a_recipe_that_has_every_change_is_offered_none() -> None:
     setup = replace(SETUP, is_4bit=True, has_checkpointing=True)
     batch = BatchShape(num_rows=1, length=256, num_answers=2)
     assert not list(memory_estimate.suggest_changes(replace(SIZES, rank=8), setup, batch, alpha=16))
@@ -375,19 +300,14 @@ def test_the_verdict_is_printed(
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [
-        pytest.param(None, "cannot be loaded", id="no-folder"),
-        pytest.param("{", "cannot be loaded", id="broken-config"),
-        pytest.param('{"model_type": "no-such-model"}', "no-such-model", id="unknown-architecture"),
-    ],
+    [("", "cannot be loaded"), ("{", "cannot be loaded"), ('{"model_type": "no-such-model"}', "no-such-model")],
+    ids=["no-settings", "broken-config", "unknown-architecture"],
 )
-def test_settings_that_cannot_be_read(text: str | None, reason: str, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    if text is not None:
-        folder.mkdir()
-        (folder / "config.json").write_text(text)
+def test_settings_that_cannot_be_read(text: str, reason: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=reason):
-        memory_estimate.build_weightless_model(LLMSection(model=str(folder), dtype="float32"))
+        memory_estimate.build_weightless_model(LLMSection(model=str(tmp_path), dtype="float32"))
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
@@ -433,36 +353,14 @@ def test_widths_are_those_of_the_architecture(family: str, inner: int, attended:
     assert adapters.attention_width(config) == attended
 
 
-@pytest.mark.parametrize(
-    ("settings", "inner"),
-    [
-        pytest.param(
-            transformers.Qwen3MoeConfig(
-                hidden_size=2048,
-                intermediate_size=6144,
-                moe_intermediate_size=768,
-                num_experts=128,
-                num_experts_per_tok=8,
-            ),
-            8 * 768,
-            id="qwen3-30b-a3b",
-        ),
-        pytest.param(
-            transformers.DeepseekV2Config(
-                hidden_size=2048,
-                intermediate_size=10944,
-                moe_intermediate_size=1408,
-                n_routed_experts=64,
-                n_shared_experts=2,
-                num_experts_per_tok=6,
-            ),
-            8 * 1408,
-            id="deepseek-v2-lite",
-        ),
-    ],
-)
-def test_published_experts_are_as_wide_as_they_are(settings: Any, inner: int) -> None:
-    assert adapters.feedforward_width(settings) == inner
+QWEN3_30B = {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}
+DEEPSEEK_V2 = {"moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6}
+
+
+def test_published_experts_are_as_wide_as_they_are() -> None:
+    qwen = transformers.Qwen3MoeConfig(hidden_size=2048, intermediate_size=6144, **QWEN3_30B)
+    deepseek = transformers.DeepseekV2Config(hidden_size=2048, intermediate_size=10944, **DEEPSEEK_V2)
+    assert (adapters.feedforward_width(qwen), adapters.feedforward_width(deepseek)) == (8 * 768, 8 * 1408)
 
 
 def test_heads_without_a_width_are_refused() -> None:
@@ -485,10 +383,8 @@ def test_4_bit_is_proposed_where_loading_takes_it(family: str, is_offered: bool,
     families.settings(family).save_pretrained(tmp_path)
     llm = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
     found = memory_estimate.estimate_training(recipe(llm), None)
-    offered = [
-        each.overrides for each in memory_estimate.suggest_changes(found.sizes, found.setup, found.batch, alpha=8)
-    ]
-    assert any("llm.quantization=nf4" in each for each in offered) == is_offered
+    changes = memory_estimate.suggest_changes(found.sizes, found.setup, found.batch, alpha=8)
+    assert any("llm.quantization=nf4" in each.overrides for each in changes) == is_offered
     if not is_offered:
         with pytest.raises(ModelError, match=r"cannot be held in 4 bit(.|\n)*llm\.quantization=none"):
             memory_estimate.build_weightless_model(llm.model_copy(update={"quantization": "nf4"}))

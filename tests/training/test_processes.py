@@ -47,6 +47,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_does_everything() -> None:
     assert (processes.process_count(), processes.is_main_process(), processes.groups_per_process(5)) == (1, True, 5)
+    assert trainer._fillers(7, recipe(groups_per_step=3)) == []
 
 
 @pytest.mark.usefixtures("three")
@@ -59,19 +60,14 @@ def test_a_step_is_shared_out_evenly() -> None:
 
 
 @pytest.mark.usefixtures("three")
-def test_other_processes_are_silent() -> None:
+def test_the_main_process_alone_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console()
     with pytest.raises(SystemExit) as ended, processes.print_from_main(console):
         raise RunError("the main process says this")
-    assert ended.value.code == 2
-    assert console.quiet
-
-
-def test_the_main_process_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert (ended.value.code, console.quiet) == (2, True)
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(RunError, match="mind"), processes.print_from_main(Console()):
-        raise RunError("mind")
+    with pytest.raises(RunError, match="mine"), processes.print_from_main(Console()):
+        raise RunError("mine")
 
 
 @pytest.mark.usefixtures("three")
@@ -82,10 +78,6 @@ def test_the_last_step_is_filled_up_without_labels() -> None:
     batch = Collator(llm, tiny_run.groups(), chosen)([{"epoch": filler[0], "group": filler[1]}])["parts"][0]
     assert bool((batch["labels"] == IGNORED).all())
     assert batch["rows"].tolist() == [list(filler)]
-
-
-def test_alone_nothing_is_filled_up() -> None:
-    assert trainer._fillers(7, recipe(groups_per_step=3)) == []
 
 
 def test_one_process_keeps_to_one_device(tmp_path: Path) -> None:
@@ -130,14 +122,8 @@ def launch(folder: Path, *, dies_at: int | None = None) -> subprocess.CompletedP
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if dies_at:
         environment[tiny_run.DIES_AT] = str(dies_at)
-    return subprocess.run(
-        [*command, str(folder), json.dumps(OPTIONS)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command += [str(folder), json.dumps(OPTIONS)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

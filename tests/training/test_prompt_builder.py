@@ -84,8 +84,9 @@ def test_without_examples_nothing_is_read(root: Path) -> None:
 @pytest.mark.parametrize("retrieve", [False, True], ids=["fixed", "retrieved"])
 def test_examples_are_of_training_images_that_are_not_evaluated(root: Path, retrieve: bool) -> None:
     made = recipe(root, examples=8, retrieve=retrieve)
-    for prompt in asked(made):
-        assert shown_in(prompt) == {"a", "b", "c", "d"}
+    prompts = asked(made)
+    assert [shown_in(prompt) for prompt in prompts] == [{"a", "b", "c", "d"}] * 2
+    assert asked(made) == prompts
     facts = load_prompt_builder(made).facts
     assert facts["pool"] == 4
     assert [(each["name"], each["split"]) for each in facts["sets"]] == [("squares", "train")]
@@ -113,12 +114,6 @@ def test_the_budget_of_labelled_expressions_holds_for_examples_too(root: Path) -
         assert box.center == pytest.approx(each.sample.target.center, abs=2)
 
 
-def test_the_same_command_builds_the_same_prompts(root: Path) -> None:
-    for retrieve in (False, True):
-        made = recipe(root, examples=2, retrieve=retrieve)
-        assert asked(made) == asked(made)
-
-
 def test_an_empty_pool_names_the_reasons_and_the_command(root: Path) -> None:
     write(root, val=VAL, train={"seen": 0, "hidden": 9})
     told = r"none of the 2 expressions of squares train .*target_not_among_candidates.*make data-check DATA=squares"
@@ -135,36 +130,21 @@ def test_what_is_not_cached_names_its_command(root: Path) -> None:
         load_prompt_builder(recipe(root, cached=False, examples=2))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "kind", "message"),
-    [
-        pytest.param({"instruction": "Which?"}, PromptError, "2 problems", id="instruction"),
-        pytest.param(
-            {"examples": 1, "retrieve": True, "embedder": "package:nothing"}, ModelError, "pip install", id="embedder"
-        ),
-    ],
-)
-def test_what_cannot_be_used_is_told_before_any_llm_is_loaded(
-    root: Path, prompt: dict[str, Any], kind: type[Exception], message: str
-) -> None:
-    with pytest.raises(kind, match=message):
-        load_prompt_builder(recipe(root, **prompt))
+def test_what_cannot_be_used_is_refused_before_any_llm_is_loaded(root: Path) -> None:
+    with pytest.raises(PromptError, match="2 problems"):
+        load_prompt_builder(recipe(root, instruction="Which?"))
+    with pytest.raises(ModelError, match="pip install"):
+        load_prompt_builder(recipe(root, examples=1, retrieve=True, embedder="package:nothing"))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "problem"),
-    [
+def test_an_llm_is_trained_with_format_and_instruction_alone() -> None:
+    for prompt, problem in (
         ({"examples": 4}, "4 fixed examples"),
         ({"examples": 4, "retrieve": True}, "4 retrieved examples"),
         ({"reasoning_tokens": 8}, "up to 8 tokens of reasoning"),
-    ],
-)
-def test_an_llm_is_not_trained_with_what_is_for_untrained_ones(prompt: dict[str, object], problem: str) -> None:
-    with pytest.raises(RecipeError, match=problem):
-        require_trainable(PromptSection.model_validate(prompt))
-
-
-def test_an_llm_is_trained_with_format_and_instruction() -> None:
+    ):
+        with pytest.raises(RecipeError, match=problem):
+            require_trainable(PromptSection.model_validate(prompt))
     require_trainable(PromptSection(format="coords", instruction="{objects}{expression}"))
     with pytest.raises(PromptError, match=r"prompt\.instruction cannot be used"):
         require_trainable(PromptSection(instruction="{objects}"))

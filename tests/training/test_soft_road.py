@@ -21,7 +21,7 @@ from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms.adapters import add_adapter
 from llm_wrapper.llms.load import load_model
 from llm_wrapper.llms.local import score_prompts
-from llm_wrapper.recipe import DataSection, DetectorSection, LLMSection, Recipe, TrainSection
+from llm_wrapper.recipe import LLMSection, LoraSection, TrainSection
 from llm_wrapper.report.card import card
 from llm_wrapper.training import memory_estimate, trainer
 from llm_wrapper.training.adapters import adapter_config, create_adapter
@@ -59,7 +59,6 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow  # seconds each; CI runs them
 @methods
 def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cached)
@@ -90,17 +89,11 @@ def test_a_run_of_each_method(method: str, cached: Path, monkeypatch: pytest.Mon
         torch.testing.assert_close(plain(ids).logits, adapter(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        ("lora", "LoRA of rank 4, alpha 8, dropout 0"),
-        ("dora", "DoRA of rank 4, alpha 8, dropout 0"),
-        ("ia3", "(IA)3"),
-        ("prompt-tuning", "prompt-tuning of 7 tokens"),
-        ("prefix-tuning", "prefix-tuning of 7 tokens"),
-    ],
-    ids=METHODS,
-)
+RANK = "of rank 4, alpha 8, dropout 0"
+SHOWN = (f"LoRA {RANK}", f"DoRA {RANK}", "(IA)3", "prompt-tuning of 7 tokens", "prefix-tuning of 7 tokens")
+
+
+@pytest.mark.parametrize(("method", "words"), list(zip(METHODS, SHOWN, strict=True)), ids=METHODS)
 def test_the_model_card_names_the_method(method: str, words: str) -> None:
     text = card(recipe(method=method, virtual_tokens=7), {}, {})
     assert f"| method | {words} |" in text
@@ -110,12 +103,21 @@ def test_the_model_card_names_the_method(method: str, words: str) -> None:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-@methods
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neo"])
-def test_the_plan_counts_what_is_trained(architecture: str, method: str, tmp_path: Path) -> None:
+TWO = {"lora": LoraSection(rank=4, target_modules=["q_proj", "v_proj"])}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "train"),
+    [
+        *((name, {"method": each}) for name in ("llama", "gemma2", "gpt_neo") for each in METHODS),
+        *((name, TWO) for name in ("llama", "gemma2", "gpt_neo", "mixtral")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.get("method", "lora-of-two"),
+)
+def test_the_plan_counts_what_is_trained(architecture: str, train: dict[str, Any], tmp_path: Path) -> None:
     llm = tiny.llm(architecture)
     llm.model.save_pretrained(tmp_path)
-    chosen = recipe(method=method, virtual_tokens=7)
+    chosen = recipe(virtual_tokens=7, **train)
     section = LLMSection(model=str(tmp_path), dtype="float32", quantization="none", attention="eager")
     skeleton = memory_estimate.build_weightless_model(section)
     found = memory_estimate.count_sizes(skeleton, adapter_config(chosen.train, skeleton))
@@ -126,15 +128,8 @@ def test_the_plan_counts_what_is_trained(architecture: str, method: str, tmp_pat
 def planned(folder: Path, **train: Any) -> memory_estimate.TrainingEstimate:
     tiny.model("llama").save_pretrained(folder)
     llm = LLMSection(model=str(folder), dtype="float32", quantization="none", attention="eager")
-    return memory_estimate.estimate_training(
-        Recipe(
-            detector=DetectorSection(name="tiny"),
-            data=DataSection(name="tiny", reader="tiny", root=Path()),
-            llm=llm,
-            train=TrainSection(max_tokens=256, **train),
-        ),
-        None,
-    )
+    update = {"llm": llm, "train": TrainSection(max_tokens=256, **train)}
+    return memory_estimate.estimate_training(recipe().model_copy(update=update), None)
 
 
 @pytest.mark.parametrize("method", SOFT)
@@ -197,53 +192,40 @@ def test_a_soft_prompt_that_peft_saved_is_taken(config: peft.PeftConfig, tmp_pat
     torch.testing.assert_close(model.prompt_encoder["default"].embedding.weight.detach(), weight)
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        pytest.param(
-            lambda at: saved(at, prefix(), "gpt_neo"),
-            r"token_dim: 32, and 16 for this model; num_attention_heads: 4, and 2 for this model; weights",
-            id="prefix of another model",
-        ),
-        pytest.param(
-            lambda at: changed(saved(at, prefix()), num_layers=3),
-            "num_layers: 3, and 2 for this model",
-            id="more layers",
-        ),
-        pytest.param(
-            lambda at: changed(saved(at, prompt()), num_virtual_tokens=5),
-            r"'prompt_embeddings': \(4, 32\)}, and {'prompt_embeddings': \(5, 32\)} for this model",
-            id="fewer tokens than it says",
-        ),
-        pytest.param(
-            lambda at: edited(saved(at, prompt()), lambda weights: weights.update(other=torch.zeros(2))),
-            r"'other': \(2,\)",
-            id="one weight too many",
-        ),
-        pytest.param(
-            lambda at: edited(saved(at, prompt()), lambda weights: weights.update(x=weights.pop("prompt_embeddings"))),
-            r"{'x': \(4, 32\)}",
-            id="under another name",
-        ),
-        pytest.param(
-            lambda at: changed(saved(at, prompt()), num_virtual_tokens=900_000),
-            r"'prompt_embeddings': \(900000, 32\)} for this model",
-            id="many tokens that it does not hold",
-        ),
-        pytest.param(
-            lambda at: edited(saved(at, prompt()), lambda weights: weights["prompt_embeddings"].fill_(torch.nan)),
-            "prompt_embeddings: 128 of its numbers are NaN or infinite",
-            id="nan",
-        ),
-        pytest.param(
-            lambda at: changed(saved(at, prompt()), num_virtual_tokens="four"), "TypeError", id="absurd number"
-        ),
-    ],
-)
+UNFIT: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "prefix of another model": (
+        lambda at: saved(at, prefix(), "gpt_neo"),
+        r"token_dim: 32, and 16 for this model; num_attention_heads: 4, and 2 for this model; weights",
+    ),
+    "more layers": (lambda at: changed(saved(at, prefix()), num_layers=3), "num_layers: 3, and 2 for this model"),
+    "fewer tokens than it says": (
+        lambda at: changed(saved(at, prompt()), num_virtual_tokens=5),
+        r"'prompt_embeddings': \(4, 32\)}, and {'prompt_embeddings': \(5, 32\)} for this model",
+    ),
+    "one weight too many": (
+        lambda at: edited(saved(at, prompt()), lambda weights: weights.update(other=torch.zeros(2))),
+        r"'other': \(2,\)",
+    ),
+    "under another name": (
+        lambda at: edited(saved(at, prompt()), lambda weights: weights.update(x=weights.pop("prompt_embeddings"))),
+        r"{'x': \(4, 32\)}",
+    ),
+    "many tokens that it does not hold": (
+        lambda at: changed(saved(at, prompt()), num_virtual_tokens=900_000),
+        r"'prompt_embeddings': \(900000, 32\)} for this model",
+    ),
+    "nan": (
+        lambda at: edited(saved(at, prompt()), lambda weights: weights["prompt_embeddings"].fill_(torch.nan)),
+        "prompt_embeddings: 128 of its numbers are NaN or infinite",
+    ),
+    "absurd number": (lambda at: changed(saved(at, prompt()), num_virtual_tokens="four"), "TypeError"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), UNFIT.values(), ids=UNFIT)
 def test_a_soft_prompt_that_does_not_fit_is_refused(make: Callable[[Path], Path], reason: str, tmp_path: Path) -> None:
-    folder = make(tmp_path)
     with pytest.raises(ModelError, match=f"does not fit tiny-llama(.|\n)*{reason}"):
-        add_adapter(tiny.llm(), folder)
+        add_adapter(tiny.llm(), make(tmp_path))
 
 
 def test_a_soft_prompt_cannot_have_a_tokenizer_fetched(tmp_path: Path) -> None:
@@ -254,7 +236,6 @@ def test_a_soft_prompt_cannot_have_a_tokenizer_fetched(tmp_path: Path) -> None:
 # --- 4 bit -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # seconds each; CI runs them
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the import of bitsandbytes
 @pytest.mark.filterwarnings("ignore:.*kernels:UserWarning")
 @methods

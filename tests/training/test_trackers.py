@@ -50,24 +50,20 @@ def environment() -> dict[str, str]:
 
 
 def test_trackers_reach_the_trainer_with_a_name_for_the_run(tmp_path: Path) -> None:
-    chosen = trainer.training_arguments(
-        tiny.llm(), recipe(report_to=["wandb", "tensorboard", "wandb"]), tmp_path / "mine"
-    )
+    asked = recipe(report_to=["wandb", "tensorboard", "wandb"])
+    chosen = trainer.training_arguments(tiny.llm(), asked, tmp_path / "mine")
     assert chosen.report_to == ["wandb", "tensorboard"]
     assert (chosen.run_name, chosen.project) == ("mine", "llm-wrapper")
     assert chosen.trackio_space_id is None  # else trackio would send everything away
     assert trainer.training_arguments(tiny.llm(), recipe(), tmp_path).report_to == []
 
 
-@pytest.mark.parametrize("name", ["comet_ml", "all", "none"])
-def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="Input should be 'tensorboard', 'wandb' or 'trackio'"):
-        recipe(report_to=[name])
-
-
-def test_missing_packages_are_all_named_before_anything_is_written(
+def test_other_names_are_refused_and_missing_packages_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("comet_ml", "all", "none"):
+        with pytest.raises(ValueError, match="Input should be 'tensorboard', 'wandb' or 'trackio'"):
+            recipe(report_to=[name])
     monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"wandb, trackio, which is not installed: pip install wandb trackio"):
         train.run_training(recipe(report_to=["wandb", "trackio"]), tmp_path / "run", Console())
@@ -102,10 +98,8 @@ def test_they_write_into_the_run_unless_told_otherwise(
 
 @pytest.mark.parametrize("is_open", [False, True], ids=["ours", "the-user's"])
 def test_a_run_of_wandb_ends_with_the_training_that_began_it(is_open: bool, tmp_path: Path, install: Any) -> None:
-    install(
-        "wandb",
-        f"run = {'object()' if is_open else None}\nfinished = 0\ndef finish():\n    global finished; finished += 1\n",
-    )
+    source = "finished = 0\ndef finish():\n    global finished; finished += 1\n"
+    install("wandb", f"run = {'object()' if is_open else None}\n{source}")
 
     def train() -> None:
         with callbacks.report_to_trackers(["wandb"], tmp_path):
