@@ -98,8 +98,12 @@ class _PixelDetector(ImageDetector):
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
         """Segment the image of each question; the detections are in the order of falling score."""
-        found = (list(self._rows(prepared[question.sample.image_id])) for question in questions)
-        return [detections_from_raw(sorted(rows, key=lambda row: (-row[2], row[0])), self.task) for rows in found]
+        answers = []
+        for question in questions:
+            rows = list(self._rows(prepared[question.sample.image_id]))
+            rows.sort(key=lambda row: (-row[2], row[0]))
+            answers.append(detections_from_raw(rows, self.task))
+        return answers
 
     @abstractmethod
     def _rows(self, image: Image.Image) -> Iterator[_Row]:
