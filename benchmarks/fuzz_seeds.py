@@ -145,7 +145,7 @@ def use_part(path: Path) -> None:
         row_detections(table, row)
 
 
-def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use]:
+def prepare_cache(name: str) -> Callable[[Path], Use]:
     """Return a function that replaces one file of a cache by an example, verifies the cache, reads it and fills it."""
 
     def prepare(folder: Path) -> Use:
@@ -155,11 +155,7 @@ def prepare_cache(name: str, *, is_staged: bool = False) -> Callable[[Path], Use
             cache = folder / "cache"
             shutil.rmtree(cache, ignore_errors=True)
             shutil.copytree(whole, cache)
-            if is_staged:
-                (cache / ".final").mkdir()
-                (cache / "manifest.json").rename(cache / ".final" / "manifest.json")
-            path = cache / ".final" / name if is_staged else cache / name
-            path.write_bytes(content)
+            (cache / name).write_bytes(content)
             maintain.verify_cache(cache)
             maintain.summarize_cache(cache)
             try:
@@ -346,7 +342,6 @@ _READERS = [
     Reader("part", of_path("part-00000.parquet", use_part), lambda: [part()], parquet_bombs),
     Reader("cache-part", prepare_cache("part-00000.parquet"), lambda: [part()], parquet_bombs),
     Reader("cache-manifest", prepare_cache("manifest.json"), lambda: [cache_file("manifest.json")], deep),
-    Reader("cache-staged", prepare_cache("replaced.json", is_staged=True), these(b'["part-00003.parquet"]'), deep),
     Reader("predictions", of_path("p.parquet", load_predictions), lambda: [own_predictions()], parquet_bombs),
     Reader("pickle", of_path("refs(unc).p", restricted_pickle.read_pickle), pickles, pickle_bombs),
     Reader("image", of_path("a.jpg", use_picture), pictures, picture_bombs),

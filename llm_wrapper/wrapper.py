@@ -241,7 +241,8 @@ class Wrapper:
             DataError: If an expression is empty.
             RecipeError: If the recipe has no detector.
         """
-        results = self.answer(self._preparer.prepare(image, _as_list(expression)), image)
+        expressions = [expression] if isinstance(expression, str) else [*expression]
+        results = self.answer(self._preparer.prepare(image, expressions), image)
         return results[0] if isinstance(expression, str) else results
 
     @overload
@@ -283,7 +284,7 @@ class Wrapper:
         Raises:
             DataError: If a box, a label, a score or an expression cannot be used.
         """
-        expressions = _as_list(expression)
+        expressions = [expression] if isinstance(expression, str) else [*expression]
         require_expressions(expressions)
         wh = parse_image_size(image_size)
         found = read_given_boxes(boxes, labels, image_wh=wh, scores=scores, box_format=box_format)
@@ -306,9 +307,7 @@ class Wrapper:
     def answer(self, prepared: Sequence[PreparedSample], image: ImageSource | None = None) -> list[Result]:
         """Choose among the candidates of prepared samples.
 
-        Args:
-            prepared: Those of one image share the beginning of their prompts.
-            image: What results are drawn on.
+        Those of one image share the beginning of their prompts; results are drawn on `image`.
         """
         prompts: list[Prompt] = []
         if self._llm is None:
@@ -338,7 +337,3 @@ class _RecordingLLM:
         """Return the answer to each prompt, in order."""
         self.prompts.extend(prompts)
         return self.llm.answer(prompts)
-
-
-def _as_list(expression: str | Expressions) -> list[str]:
-    return [expression] if isinstance(expression, str) else list(expression)

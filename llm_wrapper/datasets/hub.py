@@ -131,10 +131,6 @@ def load_hub_refs(
         repo: `jxu124/refcocog@<revision>`, or a copy of it.
         images: The folder with COCO's train2014 images; `<root>/images` by default, if there is one.
         text: `sent` is the cleaned sentence, `raw` the sentence as typed; neither is changed here.
-
-    Raises:
-        DataError: If the files cannot be fetched or are damaged, if the split does not exist, if the boxes are not
-            xyxy, or if most rows cannot be used.
     """
     require_text_kind(text)
     files = find_split_files(root, split, repo)
@@ -177,9 +173,6 @@ def load_hub_objects(root: Path, split: str, *, repo: str) -> Dataset:
         root: A copy of the repository; fetched where it does not exist (0.5 to 2.3 GB).
         split: `val`, `test`, `testA` or `testB`; the module says what they hold.
         repo: `lmms-lab/RefCOCOplus@<revision>`, or a copy of it.
-
-    Raises:
-        DataError: As `load_hub_refs` does.
     """
     files = find_split_files(root, split, repo)
     collector = Collector(f"split {split} of {root}", "xywh")
@@ -241,10 +234,6 @@ def find_split_files(root: Path, split: str, repo: str) -> dict[Path, str]:
         root: The folder; fetched from the hub if it has no Parquet file of any split.
         split: A split's name, or `test` for testA and testB together, or `all` for val and test together.
         repo: `<owner>/<name>@<revision>`; without a revision the newest.
-
-    Raises:
-        DataError: If the split does not exist (those that do are named), if one of its files is missing or there
-            twice, or if the repository cannot be fetched.
     """
     if not isinstance(repo, str):
         raise RecipeError(f"data.settings.repo={repo!r}: give <owner>/<name>@<revision>.")

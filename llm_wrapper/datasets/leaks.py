@@ -85,12 +85,7 @@ def find_shared_images(evaluated: tuple[DataSection, Dataset], trained: tuple[Da
 
 
 def describe_own_training_data(evaluated: tuple[DataSection, Dataset], trained: Sequence[DataSection]) -> str | None:
-    """Return the warning beside every result on a split whose images were trained on; `None` if none was.
-
-    Args:
-        evaluated: The split that is evaluated, and the section that names it.
-        trained: The data sets that the evaluated model was trained on; none if it was not trained.
-    """
+    """Return the warning beside every result on a split whose images were trained on; `None` if none was."""
     section, dataset = evaluated
     split = dataset.split
     same = [each for each in trained if _own(each) == _own(section)]

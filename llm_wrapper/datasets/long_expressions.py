@@ -116,14 +116,7 @@ class _Command(BaseModel):
 def load_talk2car(root: Path, split: str, *, images: str | Path | None = None) -> Dataset:
     """Read one split of Talk2Car: one sample per command; `kind` is the object's nuScenes class.
 
-    Args:
-        root: The folder `data` of the Talk2Car repository, or a copy of it.
-        split: `train`, `val` or `test`.
-        images: The folder of the image files; `<root>/images` by default, if there is one.
-
-    Raises:
-        DataError: If the split does not exist (those that do are named), if the file is damaged, if the boxes are not
-            xywh, or if most commands cannot be used.
+    `root` is the folder `data` of the Talk2Car repository, or a copy of it; `images` are in `<root>/images` by default.
     """
     folder_name(split, "the split")
     path = root / "commands" / f"{split}{_ENDING}"

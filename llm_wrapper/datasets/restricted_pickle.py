@@ -55,13 +55,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Return the plain data of a pickle, written by Python 2 or 3.
+    """Return the plain data of a pickle, written by Python 2 or 3; anything else is refused, and never executed.
 
     Byte strings of Python 2 become text: UTF-8, and Latin-1 for bytes that are not UTF-8.
-
-    Raises:
-        DataError: If the pickle refers to any class or function (which is not executed), is damaged, or is far larger
-            in memory than on disk.
     """
     content = read_bytes(path, most=_MAX_BYTES)
     collects = gc.isenabled()

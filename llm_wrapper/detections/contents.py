@@ -304,12 +304,7 @@ def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
 
 
 def read_part(path: Path, sha256: str | None = None) -> CachePart:
-    """Read and verify one part, by its digest in the manifest where there is one.
-
-    Raises:
-        DamagedPartError: If the content is not what was written, or a row is no detection.
-        DataError: If the file cannot be read at all: it is no file, is too large, or may not be read.
-    """
+    """Read and verify one part, by its digest in the manifest where there is one."""
     content = read_bytes(path, most=_MAX_PART)
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):

@@ -36,24 +36,15 @@ _TRIES = 20
 class RayEngine:
     """Asks on a running Ray cluster (`RAY_ADDRESS`, or one of this machine), else on one started here.
 
-    A worker takes one CPU, and one GPU where the cluster has any. Each loads the detector for itself: where memory is
-    short, use fewer.
-
-    Attributes:
-        build: Makes the detector in a worker; it must be the one that `fill` is given.
-        workers: How many workers; without it as many as fit.
+    A worker takes one CPU, and one GPU where the cluster has any, and loads the detector by `build`. `workers` are as
+    many as fit; where memory is short, use fewer.
     """
 
     build: Callable[[], Detector]
     workers: int | None = None
 
     def __call__(self, detector: Detector, batches: Sequence[Sequence[Question]]) -> Generator[Answered, None, None]:
-        """Yield the answers to batches as they come.
-
-        Raises:
-            RecipeError: If the detector costs money, Ray is not installed, or the cluster has no room.
-            ModelError: If a batch kills one worker after the other.
-        """
+        """Yield the answers to batches as they come."""
         if isinstance(detector, PaidDetector):
             raise RecipeError(f"{detector.name} costs money, and a budget cannot be shared: use --engine local.")
         try:

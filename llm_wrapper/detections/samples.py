@@ -112,14 +112,7 @@ def cache_folder(detector: str, data: DataSection, split: str) -> Path:
 def prepare_candidates(
     recipe: Recipe, sample: Sample, answers: Sequence[Detections], names: Sequence[str]
 ) -> BuiltCandidates:
-    """Build the candidates of a sample from the answers of all detectors of a recipe.
-
-    Args:
-        recipe: Gives the policies, and the seed of the shuffled order.
-        sample: What was asked about.
-        answers: One for each of `recipe.detectors()`.
-        names: Of the detectors, as candidates bear them.
-    """
+    """Build the candidates of a sample from the answers of all detectors of a recipe, which bear these `names`."""
     rng = candidates.order_rng(recipe.train.seed, sample.sample_id)
     if len(answers) == 1:
         return candidates.build_candidates(answers[0], sample.image_wh, recipe.candidates, detector=names[0], rng=rng)
@@ -153,15 +146,8 @@ def load_prepared_split(
 
     No detector's weights are loaded, and how the detections were computed is logged.
 
-    Args:
-        recipe: Gives the detectors and the candidate policies.
-        data: The data set, one of `recipe.training_data()`.
-        split: Name of the split.
-        limit: Use only the first samples.
-        dataset: The split, where it is read already: most of the time goes into reading.
-
-    Raises:
-        CacheError: If the detections are not cached completely; the message names the command.
+    `data` is one of `recipe.training_data()`. Only the first `limit` samples are used. `dataset` is the split, where it
+    is read already: most of the time goes into reading.
     """
     dataset = dataset or datasets.load_dataset(data, split)
     caches = [

@@ -46,7 +46,7 @@ class Table:
         return "".join(f"| {' | '.join(row)} |\n" for row in (head, ruler, *rows))
 
     def terminal(self, width: int) -> TerminalTable:
-        """Return the table without its caption; on a narrow terminal intervals have lines of their own."""
+        """Return the table without its caption; on a narrow terminal each interval has a line to itself."""
         rows = [[*map(printable, row)] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(self.head, *rows, strict=True)]
         is_narrow = sum(widths) + 2 * len(widths) > width

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llm_wrapper import runs
 from llm_wrapper.cli.train import run_training
-from llm_wrapper.errors import ModelError, RecipeError, RunError
+from llm_wrapper.errors import LLMWrapperError, ModelError, RecipeError, RunError
 from llm_wrapper.evaluation import predictions as files
 from llm_wrapper.llms import load
 from llm_wrapper.metrics import summarize_systems
@@ -119,17 +119,17 @@ def test_subsets_are_nested_and_end_where_the_data_does(options: list[str], monk
 # what is wrong
 
 
-def test_a_curve_needs_a_run_or_sizes() -> None:
-    assert 'make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"' in fail(RecipeError, "curve")
-
-
-def test_the_recipe_of_a_run_is_not_changed() -> None:
-    assert "the recipe of runs/x is used as it is" in fail(RecipeError, "curve", "--run", "runs/x", "train.epochs=2")
-    assert "runs/x is no run folder" in fail(RunError, "curve", "--run", "runs/x")
-
-
-def test_what_cannot_be_trained_has_no_curve() -> None:
-    assert "nothing to train" in fail(ModelError, "curve", "--llm", "rule", "--samples", 5)
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        pytest.param(RecipeError, [], 'make curve RUN=runs/.. or make curve SAMPLES="100 300 1000"', id="nothing"),
+        pytest.param(RecipeError, ["--run", "runs/x", "train.epochs=2"], "the recipe of runs/x is used", id="recipe"),
+        pytest.param(RunError, ["--run", "runs/x"], "runs/x is no run folder", id="no-run"),
+        pytest.param(ModelError, ["--llm", "rule", "--samples", "5"], "nothing to train", id="rule"),
+    ],
+)
+def test_a_curve_that_cannot_be_drawn_is_refused(kind: type[LLMWrapperError], words: list[str], said: str) -> None:
+    assert said in fail(kind, "curve", *words)
 
 
 def test_sizes_are_positive() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from llm_wrapper import storage
 from llm_wrapper.cli import detections
@@ -19,8 +20,11 @@ from llm_wrapper.detections.cache import DetectionCache, read_folder
 from llm_wrapper.detections.contents import row_detections
 from llm_wrapper.detections.fill import answer_locally
 from llm_wrapper.detections.ray_engine import RayEngine
+from llm_wrapper.detections.samples import load_prepared_split
 from llm_wrapper.detectors import Detector
 from llm_wrapper.errors import CacheError, ImageError, LLMWrapperError, RecipeError
+from llm_wrapper.recipe import compose
+from llm_wrapper.training import examples
 from tests.commands import fail, invoke, run
 
 _REAL = os.environ.get("LLM_WRAPPER_REAL_DATA", "")
@@ -358,6 +362,23 @@ def test_unreadable_images_are_left_out_by_choice_alone(toy: Path) -> None:
     manifest = Path("data/detections/toy/toy/val/manifest.json")
     assert f"; images skipped: 1, see {manifest}" in printed
     assert list(json.loads(manifest.read_text())["unanswered"]) == ["toy-val-0000"]
+
+
+def test_images_of_any_evaluation_split_are_not_trained_on() -> None:
+    rows = [("train", 1), ("train", 2), ("more", 3), ("more", 4), ("more", 2), ("val", 3), ("testB", 1), ("other", 2)]
+    lines = [
+        {"image": f"{image}.png", "image_id": image, "expression": f"{split} {image}", "split": split, **SIZE}
+        for split, image in rows
+    ]
+    write("mine.jsonl", *lines)
+    Path("boxes.jsonl").write_text("")
+    names = {"vlm": "import", "llm": "smollm2", "data": "mine", "train": "default"}
+    also = "train.also=[{name: more, train_split: more}]"
+    recipe = compose(names, ["data.root=mine.jsonl", "detector.settings.path=boxes.jsonl", also])
+    detections.cache(recipe, [recipe.data.train_split], Console(quiet=True))
+    sets = [load_prepared_split(recipe, data, data.train_split) for data in recipe.training_data()]
+    found = examples.exclude_evaluated(recipe, sets)
+    assert [prepared.sample.expression for prepared in found] == ["train 2", "more 4", "more 2"]
 
 
 @pytest.mark.slow

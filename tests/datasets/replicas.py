@@ -101,37 +101,28 @@ def write_refer(root: Path, content: Sequence[Row], *, name: str = "refcoco", sp
     return root
 
 
-REFS = pa.schema(
-    [
-        ("sent_ids", pa.list_(pa.int64())),
-        ("file_name", pa.string()),
-        ("ann_id", pa.int64()),
-        ("ref_id", pa.int64()),
-        ("image_id", pa.int64()),
-        ("split", pa.string()),
-        (
-            "sentences",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("raw", pa.string()),
-                        ("sent", pa.string()),
-                        ("sent_id", pa.int64()),
-                        ("tokens", pa.list_(pa.string())),
-                    ]
-                )
-            ),
-        ),
-        ("category_id", pa.int64()),
-        ("raw_anns", pa.string()),
-        ("raw_image_info", pa.string()),
-        ("raw_sentences", pa.string()),
-        ("image_path", pa.string()),
-        ("bbox", pa.list_(pa.float64())),
-        ("captions", pa.list_(pa.string())),
-        ("global_image_id", pa.string()),
-        ("anns_id", pa.string()),
-    ]
+_TYPES = {
+    **{"text": pa.string(), "int": pa.int64(), "tiny": pa.int8(), "bool": pa.bool_()},
+    **{"real": pa.float64(), "single": pa.float32()},
+    "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    "sentence": pa.struct(
+        [("raw", pa.string()), ("sent", pa.string()), ("sent_id", pa.int64()), ("tokens", pa.list_(pa.string()))]
+    ),
+    "label": pa.struct([("category", pa.string()), ("label", pa.int64()), ("location", pa.list_(pa.int64()))]),
+}
+
+
+def _schema(columns: str) -> pa.Schema:
+    """Return the schema of columns `name:type`, or `name:[type]` for lists."""
+    pairs = [column.split(":") for column in columns.split()]
+    types = {name: pa.list_(_TYPES[kind[1:-1]]) if kind[0] == "[" else _TYPES[kind] for name, kind in pairs}
+    return pa.schema(types.items())
+
+
+REFS = _schema(
+    "sent_ids:[int] file_name:text ann_id:int ref_id:int image_id:int split:text sentences:[sentence] category_id:int "
+    "raw_anns:text raw_image_info:text raw_sentences:text image_path:text bbox:[real] captions:[text] "
+    "global_image_id:text anns_id:text"
 )
 """Of jxu124/refcoco, refcocoplus and refcocog."""
 
@@ -175,17 +166,9 @@ def write_parquet(path: Path, content: Sequence[Row], schema: pa.Schema, *, drop
     return path
 
 
-OBJECTS = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("question", pa.string()),
-        ("answer", pa.list_(pa.string())),
-        ("segmentation", pa.list_(pa.float32())),
-        ("bbox", pa.list_(pa.float32())),
-        ("iscrowd", pa.int8()),
-        ("file_name", pa.string()),
-    ]
+OBJECTS = _schema(
+    "question_id:text image:image question:text answer:[text] segmentation:[single] bbox:[single] iscrowd:tiny "
+    "file_name:text"
 )
 """Of lmms-lab/RefCOCO, RefCOCOplus and RefCOCOg."""
 
@@ -213,24 +196,9 @@ def write_objects(root: Path, content: Sequence[Row], split: str = "val") -> Pat
     return root
 
 
-HC_REFLOCO = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source_dataset", pa.string()),
-        ("source_dataset_split", pa.string()),
-        ("file_name", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("bbox", pa.list_(pa.float64())),
-        ("bbox_area", pa.float64()),
-        ("caption", pa.string()),
-        (
-            "labels",
-            pa.list_(pa.struct([("category", pa.string()), ("label", pa.int64()), ("location", pa.list_(pa.int64()))])),
-        ),
-        ("is_rewrite", pa.bool_()),
-        ("split", pa.string()),
-    ]
+HC_REFLOCO = _schema(
+    "id:text source_dataset:text source_dataset_split:text file_name:text width:int height:int bbox:[real] "
+    "bbox_area:real caption:text labels:[label] is_rewrite:bool split:text"
 )
 
 
@@ -254,21 +222,9 @@ def hc_refloco_row(number: int, split: str, **changes: Any) -> Row:
     return {**row, **changes}
 
 
-REF_L4 = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("caption", pa.string()),
-        ("bbox", pa.list_(pa.float64())),
-        ("bbox_area", pa.float64()),
-        ("bbox_id", pa.string()),
-        ("ori_category_id", pa.string()),
-        ("image_id", pa.string()),
-        ("height", pa.int64()),
-        ("width", pa.int64()),
-        ("file_name", pa.string()),
-        ("is_rewrite", pa.bool_()),
-        ("split", pa.string()),
-    ]
+REF_L4 = _schema(
+    "id:int caption:text bbox:[real] bbox_area:real bbox_id:text ori_category_id:text image_id:text height:int "
+    "width:int file_name:text is_rewrite:bool split:text"
 )
 
 

@@ -99,10 +99,7 @@ def test_another_text_is_refused(tmp_path: Path) -> None:
         ({"sentences": []}, r"it has no sentences"),
         ({"sentences": [{"sent_id": None, "sent": "a"}]}, r"sentences\[0\]\.sent_id: "),
         ({"sentences": [{"sent_id": 9, "sent": " \n"}]}, r"sentence 9: 'sent' must be a text, got ' \\n'"),
-        (
-            {"sentences": [{"sent_id": 9, "raw": "a"}]},
-            r"got None; it has 'raw': data\.settings\.text=raw",
-        ),
+        ({"sentences": [{"sent_id": 9, "raw": "a"}]}, r"got None; it has 'raw': data\.settings\.text=raw"),
         ({"sentences": [{"sent_id": 9, "sent": "a"}] * 2}, r"id 9 was used for a sample of validation-\S+ row 0 alr"),
         ({"image_id": None}, r"image_id: "),
     ],
@@ -282,10 +279,7 @@ def test_rows_that_repeat_are_taken_once_and_further_expressions_counted_on(
         ({"file_name": "COCO_train2014_000000000033_7.png"}, "is not the name of a COCO image"),
         ({"image": None}, "image: "),
         ({"image": {"bytes": None, "path": "a.jpg"}}, r"image\.bytes: "),
-        (
-            {"image": {"bytes": b"no image", "path": "a.jpg"}},
-            "cannot be read as an image: its content",
-        ),
+        ({"image": {"bytes": b"no image", "path": "a.jpg"}}, "cannot be read as an image: its content"),
         ({"bbox": [float("inf"), 1.0, 2.0, 3.0]}, "not finite"),
         ({"bbox": [350.0, 50.0, 0.0, 300.0]}, "reversed or has no area"),
     ],

@@ -27,7 +27,7 @@ def _write(folder: Path, *lines: Any) -> Path:
 def test_defaults(tmp_path: Path) -> None:
     dataset = jsonl.load_jsonl(_write(tmp_path, _ROW), "val")
     (sample,) = dataset.samples
-    assert (dataset.name, dataset.split, dataset.objects) == ("mine", "val", None)
+    assert (dataset.name, dataset.split, dataset.objects, dataset.has_splits) == ("mine", "val", None, False)
     assert (sample.sample_id, sample.ref_id, sample.image_id) == ("1", "1", "a.png")
     assert (sample.image_path, sample.image_wh, sample.kind) == (str(tmp_path / "a.png"), (100, 50), None)
     assert sample.target is not None
@@ -72,16 +72,22 @@ def test_the_images_folder_of_a_recipe(tmp_path: Path) -> None:
         datasets.load_dataset(section.model_copy(update={"settings": {"images": 5}}), "val")
 
 
-@pytest.mark.parametrize("missing", [{"box": None}, {"bbox_xywh": None}, {}], ids=["box", "xywh", "absent"])
-def test_no_box_is_none(tmp_path: Path, missing: dict[str, None]) -> None:
-    row = {"image": "a.png", "expression": "nothing", **missing}
-    assert jsonl.load_jsonl(_write(tmp_path, row), "val").samples[0].target is None
-
-
-def test_a_box_partly_outside_is_kept(tmp_path: Path) -> None:
-    (sample,) = jsonl.load_jsonl(_write(tmp_path, {**_ROW, "box": [-5, 2, 130, 40]}), "val").samples
-    assert sample.target is not None
-    assert sample.target.xyxy == (-5.0, 2.0, 130.0, 40.0)
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ({"box": None}, None),
+        ({"bbox_xywh": None}, None),
+        ({}, None),
+        ({"box": [-5, 2, 130, 40]}, (-5.0, 2.0, 130.0, 40.0)),
+    ],
+    ids=["box", "xywh", "absent", "partly outside"],
+)
+def test_no_box_is_none_and_one_partly_outside_is_kept(
+    tmp_path: Path, target: dict[str, Any], expected: tuple[float, ...] | None
+) -> None:
+    row = {"image": "a.png", "expression": "nothing", **target}
+    (sample,) = jsonl.load_jsonl(_write(tmp_path, row), "val").samples
+    assert (sample.target and sample.target.xyxy) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,8 @@ def test_one_image_id_names_one_file(tmp_path: Path) -> None:
 
 def test_splits(tmp_path: Path) -> None:
     path = _write(tmp_path, {**_ROW, "split": "train"}, {**_ROW, "split": "val"}, {**_ROW, "split": "train"})
-    assert [sample.sample_id for sample in jsonl.load_jsonl(path, "train").samples] == ["1", "3"]
+    train = jsonl.load_jsonl(path, "train")
+    assert (train.has_splits, [sample.sample_id for sample in train.samples]) == (True, ["1", "3"])
     with pytest.raises(DataError, match=r"no split 'test'\. Its splits are: train, val"):
         jsonl.load_jsonl(path, "test")
 
@@ -486,8 +493,3 @@ def test_another_seed_draws_other_images(tmp_path: Path) -> None:
 def test_what_cannot_be_divided(tmp_path: Path, rows: list[Any], split: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         jsonl.load_jsonl(_write(tmp_path, *rows), split, val_share=0.5)
-
-
-def test_whether_a_file_has_splits_is_known(tmp_path: Path) -> None:
-    assert not jsonl.load_jsonl(_write(tmp_path, _ROW), "val").has_splits
-    assert jsonl.load_jsonl(_write(tmp_path, {**_ROW, "split": "val"}), "val").has_splits

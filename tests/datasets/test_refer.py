@@ -212,16 +212,8 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, refs: Any, messag
         ("images", lambda rows: rows[0].update(height=0), r"images\[0\]: height: must be greater than 0"),
         ("images", lambda rows: rows.append(rows[0]), "images: id 1 occurs twice"),
         ("annotations", lambda rows: rows.append(rows[0]), "annotations: id 10 occurs twice"),
-        (
-            "annotations",
-            lambda rows: rows[0].update(image_id=9),
-            "annotation 10: it has image 9",
-        ),
-        (
-            "annotations",
-            lambda rows: rows[0].update(category_id=9),
-            "annotation 10: it has category 9",
-        ),
+        ("annotations", lambda rows: rows[0].update(image_id=9), "annotation 10: it has image 9"),
+        ("annotations", lambda rows: rows[0].update(category_id=9), "annotation 10: it has category 9"),
         ("annotations", lambda rows: rows[0].update(bbox=[1, 2, 3]), r"annotations\[0\]: bbox: .* at least 4 items"),
         ("annotations", lambda rows: rows[0].update(bbox=["1", 2, 3, 4]), r"annotations\[0\]: bbox\[0\]: .*got '1'"),
         ("categories", lambda rows: rows.append({"id": 24, "name": "cat"}), "categories: id 24 occurs twice"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ def ref(ref_id: int, ann_ids: Any, split: str = "val", **changes: Any) -> dict[s
     return {**row, **changes}
 
 
-def write(root: Path, refs: Any) -> Path:
+def write(root: Path, refs: Any, edit: Callable[[dict[str, Any]], object] = dict) -> Path:
+    """Write a tree; `edit` may change the instances first."""
     folder = root / "grefcoco"
     folder.mkdir(parents=True, exist_ok=True)
+    instances = copy.deepcopy(replicas.INSTANCES)
+    edit(instances)
     (folder / "grefs(unc).json").write_text(json.dumps(refs))
-    (folder / "instances.json").write_text(json.dumps(replicas.INSTANCES))
+    (folder / "instances.json").write_text(json.dumps(instances))
     return root
 
 
@@ -66,13 +71,6 @@ def test_single_targets_equal_those_of_the_refer_tree(tmp_path: Path) -> None:
         assert found.objects == expected.objects
 
 
-def test_images_lie_where_those_of_a_refer_tree_do(tmp_path: Path) -> None:
-    folder = tmp_path / "images" / "mscoco" / "images" / "train2014"
-    folder.mkdir(parents=True)
-    (sample,) = refer.load_grefcoco(write(tmp_path, [ref(1, [-1])]), "val").samples
-    assert sample.image_path == str(folder / "COCO_train2014_000000380440.jpg")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -81,10 +79,6 @@ def test_images_lie_where_those_of_a_refer_tree_do(tmp_path: Path) -> None:
         ({"ann_id": [10, 99]}, "annotation 99 is not in instances.json"),
         ({"ann_id": [10, -1]}, "annotation -1 is not in instances.json"),
         ({"ann_id": [10, 20]}, "annotation 20 is of image 22, the ref of image 380440"),
-        ({"image_id": 7}, "image 7 is not in instances.json"),
-        ({"sentences": []}, "it has no sentences"),
-        ({"sentences": [{"sent": "a"}]}, r"key 'sentences\[0\]\.sent_id' is missing"),
-        ({"sentences": [{"sent": " ", "sent_id": 5}]}, "sentence 5: 'sent' must be a text, got ' '"),
         ({"sentences": [{"sent": "a", "sent_id": 101}]}, r"id 101 was used for a sample of ref 0 \(ref_id 1\) already"),
     ],
     ids=lambda value: str(value)[:40],
@@ -95,10 +89,7 @@ def test_a_bad_ref_is_named(tmp_path: Path, changes: dict[str, Any], message: st
 
 
 def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
-    write(tmp_path, [ref(1, [10, 11])])
-    instances = json.loads(json.dumps(replicas.INSTANCES))
-    instances["annotations"][1]["bbox"] = [12, 88, 0, 322]
-    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    write(tmp_path, [ref(1, [10, 11])], lambda instances: instances["annotations"][1].update(bbox=[12, 88, 0, 322]))
     with pytest.raises(DataError, match=r"ref 0 \(ref_id 1\): annotation 11: box .* has no area"):
         refer.load_grefcoco(tmp_path, "val")
 
@@ -106,13 +97,10 @@ def test_a_target_without_an_area_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        pytest.param({"sentences": []}, "ref without sentences", id="no-sentences"),
-        pytest.param({"sentences": [{"sent": "\u200b", "sent_id": 5}]}, "sentence without text", id="invisible"),
         pytest.param({"sentences": [{"raw": "a", "sent_id": 5}]}, "sentence without text", id="raw-alone"),
         pytest.param({"ann_id": []}, "row that cannot be read", id="no-annotation"),
         pytest.param({"ann_id": [10, 99]}, "annotation that instances.json lacks", id="unknown-annotation"),
         pytest.param({"ann_id": [20]}, "annotation of another image", id="other-image"),
-        pytest.param({"image_id": 7}, "image that instances.json lacks", id="unknown-image"),
     ],
 )
 def test_a_ref_that_cannot_be_used_is_skipped_and_counted(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -125,23 +113,19 @@ def test_a_ref_that_cannot_be_used_is_skipped_and_counted(tmp_path: Path, change
 
 
 def test_targets_that_are_crowds_are_known(tmp_path: Path) -> None:
-    write(tmp_path, [ref(1, [10]), ref(2, [10, 11]), ref(3, [-1]), ref(4, [11])])
-    instances = json.loads(json.dumps(replicas.INSTANCES))
-    instances["annotations"][1]["iscrowd"] = 1
-    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    refs = [ref(1, [10]), ref(2, [10, 11]), ref(3, [-1]), ref(4, [11])]
+    write(tmp_path, refs, lambda instances: instances["annotations"][1].update(iscrowd=1))
     dataset = refer.load_grefcoco(tmp_path, "val")
     assert dataset.crowd_targets == {"102", "104"}
     assert any("2 of 4 expressions mean a crowd region" in note for note in dataset.notes())
 
 
 def test_one_unusable_entry_of_the_instances_is_counted(tmp_path: Path) -> None:
-    write(tmp_path, [ref(1, [10]), ref(2, [11])])
-    instances = json.loads(json.dumps(replicas.INSTANCES))
-    instances["annotations"] += [
+    more = [
         {"id": 90, "image_id": 22, "category_id": 1, "bbox": [1, 2]},
         {"id": 91, "image_id": 8, "category_id": 1, "bbox": [1, 2, 3, 4]},
     ]
-    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    write(tmp_path, [ref(1, [10]), ref(2, [11])], lambda instances: instances["annotations"].extend(more))
     dataset = refer.load_grefcoco(tmp_path, "val")
     assert len(dataset.samples) == 2
     assert {reason: len(places) for reason, places in dataset.skipped.items()} == {
@@ -152,19 +136,10 @@ def test_one_unusable_entry_of_the_instances_is_counted(tmp_path: Path) -> None:
 
 def test_an_image_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images" / "mscoco" / "images" / "train2014").mkdir(parents=True)
-    write(tmp_path, [ref(1, [10])])
-    instances = json.loads(json.dumps(replicas.INSTANCES))
-    instances["images"][0]["file_name"] = "../../../../../elsewhere.jpg"
-    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(instances))
+    name = "../../../../../elsewhere.jpg"
+    write(tmp_path, [ref(1, [10])], lambda instances: instances["images"][0].update(file_name=name))
     with pytest.raises(DataError, match=r"image '\.\./.*elsewhere\.jpg' lies outside .*train2014"):
         refer.load_grefcoco(tmp_path, "val")
-
-
-def test_all_bad_refs_are_listed_at_once(tmp_path: Path) -> None:
-    refs = [ref(0, [99, 98]), ref(1, [10]), ref(2, [], sentences=[]), ref(3, [77], "train")]
-    with pytest.raises(DataError, match=r"cannot be used: 2 of 3 rows are unusable \(2 problems\)") as caught:
-        refer.load_grefcoco(write(tmp_path, refs), "val")
-    assert "ref 3" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1], "x"], ids=["object", "numbers", "text"])
@@ -190,14 +165,6 @@ def test_the_check_counts_what_has_no_target_and_sees_leaks(tmp_path: Path) -> N
     report = check.check_datasets([refer.load_grefcoco(tmp_path, split) for split in ("train", "val")])
     assert [counts.num_without_box for counts in report.splits] == [0, 1]
     assert [finding.count for finding in report.findings if finding.what == "images shared"] == [1]
-
-
-def test_the_digest_follows_both_files(tmp_path: Path) -> None:
-    before = refer.load_grefcoco(write(tmp_path, [ref(1, [10])]), "val").digest
-    assert refer.load_grefcoco(write(tmp_path, [ref(1, [10])]), "val").digest == before
-    assert refer.load_grefcoco(write(tmp_path, [ref(1, [11])]), "val").digest != before
-    (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps({**replicas.INSTANCES, "info": 1}))
-    assert refer.load_grefcoco(tmp_path, "val").digest != before
 
 
 def test_further_targets_survive_plain_data_and_need_a_target() -> None:

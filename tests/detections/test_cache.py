@@ -479,7 +479,8 @@ def test_a_part_that_may_not_be_read_is_not_set_aside(tmp_path: Path, monkeypatc
 
     (tmp_path / "manifest.json").unlink()
     monkeypatch.setattr(os, "open", refuse_parts(os.open))
-    refused = pytest.raises(CacheError, match=r"\(3 problems\)(.|\n)*part-00000\.parquet cannot be read: Permission")
+    text = r"\(3 problems\)(.|\n)*part-00000\.parquet cannot be read: Permission denied. Make it a file"
+    refused = pytest.raises(CacheError, match=text)
     with refused, DetectionCache.resume(tmp_path, IDENTITY):
         pass
     assert not list(tmp_path.glob("*.damaged"))

@@ -193,13 +193,6 @@ def test_what_could_not_be_read_back_is_all_told(tmp_path: Path) -> None:
     assert "sample 's0' of image '2': score -3.5 of 'mug' is not in 0..1" in str(caught.value)
 
 
-def test_results_take_an_empty_label(tmp_path: Path) -> None:
-    """The name of a category may be empty, so nothing is lost."""
-    fill(tmp_path / "cache", {("1", None): Detections((Detection(Box(0, 0, 1, 1), "", 0.5, "od"),))}, ["image"])
-    categories, out = export_cache(tmp_path / "cache", tmp_path / "boxes.json")
-    assert read_back(out, samples("1"), categories=categories) == [[((0.0, 0.0, 1.0, 1.0), "", 0.5)]]
-
-
 def test_other_programs_read_the_parts_in_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     fill(folder, {("7", None): ALL, ("8", "s0"): SCORED, ("9", None): NONE}, ["image", "expression"])

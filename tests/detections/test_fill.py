@@ -1,8 +1,6 @@
 import errno
 import logging
-import multiprocessing
 import os
-import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -225,35 +223,6 @@ def test_the_progress_bar_goes_to_standard_error(tmp_path: Path, capsys) -> None
     assert shown.out == ""
     assert "counting on counted val" in shown.err
     assert "20/20" in shown.err
-
-
-def fill_slowly(folder: Path) -> None:
-    fill_cache(
-        CountingDetector(seconds=0.004), dataset(120), folder, images_per_batch=2, rows_per_part=4, progress=False
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_fill_resumes_to_the_same_cache(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    fill_cache(CountingDetector(), dataset(120), whole, images_per_batch=2, rows_per_part=4, progress=False)
-    context, moments = multiprocessing.get_context("spawn"), random.Random(4)
-    for _ in range(3):
-        num_before = len(list(killed.glob("part-*.parquet")))
-        process = context.Process(target=fill_slowly, args=(killed,))
-        process.start()
-        while len(list(killed.glob("part-*.parquet"))) == num_before and process.is_alive():
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.03))
-        process.kill()
-        process.join()
-    assert not (killed / "manifest.json").exists()
-    rest = CountingDetector()
-    fill_cache(rest, dataset(120), killed, images_per_batch=2, rows_per_part=4, progress=False)
-    assert 0 < len(rest.asked) < 120
-    assert rows(killed) == rows(whole)
-    assert not list(killed.glob(".*.tmp"))
-    assert table(killed, dataset(120)) == table(whole, dataset(120))
 
 
 def test_levels_are_asked_together_and_each_stored_under_its_own_key(tmp_path: Path) -> None:

@@ -21,20 +21,12 @@ from llm_wrapper.detections.contents import PART_SCHEMA, DamagedPartError, read_
 from llm_wrapper.detections.samples import cache_folder
 from llm_wrapper.errors import CacheError, RecipeError
 from llm_wrapper.recipe import DataSection
-from llm_wrapper.records import Box, Detection, Detections, Sample
+from llm_wrapper.records import Box, Detection, Detections
 from llm_wrapper.storage import locked
+from tests.detections.test_cache import IDENTITY, key, sample
 
-IDENTITY = {"detector": "toy", "settings": {}, "dataset": "zebras", "split": "val", "annotations": "aa11"}
 BOX = {"x0": 0.0, "y0": 0.0, "x1": 5.0, "y1": 5.0}
 PART = "part-00000.parquet"
-
-
-def key(number: int) -> tuple[str, str]:
-    return (f"image{number}", f"s{number}")
-
-
-def sample(number: int) -> Sample:
-    return Sample(f"s{number}", "r", f"image{number}", None, (640, 480), "zebra", None)
 
 
 def make(folder: Path) -> Path:

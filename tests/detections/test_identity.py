@@ -17,13 +17,7 @@ from llm_wrapper import datasets, detectors
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache, read_folder
-from llm_wrapper.detections.contents import (
-    adopt_revision,
-    describe_recorded,
-    distinct,
-    identity_of,
-    split_recorded,
-)
+from llm_wrapper.detections.contents import adopt_revision, describe_recorded, distinct, identity_of, split_recorded
 from llm_wrapper.detections.fill import fill_cache
 from llm_wrapper.detections.samples import cache_folder, load_prepared_split
 from llm_wrapper.detectors import Level, Question
