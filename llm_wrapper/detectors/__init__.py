@@ -97,10 +97,7 @@ class Detector(Protocol):
     reads_images: bool
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the answers (JSON values): id, revision, tasks, thresholds.
-
-        It comes from the settings alone: a cache must be readable without the weights, and on another machine.
-        """
+        """Return all that decides the answers (JSON values), from the settings alone: no weights are loaded for it."""
         ...
 
     def prepare(self, sample: Sample) -> Any:

@@ -180,16 +180,9 @@ class BoxFile:
     """
 
     def __init__(self, path: Path, *, has_names: bool, setting: BoxFormat | None = None) -> None:
-        """Read the file; problems of its rows are gathered.
+        """Read the file; problems of its rows are gathered, a file of no known kind is a DataError.
 
-        Args:
-            path: The file.
-            has_names: Whether ids of classes have names.
-            setting: The declared format; that of a sink is known.
-
-        Raises:
-            DataError: If it is of no kind that is known.
-            RecipeError: If the setting is not for a file of this kind.
+        `has_names` says whether ids of classes have names; `setting` is the declared format, known of a sink.
         """
         self.problems: list[str] = []
         self.unread = Counter[str]()

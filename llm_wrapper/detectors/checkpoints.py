@@ -64,11 +64,7 @@ class Loaded:
     files: str | None = None
 
     def recorded(self, *parts: Any) -> dict[str, Any]:
-        """Return how the model computes, which is recorded with its answers and never compared.
-
-        Args:
-            *parts: The configurations of those parts of the model that have an attention.
-        """
+        """Return how the model computes; `parts` are the configurations of its parts that have an attention."""
         facts = {
             "commit": self.commit,
             "files": self.files,
@@ -99,11 +95,7 @@ class Weights:
 def load_checkpoint(settings: CheckpointSettings, architecture: Architecture, *, dtype: str, **options: Any) -> Loaded:
     """Load a model and its processor from a hub or a folder; code that comes with them is never run.
 
-    Args:
-        settings: The model; of a folder there is no commit.
-        architecture: Must be the checkpoint's.
-        dtype: A floating point type of PyTorch, or `auto`: float16 on a GPU, float32 on the CPU.
-        **options: For `from_pretrained` of the model.
+    `dtype` auto is float16 on a GPU and float32 on the CPU; `options` are for `from_pretrained` of the model.
 
     Raises:
         ModelError: If anything of it cannot be loaded, or weights are missing.

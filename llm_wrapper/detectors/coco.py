@@ -67,11 +67,7 @@ class CocoDetector:
         """Do nothing: no pixel is read."""
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Return the annotated objects of each question's image.
-
-        Raises:
-            DataError: With every image that has no entry in the annotations (an image without objects has one).
-        """
+        """Return the annotated objects of each question's image; one without an entry is a DataError."""
         images = [question.sample.image_id for question in questions]
         unknown = {image_id: None for image_id in images if image_id not in self._objects}
         if unknown:
@@ -132,22 +128,13 @@ class CocoDegradedDetector(CocoDetector):
 
 
 def create_coco(settings: Mapping[str, Any]) -> UnboundDetector:
-    """Build the detector of a data set's annotated objects, which has no settings.
-
-    Raises:
-        RecipeError: If there are settings; DataError, when it is bound, if the data set has no annotated objects.
-    """
+    """Build the detector of a data set's annotated objects, which has no settings."""
     parse_settings(NoSettings, settings, "coco")
     return UnboundDetector(lambda dataset: CocoDetector(_require_objects(dataset, "coco"), dataset.digest))
 
 
 def create_coco_degraded(settings: Mapping[str, Any]) -> UnboundDetector:
-    """Build the detector of `CocoDegradedSettings`.
-
-    Raises:
-        RecipeError: With every setting that is unknown or out of range; DataError, when it is bound, if the data set
-            has no annotated objects, or its categories no super-categories.
-    """
+    """Build the detector of `CocoDegradedSettings`; binding needs categories with super-categories."""
     parsed = parse_settings(CocoDegradedSettings, settings, "coco-degraded")
 
     def bind(dataset: Dataset) -> CocoDegradedDetector:

@@ -127,11 +127,7 @@ class DDSDetector:
         return self.calls.spent
 
     def begin(self, num_questions: int) -> CostEstimate:
-        """Estimate the cost of all questions, and refuse to start unless it is agreed to.
-
-        Raises:
-            RecipeError: If the SDK, the key or a budget is missing, or the user does not confirm.
-        """
+        """Estimate the cost, and raise a RecipeError without SDK, key, budget or the user's consent."""
         load_sdk()
         api_key()
         estimate = self.calls.agree(num_questions, self.confirm)
@@ -139,11 +135,7 @@ class DDSDetector:
         return estimate
 
     def prepare(self, sample: Sample) -> EncodedImage:
-        """Read an image, upright, and encode it without loss.
-
-        Raises:
-            ImageError: If the image cannot be read.
-        """
+        """Read an image, upright, and encode it without loss."""
         image = read_sample(sample)
         width, height = image.size
         ratio = min(1.0, self._settings.max_edge / max(image.size))
@@ -156,13 +148,7 @@ class DDSDetector:
         return EncodedImage(url, (width / image.width, height / image.height))
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, EncodedImage]) -> list[Detections]:
-        """Answer one question.
-
-        Raises:
-            RecipeError: If there is no key, no budget, or it ends.
-            ModelError: If the service refuses or does not answer; or if there are several questions: a paid answer is
-                to be kept before the next is asked.
-        """
+        """Answer one question; several are refused: a paid answer is to be kept before the next is asked."""
         if len(questions) > 1:
             raise ModelError(f"{self.name} was asked {len(questions)} questions at once; a paid detector is asked one")
         if questions and not self._begun:

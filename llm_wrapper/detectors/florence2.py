@@ -73,11 +73,7 @@ class Florence2Settings(PromptedSettings):
 
 
 class Florence2Detector(PromptedDetector[Florence2Settings]):
-    """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image.
-
-    Its model is a `Florence2ForConditionalGeneration`, its processor a `Florence2Processor`. Its levels are
-    `expression` for the tasks rec and grounding, `image` for dense_caption and od.
-    """
+    """Answers with Florence-2's own boxes for an expression, and with all that it sees in an image."""
 
     kind = "florence2"
     reading = 1
@@ -118,10 +114,9 @@ class Florence2Detector(PromptedDetector[Florence2Settings]):
 
         The longest answer of a batch keeps all others waiting, and those about a whole image are long.
         """
-        order: dict[str, int] = {task: place for place, task in enumerate(self._settings.tasks)}
         for level in self.levels:
             chosen = [prompt for prompt in prompts if FLORENCE2_TASKS[prompt.task].level == level]
-            chosen.sort(key=lambda prompt: (order[prompt.task], len(prompt.ids)))
+            chosen.sort(key=lambda prompt: (self._settings.tasks.index(prompt.task), len(prompt.ids)))
             for start in range(0, len(chosen), self._settings.max_prompts):
                 yield chosen[start : start + self._settings.max_prompts]
 
@@ -194,8 +189,7 @@ def read_florence2_answer(
         answer: The decoded answer, with its special tokens.
         task: A key of `FLORENCE2_TASKS`.
         image_wh: Width and height of the image in pixels.
-        banned_phrases: Phrases that the task `grounding` must not ground, by the checkpoint's own processor, such as
-            "it" and "the image". Their boxes are skipped and not counted.
+        banned_phrases: Those that the task `grounding` must not ground, such as "it"; not counted as dropped.
     """
     rows: list[RawRow] = []
     for label, places in _ITEM.findall(_ENDS.sub("", answer)):

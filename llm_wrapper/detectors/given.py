@@ -25,11 +25,7 @@ GIVEN = "given"
 
 
 def create_given(settings: Mapping[str, Any]) -> NoReturn:
-    """Refuse to detect: the recipe has no detector, only boxes that a caller brings.
-
-    Raises:
-        RecipeError: Always.
-    """
+    """Refuse to detect: the recipe has no detector, only boxes that a caller brings."""
     raise RecipeError(
         "this recipe names no detector, so there is nothing to find boxes with: name one (vlm='flo2', --vlm flo2), or "
         "bring the boxes: wrapper.choose(boxes, labels, expression, image_size=(width, height))"
@@ -37,11 +33,7 @@ def create_given(settings: Mapping[str, Any]) -> NoReturn:
 
 
 def parse_image_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Return a caller's (width, height) in pixels.
-
-    Raises:
-        DataError: If it is anything but two positive whole numbers.
-    """
+    """Return a caller's (width, height) in pixels; a DataError for anything but two positive whole numbers."""
     try:
         width, height = (float(side) for side in image_size)
     except (TypeError, ValueError):
@@ -81,20 +73,26 @@ def read_given_boxes(
     values = _as_array(boxes)
     if labels is None:
         raise DataError("the boxes have no labels: pass one per box, such as labels=['zebra', 'zebra', 'grass']")
-    names = [str(label) if isinstance(label, str) else "" for label in _as_list(labels, "labels", len(values))]
-    numbers: list[Any] = [None] * len(values) if scores is None else _as_list(scores, "scores", len(values))
-    problems = [f"labels[{row}] is {labels[row]!r}: it must be a text" for row, name in enumerate(names) if not name]
-    _require_format(values, image_wh, box_format)
-    items = []
-    for row, xyxy in enumerate(to_pixels(values, np.tile(image_wh, (len(values), 1)), box_format).tolist()):
+    columns: dict[str, Any] = {"labels": labels, "scores": [None] * len(values) if scores is None else scores}
+    for name, column in columns.items():
+        if isinstance(column, str) or not hasattr(column, "__len__"):
+            raise DataError(f"{name}={column!r} is not a list: pass one per box")
+        if len(column) != len(values):
+            raise DataError(f"there are {len(column)} {name} for {len(values)} boxes: pass one per box")
+    image_whs = np.tile(image_wh, (len(values), 1))
+    _require_format(values, image_whs, box_format)
+    items, problems = [], []
+    for row, xyxy in enumerate(to_pixels(values, image_whs, box_format).tolist()):
+        label, score = columns["labels"][row], columns["scores"][row]
+        if not isinstance(label, str) or not label:
+            problems.append(f"labels[{row}] is {label!r}: it must be a text")
         try:
-            score = None if numbers[row] is None else float(numbers[row])
-            items.append(Detection(Box(*xyxy), names[row], score, GIVEN))
+            items.append(Detection(Box(*xyxy), str(label), None if score is None else float(score), GIVEN))
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             problems.append(f"boxes[{row}] = {values[row].tolist()}: {reason}")
         except (TypeError, ValueError):
-            problems.append(f"scores[{row}] is {numbers[row]!r}: it must be a number or None")
+            problems.append(f"scores[{row}] is {score!r}: it must be a number or None")
     if problems:
         raise DataError(listed("the given boxes cannot be used", problems))
     return Detections(tuple(items))
@@ -103,8 +101,7 @@ def read_given_boxes(
 def _as_array(boxes: Any) -> FloatArray:
     """Return boxes with shape (n, 4)."""
     try:
-        rows = [each.xyxy if isinstance(each, Box) else each for each in boxes]
-        values = np.asarray(rows, dtype=np.float64)
+        values = np.asarray([each.xyxy if isinstance(each, Box) else each for each in boxes], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"the boxes are not rows of four numbers (x0, y0, x1, y1): {error}") from error
     if values.size == 0:
@@ -114,23 +111,16 @@ def _as_array(boxes: Any) -> FloatArray:
     return values
 
 
-def _as_list(values: Sequence[Any], name: str, count: int) -> list[Any]:
-    if isinstance(values, str) or not hasattr(values, "__len__"):
-        raise DataError(f"{name}={values!r} is not a list: pass one per box")
-    if len(values) != count:
-        raise DataError(f"there are {len(values)} {name} for {count} boxes: pass one per box")
-    return list(values)
-
-
-def _require_format(values: FloatArray, image_wh: tuple[int, int], box_format: BoxFormat) -> None:
+def _require_format(values: FloatArray, image_whs: FloatArray, box_format: BoxFormat) -> None:
     """Refuse boxes that cannot be of the declared format; the message names the format that fits."""
     how = "box_format='{}'"
     finite = values[np.isfinite(values).all(axis=1)]
-    if len(finite) and "_" not in box_format and finite.min() >= 0 and finite.max() <= 1 < min(image_wh):
+    if len(finite) and "_" not in box_format and finite.min() >= 0 and finite.max() <= 1 < image_whs.min():
+        width, height = image_whs[0]
         raise DataError(
-            f"all {len(finite)} boxes lie within one pixel of an image of {image_wh[0]} x {image_wh[1]}: they are "
-            f"shares of the image; give {how.format(f'{box_format}_norm')}"
+            f"all {len(finite)} boxes lie within one pixel of an image of {width} x {height}: they are shares of the "
+            f"image; give {how.format(f'{box_format}_norm')}"
         )
-    problem = check(values, np.tile(image_wh, (len(values), 1)), box_format, how=how)
+    problem = check(values, image_whs, box_format, how=how)
     if problem is not None:
         raise DataError(f"the given boxes cannot be used: {problem}")

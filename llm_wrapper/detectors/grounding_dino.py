@@ -147,33 +147,20 @@ class GroundingDinoDetector:
         return {} if built is None else built.recorded(built.model.config.text_config)
 
     def with_caption(self, caption: str) -> GroundingDinoDetector:
-        """Return a detector that asks with another caption, and shares the weights of this one.
-
-        Raises:
-            RecipeError: If the caption does not hold the expression.
-        """
+        """Return a detector that asks with another caption, and shares the weights of this one."""
         other = create_grounding_dino({**self._settings.model_dump(exclude_unset=True), "caption": caption})
         other._weights = self._weights
         return other
 
     def prepare(self, sample: Sample) -> PreparedPixels:
-        """Read the image of a sample, resize and normalize it.
-
-        Raises:
-            ImageError: If the image cannot be read.
-            ModelError: If the model cannot be loaded.
-        """
+        """Read the image of a sample, resize and normalize it; this loads the model where it is not there yet."""
         model, processor = self._loaded()
         image = widen(images.read_sample(sample), processor.image_processor.size["longest_edge"])
         inputs = processor.image_processor(images=image, return_tensors="pt")
         return pad_to_queries(PreparedPixels(inputs["pixel_values"], inputs["pixel_mask"]), model.config.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an empty expression has no detections.
-
-        Raises:
-            ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
-        """
+        """Answer each question; an empty expression has no detections."""
         by_image: dict[str, list[Sample]] = {}
         for question in questions:
             by_image.setdefault(question.sample.image_id, []).append(question.sample)

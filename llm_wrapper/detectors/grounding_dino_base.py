@@ -209,7 +209,7 @@ def decode_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> R
         image_wh: Width and height in pixels.
 
     Raises:
-        ModelError: If a number is not a number: the boxes would silently vanish.
+        ModelError: If a value is NaN: the boxes would silently vanish.
     """
     if np.isnan(logits).any() or np.isnan(boxes).any():
         raise ModelError("the detector's answer is not a number; use detector.settings.dtype=float32")
@@ -222,11 +222,7 @@ def decode_answer(logits: Floats, boxes: Floats, image_wh: tuple[int, int]) -> R
 def score_output(
     logits: Floats, boxes: Floats, text: ReadText, *, image_wh: tuple[int, int], scoring: Scoring
 ) -> Detections:
-    """Score the model's output about one text; see `decode_answer` and `score_answer`.
-
-    Raises:
-        ModelError: If a number is not a number, or there is no parser for mode `gdrec`.
-    """
+    """Score the model's output about one text; see `decode_answer` and `score_answer`."""
     groups = noun_groups.find_noun_groups(text.text) if scoring.mode == "gdrec" else None
     return score_answer(decode_answer(logits, boxes, image_wh), text, groups, scoring)
 
@@ -234,14 +230,8 @@ def score_output(
 def score_answer(answer: RawAnswer, text: ReadText, groups: NounGroups | None, scoring: Scoring) -> Detections:
     """Score an answer; the boxes of each source are in the order of falling score, the subject's first.
 
-    Args:
-        answer: The model's.
-        text: The text that it was asked.
-        groups: The noun groups of the text, for mode `gdrec`.
-        scoring: The mode, thresholds and reduction.
-
-    Returns:
-        Nothing for a text without words, such as control characters, which the tokenizer drops.
+    `groups` are the noun groups of the text, for mode `gdrec`. A text without words, such as control characters, which
+    the tokenizer drops, has no detections.
     """
 
     def by_sentence(source: str, threshold: float) -> Detections:

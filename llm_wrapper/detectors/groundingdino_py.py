@@ -1,21 +1,17 @@
 """Grounding-DINO by its authors' code, as the package rf-groundingdino republishes it: the second implementation.
 
-It reads checkpoints in their first form (`.pth`), and its model, its masks and its way of resizing an image share
-nothing with transformers' but BERT's layers. Its answers are scored by the same functions as those of `grounding_dino`.
-With equal weights both detectors give the same boxes and scores, which `make test-groundingdino` shows: so the other
-one, which is faster, reads its model rightly.
+It reads checkpoints in their first form (`.pth`), and shares nothing with transformers' model but BERT's layers. Its
+answers are scored by the same functions as those of `grounding_dino`. With equal weights both detectors give the same
+boxes and scores, which `make test-groundingdino` shows: so the other one, which is faster, reads its model rightly.
 
-The package groundingdino-py has the same model, but pins supervision 0.6.0, which excludes this project's.
-rf-groundingdino is imported by name, because it is an extra. It was made for transformers 4: with transformers 5 BERT
-lacks some methods, which are added to the one BERT that becomes a part of the model, and BERT's weights would be
-fetched by name, though every checkpoint holds them again.
+The package groundingdino-py has the same model, but pins supervision 0.6.0, which excludes this project's. It was made
+for transformers 4: BERT's methods that transformers 5 lacks are added to the one BERT that becomes a part of the model.
 """
 
 from __future__ import annotations
 
 import importlib
 import pickle
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +20,7 @@ from unittest.mock import patch
 
 from llm_wrapper import images
 from llm_wrapper.detectors import Level, Question, parse_settings
-from llm_wrapper.detectors.checkpoints import CheckpointSettings
+from llm_wrapper.detectors.checkpoints import CheckpointSettings, Loaded, Weights
 from llm_wrapper.detectors.grounding_dino_base import (
     PreparedPixels,
     Scoring,
@@ -55,7 +51,7 @@ _READING = 1
 
 _MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-_WHERE = ("model", "revision", "file", "config", "text_encoder", "text_encoder_revision")
+_SOURCES = ("model", "revision", "file", "config", "text_encoder", "text_encoder_revision")
 """The settings that decide which model is loaded."""
 
 _UNUSED = {"label_enc.weight", "bert.embeddings.position_ids"}
@@ -102,24 +98,18 @@ class GroundingDinoPyDetector:
         self.name = f"{Path(settings.file).stem.lower()}-{settings.mode}"
         self._settings = settings
         self._edges = edges
-        self._lock = threading.Lock()
-        self._model = model
+        self._weights = Weights(lambda: load_groundingdino(settings), None if model is None else Loaded(model, None))
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the answers."""
-        facts = {"detector": "groundingdino_py", "reading": _READING, **self._settings.identity()}
-        return facts | {name: getattr(self._settings, name) for name in _WHERE}
+        sources = self._settings.model_dump(include=set(_SOURCES))
+        return {"detector": "groundingdino_py", "reading": _READING, **self._settings.identity(), **sources}
 
     def prepare(self, sample: Sample) -> PreparedPixels:
-        """Read the image of a sample, resize and normalize it as the authors do.
-
-        Raises:
-            ImageError: If the image cannot be read.
-            ModelError: If the model cannot be loaded.
-        """
+        """Read the image of a sample, resize and normalize it as the authors do."""
         import torch
 
-        model, transforms = self._loaded(), import_groundingdino("datasets.transforms")
+        model, transforms = self._weights.loaded().model, import_groundingdino("datasets.transforms")
         image = widen(images.read_sample(sample), self._edges[1])
         image, _ = transforms.resize(image, None, *self._edges)
         pixels, _ = transforms.Compose([transforms.ToTensor(), transforms.Normalize(_MEAN, _DEVIATION)])(image, None)
@@ -127,17 +117,13 @@ class GroundingDinoPyDetector:
         return pad_to_queries(whole, model.num_queries)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
-        """Answer each question; an empty expression has no detections.
-
-        Raises:
-            ModelError: If the model's answer is not a number, or there is no parser for mode `gdrec`.
-        """
+        """Answer each question; an empty expression has no detections."""
         return [self._about(question.sample, prepared[question.sample.image_id]) for question in questions]
 
     def _about(self, sample: Sample, image: PreparedPixels) -> Detections:
         import torch
 
-        model = self._loaded()
+        model = self._weights.loaded().model
         text, _ = fit_expression(sample.expression, model.tokenizer, model.max_text_len)
         if not text:
             return Detections(())
@@ -151,15 +137,6 @@ class GroundingDinoPyDetector:
         tokens = model.tokenizer(f"{text}.", return_offsets_mapping=True)
         read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
         return score_output(logits, boxes, read, image_wh=sample.image_wh, scoring=self._settings)
-
-    def _loaded(self) -> Any:
-        from llm_wrapper.devices import choose_device
-
-        with self._lock:
-            if self._model is None:
-                where = {name: getattr(self._settings, name) for name in _WHERE}
-                self._model = load_groundingdino(where, choose_device(self._settings.device))
-            return self._model
 
 
 def create_groundingdino_py(settings: Mapping[str, Any]) -> GroundingDinoPyDetector:
@@ -229,35 +206,34 @@ def _adapt_bert(bert: Any) -> None:
     bert.get_head_mask = lambda head_mask, num_layers: head_mask
 
 
-def load_groundingdino(where: Mapping[str, str], device: torch.device) -> Any:
+def load_groundingdino(settings: GroundingDinoPySettings) -> Loaded:
     """Load a model; of the text encoder only the sizes and the tokenizer, its weights are in the checkpoint.
-
-    Args:
-        where: model, revision, file, config, text_encoder and text_encoder_revision, as in the detector's settings.
-        device: Where to.
 
     Raises:
         ModelError: If anything is missing, damaged, or of another configuration.
+        RecipeError: If the device is not there.
     """
     import torch
     import transformers
     from transformers.utils import cached_file
 
-    source, revision = where["text_encoder"], where["text_encoder_revision"]
-    sizes = load_configuration(where["config"])
+    from llm_wrapper.devices import choose_device
+
+    encoder, revision = settings.text_encoder, settings.text_encoder_revision
+    sizes, device = load_configuration(settings.config), choose_device(settings.device)
     try:
-        path = cached_file(where["model"], where["file"], revision=where["revision"])
+        path = cached_file(settings.model, settings.file, revision=settings.revision)
         weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        config = transformers.BertConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        words = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = transformers.BertConfig.from_pretrained(encoder, revision=revision, trust_remote_code=False)
+        words = transformers.AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
         model = build_groundingdino(sizes, words, transformers.BertModel(config))
         left = model.load_state_dict({name.removeprefix("module."): weights[name] for name in weights}, strict=False)
         if wrong := left.missing_keys + sorted(set(left.unexpected_keys) - _UNUSED):
             problem = f"{len(wrong)} weights are missing or too many: {wrong[0]}"
             raise ValueError(f"it is of another configuration: {problem}")
-        return model.to(device)
+        return Loaded(model.to(device), None)
     except _FAILURES as error:
-        given = ", ".join(f"{name}={value}" for name, value in where.items())
+        given = ", ".join(f"{name}={getattr(settings, name)}" for name in _SOURCES)
         unsafe = "it holds more than weights, and to load that would run a program"
         reason = unsafe if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__}: {error}"
         raise ModelError(

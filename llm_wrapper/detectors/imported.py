@@ -124,9 +124,8 @@ def create_imported(settings: Mapping[str, Any]) -> UnboundDetector:
             that of `bbox` (COCO results, by default xywh) or of `box` (JSONL, by default xyxy).
 
     Raises:
-        RecipeError: If a setting is unknown, missing, of the wrong type or not for this file. When it is bound, also
-            DataError: if a file is missing or for other data, or with every row that cannot be used. A box that is
-            reversed, not finite or without area is counted in the detections instead.
+        RecipeError: If a setting is not for this file. When it is bound, also DataError, with every row that cannot be
+            used. A box that is reversed, not finite or without area is counted in the detections instead.
     """
     problems: list[str] = []
     chosen = validate_row(_ImportSettings, dict(settings), where="settings", problems=problems)
@@ -249,12 +248,8 @@ def _remark_on_names(
 ) -> list[str]:
     """Count the names that only one of file and data has; a file for other data is a problem.
 
-    Args:
-        used: Ids of the data that the file names.
-        ignored: Other names of the file, with their places.
-        known: All ids of the data.
-        problems: Is appended to.
-        words: `images` or `samples`, and the name of the data.
+    `used` are ids of the data, `ignored` other names of the file with their places. `words` are `images` or `samples`,
+    and the name of the data.
     """
     what, place = words
     num_named = len(used) + len(ignored)

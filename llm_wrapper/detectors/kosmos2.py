@@ -89,11 +89,7 @@ class Kosmos2Settings(PromptedSettings):
 
 
 class Kosmos2Detector(PromptedDetector[Kosmos2Settings]):
-    """Answers with Kosmos-2's own boxes for an expression, and with those of a caption that it makes of an image.
-
-    Its model is a `Kosmos2ForConditionalGeneration`, its processor a `Kosmos2Processor`. Its levels are `expression`
-    for the task rec, `image` for caption.
-    """
+    """Answers with Kosmos-2's own boxes for an expression, and with those of a caption that it makes of an image."""
 
     kind = "kosmos2"
     reading = 1

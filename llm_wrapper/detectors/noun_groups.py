@@ -160,7 +160,7 @@ def identity() -> dict[str, Any]:
 
 @cache
 def _english() -> Any:
-    """Load spaCy's small English model, without the part that names persons and places."""
+    """Load spaCy's small English model, without its named entities."""
     reasons = []
     for name in _PACKAGES:
         try:
@@ -258,31 +258,27 @@ def _is_governed(head: Any) -> bool:
     return head.dep_ == "pobj" or (head.dep_ in {"dobj", "obj"} and holder.tag_ == "VBG")
 
 
-def _join_measures(groups: Iterable[_Group], tokens: Sequence[Any]) -> Iterator[_Group]:
-    """Yield the groups, X and Y of "X of Y" as one where X only measures or shapes Y (rule 4)."""
-    open_group: _Group | None = None
+def _join_measures(groups: Iterable[_Group], tokens: Sequence[Any]) -> list[_Group]:
+    """Return the groups, X and Y of "X of Y" as one where X only measures or shapes Y (rule 4)."""
+    result: list[_Group] = []
     for group in groups:
-        if open_group is not None and _is_measure_of(open_group, group, tokens):
-            run = open_group.tokens[0].doc[open_group.tokens[0].i : group.tokens[-1].i + 1]
-            open_group = _Group(tuple(run), open_group.may_lead)
-            continue
-        if open_group is not None:
-            yield open_group
-        open_group = group
-    if open_group is not None:
-        yield open_group
+        if result and _is_measure_of(result[-1], group, tokens):
+            first = result[-1]
+            run = first.tokens[0].doc[first.tokens[0].i : group.tokens[-1].i + 1]
+            result[-1] = _Group(tuple(run), first.may_lead)
+        else:
+            result.append(group)
+    return result
 
 
 def _is_measure_of(first: _Group, second: _Group, tokens: Sequence[Any]) -> bool:
     head, doc = first.tokens[-1], first.tokens[0].doc
-    between = doc[head.i + 1 : second.tokens[0].i].text.lower()
-    if between != "of":
+    if doc[head.i + 1 : second.tokens[0].i].text.lower() != "of":
         return False
     if head.lower_ in _MEASURES or head.lemma_.lower() in _MEASURES:
         return True
-    starts = first.tokens[0].i == tokens[0].i
     is_place = head.lower_ in {"left", "right"} and len(first.tokens) == 1
-    return starts and head.lower_ in _PLACE_HEADS and not is_place
+    return first.tokens[0].i == tokens[0].i and head.lower_ in _PLACE_HEADS and not is_place
 
 
 def _has_name(group: _Group) -> bool:

@@ -29,11 +29,7 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PaidTerms(BaseModel):
-    """The price of a paid call, and the number of calls that the user allows.
-
-    `price_per_call` and `max_cost` are in dollars. Without `max_cost` nothing is ever called. `max_tries` is how often
-    one question is tried in all.
-    """
+    """Price and budget in dollars; without `max_cost` nothing is called. A question is tried `max_tries` times."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,11 +95,7 @@ class PaidCalls:
         return self.num_charged * self.terms.price_per_call
 
     def agree(self, num_questions: int, confirm: Callable[[CostEstimate], bool] | None = None) -> CostEstimate:
-        """Estimate the cost and make sure that the user agrees to it, before the first call.
-
-        Args:
-            num_questions: How many answers are really missing.
-            confirm: Asked last, if given; a budget is needed all the same.
+        """Estimate the cost of the missing answers and make sure that the user agrees, before the first call.
 
         Raises:
             RecipeError: If there is no budget, it does not pay for one call, or `confirm` says no.
@@ -117,12 +109,9 @@ class PaidCalls:
         return estimate
 
     def answer(self, attempt: Callable[[], _Answer], *, about: str) -> _Answer:
-        """Return the answer of an attempt, retried where its `CallError` allows it.
+        """Return the answer of an attempt about a question, retried where its `CallError` allows it.
 
-        Args:
-            attempt: Continues where its last try stopped; opens a paid call with `charged` and each other one with
-                `pace`.
-            about: The question, for messages.
+        An attempt continues where its last try stopped; it opens a paid call with `charged`, any other with `pace`.
 
         Raises:
             ModelError: If the service refuses, or does not answer after all tries.
@@ -147,11 +136,7 @@ class PaidCalls:
 
     @contextmanager
     def charged(self) -> Iterator[None]:
-        """Make one paid call inside: within the budget, in time, and counted unless it was surely not charged.
-
-        Raises:
-            RecipeError: If the budget does not pay for it.
-        """
+        """Make one paid call inside: within the budget, in time, and counted unless it was surely not charged."""
         if self.terms.max_cost is None:
             price = self.terms.price_per_call
             raise RecipeError(f"{self.name} costs {price:g} dollars a call. To agree to a budget, {_budget()}.")

@@ -159,13 +159,7 @@ class PromptedDetector(ABC, Generic[_Settings]):
         return self._weights.loaded().processor
 
     def prepare(self, sample: Sample) -> PreparedImage:
-        """Read and preprocess the image of a sample.
-
-        Raises:
-            ImageError: If the image cannot be read.
-            ModelError: If the model cannot be loaded.
-            RecipeError: If the device is not there, or the model cannot do what the settings ask for.
-        """
+        """Read and preprocess the image of a sample; this loads the model where it is not there yet."""
         image = images.read_sample(sample)
         pixel_values = self._processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
         return PreparedImage(pixel_values, image.size)

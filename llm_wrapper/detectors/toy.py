@@ -1,14 +1,12 @@
 """Two detectors for the toy scenes that see nothing but pixels.
 
-`toy` cuts the image into connected regions of one color name and names each region after the shape template that it
-overlaps most. It errs as real detectors do: touching neighbors of one color become one box, tiny things are missed,
-and a shape that is cut or covered may get another name.
+`toy` cuts the image into connected regions of one color and names each after the shape template that it overlaps most.
+It errs as real detectors do: touching neighbors of one color become one box, tiny things are missed, and a shape that
+is cut or covered may get another name.
 
-`toy-gray` sees no color, for transfer and ensembles: it errs where `toy` does not. Whatever is darker or lighter than
-the background is an object, and only its shape is named. So it finds things that are too small for `toy`, but joins
-all that touch, whatever their colors, makes boxes a little too large, and misses what is about as bright as the
-background. Its scores are contrasts: they are on another scale than those of `toy`, and say nothing about whether a
-name is right.
+`toy-gray` sees no color, for transfer and ensembles: it errs where `toy` does not. It finds things that are too small
+for `toy`, but joins all that touch, makes boxes a little too large, and misses what is about as bright as the
+background. Its scores are contrasts, on another scale than those of `toy`.
 """
 
 from __future__ import annotations
@@ -24,9 +22,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from llm_wrapper import images
-from llm_wrapper.detectors import Level, NoSettings, Question, detections_from_raw, parse_settings
-from llm_wrapper.records import Detections, Sample
+from llm_wrapper.detectors import ImageDetector, NoSettings, Question, detections_from_raw, parse_settings
+from llm_wrapper.records import Detections
 
 __all__ = [
     "HUES",
@@ -68,12 +65,6 @@ def _regular(num_corners: int, start: float) -> _Floats:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _star() -> _Floats:
-    corners = _regular(10, -90.0)
-    corners[1::2] *= 0.42
-    return corners
-
-
 _ARM = 0.32
 _CROSS = [(-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)]
 _CROSS += [(-x, -y) for x, y in _CROSS]
@@ -82,14 +73,14 @@ OUTLINES: dict[str, _Floats] = {
     "circle": _regular(60, 0.0),
     "square": _regular(4, 45.0),
     "triangle": _regular(3, -90.0),
-    "star": _star(),
+    "star": _regular(10, -90.0) * np.tile([[1.0], [0.42]], (5, 1)),
     "cross": np.array(_CROSS, dtype=np.float64),
     "diamond": np.array([(0, -1), (0.62, 0), (0, 1), (-0.62, 0)], dtype=np.float64),
 }
 """Shape -> corners (n, 2) of its upright outline of radius 1 about (0, 0); y points down, as in images."""
 
 
-class _PixelDetector:
+class _PixelDetector(ImageDetector):
     """Finds connected regions of pixels and names their shapes; the highest score comes first.
 
     Attributes:
@@ -98,30 +89,21 @@ class _PixelDetector:
     """
 
     name: str
-    levels: tuple[Level, ...] = ("image",)
-    reads_images = True
     min_area: ClassVar[int]
     task: ClassVar[str]
 
-    def identity(self) -> dict[str, Any]:
-        """Return all that decides the answers."""
-        return {"id": self.name, "revision": 1, "task": self.task, "min_area": self.min_area}
-
-    def prepare(self, sample: Sample) -> Image.Image:
-        """Read the image of a sample.
-
-        Raises:
-            ImageError: If it is missing, cannot be decoded, or is not of the size that the sample says.
-        """
-        return images.read_sample(sample)
+    def __init__(self, **settings: float) -> None:
+        identity = {"revision": 1, "task": self.task, "min_area": self.min_area, **settings}
+        super().__init__(self.name, self._rows, identity)
 
     def detect(self, questions: Sequence[Question], prepared: Mapping[str, Any]) -> list[Detections]:
         """Segment the image of each question; the detections are in the order of falling score."""
-        return [self._detect_in(prepared[question.sample.image_id]) for question in questions]
-
-    def _detect_in(self, image: Image.Image) -> Detections:
-        rows = sorted(self._rows(image), key=lambda row: (-row[2], row[0]))
-        return detections_from_raw(rows, self.task)
+        answers = []
+        for question in questions:
+            rows = list(self._rows(prepared[question.sample.image_id]))
+            rows.sort(key=lambda row: (-row[2], row[0]))
+            answers.append(detections_from_raw(rows, self.task))
+        return answers
 
     @abstractmethod
     def _rows(self, image: Image.Image) -> Iterator[_Row]:
@@ -158,9 +140,8 @@ class ToyGrayDetector(_PixelDetector):
     min_area = 20
     task = "contrast"
 
-    def identity(self) -> dict[str, Any]:
-        """Return all that decides the answers."""
-        return {**super().identity(), "min_contrast": _MIN_CONTRAST, "blur": _BLUR}
+    def __init__(self) -> None:
+        super().__init__(min_contrast=_MIN_CONTRAST, blur=_BLUR)
 
     def _rows(self, image: Image.Image) -> Iterator[_Row]:
         gray = ndimage.uniform_filter(np.asarray(image.convert("L"), dtype=np.float64), _BLUR)

@@ -26,12 +26,12 @@ def in_a_hub(saved: Path, root: Path, name: str, monkeypatch: pytest.MonkeyPatch
     return COMMIT
 
 
-def without_a_weight(end: str) -> Callable[[Path], None]:
-    """Return what takes the first weight away whose name ends so."""
+def without_a_weight(*ends: str) -> Callable[[Path], None]:
+    """Return what takes the first weight away whose name has one of these ends."""
 
     def lose(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
-        del weights[next(name for name in weights if name.endswith(end))]
+        del weights[next(name for name in weights if name.endswith(ends))]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     return lose

@@ -14,7 +14,6 @@ from PIL import Image
 from llm_wrapper.detectors import Question, grounding_dino, noun_groups, questions_about
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector, GroundingDinoSettings
 from llm_wrapper.detectors.grounding_dino_base import decode_answer, fit_expression, read_caption, score_answer
-from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.errors import ImageError, ModelError
 from llm_wrapper.images import read_sample
 from llm_wrapper.records import Detections, Sample
@@ -45,13 +44,6 @@ def _detect(detector: GroundingDinoDetector, samples: Sequence[Sample]) -> list[
     return detector.detect(questions, images)
 
 
-def _two_words(text: str) -> NounGroups:
-    """Stand in for the parser: the first word is the subject, the last of several another group."""
-    words = text.split()
-    others = (Span(len(text) - len(words[-1]), len(text)),) if len(words) > 1 else ()
-    return NounGroups(Span(0, len(words[0])), others)
-
-
 def _plain(architecture: str, sample: Sample, settings: GroundingDinoSettings) -> tuple[Detections, Any]:
     """Ask as transformers' documentation does: one expression, one call; return its answer and the model's."""
     model, processor = tiny.pair(architecture)
@@ -62,7 +54,7 @@ def _plain(architecture: str, sample: Sample, settings: GroundingDinoSettings) -
     tokens = processor.tokenizer(f"{text}.", return_offsets_mapping=True)
     read = read_caption(text, tokens["offset_mapping"], tokens.word_ids())
     answer = decode_answer(out.logits[0].numpy(), out.pred_boxes[0].numpy(), sample.image_wh)
-    groups = _two_words(text) if settings.mode == "gdrec" else None
+    groups = tiny.two_words(text) if settings.mode == "gdrec" else None
     return score_answer(answer, read, groups, settings), out
 
 
@@ -84,7 +76,7 @@ def _assert_same(found: Detections, expected: Detections) -> None:
 def test_answers_are_those_of_plain_calls(
     architecture: str, mode: str, max_prompts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noun_groups, "find_noun_groups", _two_words)
+    monkeypatch.setattr(noun_groups, "find_noun_groups", tiny.two_words)
     settings = GroundingDinoSettings(**(_GD if mode == "gd" else _GDREC), max_prompts=max_prompts)
     samples = [
         tiny.sample(tmp_path, expression, number=number, image=number % 2, wh=((96, 64), (50, 90))[number % 2])

@@ -13,7 +13,6 @@ import torch
 from llm_wrapper.detectors import noun_groups
 from llm_wrapper.detectors.grounding_dino import GroundingDinoDetector
 from llm_wrapper.detectors.grounding_dino import GroundingDinoSettings as TheirSettings
-from llm_wrapper.detectors.noun_groups import NounGroups, Span
 from llm_wrapper.images import read_image
 from llm_wrapper.records import Detections, Sample
 from tests.detectors import tiny_grounding_dino as tiny
@@ -40,13 +39,6 @@ def _samples(paths: Sequence[Path], expressions: Sequence[str]) -> list[Sample]:
         for path in paths
         for number, expression in enumerate(expressions)
     ]
-
-
-def _two_words(text: str) -> NounGroups:
-    """Stand in for the parser: the first word is the subject, the last of several another group."""
-    words = text.split()
-    others = (Span(len(text) - len(words[-1]), len(text)),) if len(words) > 1 else ()
-    return NounGroups(Span(0, len(words[0])), others)
 
 
 _Raw = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -150,7 +142,7 @@ def _assert_same(one: Detections, other: Detections, sample: Sample) -> None:
     ],
 )
 def test_the_detectors_answer_alike(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noun_groups, "find_noun_groups", _two_words)
+    monkeypatch.setattr(noun_groups, "find_noun_groups", tiny.two_words)
     samples = _samples(_photographs(), _EXPRESSIONS)
     ours, theirs = (
         tiny_py.detect(tiny_py.authors_detector(**settings), samples),

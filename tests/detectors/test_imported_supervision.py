@@ -17,45 +17,15 @@ from llm_wrapper.records import Sample
 
 # Three calls of sink.append: no detection in image 9, two in image 1 with an extra value each, one without class name
 # and confidence in image 2.
-JSON_SINK = """[
-    {
-        "x_min": 1.0,
-        "y_min": 2.0,
-        "x_max": 30.0,
-        "y_max": 40.0,
-        "class_id": 41,
-        "confidence": 0.5,
-        "tracker_id": "",
-        "class_name": "mug",
-        "image_id": 1,
-        "extra": 0.5
-    },
-    {
-        "x_min": 5.5,
-        "y_min": 2.0,
-        "x_max": 9.25,
-        "y_max": 8.0,
-        "class_id": 0,
-        "confidence": 0.25,
-        "tracker_id": "",
-        "class_name": "per,son",
-        "image_id": 1,
-        "extra": 0.25
-    },
-    {
-        "x_min": 10.1,
-        "y_min": 2.0,
-        "x_max": 12.0,
-        "y_max": 8.0,
-        "class_id": 41,
-        "confidence": "",
-        "tracker_id": "",
-        "image_id": 2,
-        "extra": {
-            "a": 1
-        }
-    }
-]"""
+JSON_ROWS: list[dict[str, Any]] = [
+    {"x_min": 1.0, "y_min": 2.0, "x_max": 30.0, "y_max": 40.0, "class_id": 41, "confidence": 0.5, "tracker_id": ""},
+    {"x_min": 5.5, "y_min": 2.0, "x_max": 9.25, "y_max": 8.0, "class_id": 0, "confidence": 0.25, "tracker_id": ""},
+    {"x_min": 10.1, "y_min": 2.0, "x_max": 12.0, "y_max": 8.0, "class_id": 41, "confidence": "", "tracker_id": ""},
+]
+JSON_ROWS[0] |= {"class_name": "mug", "image_id": 1, "extra": 0.5}
+JSON_ROWS[1] |= {"class_name": "per,son", "image_id": 1, "extra": 0.25}
+JSON_ROWS[2] |= {"image_id": 2, "extra": {"a": 1}}
+JSON_SINK = json.dumps(JSON_ROWS, indent=4)
 HEADER = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,class_name,extra,image_id"
 CSV_SINK = f"""{HEADER}
 1.0,2.0,30.0,40.0,41,0.5,,mug,0.5,1
@@ -89,8 +59,7 @@ def shown(detector: imported.ImportedDetector) -> list[list[Any]]:
 
 
 def json_rows(*changes: dict[str, Any]) -> str:
-    row = json.loads(JSON_SINK)[0]
-    rows = [{key: value for key, value in {**row, **change}.items() if value is not ...} for change in changes]
+    rows = [{key: value for key, value in {**JSON_ROWS[0], **change}.items() if value is not ...} for change in changes]
     return json.dumps(rows)
 
 

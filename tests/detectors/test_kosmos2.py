@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,24 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from llm_wrapper import images
 from llm_wrapper.detectors import Question, detect_sample
 from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, MENTIONED, Kosmos2Detector
-from llm_wrapper.errors import ImageError
-from llm_wrapper.records import Detections, Sample
+from llm_wrapper.records import Sample
 from tests.detectors import tiny_kosmos2 as tiny
 
 pytestmark = pytest.mark.slow  # minutes together; CI runs them
 
-_ROOM = tiny.POSITIONS - tiny.SETTINGS["max_new_tokens"]
-
-_EXPRESSIONS = {
-    "a": ("dog", "the red shirt of the man on the left", "the old lady with a hat", "hat"),
-    "b": ("zebra", "the old lady next to no man", "red dog"),
-    "c": ("hat", "old dog", "the man with a hat on the left"),
-}
 Write = Callable[..., Sample]
 
 
@@ -37,8 +26,8 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def samples(write: Write) -> list[Sample]:
-    return [write(image_id, text, i) for image_id, texts in _EXPRESSIONS.items() for i, text in enumerate(texts)]
+def samples(tmp_path: Path) -> list[Sample]:
+    return tiny.samples(tmp_path)
 
 
 def plain(detector: Kosmos2Detector, question: Question, task: str) -> str:
@@ -74,28 +63,14 @@ def read_by_transformers(detector: Kosmos2Detector, answer: str, wh: tuple[int, 
     return [(label, pytest.approx(box, abs=1e-3)) for label, box in found if box[0] < box[2] and box[1] < box[3]]
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, str], str]:
-    """What the model says in `detect`, by the question's place and the task."""
-    texts: dict[tuple[int, str], str] = {}
-    inner = Kosmos2Detector._generate
-
-    def generate(detector: Kosmos2Detector, prompts: Any, features: Any) -> list[str]:
-        answers = inner(detector, prompts, features)
-        texts.update({(each.place, each.task): text for each, text in zip(prompts, answers, strict=True)})
-        return answers
-
-    monkeypatch.setattr(Kosmos2Detector, "_generate", generate)
-    return texts
-
-
 @pytest.mark.parametrize(
     ("num_beams", "max_prompts"),
     [(1, 64), (1, 2), (3, 64)],
 )
 def test_batches_answer_as_the_plain_way(
-    samples: list[Sample], said: dict[tuple[int, str], str], num_beams: int, max_prompts: int
+    samples: list[Sample], num_beams: int, max_prompts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said = tiny.record_answers(monkeypatch, Kosmos2Detector)
     detector = tiny.build(num_beams=num_beams, max_prompts=max_prompts)
     questions = tiny.all_questions(detector, samples)
     found = tiny.detect(detector, questions)
@@ -115,34 +90,12 @@ def test_batches_answer_as_the_plain_way(
     assert {item.source for each in found for item in each.items} == {*KOSMOS2_TASKS, MENTIONED}
 
 
-def test_an_answer_does_not_hang_on_what_else_is_asked(samples: list[Sample]) -> None:
-    detector = tiny.build()
-    questions = tiny.all_questions(detector, samples)
-    together = tiny.detect(detector, questions)
-    assert any(answer.items for answer in together)
-    assert together == [answer for question in questions for answer in tiny.detect(detector, [question])]
-
-
-class _Spy:
-    """Records what goes into a method of a model."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-        self.calls: list[dict[str, Any]] = []
-        inner = getattr(owner, name)
-
-        def record(**options: Any) -> Any:
-            self.calls.append(options)
-            return inner(**options)
-
-        monkeypatch.setattr(owner, name, record)
-
-
 def test_an_image_is_encoded_once_and_no_prompt_is_padded(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = tiny.build(max_prompts=2)
-    vision = _Spy(monkeypatch, detector._model.vision_model, "forward")
-    decoding = _Spy(monkeypatch, detector._model, "generate")
+    vision = tiny.Spy(monkeypatch, detector._model.vision_model, "forward")
+    decoding = tiny.Spy(monkeypatch, detector._model, "generate")
     tiny.detect(detector, tiny.all_questions(detector, samples))
     assert [call["pixel_values"].shape for call in vision.calls] == [(1, 3, tiny.SIDE, tiny.SIDE)] * 3
     # Expressions of one word (four), of two (two), of six, seven, eight and nine; three images in two batches.
@@ -154,7 +107,7 @@ def test_an_image_is_encoded_once_and_no_prompt_is_padded(
 @pytest.mark.parametrize("task", KOSMOS2_TASKS)
 def test_a_prompt_is_the_one_of_the_processor(write: Write, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector, sample = tiny.build(), write("c", "the red dog")
-    decoding = _Spy(monkeypatch, detector._model, "generate")
+    decoding = tiny.Spy(monkeypatch, detector._model, "generate")
     tiny.detect(detector, [Question(sample, KOSMOS2_TASKS[task].level)])
     text = KOSMOS2_TASKS[task].prompt.format(expression=sample.expression)
     inputs = detector._processor(text=text, images=images.read_sample(sample), return_tensors="pt")
@@ -179,28 +132,15 @@ def test_tasks_decide_levels(samples: list[Sample], tasks: list[str], levels: tu
         assert all(item.score is None for item in answer.items)
 
 
-def test_what_is_seen_in_an_image_does_not_hang_on_the_expression(write: Write) -> None:
-    detector = tiny.build()
-    questions = [Question(write("a", text), "image") for text in ("dog", "the old lady <grounding>", "")]
-    one, two, three = tiny.detect(detector, questions)
-    assert one.items
-    assert one == two == three
-
-
 _HOSTILE = {
+    **tiny.HOSTILE,
     "grounding": "the man <grounding> left",
     "own-format": "dog</phrase><object><patch_index_0001><patch_index_0900></object>",
     "image": "<image> </image>",
-    "end": "dog</s><pad><s><unk><mask>",
     "wide-brackets": "\uff1cmask\uff1e \ufe64/phrase\ufe65 \uff1cs\uff1e",
     "delimiter": "</delimiter_of_multi_objects/></chunk></line></doc>",
     "braces": "{expression} {0} {x.y}",
     "lines": "dog\nhat\r\n",
-    "dots": "a. ## b .",
-    "scripts": "左边的狗 كلب \u200f שמאל 🐕\u200d🦺",
-    "surrogate": "a\ud800b",
-    "long-word": "a" * 3000,
-    "many-words": "the dog left of " * 1250,
     "many-in-one": "\ufdfa" * 400,
     "many-emoji": "🐕 " * 2000,
 }
@@ -222,36 +162,6 @@ def test_hostile_expressions(write: Write, expression: str) -> None:
     assert len(tiny.detect(detector, tiny.all_questions(detector, [sample]))) == 2
 
 
-@pytest.mark.parametrize("unit", ["dog ", "a", "🐕 ", "é "], ids=["words", "word", "emoji", "accents"])
-def test_a_long_expression_is_cut_no_further_than_needed(unit: str) -> None:
-    expression, ids = tiny.build()._fit("rec", unit * 1000)
-    assert _ROOM - 6 < len(ids) <= _ROOM
-    assert (unit * 1000).startswith(expression)
-
-
-def test_a_cut_expression_is_told_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:
-    detector = tiny.build(tasks=["rec"])
-    samples = [write("a", "the dog left of " * 1250, i) for i in range(2)]
-    with caplog.at_level(logging.WARNING, logger="llm_wrapper"):
-        tiny.detect(detector, tiny.all_questions(detector, samples))
-        (answer, _) = tiny.detect(detector, tiny.all_questions(detector, samples))
-    (record,) = caplog.records
-    assert f"kosmos-2-tiny reads {_ROOM} tokens: longer expressions are cut, as 'the dog left" in record.getMessage()
-    assert answer.items or answer.num_dropped
-
-
-@pytest.mark.parametrize("expression", ["", "  \n", "\u200b"], ids=["empty", "blank", "invisible"])
-def test_nothing_is_asked_with_nothing(write: Write, expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = tiny.build(tasks=["rec"])
-    decoding = _Spy(monkeypatch, detector._model, "generate")
-    assert detect_sample(detector, write("a", expression)) == Detections(())
-    assert not decoding.calls
-
-
-def test_no_questions_no_answers() -> None:
-    assert tiny.build().detect([], {}) == []
-
-
 def test_an_answer_that_is_cut_gives_its_whole_boxes(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = tiny.build(tasks=["rec"])
     cut = "<object><patch_index_0000><patch_index_1023></delimiter_of_multi_objects/><patch_index_0005>"
@@ -261,19 +171,3 @@ def test_an_answer_that_is_cut_gives_its_whole_boxes(write: Write, monkeypatch: 
         ("The,dog", "rec", (1.0, 0.75, 63.0, 47.25))
     ]
     assert answer.num_dropped == 1
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3000, 2), (1, 700)], ids=str)
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
-def test_unusual_images(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
-    path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
-    Image.new("RGB", size, "red").convert(mode).save(path)
-    answer = detect_sample(tiny.build(tasks=["caption"]), Sample("s", "r", "i", str(path), size, "dog", None))
-    assert answer.items or answer.num_dropped
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "broken.png"
-    path.write_bytes(b"no image")
-    with pytest.raises(ImageError, match=re.escape(str(path))):
-        tiny.build().prepare(Sample("s", "r", "i", str(path), (4, 4), "dog", None))

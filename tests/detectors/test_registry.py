@@ -177,8 +177,8 @@ def test_the_identity_of_a_cache_needs_neither_weights_nor_torch() -> None:
 import sys, yaml
 from pathlib import Path
 from llm_wrapper.datasets import Dataset
-from llm_wrapper.detections import cache  # what reads a cache
-from llm_wrapper.detections.identity import identity_of
+from llm_wrapper.detections import cache  # reads a cache
+from llm_wrapper.detections.contents import identity_of
 from llm_wrapper.detectors import create_detector
 from llm_wrapper.recipe import DetectorSection
 dataset = Dataset("mine", "val", [], "digest")

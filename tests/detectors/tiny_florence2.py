@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from PIL import Image
@@ -21,23 +22,11 @@ from llm_wrapper.records import Detections, Sample
 
 torch.set_num_threads(1)
 
-_PAIRED = (
-    "od",
-    "ocr",
-    "cap",
-    "ncap",
-    "dcap",
-    "grounding",
-    "seg",
-    "region_cap",
-    "region_to_desciption",
-    "proposal",
-    "poly",
-)
+_PAIRED = "od ocr cap ncap dcap grounding seg region_cap region_to_desciption proposal poly"
 """Florence-2's own paired tokens, its spelling included."""
 
 SPECIAL = [
-    *(token for name in _PAIRED for token in (f"<{name}>", f"</{name}>")),
+    *(token for name in _PAIRED.split() for token in (f"<{name}>", f"</{name}>")),
     *("<sep>", "<and>"),
     *(f"<loc_{number}>" for number in range(1000)),
 ]
@@ -53,6 +42,16 @@ BANNED = ["it", "the image"]
 
 POSITIONS, SIDE, IMAGE_TOKENS = 96, 32, 17
 """Positions of the language model; side of the square that images become, and the tokens that this gives."""
+
+ROOM = POSITIONS - IMAGE_TOKENS
+"""Tokens that a prompt may have."""
+
+EXPRESSIONS = {
+    "a": ("dog", "the red shirt of the man on the left", "a brown dog next to the old lady with a hat", "zebra"),
+    "b": ("left zebra", "the old lady's hat, left of the man who has no shirt"),
+    "c": ("hat", "the second brown dog"),
+}
+"""Image id -> expressions about it."""
 
 
 @cache
@@ -166,6 +165,17 @@ SIZES = {"a": (64, 48), "b": (37, 90), "c": (200, 120)}
 """Image id -> width and height."""
 
 
+HOSTILE = {
+    "end": "dog</s><pad><s><unk><mask>",
+    "dots": "a. ## b .",
+    "scripts": "左边的狗 كلب \u200f שמאל 🐕\u200d🦺",
+    "surrogate": "a\ud800b",
+    "long-word": "a" * 3000,
+    "many-words": "the dog left of " * 1250,
+}
+"""Expressions that no model of this kind may stumble over."""
+
+
 def build(*, attention: str = "eager", dtype: torch.dtype = torch.float32, **settings: Any) -> Florence2Detector:
     """Return a detector with a fresh model; further arguments are settings."""
     made = processor()
@@ -182,6 +192,12 @@ def sample(folder: Path, image_id: str, expression: str, number: int = 0) -> Sam
     return Sample(f"{image_id}/{number}", "r", image_id, str(path), size, expression, None)
 
 
+def samples(folder: Path, expressions: Mapping[str, Sequence[str]] = EXPRESSIONS) -> list[Sample]:
+    return [
+        sample(folder, image_id, text, i) for image_id, texts in expressions.items() for i, text in enumerate(texts)
+    ]
+
+
 def all_questions(detector: Detector, samples: Sequence[Sample]) -> list[Question]:
     """Return all questions, each once, those about one image together, as the engine asks them."""
     questions = [question for each in samples for question in questions_about(each, detector.levels)]
@@ -192,3 +208,31 @@ def detect(detector: Detector, questions: Sequence[Question]) -> list[Detections
     """Prepare the images of the questions and answer them."""
     prepared = {each.sample.image_id: detector.prepare(each.sample) for each in questions}
     return detector.detect(questions, prepared)
+
+
+class Spy:
+    """Records the arguments of a method of a model."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self.calls: list[dict[str, Any]] = []
+        inner = getattr(owner, name)
+
+        def record(**options: Any) -> Any:
+            self.calls.append(options)
+            return inner(**options)
+
+        monkeypatch.setattr(owner, name, record)
+
+
+def record_answers(monkeypatch: pytest.MonkeyPatch, kind: type) -> dict[tuple[int, str], str]:
+    """Return the model's answers in `detect`, by the question's place and the task."""
+    texts: dict[tuple[int, str], str] = {}
+    inner = kind._generate  # type: ignore[attr-defined]
+
+    def generate(detector: Any, prompts: Any, features: Any) -> list[str]:
+        answers: list[str] = inner(detector, prompts, features)
+        texts.update({(each.place, each.task): text for each, text in zip(prompts, answers, strict=True)})
+        return answers
+
+    monkeypatch.setattr(kind, "_generate", generate)
+    return texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,29 +12,14 @@ import transformers
 from tokenizers import AddedToken, normalizers
 
 from llm_wrapper.detectors.kosmos2 import KOSMOS2_TASKS, Kosmos2Detector, Kosmos2Settings
-from tests.detectors.tiny_florence2 import SIZES, all_questions, detect, sample
+from llm_wrapper.records import Sample
+from tests.detectors import tiny_florence2
+from tests.detectors.tiny_florence2 import HOSTILE, SIZES, Spy, all_questions, detect, record_answers, sample
 
-__all__ = ["POSITIONS", "SETTINGS", "SIDE", "SIZES", "all_questions", "build", "detect", "model", "processor", "sample"]
+__all__ = ["HOSTILE", "SIZES", "Spy", "all_questions", "detect", "record_answers", "sample"]
 
-_WORDS = [
-    "the",
-    "and",
-    "with",
-    "on",
-    "a",
-    "an",
-    "of",
-    "image",
-    "dog",
-    "red",
-    "shirt",
-    "man",
-    "left",
-    "old",
-    "lady",
-    "hat",
-]
-_WORDS += ["next", "to", "no", "zebra"]
+_SPOKEN = "the and with on a an of image dog red shirt man left old lady hat next to no zebra"
+_WORDS = _SPOKEN.split()
 
 POSITIONS, SIDE = 192, 32
 """Positions of the language model; side of the square that images become."""
@@ -113,6 +99,20 @@ def speaking_in_format(made: Any, tokenizer: Any) -> Any:
 
 
 SETTINGS: dict[str, Any] = {"model": "tiny/Kosmos-2-Tiny", "tasks": list(KOSMOS2_TASKS), "max_new_tokens": 40}
+
+ROOM = POSITIONS - SETTINGS["max_new_tokens"]
+"""Tokens that a prompt may have."""
+
+EXPRESSIONS = {
+    "a": ("dog", "the red shirt of the man on the left", "the old lady with a hat", "hat"),
+    "b": ("zebra", "the old lady next to no man", "red dog"),
+    "c": ("hat", "old dog", "the man with a hat on the left"),
+}
+"""Image id -> expressions about it."""
+
+
+def samples(folder: Path) -> list[Sample]:
+    return tiny_florence2.samples(folder, EXPRESSIONS)
 
 
 def build(*, dtype: torch.dtype = torch.float32, **settings: Any) -> Kosmos2Detector:
