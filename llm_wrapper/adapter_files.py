@@ -19,9 +19,6 @@ from typing import Any
 from llm_wrapper import readers, storage
 from llm_wrapper.errors import ModelError, shell_word
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "advise_on_pickle", "digest_adapter", "find_adapter", "read_settings",
-           "require_quick"]  # fmt: skip
-
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]*\w)(@(?P<revision>\S+))?")
 _MOST_NUMBER = 1_000_000

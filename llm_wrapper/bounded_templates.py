@@ -32,8 +32,6 @@ import jinja2.ext
 import jinja2.sandbox
 import markupsafe
 
-__all__ = ["TEMPLATES", "TemplateRenderer"]
-
 _READ = 1 << 16
 _MAX_BYTES = 512 * 1024**2
 """Address space of the process."""

@@ -26,9 +26,6 @@ import numpy as np
 
 from llm_wrapper.boxes import BoolArray, FloatArray, IntArray, rowwise_iou
 
-__all__ = ["BOX_FORMATS", "NOT_FOUR", "NO_BOX", "BoxFormat", "BoxValue", "FormatProblem", "TargetPairs", "WrittenBox",
-           "box_in_text", "check", "convert_boxes", "fits", "parse_box", "to_pixels"]  # fmt: skip
-
 BoxFormat = Literal[
     "xyxy", "xywh", "yxyx", "cxcywh",
     "xyxy_norm", "xywh_norm", "yxyx_norm", "cxcywh_norm",

@@ -12,9 +12,6 @@ import numpy.typing as npt
 
 from llm_wrapper.records import Box
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "array", "clip", "from_xywh", "iou", "is_inside", "pairwise_iou",
-           "rowwise_iou", "to_xywh"]  # fmt: skip
-
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.intp]

@@ -22,9 +22,6 @@ from llm_wrapper import boxes
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.records import Box, Candidate, Detections
 
-__all__ = ["OWN_ANSWER_SOURCE", "BuiltCandidates", "CandidatePolicy", "build_candidates", "detector_choice",
-           "detector_order", "merge_candidates", "order_rng"]  # fmt: skip
-
 OWN_ANSWER_SOURCE = "rec"
 """The source of detections that answer the expression itself (Florence-2's referring-expression task)."""
 

@@ -14,8 +14,6 @@ from transformers.utils import logging as bars
 from llm_wrapper.errors import RecipeError
 from llm_wrapper.terminal import SHOWS_LOADING
 
-__all__ = ["choose_device", "loading_bars"]
-
 _log = logging.getLogger(__name__)
 
 

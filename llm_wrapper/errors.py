@@ -18,9 +18,6 @@ import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 
-__all__ = ["CacheError", "DataError", "ImageError", "LLMWrapperError", "ModelError", "PromptError", "RecipeError",
-           "RunError", "listed", "nearest", "shell_word"]  # fmt: skip
-
 
 class LLMWrapperError(Exception):
     """Base of all errors that a user can act on."""

@@ -23,8 +23,6 @@ from llm_wrapper import readers
 from llm_wrapper.errors import DataError, ImageError
 from llm_wrapper.records import Sample
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image", "read_sample", "read_size", "read_sizes"]
-
 ImageSource: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
 """Path of an image, a PIL image in any mode, or RGB pixels of shape (height, width, 3), uint8."""
 

@@ -21,8 +21,6 @@ from pathlib import PurePosixPath
 from llm_wrapper.errors import nearest
 from llm_wrapper.records import Sample
 
-__all__ = ["AmbiguousNameError", "Matcher", "NotInDataError", "is_other_data", "letters"]
-
 _IMAGE_ENDINGS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
 
 _COCO_STEM = re.compile(r"COCO_\w+?_(\d{12})(?:_\d+)?|(\d{12})(?:_\d+)?", re.IGNORECASE)

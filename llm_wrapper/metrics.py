@@ -22,12 +22,6 @@ from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Prediction
 from llm_wrapper.statistics import Estimate, Interval, estimate
 
-__all__ = ["IOU_THRESHOLD", "IOU_THRESHOLDS", "RANKS", "UNTAGGED", "Columns", "KindSummary", "Summary",
-           "best_overlaps", "candidate_overlaps", "codes", "first_right", "ious", "knows_candidates", "mean_accuracy",
-           "only_system", "oracle_ious", "overlaps", "recall_at", "require_distinct", "summarize",
-           "summarize_columns", "summarize_systems", "to_columns"]  # fmt: skip
-
-
 IOU_THRESHOLD = 0.5
 """A box is right above this overlap with the target; papers differ in whether equality counts, so both are given."""
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["measure_pages"]
-
 _LEVELS = 8  # bytes beside a value's own: definition and repetition levels, offsets, validity
 _WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 6: 8}
 """Physical type -> bytes of a value: boolean, int32, int64, int96, float, double, and the offset of a text."""

@@ -28,10 +28,6 @@ from yaml.constructor import ConstructorError
 from llm_wrapper import parquet_pages
 from llm_wrapper.errors import DataError
 
-__all__ = ["GIB", "MIB", "compose_yaml", "decode_text", "open_regular", "parse_json", "parse_parquet_schema",
-           "parse_parquet_table", "parse_yaml", "read_bytes", "read_json", "read_json_lines", "read_parquet_table",
-           "read_text"]  # fmt: skip
-
 MIB = 1 << 20
 GIB = 1 << 30
 

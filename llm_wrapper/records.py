@@ -14,9 +14,6 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-__all__ = ["MAX_EXPRESSION", "Answer", "Box", "Candidate", "Choice", "DecidedBy", "Detection", "Detections", "Message",
-           "Prediction", "Prompt", "Sample", "from_dict", "to_dict"]  # fmt: skip
-
 _STRICT = ConfigDict(extra="forbid")
 _Record = TypeVar("_Record")
 

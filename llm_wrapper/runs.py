@@ -34,12 +34,6 @@ from llm_wrapper.errors import DataError, RunError, shell_word
 from llm_wrapper.recipe import Recipe, load_resolved
 from llm_wrapper.storage import locked
 
-__all__ = ["ADAPTER", "COMPARED", "PROGRESS", "RUNS", "IntermediateAdapter", "claim_run", "column_question",
-           "digests_of", "evaluation_question", "facts_of", "finish", "free_file", "free_folder", "free_name",
-           "intermediate_adapters", "intermediate_folder", "is_complete", "is_same", "latest", "new_name", "open_run",
-           "recipe_of", "require_unchanged", "resume_command", "step_of", "stored_question", "verify_adapter",
-           "write_recipe"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
@@ -300,7 +294,7 @@ def _deciding(name: str, section: Any) -> Any:
 def stored_question(path: Path) -> dict[str, Any] | None:
     """Return the question of a JSON file of results; None where it is not known, as without a file that can be read."""
     try:
-        facts = storage.read_json(path)
+        facts = readers.read_json(path)
     except DataError:
         return None
     if not isinstance(facts, dict):

@@ -26,9 +26,6 @@ from pydantic import TypeAdapter, ValidationError
 from llm_wrapper.errors import DataError, RecipeError, shell_word
 from llm_wrapper.readers import MIB, parse_yaml, read_text
 
-__all__ = ["PERMISSIONS", "CallError", "allow_key", "allow_typed_keys", "delay_after", "hide_key", "key_for",
-           "keys_file", "read_key", "seconds_to_wait"]  # fmt: skip
-
 PERMISSIONS = "LLM_WRAPPER_KEYS"
 """Environment variable: `VARIABLE=ADDRESS` pairs, separated by spaces."""
 

@@ -14,10 +14,6 @@ import numpy.typing as npt
 
 from llm_wrapper.boxes import FloatArray
 
-__all__ = ["Estimate", "Interval", "McNemar", "bootstrap_interval", "difference", "estimate", "mcnemar",
-           "paired_bootstrap"]  # fmt: skip
-
-
 _MOST_CELLS = 1 << 22  # numbers drawn at a time: 32 MiB
 _MOST_KINDS = 1 << 13  # kinds of groups that are drawn as they are; more take seconds
 

@@ -26,11 +26,7 @@ from filelock import FileLock, Timeout
 
 from llm_wrapper import __version__
 from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, RecipeError, RunError
-from llm_wrapper.readers import MIB, open_regular, read_bytes, read_json
-
-__all__ = ["MAX_NAME", "TEMPORARY", "canonical", "describe_differences", "digest", "digest_model", "digest_value",
-           "explaining_full_disk", "folder_name", "git_revision", "inside", "locked", "plain_name", "read_json",
-           "versions", "write_atomic", "write_json", "write_parquet"]  # fmt: skip
+from llm_wrapper.readers import MIB, open_regular, read_bytes
 
 TEMPORARY = ".*.tmp"
 """Glob of the temporary files that a killed process may leave beside its results."""

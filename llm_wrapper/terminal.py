@@ -26,9 +26,6 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-__all__ = ["SHOWS_LOADING", "PrintableFormatter", "ProgressBar", "as_cell", "as_description", "loading_bars_shown",
-           "log_to_stderr", "open_console", "printable", "say"]  # fmt: skip
-
 SHOWS_LOADING: ContextVar[bool] = ContextVar("SHOWS_LOADING", default=True)
 """Whether progress bars may be shown while weights are loaded."""
 

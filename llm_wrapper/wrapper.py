@@ -45,8 +45,6 @@ from llm_wrapper.report import pictures
 from llm_wrapper.terminal import loading_bars_shown
 from llm_wrapper.training.examples import load_prompt_builder
 
-__all__ = ["RankedBox", "Result", "Wrapper"]
-
 _log = logging.getLogger(__name__)
 
 Expressions: TypeAlias = list[str] | tuple[str, ...]

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from llm_wrapper import candidates, images, runs, storage
+from llm_wrapper import candidates, images, readers, runs, storage
 from llm_wrapper.candidates import CandidatePolicy
 from llm_wrapper.datasets import jsonl, restricted_pickle
 from llm_wrapper.detections.cache import DetectionCache
@@ -117,7 +117,7 @@ def box_that_is_none() -> None:
     fill()
     item = {"box": {"x0": math.nan, "y0": 0.0, "x1": -5.0, "y1": 5.0}, "label": "cat", "score": 0.5, "source": "od"}
     write_rows(CACHE / PART, [{"image_id": "i", "sample_id": "s", "items": [item], "num_dropped": 0}], IDENTITY)
-    manifest = storage.read_json(CACHE / "manifest.json")
+    manifest = readers.read_json(CACHE / "manifest.json")
     digest = hashlib.sha256((CACHE / PART).read_bytes()).hexdigest()
     counts = {"num_rows": 1, "num_images": 1, "num_detections": 1, "num_dropped": 0}
     parts = [{"name": PART, "sha256": digest, "num_rows": 1}]
@@ -264,7 +264,7 @@ def picture_of_a_user(folder: Path) -> None:
     line = {"image": "secret.png", "expression": "a", "width": 100, "height": 80}
     lines = [json.dumps({**line, "sample_id": f"s{n}", "image_id": f"i{n}"}) + "\n" for n in range(4)]
     Path("home/mine.jsonl").write_text("".join(lines), encoding="utf-8")
-    facts = storage.read_json(folder / "report-val.json")
+    facts = readers.read_json(folder / "report-val.json")
     facts["recipe"]["data"] = {"name": "mine", "reader": "jsonl", "root": str(Path("home/mine.jsonl").resolve())}
     storage.write_json(folder / "report-val.json", facts)
 

@@ -494,7 +494,7 @@ def float_fields() -> list[Any]:
     """Each field of each section that takes a number with a fraction."""
     return [
         pytest.param(kind, name, id=f"{kind.__name__}.{name}")
-        for kind in (getattr(schema, name) for name in schema.__all__)
+        for kind in (getattr(schema, name) for name in vars(schema))
         if isinstance(kind, type) and issubclass(kind, Section)
         for name, field in kind.model_fields.items()
         if "float" in str(field.annotation)

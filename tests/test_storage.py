@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_wrapper import storage
+from llm_wrapper import readers, storage
 from llm_wrapper.errors import DataError, LLMWrapperError, RecipeError
 from llm_wrapper.readers import read_parquet_table
 
@@ -92,7 +92,7 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
 def test_json_round_trip(tmp_path: Path) -> None:
     value = {"b": [1, 2.5, None, True], "a": "Hündin\n🐕"}
     storage.write_json(tmp_path / "x.json", value)
-    assert storage.read_json(tmp_path / "x.json") == value
+    assert readers.read_json(tmp_path / "x.json") == value
     assert "Hündin" in (tmp_path / "x.json").read_text(encoding="utf-8")
 
 
@@ -105,7 +105,7 @@ def test_json_refuses_what_it_cannot_say(value: object, error: type[Exception], 
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("read", [storage.read_json, storage.digest])
+@pytest.mark.parametrize("read", [readers.read_json, storage.digest])
 def test_a_missing_file_is_named(read, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert storage.digest(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

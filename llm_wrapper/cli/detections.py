@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from llm_wrapper import datasets, detectors, runs, storage
+from llm_wrapper import datasets, detectors, readers, runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.datasets import Dataset
 from llm_wrapper.datasets import check as checks
@@ -35,10 +35,6 @@ from llm_wrapper.recipe import DataSection, DetectorSection, Recipe
 from llm_wrapper.report.formatting import NO_DATA, percent
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import as_cell, say
-
-__all__ = ["Filling", "cache", "cache_detections_verb", "check_data", "check_data_verb", "detections_app",
-           "export_detections", "headroom_table", "measure_headroom"]  # fmt: skip
-
 
 detections_app = typer.Typer(no_args_is_help=True, help="Inspect, check and join cached detections.")
 
@@ -216,7 +212,7 @@ def export_detections(folder: Path, out: Path, console: Console) -> None:
     *categories, boxes = maintain.export_cache(folder, out)
     settings = [("path", boxes), *(("categories", path) for path in categories)]
     overrides = [options.assigned(f"detector.settings.{key}", path) for key, path in settings]
-    identity = storage.read_json(folder / MANIFEST)["identity"]
+    identity = readers.read_json(folder / MANIFEST)["identity"]
     words = ["--vlm", "import", *dataset_options(identity, folder), *overrides]
     say(
         console,

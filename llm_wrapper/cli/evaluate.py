@@ -41,9 +41,6 @@ from llm_wrapper.storage import folder_name, plain_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.examples import load_prompt_builder
 
-__all__ = ["Evaluated", "ScoreJob", "evaluate", "evaluate_verb", "report_verb", "score", "score_verb",
-           "threshold_table"]  # fmt: skip
-
 
 def evaluate_verb(  # noqa: PLR0913 (each is an option of the verb)
     overrides: options.Overrides = None,

@@ -47,9 +47,6 @@ from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.examples import load_prompt_builder
 
-__all__ = ["curve_verb", "ensemble_verb", "require_same_recipe", "save_study", "transfer_verb"]
-
-
 Adapters = Annotated[list[Path] | None, typer.Option("--run", help="Folder of a finished run; repeat it for several.")]
 MoreLlm = Annotated[str | None, typer.Option("--llm", help="A further LLM, untrained: a file of recipes/llm.")]
 MoreTrain = Annotated[str | None, typer.Option("--train", help="How that LLM is prompted: a file of recipes/train.")]

@@ -16,8 +16,6 @@ from llm_wrapper.cli import detections, evaluate, grids, methods, options, predi
 from llm_wrapper.errors import LLMWrapperError
 from llm_wrapper.terminal import log_to_stderr, open_console, say
 
-__all__ = ["app", "main"]
-
 _HELP = """Adapt a detector that cannot be trained to referring expressions: an LLM chooses among its boxes.
 
 All steps on toy data: llm-wrapper demo --fast

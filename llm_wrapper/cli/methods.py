@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from llm_wrapper import runs, storage
+from llm_wrapper import readers, runs, storage
 from llm_wrapper.cli import options
 from llm_wrapper.cli.grids import require_same_recipe, save_study
 from llm_wrapper.cli.search import run_search
@@ -42,8 +42,6 @@ from llm_wrapper.search.history import History, SearchStart
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import say
 from llm_wrapper.training.examples import load_prompt_builder, load_training_pool
-
-__all__ = ["Job", "MethodRow", "compare", "compare_methods_verb", "make_row", "step_tokens"]
 
 _log = logging.getLogger(__name__)
 
@@ -192,7 +190,7 @@ def _load_or_make(job: Job, row: MethodRow, column: Column) -> MethodResult:
         require_same_recipe(row.folder, row.recipe)
     predictions, report = row.folder / f"predictions-{job.part}.parquet", row.folder / f"report-{job.part}.json"
     if report.is_file():
-        facts = storage.read_json(report)
+        facts = readers.read_json(report)
         now = json.loads(storage.canonical(column.facts))
         if problems := storage.describe_differences(facts["column"], now, places=("there", "now")):
             remedy = f"name another with --name, or rm -r {shell_word(row.folder)}"
@@ -322,7 +320,7 @@ def _count_cost(folder: Path) -> Iterator[None]:
 
 def _read_cost(folder: Path) -> Cost:
     path = folder / "cost.json"
-    return Cost(**storage.read_json(path)) if path.is_file() else Cost(0, 0.0)
+    return Cost(**readers.read_json(path)) if path.is_file() else Cost(0, 0.0)
 
 
 def _answers(
@@ -368,7 +366,7 @@ def _training_notes(row: MethodRow) -> list[str]:
 def _search_notes(row: MethodRow) -> list[str]:
     """Say what a search found, and why nothing was steered where the recipe asks for it."""
     history = History(row.folder / "history.jsonl")
-    confirmed = {each["name"]: each for each in storage.read_json(row.folder / "confirmed.json")["rows"]}
+    confirmed = {each["name"]: each for each in readers.read_json(row.folder / "confirmed.json")["rows"]}
     best = confirmed["best 1"]
     num_usable = len({each.prompt for each in history.evaluated if each.iteration})
     refused = f"{len(history.refused)} refused"

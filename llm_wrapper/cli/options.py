@@ -25,10 +25,6 @@ from llm_wrapper.services import allow_typed_keys
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import open_console
 
-__all__ = ["CONSOLE", "AdapterName", "Data", "DataRoot", "Limit", "Llm", "Name", "Overrides", "PromptName", "Run",
-           "Split", "Train", "Vlm", "assigned", "choose_recipe", "common_options", "extra_words", "fill_defaults",
-           "list_runs", "name_of", "recipe_first", "require_run", "root", "starts_with"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 CONSOLE = open_console()

@@ -30,8 +30,6 @@ from llm_wrapper.report import pictures
 from llm_wrapper.terminal import open_console, say
 from llm_wrapper.wrapper import Result, Wrapper
 
-__all__ = ["export_verb", "predict_verb"]
-
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Of the files in a folder that are taken for images."""
 

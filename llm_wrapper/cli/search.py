@@ -31,9 +31,6 @@ from llm_wrapper.search.search import ConfirmedPrompt, confirm_prompts, search_p
 from llm_wrapper.search.setup import build_search_problem, check_search, load_search_data
 from llm_wrapper.terminal import as_cell, printable, say
 
-__all__ = ["HISTORY", "confirmed_table", "cost_line", "plot_history", "ranking_table", "refusal_lines", "run_search",
-           "search_prompts_verb", "show_history"]  # fmt: skip
-
 HISTORY = "history.jsonl"
 
 _SEARCH = "glov"

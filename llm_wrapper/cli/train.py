@@ -31,8 +31,6 @@ from llm_wrapper.training.examples import count_answered_none, load_training_poo
 if TYPE_CHECKING:
     from llm_wrapper.training.memory_estimate import TrainingEstimate
 
-__all__ = ["demo", "demo_verb", "plan_training", "run_training", "train_verb"]
-
 
 def train_verb(  # noqa: PLR0913 (each is an option of the verb)
     overrides: options.Overrides = None,

@@ -31,29 +31,6 @@ from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 if TYPE_CHECKING:
     from llm_wrapper.datasets.coco_instances import Instances
 
-__all__ = [
-    "NO_EXPRESSION",
-    "AnnotatedObject",
-    "Collector",
-    "Convention",
-    "Dataset",
-    "FourNumbers",
-    "Id",
-    "Number",
-    "Sentence",
-    "Side",
-    "Skipped",
-    "TextKind",
-    "digest_files",
-    "image_file",
-    "image_folder",
-    "is_blank",
-    "refusal_reason",
-    "require_file",
-    "require_text_kind",
-    "validate_row",
-]
-
 _log = logging.getLogger(__name__)
 
 NO_EXPRESSION = "line without an expression"

@@ -14,8 +14,6 @@ from llm_wrapper.datasets.base import NO_EXPRESSION, Dataset, is_blank
 from llm_wrapper.errors import ImageError
 from llm_wrapper.records import Box, Sample
 
-__all__ = ["CheckReport", "Finding", "SplitCounts", "check_datasets", "format_check"]
-
 _NUM_EXAMPLES = 3
 _COLUMNS = ("data set", "split", "expressions", "refs", "images", "without box")
 

@@ -14,8 +14,6 @@ from llm_wrapper import boxes, readers
 from llm_wrapper.datasets.base import AnnotatedObject, FourNumbers, Id, Side, Skipped, validate_row
 from llm_wrapper.errors import DataError, listed
 
-__all__ = ["CocoAnnotation", "CocoCategory", "CocoImage", "Instances", "load_instances"]
-
 _log = logging.getLogger(__name__)
 
 

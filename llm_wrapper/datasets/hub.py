@@ -49,16 +49,6 @@ from llm_wrapper.datasets.base import (
 from llm_wrapper.errors import DataError, ImageError, RecipeError, listed, shell_word
 from llm_wrapper.records import Sample
 
-__all__ = [
-    "HubRow",
-    "collect_hub_dataset",
-    "find_split_files",
-    "is_fetched",
-    "load_hub_objects",
-    "load_hub_refs",
-    "read_hub_rows",
-]
-
 _log = logging.getLogger(__name__)
 _COCO_NAME = re.compile(r"(COCO_[a-z]+\d{4}_(\d{12}))(?:_\d+)?\.jpg")
 """`COCO_train2014_000000380440_491042.jpg`: image 380440; the last number belongs to the ref."""

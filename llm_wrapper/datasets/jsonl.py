@@ -45,8 +45,6 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError
 from llm_wrapper.records import MAX_EXPRESSION, Box, Sample
 
-__all__ = ["EXAMPLE", "load_jsonl", "load_toy"]
-
 EXAMPLE = '{"image": "a.jpg", "expression": "the mug left of the kettle", "box": [12, 30, 80, 96]}'
 """One right line, as messages show it."""
 

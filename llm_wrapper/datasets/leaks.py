@@ -26,8 +26,6 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.recipe import DataSection
 from llm_wrapper.records import Sample
 
-__all__ = ["HELD_OUT", "describe_own_training_data", "find_evaluated_images", "find_shared_images"]
-
 _log = logging.getLogger(__name__)
 
 HELD_OUT = ("val", "test", "testA", "testB")

@@ -43,8 +43,6 @@ from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Sample
 from llm_wrapper.storage import folder_name
 
-__all__ = ["load_hc_refloco", "load_ref_l4", "load_talk2car"]
-
 _IMAGE_WH = (1600, 900)
 """Of every nuScenes camera; the toolbox cuts its boxes to it."""
 

@@ -39,8 +39,6 @@ from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Box, Sample
 from llm_wrapper.storage import folder_name
 
-__all__ = ["USUAL_SPLIT_BY", "NumberedRefs", "load_grefcoco", "load_refer", "read_refs"]
-
 USUAL_SPLIT_BY: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The division of each set that papers report; for RefCOCOg the one without images shared between splits."""
 

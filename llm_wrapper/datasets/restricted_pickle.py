@@ -18,8 +18,6 @@ from typing import Any, NoReturn
 from llm_wrapper.errors import DataError
 from llm_wrapper.readers import MIB, read_bytes
 
-__all__ = ["read_pickle"]
-
 _MAX_BYTES = 256 * MIB
 """RefCOCOg's references have 60 MB."""
 _MAX_INSTRUCTIONS = 32_000_000

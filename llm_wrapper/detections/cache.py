@@ -51,8 +51,6 @@ from llm_wrapper.errors import CacheError, DataError, LLMWrapperError, listed, s
 from llm_wrapper.records import Detections, Sample, to_dict
 from llm_wrapper.storage import locked
 
-__all__ = ["ROWS_PER_PART", "DetectionCache", "read_folder"]
-
 ROWS_PER_PART = 2000
 """Answers in each part of a complete cache; the last has the rest."""
 

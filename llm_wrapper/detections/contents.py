@@ -30,33 +30,6 @@ from llm_wrapper.errors import CacheError, DataError
 from llm_wrapper.readers import MIB, parse_json, parse_parquet_table, read_bytes, read_json
 from llm_wrapper.records import Box, Detection, Detections, from_dict
 
-__all__ = [
-    "MANIFEST",
-    "PART_NAME",
-    "PART_SCHEMA",
-    "CachePart",
-    "Contents",
-    "DamagedPartError",
-    "Key",
-    "Manifest",
-    "Problem",
-    "Recorded",
-    "adopt_revision",
-    "commits_of",
-    "count_answers",
-    "dataset_options",
-    "describe_key",
-    "describe_recorded",
-    "distinct",
-    "fill_command",
-    "identity_of",
-    "read_manifest",
-    "read_part",
-    "row_detections",
-    "split_recorded",
-    "write_rows",
-]
-
 MANIFEST = "manifest.json"
 PART_NAME = re.compile(r"part-[0-9]{5,9}\.parquet")
 

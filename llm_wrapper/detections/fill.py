@@ -27,18 +27,6 @@ from llm_wrapper.errors import CacheError, DataError, ImageError, RecipeError, l
 from llm_wrapper.records import Detections
 from llm_wrapper.terminal import ProgressBar, as_description
 
-__all__ = [
-    "AHEAD",
-    "NUM_READERS",
-    "Answered",
-    "Engine",
-    "ReadingBatch",
-    "answer_locally",
-    "answer_questions",
-    "fill_cache",
-    "recorded_of",
-]
-
 _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 60.0
 

@@ -39,8 +39,6 @@ from llm_wrapper.detectors import LEVELS, Level, joined
 from llm_wrapper.errors import CacheError, DataError, RecipeError, listed
 from llm_wrapper.records import Detections
 
-__all__ = ["CacheSummary", "MergeResult", "export_cache", "merge_caches", "summarize_cache", "verify_cache"]
-
 _ROUNDING = 1e-4
 """How far outside 0..1 a score may lie: sums of float16 do, and `import` reads them as 0 and 1."""
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")

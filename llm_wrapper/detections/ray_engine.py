@@ -24,8 +24,6 @@ from llm_wrapper.detections.fill import AHEAD, NUM_READERS, Answered, ReadingBat
 from llm_wrapper.detectors import Detector, PaidDetector, Question
 from llm_wrapper.errors import DataError, ModelError, RecipeError
 
-__all__ = ["RayEngine"]
-
 _PATIENCE = 10.0
 """Seconds: the workers of the split before may not have ended yet."""
 _TRIES = 20

@@ -31,17 +31,6 @@ from llm_wrapper.records import Detections, Sample
 from llm_wrapper.storage import folder_name
 from llm_wrapper.terminal import loading_bars_shown
 
-__all__ = [
-    "PreparedSample",
-    "PreparedSplit",
-    "Preparer",
-    "cache_folder",
-    "image_samples",
-    "load_prepared_split",
-    "prepare_candidates",
-    "require_expressions",
-]
-
 _log = logging.getLogger(__name__)
 
 CACHE_ROOT = Path("data/detections")

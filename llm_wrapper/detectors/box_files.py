@@ -30,8 +30,6 @@ from llm_wrapper.box_formats import BoxFormat, parse_box
 from llm_wrapper.datasets.base import FourNumbers, Id, Number, validate_row
 from llm_wrapper.errors import DataError, RecipeError, listed
 
-__all__ = ["BoxFile", "Entry", "RawBox"]
-
 _LINE_KEYS = ("image_id", "file_name", "image", "sample_id", "detections")
 _LABEL_KEYS = ("label", "category_name", "class_name", "name", "class")
 _ITEM_KEYS = ("box", "bbox_xywh", "score", "confidence", *_LABEL_KEYS)

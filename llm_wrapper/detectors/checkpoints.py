@@ -18,8 +18,6 @@ from llm_wrapper.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Architecture", "CheckpointSettings", "Loaded", "PreparedImage", "Weights", "load_checkpoint"]
-
 
 class CheckpointSettings(BaseModel):
     """Settings of every detector with weights.

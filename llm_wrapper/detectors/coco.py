@@ -32,15 +32,6 @@ from llm_wrapper.detectors import (
 from llm_wrapper.errors import DataError, listed
 from llm_wrapper.records import Detection, Detections, Sample
 
-__all__ = [
-    "CategoryNames",
-    "CocoDegradedDetector",
-    "CocoDetector",
-    "create_coco",
-    "create_coco_degraded",
-    "read_category_names",
-]
-
 _Objects = Mapping[str, Sequence[AnnotatedObject]]
 
 

@@ -49,8 +49,6 @@ from llm_wrapper.readers import MIB
 from llm_wrapper.records import Detections, Sample
 from llm_wrapper.services import CallError, hide_key, read_key, seconds_to_wait
 
-__all__ = ["DDSDetector", "DDSSettings", "TaskLostError", "api_key", "create_dds", "judge_reply", "load_sdk"]
-
 _log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "DDS_API_KEY"

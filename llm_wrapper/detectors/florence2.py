@@ -24,15 +24,6 @@ from llm_wrapper.records import Detections
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "FLORENCE2_TASKS",
-    "LOCATION_BINS",
-    "Florence2Detector",
-    "Florence2Settings",
-    "create_florence2",
-    "read_florence2_answer",
-]
-
 LOCATION_BINS = 1000
 """Location tokens per axis; a token is the middle of its bin."""
 

@@ -18,8 +18,6 @@ from llm_wrapper.boxes import FloatArray
 from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.records import Box, Detection, Detections
 
-__all__ = ["GIVEN", "create_given", "parse_image_size", "read_given_boxes"]
-
 GIVEN = "given"
 """The detector's name in the registry and in candidates, where a caller brings the boxes."""
 

@@ -48,8 +48,6 @@ from llm_wrapper.records import Detections, Sample
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GroundingDinoDetector", "GroundingDinoSettings", "create_grounding_dino", "share_image"]
-
 _log = logging.getLogger(__name__)
 
 _READING = 1

@@ -41,21 +41,6 @@ from llm_wrapper.records import Detections
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "PreparedPixels",
-    "RawAnswer",
-    "ReadText",
-    "Scoring",
-    "Word",
-    "decode_answer",
-    "fit_expression",
-    "pad_to_queries",
-    "read_caption",
-    "score_answer",
-    "score_output",
-    "widen",
-]
-
 Floats = npt.NDArray[np.floating[Any]]
 
 _STRIDES = (8, 16, 32, 64)

@@ -36,16 +36,6 @@ from llm_wrapper.records import Detections, Sample
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "GroundingDinoPyDetector",
-    "GroundingDinoPySettings",
-    "build_groundingdino",
-    "create_groundingdino_py",
-    "import_groundingdino",
-    "load_configuration",
-    "load_groundingdino",
-]
-
 _READING = 1
 """Raise it with every change of the text that the model is given, or of how its answer is read."""
 

@@ -31,8 +31,6 @@ from llm_wrapper.errors import DataError, RecipeError, listed
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Detections, Sample
 
-__all__ = ["ImportedDetector", "create_imported"]
-
 _log = logging.getLogger(__name__)
 
 _NO_NAME = r"[^\w.+-]+"

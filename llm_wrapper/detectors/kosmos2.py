@@ -28,16 +28,6 @@ from llm_wrapper.records import Detections
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "KOSMOS2_TASKS",
-    "MENTIONED",
-    "NUM_CELLS",
-    "Kosmos2Detector",
-    "Kosmos2Settings",
-    "create_kosmos2",
-    "read_kosmos2_answer",
-]
-
 NUM_CELLS = 32
 """Cells of the grid along each side of the image."""
 

@@ -32,8 +32,6 @@ from typing import Any
 
 from llm_wrapper.errors import ModelError
 
-__all__ = ["NounGroups", "Span", "find_noun_groups", "identity"]
-
 _RULES = 1
 """Raise it with every change that moves a span: cached detections depend on the rules."""
 

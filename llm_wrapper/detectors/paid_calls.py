@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from llm_wrapper.errors import ModelError, RecipeError
 from llm_wrapper.services import CallError, delay_after
 
-__all__ = ["CostEstimate", "PaidCalls", "PaidTerms"]
-
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 

@@ -23,8 +23,6 @@ from llm_wrapper.records import Detections, Sample
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PromptTask", "PromptedDetector", "PromptedSettings", "TaskPrompt", "clean_expression"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -25,18 +25,6 @@ from scipy import ndimage
 from llm_wrapper.detectors import ImageDetector, NoSettings, Question, detections_from_raw, parse_settings
 from llm_wrapper.records import Detections
 
-__all__ = [
-    "HUES",
-    "MAX_TILT",
-    "OUTLINES",
-    "ToyDetector",
-    "ToyGrayDetector",
-    "classify_shape",
-    "create_toy",
-    "create_toy_gray",
-    "is_inside_shape",
-]
-
 _Bools = npt.NDArray[np.bool_]
 _Floats = npt.NDArray[np.float64]
 

@@ -19,10 +19,6 @@ from llm_wrapper.metrics import IOU_THRESHOLD
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, estimate
 
-__all__ = ["NUM_BINS", "Bin", "Calibration", "Grec", "RiskCoverage", "Threshold", "apply_threshold", "calibrate",
-           "confidences", "is_answered", "measure_grec", "risk_coverage", "rowwise_giou", "threshold_for_risk",
-           "thresholds"]  # fmt: skip
-
 NUM_BINS = 15
 
 

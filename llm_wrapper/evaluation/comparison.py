@@ -20,10 +20,6 @@ from llm_wrapper.metrics import IOU_THRESHOLD, ious, only_system
 from llm_wrapper.records import Prediction, Sample
 from llm_wrapper.statistics import Estimate, McNemar, difference, estimate, mcnemar
 
-__all__ = ["MISSING_PREDICTION", "NEAR_IOU", "OUTCOMES", "Comparison", "NearTies", "compare_systems",
-           "complete_predictions", "flips", "near_ties", "outcome_shares", "outcomes", "p_at_1_by_position",
-           "pair_predictions"]  # fmt: skip
-
 MISSING_PREDICTION = "missing_prediction"
 """Failure of a sample that was asked for and is not in the predictions."""
 

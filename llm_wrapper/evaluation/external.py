@@ -32,8 +32,6 @@ from llm_wrapper.evaluation.predictions import prediction_of
 from llm_wrapper.matching import AmbiguousNameError, Matcher, NotInDataError, is_other_data
 from llm_wrapper.records import Box, Prediction, Sample
 
-__all__ = ["UNUSABLE_BOX", "ExternalPredictions", "read_external_predictions"]
-
 UNUSABLE_BOX = "unusable_box"
 """Failure of a prediction whose box is reversed, without area, not finite or not four numbers; it counts as wrong."""
 

@@ -32,10 +32,6 @@ from llm_wrapper.prompts.render import PromptBuilder
 from llm_wrapper.recipe import DataSection, PromptSection, Recipe, ServerSection
 from llm_wrapper.records import Prediction
 
-__all__ = ["DETECTOR", "Cell", "Column", "Contribution", "Filled", "Predict", "System", "combined_systems",
-           "compare_cells", "contributions", "fill", "free_system", "llm_system", "load_columns",
-           "transfer_systems"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 DETECTOR = "detector"

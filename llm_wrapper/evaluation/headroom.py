@@ -15,12 +15,10 @@ from llm_wrapper.candidates import BuiltCandidates, detector_order
 from llm_wrapper.detections.samples import PreparedSample, PreparedSplit, prepare_candidates
 from llm_wrapper.evaluation.slices import recall
 from llm_wrapper.evaluation.systems import by_detector
-from llm_wrapper.metrics import IOU_THRESHOLD, RANKS, ious, oracle_ious
+from llm_wrapper.metrics import IOU_THRESHOLD, ious, oracle_ious
 from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
-
-__all__ = ["DUPLICATE_IOU", "RANKS", "Headroom", "Offer", "Spread", "compare_headroom", "measure_offer", "remove_cap"]
 
 DUPLICATE_IOU = 0.95
 """Above this overlap two candidates of one label are the same to whoever reads them."""

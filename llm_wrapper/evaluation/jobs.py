@@ -19,9 +19,6 @@ from llm_wrapper.recipe import Recipe
 from llm_wrapper.records import Prediction
 from llm_wrapper.storage import folder_name, plain_name
 
-__all__ = ["Evaluation", "add_known_untrained", "choose_place", "list_overrides", "predict_with_llm",
-           "require_one_adapter", "require_probabilities"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 _ANSWERS = {"detector", "candidates", "ensemble", "data", "prompt", "llm"}

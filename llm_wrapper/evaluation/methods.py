@@ -11,9 +11,6 @@ from llm_wrapper.errors import RecipeError, listed, nearest
 from llm_wrapper.recipe import Recipe, prompt_of
 from llm_wrapper.records import Prediction
 
-__all__ = ["DEFAULT_METHODS", "METHODS", "TRAINING", "UNTRAINED", "Cost", "Method", "MethodResult", "QuestionTokens",
-           "is_override_of", "limit_compute", "require_used", "select_methods", "split_labels"]  # fmt: skip
-
 UNTRAINED = "untrained"
 TRAINING = 3
 """Cost of a token that is trained on, in tokens that are only read: the backward pass costs about twice as much."""

@@ -21,9 +21,6 @@ from llm_wrapper.readers import GIB, parse_parquet_schema, parse_parquet_table, 
 from llm_wrapper.records import Box, Candidate, Choice, DecidedBy, Prediction, Sample
 from llm_wrapper.storage import write_parquet
 
-__all__ = ["INDEX_OUT_OF_RANGE", "SCHEMA", "UNUSABLE_ANSWER", "decide", "load_predictions", "mass_notes",
-           "oracle_choice", "prediction_of", "save_predictions"]  # fmt: skip
-
 INDEX_OUT_OF_RANGE = "index_out_of_range"
 """Failure of an answer that names a candidate that does not exist."""
 

@@ -22,10 +22,6 @@ from llm_wrapper.prompts.rule import SYNONYMS, singularize, split_words
 from llm_wrapper.records import Prediction
 from llm_wrapper.statistics import Estimate, difference, estimate
 
-__all__ = ["KINDS", "OTHER", "UNKNOWN", "by_slice", "differences_by_slice", "distractors", "kinds_of", "masks",
-           "recall", "target_shares", "weakest_slices"]  # fmt: skip
-
-
 UNKNOWN = "unknown"
 """The slice of samples for which a family's number is not known."""
 

@@ -17,9 +17,6 @@ from llm_wrapper.prompts import rule
 from llm_wrapper.prompts.render import PromptBuilder, PromptInput, choose
 from llm_wrapper.records import Answer, Candidate, Choice, DecidedBy, Prediction
 
-__all__ = ["ask_in_orders", "average", "average_answers", "by_detector", "by_llm", "by_oracle", "by_rule", "orders_of",
-           "vote"]  # fmt: skip
-
 
 def _predict(
     samples: Sequence[PreparedSample], name: DecidedBy, choose: Callable[[PreparedSample], Choice]

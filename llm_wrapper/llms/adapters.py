@@ -30,8 +30,6 @@ from llm_wrapper.llms import soft_prompts
 from llm_wrapper.llms.load import LoadedLLM, load_config, load_tokenizer, loading_failure, resolve_model
 from llm_wrapper.recipe import LLMSection
 
-__all__ = ["add_adapter", "check_adapter", "export_model", "require_fit"]
-
 _log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
 _ROUNDING = 2.0**-7

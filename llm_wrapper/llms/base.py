@@ -21,19 +21,6 @@ from llm_wrapper.prompts.text import clean_text
 from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Message, Prompt
 
-__all__ = [
-    "ANSWER_NOW",
-    "LLM",
-    "REASON_FIRST",
-    "ReasoningLLM",
-    "WriterLLM",
-    "add_reasoning",
-    "answer_now",
-    "load_llm",
-    "reason_first",
-    "writing_section",
-]
-
 REASON_FIRST = "Reason in one or two sentences first. Do not give the number yet."
 ANSWER_NOW = "Now answer with the number alone."
 

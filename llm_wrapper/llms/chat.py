@@ -21,8 +21,6 @@ from llm_wrapper.recipe.schema import LLMSection
 from llm_wrapper.records import Message, Prompt
 from llm_wrapper.terminal import printable
 
-__all__ = ["ChatEncoder", "ChatTemplate"]
-
 _NUM_CHECKED = 25
 """Indices whose completions are compared with each other: one digit, two, and both beginnings of tens."""
 _MAX_TEMPLATE = 1_000_000

@@ -15,8 +15,6 @@ from llm_wrapper.errors import ModelError
 from llm_wrapper.llms.load import find_in_package, require_sane
 from llm_wrapper.prompts.text import clean_text
 
-__all__ = ["SentenceEmbedder"]
-
 _PACKAGE = "package:"
 _BATCH = 64
 _MAX_TOKENS = 128

@@ -32,18 +32,6 @@ from llm_wrapper.llms.self_test import require_exact
 from llm_wrapper.llms.soft_prompts import num_virtual
 from llm_wrapper.recipe import LLMSection
 
-__all__ = [
-    "LoadedLLM",
-    "find_in_package",
-    "load_config",
-    "load_model",
-    "load_tokenizer",
-    "loading_failure",
-    "require_sane",
-    "resolve_model",
-    "unpack_gguf",
-]
-
 _log = logging.getLogger(__name__)
 
 _MAX_ERROR = 600

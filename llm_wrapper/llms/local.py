@@ -45,8 +45,6 @@ from llm_wrapper.llms.self_test import model_failure, probe_sequences, relative_
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.terminal import ProgressBar, as_description
 
-__all__ = ["LocalLLM", "continuations", "generate", "score_prompts"]
-
 _log = logging.getLogger(__name__)
 
 _CHUNK = 256

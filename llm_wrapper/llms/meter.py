@@ -19,8 +19,6 @@ from llm_wrapper.llms.local import LocalLLM
 from llm_wrapper.llms.self_test import IN_TRIAL
 from llm_wrapper.records import Answer, Prompt
 
-__all__ = ["CountingLLM", "Meter", "Spoken", "metered"]
-
 
 @dataclass
 class Meter:

@@ -24,16 +24,6 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_wrapper.errors import ModelError, listed
 
-__all__ = [
-    "LEAST_SHARE",
-    "Footprint",
-    "footprint",
-    "load_4bit",
-    "packable_share",
-    "packable_weights",
-    "require_packable",
-]
-
 LEAST_SHARE = 0.95
 """Least share of the linear and expert weights that must be in 4 bit."""
 _REMEDY = "set llm.quantization=none if that fits, or choose a dense model or Mixtral"

@@ -26,25 +26,6 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = [
-    "FLEX",
-    "TAKE_MASKS",
-    "Pack",
-    "additive_mask",
-    "base_of",
-    "block_mask",
-    "by_budget",
-    "can_share_prefixes",
-    "collate",
-    "collate_for",
-    "common_prefix_length",
-    "logits_at",
-    "model_batch",
-    "pack_tree",
-    "reason_not_to_share",
-    "takes_blocks",
-]
-
 _BLOCK = 128
 """Tokens along one side of a block: the default of flex attention."""
 FLEX = "flex_attention"

@@ -28,17 +28,6 @@ from llm_wrapper.llms.packing import (
     reason_not_to_share,
 )
 
-__all__ = [
-    "IN_TRIAL",
-    "model_failure",
-    "probe_sequences",
-    "relative_difference",
-    "require_exact",
-    "rounding_of",
-    "trial",
-    "try_out",
-]
-
 _log = logging.getLogger(__name__)
 
 _PREFIX, _BRANCH = 6, 7

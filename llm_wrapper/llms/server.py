@@ -37,8 +37,6 @@ from llm_wrapper.services import CallError, delay_after, hide_key, key_for, seco
 from llm_wrapper.storage import MAX_NAME, digest_value
 from llm_wrapper.terminal import ProgressBar, as_description, printable
 
-__all__ = ["ANSWER_FOLDER", "AnswerFile", "Poster", "Reply", "Server", "ServerLLM", "answers_path"]
-
 _log = logging.getLogger(__name__)
 
 ANSWER_FOLDER = Path("data/answers")

@@ -25,8 +25,6 @@ from llm_wrapper.recipe import LLMSection
 from llm_wrapper.records import Answer, Prompt
 from llm_wrapper.services import CallError
 
-__all__ = ["RequestFormat", "request_format"]
-
 _NUM_ALTERNATIVES = 20
 """The most that OpenAI and, by default, vLLM give."""
 _DIGITS = 10

@@ -21,16 +21,6 @@ import torch
 
 from llm_wrapper.errors import ModelError
 
-__all__ = [
-    "TAKEN",
-    "SoftPromptModel",
-    "num_columns",
-    "num_virtual",
-    "prepended",
-    "require_fitting",
-    "to_continue",
-]
-
 TAKEN = (peft.PeftType.PROMPT_TUNING, peft.PeftType.PREFIX_TUNING)
 _SHAPE = ("num_layers", "token_dim", "num_attention_heads")
 _WEIGHT = "prompt_embeddings"

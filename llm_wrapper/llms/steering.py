@@ -22,8 +22,6 @@ from llm_wrapper.llms.local import continuations
 from llm_wrapper.recipe.schema import SamplingSection
 from llm_wrapper.records import Prompt
 
-__all__ = ["layer_of", "middle", "offset", "pooled_state", "sample_text", "steered"]
-
 
 def middle(model: Any) -> int:
     """Return half of the depth: the paper takes layer 17 of 32."""

@@ -24,8 +24,6 @@ from llm_wrapper.prompts.text import clean_label, clean_text
 from llm_wrapper.records import Candidate, Sample
 from llm_wrapper.storage import digest
 
-__all__ = ["Embed", "FixedExamples", "NearestExamples", "draw_examples", "fit_tfidf"]
-
 
 def draw_examples(pool: Sequence[Exemplar], count: int, *, seed: int) -> list[Exemplar]:
     """Draw up to `count` examples of different images, whose answers are spread evenly over the indices.

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from llm_wrapper.records import Box, Candidate
 
-__all__ = ["Rank", "Relations", "compute_relations", "spell_cardinal", "spell_ordinal"]
-
 _CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 

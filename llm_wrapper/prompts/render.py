@@ -27,9 +27,6 @@ from llm_wrapper.recipe import PromptSection
 from llm_wrapper.records import Answer, Box, Candidate, Choice, Message, Prompt, Sample
 from llm_wrapper.terminal import printable
 
-__all__ = ["NONE_OF_THESE", "NO_PROBABILITY", "PROMPT_FORMATS", "ExampleSelector", "Exemplar", "PromptBuilder",
-           "PromptInput", "ShownCandidate", "choose", "render_prompt"]  # fmt: skip
-
 PROMPT_FORMATS = ("coords", "coords_scores", "compact", "relations", "hints")
 """Names of the shipped formats; each is a file in `prompts/templates`. A path to a `.j2` file is a format too."""
 

@@ -18,8 +18,6 @@ from llm_wrapper.boxes import FloatArray, array
 from llm_wrapper.prompts.text import MAX_LABEL_WORDS
 from llm_wrapper.records import Candidate, Choice
 
-__all__ = ["SYNONYMS", "choose_by_rule", "find_companions", "find_names", "rank_by_rule", "singularize", "split_words"]
-
 SYNONYMS: dict[str, str] = {
     "person": "man woman guy girl boy lady kid child player baby people men women dude gentleman male female batter "
     "catcher umpire skier surfer skateboarder rider toddler bride groom chef cook waiter referee ref pitcher hitter "

@@ -14,9 +14,6 @@ from itertools import chain
 from llm_wrapper.errors import PromptError, listed
 from llm_wrapper.records import MAX_EXPRESSION
 
-__all__ = ["MAX_INSTRUCTION", "MAX_LABEL_WORDS", "PLACEHOLDERS", "check_instruction", "clean_label", "clean_text",
-           "fill_instruction", "require_expression", "require_instruction"]  # fmt: skip
-
 MAX_LABEL_WORDS = 12
 """A detector's label is cut to this many words; a dense caption stays readable."""
 

@@ -46,8 +46,6 @@ from llm_wrapper.recipe.schema import (
     TrainSection,
 )
 
-__all__ = ["Recipe", "compose", "load_recipe", "load_resolved", "prompt_of"]
-
 _MAX_SHOWN = 300  # characters of a value that a message shows
 
 _JOINED = {"vlm": "detector", "prompt": "prompt"}

@@ -13,10 +13,6 @@ from llm_wrapper.errors import DataError, RecipeError, listed, nearest
 from llm_wrapper.readers import MIB, compose_yaml, read_text
 from llm_wrapper.storage import inside, plain_name
 
-__all__ = ["DEFAULT_PROMPT", "RECIPE_KINDS", "Places", "RecipeFile", "available", "data_folders", "find_recipe",
-           "has_file", "read_recipe_file", "read_sections", "recipe_folders", "shipped_folder",
-           "template_beside"]  # fmt: skip
-
 RECIPE_KINDS: dict[str, tuple[str, ...]] = {
     "vlm": ("detector", "candidates"),
     "llm": ("llm",),

@@ -14,10 +14,6 @@ from llm_wrapper.errors import RecipeError
 from llm_wrapper.recipe.files import shipped_folder
 from llm_wrapper.storage import folder_name
 
-__all__ = ["TEMPLATE_DATE", "DataSection", "DetectorSection", "EnsembleSection", "LLMSection", "LoraSection",
-           "OtherData", "OtherDetector", "PromptSection", "SamplingSection", "SearchSection", "Section",
-           "ServerSection", "TrainSection"]  # fmt: skip
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """The range of NumPy's seeds."""
 

@@ -17,8 +17,6 @@ from llm_wrapper.recipe import Recipe
 from llm_wrapper.report.formatting import escape_markdown
 from llm_wrapper.storage import inside
 
-__all__ = ["card", "write_card"]
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 _CARD = """---

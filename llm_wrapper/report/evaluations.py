@@ -21,9 +21,6 @@ from llm_wrapper.records import Box, Candidate, Prediction
 from llm_wrapper.runs import COMPARED, is_same, stored_question
 from llm_wrapper.storage import inside, plain_name
 
-__all__ = ["PUBLISHED", "OtherSystem", "Published", "StoredEvaluation", "add_comparison", "beside",
-           "facts_of_evaluation", "load_evaluations", "on_same_split"]  # fmt: skip
-
 _SOURCE = "source.json"
 """Beside what is kept of another folder: which folder that was."""
 

@@ -17,10 +17,6 @@ from llm_wrapper.report.plots import Chart, Heat, svg_of
 from llm_wrapper.statistics import Estimate
 from llm_wrapper.terminal import as_cell, printable
 
-__all__ = ["NO_DATA", "CaseLink", "Figure", "PageSection", "Table", "counted", "escape_markdown", "gain", "gain_values",
-           "number", "percent", "points", "summary_markdown", "summary_table",
-           "summary_values"]  # fmt: skip
-
 NO_DATA = "no data"
 """Shown where a metric has nothing to be computed from."""
 

@@ -35,9 +35,6 @@ from llm_wrapper.report.formatting import Table
 from llm_wrapper.report.pictures import label_text
 from llm_wrapper.storage import inside, write_json
 
-__all__ = ["FILE", "Case", "Drawn", "Gallery", "Line", "Thumbnail", "add_thumbnails", "choose_cases",
-           "load_thumbnails", "picture_ids"]  # fmt: skip
-
 FILE = "gallery.json"
 """Image id -> picture, in the run folder."""
 

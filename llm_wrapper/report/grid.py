@@ -31,8 +31,6 @@ from llm_wrapper.statistics import Estimate
 from llm_wrapper.storage import inside
 from llm_wrapper.terminal import as_cell, say
 
-__all__ = ["STUDIES", "add_studies", "study_section", "study_sections", "write_study"]
-
 STUDIES = "studies"
 """Folder in a run that holds the grids that the run is in."""
 

@@ -18,9 +18,6 @@ from llm_wrapper.metrics import Summary
 from llm_wrapper.report.formatting import gain, gain_values, summary_values
 from llm_wrapper.statistics import Estimate, Interval
 
-__all__ = ["MAX_ROWS", "CurveFile", "CurvePoint", "MatrixFile", "MethodCosts", "MethodsFile", "curve_values",
-           "matrix_values", "methods_values"]  # fmt: skip
-
 MAX_ROWS = 10_000
 """Cells of a matrix that is shown."""
 

@@ -29,8 +29,6 @@ from llm_wrapper.report.plots import Chart, Series
 from llm_wrapper.storage import inside
 from llm_wrapper.terminal import printable
 
-__all__ = ["HTML", "MARKDOWN", "facts_of_run", "learning_curve", "write_report"]
-
 HTML = "report.html"
 MARKDOWN = "report.md"
 

@@ -14,8 +14,6 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.images import ImageSource
 from llm_wrapper.records import Box, Prediction
 
-__all__ = ["CANDIDATE_COLOR", "CHOSEN_COLOR", "TARGET_COLOR", "draw_prediction", "label_text", "save_picture"]
-
 Color = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]
 

@@ -18,9 +18,6 @@ from llm_wrapper.terminal import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MAX_CELLS", "Chart", "Heat", "Series", "drawing_settings", "figure_text", "save_plots", "series_of",
-           "svg_of"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 _INK = "#010203"

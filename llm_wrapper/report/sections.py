@@ -22,8 +22,6 @@ from llm_wrapper.report.formatting import CaseLink, Figure, PageSection, Table, 
 from llm_wrapper.report.plots import Chart, Series, series_of
 from llm_wrapper.statistics import Estimate
 
-__all__ = ["advice", "confidence", "differences", "errors", "positions", "reorderings", "results", "slices"]
-
 _NEXT_STEP = {
     "missing": "evaluate again, so that every sample has a prediction",
     "missed": "the LLM cannot choose what is not offered: lower the detector's thresholds, raise candidates.cap, or "

@@ -28,9 +28,6 @@ from llm_wrapper.search.history import Verdict
 from llm_wrapper.statistics import difference
 from llm_wrapper.storage import digest_value
 
-__all__ = ["CaptionFitness", "Fitness", "SearchSlices", "SelectorFitness", "cut_slices", "halving_sizes",
-           "judge_prompt", "mark_right"]  # fmt: skip
-
 
 class Fitness(Protocol):
     """Measures a prompt on samples, the rows of `samples` that indices choose."""

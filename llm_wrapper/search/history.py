@@ -21,9 +21,6 @@ from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
 from llm_wrapper.records import to_dict
 from llm_wrapper.storage import inside
 
-__all__ = ["EvaluatedPrompt", "History", "HistoryRow", "Leaderboard", "RefusedProposal", "SearchCost", "SearchStart",
-           "Verdict"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Share = Annotated[float, Field(ge=0, le=1)]

@@ -23,9 +23,6 @@ from llm_wrapper.search.tasks import SearchTask
 if TYPE_CHECKING:
     from llm_wrapper.llms.load import LoadedLLM
 
-__all__ = ["ForbiddenText", "LocalProposer", "Proposal", "Proposer", "Request", "ServedProposer", "build_meta_prompt",
-           "clean_proposal", "find_refusals", "is_same_prompt"]  # fmt: skip
-
 _SYSTEM = (
     "You write prompts for another model. Each prompt was tried on the same questions, and its accuracy is the share "
     "of right answers. Learn from what the good ones have in common and the bad ones lack."

@@ -42,9 +42,6 @@ from llm_wrapper.search.tasks import SearchTask
 from llm_wrapper.statistics import Estimate, difference, estimate, mcnemar
 from llm_wrapper.storage import digest_value
 
-__all__ = ["ConfirmedPrompt", "SearchProblem", "choose_seed_prompt", "confirm_prompts", "proposal_seed",
-           "search_prompts"]  # fmt: skip
-
 _LONGEST_KEPT = 2000
 """Characters of a refused answer that the history keeps."""
 

@@ -20,8 +20,6 @@ from llm_wrapper.search.search import SearchProblem, choose_seed_prompt
 from llm_wrapper.search.tasks import search_task
 from llm_wrapper.storage import digest_value
 
-__all__ = ["SearchData", "build_search_problem", "check_search", "load_search_data"]
-
 _log = logging.getLogger(__name__)
 
 

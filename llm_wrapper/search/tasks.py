@@ -10,8 +10,6 @@ from typing import Literal
 
 from llm_wrapper.prompts.text import check_instruction
 
-__all__ = ["CAPTION", "INSTRUCTION", "SearchTask", "find_other_demand", "search_task"]
-
 _MAX_CAPTION = 200
 """Letters of a caption; detectors read some hundred tokens, and the expression needs most of them."""
 

@@ -34,10 +34,6 @@ from llm_wrapper.llms.soft_prompts import SoftPromptModel
 from llm_wrapper.recipe import LoraSection, Recipe, TrainSection
 from llm_wrapper.training import processes
 
-__all__ = ["SOFT_PROMPT_TEXT", "adapt_layers", "adapter_config", "attention_heads", "attention_width",
-           "choose_ia3_targets", "choose_lora_targets", "create_adapter", "describe_targets", "experts_per_token",
-           "feedforward_width", "is_router", "lora_config", "num_experts"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 SOFT_PROMPT_TEXT = (

@@ -23,9 +23,6 @@ from llm_wrapper.recipe.schema import TrainSection
 from llm_wrapper.training import checkpoints
 from llm_wrapper.training.examples import Group
 
-__all__ = ["LOG_NAME", "PROJECT", "IntermediateAdapters", "LossProgress", "StepLog", "count_samples_seen",
-           "find_nonfinite", "report_to_trackers", "require_trackers", "truncate_log"]  # fmt: skip
-
 LOG_NAME = "train_log.jsonl"
 PROJECT = "llm-wrapper"
 """The project that trackers file runs under."""

@@ -20,9 +20,6 @@ from llm_wrapper import readers, runs, storage
 from llm_wrapper.errors import DataError, LLMWrapperError, RunError, shell_word
 from llm_wrapper.runs import step_of
 
-__all__ = ["explain_disk_full", "explain_resume_errors", "explain_save_errors", "find_checkpoints",
-           "find_last_complete", "remove_after", "step_of", "verify_checkpoint", "write_digests"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 _STATE = "trainer_state.json"
 """Written last by the trainer, so that an incomplete checkpoint has none, or one that is no JSON."""

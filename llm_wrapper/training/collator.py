@@ -24,8 +24,6 @@ from llm_wrapper.recipe import Recipe
 from llm_wrapper.training import processes
 from llm_wrapper.training.examples import Group, TrainingExample, make_examples
 
-__all__ = ["FILLER", "IGNORED", "Collator", "encode_example"]
-
 IGNORED = -100
 """The label of a token that is not trained on."""
 FILLER = -1

@@ -29,10 +29,6 @@ from llm_wrapper.recipe import PromptSection, Recipe, TrainSection
 from llm_wrapper.records import Candidate, Prompt, Sample
 from llm_wrapper.training.generated_expressions import generate_absent_expression, generate_expressions
 
-__all__ = ["Group", "TrainingExample", "TrainingPool", "count_answered_none", "draw_samples", "exclude_evaluated",
-           "find_target_index", "load_exemplars", "load_prompt_builder", "load_training_pool", "make_examples",
-           "make_groups", "make_unlabelled_groups", "require_trainable", "schedule_groups"]  # fmt: skip
-
 _log = logging.getLogger(__name__)
 
 _BUCKET = 64

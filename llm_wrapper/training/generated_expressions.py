@@ -18,8 +18,6 @@ from llm_wrapper.prompts.rule import SYNONYMS, find_names, split_words
 from llm_wrapper.prompts.text import clean_label
 from llm_wrapper.records import Candidate
 
-__all__ = ["GeneratedExpression", "generate_absent_expression", "generate_expressions"]
-
 _LEFT = ("left {n}", "{n} on the left", "{n} on left", "the leftmost {n}", "the left most {n}", "{n} far left",
          "the {n} on the left side", "a {n} to the left of the other", "{n} left")  # fmt: skip
 _RIGHT = tuple(text.replace("left", "right") for text in _LEFT)

@@ -30,11 +30,6 @@ from llm_wrapper.training import adapters, trainer
 from llm_wrapper.training.collator import IGNORED, Collator
 from llm_wrapper.training.examples import Group, schedule_groups
 
-__all__ = ["ADAPTER_BYTES", "BatchShape", "EpochSize", "MemoryEstimate", "ModelSizes", "SuggestedChange",
-           "TrainingDevice", "TrainingEstimate", "TrainingSetup", "activation_bytes", "build_weightless_model",
-           "count_sizes", "describe_setup", "estimate_memory", "estimate_training", "find_device", "fits_memory",
-           "measure_epoch", "suggest_changes", "with_rank"]  # fmt: skip
-
 ADAPTER_BYTES = 4
 """Bytes of a number of the adapter: float32, whatever the model is kept in."""
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

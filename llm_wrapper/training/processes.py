@@ -20,9 +20,6 @@ from llm_wrapper.errors import LLMWrapperError, RecipeError
 from llm_wrapper.terminal import say
 from llm_wrapper.training import checkpoints
 
-__all__ = ["exit_on_signal", "groups_per_process", "is_main_process", "is_sharded", "leave_process_group",
-           "open_run_together", "print_from_main", "process_count", "require_devices"]  # fmt: skip
-
 
 def process_count() -> int:
     """Return how many processes train together."""
@@ -145,7 +142,7 @@ def exit_on_signal(run: Path, console: Console) -> Iterator[None]:
         if not caught:
             raise
         checkpoint = checkpoints.find_last_complete(run / "checkpoints")
-        place = f"after step {checkpoints.step_of(checkpoint)}" if checkpoint else "from the start (no checkpoint yet)"
+        place = f"after step {runs.step_of(checkpoint)}" if checkpoint else "from the start (no checkpoint yet)"
         name = _NAMES[signal.Signals(caught[0])]
         say(console, f"stopped by {name}. To resume {place}: {runs.resume_command(run)}")
         raise SystemExit(128 + caught[0]) from error

@@ -16,7 +16,7 @@ import torch
 import transformers
 from rich.progress import track
 
-from llm_wrapper import storage
+from llm_wrapper import runs, storage
 from llm_wrapper.errors import DataError, ModelError
 from llm_wrapper.llms.load import LoadedLLM
 from llm_wrapper.llms.packing import block_mask
@@ -27,8 +27,6 @@ from llm_wrapper.training import callbacks, checkpoints, processes
 from llm_wrapper.training.adapters import create_adapter, num_experts
 from llm_wrapper.training.collator import FILLER, IGNORED, Collator, encode_example
 from llm_wrapper.training.examples import Group, make_examples, schedule_groups
-
-__all__ = ["PackedTrainer", "build_trainer", "fit_to_length", "train_adapter", "training_arguments"]
 
 _NUM_RECENT = 10
 
@@ -167,7 +165,7 @@ class PackedTrainer(transformers.Trainer):  # type: ignore[misc]
         checkpoint = checkpoints.find_last_complete(folder)
         if checkpoint is not None:
             checkpoints.verify_checkpoint(checkpoint)
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        step = runs.step_of(checkpoint) if checkpoint else 0
         if self.is_world_process_zero():
             checkpoints.remove_after(folder, step)
             callbacks.truncate_log(self._run / callbacks.LOG_NAME, step)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llm_wrapper import storage
+from llm_wrapper import readers
 from llm_wrapper.cli import detections
 from llm_wrapper.detections.cache import DetectionCache, read_folder
 from llm_wrapper.detections.contents import row_detections
@@ -88,7 +88,7 @@ def break_part(folder: Path) -> None:
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    identity: dict[str, Any] = storage.read_json(folder / "manifest.json")["identity"]
+    identity: dict[str, Any] = readers.read_json(folder / "manifest.json")["identity"]
     return identity
 
 

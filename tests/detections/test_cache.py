@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 import pytest
 
-from llm_wrapper import storage
+from llm_wrapper import readers, storage
 from llm_wrapper.datasets.base import Dataset
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import PART_SCHEMA, Key, identity_of, write_rows
@@ -147,7 +147,7 @@ def test_a_sample_without_answer_is_named_with_the_remedy(tmp_path: Path) -> Non
 
 def test_the_manifest_explains_the_cache(tmp_path: Path) -> None:
     make(tmp_path, parts=2, rows=2)
-    manifest = storage.read_json(tmp_path / "manifest.json")
+    manifest = readers.read_json(tmp_path / "manifest.json")
     digests = [storage.digest(tmp_path / f"part-0000{number}.parquet") for number in (0, 1)]
     assert manifest["identity"] == IDENTITY
     assert (manifest["levels"], manifest["unanswered"]) == (["expression"], {})
@@ -207,7 +207,7 @@ def test_another_identity_is_refused_with_all_differences(has_manifest: bool, tm
 def test_a_part_of_another_cache_is_refused_though_the_manifest_fits(tmp_path: Path) -> None:
     make(tmp_path, parts=1)
     write_part(tmp_path / "part-00000.parquet", [(("i", "s"), found(1))], {**IDENTITY, "split": "test"})
-    manifest = storage.read_json(tmp_path / "manifest.json")
+    manifest = readers.read_json(tmp_path / "manifest.json")
     manifest["parts"][0]["sha256"] = storage.digest(tmp_path / "part-00000.parquet")
     storage.write_json(tmp_path / "manifest.json", manifest)
     with pytest.raises(CacheError, match='split: "test" in the cache, "val" now'):
@@ -464,7 +464,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     make(tmp_path / "cache", parts=1)
     precious = tmp_path / "part-00009.parquet"
     precious.write_text("keep")
-    manifest = storage.read_json(tmp_path / "cache" / "manifest.json")
+    manifest = readers.read_json(tmp_path / "cache" / "manifest.json")
     manifest["parts"].append({"name": "../part-00009.parquet", "sha256": "0", "num_rows": 1})
     storage.write_json(tmp_path / "cache" / "manifest.json", manifest)
     with pytest.raises(CacheError, match=r"manifest\.json is damaged"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_wrapper import storage
+from llm_wrapper import readers, storage
 from llm_wrapper.detections.cache import DetectionCache, read_folder
 from llm_wrapper.detections.contents import count_answers, fill_command
 from llm_wrapper.detections.maintain import merge_caches
@@ -25,7 +25,7 @@ def told(folder: Path) -> list[str]:
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
-    manifest = storage.read_json(folder / "manifest.json")
+    manifest = readers.read_json(folder / "manifest.json")
     storage.write_json(folder / "manifest.json", {**manifest, **changes})
 
 
@@ -111,7 +111,7 @@ def test_a_part_of_another_cache_is_told_with_all_differences(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["num_rows", "num_images", "num_detections", "num_dropped"])
 def test_counts_of_the_manifest_are_checked(name: str, tmp_path: Path) -> None:
     make(tmp_path)
-    number = storage.read_json(tmp_path / "manifest.json")[name]
+    number = readers.read_json(tmp_path / "manifest.json")[name]
     edit_manifest(tmp_path, **{name: 77})
     (problem,) = read_folder(tmp_path).problems
     assert problem.text == f"{tmp_path / 'manifest.json'} says {name}=77, but its parts hold {number}"

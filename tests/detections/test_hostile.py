@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_wrapper import storage
+from llm_wrapper import readers, storage
 from llm_wrapper.detections import maintain
 from llm_wrapper.detections.cache import DetectionCache
 from llm_wrapper.detections.contents import PART_SCHEMA, DamagedPartError, read_part, write_rows
@@ -50,7 +50,7 @@ def item(box: dict[str, float] | None = None, **values: Any) -> dict[str, Any]:
 def forge(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Replace the part of a cache, so that the manifest's digest and counts fit it."""
     write_rows(folder / PART, rows, IDENTITY)
-    manifest = storage.read_json(folder / "manifest.json")
+    manifest = readers.read_json(folder / "manifest.json")
     digest = hashlib.sha256((folder / PART).read_bytes()).hexdigest()
     manifest["parts"] = [{"name": PART, "sha256": digest, "num_rows": len(rows)}]
     manifest |= {"num_rows": len(rows), "num_images": len(rows)}
@@ -96,7 +96,7 @@ def test_rows_that_a_detector_gives_pass(tmp_path: Path) -> None:
 
 
 def change(folder: Path, **values: Any) -> None:
-    manifest = storage.read_json(folder / "manifest.json")
+    manifest = readers.read_json(folder / "manifest.json")
     (folder / "manifest.json").write_text(json.dumps({**manifest, **values}))
 
 
@@ -128,7 +128,7 @@ def test_a_manifest_that_is_wrong_is_named_by_verify_and_refused(
 
 def test_a_part_with_another_number_of_rows_is_named(tmp_path: Path) -> None:
     make(tmp_path)
-    manifest = storage.read_json(tmp_path / "manifest.json")
+    manifest = readers.read_json(tmp_path / "manifest.json")
     change(tmp_path, parts=[{**manifest["parts"][0], "num_rows": 7}])
     assert "has 7 rows, but it has 3" in maintain.verify_cache(tmp_path)[0].text
 

@@ -10,9 +10,9 @@ import pytest
 
 from llm_wrapper.candidates import OWN_ANSWER_SOURCE, BuiltCandidates
 from llm_wrapper.detections.samples import PreparedSample
-from llm_wrapper.evaluation.headroom import RANKS, Offer, compare_headroom, measure_offer
+from llm_wrapper.evaluation.headroom import Offer, compare_headroom, measure_offer
 from llm_wrapper.evaluation.systems import by_detector, by_oracle
-from llm_wrapper.metrics import summarize
+from llm_wrapper.metrics import RANKS, summarize
 from llm_wrapper.records import Box, Candidate, Sample
 from llm_wrapper.statistics import Estimate
 

@@ -13,11 +13,12 @@ from llm_wrapper.errors import DataError
 from llm_wrapper.evaluation.grid import Cell, Column, Filled, System, compare_cells
 from llm_wrapper.evaluation.methods import Cost, MethodResult
 from llm_wrapper.metrics import summarize
+from llm_wrapper.readers import read_json
 from llm_wrapper.records import Prediction
 from llm_wrapper.report import grid
 from llm_wrapper.report.formatting import PageSection
 from llm_wrapper.report.grid_values import CurvePoint, curve_values, methods_values
-from llm_wrapper.storage import read_json, write_json
+from llm_wrapper.storage import write_json
 from tests.evaluation.made import TARGET, WRONG, made
 from tests.report.test_html import four_cases, make_run, written
 

@@ -25,6 +25,7 @@ import transformers
 from rich.console import Console
 from safetensors import SafetensorError
 
+from llm_wrapper import runs
 from llm_wrapper.errors import ModelError, RunError
 from llm_wrapper.training import callbacks, checkpoints, trainer
 from llm_wrapper.training.examples import schedule_groups
@@ -105,7 +106,7 @@ def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, number: int, cod
     assert process.exitcode == code, printed
     checkpoint = checkpoints.find_last_complete(run / "checkpoints")
     assert checkpoint is not None
-    step = checkpoints.step_of(checkpoint)
+    step = runs.step_of(checkpoint)
     assert f"stopped by {name}. To resume after step {step}: llm-wrapper train --run {run}" in printed
     assert "Traceback" not in printed
 
