@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,6 +135,14 @@ def exit_on_signal(run: Path, console: Console) -> Iterator[None]:
             caught.append(number)
             raise _Stopped
 
+    def send_again(unraisable: sys.UnraisableHookArgs) -> None:
+        """Send a signal again that arrived in a finalizer or a weakref's callback: Python drops what these raise."""
+        if isinstance(unraisable.exc_value, _Stopped):
+            threading.Timer(0.05, os.kill, (process, caught.pop())).start()
+        else:
+            hook(unraisable)
+
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
     before = {number: signal.signal(number, stop) for number in _NAMES}
     try:
         yield
@@ -147,5 +156,6 @@ def exit_on_signal(run: Path, console: Console) -> Iterator[None]:
         say(console, f"stopped by {name}. To resume {place}: {runs.resume_command(run)}")
         raise SystemExit(128 + caught[0]) from error
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -137,6 +137,20 @@ def test_what_a_library_makes_of_a_signal_is_still_a_signal_and_errors_are_left_
         raise RunError("mine")
 
 
+def test_a_signal_that_a_finalizer_swallows_stops_the_training_all_the_same(tmp_path: Path) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def train() -> None:
+        Freed()
+        time.sleep(10)
+
+    with pytest.raises(SystemExit) as ended, exit_on_signal(tmp_path, Console(quiet=True)):
+        train()
+    assert ended.value.code == 143
+
+
 # --- the log and checkpoints -----------------------------------------------------------------------------------------
 
 
