@@ -120,7 +120,8 @@ def choose_recipe(
         RecipeError: If a file is missing, or the recipe is wrong; every problem is listed.
         RunError: If the run is no run folder.
     """
-    allow_typed_keys(overrides or [])
+    if overrides:
+        allow_typed_keys(overrides)
     start = _start.get()
     changes = [*root(data_root), *(overrides or [])]
     given = {kind: name for kind, name in names.items() if name is not None}
