@@ -33,11 +33,13 @@ from llm_wrapper.errors import DataError
         pytest.param("9" * 400 + ".5", "is too large for a number", id="many-digits"),
         pytest.param('{"a": ', "not valid JSON", id="cut-off"),
         pytest.param("", "not valid JSON", id="empty"),
+        pytest.param('{"a": 1} x', "not valid JSON", id="trailing"),
+        pytest.param('"\udcff"', "0xff is not UTF-8", id="no-utf-8"),
     ],
 )
 def test_json_that_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "a.json"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=reason) as caught:
         readers.read_json(path)
     assert "a.json" in str(caught.value)

@@ -160,6 +160,14 @@ def test_a_verb_takes_the_recipe_of_the_run(its_recipe: Recipe, monkeypatch: pyt
     assert recipe_given(monkeypatch, VERBS[verb], [*verb.split(), "--run", str(RUN)]) == its_recipe
 
 
+def test_an_unfinished_training_is_resumed_by_its_own_recipe(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = compose({"vlm": "toy-gray", "llm": "smollm2", "data": "toy", "train": "fast"})
+    runs.open_run(RUN, recipe)
+    assert recipe_given(monkeypatch, VERBS["train"], ["train", "--run", str(RUN)]) == recipe
+    new = recipe_given(monkeypatch, VERBS["train"], ["train", "--run", "runs/new", "--train", "fast"])
+    assert (new.detector.name, new.train) == ("toy", recipe.train)
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "curve"])  # which refuses what is typed beside it
 def test_what_is_typed_beside_a_run_wins(its_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     words = [*verb.split(), "--run", str(RUN), "--data", "refcoco", "candidates.cap=7"]

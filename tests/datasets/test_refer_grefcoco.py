@@ -59,6 +59,19 @@ def test_targets(tmp_path: Path, ann_ids: Any, kind: str, target: Box | None, fu
     assert (sample.expression, sample.image_wh, sample.image_path) == ("all zebras", (640, 480), None)
 
 
+def test_images_are_in_the_folder_of_a_refer_tree_and_the_digest_follows_both_files(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "mscoco" / "images" / "train2014"
+    folder.mkdir(parents=True)
+    found, same, other_target = (
+        refer.load_grefcoco(write(tmp_path, [ref(1, [ann_id])]), "val") for ann_id in (10, 10, 11)
+    )
+    assert found.samples[0].image_path == str(folder / "COCO_train2014_000000380440.jpg")
+    write(tmp_path, [ref(1, [10])], lambda instances: instances.update(info=1))
+    other_instances = refer.load_grefcoco(tmp_path, "val")
+    assert found.digest == same.digest
+    assert len({each.digest for each in (found, other_target, other_instances)}) == 3
+
+
 def test_single_targets_equal_those_of_the_refer_tree(tmp_path: Path) -> None:
     content = replicas.refs()
     replicas.write_refer(tmp_path, content)

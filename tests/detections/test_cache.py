@@ -12,7 +12,7 @@ import pytest
 
 from llm_wrapper import readers, storage
 from llm_wrapper.datasets.base import Dataset
-from llm_wrapper.detections.cache import DetectionCache
+from llm_wrapper.detections.cache import DetectionCache, read_folder
 from llm_wrapper.detections.contents import PART_SCHEMA, Key, identity_of, write_rows
 from llm_wrapper.errors import CacheError, LLMWrapperError
 from llm_wrapper.readers import read_parquet_table
@@ -453,6 +453,7 @@ def test_a_damaged_manifest_is_named_and_made_again(content: str, tmp_path: Path
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CacheError, match=r"manifest\.json is damaged(.|\n)*cache-detections"):
         DetectionCache.open_complete(tmp_path, IDENTITY)
+    assert read_folder(tmp_path).has_manifest  # it was filled to its end
     with DetectionCache.resume(tmp_path, IDENTITY) as cache:
         assert cache.damaged == []
         assert all(key(number) in cache for number in range(6))

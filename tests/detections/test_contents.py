@@ -116,6 +116,10 @@ def test_counts_of_the_manifest_are_checked(name: str, tmp_path: Path) -> None:
     (problem,) = read_folder(tmp_path).problems
     assert problem.text == f"{tmp_path / 'manifest.json'} says {name}=77, but its parts hold {number}"
     assert problem.remedy == AGAIN
+    with DetectionCache.resume(tmp_path, IDENTITY) as cache:
+        assert all(key(answer) in cache for answer in range(NUM_ANSWERS))
+        cache.finish(["expression"], {})
+    assert read_folder(tmp_path).problems == ()
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

@@ -219,6 +219,28 @@ def test_a_link_to_the_parts_of_another_cache_moves_nothing(tmp_path: Path) -> N
     assert sorted(path.name for path in other.iterdir()) == before
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "pipe", "folder"])
+def test_what_no_filling_left_behind_moves_nothing(kind: str, tmp_path: Path) -> None:
+    """Such as a file in the place of staged parts, or a link, a pipe or a folder in the place of one of them."""
+    is_kept, cache = outside(tmp_path), make(tmp_path / "cache")
+    staged, part = cache / ".final", cache / ".final" / PART
+    if kind == "file":
+        staged.write_text("")
+    else:
+        staged.mkdir()
+        if kind == "link":
+            part.symlink_to(tmp_path / "precious.txt")
+        elif kind == "pipe":
+            os.mkfifo(part)
+        else:
+            part.mkdir()
+    before = sorted(cache.rglob("*"))
+    with pytest.raises(CacheError, match=rf"by an earlier version\. Nothing was changed; run `rm -rf {staged}`$"):
+        make(cache)
+    assert sorted(cache.rglob("*")) == before
+    assert is_kept()
+
+
 def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
     is_kept = outside(tmp_path)
     (make(tmp_path / "cache") / ".lock").unlink()

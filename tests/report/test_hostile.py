@@ -84,6 +84,9 @@ def test_text_of_a_run_stays_text_in_every_output(tmp_path: Path, text: str) -> 
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", output)
     prose = "\n".join(line for line in markdown.splitlines() if not line.startswith("    "))
     assert not re.search(r"<script|<img|https?://|www\.e|(?<!\\)\]\(|\n# b", prose)
+    if "<script>" in text:  # it is shown, not left out
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+        assert "alert(1)" in prose.replace("\\", "")
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| ")]
     assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 for lines in tables)
 

@@ -358,6 +358,16 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_broken_first_step_ends_the_training(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any line of the log and any checkpoint."""
+    poison(monkeypatch, 1, what)
+    with pytest.raises(ModelError, match=rf"the .*{what} is (nan|inf) at step 1; lower train\.learning_rate"):
+        trainer.train_adapter(tiny.llm(), train_groups(), recipe(save_steps=1), tmp_path)
+    assert not (tmp_path / "adapter").exists()
+    assert checkpoints.find_last_complete(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_broken_step_leaves_its_batch(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 3, what)
     chosen, groups = recipe(tokens_per_batch=64, save_steps=1), train_groups()

@@ -114,6 +114,18 @@ def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.
     assert memory.weights / 1e9 == pytest.approx(weights, abs=0.01)
 
 
+@pytest.mark.parametrize("modules", [["q_proj", "v_proj"], "all-linear"], ids=["query-and-value", "all-linear"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neo", "mixtral"])
+def test_counts_are_those_of_the_real_model_with_peft(architecture: str, modules: Any, tmp_path: Path) -> None:
+    if architecture == "mixtral" and modules == "all-linear":
+        pytest.skip("PEFT itself warns of fused experts")
+    real = tiny.model(architecture)
+    llm = section(tmp_path / "model", json.loads(real.config.to_json_string()), dtype="float32", attention="eager")
+    found = memory_estimate.count_sizes(memory_estimate.build_weightless_model(llm), lora(modules, rank=4))
+    assert found.num_parameters == sum(each.numel() for each in real.parameters())
+    assert found.num_trainable == peft.get_peft_model(real, lora(modules, rank=4)).get_nb_trainable_parameters()[0]
+
+
 def test_the_bytes_of_a_4bit_model_are_those_that_are_counted_after_loading(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     from tests.llms.test_nf4 import section as loaded_section
@@ -300,14 +312,19 @@ def test_the_verdict_is_printed(
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "cannot be loaded"), ("{", "cannot be loaded"), ('{"model_type": "no-such-model"}', "no-such-model")],
-    ids=["no-settings", "broken-config", "unknown-architecture"],
+    [
+        pytest.param(None, "cannot be loaded", id="no-folder"),
+        pytest.param("", "cannot be loaded", id="no-settings"),
+        pytest.param("{", "cannot be loaded", id="broken-config"),
+        pytest.param('{"model_type": "no-such-model"}', "no-such-model", id="unknown-architecture"),
+    ],
 )
-def test_settings_that_cannot_be_read(text: str, reason: str, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_read(text: str | None, reason: str, tmp_path: Path) -> None:
+    folder = tmp_path / "absent" if text is None else tmp_path
     if text:
-        (tmp_path / "config.json").write_text(text)
+        (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match=reason):
-        memory_estimate.build_weightless_model(LLMSection(model=str(tmp_path), dtype="float32"))
+        memory_estimate.build_weightless_model(LLMSection(model=str(folder), dtype="float32"))
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
