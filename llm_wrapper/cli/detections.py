@@ -202,7 +202,7 @@ def _facts(found: maintain.CacheSummary) -> list[tuple[str, str]]:
         ("levels", ", ".join(found.levels) or NO_DATA),
         *((name, NO_DATA if number is None else f"{number:,}") for name, number in numbers.items()),
         ("created", found.created or NO_DATA),
-        ("computed with", describe_recorded(found.recorded) or NO_DATA),
+        ("recorded", describe_recorded(found.recorded) or NO_DATA),
         ("state", found.state),
     ]
 

@@ -212,8 +212,15 @@ def distinct(recorded: Iterable[Mapping[str, Any]]) -> Recorded:
 
 
 def describe_recorded(recorded: Recorded) -> str:
-    """Say how answers were computed, such as `dtype=float16, device=cuda`; empty where nothing is recorded."""
-    return "; also ".join(", ".join(f"{name}={each[name]}" for name in sorted(each)) for each in recorded)
+    """Say how answers were computed, such as `dtype=float16, device=cuda`; empty where nothing is recorded.
+
+    Remarks are sentences and follow the values.
+    """
+    ways = []
+    for each in recorded:
+        values = ", ".join(f"{name}={each[name]}" for name in sorted(each) if name != "remarks")
+        ways.append("; ".join(filter(None, [values, str(each.get("remarks", ""))])))
+    return "; also ".join(ways)
 
 
 def _is_commit(revision: Any) -> bool:

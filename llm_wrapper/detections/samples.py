@@ -149,7 +149,7 @@ def load_prepared_split(
     ]
     for section, cache in zip(recipe.detectors(), caches, strict=True):
         if cache.recorded:
-            _log.info("%s: detections computed with %s", cache.folder, describe_recorded(cache.recorded))
+            _log.info("%s: recorded with the detections: %s", cache.folder, describe_recorded(cache.recorded))
         model = section.detector.settings.get("model")
         now = storage.digest_model(model) if isinstance(model, str) else None
         known = {each["files"] for each in cache.recorded if "files" in each}

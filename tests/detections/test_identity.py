@@ -220,6 +220,18 @@ def test_the_same_way_is_said_once() -> None:
     assert describe_recorded(distinct([GPU, {}, GPU])) == ", ".join(f"{name}={GPU[name]}" for name in sorted(GPU))
 
 
+@pytest.mark.parametrize(
+    ("recorded", "text"),
+    [
+        ({"remarks": "2 boxes have no label"}, "2 boxes have no label"),
+        ({"b": 1, "remarks": ["x"], "a": 2}, "a=2, b=1; ['x']"),
+    ],
+    ids=["alone", "behind-values"],
+)
+def test_remarks_are_sentences(recorded: dict[str, Any], text: str) -> None:
+    assert describe_recorded((recorded,)) == text
+
+
 _WITHOUT_TORCH = """
 import sys
 for name in ("torch", "transformers"):
