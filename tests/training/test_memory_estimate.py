@@ -117,7 +117,7 @@ def test_the_published_counts(  # 352 and 114 million, with lm_head (arXiv 2409.
 @pytest.mark.parametrize(
     ("architecture", "modules"),
     [
-        *((name, "q_proj v_proj".split()) for name in ("llama", "gemma2", "gpt_neo", "mixtral")),
+        *((name, ["q_proj", "v_proj"]) for name in ("llama", "gemma2", "gpt_neo", "mixtral")),
         *((name, "all-linear") for name in ("llama", "gemma2", "gpt_neo")),  # of fused experts PEFT itself warns
     ],
     ids=str,
