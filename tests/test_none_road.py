@@ -84,6 +84,7 @@ def test_a_threshold_needs_probabilities(data: list[str], tiny_model: Path) -> N
     path = Path("runs/toy-rule-mine-untrained/predictions-val.parquet")
     assert "'rule' has no probabilities" in fail(RunError, "report", path, "--none-below", "rule")
     assert "'tuned' is not in it" in fail(RunError, "report", path, "--none-below", "tuned")
+    assert "without --with" in fail(RunError, "report", path, "--none-below", "tuned", "--with", path)
 
 
 def test_a_report_takes_other_runs_beside_it(data: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,26 @@ class BoxesOfSupervision:
         self.data = {} if names is None else {"class_name": np.array(names)}
 
 
+class LabelledColumn:
+    """As a `pandas.Series` of a sorted table: iterated by position, indexed by labels."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __getitem__(self, label: int) -> str:
+        return self.values[-1 - label]
+
+
 @pytest.mark.parametrize(
     ("boxes", "labels"),
     [
+        pytest.param(ROWS, LabelledColumn(NAMES), id="labelled-column"),
         pytest.param(ROWS, NAMES, id="lists"),
         pytest.param([tuple(row) for row in ROWS], tuple(NAMES), id="tuples"),
         pytest.param(np.array(ROWS, dtype=np.float32), np.array(NAMES), id="numpy"),

@@ -167,6 +167,8 @@ def report_verb(
     if not run.exists():
         raise RunError(f"{run} does not exist{options.list_runs(run)}")
     if none_below is not None:
+        if beside:
+            raise RunError("--none-below reads one predictions file, without --with")
         _print_thresholds(run, none_below, console)
         return
     if (run / "history.jsonl").is_file():

@@ -57,7 +57,9 @@ DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies, if
 Train = Annotated[str | None, typer.Option(help=f"Training: a file of recipes/train. {_DEFAULT} {DEFAULTS['train']}.")]
 Split = Annotated[
     str | None,
-    typer.Option(help="Split, if not the recipe's.", callback=lambda name: name and folder_name(name, "--split")),
+    typer.Option(
+        help="Split, if not the recipe's.", callback=lambda name: None if name is None else folder_name(name, "--split")
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="First samples only; the report says so.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML.")]

@@ -330,12 +330,12 @@ def export_verb(
         section = options.choose_recipe({"vlm": "toy", "llm": llm, "data": "toy"}, overrides).llm
         adapter, use = adapter_files.find_adapter(source).folder, "--vlm .. --data .."
     elif overrides:
-        raise RecipeError(f"a run is exported as it was trained; {', '.join(overrides)} needs --llm")
-    elif out.suffix in (".json", ".jsonl") or any(folder.glob("part-*.parquet")):  # which a run does not hold
-        export_detections(folder, out, options.CONSOLE)
-        return
+        raise RecipeError(f"runs and caches are exported as they are; {', '.join(overrides)} needs --llm")
     elif not folder.exists():
         raise RunError(f"{source} does not exist{options.list_runs(folder)}")
+    elif any(folder.glob("part-*.parquet")) or (out.suffix in (".json", ".jsonl") and not runs.is_complete(folder)):
+        export_detections(folder, out, options.CONSOLE)
+        return
     elif not runs.is_complete(folder):
         raise RunError(
             f"{source} holds no finished training; resume it with: {runs.resume_command(folder)}. An adapter of "

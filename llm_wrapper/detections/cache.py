@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -342,15 +343,16 @@ class DetectionCache:
 
     def _clean(self, overwrite: bool) -> None:
         """Remove what a killed process left behind, and all parts where they are to be replaced."""
-        staged = self.folder / ".final"
-        if staged.exists() or staged.is_symlink():  # an earlier version wrote sorted parts there first
+        staged = self.folder / ".final"  # an earlier version wrote sorted parts there first
+        if overwrite and staged.is_dir() and not staged.is_symlink():
+            shutil.rmtree(staged)
+        elif staged.exists() or staged.is_symlink():
             command = f"rm -rf {shell_word(staged)}"
             if not staged.is_symlink() and (staged / MANIFEST).exists() and any(staged.glob("part-*")):
                 command += f" {shell_word(self.folder / MANIFEST)}"
                 command = f"mv {shell_word(staged)}/part-* {shell_word(self.folder)}; {command}"
-            raise CacheError(
-                f"{staged} is left of a filling by an earlier version. Nothing was changed; run `{command}`"
-            )
+            where = f"{staged} is left of a filling by an earlier version"
+            raise CacheError(f"{where}. Nothing was changed; run `{command}`")
         if overwrite:
             self._drop_manifest()
         for pattern in (storage.TEMPORARY, *(["part-*.parquet*"] if overwrite else [])):

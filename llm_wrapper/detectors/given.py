@@ -77,6 +77,7 @@ def read_given_boxes(
             raise DataError(f"{name}={column!r} is not a list: pass one per box")
         if len(column) != len(values):
             raise DataError(f"there are {len(column)} {name} for {len(values)} boxes: pass one per box")
+        columns[name] = list(column)  # by position: a pandas Series is indexed by its labels
     image_whs = np.tile(image_wh, (len(values), 1))
     _require_format(values, image_whs, box_format)
     items, problems = [], []

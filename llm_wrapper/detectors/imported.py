@@ -137,7 +137,7 @@ def create_imported(settings: Mapping[str, Any]) -> UnboundDetector:
 
     @cache
     def read() -> tuple[BoxFile, CategoryNames | None, str]:
-        """Read the files once, for however many images or splits the detector is bound to."""
+        """Read the files once, for all images and splits that the detector is bound to; later changes are not seen."""
         files = [require_file(path, _REMEDY) for path in (chosen.path, chosen.categories) if path is not None]
         names = None if chosen.categories is None else read_category_names(chosen.categories)
         file = BoxFile(chosen.path, has_names=names is not None, setting=chosen.box_format)

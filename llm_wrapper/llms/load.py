@@ -271,9 +271,10 @@ def unpack_gguf(name: str) -> Path:
     if not name.lower().endswith(_ENDING) and "/" not in name and os.sep not in name:
         source = find_in_package(name, f"*{_ENDING}", f"llm.model={_GGUF}{name}")
     else:
-        source = Path(name).expanduser().resolve()
+        source = Path(name).expanduser()
         if not source.is_file():
             raise ModelError(f"llm.model={_GGUF}{name}: no such file; give a {_ENDING} file or an installed package")
+        source = source.resolve()
     key = hashlib.sha256(f"{source}{source.stat().st_size}{source.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     target = Path(home) / "llm-wrapper" / "models" / f"{source.stem}-{key}"

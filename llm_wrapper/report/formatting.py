@@ -50,10 +50,14 @@ class Table:
             rows = [[cell.replace(" (", "\n(").replace("), p", ")\np") for cell in row] for row in rows]
         padding = (0, 0 if is_narrow else 1, 0, 0)
         result = TerminalTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
-        for index, (name, *cells) in enumerate(zip(self.head, *rows, strict=True)):
+        least = [
+            max((len(line) for cell in cells for line in cell.splitlines() if " to " in line), default=1)
+            for cells in zip(*rows, strict=True)
+        ] or [1] * len(self.head)
+        fits = sum(least) + 2 * len(least) <= width  # else rich would cut columns off; folded, all can be read
+        for index, name in enumerate(self.head):
             justify: Literal["left", "right"] = "left" if index in (0, *self.prose) else "right"
-            intervals = [len(line) for cell in cells for line in cell.splitlines() if " to " in line]
-            result.add_column(as_cell(name), justify=justify, min_width=max(intervals, default=None), overflow="fold")
+            result.add_column(as_cell(name), justify=justify, min_width=least[index] if fits else None, overflow="fold")
         for row in rows:
             result.add_row(*map(Text, row))
         return result

@@ -58,10 +58,11 @@ def matrix_values(cells: Sequence[Cell], contributions: Sequence[Contribution] =
 def curve_values(column: str, cells: Sequence[Cell], points: Sequence[CurvePoint]) -> dict[str, Any]:
     """Return a curve as JSON values: its points in order, and the other systems for comparison."""
     by_name = {cell.system: cell for cell in cells}
-    pairs = [(point, by_name.pop(point.name)) for point in points]
+    pairs = [(point, by_name[point.name]) for point in points]
+    names = {point.name for point in points}
     return {
         "column": column,
-        "others": [_result_values(cell.summary) for cell in by_name.values()],
+        "others": [_result_values(cell.summary) for name, cell in by_name.items() if name not in names],
         "points": [
             {
                 **asdict(point),

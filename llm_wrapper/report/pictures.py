@@ -37,9 +37,12 @@ def draw_prediction(prediction: Prediction, image: ImageSource) -> Image.Image:
 
     Raises:
         ImageError: If the image cannot be read, or is of another size.
+        ValueError: If there are more or fewer probabilities than candidates.
     """
     pen = _Pen(images.read_image(image, prediction.image_wh))
     shares = prediction.probabilities
+    if shares and len(shares) != len(prediction.candidates):
+        raise ValueError(f"{len(shares)} probabilities for {len(prediction.candidates)} candidates")
     same = [index for index, each in enumerate(prediction.candidates) if each.box == prediction.box]
     chosen = max(same, key=lambda index: shares[index] if shares else 0.0, default=None)
     labels = [f"{index} {label_text(each.label)}" for index, each in enumerate(prediction.candidates)]

@@ -223,6 +223,7 @@ def test_an_export_is_not_written_over(mine: Path) -> None:
     run("export", mine, "out.jsonl")
     assert "out.jsonl exists" in fail(LLMWrapperError, "export", mine, "out.jsonl")
     assert "out.txt ends neither" in fail(RecipeError, "export", mine, "out.txt")
+    assert "no/cache does not exist" in fail(LLMWrapperError, "export", "no/cache", "new.jsonl")
 
 
 # headroom

@@ -15,11 +15,11 @@ from llm_wrapper import runs
 from llm_wrapper.cli.detections import headroom_table
 from llm_wrapper.cli.evaluate import threshold_table
 from llm_wrapper.cli.search import confirmed_table
-from llm_wrapper.errors import RunError
+from llm_wrapper.errors import RecipeError, RunError
 from llm_wrapper.evaluation.headroom import Headroom, Offer, Spread
 from llm_wrapper.recipe import Recipe, compose
 from llm_wrapper.report import grid
-from llm_wrapper.report.formatting import summary_table
+from llm_wrapper.report.formatting import Table, summary_table
 from llm_wrapper.search.search import ConfirmedPrompt
 from llm_wrapper.statistics import Estimate, Interval
 from tests.commands import fail, invoke
@@ -108,6 +108,22 @@ def test_no_interval_breaks_at_80_columns(verb: str, tmp_path: Path, monkeypatch
     assert intervals
     assert all(len(line) <= 80 and "\u2026" not in line for line in lines)
     assert all(line.count("(") == line.count(")") for line in intervals)
+
+
+def test_a_wide_table_loses_no_column_at_80_columns() -> None:
+    interval = "40.0 (30.0 to 50.0)"
+    table = Table("wide", ["", *(f"detector {number}" for number in range(6))], [["tuned", *[interval] * 6]])
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(table.terminal(80))
+    text = "".join(capture.get().split())
+    assert text.count("40.0") == 6, capture.get()
+    assert max(map(len, capture.get().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [["eval"], ["transfer"], ["cache-detections"], ["score", "mine.jsonl"]], ids=str)
+def test_an_empty_split_is_not_the_default(words: list[str], own_folder: Path) -> None:
+    assert "--split=''" in fail(RecipeError, *words, "--split", "")
 
 
 # --run

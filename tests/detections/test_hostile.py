@@ -241,6 +241,16 @@ def test_what_no_filling_left_behind_moves_nothing(kind: str, tmp_path: Path) ->
     assert is_kept()
 
 
+def test_overwrite_removes_what_an_earlier_version_staged_and_follows_no_link(tmp_path: Path) -> None:
+    is_kept, cache = outside(tmp_path), make(tmp_path / "cache")
+    (cache / ".final").mkdir()
+    (cache / ".final" / PART).symlink_to(tmp_path / "precious.txt")
+    with DetectionCache.resume(cache, IDENTITY, overwrite=True):
+        pass
+    assert not (cache / ".final").exists()
+    assert is_kept()
+
+
 def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
     is_kept = outside(tmp_path)
     (make(tmp_path / "cache") / ".lock").unlink()

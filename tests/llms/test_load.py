@@ -338,6 +338,13 @@ def test_two_files_are_one_too_many(package: Path) -> None:
         unpack_gguf("tiny_gguf")
 
 
+@pytest.mark.parametrize("name", ["loop.gguf", "nul\0.gguf", "absent.gguf"])
+def test_a_file_of_weights_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    with pytest.raises(ModelError, match="no such file; give a"):
+        unpack_gguf(str(tmp_path / name))
+
+
 def test_a_unpack_gguf_is_made_once_and_loads(package: Path, converted: list[str]) -> None:
     folder = unpack_gguf("tiny_gguf")
     assert unpack_gguf("tiny_gguf") == folder
