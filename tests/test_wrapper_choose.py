@@ -72,6 +72,7 @@ def test_boxes_may_come_from_anywhere(boxes: object, labels: object) -> None:
     result = chosen(boxes, labels)
     assert (result.box, result.row, result.index) == (LEFT, 1, 0)
     assert [each.row for each in result.ranked] == [1, 2, 0], "behind the choice from left to right"
+    assert [each.label for each in result.ranked] == [NAMES[each.row] for each in result.ranked]
     assert {each.detector for each in result.prediction.candidates} == {"given"}
 
 
